@@ -1,0 +1,182 @@
+"""CAM++, the speaker encoder of S3Gen (Wang et al. 2023, "CAM++", 3D-Speaker): fbank in, 192 numbers out.
+
+A small 2-d residual head over time and frequency, then a densely connected time-delay network in which each
+layer gates its output by a mask computed from the mean of the whole utterance and of each 100-frame segment.
+Module names are the published ones, so a published state dict loads without a table.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens.audio.fbank import kaldi_fbank
+from vokens.errors import AudioError
+
+EMBEDDING = 192
+_SHORTEST = (
+    720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, the least that has a deviation
+)
+_BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the three dense blocks
+_GROWTH, _BOTTLENECK, _SEGMENT = 32, 128, 100  # channels, channels, frames
+
+
+class BatchNormReLU(nn.Module):
+    """Batch norm under its published name, then ReLU unless the norm has no gain (the last layer)."""
+
+    def __init__(self, channels: int, last: bool = False) -> None:
+        super().__init__()
+        self.batchnorm = nn.BatchNorm1d(channels, affine=not last)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, T)
+        x = self.batchnorm(x)
+        return x if self.last else F.relu(x)
+
+
+class BasicResBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; the stride halves frequency, never time."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, stride=(stride, 1), padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.append(nn.Conv2d(channels, channels, 1, stride=(stride, 1), bias=False))
+            self.shortcut.append(nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, F, T) -> (B, C, F / stride, T)
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class Head(nn.Module):
+    """Convolutions over frequency and time: (B, 80, T) -> (B, 320, T)."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.layer1 = nn.Sequential(BasicResBlock(channels, 2), BasicResBlock(channels, 1))
+        self.layer2 = nn.Sequential(BasicResBlock(channels, 2), BasicResBlock(channels, 1))
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1), padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x[:, None])))
+        x = self.layer2(self.layer1(x))
+        return F.relu(self.bn2(self.conv2(x))).flatten(1, 2)  # (B, 32, 10, T) -> (B, 320, T)
+
+
+class CAMLayer(nn.Module):
+    """Context-aware masking: a local convolution gated by utterance and segment means (section 2.2)."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.linear_local = nn.Conv1d(channels, _GROWTH, 3, padding=dilation, dilation=dilation, bias=False)
+        self.linear1 = nn.Conv1d(channels, channels // 2, 1)
+        self.linear2 = nn.Conv1d(channels // 2, _GROWTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, 128, T) -> (B, 32, T)
+        segments = F.avg_pool1d(
+            x, _SEGMENT, _SEGMENT, ceil_mode=True
+        )  # the last one divides by its true length
+        segments = segments.repeat_interleave(_SEGMENT, dim=-1)[..., : x.shape[-1]]
+        context = x.mean(dim=-1, keepdim=True) + segments
+        mask = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
+        return self.linear_local(x) * mask
+
+
+class DenseLayer(nn.Module):
+    """Bottleneck, then the masked layer; its 32 channels are appended to the input."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.nonlinear1 = BatchNormReLU(channels)
+        self.linear1 = nn.Conv1d(channels, _BOTTLENECK, 1, bias=False)
+        self.nonlinear2 = BatchNormReLU(_BOTTLENECK)
+        self.cam_layer = CAMLayer(_BOTTLENECK, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, T) -> (B, C + 32, T)
+        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))))], dim=1)
+
+
+class LinearUnit(nn.Module):
+    """Convolution, norm and ReLU under the names `linear` and `nonlinear`."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, last: bool = False
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.nonlinear = BatchNormReLU(outputs, last=last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nonlinear(self.linear(x))
+
+
+class Transit(nn.Module):
+    """Norm, ReLU and a 1x1 convolution that halves the channels a dense block has gathered."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.nonlinear = BatchNormReLU(channels)
+        self.linear = nn.Conv1d(channels, channels // 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.nonlinear(x))
+
+
+class Statistics(nn.Module):
+    """Mean and unbiased standard deviation over time: (B, C, T) -> (B, 2C, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean(dim=-1), x.std(dim=-1)], dim=1)[..., None]
+
+
+class CAMPPlus(nn.Module):
+    """The published configuration: 6.85 M weights, 80 bands in, 192 numbers out; meant for eval mode.
+
+    The network has no notion of length: one utterance at a time, or several of exactly equal length.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Head()
+        channels = 128
+        self.xvector = nn.Sequential()
+        self.xvector.add_module("tdnn", LinearUnit(320, channels, kernel=5, stride=2))
+        for number, (layers, dilation) in enumerate(_BLOCKS, start=1):
+            block = nn.Sequential()
+            for layer in range(1, layers + 1):
+                block.add_module(f"tdnnd{layer}", DenseLayer(channels, dilation))
+                channels += _GROWTH
+            self.xvector.add_module(f"block{number}", block)
+            self.xvector.add_module(f"transit{number}", Transit(channels))
+            channels //= 2
+        self.xvector.add_module("out_nonlinear", BatchNormReLU(channels))
+        self.xvector.add_module("stats", Statistics())
+        self.xvector.add_module("dense", LinearUnit(2 * channels, EMBEDDING, last=True))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embeddings (B, 192), not normalised, of mean-free fbank features (B, F, 80), F >= 3."""
+        if features.ndim != 3 or features.shape[1] < 3 or features.shape[2] != 80:
+            raise AudioError(f"CAM++ takes features (B, F >= 3, 80), got {tuple(features.shape)}")
+        return self.xvector(self.head(features.transpose(1, 2)))[..., 0]
+
+    @torch.inference_mode()
+    def embed(self, waves: Sequence[Tensor]) -> Tensor:
+        """Embeddings (B, 192) float32, not normalised, of 16 kHz waves (T,) of any lengths >= 720 samples."""
+        return torch.cat([self._embed_one(wave) for wave in waves])
+
+    def _embed_one(self, wave: Tensor) -> Tensor:
+        if wave.ndim != 1 or len(wave) < _SHORTEST:
+            raise AudioError(
+                f"CAM++ takes waves (T,) of at least {_SHORTEST} samples at 16 kHz, got {tuple(wave.shape)}"
+            )
+        features = kaldi_fbank(wave)  # (F, 80)
+        return self((features - features.mean(dim=0))[None])
