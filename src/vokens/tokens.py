@@ -1,18 +1,11 @@
 """`Tokens`: the discrete form of a batch of speech, with all that decoding it needs and nothing else.
 
-Saved as one safetensors file (`.vok`): codes in the smallest integers that hold them, the facts as json in
-the header, and a sha256 over both, so that no flipped bit is decoded. Also reads and writes json, npz and pt.
+One immutable value from encoder to file to decoder: padded codes, lengths, and the facts that say which codec
+and which of its codebooks they belong to. Checked when made, so that no later step checks again.
 """
 
-import hashlib
-import json
 import os
-import pickle
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite, log2
 from pathlib import Path
@@ -20,20 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as dump_safetensors
 from torch import Tensor
 
-from vokens.atomic import atomic_write
+from vokens import token_files
 from vokens.errors import TokensError
 
-FORMAT = "vokens-tokens"
-VERSION = 1
-_FACTS = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
-_ZIP_MAGIC = b"PK\x03\x04"
-
 PathLike = str | os.PathLike[str]
+_FACTS = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
+_TENSORS = ("codes", "lengths", "num_samples", "global_vector")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,17 +104,14 @@ class Tokens:
 
     def entropy(self) -> Tensor:
         """(K,) float64, bits: the empirical entropy of each codebook over all valid frames (0 with none)."""
-        frames = self.codes.transpose(1, 2)[self._valid()]  # (frames of all items, K)
+        valid = torch.arange(self.codes.shape[2], device=self.codes.device) < self.lengths[:, None]  # (B, T)
+        frames = self.codes.transpose(1, 2)[valid]  # (valid frames of all items, K)
         bits = torch.zeros(self.num_codebooks, dtype=torch.float64)
         for k, column in enumerate(frames.cpu().unbind(1)):
             count = torch.unique(column, return_counts=True)[1].double()
             share = count / count.sum()
             bits[k] = -(share * share.log2()).sum()
         return bits
-
-    def _valid(self) -> Tensor:
-        """(B, T) bool, true on frames within lengths."""
-        return torch.arange(self.codes.shape[2], device=self.codes.device) < self.lengths[:, None]
 
     def __repr__(self) -> str:
         sizes = self.codebook_sizes
@@ -212,69 +196,60 @@ class Tokens:
 
     def save(self, path: PathLike) -> None:
         """Write a `.vok` file, whole or not at all. The same tokens always give the same bytes."""
-        arrays = self._arrays()
-        header = self._header()
-        header["checksum"] = _checksum(header, arrays)
-        # One metadata entry only: safetensors does not keep the order of several, and the bytes would vary.
-        _write(path, dump_safetensors(arrays, {FORMAT: json.dumps(header, sort_keys=True)}))
+        token_files.write_vok(path, *self._parts())
 
     @staticmethod
     def load(path: PathLike) -> "Tokens":
         """Read `.vok`, json, npz or pt; the content decides which, not the suffix."""
-        path = Path(path)
-        return _READERS[_kind(path)](path)
+        return Tokens._from_parts(path, *token_files.read(Path(path)))
 
     def to_json(self, path: PathLike) -> None:
         """Write json for people: the facts, then one line of codes per item and codebook, unpadded."""
-        _write(path, self._json_text().encode())
+        token_files.write_json(path, *self._parts())
 
     @staticmethod
     def from_json(path: PathLike) -> "Tokens":
         """Read what `to_json` wrote."""
-        return _read_json(Path(path))
+        return Tokens._from_parts(path, *token_files.read_json(Path(path)))
 
     def to_npz(self, path: PathLike) -> None:
         """Write a compressed numpy archive: codes, lengths, num_samples, [global_vector], header (json)."""
-        arrays = {**self._arrays(), "header": np.array(json.dumps(self._header(), sort_keys=True))}
-        with _writing(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        token_files.write_npz(path, *self._parts())
 
     @staticmethod
     def from_npz(path: PathLike) -> "Tokens":
         """Read what `to_npz` wrote."""
-        return _read_npz(Path(path))
+        return Tokens._from_parts(path, *token_files.read_npz(Path(path)))
 
     def to_pt(self, path: PathLike) -> None:
         """Write a dict for `torch.load(path, weights_only=True)`: int64 tensors and a dict of facts."""
-        tensors = {"codes": self.codes, "lengths": self.lengths, "num_samples": self.num_samples}
-        if self.global_vector is not None:
-            tensors["global_vector"] = self.global_vector
-        content = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
-        with _writing(path) as temporary:
-            torch.save({**content, "header": self._header()}, temporary)
+        token_files.write_pt(path, *self._parts())
 
     @staticmethod
     def from_pt(path: PathLike) -> "Tokens":
         """Read what `to_pt` wrote; nothing in the file is executed."""
-        return _read_pt(Path(path))
+        return Tokens._from_parts(path, *token_files.read_pt(Path(path)))
 
-    def _header(self) -> dict[str, Any]:
+    def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The facts as json values, and the tensors as arrays: what every file format stores."""
         facts = {name: getattr(self, name) for name in _FACTS}
-        return {"format": FORMAT, "version": VERSION, **facts, "codebook_sizes": list(self.codebook_sizes)}
+        arrays = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        return (
+            {**facts, "codebook_sizes": list(self.codebook_sizes)},
+            {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in arrays.items()},
+        )
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {
-            "codes": self.codes.cpu().numpy().astype(_smallest_dtype(self.codebook_sizes)),
-            "lengths": self.lengths.cpu().numpy(),
-            "num_samples": self.num_samples.cpu().numpy(),
-        }
-        if self.global_vector is not None:
-            arrays["global_vector"] = self.global_vector.cpu().numpy()
-        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-    def _json_text(self) -> str:
-        facts = "".join(f"  {json.dumps(k)}: {json.dumps(v)},\n" for k, v in self._header().items())
-        return "{\n" + facts + '  "items": [\n' + ",\n".join(map(_json_item, self)) + "\n  ]\n}\n"
+    @staticmethod
+    def _from_parts(path: PathLike, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Tokens":
+        missing = [name for name in _FACTS if name not in facts]
+        missing += [name for name in _TENSORS[:3] if name not in arrays]
+        if missing:
+            raise TokensError(f"{path} lacks {', '.join(missing)}: encode it again")
+        fields: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in _TENSORS if name in arrays}
+        try:
+            return Tokens(**fields, **{name: facts[name] for name in _FACTS})
+        except (TokensError, TypeError) as error:
+            raise TokensError(f"{path}: {error}") from error
 
 
 # Checks of single fields
@@ -340,196 +315,3 @@ def _cat_vectors(vectors: list[Tensor | None]) -> Tensor | None:
             "some tokens have a global_vector and others none, or one of another size: not one codec"
         )
     return torch.cat(present)
-
-
-# Writing and reading files
-
-
-def _smallest_dtype(sizes: tuple[int, ...]) -> type[np.integer]:
-    if max(sizes) <= 1 << 8:
-        return np.uint8
-    return np.uint16 if max(sizes) <= 1 << 16 else np.int32
-
-
-def _checksum(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """sha256 over the header and every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _json_item(item: Tokens) -> str:
-    rows = ",\n".join(f"      {json.dumps(row)}" for row in item.codes[0].tolist())
-    vector = (
-        ""
-        if item.global_vector is None
-        else f', "global_vector": {json.dumps(item.global_vector[0].tolist())}'
-    )
-    return f'    {{"num_samples": {int(item.num_samples[0])}{vector}, "codes": [\n{rows}\n    ]}}'
-
-
-@contextmanager
-def _writing(path: PathLike) -> Iterator[Path]:
-    try:
-        with atomic_write(path) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = error.strerror or error
-        raise TokensError(
-            f"cannot write {path}: {reason}; check the folder, its rights and its space"
-        ) from error
-
-
-def _write(path: PathLike, content: bytes) -> None:
-    with _writing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TokensError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _kind(path: Path) -> str:
-    content = _read(path)
-    if content[:4] == _ZIP_MAGIC:
-        try:
-            names = zipfile.ZipFile(path).namelist()
-        except zipfile.BadZipFile as error:
-            raise _damaged(path) from error
-        return "pt" if any(name.endswith("/data.pkl") for name in names) else "npz"
-    if content[8:9] == b"{" and content[:8].count(0) >= 4:  # 8 bytes of header length, then the header
-        return "vok"
-    if content.lstrip()[:1] == b"{":
-        return "json"
-    raise TokensError(
-        f"{path} ({len(content)} bytes) is not a token file: give a .vok file, or json, npz or pt written by Tokens"
-    )
-
-
-def _damaged(path: Path) -> TokensError:
-    return TokensError(f"{path} is damaged or truncated: copy or encode it again")
-
-
-def _read_vok(path: Path) -> Tokens:
-    content = _read(path)
-    try:
-        arrays = load_safetensors(content)
-        (length,) = struct.unpack("<Q", content[:8])
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path) from error
-    if FORMAT not in metadata:
-        raise TokensError(
-            f"{path} is a safetensors file without tokens (tensors {', '.join(sorted(arrays)[:4])}): "
-            "weights are opened with vokens.load"
-        )
-    header = _parse_json(metadata[FORMAT], path)
-    _check_version(header, path)
-    if header.pop("checksum", None) != _checksum(header, arrays):
-        raise TokensError(f"{path} is damaged, its checksum does not agree: copy or encode it again")
-    return _build(header, arrays, path)
-
-
-def _read_json(path: Path) -> Tokens:
-    header = _parse_json(_read(path), path)
-    _check_version(header, path)
-    items = header.pop("items", None)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise TokensError(f'{path} has no list "items": write it with Tokens.to_json')
-    sizes = header.get("codebook_sizes")
-    try:
-        rows = [np.asarray(item["codes"], dtype=np.int64).reshape(len(sizes), -1) for item in items]
-        frames = max((row.shape[1] for row in rows), default=0)
-        codes = np.zeros((len(rows), len(sizes), frames), dtype=np.int64)
-        for i, row in enumerate(rows):
-            codes[i, :, : row.shape[1]] = row
-        arrays = {
-            "codes": codes,
-            "lengths": np.array([row.shape[1] for row in rows], dtype=np.int64),
-            "num_samples": np.array([item["num_samples"] for item in items], dtype=np.int64),
-        }
-        if any("global_vector" in item for item in items):
-            arrays["global_vector"] = np.array([item["global_vector"] for item in items], dtype=np.float32)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise TokensError(
-            f'{path} has an item without "num_samples" or with "codes" that are not one equally long row of '
-            f"integers per codebook ({error})"
-        ) from error
-    return _build(header, arrays, path)
-
-
-def _read_npz(path: Path) -> Tokens:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path) from error
-    return _from_header(arrays, path)
-
-
-def _read_pt(path: Path) -> Tokens:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TokensError(f"{path} holds more than tensors and is not opened, it could run code") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise _damaged(path) from error
-    if not isinstance(content, dict):
-        raise TokensError(f"{path} holds a {type(content).__name__}, not tokens: write it with Tokens.to_pt")
-    arrays = {name: value.numpy() for name, value in content.items() if isinstance(value, Tensor)}
-    header = content.get("header")
-    return _from_header({**arrays, "header": np.array(json.dumps(header) if header else "{}")}, path)
-
-
-def _from_header(arrays: dict[str, np.ndarray], path: Path) -> Tokens:
-    header = _parse_json(str(arrays.pop("header", "{}")), path)
-    _check_version(header, path)
-    return _build(header, arrays, path)
-
-
-def _parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise TokensError(f"{path} is not readable json ({error}): copy or encode it again") from error
-    if not isinstance(header, dict):
-        raise TokensError(
-            f"{path} holds a json {type(header).__name__}, not tokens: write it with Tokens.to_json"
-        )
-    return header
-
-
-def _check_version(header: dict[str, Any], path: Path) -> None:
-    if header.get("format") != FORMAT or not isinstance(header.get("version"), int):
-        raise TokensError(f"{path} holds no tokens (format is {header.get('format')!r}, not {FORMAT!r})")
-    if header["version"] > VERSION:
-        raise TokensError(
-            f"{path} is in version {header['version']} of the format, this vokens reads up to {VERSION}: upgrade vokens"
-        )
-
-
-def _build(header: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> Tokens:
-    tensors = {
-        name: arrays[name] for name in ("codes", "lengths", "num_samples", "global_vector") if name in arrays
-    }
-    missing = [name for name in _FACTS if name not in header]
-    missing += [name for name in ("codes", "lengths", "num_samples") if name not in tensors]
-    if missing:
-        raise TokensError(f"{path} lacks {', '.join(missing)}: encode it again")
-    try:
-        values: dict[str, Any] = {
-            name: torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int64))
-            for name, array in tensors.items()
-        }
-        return Tokens(**values, **{name: header[name] for name in _FACTS})
-    except (TokensError, TypeError, ValueError) as error:
-        raise TokensError(f"{path}: {error}") from error
-
-
-_READERS = {"vok": _read_vok, "json": _read_json, "npz": _read_npz, "pt": _read_pt}

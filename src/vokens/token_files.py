@@ -1,0 +1,265 @@
+"""The file formats of tokens: `.vok` (ours), json, npz and pt, each from and to (facts, arrays).
+
+A `.vok` file is one safetensors file: codes in the smallest integers that hold them, the facts as json in the
+header, and a sha256 over both, so that no flipped bit is decoded. Reading decides by content, not by suffix.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as dump_safetensors
+from torch import Tensor
+
+from vokens.atomic import atomic_write
+from vokens.errors import TokensError
+
+FORMAT = "vokens-tokens"
+VERSION = 1
+_ZIP_MAGIC = b"PK\x03\x04"
+
+PathLike = str | os.PathLike[str]
+Facts = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+# Writing: facts are json values; arrays are codes (B, K, T), lengths (B,), num_samples (B,), [global_vector]
+
+
+def write_vok(path: PathLike, facts: Facts, arrays: Arrays) -> None:
+    """Write a `.vok` file; equal tokens give equal bytes."""
+    arrays = _shrink(facts, arrays)
+    header = _header(facts)
+    header["checksum"] = _checksum(header, arrays)
+    # One metadata entry only: safetensors does not keep the order of several, and the bytes would vary.
+    _write(path, dump_safetensors(arrays, {FORMAT: json.dumps(header, sort_keys=True)}))
+
+
+def write_json(path: PathLike, facts: Facts, arrays: Arrays) -> None:
+    """Write json for people: one line per fact, and one per item and codebook."""
+    lines = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in _header(facts).items())
+    items = ",\n".join(_json_item(arrays, i) for i in range(len(arrays["codes"])))
+    _write(path, ("{\n" + lines + '  "items": [\n' + items + "\n  ]\n}\n").encode())
+
+
+def write_npz(path: PathLike, facts: Facts, arrays: Arrays) -> None:
+    """Write a compressed numpy archive; the facts are json text in the array `header`."""
+    header = np.array(json.dumps(_header(facts)))
+    content: dict[str, Any] = {**_shrink(facts, arrays), "header": header}
+    with _writing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **content)
+
+
+def write_pt(path: PathLike, facts: Facts, arrays: Arrays) -> None:
+    """Write a dict of tensors (codes int64) and `header`, a dict of facts."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with _writing(path) as temporary:
+        torch.save({**tensors, "header": _header(facts)}, temporary)
+
+
+def _header(facts: Facts) -> Facts:
+    return {"format": FORMAT, "version": VERSION, **facts}
+
+
+def _shrink(facts: Facts, arrays: Arrays) -> Arrays:
+    largest = max(facts["codebook_sizes"])
+    smallest = np.uint8 if largest <= 1 << 8 else np.uint16 if largest <= 1 << 16 else np.int32
+    return {**arrays, "codes": arrays["codes"].astype(smallest)}
+
+
+def _checksum(header: Facts, arrays: Arrays) -> str:
+    """sha256 over the header and every array's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _json_item(arrays: Arrays, i: int) -> str:
+    codes = arrays["codes"][i, :, : arrays["lengths"][i]]
+    rows = ",\n".join(f"      {json.dumps(row)}" for row in codes.tolist())
+    vector = ""
+    if "global_vector" in arrays:
+        vector = f', "global_vector": {json.dumps(arrays["global_vector"][i].tolist())}'
+    return f'    {{"num_samples": {arrays["num_samples"][i]}{vector}, "codes": [\n{rows}\n    ]}}'
+
+
+@contextmanager
+def _writing(path: PathLike) -> Iterator[Path]:
+    try:
+        with atomic_write(path) as temporary:
+            yield temporary
+    except OSError as error:
+        reason = error.strerror or error
+        raise TokensError(
+            f"cannot write {path}: {reason}; check the folder, its rights and its space"
+        ) from error
+
+
+def _write(path: PathLike, content: bytes) -> None:
+    with _writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+# Reading
+
+
+def read(path: Path) -> tuple[Facts, Arrays]:
+    """Read any of the four formats. TokensError on anything else, and on damaged files."""
+    return _READERS[_kind(path)](path)
+
+
+def read_vok(path: Path) -> tuple[Facts, Arrays]:
+    """Read what `write_vok` wrote, and check it against its checksum."""
+    content = _read(path)
+    try:
+        arrays = load_safetensors(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise _damaged(path) from error
+    if FORMAT not in metadata:
+        raise TokensError(
+            f"{path} is a safetensors file without tokens (it holds {', '.join(sorted(arrays)[:4])}), "
+            "or damaged: weights are opened with vokens.load"
+        )
+    header = _parse_header(metadata[FORMAT], path)
+    if header.pop("checksum", None) != _checksum(header, arrays):
+        raise TokensError(f"{path} is damaged, its checksum does not agree: copy or encode it again")
+    return header, _widen(arrays)
+
+
+def read_json(path: Path) -> tuple[Facts, Arrays]:
+    """Read what `write_json` wrote."""
+    header = _parse_header(_read(path), path)
+    items = header.pop("items", None)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise TokensError(f'{path} has no list "items": write it with Tokens.to_json')
+    try:
+        return header, _pad_items(items, len(header["codebook_sizes"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise TokensError(
+            f'{path} has an item without "num_samples", or whose "codes" are not one equally long row of '
+            f"integers per codebook ({error})"
+        ) from error
+
+
+def read_npz(path: Path) -> tuple[Facts, Arrays]:
+    """Read what `write_npz` wrote; pickled arrays are refused."""
+    try:
+        with np.load(io.BytesIO(_read(path)), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        raise _damaged(path) from error
+    return _parse_header(str(arrays.pop("header", "{}")), path), _widen(arrays)
+
+
+def read_pt(path: Path) -> tuple[Facts, Arrays]:
+    """Read what `write_pt` wrote; a file that would run code is refused."""
+    try:
+        content = torch.load(io.BytesIO(_read(path)), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TokensError(f"{path} holds more than tensors, or is damaged: it is not opened") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(path) from error
+    if not isinstance(content, dict) or not isinstance(content.get("header"), dict):
+        raise TokensError(
+            f"{path} holds no tokens but other torch data: tokens are written with Tokens.to_pt"
+        )
+    arrays = {name: value.numpy() for name, value in content.items() if isinstance(value, Tensor)}
+    return _check_version(content["header"], path), _widen(arrays)
+
+
+_READERS = {"vok": read_vok, "json": read_json, "npz": read_npz, "pt": read_pt}
+
+
+def _kind(path: Path) -> str:
+    content = _read(path)
+    if content[:4] == _ZIP_MAGIC:
+        try:
+            names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise _damaged(path) from error
+        return "pt" if any(name.endswith("/data.pkl") for name in names) else "npz"
+    if content[8:9] == b"{" and b"\0" in content[:8]:  # 8 bytes of header length, then the header
+        return "vok"
+    if content.lstrip()[:1] == b"{":
+        return "json"
+    raise TokensError(
+        f"{path} ({len(content)} bytes) is not a token file, or damaged: "
+        "give a .vok file, or json, npz or pt written by Tokens"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TokensError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _damaged(path: Path) -> TokensError:
+    return TokensError(f"{path} is damaged or truncated: copy or encode it again")
+
+
+def _parse_header(text: str | bytes, path: Path) -> Facts:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TokensError(
+            f"{path} is not readable json, or damaged ({error}): copy or encode it again"
+        ) from error
+    return _check_version(header, path)
+
+
+def _check_version(header: Any, path: Path) -> Facts:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise TokensError(f'{path} holds no tokens, or is damaged: its "format" is not {FORMAT!r}')
+    version = header.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise _damaged(path)
+    if version > VERSION:
+        raise TokensError(
+            f"{path} is in version {version} of the format, this vokens reads up to {VERSION}: upgrade vokens"
+        )
+    return header
+
+
+def _widen(arrays: Arrays) -> Arrays:
+    """Integers as int64, which torch and all callers use."""
+    return {n: a.astype(np.int64) if a.dtype.kind in "iu" else a for n, a in arrays.items()}
+
+
+def _pad_items(items: list[dict[str, Any]], num_codebooks: int) -> Arrays:
+    rows = [_rows(item["codes"], num_codebooks) for item in items]
+    lengths = np.array([row.shape[1] for row in rows], dtype=np.int64)
+    codes = np.zeros((len(rows), num_codebooks, lengths.max(initial=0)), dtype=np.int64)
+    for i, row in enumerate(rows):
+        codes[i, :, : row.shape[1]] = row
+    num_samples = _rows([[item["num_samples"] for item in items]], 1)[0]
+    arrays = {"codes": codes, "lengths": lengths, "num_samples": num_samples}
+    if any("global_vector" in item for item in items):
+        arrays["global_vector"] = np.array([item["global_vector"] for item in items], dtype=np.float32)
+    return arrays
+
+
+def _rows(codes: Any, num_codebooks: int) -> np.ndarray:
+    rows = np.asarray(codes)
+    if rows.ndim != 2 or len(rows) != num_codebooks or (rows.size and rows.dtype.kind != "i"):
+        raise ValueError(f"shape {rows.shape}, type {rows.dtype}")
+    return rows.astype(np.int64)
