@@ -1,0 +1,273 @@
+"""Checkpoints: safe reading by content, names that go both ways, weight norm to the bit, strict loading."""
+
+import os
+import pickle
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from vokens.checkpoint import (
+    NameTable,
+    fingerprint,
+    fold_weight_norm,
+    load_strict,
+    read_state_dict,
+    save_safetensors,
+    unfold_weight_norm,
+)
+from vokens.errors import CheckpointError
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "steps": torch.tensor(7)}
+
+
+def assert_equal(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert torch.equal(a[name], b[name]), name
+
+
+# Reading
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "generator"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torch_files_in_every_wrapping(tmp_path, wrapper, prefix, legacy):
+    path = tmp_path / "x.safetensors"  # the suffix is not believed
+    state = {prefix + name: tensor for name, tensor in STATE.items()}
+    content = {wrapper: state, "epoch": 3, "optimizer": {"lr": 0.1}} if wrapper else state
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    assert_equal(read_state_dict(path), STATE)
+
+
+def test_safetensors_under_any_name(tmp_path):
+    save_file(STATE, tmp_path / "x.pt")
+    assert_equal(read_state_dict(tmp_path / "x.pt"), STATE)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_malicious_pickle_runs_nothing(tmp_path, legacy):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    path = tmp_path / "x.pt"
+    torch.save({"model": STATE, "x": Trap()}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir .*not opened"):
+        read_state_dict(path)
+    path.write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(CheckpointError):
+        read_state_dict(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_every_truncation_is_a_clear_error(tmp_path, kind):
+    path = tmp_path / "x"
+    if kind == "safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(STATE, path, _use_new_zipfile_serialization=kind == "zip")
+    content = path.read_bytes()
+    for keep in range(0, len(content), max(1, len(content) // 100)):
+        path.write_bytes(content[:keep])
+        with pytest.raises(CheckpointError, match=r"damaged|neither"):
+            read_state_dict(path)
+
+
+def test_foreign_files_say_what_they_are(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        read_state_dict(path)
+    path.write_text("<!doctype html>")
+    with pytest.raises(CheckpointError, match="15 bytes"):
+        read_state_dict(path)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="a list"):
+        read_state_dict(path)
+    torch.save({"config": {"n": 1}}, path)
+    with pytest.raises(CheckpointError, match="keys config"):
+        read_state_dict(path)
+    torch.save({**STATE, "epoch": 3}, path)
+    with pytest.raises(CheckpointError, match="not tensors, epoch"):
+        read_state_dict(path)
+    for missing in (tmp_path / "none", tmp_path):
+        with pytest.raises(CheckpointError, match="cannot read"):
+            read_state_dict(missing)
+
+
+def test_save_is_whole_or_nothing(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tied = torch.randn(4, 3)
+    state = {"embed": tied, "head": tied, "view": tied[1:], "turned": tied.T}
+    save_safetensors(path, state, {"system": "mini"})
+    assert_equal(read_state_dict(path), state)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "system": "mini"}
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_safetensors(path, STATE, {"system": 3})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save_safetensors(tmp_path / "no folder" / "x", STATE)
+
+
+# Names
+
+ROWS = [
+    ("encoder.model.0.conv.conv.*", "encoder.stem.*"),
+    ("encoder.model.{i}.block.{j}.conv.weight", "encoder.blocks.{i}.convs.{j}.weight"),
+    ("quantizer.{i}.embed", "codebooks.{i}"),
+]
+
+
+def test_names_go_both_ways():
+    table = NameTable(ROWS, dropped={"quantizer.{i}.inited": "only training asks for it"})
+    published = {
+        "encoder.model.0.conv.conv.weight_g": torch.ones(1),
+        "encoder.model.0.conv.conv.bias": torch.ones(2),
+        "encoder.model.10.block.3.conv.weight": torch.ones(3),
+        "quantizer.7.embed": torch.ones(4),
+    }
+    ours = table.to_ours({**published, "quantizer.7.inited": torch.ones(1)})
+    assert list(ours) == [
+        "encoder.stem.weight_g",
+        "encoder.stem.bias",
+        "encoder.blocks.10.convs.3.weight",
+        "codebooks.7",
+    ]
+    assert_equal(table.to_published(ours), published)
+
+
+@pytest.mark.parametrize(
+    "name", ["quantizer.x.embed", "quantizer.07.embed", "quantizer.7.embed.x", "xquantizer.7.embed"]
+)
+def test_a_name_outside_the_table_is_an_error(name):
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        NameTable(ROWS).to_ours({name: torch.ones(1)})
+
+
+def test_many_unknown_names_are_counted_not_listed():
+    state = {f"other.{i}": torch.ones(1) for i in range(100)}
+    with pytest.raises(CheckpointError, match=r"100 of 100 .*other\.3 and 96 more") as error:
+        NameTable(ROWS).to_ours(state)
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("a.{i}", "x.{i}"), ("a.0", "y")],  # one name, two rows
+        [("a.0", "x.0"), ("b.{i}", "x.{i}")],  # two names, one counterpart
+        [("a.*", "x.*"), ("b", "x.b")],
+    ],
+)
+def test_a_table_that_is_not_one_to_one_is_found(rows):
+    with pytest.raises(CheckpointError, match="unique"):
+        NameTable(rows).to_ours(
+            {"a.0": torch.ones(1), "a.b": torch.ones(1)} if rows[0][0] == "a.*" else {"a.0": torch.ones(1)}
+        )
+
+
+def test_rows_with_different_fields_are_refused():
+    for row in (("a.{i}", "b.{j}"), ("a.*", "b"), ("a.{i}.{i}", "b.{i}.{i}")):
+        with pytest.raises(ValueError, match="field"):
+            NameTable([row])
+
+
+# Weight norm
+
+CONVS = [nn.Conv1d(3, 5, 7), nn.ConvTranspose1d(3, 5, 4), nn.Conv2d(1, 8, (3, 2)), nn.Linear(6, 4)]
+
+
+@pytest.mark.parametrize("conv", CONVS, ids=lambda conv: type(conv).__name__)
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, parametrizations.weight_norm], ids=["g and v", "originals"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_folded_weight_is_the_same_to_the_bit(conv, norm):
+    torch.manual_seed(0)
+    normed = norm(
+        type(conv)(*({"Linear": (6, 4), "Conv2d": (1, 8, (3, 2))}.get(type(conv).__name__, (3, 5, 7))))
+    )
+    for parameter in normed.parameters():
+        nn.init.normal_(parameter)
+    x = (
+        torch.randn(2, normed.in_features)
+        if isinstance(conv, nn.Linear)
+        else torch.randn(2, conv.in_channels, 9, 9)
+    )
+    x = x[:, :, 0] if x.dim() == 4 and not isinstance(conv, nn.Conv2d) else x
+    normed(x)  # computes `weight`
+    folded = fold_weight_norm({f"net.{name}": tensor for name, tensor in normed.state_dict().items()})
+    assert folded.keys() == {"net.weight", "net.bias"}
+    assert torch.equal(folded["net.weight"], normed.weight)
+
+
+def test_plain_weights_pass_and_unfolding_goes_back():
+    torch.manual_seed(0)
+    state = {"up.weight": torch.randn(4, 6, 8), "up.bias": torch.randn(6), "out.weight": torch.randn(3, 2)}
+    state["up.weight"][2] = 0
+    assert_equal(fold_weight_norm(state), state)
+    unfolded = unfold_weight_norm(state, ["up"])
+    assert unfolded.keys() == {"up.weight_g", "up.weight_v", "up.bias", "out.weight"}
+    assert unfolded["up.weight_g"].shape == (4, 1, 1)
+    again = fold_weight_norm(unfolded)
+    assert torch.allclose(again["up.weight"], state["up.weight"], rtol=1e-6, atol=0)
+    with pytest.raises(CheckpointError, match=r"nothing\.weight"):
+        unfold_weight_norm(state, ["nothing"])
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a.weight_g": torch.ones(2, 1, 1)},
+        {"a.weight_v": torch.ones(2, 3, 4)},
+        {"a.weight_g": torch.ones(1, 1, 4), "a.weight_v": torch.ones(2, 3, 4)},
+        {"a.weight_g": torch.ones(2, 1), "a.weight_v": torch.ones(2, 3), "a.weight": torch.ones(2, 3)},
+    ],
+)
+def test_half_a_weight_norm_is_an_error(state):
+    with pytest.raises(CheckpointError, match=r"a\.weight"):
+        fold_weight_norm(state)
+
+
+# Loading
+
+
+def test_load_strict_reports_every_kind():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    good = {name: torch.randn_like(tensor) for name, tensor in net.state_dict().items()}
+    load_strict(net, good, "x.pt")
+    assert_equal(dict(net.state_dict()), good)
+    bad = {**good, "0.weight": torch.ones(5, 3), "extra": torch.ones(1)}
+    del bad["1.bias"]
+    with pytest.raises(CheckpointError) as error:
+        load_strict(net, bad, "x.pt")
+    for part in ("x.pt", "1 missing (1.bias)", "1 unexpected (extra)", "0.weight (5, 3) instead of (2, 3)"):
+        assert part in str(error.value)
+    assert_equal(dict(net.state_dict()), good)  # nothing was half loaded
+
+
+def test_fingerprint_sees_weights_and_config_only():
+    config = {"width": 4, "rates": [2, 3]}
+    base = fingerprint(STATE, config)
+    assert re.fullmatch("[0-9a-f]{16}", base)
+    assert base == fingerprint(dict(reversed(STATE.items())), {"rates": [2, 3], "width": 4})
+    strided = {**STATE, "a.weight": STATE["a.weight"].T.contiguous().T}
+    assert base == fingerprint(strided, config)
+    changed = {**STATE, "a.bias": torch.tensor([1.0, 1.0 + 2**-23])}
+    renamed = {("b.bias" if name == "a.bias" else name): tensor for name, tensor in STATE.items()}
+    reshaped = {**STATE, "a.weight": STATE["a.weight"].reshape(3, 2)}
+    others = [fingerprint(state, config) for state in (changed, renamed, reshaped)]
+    others.append(fingerprint(STATE, {**config, "width": 5}))
+    assert len({base, *others}) == 5
+    assert fingerprint({"empty": torch.zeros(0, 3)}, {}) != fingerprint({}, {})
