@@ -1,5 +1,7 @@
 """Audio at the borders: reading and writing, resampling, log-mel spectrograms."""
 
+from vokens.audio.io import load, save
 from vokens.audio.mel import LogMel, MelConfig, mel_filterbank
+from vokens.audio.resample import resample, sinc_resample
 
-__all__ = ["LogMel", "MelConfig", "mel_filterbank"]
+__all__ = ["LogMel", "MelConfig", "load", "mel_filterbank", "resample", "save", "sinc_resample"]

@@ -1,0 +1,259 @@
+"""Audio in and out: any common file, bytes or array to float32 mono, and waves to wav, flac, ogg, opus, mp3.
+
+libsndfile reads what it can, by content and not by suffix; PyAV (extra `media`) reads m4a, aac, webm and wma.
+The trick: files that lost their end are refused, though libsndfile itself reads a cut wav without a word.
+"""
+
+import io
+import os
+import re
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import soundfile
+import torch
+
+from vokens.audio.resample import resample
+from vokens.errors import AudioError, MissingExtra
+
+Source = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
+
+MAX_CHANNELS = 8  # 7.1; an array with more rows is a batch
+_PCM_CENTRE_AND_SCALE = {
+    "uint8": (128.0, 128.0),
+    "int16": (0.0, 32768.0),
+    "int32": (0.0, 2147483648.0),
+}
+# First bytes of the containers that PyAV may open. No others: FFmpeg's playlists could name further files.
+_MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11|\xff[\xf0\xf1\xf8\xf9]", re.DOTALL)
+# libsndfile's log of a wav (data) or aiff (SSND) whose samples should be more than the file holds.
+_CUT = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32: such a file is whole
+_UNKNOWN_FRAMES = 2**62  # a flac from a pipe: libsndfile says 2^63 - 1 and cannot read it; PyAV can
+_MP3_SHORTFALL = 0.9  # the length of an mp3 without a header is an estimate from its bit rate
+_SUFFIXES = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+_WRITE_BLOCK = 1 << 16  # libsndfile 1.2 overflows its stack on minutes of Vorbis in one call
+
+
+def load(
+    source: Source,
+    sample_rate: int | None = None,
+    *,
+    source_rate: int | None = None,
+    offset: float = 0.0,
+    duration: float | None = None,
+) -> tuple[np.ndarray, int]:
+    """Read audio as float32 mono (T,) and its sample rate in Hz; channels are averaged.
+
+    source: a path, the bytes of a file, a binary file object, or an array or tensor (T,), (C, T) or (T, C) of
+    floats in [-1, 1] or of uint8, int16, int32 PCM; arrays need their `source_rate`.
+    sample_rate: resample to this (soxr HQ); None keeps the rate of the source.
+    offset, duration: read only this part, in seconds; it may end early with the audio. Only the part is
+    decoded, except from m4a, aac, webm and wma.
+    Raises AudioError with a remedy for what cannot be read, is empty, lost its end or holds NaN or infinity,
+    and MissingExtra where PyAV is needed. Floats beyond 1 are kept as they are.
+    """
+    if not (offset >= 0.0 and np.isfinite(offset)) or (duration is not None and not duration > 0.0):
+        raise AudioError(f"offset must be 0 s or more and duration above 0 s; got {offset} and {duration}")
+    if isinstance(source, np.ndarray | torch.Tensor):
+        name, rate = "array", _array_rate(source_rate)
+        wave = _cut(_mono(source), rate, offset, duration)
+    else:
+        with _open(source) as (file, name):
+            wave, rate = _decode(file, name, offset, duration)
+        if source_rate not in (None, rate):
+            raise AudioError(f"{name} has {rate} Hz, not source_rate={source_rate}: leave it out for files")
+    if wave.size == 0:
+        raise AudioError(f"{name} holds no audio{f' after {offset} s' if offset else ''}")
+    if not np.isfinite(wave).all():
+        raise AudioError(
+            f"{name} holds NaN or infinite samples: repair it, or replace them (numpy.nan_to_num)"
+        )
+    if sample_rate is not None:
+        wave, rate = resample(wave, rate, sample_rate), sample_rate
+    return wave, rate
+
+
+def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) -> None:
+    """Write a wave (T,) or (C, T), clipped to [-1, 1], in the format of the suffix.
+
+    .wav and .flac (16 bit), .ogg (Vorbis), .opus, .mp3. The file appears under its name only when whole; a
+    failure leaves what was there before. Raises AudioError for other suffixes, rates that the format lacks,
+    empty or non-finite waves, and folders that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise AudioError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(_SUFFIXES)}")
+    container, encoding = _SUFFIXES[path.suffix.lower()]
+    frames = np.atleast_2d(_floats(wave)).T  # (T, C)
+    if frames.ndim != 2 or frames.size == 0 or frames.shape[1] > MAX_CHANNELS:
+        raise AudioError(f"a wave to save is (T,) or (C, T), C <= {MAX_CHANNELS}; got {tuple(wave.shape)}")
+    if not np.isfinite(frames).all():
+        raise AudioError(f"cannot write {path.name!r}: the wave holds NaN or infinite samples")
+    frames = frames.clip(-1.0, 1.0)
+    partial = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        raw = _open_file(partial, "xb")
+        try:
+            with (
+                raw,
+                soundfile.SoundFile(
+                    raw, "w", sample_rate, frames.shape[1], encoding, None, container
+                ) as file,
+            ):
+                for start in range(0, len(frames), _WRITE_BLOCK):
+                    file.write(frames[start : start + _WRITE_BLOCK])
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"cannot write {path.name!r} at {sample_rate} Hz, {frames.shape[1]} channels "
+            f"({error.error_string}): opus takes 8, 12, 16, 24 or 48 kHz, mp3 up to 48 kHz and 2 channels; "
+            "resample, or write .wav"
+        ) from error
+    except OSError as error:
+        raise AudioError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, str], None, None]:
+    """A seekable binary file, and the name that errors call it by."""
+    if isinstance(source, str | Path):
+        try:
+            file = _open_file(source, "rb")
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise AudioError(
+                f"cannot open {str(source)!r}: {reason}; give the path of an audio file"
+            ) from error
+        with file:
+            yield file, repr(str(source))
+    elif isinstance(source, bytes):
+        yield io.BytesIO(source), "bytes"
+    elif hasattr(source, "read"):
+        name = repr(str(getattr(source, "name", "file object")))
+        if isinstance(source, io.TextIOBase):
+            raise AudioError(f"{name} is open as text: open it in binary mode ('rb')")
+        yield (source if source.seekable() else io.BytesIO(source.read())), name
+    else:
+        raise AudioError(
+            f"cannot read audio from {type(source).__name__}: give a path, bytes, a binary file object, "
+            "a numpy array or a torch tensor"
+        )
+
+
+def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
+    return open(path, mode)
+
+
+def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) -> tuple[np.ndarray, int]:
+    """Float32 mono (T,) and its rate: libsndfile first, PyAV for the containers that it does not know."""
+    head = file.read(16)
+    file.seek(0)
+    if not head:
+        raise AudioError(f"{name} is empty (0 bytes)")
+    try:
+        if not _MEDIA.match(head):
+            with soundfile.SoundFile(file) as audio:
+                if audio.frames < _UNKNOWN_FRAMES:
+                    return _decode_part(audio, name, offset, duration), audio.samplerate
+            file.seek(0)
+        wave, rate = _decode_media(file, name)
+        return _cut(wave, rate, offset, duration), rate
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a file object named *.raw
+        reason = getattr(error, "error_string", error)
+        raise AudioError(
+            f"{name} is not readable audio, or is damaged ({reason}): wav, flac, ogg, opus, mp3 and aiff "
+            "are read, and m4a, aac, webm and wma with the extra 'media'"
+        ) from error
+
+
+def _decode_part(audio: soundfile.SoundFile, name: str, offset: float, duration: float | None) -> np.ndarray:
+    """The samples of the part, averaged over channels: (T,)."""
+    declared = _CUT.search(audio.extra_info)
+    if declared and int(declared[2]) < int(declared[1]) < _UNKNOWN_SIZE:
+        raise AudioError(f"{name} lost its end: {declared[2]} of {declared[1]} bytes of samples are there")
+    start = min(round(offset * audio.samplerate), audio.frames)
+    count = audio.frames - start
+    if duration is not None:
+        count = min(count, round(duration * audio.samplerate))
+    audio.seek(start)
+    frames = audio.read(count, dtype="float32", always_2d=True)  # (T, C)
+    if len(frames) < count * (_MP3_SHORTFALL if audio.format in ("MP3", "MPEG") else 1.0):
+        raise AudioError(f"{name} lost its end: {len(frames)} of {count} samples are there")
+    return frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+
+
+def _decode_media(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
+    """The first audio track through PyAV, averaged over channels: (T,) and its rate."""
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtra("av", "media", f"reading {name} (m4a, aac, webm or wma)") from error
+    try:
+        with av.open(file, "r") as container:
+            if not container.streams.audio:
+                raise AudioError(f"{name} has no audio track")
+            track = container.streams.audio[0]
+            planar = av.AudioResampler(format="fltp")  # only the sample format: float32 (C, T)
+            pieces = [
+                piece.to_ndarray().mean(axis=0)
+                for frame in chain(container.decode(track), [None])
+                for piece in planar.resample(frame)
+            ]
+            return np.concatenate(pieces) if pieces else np.zeros(0, np.float32), track.rate
+    except av.FFmpegError as error:
+        raise AudioError(f"{name} is not readable audio, or is damaged ({error.strerror})") from error
+
+
+def _array_rate(source_rate: int | None) -> int:
+    if source_rate is None:
+        raise AudioError("an array does not know its sample rate: give source_rate in Hz")
+    return source_rate
+
+
+def _floats(wave: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Float32 of the same shape; PCM integers are scaled to [-1, 1]."""
+    if isinstance(wave, torch.Tensor):
+        wave = wave.detach().cpu()
+        wave = wave.float().numpy() if wave.is_floating_point() else wave.numpy()
+    if wave.dtype.kind == "f":
+        return wave.astype(np.float32, copy=False)
+    if wave.dtype.name not in _PCM_CENTRE_AND_SCALE:
+        accepted = ", ".join(_PCM_CENTRE_AND_SCALE)
+        raise AudioError(
+            f"samples of {wave.dtype} are not audio: give floats in [-1, 1], or PCM in {accepted}"
+        )
+    centre, scale = _PCM_CENTRE_AND_SCALE[wave.dtype.name]
+    return ((wave.astype(np.float64) - centre) / scale).astype(np.float32)
+
+
+def _mono(wave: np.ndarray | torch.Tensor) -> np.ndarray:
+    """(T,), (C, T) or (T, C) to (T,): the shorter axis of two is the channels."""
+    floats = _floats(wave)
+    if floats.ndim == 1:
+        return floats
+    if floats.ndim != 2 or min(floats.shape) > MAX_CHANNELS:
+        raise AudioError(
+            f"audio of shape {tuple(wave.shape)}: give (T,), or (C, T) with C <= {MAX_CHANNELS}; "
+            "pass the items of a batch one by one"
+        )
+    return floats.mean(axis=0 if floats.shape[0] <= floats.shape[1] else 1)
+
+
+def _cut(wave: np.ndarray, rate: int, offset: float, duration: float | None) -> np.ndarray:
+    start = round(offset * rate)
+    return wave[start:] if duration is None else wave[start : start + round(duration * rate)]
