@@ -1,0 +1,29 @@
+"""vokens: speech to discrete tokens to speech.
+
+>>> import vokens
+>>> codec = vokens.load("mini")
+>>> tokens = codec.encode("hello.wav")
+>>> waves = codec.decode(tokens)
+
+Names are imported when first used, so that `import vokens` does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vokens.models import load
+    from vokens.models.codec import Codec
+    from vokens.tokens import Tokens
+
+__all__ = ["Codec", "Tokens", "__version__", "load"]
+
+_HOME = {"load": "vokens.models", "Codec": "vokens.models.codec", "Tokens": "vokens.tokens"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vokens' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

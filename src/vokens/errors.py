@@ -1,0 +1,32 @@
+"""Exceptions of vokens. Every message says what was given, what is accepted and how to fix it."""
+
+
+class VokensError(Exception):
+    """Base class: the command line prints its message in one line and exits with 2."""
+
+
+class AudioError(VokensError, ValueError):
+    """Audio that cannot be read or used."""
+
+
+class TokensError(VokensError, ValueError):
+    """Tokens that are malformed, damaged, or belong to another codec."""
+
+
+class CheckpointError(VokensError, ValueError):
+    """Weights that cannot be read, or do not fit the network."""
+
+
+class ConfigError(VokensError, ValueError):
+    """A configuration, recipe or argument that is not accepted."""
+
+
+class DownloadError(VokensError, OSError):
+    """A file that could not be fetched or verified."""
+
+
+class MissingExtra(VokensError, ImportError):
+    """An optional dependency is needed: the message names the extra that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'vokens[{extra}]'")

@@ -1,0 +1,138 @@
+"""Models: one folder per system, and `load`, which opens any of them from whatever the user has.
+
+What a file is follows from its content: our folders name their system, published checkpoints are recognised by
+their tensors' names.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vokens import checkpoint, registry
+from vokens.errors import CheckpointError, ConfigError
+from vokens.models.codec import Codec, build_config
+
+# system -> (module, class). A new system joins here.
+SYSTEMS = {
+    "mini": ("vokens.models.mini", "Mini"),
+    "speechtokenizer": ("vokens.models.speechtokenizer", "SpeechTokenizer"),
+}
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev")
+
+
+def system(name: str) -> type[Codec]:
+    """The class of a system."""
+    if name not in SYSTEMS:
+        raise ConfigError(f"unknown system {name!r}: vokens has {', '.join(sorted(SYSTEMS))}")
+    module, attribute = SYSTEMS[name]
+    return getattr(import_module(module), attribute)
+
+
+def load(
+    source: str | Path,
+    *,
+    config: str | Path | dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    revision: str | None = None,
+) -> Codec:
+    """Open a codec, in evaluation mode.
+
+    Args:
+        source: a name of `vokens models`, a folder written by `save_pretrained` or by training, a published
+            checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id.
+        config: for published files: the published config, as a path or a dict.
+        device, dtype: where the network lives and its floating-point type, float32 by default.
+        cache_dir: where downloads are kept. local_files_only: never download. revision: of a hub id.
+
+    Raises:
+        CheckpointError: weights that are damaged, of no known system, or that do not fit.
+        DownloadError: files that cannot be had.
+    """
+    path, name = _find(source, cache_dir, local_files_only, revision)
+    codec = _open_folder(path, config) if path.is_dir() else _open_file(path, config)
+    if name:
+        codec.name = name
+    codec.eval().requires_grad_(False)
+    if isinstance(dtype, str):
+        dtype = _dtype(dtype)
+    if dtype not in (None, torch.float32):
+        _ = codec.fingerprint  # names the float32 weights: tokens decode under any dtype
+    return codec.to(device=device, dtype=dtype)
+
+
+def _find(source: str | Path, cache_dir: Any, local_files_only: bool, revision: str | None) -> tuple[Path, str]:
+    """Where the files are, and the model id when the source gives one."""
+    path = Path(source).expanduser()
+    if str(source) in registry.MODELS:
+        entry = registry.get(str(source))
+        return registry.fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
+    if path.exists():
+        return path, ""
+    if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "revision": revision}
+        return registry.hub_snapshot(source, **options), source
+    registry.get(str(source))  # raises, with the nearest names
+    raise CheckpointError(f"{source} was not found")
+
+
+def _open_folder(folder: Path, config: Any) -> Codec:
+    """A folder of ours (config.json names the system), or one that holds a published checkpoint."""
+    settings = _read_config(folder / "config.json") if (folder / "config.json").exists() else None
+    if settings is not None and "system" in settings:
+        cls = system(settings["system"])
+        codec = cls(build_config(cls.Config, settings["config"], str(folder / "config.json")))
+        codec.name = settings.get("name", codec.system)
+        state = checkpoint.read_state_dict(folder / "model.safetensors")
+        state = cls.fold({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        checkpoint.load_strict(codec, state, str(folder))
+        return codec
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+    if len(files) != 1:
+        found = ", ".join(path.name for path in files) or "none"
+        raise CheckpointError(
+            f"{folder} holds no codec: a config.json that names its system with model.safetensors, or one published "
+            f"checkpoint file is accepted; checkpoint files found: {found}"
+        )
+    return _open_file(files[0], config if config is not None else settings)
+
+
+def _open_file(path: Path, config: Any) -> Codec:
+    """A published checkpoint file; the tensors' names say which system it is."""
+    state = checkpoint.read_state_dict(path)
+    if config is None and path.with_name("config.json").exists():
+        config = path.with_name("config.json")
+    if isinstance(config, (str, Path)):
+        config = _read_config(Path(config))
+    for name in SYSTEMS:
+        if system(name).recognises(state.keys()):
+            codec = system(name).from_published(state, config)
+            codec.name = path.stem if codec.name == codec.system else codec.name
+            return codec
+    examples = ", ".join(sorted(state)[:3])
+    raise CheckpointError(
+        f"{path} is not a checkpoint of {', '.join(SYSTEMS)}: its tensors are named {examples}, …; "
+        "a file saved by save_pretrained is opened by its folder"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable config.json: {error}") from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ConfigError(f"dtype {name!r} was given: {', '.join(dtypes)} are accepted")
+    return dtypes[name]
+
+
+__all__ = ["SYSTEMS", "Codec", "load", "system"]

@@ -1,0 +1,73 @@
+"""Short-time spectra at the borders of a frame-rate network: waves in, waves out. Layout (B, T, D) inside.
+
+Both use a Hann window of n_fft samples every n_fft/4 and divide by the constant overlap, so that a span of frames
+can be computed alone, and a row's end does not depend on what is padded after it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SpectrumIn(nn.Module):
+    """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width).
+
+    Per spectrum: log magnitude and the complex values with magnitude to the power 0.3 (the phase tells where in
+    the frame things happen). Windows are centred on their hop, silence lies beyond the ends.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, frames_per_step: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
+        self.width = frames_per_step * 3 * (n_fft // 2 + 1)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        beyond = (self.n_fft - self.hop) // 2
+        frames = F.pad(wave.float(), (beyond, beyond)).unfold(1, self.n_fft, self.hop)  # (B, F, n_fft)
+        spectrum = torch.fft.rfft(frames * self.window, norm="ortho")
+        power = spectrum.real.square() + spectrum.imag.square() + 1e-10  # -100 dB: below 16-bit noise
+        compress = power.pow(-0.35)  # |X|^0.3 / |X|
+        parts = [power.log() * 0.2, spectrum.real * compress, spectrum.imag * compress]
+        features = torch.cat(parts, -1)
+        return features.reshape(len(wave), -1, self.width).to(self.window.dtype)
+
+
+class SpectrumOut(nn.Module):
+    """Wave (B, T * step) from features (B, T, D): a linear map to log magnitude and phase, then overlap-add."""
+
+    window: Tensor
+
+    def __init__(self, width: int, n_fft: int, frames_per_step: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
+        self.bins = n_fft // 2 + 1
+        self.project = nn.Linear(width, frames_per_step * 2 * self.bins)
+        with torch.no_grad():  # start near the level of speech: rms 0.02 to 0.1 is log magnitude -4 to -2
+            self.project.bias.view(frames_per_step, 2, self.bins)[:, 0] = -4.0
+        window = torch.hann_window(n_fft)
+        # Hann squared at 75 % overlap sums to 1.5; one synthesis window carries the division.
+        self.register_buffer("window", window / 1.5, persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask (B, T, 1): frames at 0 add nothing."""
+        batch = len(x)
+        log_magnitude, phase = self.project(x).float().reshape(batch, -1, 2, self.bins).unbind(2)
+        magnitude = log_magnitude.clamp(max=6.0).exp()  # e^6 = 403: above the largest orthonormal Hann spectrum, 320
+        if mask is not None:
+            magnitude = magnitude * mask.float().repeat_interleave(self.frames_per_step, 1)
+        frames = torch.fft.irfft(torch.polar(magnitude, phase), n=self.n_fft, norm="ortho") * self.window
+        return overlap_add(frames, self.hop).to(x.dtype)
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Sum of frames (B, F, N) placed hop apart, N a multiple of hop: the middle (B, F * hop) samples."""
+    batch, count, size = frames.shape
+    pieces = frames.reshape(batch, count, size // hop, hop)
+    total = frames.new_zeros(batch, count + size // hop - 1, hop)
+    for i in range(size // hop):
+        total[:, i : i + count] += pieces[:, :, i]
+    beyond = (size - hop) // 2
+    return total.reshape(batch, -1)[:, beyond : beyond + count * hop]

@@ -1,0 +1,225 @@
+"""Residual vector quantization (SoundStream, arXiv 2107.03312 §3.3) with EMA codebooks.
+
+Codebooks follow the encoder by exponential moving averages (VQ-VAE, arXiv 1711.00937 appendix A.1), start
+from k-means on their first batch, and move entries that nothing chooses onto random batch vectors.
+Under torch.distributed every process sees the gathered batch, so n processes learn what one would.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the residual quantizer returns in training."""
+
+    latent: Tensor  # (B, T, D) sum over codebooks, straight-through
+    first: Tensor  # (B, T, D) the first codebook's entry alone, straight-through
+    codes: Tensor  # (B, K, T) int64
+    commit: Tensor  # (K,) mean squared distance of each residual to its entry
+
+
+class EuclideanCodebook(nn.Module):
+    """One codebook of `codebook_size` vectors of width `dim`, nearest by Euclidean distance.
+
+    Args:
+        dead_share: an entry is dead when its average count falls below this share of a uniform share.
+        published: do as speechtokenizer 1.0.1 does, whose revival has no effect: it writes `embed`, which the
+            moving average overwrites in the same step, and with 900 vectors for 1024 entries its threshold of
+            2 counts calls nearly the whole book dead.
+    """
+
+    inited: Tensor
+    cluster_size: Tensor
+    embed: Tensor
+    embed_avg: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        kmeans_iters: int = 50,
+        dead_share: float = 0.1,
+        published: bool = False,
+    ) -> None:
+        super().__init__()
+        self.decay, self.epsilon, self.kmeans_iters = decay, epsilon, kmeans_iters
+        self.dead_share, self.published = dead_share, published
+        self.register_buffer("inited", torch.zeros(1))
+        self.register_buffer("cluster_size", torch.zeros(codebook_size))
+        self.register_buffer("embed", torch.zeros(codebook_size, dim))
+        self.register_buffer("embed_avg", torch.zeros(codebook_size, dim))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Nearest entries of x (..., D) as int64 (...). Float order as published: ties resolve alike."""
+        flat = x.reshape(-1, x.shape[-1])
+        embed = self.embed.to(flat.dtype).t()
+        distance = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ embed + embed.pow(2).sum(0, keepdim=True)
+        return (-distance).max(dim=-1).indices.view(x.shape[:-1])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Entries (..., D) of codes (...)."""
+        return F.embedding(codes, self.embed)
+
+    @torch.no_grad()
+    def learn(self, x: Tensor, codes: Tensor, generator: torch.Generator | None = None) -> None:
+        """One EMA step from vectors x (N, D) and the entries they chose (N,)."""
+        size = len(self.embed)
+        counts = torch.bincount(codes, minlength=size).to(x.dtype)
+        sums = torch.zeros_like(self.embed).index_add_(0, codes, x)
+        self.cluster_size.lerp_(counts, 1 - self.decay)
+        self.embed_avg.lerp_(sums, 1 - self.decay)
+        if not self.published:
+            self._revive(x, generator)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + self.epsilon) / (total + size * self.epsilon) * total  # Laplace
+        self.embed.copy_(self.embed_avg / smoothed.unsqueeze(1))
+
+    def _revive(self, x: Tensor, generator: torch.Generator | None) -> None:
+        """Move dead entries onto batch vectors. Average and count move too, else the next step undoes it;
+        the new count is a uniform share, which leaves the entry log(dead_share)/log(decay) steps to prove itself."""
+        share = self.cluster_size.mean()
+        dead = self.cluster_size < self.dead_share * share
+        if dead.any():
+            rows = x[sample_rows(len(x), int(dead.sum()), x.device, generator)]
+            self.embed_avg[dead] = rows * share
+            self.cluster_size[dead] = share
+
+    @torch.no_grad()
+    def init_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start from k-means on x (N, D)."""
+        start = x[sample_rows(len(x), len(self.embed), x.device, generator)]
+        means, counts = kmeans(x, start, self.kmeans_iters)
+        self.embed.copy_(means)
+        self.embed_avg.copy_(means if self.published else means * counts.unsqueeze(1))
+        self.cluster_size.copy_(counts)
+        self.inited.fill_(1.0)
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """A chain of codebooks, each quantizing what the ones before left over. Latents are (B, T, D).
+
+    Args:
+        published: train as speechtokenizer 1.0.1 does: the residual keeps the straight-through gradient, which
+            cancels, so the commitment of codebooks after the first does not reach the encoder; revival has no
+            effect (see EuclideanCodebook). Off, every commitment term pulls on the encoder.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_codebooks: int,
+        *,
+        decay: float = 0.99,
+        kmeans_iters: int = 50,
+        dead_share: float = 0.1,
+        published: bool = False,
+    ) -> None:
+        super().__init__()
+        self.published = published
+        self.layers = nn.ModuleList(
+            EuclideanCodebook(
+                dim,
+                codebook_size,
+                decay=decay,
+                kmeans_iters=kmeans_iters,
+                dead_share=dead_share,
+                published=published,
+            )
+            for _ in range(num_codebooks)
+        )
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def encode(self, latent: Tensor, num_codebooks: int | None = None, first_codebook: int = 0) -> Tensor:
+        """Codes (B, K, T) of latent (B, T, D) from codebooks first_codebook .. num_codebooks-1.
+
+        With first_codebook > 0 that codebook quantizes the latent itself, as published (`st` of SpeechTokenizer).
+        """
+        residual, codes = latent, []
+        for layer in self.layers[first_codebook:num_codebooks]:
+            codes.append(layer.encode(residual))
+            residual = residual - layer.decode(codes[-1])
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
+        """Latent (B, T, D): the sum of the entries of codes (B, K, T)."""
+        layers = self.layers[first_codebook : first_codebook + codes.shape[1]]
+        if len(layers) < codes.shape[1]:
+            raise IndexError(
+                f"{codes.shape[1]} codebooks from number {first_codebook} on were given, but there are {len(self)}"
+            )
+        return sum(layer.decode(codes[:, k]) for k, layer in enumerate(layers))
+
+    def forward(
+        self,
+        latent: Tensor,
+        num_codebooks: int | None = None,
+        *,
+        keep: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Quantized:
+        """Quantize latent (B, T, D) with a straight-through gradient; in training mode codebooks learn.
+
+        Args:
+            keep: (B,) how many codebooks each item's output uses (quantizer dropout, SoundStream §3.4); all learn.
+            generator: randomness of k-means starts and revival; the same on every process.
+        """
+        residual, total, first = latent, torch.zeros_like(latent), None
+        codes, commit = [], []
+        for k, layer in enumerate(self.layers[:num_codebooks]):
+            gathered = self._gather(residual) if self.training else None
+            if gathered is not None and not layer.inited:
+                layer.init_from(gathered, generator)
+            chosen = layer.encode(residual.detach())
+            entry = layer.decode(chosen)
+            if gathered is not None:
+                layer.learn(gathered, layer.encode(gathered), generator)
+            commit.append(F.mse_loss(residual, entry) if self.training else residual.new_zeros(()))
+            through = residual + (entry - residual).detach()
+            residual = residual - (through if self.published else entry)
+            first = through if first is None else first
+            total = total + (through if keep is None else through * (keep > k).view(-1, 1, 1))
+            codes.append(chosen)
+        if not self.published:  # one straight-through step over the sum: d latent / d input = 1 for any depth
+            total = latent + (total - latent).detach()
+        return Quantized(total, first, torch.stack(codes, 1), torch.stack(commit))
+
+    @staticmethod
+    def _gather(x: Tensor) -> Tensor:
+        """All processes' vectors as (N, D), in rank order."""
+        flat = x.detach().reshape(-1, x.shape[-1]).float()
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return flat
+        parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, flat.contiguous())
+        return torch.cat(parts)
+
+
+def sample_rows(total: int, wanted: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Random row numbers (wanted,), without replacement while there are enough."""
+    place = generator.device if generator is not None else device
+    if total >= wanted:
+        return torch.randperm(total, generator=generator, device=place)[:wanted].to(device)
+    return torch.randint(0, total, (wanted,), generator=generator, device=place).to(device)
+
+
+def kmeans(x: Tensor, means: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on x (N, D) from means (K, D): new means and counts (K,). Empty clusters stay put."""
+    means = means.clone()
+    counts = x.new_zeros(len(means))
+    for _ in range(iterations):
+        nearest = torch.cdist(x, means).argmin(1)
+        counts = torch.bincount(nearest, minlength=len(means)).to(x.dtype)
+        sums = torch.zeros_like(means).index_add_(0, nearest, x)
+        means = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp(min=1).unsqueeze(1), means)
+    return means, counts

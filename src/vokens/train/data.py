@@ -1,0 +1,220 @@
+"""Training data: manifests of recordings, a memory-mapped cache of their samples, and random crops.
+
+The batch of step s is a pure function of (seed, s): resuming needs no more than the step, and n processes see
+the rows that one would. Decoding Opus for each crop costs more CPU than a small model's training step, so samples
+are decoded once into one int16 file.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vokens import audio
+from vokens.atomic import atomic_write
+from vokens.errors import ConfigError, VokensError
+
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".aiff"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording of a corpus."""
+
+    id: str
+    path: Path
+    text: str | None = None
+    language: str | None = None
+    speaker: str | None = None
+
+
+def read_clips(source: str | Path, split: str | None = None) -> list[Clip]:
+    """The recordings of a manifest or folder.
+
+    Args:
+        source: a folder (all audio below it), or a jsonl(.gz) file whose lines are ours (`path`, relative to the
+            manifest), NeMo's (`audio_filepath`) or lhotse cuts (`recording`).
+        split: keep lines whose `split` is this; lines without one are kept.
+    """
+    source = Path(source)
+    if source.is_dir():
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        clips = [Clip(str(path.relative_to(source).with_suffix("")), path) for path in paths]
+    elif source.is_file():
+        opened = gzip.open(source, "rt") if source.suffix == ".gz" else source.open()
+        with opened as lines:
+            records = [json.loads(line) for line in lines if line.strip()]
+        kept = [record for record in records if split is None or record.get("split", split) == split]
+        clips = [_clip(record, source) for record in kept]
+    else:
+        raise ConfigError(f"{source} is neither a folder nor a manifest: give a folder of audio or a jsonl file")
+    if not clips:
+        raise ConfigError(f"{source} has no recordings" + (f" of split {split!r}" if split else ""))
+    return clips
+
+
+def _clip(record: dict[str, Any], manifest: Path) -> Clip:
+    spoken = record
+    if "recording" in record:  # a lhotse cut: the file and its text are one level down
+        path = record["recording"]["sources"][0]["source"]
+        spoken = (record.get("supervisions") or [{}])[0]
+    elif "path" in record or "audio_filepath" in record:
+        path = record.get("path") or record["audio_filepath"]
+    else:
+        raise ConfigError(f"{manifest}: a line has neither path, audio_filepath nor recording: {sorted(record)}")
+    return Clip(
+        id=str(record.get("id", Path(path).stem)),
+        path=manifest.parent / path,
+        text=spoken.get("text"),
+        language=spoken.get("language"),
+        speaker=spoken.get("speaker"),
+    )
+
+
+class Rows:
+    """A ragged array on disk: one flat file of fixed-width rows, and where each clip's rows begin."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        facts = json.loads((folder / f"{name}.json").read_text())
+        self.offsets = np.asarray(facts["offsets"])
+        shape = (int(self.offsets[-1]), facts["width"])
+        self.data = np.memmap(folder / f"{name}.bin", dtype=facts["dtype"], mode="r", shape=shape)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, clip: int) -> np.ndarray:
+        return self.data[self.offsets[clip] : self.offsets[clip + 1]]
+
+
+def cached_rows(
+    folder: Path, name: str, clips: Sequence[Clip], compute: Callable[[Clip], np.ndarray], workers: int, what: str
+) -> Rows:
+    """Rows of `compute` over all clips, computed once. The name carries a hash of the clips' paths.
+
+    compute returns (n, width) for a clip; a clip that it cannot read gets no rows and is named at the end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256("\n".join(str(clip.path) for clip in clips).encode()).hexdigest()[:12]
+    name = f"{name}-{digest}"
+    if not (folder / f"{name}.json").exists():
+        offsets, failures, width, dtype = [0], [], 1, "int16"
+
+        def attempt(clip: Clip) -> np.ndarray | VokensError:
+            try:
+                return compute(clip)
+            except VokensError as error:
+                return error
+
+        with atomic_write(folder / f"{name}.bin") as partial, partial.open("wb") as out:
+            with ThreadPoolExecutor(workers) as pool:
+                for result in tqdm(pool.map(attempt, clips), what, len(clips), unit="clip"):
+                    if isinstance(result, VokensError):
+                        failures.append(str(result))
+                        offsets.append(offsets[-1])
+                        continue
+                    width, dtype = result.shape[1], str(result.dtype)
+                    out.write(np.ascontiguousarray(result).data)
+                    offsets.append(offsets[-1] + len(result))
+        if failures:
+            tqdm.write(f"{what}: {len(failures)} of {len(clips)} clips left out, the first: {failures[0]}")
+        with atomic_write(folder / f"{name}.json") as partial:
+            partial.write_text(json.dumps({"width": width, "dtype": dtype, "offsets": offsets}))
+    return Rows(folder, name)
+
+
+def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> Rows:
+    """Samples of all clips at sample_rate, int16, width 1."""
+
+    def decode(clip: Clip) -> np.ndarray:
+        wave, _ = audio.load(clip.path, sample_rate)
+        return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)[:, None]
+
+    return cached_rows(folder, f"pcm{sample_rate}", clips, decode, workers, "decoding audio")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of crops."""
+
+    wave: Tensor  # (B, N) float32 in [-1, 1], zero-padded where a clip is shorter
+    lengths: Tensor  # (B,) samples that are speech
+    teacher: Tensor | None  # (B, T, S) float32 features at the codec's frame rate
+
+
+class Crops:
+    """Random crops of a corpus.
+
+    Args:
+        crop: samples per crop, a multiple of hop. hop: crops start on multiples of it, so that teacher frames align.
+        teacher: features of all clips, or None. grid: their spacing, and the middle of the first, in seconds.
+    """
+
+    def __init__(
+        self,
+        pcm: Rows,
+        *,
+        sample_rate: int,
+        crop: int,
+        hop: int,
+        batch_size: int,
+        seed: int,
+        teacher: Rows | None = None,
+        grid: tuple[float, float] = (0.02, 0.01),
+    ) -> None:
+        self.pcm, self.sample_rate, self.crop, self.hop = pcm, sample_rate, crop, hop
+        self.batch_size, self.seed = batch_size, seed
+        self.teacher, self.grid = teacher, grid
+        sizes = np.diff(pcm.offsets)
+        # A clip is drawn in proportion to its duration, so that every second of speech is seen alike.
+        self.share = np.cumsum(sizes) / max(1, sizes.sum())
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""
+        draw = np.random.default_rng((self.seed, step))
+        clips = np.searchsorted(self.share, draw.random(world * self.batch_size), side="right")
+        places = draw.random(world * self.batch_size)
+        rows = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        return self._collate([self._crop(int(clips[row]), float(places[row])) for row in rows])
+
+    def fixed(self, clips: Sequence[int]) -> Batch:
+        """The middle crop of each of these clips."""
+        return self._collate([self._crop(clip, 0.5) for clip in clips])
+
+    def _crop(self, clip: int, place: float) -> tuple[np.ndarray, np.ndarray | None]:
+        samples = self.pcm[clip]
+        start = int(place * max(0, len(samples) - self.crop)) // self.hop * self.hop
+        wave = samples[start : start + self.crop, 0].astype(np.float32) / 32768
+        return wave, None if self.teacher is None else self._features(clip, start)
+
+    def _features(self, clip: int, start: int) -> np.ndarray:
+        """Teacher features at the middles of the crop's frames, by linear interpolation."""
+        rows = self.teacher[clip] if self.teacher is not None else np.zeros((0, 1), np.float16)
+        middles = (start + (np.arange(self.crop // self.hop) + 0.5) * self.hop) / self.sample_rate
+        place = np.clip((middles - self.grid[1]) / self.grid[0], 0, max(0, len(rows) - 1))
+        low = place.astype(int)
+        high = np.minimum(low + 1, max(0, len(rows) - 1))
+        if len(rows) == 0:
+            return np.zeros((len(middles), rows.shape[1]), np.float32)
+        weight = (place - low)[:, None].astype(np.float32)
+        return rows[low].astype(np.float32) * (1 - weight) + rows[high].astype(np.float32) * weight
+
+    def _collate(self, crops: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
+        wave = np.zeros((len(crops), self.crop), np.float32)
+        for row, (samples, _) in zip(wave, crops, strict=True):
+            row[: len(samples)] = samples
+        features = [rows for _, rows in crops if rows is not None]
+        return Batch(
+            wave=torch.from_numpy(wave),
+            lengths=torch.tensor([len(samples) for samples, _ in crops]),
+            teacher=torch.from_numpy(np.stack(features)) if features else None,
+        )

@@ -1,0 +1,94 @@
+"""Semantic teachers: features that the first codebook is trained to carry (SpeechTokenizer, arXiv 2308.16692 §3.2).
+
+Any HuBERT-like model through transformers, or the Moonshine recogniser's encoder through onnxruntime. Features of a
+corpus are computed once per clip and kept in fp16 (HuBERT-base: 77 kB per second), or computed on the fly per crop.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import audio
+from vokens.bench.recognise import HOP, SHORTEST, Moonshine
+from vokens.errors import ConfigError, MissingExtra
+from vokens.train.data import Clip, Rows, cached_rows
+
+RATE = 16000  # Hz, of every teacher
+
+
+class Teacher(Protocol):
+    """What a teacher is: features (T', width) of a wave (N,) at 16 kHz."""
+
+    name: str  # names the cache
+    width: int
+    grid: tuple[float, float]  # seconds between frames, and the middle of the first
+
+    def features(self, wave: np.ndarray) -> np.ndarray: ...
+
+
+class MoonshineTeacher:
+    """The encoder of Moonshine (MIT), trained by recognition: tiny gives 288 features, base 416, at 41.67 Hz."""
+
+    grid = (HOP / RATE, SHORTEST / 2 / RATE)
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        self.model = Moonshine(Path(folder).expanduser(), threads)
+        self.name = Path(folder).name
+        self.width = self.features(np.zeros(RATE, np.float32)).shape[1]
+
+    def features(self, wave: np.ndarray) -> np.ndarray:
+        return self.model.encode(wave) if len(wave) >= SHORTEST else np.zeros((0, self.width), np.float32)
+
+
+class HubertTeacher:
+    """A HuBERT-like model of transformers (HuBERT, WavLM, wav2vec 2.0), from a folder or hub id.
+
+    layer: "avg" for the mean of all hidden states, as SpeechTokenizer was trained, or the number of one.
+    """
+
+    grid = (320 / RATE, 200 / RATE)
+
+    def __init__(self, source: str, layer: str | int = "avg", device: str = "cpu") -> None:
+        try:
+            from transformers import AutoFeatureExtractor, AutoModel
+        except ImportError as error:
+            raise MissingExtra("transformers", "hf", "a HuBERT-like teacher") from error
+        self.extract: Any = AutoFeatureExtractor.from_pretrained(source)
+        self.model: Any = AutoModel.from_pretrained(source).eval().to(device)
+        self.layer, self.device = layer, device
+        self.name = f"{Path(source).name}-{layer}"
+        self.width = int(self.model.config.hidden_size)
+        depth = int(self.model.config.num_hidden_layers)
+        if layer != "avg" and not (isinstance(layer, int) and 0 <= layer <= depth):
+            raise ConfigError(f'teacher layer {layer!r}: give "avg" or a number from 0 to {depth}')
+
+    @torch.inference_mode()
+    def features(self, wave: np.ndarray) -> np.ndarray:
+        if len(wave) < 400:  # the receptive field of one frame
+            return np.zeros((0, self.width), np.float32)
+        values = self.extract(wave, sampling_rate=RATE, return_tensors="pt").input_values.to(self.device)
+        states = self.model(values, output_hidden_states=True).hidden_states
+        chosen: Tensor = torch.stack(states).mean(0) if self.layer == "avg" else states[self.layer]
+        return chosen[0].float().cpu().numpy()
+
+
+def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str = "cpu") -> Teacher:
+    """A teacher by kind: "moonshine" (source: a folder) or "hubert" (source: a folder or hub id)."""
+    if kind == "moonshine":
+        return MoonshineTeacher(source)
+    if kind == "hubert":
+        return HubertTeacher(source, layer, device)
+    raise ConfigError(f'teacher kind {kind!r}: "moonshine", "hubert" or "" for training without one')
+
+
+def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], workers: int = 1) -> Rows:
+    """Features of all clips, fp16, computed once."""
+
+    def compute(clip: Clip) -> np.ndarray:
+        return teacher.features(audio.load(clip.path, RATE)[0]).astype(np.float16)
+
+    return cached_rows(folder, f"teacher-{teacher.name}", clips, compute, workers, f"features of {teacher.name}")
