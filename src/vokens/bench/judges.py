@@ -8,6 +8,11 @@ from pathlib import Path
 
 from vokens.errors import ConfigError
 
+
+class NotInstalled(ConfigError):
+    """A program or a model's files are not on this machine; the message says how to get them."""
+
+
 FILES = {
     "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
     "moonshine-base-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
@@ -24,7 +29,7 @@ def models_folder(folder: str | Path | None = None) -> Path:
 def find_judge(name: str, folder: str | Path | None = None) -> Path:
     """The folder of one judge, e.g. "moonshine-tiny-en", with every file it needs.
 
-    Raises ConfigError when a file is missing; the message names it and says where to get it.
+    Raises NotInstalled when a file is missing; the message names it and says where to get it.
     """
     home = models_folder(folder) / name
     check_files(home, FILES[name])
@@ -32,10 +37,10 @@ def find_judge(name: str, folder: str | Path | None = None) -> Path:
 
 
 def check_files(home: Path, names: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `home` holds all files `names`."""
+    """Raise NotInstalled unless `home` holds all files `names`."""
     missing = [name for name in names if not (home / name).is_file()]
     if missing:
-        raise ConfigError(
+        raise NotInstalled(
             f"{home} lacks {', '.join(missing)}. docs/metrics.md, 'The models that judge', has the commands "
             "that fetch them; another folder is named by --models or VOKENS_EVAL_MODELS."
         )

@@ -22,7 +22,7 @@ class Moonshine:
     """A recogniser, from the folder of its two graphs and its tokenizer.
 
     folder holds encoder_model.onnx, decoder_model_merged.onnx and tokenizer.json; threads is the number of
-    CPU threads of each graph. Raises MissingExtra without onnxruntime or tokenizers, ConfigError without
+    CPU threads of each graph. Raises MissingExtra without onnxruntime or tokenizers, NotInstalled without
     the files.
     """
 
@@ -65,7 +65,7 @@ class Moonshine:
             raise AudioError(
                 f"Moonshine needs a mono wave (T,) of at least {SHORTEST} samples at 16 kHz, got {wave.shape}"
             )
-        return self._encoder.run(None, {"input_values": wave[None]})[0][0]
+        return np.asarray(self._encoder.run(None, {"input_values": wave[None]})[0])[0]
 
     def transcribe(self, wave: np.ndarray) -> str:
         """What is said in a 16 kHz wave (T,), cased and punctuated; greedy, so deterministic."""
@@ -78,7 +78,8 @@ class Moonshine:
                 "encoder_hidden_states": states,
                 "use_cache_branch": np.array([step > 0]),
             }
-            results = dict(zip(self._outputs, self._decoder.run(None, feeds | cache), strict=True))
+            values = [np.asarray(value) for value in self._decoder.run(None, feeds | cache)]
+            results = dict(zip(self._outputs, values, strict=True))
             tokens.append(int(results["logits"][0, -1].argmax()))
             if tokens[-1] == _END:
                 break

@@ -1,0 +1,122 @@
+"""The numbers of the reconstruction benchmark: one function for each, defined in docs/metrics.md.
+
+Waves are mono float arrays (T,) at 16 kHz, reference first, of equal length. A value that is not defined
+(silence, too short) is NaN: means leave it out and say how many they cover.
+"""
+
+import math
+import re
+import warnings
+from functools import cache
+
+import numpy as np
+import torch
+
+from vokens.audio.mel import LogMel, MelConfig
+from vokens.errors import AudioError, MissingExtra
+
+SAMPLE_RATE = 16000
+MEL = MelConfig(SAMPLE_RATE, n_fft=1024, win_length=1024, hop_length=256, n_mels=80, center=True)
+_STOI_SHORTEST = 0.4  # seconds: STOI compares segments of 384 ms
+
+
+def stoi(reference: np.ndarray, degraded: np.ndarray, extended: bool = False) -> float:
+    """Short-time objective intelligibility, at most 1 (Taal et al. 2011); extended: Jensen and Taal 2016."""
+    try:
+        import pystoi
+    except ImportError as error:
+        raise MissingExtra("pystoi", "eval", "STOI") from error
+    reference, degraded = _pair(reference, degraded)
+    if len(reference) < _STOI_SHORTEST * SAMPLE_RATE:
+        return math.nan
+    # pystoi adds noise of 2e-16 from numpy's global generator, which decides where the degraded wave is all
+    # zeros: seeded, the value is the same in every run and every process.
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            return float(pystoi.stoi(reference, degraded, SAMPLE_RATE, extended=extended))
+    except RuntimeWarning:  # fewer than 384 ms are left without the silent frames
+        return math.nan
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def pesq_wb(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Wide-band PESQ, MOS-LQO of ITU-T P.862.2, from 1.04 to 4.64; aligns the waves in time itself."""
+    try:
+        import pesq
+    except ImportError as error:
+        raise MissingExtra("pesq", "eval", "PESQ") from error
+    reference, degraded = _pair(reference, degraded)
+    if not degraded.any():  # the package divides by the level of the degraded wave
+        return math.nan
+    value = pesq.pesq(SAMPLE_RATE, reference, degraded, "wb", on_error=pesq.PesqError.RETURN_VALUES)
+    return math.nan if value < 0 else float(value)  # -1: no utterance found, or under a quarter of a second
+
+
+def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB, of mean-free waves (Le Roux et al. 2019)."""
+    reference, degraded = _pair(reference, degraded)
+    reference, degraded = reference - reference.mean(), degraded - degraded.mean()
+    energy = reference @ reference
+    if energy == 0:
+        return math.nan
+    target = (degraded @ reference / energy) * reference
+    noise = degraded - target
+    if not noise.any():
+        return math.inf
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10((target @ target) / (noise @ noise)))
+
+
+def log_mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Mean absolute difference of natural-log mel magnitudes (recipe: `MEL`), in nepers; 1 is 8.69 dB."""
+    waves = torch.from_numpy(np.stack(_pair(reference, degraded)).astype(np.float32))
+    if waves.shape[1] <= MEL.padding:
+        return math.nan
+    with torch.inference_mode():
+        ours, theirs = _log_mel()(waves)
+    return float((ours - theirs).abs().mean())
+
+
+@cache
+def _log_mel() -> LogMel:
+    return LogMel(MEL)
+
+
+def normalise_text(text: str) -> list[str]:
+    """Words as word error compares them: lower case, hyphens to blanks, then letters and apostrophes only."""
+    text = re.sub(r"[-‐-―]", " ", text.lower().replace("’", "'"))
+    return "".join(c for c in text if c.isalpha() or c == "'" or c.isspace()).split()
+
+
+def word_edits(reference: list[str], hypothesis: list[str]) -> int:
+    """Least number of substitutions, deletions and insertions between two word lists (Levenshtein 1966)."""
+    row = list(range(len(hypothesis) + 1))
+    for i, word in enumerate(reference, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(hypothesis, start=1):
+            diagonal, row[j] = row[j], min(diagonal + (word != other), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of the angle between two vectors (D,)."""
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def codebook_use(codes: np.ndarray, size: int) -> tuple[float, float]:
+    """Share of the `size` entries that occur in codes (N,), and the entropy of their frequencies in bits."""
+    counts = np.bincount(codes, minlength=size)
+    share = counts[counts > 0] / max(1, counts.sum())
+    return float(len(share) / size), float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def _pair(reference: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if reference.ndim != 1 or reference.shape != degraded.shape:
+        raise AudioError(
+            f"metrics compare two mono waves of equal length, got {reference.shape} and {degraded.shape}"
+        )
+    return np.asarray(reference, np.float64), np.asarray(degraded, np.float64)
