@@ -1,0 +1,189 @@
+"""Pictures of speech and its tokens: waveforms, log-mels in Hz, and the tokens as a strip aligned to them.
+
+Needs matplotlib (extra `plot`). Figures are built without pyplot: no backend is chosen for the caller.
+The trick: mels are drawn on the even mel axis and only the ticks are put at round frequencies.
+"""
+
+from math import log2
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vokens.atomic import atomic_write
+from vokens.audio.mel import LogMel, MelConfig
+from vokens.errors import ConfigError, MissingExtra
+from vokens.tokens import Tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIZE, _DPI = (16.0, 10.0), 100  # inches, dots per inch: 1600 x 1000
+_INK, _FAINT, _BLUE, _ORANGE = "#22272e", "#d5d9df", "#2563a8", "#c2571a"
+_THEME = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+_MEL_BANDS = 80
+_DYNAMIC_RANGE = 70.0  # dB below the loudest band that are drawn
+_DIFFERENCE_RANGE = 30.0  # dB
+_COLUMNS = 1500  # about the pixels of one panel: longer recordings get wider frames and a min/max envelope
+_IMAGE: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+_TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+def roundtrip_figure(original: np.ndarray, decoded: np.ndarray, tokens: Tokens, name: str = "") -> "Figure":
+    """Original and resynthesis side by side, the tokens under the one, what changed under the other.
+
+    original, decoded: (T,) at tokens.sample_rate; tokens: one item. 1600 x 1000 pixels.
+    Raises MissingExtra without matplotlib, ConfigError when tokens hold several items.
+    """
+    matplotlib, figure_type = _matplotlib()
+    if len(tokens) != 1:
+        raise ConfigError(f"a picture shows one recording, the tokens hold {len(tokens)}: give tokens[i]")
+    rate = tokens.sample_rate
+    before, after = log_mel(original, rate), log_mel(decoded, rate)
+    frames = min(before.shape[1], after.shape[1])
+    loudest = float(before.max())
+    with matplotlib.rc_context(_THEME):
+        figure = figure_type(figsize=_SIZE, dpi=_DPI, layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.08, hspace=0.02, wspace=0.03)
+        figure.suptitle(_headline(tokens, name), x=0.012, ha="left", fontsize=18, fontweight="bold")
+        grid = figure.subplots(3, 2, sharex=True, height_ratios=(0.75, 1.5, 1.15))
+        peak = max(float(np.abs(wave).max(initial=1e-3)) for wave in (original, decoded))
+        draw_wave(grid[0, 0], original, rate, peak, _BLUE)
+        draw_wave(grid[0, 1], decoded, rate, peak, _ORANGE)
+        grid[0, 0].set_title("Original")
+        grid[0, 1].set_title("Resynthesis")
+        draw_mel(grid[1, 0], before, rate, len(original) / rate, loudest)
+        image = draw_mel(grid[1, 1], after, rate, len(decoded) / rate, loudest)
+        figure.colorbar(image, ax=grid[1, 1], label="level (dB)", pad=0.01, aspect=25)
+        draw_tokens(grid[2, 0], tokens)
+        seconds = min(len(original), len(decoded)) / rate
+        change = draw_change(grid[2, 1], after[:, :frames] - before[:, :frames], rate, seconds)
+        figure.colorbar(change, ax=grid[2, 1], label="change (dB)", pad=0.01, aspect=20)
+        for axes in grid[2]:
+            axes.set_xlabel("time (s)")
+        for axes in grid[:, 1]:
+            axes.set_ylabel("")  # that of the left column
+        figure.align_ylabels(grid[:, 0])
+        grid[0, 0].set_xlim(0, max(len(original), len(decoded)) / rate or 1.0)
+    return figure
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure; the suffix (.png, .svg, .pdf) chooses the format. Whole or not at all."""
+    matplotlib, _ = _matplotlib()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_THEME), atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI)
+
+
+def draw_wave(axes: "Axes", wave: np.ndarray, sample_rate: int, peak: float, color: str = _BLUE) -> None:
+    """The wave (T,), as the range it covers in each column of pixels, on a vertical scale of +-peak."""
+    step = max(1, len(wave) // _COLUMNS)
+    columns = wave[: len(wave) // step * step].reshape(-1, step)
+    time = (np.arange(len(columns)) + 0.5) * step / sample_rate
+    axes.fill_between(time, columns.min(1), columns.max(1), color=color, linewidth=0.6)
+    axes.set_ylim(-1.05 * peak, 1.05 * peak)
+    axes.set_ylabel("amplitude")
+
+
+def draw_mel(axes: "Axes", mel: np.ndarray, sample_rate: int, seconds: float, loudest: float) -> Any:
+    """The log-mel (bands, frames) in dB, from `loudest` down; returns the image."""
+    floor = loudest - _DYNAMIC_RANGE
+    return _draw_bands(axes, mel, sample_rate, seconds, cmap="magma", vmin=floor, vmax=loudest)
+
+
+def draw_change(axes: "Axes", change: np.ndarray, sample_rate: int, seconds: float) -> Any:
+    """Resynthesis minus original (bands, frames) in dB: red where louder, blue where lost."""
+    axes.set_title("Resynthesis minus original")
+    limit = _DIFFERENCE_RANGE
+    return _draw_bands(axes, change, sample_rate, seconds, cmap="RdBu_r", vmin=-limit, vmax=limit)
+
+
+def draw_tokens(axes: "Axes", tokens: Tokens) -> Any:
+    """The codes of one item as a heat map: a row per codebook, counted from 1 at the top; returns the image.
+
+    Colour is the token's number as a share of its codebook, so that books of different sizes compare.
+    """
+    frames, first, count = int(tokens.lengths[0]), tokens.first_codebook + 1, tokens.num_codebooks
+    codes = tokens.codes[0, :, :frames].cpu().numpy()  # (K, T)
+    largest = max(tokens.codebook_sizes)
+    scaled = codes * (np.array([largest / size for size in tokens.codebook_sizes])[:, None])
+    extent = (0.0, frames / tokens.frame_rate, first + count - 0.5, first - 0.5)
+    image = axes.imshow(scaled, cmap="viridis", vmin=0, vmax=largest - 1, extent=extent, **_IMAGE)
+    every = -(-count // 16)  # at most 16 labels
+    axes.set_yticks(range(first, first + count, every))
+    axes.set_ylabel("codebook")
+    colors = f"(0 dark, {_last(tokens)} bright)"
+    axes.set_title(f"Tokens: {frames} frames, {tokens.frame_rate:g} per second {colors}")
+    for edge in range(first, first + count - 1):
+        axes.axhline(edge + 0.5, color="white", linewidth=1.5 if count <= 16 else 0.5)
+    return image
+
+
+def _last(tokens: Tokens) -> str:
+    """The largest token, where all codebooks agree on it."""
+    sizes = set(tokens.codebook_sizes)
+    return str(sizes.pop() - 1) if len(sizes) == 1 else "last"
+
+
+def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Log-mel (80, frames) in dB of wave (T,), on HTK's scale; at most about 1500 frames."""
+    hop = max(sample_rate // 200, len(wave) // _COLUMNS)
+    n_fft = max(1 << round(log2(0.05 * sample_rate)), 1 << hop.bit_length())
+    config = MelConfig(
+        sample_rate, n_fft, n_fft, hop, _MEL_BANDS, scale="htk", norm=None, center=True, log="log10"
+    )
+    padded = np.pad(wave, (0, max(0, n_fft // 2 + 1 - len(wave)))).astype(np.float32)
+    with torch.inference_mode():
+        return 20.0 * LogMel(config)(torch.from_numpy(padded)[None])[0].numpy()
+
+
+def _draw_bands(axes: "Axes", bands: np.ndarray, sample_rate: int, seconds: float, **colors: Any) -> Any:
+    """An image with time in seconds across and mel upwards, the latter labelled in Hz."""
+    top = _mel(sample_rate / 2)
+    spacing = top / (len(bands) + 1)  # band i peaks at (i + 1) spacings
+    extent = (0.0, seconds, 0.5 * spacing, top - 0.5 * spacing)
+    image = axes.imshow(bands, origin="lower", extent=extent, **_IMAGE, **colors)
+    ticks = [hz for hz in _TICKS_HZ if 0.5 * spacing <= _mel(hz) <= top]
+    axes.set_yticks([min(_mel(hz), extent[3]) for hz in ticks], [f"{hz:,}" for hz in ticks])
+    axes.set_ylabel("frequency (Hz)")
+    return image
+
+
+def _mel(hz: float) -> float:
+    """HTK's mel of a frequency."""
+    return 2595.0 * log2(1.0 + hz / 700.0) / log2(10.0)
+
+
+def _headline(tokens: Tokens, name: str) -> str:
+    first, count = tokens.first_codebook + 1, tokens.num_codebooks
+    books = f"codebook {first}" if count == 1 else f"codebooks {first}-{first + count - 1}"
+    subject = f"{name}: " if name else ""
+    return f"{subject}{tokens.model}, {books}, {tokens.bitrate / 1000:.2f} kbit/s"
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """matplotlib and its Figure. Raises MissingExtra."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "plot", "drawing a picture") from error
+    return matplotlib, Figure
