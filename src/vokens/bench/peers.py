@@ -60,12 +60,10 @@ class Codec2:
             source.write_bytes(_pcm(narrow))
             _call(self._programs[0], self._mode, str(source), str(coded))
             _call(self._programs[1], self._mode, str(coded), str(decoded))
-            bits = 8 * coded.stat().st_size
             heard = np.frombuffer(decoded.read_bytes(), "<i2").astype(np.float32) / 32768
-        share = (
-            len(wave) / sample_rate * 8000 / len(narrow)
-        )  # of the bits: those of the padding are not charged
-        return _fit(resample(heard[self._DELAY :], 8000, sample_rate), len(wave)), round(bits * share)
+        # The mode is the rate. The file has more: frames filled up to bytes (52 bits to 56 in mode 1300).
+        bits = round(int(self._mode.removesuffix("C")) * len(wave) / sample_rate)
+        return _fit(resample(heard[self._DELAY :], 8000, sample_rate), len(wave)), bits
 
 
 class Opus:
