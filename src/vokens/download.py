@@ -1,0 +1,275 @@
+"""Fetching one file over http(s): whole and verified under its name, or not there at all.
+
+Bytes arrive under `<name>.part`; a cut connection, also in an earlier run, is continued by a Range request.
+The renaming comes after the sha256 check, so a file under its final name never needs a second look.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from vokens import __version__
+from vokens.errors import DownloadError
+
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 4  # in a row without progress
+BACKOFF = 1.0  # seconds before the second attempt, doubled before each further one
+_CHUNK = 1 << 16
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+
+
+class _Interrupted(Exception):
+    """The transfer stopped for a reason that may pass."""
+
+
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids all downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def hub_endpoint() -> str:
+    """The Hugging Face hub, or the mirror that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def hub_url(repo: str, filename: str, revision: str | None = None) -> str:
+    """Where the hub serves a file of a model repository."""
+    return f"{hub_endpoint()}/{repo}/resolve/{quote(revision or 'main', safe='')}/{quote(filename)}"
+
+
+def download(
+    url: str,
+    target: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    progress: bool = True,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch `url` to `target` and return it; nothing is done when it is there.
+
+    Several processes may ask for one target at once: one fetches, the others wait. Without `sha256`, the hash
+    that the hub announces for its large files is checked. Raises DownloadError.
+    """
+    target = Path(target)
+    if target.exists():
+        return target
+    if local_files_only or offline():
+        reason = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
+        raise DownloadError(f"{target} is missing and {reason}: fetch it once from {url}, or copy it there")
+    if not url.startswith(("https://", "http://")):
+        raise DownloadError(f"{url!r} is not an address that can be fetched: give https://...")
+    with _locked(target):
+        if not target.exists():
+            partial = target.with_name(target.name + ".part")
+            announced = _fetch_whole(url, partial, progress)
+            _verify(partial, sha256 or announced, url)
+            os.replace(partial, target)
+    return target
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    from huggingface_hub.utils import WeakFileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = WeakFileLock(target.with_name(f".{target.name}.lock"))
+        lock.__enter__()
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write to {target.parent}: {error.strerror or error}; set VOKENS_CACHE to another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _fetch_whole(url: str, partial: Path, progress: bool) -> str | None:
+    """Fetch or continue until the file is whole. Returns the sha256 that the server announced, if any."""
+    failures, furthest = 0, _size(partial)
+    while True:
+        try:
+            return _continue(url, partial, progress)
+        except _Interrupted as interruption:
+            failures = 0 if _size(partial) > furthest else failures + 1
+            furthest = max(furthest, _size(partial))
+            if failures == ATTEMPTS:
+                raise DownloadError(
+                    f"{url} could not be fetched: {interruption}. Check the network and try again; "
+                    f"{_megabytes(_size(partial))} are kept, and it continues there"
+                ) from interruption
+            time.sleep(BACKOFF * 2**failures)
+
+
+def _continue(url: str, partial: Path, progress: bool) -> str | None:
+    """One request, for the bytes that are missing."""
+    offset = _size(partial)
+    redirects = _Redirects()
+    with _open(url, offset, redirects) as response:
+        if not _agrees(response, offset):
+            partial.unlink(missing_ok=True)
+            raise _Interrupted("the part already here is not of the file on the server: it is fetched anew")
+        if response.status != 416:
+            start = offset if response.status == 206 else 0  # a server may ignore Range and send all
+            length = response.headers.get("Content-Length")
+            total = None if length is None else start + int(length)
+            _check_space(partial, (total or 0) - start)
+            _receive(response, partial, start, total, progress)
+            if total is not None and _size(partial) < total:
+                raise _Interrupted(f"the connection closed after {_size(partial)} of {total} bytes")
+        announced = (redirects.announced or response.headers.get("X-Linked-Etag") or "").strip('"')
+    return announced if re.fullmatch("[0-9a-f]{64}", announced) else None
+
+
+def _agrees(response: HTTPResponse | HTTPError, offset: int) -> bool:
+    """Whether an answer to a Range request continues at `offset`, or (416) says that all is here."""
+    sent = response.headers.get("Content-Range", "")
+    if response.status == 206:
+        return sent.startswith(f"bytes {offset}-")
+    return response.status != 416 or sent == f"bytes */{offset}"
+
+
+def _open(url: str, offset: int, redirects: "_Redirects") -> HTTPResponse | HTTPError:
+    """The response from `offset` on, also when it is 416: there is nothing from there on."""
+    request = Request(url, headers={"User-Agent": f"vokens/{__version__}"})
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+    token = _token(url)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        return build_opener(redirects).open(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416 and offset:
+            return error
+        error.close()
+        if error.code in _TRANSIENT:
+            raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
+        raise DownloadError(_explain(error.code, url)) from error
+    except URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise DownloadError(
+                f"{url}: the server's certificate is not trusted ({error.reason.verify_message}); "
+                "point SSL_CERT_FILE to your certificates"
+            ) from error
+        raise _Interrupted(str(error.reason)) from error
+    except (HTTPException, OSError) as error:
+        raise _Interrupted(f"{type(error).__name__}: {error}") from error
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Keeps the hash that the hub announces when it redirects, and the token on the same host only."""
+
+    announced: str | None = None
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        self.announced = self.announced or headers.get("X-Linked-Etag")
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        if request is not None and token and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+            request.add_unredirected_header("Authorization", token)
+        return request
+
+
+def _token(url: str) -> str | None:
+    """The user's Hugging Face token, for the hub only."""
+    if not url.startswith(hub_endpoint() + "/"):
+        return None
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _receive(
+    response: HTTPResponse | HTTPError, partial: Path, start: int, total: int | None, progress: bool
+) -> None:
+    from tqdm import tqdm
+
+    shown: dict[str, Any] = {"desc": partial.stem, "unit": "B", "unit_scale": True, "leave": False}
+    shown["disable"] = None if progress else True  # None: on terminals only
+    with _opened(partial, "ab" if start else "wb") as file, tqdm(total=total, initial=start, **shown) as bar:
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except (HTTPException, OSError) as error:
+                raise _Interrupted(f"{type(error).__name__}: {error}") from error
+            if not chunk:
+                return
+            _write(file, chunk, partial)
+            bar.update(len(chunk))
+
+
+@contextmanager
+def _opened(partial: Path, mode: str) -> Iterator[IO[bytes]]:
+    try:
+        file = open(partial, mode, buffering=0)  # unbuffered, so that closing cannot fail  # noqa: SIM115
+    except OSError as error:
+        raise DownloadError(f"cannot write {partial}: {error.strerror or error}") from error
+    with file:
+        yield file
+
+
+def _write(file: IO[bytes], chunk: bytes, partial: Path) -> None:
+    try:
+        while chunk:
+            chunk = chunk[file.write(chunk) :]
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write {partial}: {error.strerror or error}; free some space (what is there is continued) "
+            "or set VOKENS_CACHE to another disk"
+        ) from error
+
+
+def _check_space(partial: Path, needed: int) -> None:
+    free = shutil.disk_usage(partial.parent).free
+    if needed > free:
+        raise DownloadError(
+            f"{partial.parent} has {_megabytes(free)} free and {_megabytes(needed)} are needed: free some space "
+            "or set VOKENS_CACHE to another disk"
+        )
+
+
+def _verify(partial: Path, sha256: str | None, url: str) -> None:
+    if sha256 is None:
+        return
+    with open(partial, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        partial.unlink()
+        raise DownloadError(
+            f"{url} arrived with sha256 {found} instead of {sha256} and was removed: try again; if it stays so, "
+            "the file at the source has changed"
+        )
+
+
+def _explain(code: int, url: str) -> str:
+    if code in (401, 403):
+        return (
+            f"{url} may not be read ({code}): check its name; if it is private or gated, accept its conditions "
+            "on the hub and log in with `hf auth login` or set HF_TOKEN"
+        )
+    if code in (404, 410):
+        return f"{url} does not exist ({code}): check the name and the revision"
+    return f"{url}: the server answered {code}, which trying again does not mend"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
