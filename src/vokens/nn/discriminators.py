@@ -1,0 +1,245 @@
+"""Waveform discriminators of codec training, at any width: multi-period and multi-scale (HiFi-GAN, 2010.05646
+section 2.3) and multi-scale STFT (EnCodec, 2210.13438 section 3.4), as SpeechTokenizer trains against them.
+
+Each is a list of convolution stacks that see the same wave folded, averaged or transformed in different ways;
+`forward(wave (B, 1, N))` gives one map of logits and one list of feature maps per stack.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d, leaky_relu, normalize, pad
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
+
+from vokens.checkpoint import NameTable
+from vokens.errors import ConfigError
+
+PERIODS = (2, 3, 5, 7, 11)
+PERIOD_CHANNELS = (32, 128, 512, 1024, 1024)
+SCALE_CHANNELS = (128, 128, 256, 512, 1024, 1024, 1024)
+WINDOWS = (1024, 2048, 512, 256, 128)
+
+
+class SpectralNorm(nn.Module):
+    """Parametrization weight / sigma with one power iteration per training forward (1802.05957, algorithm 1).
+
+    torch's own parametrization renews u before v, so that its sigma is half an iteration behind the older
+    hook that the published discriminator was trained with; here v comes first.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)  # (out, in * kernel)
+        self.register_buffer("u", normalize(torch.randn(matrix.shape[0]), dim=0))
+        self.register_buffer("v", normalize(torch.randn(matrix.shape[1]), dim=0))
+        for _ in range(15):  # random u and v give a sigma near 0, and eval mode would divide by it
+            self.iterate(matrix)
+
+    @torch.no_grad()
+    def iterate(self, matrix: Tensor) -> None:
+        self.v = normalize(matrix.mT @ self.u, dim=0)
+        self.u = normalize(matrix @ self.v, dim=0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        if self.training:
+            self.iterate(matrix)
+        return weight / (self.u @ (matrix @ self.v))
+
+
+def spectral_norm(conv: nn.Module) -> nn.Module:
+    register_parametrization(conv, "weight", SpectralNorm(conv.get_parameter("weight")))
+    return conv
+
+
+class ConvStack(nn.Module):
+    """Convolutions with leaky ReLU, then `conv_post` to one channel."""
+
+    def __init__(self, convs: Sequence[nn.Module], conv_post: nn.Module, slope: float) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.conv_post = conv_post
+        self.slope = slope
+
+    def run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, C, ...) -> logits (B, 1, ...) and the feature map of each layer before `conv_post`."""
+        features = []
+        for conv in self.convs:
+            x = leaky_relu(conv(x), self.slope)
+            features.append(x)
+        return self.conv_post(x), features
+
+
+class PeriodDiscriminator(ConvStack):
+    """Compares samples one period apart: rows of `period` samples, 2-D kernels of width 1 across the rows."""
+
+    def __init__(self, period: int, channels: Sequence[int] = PERIOD_CHANNELS) -> None:
+        shapes = zip([1, *channels[:-1]], channels, (3, 3, 3, 3, 1), strict=True)
+        convs = [weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), (2, 0))) for a, b, stride in shapes]
+        super().__init__(convs, weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0))), slope=0.1)
+        self.period = period
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """wave (B, 1, N) -> logits (B, M), 6 feature maps (the last is the logits, as published)."""
+        wave = pad(wave, (0, -wave.shape[-1] % self.period), mode="reflect")
+        logits, features = self.run(wave.unflatten(-1, (-1, self.period)))
+        return logits.flatten(1), [*features, logits]
+
+
+class ScaleDiscriminator(ConvStack):
+    """Strided, grouped convolutions on the wave itself."""
+
+    def __init__(self, channels: Sequence[int] = SCALE_CHANNELS, spectral: bool = False) -> None:
+        norm = spectral_norm if spectral else weight_norm
+        kernels, strides, groups = (
+            (15, 41, 41, 41, 41, 41, 5),
+            (1, 2, 2, 4, 4, 1, 1),
+            (1, 4, 16, 16, 16, 16, 1),
+        )
+        shapes = zip([1, *channels[:-1]], channels, kernels, strides, groups, strict=True)
+        convs = [norm(nn.Conv1d(a, b, k, s, k // 2, groups=math.gcd(g, a, b))) for a, b, k, s, g in shapes]
+        super().__init__(convs, norm(nn.Conv1d(channels[-1], 1, 3, padding=1)), slope=0.1)
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """wave (B, 1, N) -> logits (B, N / 64), 8 feature maps (the last is the logits, as published)."""
+        logits, features = self.run(wave)
+        return logits.flatten(1), [*features, logits]
+
+
+class STFTDiscriminator(ConvStack):
+    """2-D convolutions on the complex spectrogram: two channels, real and imaginary, of (frames, bins)."""
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, filters: int = 32) -> None:
+        # The published first convolution carries no weight norm: it was built without the argument.
+        convs: list[nn.Module] = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4))]
+        convs += [
+            weight_norm(nn.Conv2d(filters, filters, (3, 9), (1, 2), (dilation, 4), (dilation, 1)))
+            for dilation in (1, 2, 4)
+        ]
+        convs.append(weight_norm(nn.Conv2d(filters, filters, (3, 3), padding=(1, 1))))
+        super().__init__(convs, weight_norm(nn.Conv2d(filters, 1, (3, 3), padding=(1, 1))), slope=0.2)
+        self.n_fft = n_fft
+        self.register_buffer("window", torch.hann_window(n_fft))
+
+    def spectrogram(self, wave: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, 2, frames, bins), divided by the window's L2 norm: one scale for every n_fft."""
+        spectrum = torch.stft(
+            wave.squeeze(1),
+            self.n_fft,
+            self.n_fft // 4,
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )
+        spectrum = spectrum / self.window.square().sum().sqrt()
+        return torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """wave (B, 1, N >= n_fft) -> logits (B, 1, frames, bins / 8), 5 feature maps (without the logits)."""
+        return self.run(self.spectrogram(wave))
+
+
+class Discriminator(nn.Module):
+    """Stacks that judge the same wave."""
+
+    def __init__(self, stacks: Sequence[ConvStack]) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleList(stacks)
+
+    def views(self, wave: Tensor) -> list[Tensor]:
+        """What each stack sees of the wave."""
+        return [wave] * len(self.discriminators)
+
+    def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """wave (B, 1, N) -> logits: one tensor (B, ...) per stack; features: one list of maps per stack."""
+        if wave.dim() != 3 or wave.shape[1] != 1:
+            raise ConfigError(
+                f"a discriminator takes a mono wave of shape (B, 1, N), not {tuple(wave.shape)}"
+            )
+        judgements = [stack(view) for stack, view in zip(self.discriminators, self.views(wave), strict=True)]
+        return [logits for logits, _ in judgements], [features for _, features in judgements]
+
+
+class MultiPeriodDiscriminator(Discriminator):
+    """One stack per period; 41.1 M parameters at divisor 1. `divisor` divides every width."""
+
+    def __init__(self, divisor: int = 1, periods: Sequence[int] = PERIODS) -> None:
+        channels = narrowed(PERIOD_CHANNELS, divisor)
+        super().__init__([PeriodDiscriminator(period, channels) for period in periods])
+
+
+class MultiScaleDiscriminator(Discriminator):
+    """Three stacks, on the wave and on its averages by 2 and 4; 29.6 M parameters at divisor 1.
+
+    Only the first stack, which sees the raw wave, has spectral norm.
+    """
+
+    def __init__(self, divisor: int = 1) -> None:
+        channels = narrowed(SCALE_CHANNELS, divisor)
+        super().__init__([ScaleDiscriminator(channels, spectral=scale == 0) for scale in range(3)])
+
+    def views(self, wave: Tensor) -> list[Tensor]:
+        half = avg_pool1d(wave, 4, 2, padding=2)
+        return [wave, half, avg_pool1d(half, 4, 2, padding=2)]
+
+
+class MultiScaleSTFTDiscriminator(Discriminator):
+    """One stack per STFT window; 0.47 M parameters at 32 filters. Takes no wave shorter than a window."""
+
+    def __init__(self, filters: int = 32, windows: Sequence[int] = WINDOWS) -> None:
+        super().__init__([STFTDiscriminator(n_fft, filters) for n_fft in windows])
+        self.min_samples = max(windows)
+
+    def views(self, wave: Tensor) -> list[Tensor]:
+        if wave.shape[-1] < self.min_samples:
+            raise ConfigError(
+                f"the multi-scale STFT discriminator needs {self.min_samples} samples (its longest window), "
+                f"got {wave.shape[-1]}: train on longer segments or leave out long windows"
+            )
+        return super().views(wave)
+
+
+def narrowed(channels: Sequence[int], divisor: int) -> list[int]:
+    if divisor < 1 or any(width % divisor for width in channels):
+        raise ConfigError(
+            f"divisor {divisor} does not divide the widths {tuple(channels)}: use a power of two"
+        )
+    return [width // divisor for width in channels]
+
+
+NORM_NAMES = {  # of one convolution: published name -> ours
+    "weight": {"weight_g": "original0", "weight_v": "original1"},
+    "spectral": {"weight_orig": "original", "weight_u": "0.u", "weight_v": "0.v"},
+}
+
+
+def names(stack: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
+    """Rows for the convolutions of a stack; `wrapper` is a level that only the published layout has."""
+    rows = []
+    for conv in (f"discriminators.{stack}.convs.{{i}}", f"discriminators.{stack}.conv_post"):
+        rows.append((f"{conv}{wrapper}.bias", f"{conv}.bias"))
+        for published, ours in NORM_NAMES[norm].items():
+            rows.append((f"{conv}{wrapper}.{published}", f"{conv}.parametrizations.weight.{ours}"))
+    return rows
+
+
+# SpeechTokenizer's training checkpoints, by the names the discriminators have there.
+PUBLISHED_NAMES = {
+    "mpd": NameTable(names("{k}")),
+    "msd": NameTable(names("0", "spectral") + names("1") + names("2")),
+    "mstftd": NameTable(
+        [
+            ("discriminators.{k}.spec_transform.window", "discriminators.{k}.window"),
+            ("discriminators.{k}.convs.0.conv.weight", "discriminators.{k}.convs.0.weight"),
+            *names("{k}", wrapper=".conv"),
+        ]
+    ),
+}

@@ -1,0 +1,214 @@
+"""Losses of codec training: each is one scalar with a name and a unit, weighted by that name.
+
+Reconstruction and distillation follow SpeechTokenizer (2308.16692 section 3.3 and its released trainer), the
+other mel scales DAC (2306.06546 section 3.5), hinge and normalised features EnCodec (2210.13438 section 3.4).
+The target's spectra are computed without a graph, since nothing flows back to them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, l1_loss, logsigmoid, relu
+
+from vokens.audio.mel import SPEECHTOKENIZER_LOSSES, LogMel, MelConfig
+from vokens.errors import ConfigError
+
+UNITS: Mapping[str, str] = {
+    "wave": "of full scale",
+    "mel": "weighted ln or log10 of mel magnitude",
+    "stft": "ln of magnitude",
+    "distill": "nats",
+    "adversarial": "sum or mean over discriminators",
+    "feature": "activation",
+    "commit": "squared latent distance",
+}
+"""What each loss counts, for logs and curves."""
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weights[name] * losses[name]. Every loss needs a weight and every weight a loss.
+
+    A weight of 0 leaves its loss out of the graph. Raises ConfigError naming the keys that do not match.
+    """
+    without_weight, without_loss = (
+        sorted(losses.keys() - weights.keys()),
+        sorted(weights.keys() - losses.keys()),
+    )
+    if without_weight or without_loss or not losses:
+        raise ConfigError(
+            f"losses and weights must have the same names: no weight for {without_weight}, no loss called "
+            f"{without_loss}; losses are {sorted(losses)} (give a weight of 0 to leave one out)"
+        )
+    terms = [weight * losses[name] for name, weight in weights.items() if weight]
+    return torch.stack(terms).sum() if terms else next(iter(losses.values())).new_zeros(())
+
+
+# Reconstruction: output and target are waves (B, N) or (B, 1, N), full scale 1.
+
+
+def wave_l1(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference over the samples that both have."""
+    samples = min(output.shape[-1], target.shape[-1])
+    return l1_loss(output[..., :samples], target[..., :samples])
+
+
+class MelLoss(nn.Module):
+    """Weighted sum over scales of mean |log mel(output) - log mel(target)|; SpeechTokenizer's by default."""
+
+    def __init__(
+        self,
+        scales: Sequence[MelConfig] = SPEECHTOKENIZER_LOSSES,
+        weights: Sequence[float] = (45.0, 1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if len(scales) != len(weights):
+            raise ConfigError(f"{len(scales)} mel scales need as many weights, got {len(weights)}")
+        self.mels = nn.ModuleList(LogMel(scale) for scale in scales)
+        self.weights = tuple(weights)
+
+    def per_scale(self, output: Tensor, target: Tensor) -> list[Tensor]:
+        return [spectral_l1(mel, output, target) for mel in self.mels]
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        losses = self.per_scale(output, target)
+        return torch.stack([weight * loss for weight, loss in zip(self.weights, losses, strict=True)]).sum()
+
+
+DAC_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
+
+
+def dac_scales(sample_rate: int, windows: Sequence[int] = DAC_WINDOWS) -> list[MelConfig]:
+    """DAC's mel scales: log10, hop a quarter of the window, 5 bands per 32 samples of it; weights all 1."""
+    return [
+        MelConfig(sample_rate, window, window, window // 4, window * 5 // 32, center=True, log="log10")
+        for window in windows
+    ]
+
+
+class LogMagnitude(nn.Module):
+    """Waves (B, N) -> ln of the STFT magnitude, floored at 1e-5 (-100 dB): (B, n_fft / 2 + 1, F)."""
+
+    window: Tensor
+
+    def __init__(self, n_fft: int) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        window = self.window.float()
+        spectrum = torch.stft(wave.float(), self.n_fft, self.n_fft // 4, window=window, return_complex=True)
+        # Divided by the window's sum, a full-scale sine has magnitude 1/2 at every n_fft.
+        return (spectrum.abs() / window.sum()).clamp(min=1e-5).log()
+
+
+class STFTLoss(nn.Module):
+    """Mean over windows of mean |ln |STFT(output)| - ln |STFT(target)|| (1910.11480)."""
+
+    def __init__(self, windows: Sequence[int] = (512, 1024, 2048)) -> None:
+        super().__init__()
+        self.spectra = nn.ModuleList(LogMagnitude(n_fft) for n_fft in windows)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return torch.stack([spectral_l1(spectrum, output, target) for spectrum in self.spectra]).mean()
+
+
+def spectral_l1(transform: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """Mean |transform(output) - transform(target)| over waves (B, N) or (B, 1, N) of one length."""
+    if output.shape != target.shape:
+        raise ConfigError(
+            f"output {tuple(output.shape)} and target {tuple(target.shape)} differ in shape: cut one"
+        )
+    with torch.no_grad():
+        wanted = transform(target.flatten(0, -2))
+    return l1_loss(transform(output.flatten(0, -2)), wanted)
+
+
+# Distillation: feature (B, T, D) is the student's, target (B, T', D) the teacher's; the longer one is cut.
+# lengths (B,): frames of each item that are not padding; the others count for nothing. Cosine eps 1e-8 keeps
+# an all-zero column at cosine 0 with a finite gradient.
+
+
+def d_axis(feature: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """-mean over items and dimensions of ln sigmoid(cosine over time): 0.3133 perfect, 0.6931 unrelated."""
+    feature, target, valid = aligned(feature, target, lengths)
+    return -logsigmoid(cosine_similarity(feature * valid, target * valid, dim=1, eps=1e-8)).mean()
+
+
+def t_axis(
+    feature: Tensor, target: Tensor, lengths: Tensor | None = None, similarity_weight: float = 1.0
+) -> Tensor:
+    """Mean |feature - target| - similarity_weight * mean over frames of ln sigmoid(cosine over D)."""
+    feature, target, valid = aligned(feature, target, lengths)
+    frames = valid.sum().clamp(min=1)
+    distance = ((feature - target).abs().mean(2, keepdim=True) * valid).sum() / frames
+    similarity = logsigmoid(cosine_similarity(feature, target, dim=2, eps=1e-8))
+    return distance - similarity_weight * (similarity * valid[..., 0]).sum() / frames
+
+
+def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Both cut to the shorter one's n frames, and the mask of valid frames (B, n, 1)."""
+    if feature.dim() != 3 or feature.shape[::2] != target.shape[::2]:
+        raise ConfigError(
+            f"feature (B, T, D) and target (B, T', D) must agree in B and D, got {tuple(feature.shape)} "
+            f"and {tuple(target.shape)}"
+        )
+    frames = min(feature.shape[1], target.shape[1])
+    feature, target = feature[:, :frames], target[:, :frames]
+    if lengths is None:
+        return feature, target, feature.new_ones(len(feature), frames, 1)
+    valid = torch.arange(frames, device=feature.device) < lengths.to(feature.device)[:, None]
+    return feature, target, valid[..., None].to(feature.dtype)
+
+
+# Adversarial losses: logits are one tensor per discriminator stack, features one list of maps per stack.
+
+
+def least_squares_generator(fake: Sequence[Tensor]) -> Tensor:
+    """Sum over stacks of mean (1 - D(output))^2."""
+    return torch.stack([(1 - logits).square().mean() for logits in fake]).sum()
+
+
+def least_squares_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Sum over stacks of mean (1 - D(target))^2 + mean D(output)^2."""
+    return least_squares_generator(real) + torch.stack([logits.square().mean() for logits in fake]).sum()
+
+
+def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
+    """Mean over stacks of mean max(0, 1 - D(output))."""
+    return torch.stack([relu(1 - logits).mean() for logits in fake]).mean()
+
+
+def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Mean over stacks of mean max(0, 1 - D(target)) + mean max(0, 1 + D(output))."""
+    return hinge_generator(real) + torch.stack([relu(1 + logits).mean() for logits in fake]).mean()
+
+
+class Adversarial(NamedTuple):
+    generator: Callable[[Sequence[Tensor]], Tensor]
+    discriminator: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+ADVERSARIAL: Mapping[str, Adversarial] = {
+    "least_squares": Adversarial(least_squares_generator, least_squares_discriminator),
+    "hinge": Adversarial(hinge_generator, hinge_discriminator),
+}
+
+
+def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """2 * sum over all feature maps of mean |D_l(target) - D_l(output)|, as SpeechTokenizer was trained."""
+    return 2 * torch.stack([l1_loss(b, a.detach()) for a, b in feature_pairs(real, fake)]).sum()
+
+
+def normalised_feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Mean over feature maps of mean |D_l(target) - D_l(output)| / mean |D_l(target)|, as in the papers."""
+    ratios = [l1_loss(b, a.detach()) / a.detach().abs().mean() for a, b in feature_pairs(real, fake)]
+    return torch.stack(ratios).mean()
+
+
+def feature_pairs(
+    real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    return [pair for maps in zip(real, fake, strict=True) for pair in zip(maps[0], maps[1], strict=True)]
