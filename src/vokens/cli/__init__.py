@@ -1,0 +1,108 @@
+"""The command line: a table of verbs, and the one place where errors become exit codes.
+
+A verb is a module with `Arguments` (what tyro parses) and `run(arguments) -> int`. Only the chosen one is
+imported, and it imports torch inside `run`, so that every `--help` answers at once.
+Exit codes: 0 done, 1 some of many inputs failed, 2 nothing done (the error says why), 130 interrupted.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+
+from vokens import __version__
+from vokens.errors import ConfigError, VokensError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives and its line in `vokens --help`."""
+
+    module: str
+    help: str
+
+
+VERBS = {
+    "encode": Verb("vokens.cli.encode", "speech to tokens: files, folders, globs or stdin"),
+    "decode": Verb("vokens.cli.decode", "tokens to speech"),
+    "roundtrip": Verb("vokens.cli.roundtrip", "speech to tokens to speech, with numbers and a picture"),
+    "models": Verb("vokens.cli.models", "the codecs that can be loaded by name"),
+    "train": Verb("vokens.cli.train", "train a codec from a recipe"),
+    "bench": Verb("vokens.cli.bench", "measure codecs against each other"),
+    "demo": Verb("vokens.cli.demo", "encode and decode a real sample, offline"),
+}
+
+_BROKEN_PIPE, _INTERRUPTED = 141, 130  # 128 + SIGPIPE, 128 + SIGINT, as shells report them
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: that of this process) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("vokens: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except SystemExit as stop:  # tyro has printed its help or its complaint
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (VokensError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"vokens: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"vokens {__version__}")
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        raise ConfigError(_unknown(name))
+    verb = import_module(VERBS[name].module)
+
+    import tyro  # 0.1 s, not needed for the overview
+
+    arguments = tyro.cli(
+        verb.Arguments,
+        prog=f"vokens {name}",
+        description=verb.__doc__,
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    return verb.run(arguments)
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, VERBS, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown verb {name!r}: {guess}The verbs are {', '.join(VERBS)} (vokens --help)"
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        f"vokens {__version__}: speech to discrete tokens to speech\n\n"
+        f"usage: vokens VERB ... [--debug]\n\n{verbs}\n\n"
+        "vokens VERB --help explains one verb, --debug shows where an error was raised.\n"
+        "First steps: vokens demo, then vokens encode hello.wav and vokens decode hello.vok"
+    )

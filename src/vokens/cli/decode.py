@@ -1,0 +1,121 @@
+"""Turn tokens into speech.
+
+One file becomes hello.wav beside it; -o names a file (.wav .flac .ogg .opus .mp3), a folder or - (standard
+output). The tokens say which codec made them: --model is needed only for a codec of your own.
+
+vokens decode hello.vok -o again.wav    vokens decode tokens/ -o speech/ --codebooks 1
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vokens.cli.convert import Loaded, convert
+from vokens.cli.jobs import Job, Source, opened, plan, write
+from vokens.cli.options import (
+    FORMATS,
+    BatchSeconds,
+    Codebooks,
+    Compute,
+    Inputs,
+    Output,
+    codebook_range,
+    load_codec,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vokens.tokens import Tokens
+
+WAVES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    inputs: Inputs
+    """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input."""
+    output: Output = None
+    """File, folder or - for standard output (default: beside each input)."""
+    model: Annotated[
+        str | None,
+        tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="(default: as the tokens say)"),
+    ] = None
+    """A name of `vokens models`, a hub id, a folder or a published file."""
+    codebooks: Codebooks = None
+    """Decode some codebooks, counted from 1: 1 is the first (semantic) alone, 2-8 the others up to 8."""
+    format: Annotated[
+        Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
+        tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
+    ] = None
+    """Format of the outputs, where -o does not say it."""
+    batch_seconds: BatchSeconds = 60.0
+    """Audio in one batch, padding included. More is faster and needs more memory."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+    compute: Compute = field(default_factory=Compute)
+
+
+def run(arguments: Arguments) -> int:
+    """Decode all inputs; the exit code says whether all went well."""
+    from vokens import audio
+    from vokens.tokens import Tokens
+
+    jobs = plan(
+        arguments.inputs,
+        arguments.output,
+        suffixes=FORMATS,
+        outputs=WAVES,
+        suffix=arguments.format and f".{arguments.format}",
+        overwrite=arguments.overwrite,
+    )
+    codec_of = cache(lambda name: load_codec(name, arguments.compute))
+
+    def read(job: Job) -> "Loaded[Tokens]":
+        tokens = read_tokens(job.source)
+        books = codebook_range(arguments.codebooks, tokens.first_codebook, tokens.num_codebooks)
+        tokens = tokens.select(*books)
+        return Loaded(job, tokens, seconds=float(tokens.duration.sum()), kind=_kind(tokens))
+
+    def work(group: "list[Loaded[Tokens]]") -> "list[tuple[np.ndarray, int]]":
+        tokens = Tokens.cat([item.value for item in group])
+        codec = codec_of(arguments.model or tokens.model)
+        waves = codec.decode(tokens, batch_seconds=arguments.batch_seconds)
+        return [(wave, codec.sample_rate) for wave in waves]
+
+    def finish(job: Job, result: "tuple[np.ndarray, int]") -> None:
+        write(job, lambda path: audio.save(path, *result))
+
+    return convert(jobs, read, work, finish, arguments.batch_seconds)
+
+
+def read_tokens(source: Source) -> "Tokens":
+    """The one item of a token file or of standard input, any format. TokensError when it holds several."""
+    from vokens.errors import TokensError
+    from vokens.tokens import Tokens
+
+    given = opened(source)
+    if isinstance(given, Path):
+        tokens = Tokens.load(given)
+    else:
+        with tempfile.TemporaryDirectory(prefix="vokens-") as folder:
+            path = Path(folder) / "stdin"
+            path.write_bytes(given.read())
+            tokens = Tokens.load(path)
+    if len(tokens) != 1:
+        raise TokensError(
+            f"{source} holds {len(tokens)} recordings, and one becomes one sound file: "
+            "split it in Python with tokens[i].save(path)"
+        )
+    return tokens
+
+
+def _kind(tokens: "Tokens") -> tuple[object, ...]:
+    """What tokens must share to be decoded in one batch."""
+    vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
+    facts = tokens.model, tokens.fingerprint, tokens.sample_rate, tokens.frame_rate
+    return *facts, tokens.codebook_sizes, tokens.first_codebook, vector

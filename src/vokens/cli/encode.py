@@ -1,0 +1,88 @@
+"""Turn speech into tokens.
+
+One file becomes hello.vok beside it; -o names a file (.vok .json .npz .pt), a folder or - (standard output).
+Folders and globs keep their structure.
+
+vokens encode hello.wav    vokens encode corpus/ -o tokens/    vokens encode - -o - < hello.wav > hello.vok
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vokens.cli.convert import Loaded, convert
+from vokens.cli.jobs import Job, opened, plan, write
+from vokens.cli.options import FORMATS, BatchSeconds, Compute, Format, Inputs, Model, Output, load_codec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vokens.tokens import Tokens
+
+# What counts as audio inside a folder; a file that is named is read whatever its suffix.
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".au", ".sph", ".webm")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    inputs: Inputs
+    """Files, folders, quoted globs, or - for standard input."""
+    output: Output = None
+    """File, folder or - for standard output (default: beside each input)."""
+    model: Model = "mini"
+    """A name of `vokens models`, a hub id, a folder or a published file."""
+    codebooks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Keep the first N codebooks."""
+    format: Annotated[
+        Format | None, tyro.conf.arg(metavar="{vok,json,npz,pt}", help_behavior_hint="(default: vok)")
+    ] = None
+    """Format of the outputs, where -o does not say it."""
+    batch_seconds: BatchSeconds = 60.0
+    """Audio in one batch, padding included. More is faster and needs more memory."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+    compute: Compute = field(default_factory=Compute)
+
+
+def run(arguments: Arguments) -> int:
+    """Encode all inputs; the exit code says whether all went well."""
+    jobs = plan(
+        arguments.inputs,
+        arguments.output,
+        suffixes=AUDIO,
+        outputs=FORMATS,
+        suffix=arguments.format and f".{arguments.format}",
+        overwrite=arguments.overwrite,
+    )
+    codec = load_codec(arguments.model, arguments.compute)
+
+    def work(group: "list[Loaded[np.ndarray]]") -> "list[Tokens]":
+        return list(
+            codec.encode(
+                [item.value for item in group],
+                sample_rate=group[0].kind,
+                num_codebooks=arguments.codebooks,
+                batch_seconds=arguments.batch_seconds,
+            )
+        )
+
+    def finish(job: Job, tokens: "Tokens") -> None:
+        write(job, lambda path: save_tokens(tokens, path))
+
+    return convert(jobs, read_audio, work, finish, arguments.batch_seconds)
+
+
+def read_audio(job: Job) -> "Loaded[np.ndarray]":
+    """The audio of a job, (T,) float32 at its own rate, which is its kind: the codec resamples."""
+    from vokens import audio
+
+    wave, rate = audio.load(opened(job.source))
+    return Loaded(job, wave, seconds=len(wave) / rate, kind=rate)
+
+
+def save_tokens(tokens: "Tokens", path: Path) -> None:
+    """Write tokens in the format that the suffix names."""
+    writers = {".vok": tokens.save, ".json": tokens.to_json, ".npz": tokens.to_npz, ".pt": tokens.to_pt}
+    writers[path.suffix.lower()](path)

@@ -1,0 +1,185 @@
+"""Which file becomes which: inputs (files, folders, globs, stdin) are paired with outputs before any work.
+
+Folders and globs keep their structure below the output folder. Two inputs for one output, an output that
+exists and an unknown suffix are errors here, so that a long run does not end on one of them.
+"""
+
+import glob
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from vokens.errors import ConfigError
+
+STREAM = "-"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input: a path, or None for standard input, and its place below the folder or glob it came from."""
+
+    path: Path | None
+    place: Path
+
+    def __str__(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and what it becomes: a file, or standard output (None), in the format of the suffix."""
+
+    source: Source
+    target: Path | None
+    suffix: str
+
+
+def plan(
+    inputs: Sequence[str],
+    output: str | None,
+    *,
+    suffixes: Sequence[str],
+    outputs: Sequence[str],
+    suffix: str | None,
+    overwrite: bool,
+) -> list[Job]:
+    """Pair all inputs with their outputs. Raises ConfigError, and has written nothing then.
+
+    suffixes: those that count as inputs inside folders. outputs: suffixes that an output file may have;
+    suffix: that of outputs whose name is ours to choose (None: the first of `outputs`).
+    """
+    sources = find_sources(inputs, suffixes)
+    target = _target_rule(output, sources, outputs, suffix)
+    jobs = [make_job(source, target(source), suffix or outputs[0]) for source in sources]
+    _refuse_collisions(jobs)
+    refuse_overwrite([job.target for job in jobs if job.target is not None], overwrite)
+    return jobs
+
+
+def find_sources(inputs: Sequence[str], suffixes: Sequence[str]) -> list[Source]:
+    """All inputs in the order given, folders and globs sorted. Raises ConfigError when one finds nothing."""
+    if not inputs:
+        raise ConfigError("no input: give files, folders, globs, or - for standard input")
+    if list(inputs).count(STREAM) > 1:
+        raise ConfigError("standard input (-) was given twice: it can be read once")
+    sources = [source for text in inputs for source in _expand(text, suffixes)]
+    return list(dict.fromkeys(sources))
+
+
+def _expand(text: str, suffixes: Sequence[str]) -> list[Source]:
+    if text == STREAM:
+        return [Source(None, Path("stdin"))]
+    path = Path(text)
+    if path.is_dir():
+        return _folder(path, suffixes)
+    if path.exists() or not glob.has_magic(text):
+        return [Source(path, Path(path.name))]
+    root = _fixed_part(path)
+    found = sorted(Path(match) for match in glob.glob(text, recursive=True))
+    files = [Source(file, file.relative_to(root)) for file in found if not file.is_dir()]
+    if not files:
+        raise ConfigError(f"no file matches {text!r}: check the pattern (** crosses folders)")
+    if len(files) < len(found) and "**" not in text:
+        _note(f"{text}: left out {len(found) - len(files)} folders (** goes into folders)")
+    return files
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder above the first wildcard."""
+    parts = [*pattern.parts]
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:fixed])
+
+
+def _folder(folder: Path, suffixes: Sequence[str]) -> list[Source]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    # Hidden files are left out: macOS puts a "._hello.wav" that is no audio beside each hello.wav.
+    wanted = [file for file in files if file.suffix.lower() in suffixes and not file.name.startswith(".")]
+    if not wanted:
+        raise ConfigError(f"no file below {folder} ends in {', '.join(suffixes)}: name the files themselves")
+    if len(wanted) < len(files):
+        _note(f"{folder}: left out {len(files) - len(wanted)} files of other kinds")
+    return [Source(file, file.relative_to(folder)) for file in wanted]
+
+
+def _note(text: str) -> None:
+    print(f"vokens: {text}", file=sys.stderr)
+
+
+def make_job(source: Source, target: Path | None, suffix: str) -> Job:
+    """A job whose format is that of its target's name, or `suffix` on standard output."""
+    if target is None and suffix != ".json" and sys.stdout.isatty():
+        raise ConfigError("binary data would upset the terminal: redirect it, or give a file with -o")
+    return Job(source, target, suffix if target is None else target.suffix.lower())
+
+
+def _target_rule(
+    output: str | None, sources: list[Source], outputs: Sequence[str], suffix: str | None
+) -> Callable[[Source], Path | None]:
+    """How the target follows from the source."""
+    chosen = suffix or outputs[0]
+    if output is None:
+        return lambda source: None if source.path is None else source.path.with_suffix(chosen)
+    if output == STREAM:
+        if len(sources) > 1:
+            raise ConfigError(f"{len(sources)} inputs cannot share standard output: give a folder with -o")
+        return lambda source: None
+    path = Path(output)
+    if path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix:
+        return lambda source: path / source.place.with_suffix(chosen)
+    check_suffix(path, outputs)
+    if suffix is not None and path.suffix.lower() != suffix:
+        raise ConfigError(f"-o {output} and --format {suffix[1:]} disagree: leave one of them out")
+    if len(sources) > 1:
+        raise ConfigError(f"{len(sources)} inputs cannot become one file, {output}: give a folder with -o")
+    return lambda source: path
+
+
+def check_suffix(path: Path, outputs: Sequence[str]) -> None:
+    """ConfigError unless the name ends in one of the accepted suffixes."""
+    if path.suffix.lower() not in outputs:
+        raise ConfigError(
+            f"{path} ends in {path.suffix or 'no suffix'!r}: use {', '.join(outputs)}, or end a folder with /"
+        )
+
+
+def _refuse_collisions(jobs: list[Job]) -> None:
+    seen: dict[Path, Source] = {}
+    for job in jobs:
+        if job.target is None:
+            continue
+        if job.target in seen:
+            raise ConfigError(
+                f"{seen[job.target]} and {job.source} would both become {job.target}: "
+                "give them different output folders"
+            )
+        seen[job.target] = job.source
+
+
+def refuse_overwrite(targets: Sequence[Path], overwrite: bool) -> None:
+    """ConfigError that names existing targets, unless they may be overwritten."""
+    existing = [target for target in targets if target.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ConfigError(f"{existing[0]} exists{more}: --overwrite replaces, -o writes elsewhere")
+
+
+def opened(source: Source) -> Path | BinaryIO:
+    """The path of a source, or standard input in binary mode."""
+    return sys.stdin.buffer if source.path is None else source.path
+
+
+def write(job: Job, writer: Callable[[Path], None]) -> None:
+    """Call `writer` with the target's path, its folder made; standard output gets what it wrote elsewhere."""
+    if job.target is not None:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        writer(job.target)
+        return
+    with tempfile.TemporaryDirectory(prefix="vokens-") as folder:
+        path = Path(folder) / f"stdout{job.suffix}"
+        writer(path)
+        sys.stdout.buffer.write(path.read_bytes())

@@ -1,0 +1,68 @@
+"""What several verbs share: which codec and where it runs, ranges of codebooks, names of outputs."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from vokens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vokens.models.codec import Codec
+
+Format = Literal["vok", "json", "npz", "pt"]
+FORMATS = (".vok", ".json", ".npz", ".pt")
+
+Output = Annotated[str | None, arg(aliases=("-o",), metavar="PATH", help_behavior_hint="")]
+Inputs = Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ...", help_behavior_hint="")]
+Model = Annotated[str, arg(aliases=("-m",), metavar="NAME")]
+Codebooks = Annotated[str | None, arg(metavar="N|N-M", help_behavior_hint="(default: all)")]
+BatchSeconds = Annotated[float, arg(metavar="SECONDS")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how precisely the network runs."""
+
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a CUDA device when there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the network. Half precision is faster on GPUs and changes a few tokens."""
+
+
+def load_codec(model: str, compute: Compute) -> "Codec":
+    """The codec of that name, hub id, folder or file, on the device and in the precision asked for."""
+    import torch
+
+    import vokens
+
+    device = compute.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without that backend
+        accepted = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+        raise ConfigError(f"device {device!r} cannot be used here: {accepted} can") from error
+    return vokens.load(model, device=device, dtype=compute.dtype)
+
+
+def codebook_range(text: str | None, first: int, count: int) -> tuple[int, int]:
+    """Half-open range among the `count` codebooks present, of which the first is the codec's number `first`.
+
+    text counts the codec's codebooks from 1: "1" is the first alone, "2-8" the second to the eighth,
+    None all that are present. Raises ConfigError for other text and for codebooks that are not present.
+    """
+    if text is None:
+        return 0, count
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    low = int(match[1]) if match else 0
+    high = int(match[2] or low) if match else 0
+    present = f"{first + 1}-{first + count}" if count > 1 else f"{first + 1}"
+    if not first < low <= high <= first + count:
+        raise ConfigError(
+            f"--codebooks {text!r}: give one codebook or a range within those present, {present} "
+            "(counted from 1, such as 1 or 2-8)"
+        )
+    return low - 1 - first, high - first

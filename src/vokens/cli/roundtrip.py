@@ -1,0 +1,68 @@
+"""Speech to tokens to speech: what a codec keeps, in numbers, sound and a picture.
+
+vokens roundtrip hello.wav -o again.wav --picture again.png
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vokens.cli.decode import WAVES
+from vokens.cli.jobs import STREAM, check_suffix, find_sources, make_job, opened, refuse_overwrite, write
+from vokens.cli.options import Codebooks, Compute, Model, Output, load_codec
+from vokens.errors import ConfigError
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
+    """A sound file, or - for standard input."""
+    output: Output = None
+    """Sound file to write (.wav .flac .ogg .opus .mp3), or - for standard output."""
+    picture: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Picture to write (.png .svg .pdf): waveforms, log-mels, tokens and what changed."""
+    model: Model = "mini"
+    """A name of `vokens models`, a hub id, a folder or a published file."""
+    codebooks: Codebooks = None
+    """Decode some codebooks, counted from 1: 1 is the first (semantic) alone, 2-8 the others up to 8."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+    compute: Compute = field(default_factory=Compute)
+
+
+def run(arguments: Arguments) -> int:
+    """Encode, decode, write what was asked for and print the numbers."""
+    from vokens import audio
+    from vokens.cli.report import travel
+
+    source, *others = find_sources([arguments.input], ())
+    if others:
+        raise ConfigError(f"{arguments.input} names {len(others) + 1} files: roundtrip takes one")
+    target = None if arguments.output in (None, STREAM) else _target(arguments.output, WAVES)
+    picture = None if arguments.picture is None else _target(arguments.picture, _PICTURES)
+    refuse_overwrite([path for path in (target, picture) if path is not None], arguments.overwrite)
+    job = None if arguments.output is None else make_job(source, target, ".wav")
+
+    wave, rate = audio.load(opened(source))
+    codec = load_codec(arguments.model, arguments.compute)
+    trip = travel(codec, wave, rate, arguments.codebooks)
+    if job is not None:
+        write(job, lambda path: audio.save(path, trip.decoded, codec.sample_rate))
+    if picture is not None:
+        from vokens.picture import roundtrip_figure, save_figure
+
+        name = source.place.name if source.path else ""
+        save_figure(roundtrip_figure(trip.original, trip.decoded, trip.tokens, name), picture)
+    print(trip.summary(), file=sys.stderr if arguments.output == STREAM else sys.stdout)
+    return 0
+
+
+def _target(name: str, suffixes: tuple[str, ...]) -> Path:
+    path = Path(name)
+    check_suffix(path, suffixes)
+    return path

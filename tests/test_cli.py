@@ -1,0 +1,476 @@
+"""The command line, in process, with a tiny random codec on synthetic audio (and on the shipped samples)."""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import vokens
+from vokens import registry
+from vokens.cli import VERBS, main
+from vokens.cli.jobs import Job, Source, find_sources, plan
+from vokens.cli.options import codebook_range
+from vokens.errors import ConfigError
+from vokens.models.mini import Mini, MiniConfig
+from vokens.tokens import Tokens
+
+RATE = 16000
+CODEBOOKS = 4
+
+
+@pytest.fixture(scope="module")
+def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A codec with random weights in a folder that `vokens.load` opens."""
+    config = MiniConfig(
+        width=16, expansion=2, encoder_layers=1, decoder_layers=1, latent_dim=8, codebook_size=32,
+        num_codebooks=CODEBOOKS, semantic_dim=8,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = Mini(config)
+    return str(codec.save_pretrained(tmp_path_factory.mktemp("codec") / "tiny"))
+
+
+def tone(seconds: float = 0.3, hz: float = 220.0, rate: int = RATE) -> np.ndarray:
+    return (0.4 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write_tone(path: Path, seconds: float = 0.3, hz: float = 220.0, rate: int = RATE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(seconds, hz, rate), rate)
+    return path
+
+
+def give_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three recordings of different lengths and rates in two folders, and two files that are no audio."""
+    write_tone(tmp_path / "in/a.wav", 0.3)
+    write_tone(tmp_path / "in/sub/b.flac", 0.5, 330, 24000)
+    write_tone(tmp_path / "in/sub/c.wav", 0.2, 440)
+    (tmp_path / "in/notes.txt").write_text("not audio")
+    (tmp_path / "in/._a.wav").write_bytes(b"left by macOS")
+    return tmp_path
+
+
+class TestFrame:
+    """main: verbs, help, errors and exit codes."""
+
+    def test_overview_names_every_verb(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {name}" in text for name in VERBS)
+
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_every_verb_explains_itself(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([verb, "--help"]) == 0
+        assert f"usage: vokens {verb}" in capsys.readouterr().out
+
+    def test_no_verb_is_an_error(self) -> None:
+        assert main([]) == 2
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"vokens {vokens.__version__}\n"
+
+    def test_unknown_verb_suggests_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["enocde", "a.wav"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vokens: error: unknown verb 'enocde': did you mean 'encode'?")
+        assert error.count("\n") == 1
+
+    def test_unknown_option_is_exit_2(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["encode", "a.wav", "--overwite"]) == 2
+        assert "--overwrite" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("words", [["--debug", "encode"], ["encode", "--debug"]])
+    def test_debug_adds_a_traceback(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" in error
+        assert error.splitlines()[-1].startswith("vokens: error: no input")
+        assert main(["encode"]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_interrupt_is_130(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(registry, "entries", interrupt)
+        assert main(["models"]) == 130
+
+    @pytest.mark.parametrize("words", [["--help"], ["encode", "--help"]])
+    def test_help_is_quick_and_leaves_torch_alone(self, words: list[str]) -> None:
+        """Processor time, as other work on the machine changes the clock: 0.3 s; torch alone takes 1.5 s."""
+        code = f"import sys; from vokens.cli import main; main({words!r}); assert 'torch' not in sys.modules"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+    def test_a_reader_that_leaves_is_quiet(self) -> None:
+        """`vokens models | head -0`: the pipe's reading end is closed before anything is written."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "vokens", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writer)
+        assert done.returncode == 141
+        assert done.stderr == b""
+
+
+class TestJobs:
+    """Inputs and outputs are paired before any work."""
+
+    PLAN: ClassVar[dict[str, Any]] = {
+        "suffixes": (".wav", ".flac"),
+        "outputs": (".vok", ".json"),
+        "suffix": None,
+        "overwrite": False,
+    }
+
+    def test_folder_keeps_its_structure_and_counts_the_rest(
+        self, corpus: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        jobs = plan([str(corpus / "in")], str(corpus / "out"), **self.PLAN)
+        assert [job.target.relative_to(corpus / "out").as_posix() for job in jobs] == [
+            "a.vok", "sub/b.vok", "sub/c.vok",
+        ]  # fmt: skip
+        assert "left out 2 files" in capsys.readouterr().err
+
+    def test_glob_keeps_the_structure_below_its_fixed_part(self, corpus: Path) -> None:
+        jobs = plan([str(corpus / "in/**/*.wav")], str(corpus / "out"), **self.PLAN)
+        assert [job.target.relative_to(corpus / "out").as_posix() for job in jobs] == ["a.vok", "sub/c.vok"]
+
+    def test_glob_that_names_folders_says_so(self, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert len(find_sources([str(corpus / "in/[as]*")], ())) == 1
+        assert "left out 1 folders" in capsys.readouterr().err
+
+    def test_a_file_with_glob_characters_is_a_file(self, tmp_path: Path) -> None:
+        odd = write_tone(tmp_path / "take [1].wav")
+        assert find_sources([str(odd)], ()) == [Source(odd, Path(odd.name))]
+
+    def test_one_file_goes_beside_itself_or_where_told(self, corpus: Path) -> None:
+        a = str(corpus / "in/a.wav")
+
+        def target(output: str | None, **changed: object) -> Path | None:
+            (job,) = plan([a], output, **{**self.PLAN, **changed})
+            return job.target
+
+        assert target(None) == corpus / "in/a.vok"
+        assert target(str(corpus / "x.json")) == corpus / "x.json"
+        assert target(str(corpus / "new")) == corpus / "new/a.vok"
+        assert target(str(corpus / "v1.0") + "/") == corpus / "v1.0/a.vok"
+        assert target(None, suffix=".json") == corpus / "in/a.json"
+        assert target("-") is None
+
+    def test_the_same_file_twice_is_one_job(self, corpus: Path) -> None:
+        a = str(corpus / "in/a.wav")
+        assert len(plan([a, a], str(corpus / "out"), **self.PLAN)) == 1
+
+    def test_standard_input_goes_to_standard_output(self) -> None:
+        assert plan(["-"], None, **self.PLAN) == [Job(Source(None, Path("stdin")), None, ".vok")]
+
+    @pytest.mark.parametrize(
+        ("inputs", "output", "changed", "message"),
+        [
+            ([], None, {}, "no input"),
+            (["-", "-"], "x.vok", {}, "twice"),
+            (["in/a.wav", "in/sub/c.wav"], "x.vok", {}, "2 inputs cannot become one file"),
+            (["in"], "-", {}, "3 inputs cannot share standard output"),
+            (["in/a.wav"], "x.aiff", {}, "use .vok, .json"),
+            (["in/a.wav"], "x.vok", {"suffix": ".json"}, "disagree"),
+            (["in/nothing*"], None, {}, "no file matches"),
+            (["empty"], None, {}, "no file below empty"),
+        ],
+    )
+    def test_what_cannot_be_paired_is_refused(
+        self,
+        inputs: list[str],
+        output: str | None,
+        changed: dict[str, object],
+        message: str,
+        corpus: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(corpus)
+        (corpus / "empty").mkdir()
+        with pytest.raises(ConfigError, match=message):
+            plan(inputs, output, **{**self.PLAN, **changed})
+
+    def test_two_inputs_for_one_output_are_refused(self, corpus: Path) -> None:
+        write_tone(corpus / "in/sub/c.flac")
+        with pytest.raises(ConfigError, match=r"c\.flac and .*c\.wav would both become"):
+            plan([str(corpus / "in")], None, **self.PLAN)
+
+    def test_existing_outputs_are_named_before_any_work(self, corpus: Path) -> None:
+        (corpus / "in/sub/b.vok").write_bytes(b"precious")
+        with pytest.raises(ConfigError, match=r"b\.vok exists: --overwrite"):
+            plan([str(corpus / "in")], None, **self.PLAN)
+        assert len(plan([str(corpus / "in")], None, **{**self.PLAN, "overwrite": True})) == 3
+
+
+class TestCodebookRange:
+    @pytest.mark.parametrize(
+        ("text", "first", "count", "expected"),
+        [
+            (None, 0, 8, (0, 8)),
+            ("1", 0, 8, (0, 1)),
+            ("2-8", 0, 8, (1, 8)),
+            ("2-8", 1, 7, (0, 7)),
+            ("3", 1, 7, (1, 2)),
+        ],
+    )
+    def test_counts_the_codecs_codebooks_from_one(
+        self, text: str | None, first: int, count: int, expected: tuple[int, int]
+    ) -> None:
+        assert codebook_range(text, first, count) == expected
+
+    @pytest.mark.parametrize("text", ["0", "9", "3-2", "1-9", "one", "-1", "1,2", ""])
+    def test_others_are_refused_with_those_present(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="1-8"):
+            codebook_range(text, 0, 8)
+
+    def test_the_first_is_not_present_in_layers_two_to_eight(self) -> None:
+        with pytest.raises(ConfigError, match="2-8"):
+            codebook_range("1", 1, 7)
+
+
+class TestEncodeDecode:
+    def test_a_folder_gives_what_each_file_gives_alone(
+        self, corpus: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["encode", str(corpus / "in"), "-o", str(corpus / "tok"), "-m", codec_folder]) == 0
+        assert main(["decode", str(corpus / "tok"), "-o", str(corpus / "out"), "-m", codec_folder]) == 0
+        codec = vokens.load(codec_folder)
+        for name, suffix in (("a", ".wav"), ("sub/b", ".flac"), ("sub/c", ".wav")):
+            alone = codec.encode(corpus / f"in/{name}{suffix}")
+            assert torch.equal(Tokens.load(corpus / f"tok/{name}.vok").codes, alone.codes)
+            wave, rate = soundfile.read(corpus / f"out/{name}.wav", dtype="float32")
+            assert rate == codec.sample_rate
+            assert len(wave) == int(alone.num_samples[0])
+            np.testing.assert_allclose(wave, codec.decode(alone)[0].clip(-1, 1), atol=2e-4)  # 16 bit
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize("suffix", ["vok", "json", "npz", "pt"])
+    def test_every_format_decodes_to_the_same_sound(
+        self, suffix: str, tmp_path: Path, codec_folder: str
+    ) -> None:
+        a, tokens, wave = write_tone(tmp_path / "a.wav"), tmp_path / f"t.{suffix}", tmp_path / "out.flac"
+        assert main(["encode", str(a), "-o", str(tokens), "-m", codec_folder]) == 0
+        assert main(["decode", str(tokens), "-o", str(wave), "-m", codec_folder]) == 0
+        codec = vokens.load(codec_folder)
+        np.testing.assert_allclose(
+            soundfile.read(wave)[0], codec.decode(codec.encode(a))[0].clip(-1, 1), atol=2e-4
+        )
+
+    def test_codebooks(self, tmp_path: Path, codec_folder: str) -> None:
+        a = str(write_tone(tmp_path / "a.wav"))
+        codec = vokens.load(codec_folder)
+        everything = codec.encode(a)
+        assert main(["encode", a, "-m", codec_folder, "--codebooks", "2"]) == 0
+        assert torch.equal(Tokens.load(tmp_path / "a.vok").codes, everything.codes[:, :2])
+        everything.save(tmp_path / "a.vok")
+        for text, part in (("1", everything.select(0, 1)), (f"2-{CODEBOOKS}", everything.select(1))):
+            out = str(tmp_path / f"{text}.wav")
+            words = ["decode", str(tmp_path / "a.vok"), "-o", out, "-m", codec_folder]
+            assert main([*words, "--codebooks", text]) == 0
+            np.testing.assert_allclose(soundfile.read(out)[0], codec.decode(part)[0].clip(-1, 1), atol=2e-4)
+
+    def test_too_many_codebooks(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a = str(write_tone(tmp_path / "a.wav"))
+        assert main(["encode", a, "-m", codec_folder, "--codebooks", "9"]) == 2
+        assert f"1 to {CODEBOOKS}" in capsys.readouterr().err
+
+    def test_pipes(
+        self,
+        tmp_path: Path,
+        codec_folder: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsysbinary: pytest.CaptureFixture[bytes],
+    ) -> None:
+        a = write_tone(tmp_path / "a.wav")
+        give_stdin(monkeypatch, a.read_bytes())
+        assert main(["encode", "-", "-m", codec_folder]) == 0
+        content = capsysbinary.readouterr().out
+        (tmp_path / "piped.vok").write_bytes(content)
+        assert torch.equal(
+            Tokens.load(tmp_path / "piped.vok").codes, vokens.load(codec_folder).encode(a).codes
+        )
+        give_stdin(monkeypatch, content)
+        assert main(["decode", "-", "-o", "-", "--format", "flac", "-m", codec_folder]) == 0
+        wave, rate = soundfile.read(io.BytesIO(capsysbinary.readouterr().out))
+        assert (len(wave), rate) == (len(tone()), RATE)
+
+    def test_json_to_standard_output_is_text(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a = str(write_tone(tmp_path / "a.wav"))
+        assert main(["encode", a, "-o", "-", "--format", "json", "-m", codec_folder]) == 0
+        assert json.loads(capsys.readouterr().out)["sample_rate"] == RATE
+
+    def test_a_bad_file_is_named_and_the_others_go_on(
+        self, corpus: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (corpus / "in/bad.wav").write_bytes(b"RIFF, but nothing that follows")
+        words = ["encode", str(corpus / "in"), str(corpus / "gone.wav")]
+        assert main([*words, "-o", str(corpus / "tok"), "-m", codec_folder]) == 1
+        error = capsys.readouterr().err
+        assert "bad.wav" in error
+        assert "gone.wav" in error
+        assert "2 of 5 inputs failed" in error
+        assert "Traceback" not in error
+        assert {path.name for path in (corpus / "tok").rglob("*")} == {"a.vok", "sub", "b.vok", "c.vok"}
+
+    def test_one_bad_file_alone_is_exit_2(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["encode", str(tmp_path / "gone.wav"), "-m", codec_folder]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vokens: error: ")
+        assert "gone.wav" in error
+        assert error.count("\n") == 1
+
+    def test_damaged_tokens(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a, tokens = write_tone(tmp_path / "a.wav"), tmp_path / "a.vok"
+        assert main(["encode", str(a), "-m", codec_folder]) == 0
+        content = bytearray(tokens.read_bytes())
+        content[-1] ^= 1
+        tokens.write_bytes(content)
+        assert main(["decode", str(tokens), "-o", str(tmp_path / "out.wav"), "-m", codec_folder]) == 2
+        assert "a.vok" in capsys.readouterr().err
+        assert not (tmp_path / "out.wav").exists()
+
+    def test_existing_output_needs_overwrite(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a, out = str(write_tone(tmp_path / "a.wav")), tmp_path / "a.vok"
+        out.write_bytes(b"precious")
+        assert main(["encode", a, "-m", codec_folder]) == 2
+        assert str(out) in capsys.readouterr().err
+        assert out.read_bytes() == b"precious"
+        assert main(["encode", a, "-m", codec_folder, "--overwrite"]) == 0
+        assert len(Tokens.load(out)) == 1
+
+    def test_several_recordings_in_one_token_file_are_refused(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vokens.load(codec_folder).encode([tone(0.1), tone(0.2)], RATE).save(tmp_path / "two.vok")
+        assert main(["decode", str(tmp_path / "two.vok"), "-m", codec_folder]) == 2
+        assert "2 recordings" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", [("--model", "minj"), ("--device", "warp9"), ("--batch-seconds", "0")])
+    def test_bad_options_name_what_was_given(
+        self, option: tuple[str, str], tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["encode", str(write_tone(tmp_path / "a.wav")), "-m", codec_folder]
+        assert main([*words, *option]) == 2
+        assert option[1] in capsys.readouterr().err
+
+
+class TestRoundtrip:
+    def test_writes_sound_and_picture_and_prints_the_numbers(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a = str(write_tone(tmp_path / "a.wav", rate=24000))
+        out, picture = tmp_path / "new/out.wav", tmp_path / "new/out.png"
+        words = ["roundtrip", a, "-o", str(out), "--picture", str(picture), "-m", codec_folder]
+        assert main([*words, "--codebooks", "1"]) == 0
+        text = capsys.readouterr().out
+        for word in ("bitrate", "0.25 kbit/s", "15 frames", "codebooks 1", "entropy", "real-time factor"):
+            assert word in text
+        wave, rate = soundfile.read(out)
+        assert (len(wave), rate) == (len(tone()), RATE)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert main(words) == 2
+        assert "exists" in capsys.readouterr().err
+
+    def test_equals_encode_then_decode(self, tmp_path: Path, codec_folder: str) -> None:
+        a = str(write_tone(tmp_path / "a.wav"))
+        assert main(["roundtrip", a, "-o", str(tmp_path / "r.wav"), "-m", codec_folder]) == 0
+        assert main(["encode", a, "-m", codec_folder]) == 0
+        vok, out = str(tmp_path / "a.vok"), str(tmp_path / "d.wav")
+        assert main(["decode", vok, "-o", out, "-m", codec_folder]) == 0
+        assert (tmp_path / "r.wav").read_bytes() == (tmp_path / "d.wav").read_bytes()
+
+    def test_sound_on_standard_output_is_not_mixed_with_the_table(
+        self,
+        tmp_path: Path,
+        codec_folder: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsysbinary: pytest.CaptureFixture[bytes],
+    ) -> None:
+        give_stdin(monkeypatch, write_tone(tmp_path / "a.wav").read_bytes())
+        assert main(["roundtrip", "-", "-o", "-", "-m", codec_folder]) == 0
+        captured = capsysbinary.readouterr()
+        assert len(soundfile.read(io.BytesIO(captured.out))[0]) == len(tone())
+        assert b"bitrate" in captured.err
+
+    @pytest.mark.parametrize(
+        ("option", "message"), [(("-o", "x.vok"), ".wav"), (("--picture", "x.bmp"), ".png")]
+    )
+    def test_unknown_suffixes(
+        self, option: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["roundtrip", str(write_tone(tmp_path / "a.wav")), *option]) == 2
+        assert message in capsys.readouterr().err
+
+
+class TestModels:
+    def test_table_and_json_agree(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["models"]) == 0
+        header, *rows = capsys.readouterr().out.splitlines()
+        assert main(["models", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert " ".join(header.split()) == "name system Hz kbit/s codebooks licence MB from cached"
+        assert [row.split()[0] for row in rows] == [fact["name"] for fact in facts] == list(registry.MODELS)
+        for row, fact in zip(rows, facts, strict=True):
+            assert f"{fact['bitrate'] / 1000:.2f}" in row
+            assert fact["licence"] in row
+
+
+class TestDemo:
+    @pytest.mark.parametrize("sample", ["english", "mandarin"])
+    def test_writes_everything_and_says_where(
+        self, sample: str, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "demo"
+        assert main(["demo", "--out", str(out), "-m", codec_folder, "--sample", sample]) == 0
+        text = capsys.readouterr().out
+        for name in (f"{sample}.original.wav", f"{sample}.vok", f"{sample}.wav", f"{sample}.png"):
+            assert (out / name).stat().st_size > 0
+            assert str(out / name) in text
+        tokens = Tokens.load(out / f"{sample}.vok")
+        for k in range(CODEBOOKS):
+            line = next(line for line in text.splitlines() if line.startswith(f"codebook {k + 1}"))
+            assert [int(word) for word in line.split()[2:-1]] == tokens.codes[0, k, :12].tolist()
+        assert 4.0 < float(tokens.duration[0]) < 6.0
+
+    def test_without_matplotlib_all_but_the_picture(
+        self,
+        tmp_path: Path,
+        codec_folder: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        assert main(["demo", "--out", str(tmp_path / "demo"), "-m", codec_folder]) == 0
+        assert "pip install 'vokens[plot]'" in capsys.readouterr().out
+        assert (tmp_path / "demo/english.wav").exists()
