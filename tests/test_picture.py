@@ -54,7 +54,7 @@ def test_all_panels_share_the_time_of_the_recording() -> None:
 
 
 def test_a_tone_lies_at_its_frequency() -> None:
-    """The brightest row of a 1 kHz tone is drawn at the height that is labelled 1,000 Hz, within half a band."""
+    """The brightest row of a 1 kHz tone is drawn at the height labelled 1,000 Hz, within half a band."""
     wave = tone(0.5, 1000.0)
     figure = roundtrip_figure(wave, wave, tokens_of(len(wave)))
     axes = next(axes for axes in figure.axes if axes.get_ylabel() == "frequency (Hz)")
