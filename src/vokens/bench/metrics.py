@@ -61,13 +61,13 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
     reference, degraded = _pair(reference, degraded)
     reference, degraded = reference - reference.mean(), degraded - degraded.mean()
     energy = reference @ reference
-    if energy == 0:
+    if energy == 0 or not degraded.any():
         return math.nan
     target = (degraded @ reference / energy) * reference
     noise = degraded - target
     if not noise.any():
         return math.inf
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # -inf: nothing of the reference is left
         return float(10 * np.log10((target @ target) / (noise @ noise)))
 
 
