@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import torch
 
-from vokens.audio.resample import resample
+from vokens.audio.resample import check_rate, resample
 from vokens.errors import AudioError, MissingExtra
 
 Source = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
@@ -43,7 +43,7 @@ _SUFFIXES = {
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-_WRITE_BLOCK = 1 << 16  # libsndfile 1.2 overflows its stack on minutes of Vorbis in one call
+_BLOCK = 1 << 16  # samples per call: libsndfile 1.2 overflows its stack on minutes of Vorbis at once
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
     floats in [-1, 1] or of uint8, int16, int32 PCM; arrays need their `source_rate`.
     sample_rate: resample to this (soxr HQ); None keeps the rate of the source.
     offset, duration: read only this part, in seconds; it may end early with the audio. Only the part is
-    decoded, except from m4a, aac, webm and wma.
+    decoded, except that mp3 is decoded from its start, and m4a, aac, webm and wma whole.
     Raises AudioError with a remedy for what cannot be read, is empty, lost its end or holds NaN or infinity,
     and MissingExtra where PyAV is needed. Floats beyond 1 are kept as they are.
     """
@@ -95,10 +95,11 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) ->
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise AudioError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(_SUFFIXES)}")
+    check_rate(sample_rate)
     container, encoding = _SUFFIXES[path.suffix.lower()]
     frames = np.atleast_2d(_floats(wave)).T  # (T, C)
     if frames.ndim != 2 or frames.size == 0 or frames.shape[1] > MAX_CHANNELS:
-        raise AudioError(f"a wave to save is (T,) or (C, T), C <= {MAX_CHANNELS}; got {tuple(wave.shape)}")
+        raise AudioError(f"a wave to save is (T,) or (C, T), C <= {MAX_CHANNELS}; got {np.shape(wave)}")
     if not np.isfinite(frames).all():
         raise AudioError(f"cannot write {path.name!r}: the wave holds NaN or infinite samples")
     frames = frames.clip(-1.0, 1.0)
@@ -112,8 +113,8 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) ->
                     raw, "w", sample_rate, frames.shape[1], encoding, None, container
                 ) as file,
             ):
-                for start in range(0, len(frames), _WRITE_BLOCK):
-                    file.write(frames[start : start + _WRITE_BLOCK])
+                for start in range(0, len(frames), _BLOCK):
+                    file.write(frames[start : start + _BLOCK])
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -190,9 +191,13 @@ def _decode_part(audio: soundfile.SoundFile, name: str, offset: float, duration:
     count = audio.frames - start
     if duration is not None:
         count = min(count, round(duration * audio.samplerate))
-    audio.seek(start)
-    frames = audio.read(count, dtype="float32", always_2d=True)  # (T, C)
-    if len(frames) < count * (_MP3_SHORTFALL if audio.format in ("MP3", "MPEG") else 1.0):
+    mp3 = audio.format == "MP3"
+    if mp3:  # its frames borrow bits from frames before: after a seek the first would be silent or wrong
+        frames = audio.read(start + count, dtype="float32", always_2d=True)[start:].copy()
+    else:
+        audio.seek(start)
+        frames = audio.read(count, dtype="float32", always_2d=True)  # (T, C)
+    if len(frames) < count * (_MP3_SHORTFALL if mp3 else 1.0):
         raise AudioError(f"{name} lost its end: {len(frames)} of {count} samples are there")
     return frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
 
@@ -222,6 +227,7 @@ def _decode_media(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
 def _array_rate(source_rate: int | None) -> int:
     if source_rate is None:
         raise AudioError("an array does not know its sample rate: give source_rate in Hz")
+    check_rate(source_rate)
     return source_rate
 
 
@@ -229,7 +235,8 @@ def _floats(wave: np.ndarray | torch.Tensor) -> np.ndarray:
     """Float32 of the same shape; PCM integers are scaled to [-1, 1]."""
     if isinstance(wave, torch.Tensor):
         wave = wave.detach().cpu()
-        wave = wave.float().numpy() if wave.is_floating_point() else wave.numpy()
+        wave = wave.float().numpy() if wave.is_floating_point() else wave.numpy()  # numpy has no bfloat16
+    wave = np.asarray(wave)
     if wave.dtype.kind == "f":
         return wave.astype(np.float32, copy=False)
     if wave.dtype.name not in _PCM_CENTRE_AND_SCALE:
@@ -251,6 +258,8 @@ def _mono(wave: np.ndarray | torch.Tensor) -> np.ndarray:
             f"audio of shape {tuple(wave.shape)}: give (T,), or (C, T) with C <= {MAX_CHANNELS}; "
             "pass the items of a batch one by one"
         )
+    if floats.size == 0:
+        return floats.reshape(-1)
     return floats.mean(axis=0 if floats.shape[0] <= floats.shape[1] else 1)
 
 

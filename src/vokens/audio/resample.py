@@ -32,12 +32,14 @@ def resample(wave: np.ndarray | Tensor, source_rate: int, target_rate: int) -> n
     """Change the sample rate, in Hz, of a wave (..., T).
 
     Arrays go through soxr (HQ) in float32, tensors through `sinc_resample`.
-    Raises AudioError for rates below 1.
+    Raises AudioError for rates below 1 and for integer waves.
     """
     if isinstance(wave, Tensor):
         return sinc_resample(wave, source_rate, target_rate)
-    _check_rates(source_rate, target_rate)
-    wave = np.asarray(wave, dtype=np.float32)
+    check_rate(source_rate)
+    check_rate(target_rate)
+    _check_floating(wave.dtype, wave.dtype.kind == "f")
+    wave = wave.astype(np.float32, copy=False)
     if source_rate == target_rate or wave.size == 0:
         return wave
     columns = np.ascontiguousarray(wave.reshape(-1, wave.shape[-1]).T)  # soxr's layout: (T, channels)
@@ -51,11 +53,11 @@ def sinc_resample(wave: Tensor, source_rate: int, target_rate: int) -> Tensor:
     Differentiable, on the device and in the dtype of the wave (half precisions are computed in float32).
     Raises AudioError for rates below 1 and for integer waves.
     """
-    _check_rates(source_rate, target_rate)
+    check_rate(source_rate)
+    check_rate(target_rate)
     divisor = math.gcd(source_rate, target_rate)
     source, target = source_rate // divisor, target_rate // divisor
-    if not wave.is_floating_point():
-        raise AudioError(f"resampling needs a floating point wave in [-1, 1], got {wave.dtype}")
+    _check_floating(wave.dtype, wave.is_floating_point())
     if source == target or wave.numel() == 0:
         return wave
     dtype = torch.promote_types(wave.dtype, torch.float32)
@@ -96,7 +98,12 @@ def sinc_kernel(source: int, target: int) -> Tensor:
     return torch.from_numpy(kernel.astype(np.float32))[:, None]
 
 
-def _check_rates(source_rate: int, target_rate: int) -> None:
-    for rate in (source_rate, target_rate):
-        if not isinstance(rate, int | np.integer) or rate < 1:
-            raise AudioError(f"a sample rate is a whole number of Hz, 1 or more; got {rate!r}")
+def check_rate(rate: int) -> None:
+    """Raise AudioError unless `rate` is a sample rate in Hz."""
+    if not isinstance(rate, int | np.integer) or rate < 1:
+        raise AudioError(f"a sample rate is a whole number of Hz, 1 or more; got {rate!r}")
+
+
+def _check_floating(dtype: np.dtype | torch.dtype, floating: bool) -> None:
+    if not floating:
+        raise AudioError(f"resampling needs floating point samples in [-1, 1], got {dtype}: scale PCM first")

@@ -1,0 +1,358 @@
+"""Reading and writing audio: every source gives the same wave, every bad input a clear error."""
+
+import io
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from vokens.audio import load, save
+from vokens.errors import AudioError, MissingExtra
+
+RATE = 16000
+
+
+def tone(seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
+    """A 440 Hz tone that swells, on the 16-bit grid: (T,)."""
+    time = np.arange(round(seconds * rate)) / rate
+    wave = 0.5 * np.sin(2 * np.pi * 440 * time) * np.minimum(1.0, time + 0.1)
+    return (np.round(wave * 32768) / 32768).astype(np.float32)
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    save(tmp_path / "tone.wav", tone(), RATE)
+    return tmp_path / "tone.wav"
+
+
+# --- one wave, whatever the source
+
+
+def test_every_source_gives_the_same_wave(wav: Path) -> None:
+    wave = tone()
+    content = wav.read_bytes()
+    with open(wav, "rb") as file:
+        sources = [wav, str(wav), content, io.BytesIO(content), file]
+        loaded = [load(source) for source in sources]
+    loaded += [
+        load(array, source_rate=RATE) for array in (wave, torch.from_numpy(wave), wave.astype(np.float64))
+    ]
+    for ours, rate in loaded:
+        assert rate == RATE
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, wave)
+
+
+def test_file_objects_that_cannot_seek(wav: Path) -> None:
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as writer:
+        writer.write(wav.read_bytes()[:4000])  # less than the pipe holds
+    with os.fdopen(read_end, "rb") as pipe, pytest.raises(AudioError, match="lost its end"):
+        load(pipe)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])
+def test_pcm_arrays_are_scaled_by_their_type(dtype: type) -> None:
+    info = np.iinfo(dtype)
+    middle = 128 if dtype == np.uint8 else 0
+    pcm = np.array([info.min, middle, info.max], dtype=dtype)
+    for source in (pcm, torch.from_numpy(pcm)):
+        wave, _ = load(source, source_rate=RATE)
+        np.testing.assert_allclose(wave, [-1.0, 0.0, 1.0], atol=1.0 / (128 if dtype == np.uint8 else 32768))
+        assert np.abs(wave).max() <= 1.0
+
+
+def test_tensors_of_any_float_with_gradients() -> None:
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        wave, _ = load(torch.full((8,), 0.5, dtype=dtype, requires_grad=True), source_rate=RATE)
+        np.testing.assert_array_equal(wave, np.full(8, 0.5, np.float32))
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    left, right = tone(), -0.5 * tone()
+    stereo = np.stack([left, right])
+    expected = (left + right) / 2
+    soundfile.write(tmp_path / "stereo.wav", stereo.T, RATE, subtype="FLOAT")
+    for source in (stereo, stereo.T, torch.from_numpy(stereo)):
+        np.testing.assert_allclose(load(source, source_rate=RATE)[0], expected, atol=1e-7)
+    np.testing.assert_allclose(load(tmp_path / "stereo.wav")[0], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 192000])
+def test_resampled_on_request(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "tone.wav", tone(0.5, rate), rate)
+    assert load(tmp_path / "tone.wav")[1] == rate
+    wave, loaded_rate = load(tmp_path / "tone.wav", RATE)
+    assert loaded_rate == RATE
+    assert abs(len(wave) - 8000) <= 1
+    np.testing.assert_allclose(wave[800:-800], tone(0.5)[800 : len(wave) - 800], atol=2e-3)
+
+
+def test_odd_but_legal(tmp_path: Path) -> None:
+    assert load(np.array([0.25], np.float32), source_rate=RATE)[0].tolist() == [0.25]
+    assert not load(np.zeros(100), source_rate=RATE)[0].any()
+    np.testing.assert_array_equal(load(3 * tone(), source_rate=RATE)[0], 3 * tone())  # clipped is as given
+    soundfile.write(tmp_path / "loud.wav", 3 * tone(), RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(load(tmp_path / "loud.wav")[0], 3 * tone())
+    assert len(load(np.array([0.25], np.float32), 24000, source_rate=RATE)[0]) in (1, 2)
+
+
+def test_content_decides_not_the_suffix(wav: Path) -> None:
+    np.testing.assert_array_equal(load(wav.rename(wav.with_suffix(".mp3")))[0], tone())
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".opus", ".mp3"])
+def test_a_part_is_a_slice_of_the_whole(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"tone{suffix}"
+    save(path, tone(2.0), RATE)
+    whole, _ = load(path)
+    part, _ = load(path, offset=0.5, duration=0.25)
+    np.testing.assert_allclose(part, whole[8000:12000], atol=1e-6)
+    tail, _ = load(path, offset=1.75, duration=9.0)
+    np.testing.assert_allclose(tail, whole[28000:], atol=1e-6)
+    array_part, _ = load(whole, source_rate=RATE, offset=0.5, duration=0.25)
+    np.testing.assert_array_equal(array_part, whole[8000:12000])
+
+
+def test_a_part_reads_only_its_bytes(tmp_path: Path) -> None:
+    class Counting(io.BytesIO):
+        count = 0
+
+        def readinto(self, buffer) -> int:
+            self.count += len(buffer)
+            return super().readinto(buffer)
+
+        def read(self, size: int | None = -1) -> bytes:
+            content = super().read(size)
+            self.count += len(content)
+            return content
+
+    save(tmp_path / "long.wav", np.zeros(60 * RATE), RATE)
+    file = Counting((tmp_path / "long.wav").read_bytes())
+    assert len(load(file, offset=30.0, duration=1.0)[0]) == RATE
+    assert file.count < 4 * RATE * 2
+
+
+@pytest.mark.parametrize("kwargs", [{"offset": -1.0}, {"duration": 0.0}, {"offset": 1.0}, {"offset": np.nan}])
+def test_parts_outside(wav: Path, kwargs: dict[str, float]) -> None:
+    for source, rate in ((wav, None), (tone(), RATE)):
+        with pytest.raises(AudioError):
+            load(source, source_rate=rate, **kwargs)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros(0), "no audio"),
+        (np.zeros((2, 0)), "no audio"),
+        (np.array([0.0, np.nan]), "NaN"),
+        (np.array([0.0, np.inf]), "infinite"),
+        (np.zeros((1, 2, 100)), "one by one"),
+        (np.zeros((16, 100)), "one by one"),
+        (np.zeros(()), "shape"),
+        (np.array([None, 1.0]), "object"),
+        (np.zeros(4, bool), "bool"),
+        (np.zeros(4, complex), "complex"),
+        (np.zeros(4, np.int64), "int64"),
+        (np.array(["a"]), "PCM"),
+    ],
+)
+def test_bad_arrays(array: np.ndarray, says: str) -> None:
+    with pytest.raises(AudioError, match=says):
+        load(array, source_rate=RATE)
+
+
+def test_arrays_need_a_good_rate() -> None:
+    with pytest.raises(AudioError, match="source_rate"):
+        load(tone())
+    for rate in (0, -16000, 16000.5):
+        with pytest.raises(AudioError, match="Hz"):
+            load(tone(), RATE, source_rate=rate)
+        with pytest.raises(AudioError, match="Hz"):
+            load(tone(), rate, source_rate=RATE)
+
+
+def test_files_keep_their_own_rate(wav: Path) -> None:
+    assert load(wav, source_rate=RATE)[1] == RATE
+    with pytest.raises(AudioError, match="16000 Hz, not source_rate=8000"):
+        load(wav, source_rate=8000)
+
+
+def test_what_is_not_a_file(wav: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "none.wav", tmp_path, wav / "below", "zero\0byte.wav"):
+        with pytest.raises(AudioError, match="cannot open"):
+            load(path)
+    for source in ([0.0, 1.0], None, 3):
+        with pytest.raises(AudioError, match="give a path"):
+            load(source)
+    with open(wav) as text, pytest.raises(AudioError, match="binary"):
+        load(text)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(wav: Path) -> None:
+    wav.chmod(0)
+    with pytest.raises(AudioError, match="Permission"):
+        load(wav)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"just some text\n" * 20, bytes(1000), b"RIFF", b"fLaC" + bytes(60)]
+)
+def test_what_is_not_audio(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "note.wav").write_bytes(content)
+    for source in (tmp_path / "note.wav", content):
+        with pytest.raises(AudioError, match=r"empty|not readable"):
+            load(source)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.85])
+def test_truncated(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"cut{suffix}"
+    save(path, np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE), RATE)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(AudioError, match=r"lost its end|damaged"):
+        load(path)
+
+
+def test_files_from_pipes_have_no_length(wav: Path, tmp_path: Path) -> None:
+    content = bytearray(wav.read_bytes())
+    data = content.index(b"data")
+    content[4:8] = content[data + 4 : data + 8] = struct.pack("<I", 0xFFFFFFFF)
+    np.testing.assert_array_equal(load(bytes(content))[0], tone())
+
+
+def test_nan_in_a_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match="NaN"):
+        load(tmp_path / "nan.wav")
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
+    with pytest.raises(AudioError, match="no audio"):
+        load(tmp_path / "none.wav")
+
+
+# --- PyAV
+
+
+def encode_media(path: Path, codec: str, wave: np.ndarray, rate: int) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        track = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        container.mux(track.encode(frame) + track.encode(None))
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".m4a", "aac"), (".aac", "aac"), (".webm", "libopus")])
+def test_media_containers(tmp_path: Path, suffix: str, codec: str) -> None:
+    rate = 48000
+    path = tmp_path / f"tone{suffix}"
+    encode_media(path, codec, tone(1.0, rate), rate)
+    wave, loaded_rate = load(path)
+    assert loaded_rate == rate
+    assert abs(len(wave) - rate) <= 3 * 1024  # encoders pad to whole packets
+    spectrum = np.abs(np.fft.rfft(wave[: rate // 2]))
+    assert np.argmax(spectrum) == 220  # 440 Hz over half a second
+    part, _ = load(path.read_bytes(), offset=0.25, duration=0.5)
+    np.testing.assert_array_equal(part, wave[rate // 4 : 3 * rate // 4])
+
+
+def test_flac_from_a_pipe(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    save(tmp_path / "tone.flac", tone(), RATE)
+    content = bytearray((tmp_path / "tone.flac").read_bytes())
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO's sample count: 0 means unknown
+    content[22:26] = bytes(4)
+    np.testing.assert_array_equal(load(bytes(content))[0], tone())
+    np.testing.assert_array_equal(load(bytes(content), offset=0.5)[0], tone()[8000:])
+
+
+def test_media_without_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    for head in (b"\0\0\0\x1cftypM4A ", b"\x1aE\xdf\xa3\x9fB\x86\x81"):
+        with pytest.raises(MissingExtra, match=r"vokens\[media\]"):
+            load(head + bytes(100))
+
+
+def test_damaged_media() -> None:
+    pytest.importorskip("av")
+    with pytest.raises(AudioError, match="damaged"):
+        load(b"\0\0\0\x1cftypM4A " + bytes(100))
+
+
+# --- saving
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_sixteen_bits_survive(tmp_path: Path, suffix: str) -> None:
+    grid = (np.arange(-32768, 32768) / 32768).astype(np.float32)
+    path = tmp_path / f"grid{suffix}"
+    save(path, torch.from_numpy(grid), RATE)
+    np.testing.assert_array_equal(load(path)[0], grid)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".ogg", ".opus", ".mp3"])
+def test_lossy_formats_keep_length_and_sound(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"tone{suffix}"
+    save(path, tone(), RATE)
+    wave, rate = load(path)
+    assert (rate, len(wave)) == (RATE, len(tone()))
+    assert np.corrcoef(wave[1000:-1000], tone()[1000:-1000])[0, 1] > 0.98
+
+
+def test_channels_and_clipping(tmp_path: Path) -> None:
+    save(tmp_path / "stereo.WAV", np.stack([3 * tone(), tone()]), RATE)
+    stereo, _ = soundfile.read(tmp_path / "stereo.WAV", dtype="float32")
+    np.testing.assert_array_equal(stereo[:, 1], tone())
+    np.testing.assert_allclose(stereo[:, 0], (3 * tone()).clip(-1, 1), atol=1 / 32768)
+
+
+def test_minutes_of_vorbis(tmp_path: Path) -> None:
+    save(tmp_path / "long.ogg", np.zeros(180 * RATE, np.float32), RATE)
+    assert len(load(tmp_path / "long.ogg")[0]) == 180 * RATE
+
+
+@pytest.mark.parametrize(
+    ("name", "wave", "rate", "says"),
+    [
+        ("tone.wma", tone(), RATE, "suffix"),
+        ("tone", tone(), RATE, "suffix"),
+        ("tone.opus", tone(), 22050, "opus takes"),
+        ("tone.mp3", tone(), 192000, "mp3"),
+        ("tone.wav", np.zeros(0), RATE, "got"),
+        ("tone.wav", np.zeros((2, 2, 9)), RATE, "got"),
+        ("tone.wav", np.zeros((9, 100)), RATE, "got"),
+        ("tone.wav", np.array([np.nan]), RATE, "NaN"),
+        ("tone.wav", tone(), 0, "Hz"),
+        ("tone.wav", tone(), 16000.5, "Hz"),
+    ],
+)
+def test_failed_save_leaves_what_was_there(
+    tmp_path: Path, name: str, wave: np.ndarray, rate: int, says
+) -> None:
+    (tmp_path / name).write_bytes(b"before")
+    with pytest.raises(AudioError, match=says):
+        save(tmp_path / name, wave, rate)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_places_that_cannot_be_written(wav: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.wav").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    for path in (tmp_path / "none" / "a.wav", wav / "a.wav", tmp_path / "folder.wav"):
+        with pytest.raises(AudioError, match="cannot write"):
+            save(path, tone(), RATE)
+    assert sorted(os.listdir(tmp_path)) == before
