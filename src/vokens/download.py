@@ -229,7 +229,7 @@ def _write(file: IO[bytes], chunk: bytes, partial: Path) -> None:
             chunk = chunk[file.write(chunk) :]
     except OSError as error:
         raise DownloadError(
-            f"cannot write {partial}: {error.strerror or error}; free some space (what is there is continued) "
+            f"cannot write {partial}: {error.strerror or error}; free some space (what is there is kept) "
             "or set VOKENS_CACHE to another disk"
         ) from error
 
@@ -238,8 +238,8 @@ def _check_space(partial: Path, needed: int) -> None:
     free = shutil.disk_usage(partial.parent).free
     if needed > free:
         raise DownloadError(
-            f"{partial.parent} has {_megabytes(free)} free and {_megabytes(needed)} are needed: free some space "
-            "or set VOKENS_CACHE to another disk"
+            f"{partial.parent} has {_megabytes(free)} free and {_megabytes(needed)} are needed: free some "
+            "space or set VOKENS_CACHE to another disk"
         )
 
 
@@ -251,16 +251,16 @@ def _verify(partial: Path, sha256: str | None, url: str) -> None:
     if found != sha256:
         partial.unlink()
         raise DownloadError(
-            f"{url} arrived with sha256 {found} instead of {sha256} and was removed: try again; if it stays so, "
-            "the file at the source has changed"
+            f"{url} arrived with sha256 {found} instead of {sha256} and was removed: try again; if it stays "
+            "so, the file at the source has changed"
         )
 
 
 def _explain(code: int, url: str) -> str:
     if code in (401, 403):
         return (
-            f"{url} may not be read ({code}): check its name; if it is private or gated, accept its conditions "
-            "on the hub and log in with `hf auth login` or set HF_TOKEN"
+            f"{url} may not be read ({code}): check its name; if it is private or gated, accept its "
+            "conditions on the hub and log in with `hf auth login` or set HF_TOKEN"
         )
     if code in (404, 410):
         return f"{url} does not exist ({code}): check the name and the revision"

@@ -1,0 +1,351 @@
+"""Downloads against a real server on this machine: resumed, verified, whole or absent; and the names."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from vokens import download as download_module
+from vokens import registry
+from vokens.download import download
+from vokens.errors import ConfigError, DownloadError
+
+DATA = bytes(range(256)) * 4096  # 1 MiB
+SHA = hashlib.sha256(DATA).hexdigest()
+
+
+@dataclass
+class Site:
+    """Files to serve and ways to serve them badly; `requests` says what was asked and sent."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)  # send this many bytes, then close, one per request
+    statuses: list[int] = field(default_factory=list)  # answer with these first
+    redirects: dict[str, str] = field(default_factory=dict)
+    linked_etag: str = ""
+    ranges: bool = True
+    pretended_length: int = 0
+    requests: list[dict] = field(default_factory=list)
+    url: str = ""
+
+    def sent(self) -> list[int]:
+        return [request["sent"] for request in self.requests]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "Server"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        site = self.server.site
+        asked = self.headers.get("Range", "")
+        request = {"path": self.path, "range": asked, "token": self.headers.get("Authorization"), "sent": 0}
+        site.requests.append(request)
+        if site.statuses:
+            return self.answer(site.statuses.pop(0))
+        if self.path in site.redirects:
+            etag = {"X-Linked-Etag": f'"{site.linked_etag}"'} if site.linked_etag else {}
+            return self.answer(302, Location=site.redirects[self.path], **etag)
+        if self.path not in site.files:
+            return self.answer(404)
+        content = site.files[self.path]
+        start = int(asked[6:-1]) if asked and site.ranges else 0
+        if asked and start >= len(content):
+            return self.answer(416, **{"Content-Range": f"bytes */{len(content)}"})
+        body = content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(site.pretended_length or len(body)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        body = body[: site.cuts.pop(0)] if site.cuts else body
+        request["sent"] = len(body)
+        self.wfile.write(body)
+
+    def answer(self, status: int, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.site = Site(url=f"http://127.0.0.1:{self.server_port}")
+
+
+@pytest.fixture
+def site(monkeypatch) -> Iterator[Site]:
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "VOKENS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download_module, "BACKOFF", 0.01)
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    server.site.files["/x.bin"] = DATA
+    yield server.site
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+# One file
+
+
+def test_fetched_once_verified_and_renamed(site, tmp_path):
+    target = tmp_path / "new folder" / "x.bin"
+    for _ in range(2):
+        assert download(f"{site.url}/x.bin", target, sha256=SHA) == target
+    assert target.read_bytes() == DATA
+    assert site.sent() == [len(DATA)]  # the second call asked for nothing
+    assert visible(target.parent) == ["x.bin"]
+
+
+def test_cut_connections_are_continued_where_they_broke(site, tmp_path):
+    site.cuts = [100_000, 1, 300_000]
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert (tmp_path / "x.bin").read_bytes() == DATA
+    assert site.sent() == [100_000, 1, 300_000, len(DATA) - 400_001]  # no byte was sent twice
+    assert [request["range"] for request in site.requests] == [
+        "",
+        "bytes=100000-",
+        "bytes=100001-",
+        "bytes=400001-",
+    ]
+
+
+def test_a_later_run_continues_an_earlier_one(site, tmp_path):
+    site.cuts = [500_000] + [0] * download_module.ATTEMPTS
+    with pytest.raises(DownloadError, match=r"500000 of 1048576 bytes.*0\.5 MB are kept"):
+        download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert visible(tmp_path) == ["x.bin.part"]
+    site.requests.clear()
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert site.sent() == [len(DATA) - 500_000]
+    assert (tmp_path / "x.bin").read_bytes() == DATA
+
+
+def test_a_server_without_ranges_starts_again(site, tmp_path):
+    site.ranges, site.cuts = False, [600_000]
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert site.sent() == [600_000, len(DATA)]
+    assert (tmp_path / "x.bin").read_bytes() == DATA
+
+
+def test_a_whole_unfinished_file_is_verified_and_kept(site, tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(DATA)  # killed between the last byte and the renaming
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert site.sent() == [0]
+    assert visible(tmp_path) == ["x.bin"]
+
+
+def test_an_unfinished_file_longer_than_the_real_one_is_dropped(site, tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(DATA + b"more")
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert site.sent() == [0, len(DATA)]
+    assert (tmp_path / "x.bin").read_bytes() == DATA
+
+
+def test_wrong_content_is_removed_and_the_next_try_is_clean(site, tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(b"of another file")
+    with pytest.raises(DownloadError, match=f"instead of {SHA}"):
+        download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert visible(tmp_path) == []
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+
+
+def test_passing_faults_are_tried_again(site, tmp_path):
+    site.statuses = [503, 429, 500]
+    download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
+    assert len(site.requests) == 4
+    site.statuses = [503] * 10
+    with pytest.raises(DownloadError, match=r"503.*try again"):
+        download(f"{site.url}/x.bin", tmp_path / "y.bin")
+    assert len(site.statuses) == 10 - download_module.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(404, "revision"), (401, "hf auth login"), (403, "gated"), (400, "400")]
+)
+def test_lasting_faults_are_told_at_once(site, tmp_path, status, message):
+    site.statuses = [status] * 5
+    with pytest.raises(DownloadError, match=message):
+        download(f"{site.url}/x.bin", tmp_path / "x.bin")
+    assert len(site.requests) == 1
+    assert visible(tmp_path) == []
+
+
+def test_no_server_and_no_address(site, tmp_path):
+    with pytest.raises(DownloadError, match=r"refused.*[Cc]heck the network"):
+        download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin")
+    with pytest.raises(DownloadError, match="https"):
+        download("file:///etc/hostname", tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_offline_says_what_is_missing(site, tmp_path, monkeypatch, how):
+    if how == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=rf"x\.bin is missing .*{site.url}/x\.bin"):
+        download(f"{site.url}/x.bin", tmp_path / "x.bin", local_files_only=how == "argument")
+    assert site.requests == []
+    (tmp_path / "x.bin").write_bytes(b"there")
+    assert download(f"{site.url}/x.bin", tmp_path / "x.bin", local_files_only=True).read_bytes() == b"there"
+
+
+def test_a_full_disk_is_told_before_and_while(site, tmp_path):
+    site.pretended_length = 10**18
+    with pytest.raises(DownloadError, match=r"1000000000000\.0 MB are needed"):
+        download(f"{site.url}/x.bin", tmp_path / "x.bin")
+    site.pretended_length = 0
+    if Path("/dev/full").exists():
+        (tmp_path / "y.bin.part").symlink_to("/dev/full")
+        with pytest.raises(DownloadError, match=r"No space left.*VOKENS_CACHE"):
+            download(f"{site.url}/x.bin", tmp_path / "y.bin")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DownloadError, match="VOKENS_CACHE"):
+        download(f"{site.url}/x.bin", tmp_path / "file" / "x.bin")
+
+
+def test_two_processes_fetch_one_file_once(site, tmp_path):
+    code = "import sys; from vokens.download import download; download(*sys.argv[1:3], sha256=sys.argv[3])"
+    command = [sys.executable, "-c", code, f"{site.url}/x.bin", str(tmp_path / "x.bin"), SHA]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "x.bin").read_bytes() == DATA
+    assert site.sent() == [len(DATA)]
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(site, monkeypatch, tmp_path) -> Site:
+    monkeypatch.setenv("HF_ENDPOINT", site.url + "/")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "cache"))
+    del site.files["/x.bin"]
+    return site
+
+
+def test_hub_snapshot_keeps_revisions_apart(hub, tmp_path):
+    for revision, content in (("main", b"{}"), ("refs%2Fpr%2F1", b"[]")):
+        hub.files[f"/org/name/resolve/{revision}/config.json"] = content
+        hub.files[f"/org/name/resolve/{revision}/model.safetensors"] = DATA
+    folder = registry.hub_snapshot("org/name")
+    assert folder == tmp_path / "cache" / "hub" / "org--name" / "main"
+    assert visible(folder) == ["config.json", "model.safetensors"]
+    assert (registry.hub_snapshot("org/name", revision="refs/pr/1") / "config.json").read_bytes() == b"[]"
+    assert registry.hub_snapshot("org/name", local_files_only=True) == folder
+    assert len(hub.requests) == 4
+
+
+def test_the_token_stays_with_the_hub(hub):
+    other = hub.url.replace("127.0.0.1", "localhost")  # another host to a browser, and to us
+    hub.redirects = {
+        "/org/name/resolve/main/config.json": "/api/config.json",
+        "/org/name/resolve/main/model.safetensors": f"{other}/cdn/weights",
+    }
+    hub.files = {"/api/config.json": b"{}", "/cdn/weights": DATA}
+    hub.linked_etag = "0" * 40  # git's name of a small file, no sha256
+    registry.hub_snapshot("org/name")
+    tokens = [request["token"] for request in hub.requests]
+    assert tokens == ["Bearer hf_secret"] * 3 + [None]
+
+
+def test_the_hash_that_the_hub_announces_is_checked(hub):
+    hub.redirects = {"/org/name/resolve/main/model.safetensors": "/cdn/weights"}
+    hub.files = {"/org/name/resolve/main/config.json": b"{}", "/cdn/weights": DATA}
+    hub.linked_etag = "0" * 64
+    with pytest.raises(DownloadError, match=f"{SHA} instead of {'0' * 64}"):
+        registry.hub_snapshot("org/name")
+    hub.linked_etag = SHA
+    assert (registry.hub_snapshot("org/name") / "model.safetensors").read_bytes() == DATA
+
+
+def test_a_repository_without_a_codec_is_explained(hub, tmp_path):
+    hub.files["/org/name/resolve/main/config.json"] = b"{}"
+    with pytest.raises(DownloadError, match=r"404.*config\.json and model\.safetensors.*save_pretrained"):
+        registry.hub_snapshot("org/name")
+    for wrong in ("name", "../name", "org/..", "org/name/x", "org/na me"):
+        with pytest.raises(DownloadError, match="org/name"):
+            registry.hub_snapshot(wrong)
+
+
+def test_an_entry_is_fetched_file_by_file(hub, tmp_path):
+    entry = registry.Entry("small", "mini", "", 16000, 50.0, 8, 1024, "MIT", "org/name", files=(
+        registry.File("config.json", "org/name", "deep/config.json"),
+        registry.File("weights.pt", "org/name", "deep/weights.pt", sha256=SHA, size=len(DATA)),
+    ))  # fmt: skip
+    hub.files = {"/org/name/resolve/main/deep/config.json": b"{}"}
+    with pytest.raises(DownloadError, match="404"):
+        registry.fetch(entry)
+    assert not registry.is_cached(entry)
+    with pytest.raises(DownloadError, match=r"weights\.pt is missing"):
+        registry.fetch(entry, local_files_only=True)
+    hub.files["/org/name/resolve/main/deep/weights.pt"] = DATA
+    folder = registry.fetch(entry)
+    assert folder == tmp_path / "cache" / "small"
+    assert registry.is_cached(entry)
+    assert not registry.is_cached(entry, cache_dir=tmp_path / "elsewhere")
+    assert visible(folder) == ["config.json", "weights.pt"]
+    assert len(hub.requests) == 3  # the config was not fetched twice
+
+
+# Names
+
+
+def test_every_entry_is_complete():
+    for entry in registry.entries():
+        assert registry.get(entry.name) is entry
+        assert entry.licence
+        assert entry.source
+        assert entry.embedded or (
+            entry.size_bytes > 1e6 and entry.source in {file.repo for file in entry.files}
+        )
+        for file in entry.files:
+            assert file.sha256 is None or (len(file.sha256) == 64 and file.sha256 == file.sha256.lower())
+    assert registry.MODELS["mini"].embedded
+    assert registry.folder(registry.MODELS["mini"]).parts[-4:] == ("vokens", "models", "mini", "weights")
+
+
+def test_published_files_are_where_their_publishers_put_them(monkeypatch):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    urls = [file.url for file in registry.get("speechtokenizer_hubert_avg").files]
+    base = "https://huggingface.co/fnlp/SpeechTokenizer/resolve/main/speechtokenizer_hubert_avg"
+    assert urls == [f"{base}/config.json", f"{base}/SpeechTokenizer.pt"]
+
+
+def test_an_unknown_name_lists_its_neighbours():
+    with pytest.raises(ConfigError, match=r"did you mean .*speechtokenizer_hubert_avg"):
+        registry.get("speechtokenizer_huber_avg")
+    with pytest.raises(ConfigError, match="the names are mini"):
+        registry.get("zzz")
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("VOKENS_CACHE", raising=False)
+    assert registry.cache_folder() == Path.home() / ".cache" / "vokens"
+    monkeypatch.setenv("VOKENS_CACHE", str(tmp_path))
+    assert registry.cache_folder() == tmp_path
+    assert registry.cache_folder("~/x") == Path.home() / "x"
+
+
+def test_names_are_known_without_torch():
+    code = "import sys, vokens.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
