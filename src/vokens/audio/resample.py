@@ -22,6 +22,7 @@ ROLLOFF = 0.99  # cutoff, as a share of the lower Nyquist frequency
 # Output samples of one convolution, per row: beyond the cache of a CPU nothing is gained, and an hour of
 # audio would need its padded copy and its transposed phases at once.
 _BLOCK = 1 << 18
+_MAX_TAPS = 1 << 25  # 128 MB of float32; the usual rates, 8 to 192 kHz, need less than 2^20
 
 
 @overload
@@ -51,7 +52,7 @@ def sinc_resample(wave: Tensor, source_rate: int, target_rate: int) -> Tensor:
     """Resample (..., T) to (..., ceil(T * target_rate / source_rate)) by a Hann-windowed sinc.
 
     Differentiable, on the device and in the dtype of the wave (half precisions are computed in float32).
-    Raises AudioError for rates below 1 and for integer waves.
+    Raises AudioError for rates below 1 or with next to no common divisor, and for integer waves.
     """
     check_rate(source_rate)
     check_rate(target_rate)
@@ -88,6 +89,11 @@ def sinc_kernel(source: int, target: int) -> Tensor:
     """The filter of each output phase, (target, 1, 2 * width + source), for a ratio in lowest terms."""
     cutoff = ROLLOFF * min(source, target)
     width = math.ceil(ZERO_CROSSINGS * source / cutoff)
+    if target * (2 * width + source) > _MAX_TAPS:
+        raise AudioError(
+            f"the rates share too small a divisor: a ratio of {target}/{source} needs {target} filters of "
+            f"{2 * width + source} taps; resample as a numpy array (soxr), or to a rounder rate"
+        )
     # The phases are rounded to float32 before they meet the float64 grid, as in torchaudio: at 44.1 kHz
     # exact phases move the output by 7e-6.
     phases = (-np.arange(target, dtype=np.float32) / np.float32(target)).astype(np.float64)
