@@ -281,9 +281,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.vok"
     make().save(path)
     before = path.read_bytes()
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
-        temporary.write_bytes(before[:20])
-        raise KeyboardInterrupt
+
+    def stop_halfway() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(before[:20])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_halfway()
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["x.vok"]
     (tmp_path / "folder.vok").mkdir()
