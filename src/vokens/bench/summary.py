@@ -80,7 +80,7 @@ def table(summary: Result) -> str:
         text += f"\nWER: {summary['recogniser']}, greedy; definitions: docs/metrics.md.\n"
     for row in summary["rows"]:
         for name, count in row["undefined"].items():
-            text += f"\n{row['row']}: {name} is not defined for {count} of {row['files']} files.\n"
+            text += f"\n{row['row']}: {name} has no finite value for {count} of {row['files']} files.\n"
     if summary["codebooks"]:
         keys = ("codebook", "size", "frames", "used", "entropy_bits")
         text += "\n" + _markdown(

@@ -1,0 +1,234 @@
+"""The reconstruction benchmark: what is chosen, what the peers owe, and a run that is stopped and resumed."""
+
+import dataclasses
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from vokens.bench.items import find_items
+from vokens.bench.judges import NotInstalled
+from vokens.bench.options import Reconstruct
+from vokens.bench.peers import ogg_payload, peer
+from vokens.bench.reconstruct import run
+from vokens.bench.summary import summarise
+from vokens.errors import ConfigError
+
+RATE = 16000
+
+
+def voice(seconds: float, seed: int = 0) -> np.ndarray:
+    t = np.arange(int(seconds * RATE)) / RATE
+    wave = sum(np.sin(2 * np.pi * 130 * h * t) / h for h in range(1, 20)) * np.sin(2 * np.pi * 2 * t) ** 2
+    return (0.1 * wave + np.random.default_rng(seed).normal(0, 0.001, len(t))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = []
+    for i, (split, language, text, seconds) in enumerate(
+        [
+            ("test", "en", "ONE", 1.0),
+            ("test", "en", None, 0.9),
+            ("test", "de", "EINS", 0.8),
+            ("train", "en", "A", 1.0),
+        ]
+    ):
+        soundfile.write(folder / f"{i}.wav", voice(seconds, i), RATE)
+        line = {"id": f"s/{9 - i}", "path": f"{i}.wav", "split": split, "language": language, "text": text}
+        lines.append(json.dumps(line | {"duration": seconds}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def options(corpus: Path, out: Path, **changes) -> Reconstruct:
+    base = Reconstruct(
+        data=corpus / "manifest.jsonl", out=out, model=None, split="test", processes=1,
+        peers="original", metrics="si-sdr,mel",
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+# What is chosen
+
+
+def ids(chosen: Reconstruct) -> list[str]:
+    return [item.id for item in find_items(chosen)]
+
+
+def test_filters_and_order(corpus, tmp_path):
+    chosen = options(corpus, tmp_path)
+    assert ids(chosen) == ["s/7", "s/8", "s/9"]
+    assert ids(dataclasses.replace(chosen, limit=2)) == ["s/7", "s/8"]
+    assert ids(dataclasses.replace(chosen, language="en", with_text=True)) == ["s/9"]
+    assert ids(dataclasses.replace(chosen, min_seconds=0.85, max_seconds=0.95)) == ["s/8"]
+    assert ids(dataclasses.replace(chosen, split=None)) == ["s/6", "s/7", "s/8", "s/9"]
+    with pytest.raises(ConfigError, match="split=none"):
+        find_items(dataclasses.replace(chosen, split="none"))
+
+
+def test_a_folder_without_manifest(tmp_path):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.wav", voice(0.5), RATE)
+    found = find_items(Reconstruct(data=tmp_path, out=tmp_path / "out"))
+    assert [(item.id, item.text) for item in found] == [("in/a.wav", None)]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": 1', '{"id": "a"}', '{"id": "a", "path": "x"}\n{"id": "a", "path": "y"}']
+)
+def test_bad_manifests_are_named(tmp_path, text):
+    (tmp_path / "m.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=r"m\.jsonl"):
+        find_items(Reconstruct(data=tmp_path / "m.jsonl", out=tmp_path))
+
+
+def test_codebook_rows():
+    chosen = Reconstruct(data=Path(), out=Path())
+    assert chosen.codebook_ranges(8) == {
+        "1": (0, 1), "1-2": (0, 2), "1-4": (0, 4), "1-8": (0, 8), "2-8": (1, 8)
+    }  # fmt: skip
+    assert chosen.codebook_ranges(1) == {"1": (0, 1)}
+    picked = dataclasses.replace(chosen, codebooks="3, 2-2")
+    assert picked.codebook_ranges(4) == {"1-3": (0, 3), "2": (1, 2)}
+    for wrong in ("0", "5", "3-2", "x"):
+        with pytest.raises(ConfigError, match="within 1 to 4"):
+            dataclasses.replace(chosen, codebooks=wrong).codebook_ranges(4)
+
+
+# What the peers owe
+
+
+@pytest.mark.parametrize("name", ["original", "codec2-3200", "codec2-1300", "opus-6", "lyra-3.2", "lyra-6"])
+def test_peers_keep_length_and_time_and_repeat_themselves(name):
+    if name.startswith("lyra"):
+        pytest.importorskip("ai_edge_litert")
+    try:
+        codec = peer(name)
+    except NotInstalled as error:
+        pytest.skip(str(error))
+    wave = voice(1.23)
+    heard, bits = codec.roundtrip(wave, RATE)
+    again, _ = codec.roundtrip(wave, RATE)
+    assert heard.shape == wave.shape
+    assert heard.dtype == np.float32
+    assert np.array_equal(heard, again)
+    asked = {"codec2-3200": 3200, "codec2-1300": 1300, "opus-6": 6000, "lyra-3.2": 3200, "lyra-6": 6000}
+    if name in asked:
+        assert bits / 1.23 == pytest.approx(asked[name], rel=0.3)
+
+    def envelope(x: np.ndarray) -> np.ndarray:  # energy each 5 ms
+        return np.square(x[: len(x) // 80 * 80].reshape(-1, 80)).sum(1)
+
+    lags = range(-6, 7)
+    fits = [np.corrcoef(envelope(wave)[10:-10], np.roll(envelope(heard), -lag)[10:-10])[0, 1] for lag in lags]
+    assert abs(lags[int(np.argmax(fits))]) <= 2  # no delay beyond 10 ms
+
+
+def test_unknown_peers_and_missing_programs(monkeypatch):
+    with pytest.raises(ConfigError, match="there are original"):
+        peer("mp3-8")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NotInstalled, match="apt-get install codec2"):
+        peer("codec2-3200")
+
+
+def ogg_page(body: bytes, last_packet_ends: bool = True) -> bytes:
+    sizes = [255] * (len(body) // 255) + ([len(body) % 255] if last_packet_ends else [])
+    return b"OggS" + struct.pack("<22xB", len(sizes)) + bytes(sizes) + body
+
+
+def test_ogg_payload_is_what_follows_the_two_headers():
+    tags = [ogg_page(bytes(510), last_packet_ends=False), ogg_page(bytes(40))]  # one packet on two pages
+    audio = [ogg_page(bytes(300)), ogg_page(bytes(7))]
+    assert ogg_payload(b"".join([ogg_page(bytes(19)), *tags, *audio])) == 307
+    with pytest.raises(ConfigError, match="byte 0"):
+        ogg_payload(b"RIFF")
+
+
+# Summaries and runs
+
+
+def test_summary_pools_words_and_rates():
+    second = {"row": "a", "seconds": 1.0, "bits": 1000, "compute_seconds": 0.5}
+    results = [
+        second | {"id": "1", "stoi": 0.5, "edits": 1, "words": 1},
+        second | {"id": "2", "stoi": None, "seconds": 3.0, "bits": 5000},  # no text
+        second | {"id": "3", "stoi": 0.7, "edits": 0, "words": 9},
+    ]
+    line = summarise(results, ["a"], [])["rows"][0]
+    assert (line["kbps"], line["rtf"], line["wer"]) == (1.4, 0.3, 10.0)
+    assert (line["stoi"], line["undefined"]) == (0.6, {"stoi": 1})
+
+
+def without_time(folder: Path) -> list[dict]:
+    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return sorted(
+        ({k: v for k, v in result.items() if k != "compute_seconds"} for result in results),
+        key=lambda result: (result["row"], result["id"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_codec(tmp_path_factory) -> Path:
+    from vokens.models.mini import Mini, MiniConfig
+
+    torch.manual_seed(0)
+    config = MiniConfig(width=16, expansion=1, encoder_layers=1, decoder_layers=1, latent_dim=8,
+                        codebook_size=16, num_codebooks=3, semantic_dim=8)  # fmt: skip
+    return Mini(config).eval().save_pretrained(tmp_path_factory.mktemp("codec"))
+
+
+def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
+    whole = options(corpus, tmp_path / "whole", model=str(tiny_codec))
+    assert run(whole) == 0
+    rows = json.loads((whole.out / "summary.json").read_text())["rows"]
+    assert [row["row"] for row in rows] == ["mini 1", "mini 1-2", "mini 1-3", "mini 2-3", "original"]
+    assert [row["files"] for row in rows] == [3] * 5
+    assert rows[2]["kbps"] == pytest.approx(0.6, rel=0.05)  # 50 Hz x 3 x 4 bits, and the last frames' padding
+    assert "| mini 1-3 | 3 |" in capsys.readouterr().out
+
+    parts = dataclasses.replace(whole, out=tmp_path / "parts", limit=1)
+    run(parts)
+    cut = (parts.out / "results.jsonl").read_text()[:-20]  # the last line of a run that was killed
+    (parts.out / "results.jsonl").write_text(cut)
+    assert run(dataclasses.replace(whole, out=parts.out)) == 0
+    assert without_time(parts.out) == without_time(whole.out)
+    tokens = [
+        sorted(path.name for path in (folder / "tokens").iterdir()) for folder in (whole.out, parts.out)
+    ]
+    assert tokens[0] == tokens[1] == ["s%2F7.vok", "s%2F8.vok", "s%2F9.vok"]
+
+    with pytest.raises(ConfigError, match="another --out"):
+        run(dataclasses.replace(whole, metrics="mel"))
+
+
+@pytest.mark.slow  # two fresh processes import torch
+def test_two_processes_give_what_one_gives(corpus, tmp_path):
+    for processes in (1, 2):
+        run(options(corpus, tmp_path / str(processes), processes=processes))
+    assert without_time(tmp_path / "1") == without_time(tmp_path / "2")
+
+
+def test_missing_peers_and_broken_files_do_not_stop_the_rest(corpus, tmp_path, monkeypatch, capsys):
+    shutil.copytree(corpus, tmp_path / "data")
+    (tmp_path / "data" / "1.wav").write_bytes(b"not audio")
+    monkeypatch.setenv("VOKENS_EVAL_MODELS", str(tmp_path))
+    code = run(options(tmp_path / "data", tmp_path / "out", peers="original,lyra-6"))
+    assert code == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["failed"] == 1
+    assert summary["rows"][0]["files"] == 2
+    assert "soundstream_encoder.tflite" in summary["notes"]["lyra-6"]
+    assert "s/8" in capsys.readouterr().err
+
+
+def test_missing_judges_stop_at_once(corpus, tmp_path):
+    with pytest.raises(ConfigError, match=r"docs/metrics\.md"):
+        run(options(corpus, tmp_path / "out", metrics="wer", models=tmp_path))
