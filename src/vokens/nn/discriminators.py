@@ -48,9 +48,10 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight.flatten(1)
-        if self.training:
-            self.iterate(matrix)
-        return weight / (self.u @ (matrix @ self.v))
+        with torch.autocast(weight.device.type, enabled=False):  # sigma scales every layer: keep its 24 bits
+            if self.training:
+                self.iterate(matrix)
+            return weight / (self.u @ (matrix @ self.v))
 
 
 def spectral_norm(conv: nn.Module) -> nn.Module:
@@ -132,7 +133,7 @@ class STFTDiscriminator(ConvStack):
     def spectrogram(self, wave: Tensor) -> Tensor:
         """(B, 1, N) -> (B, 2, frames, bins), divided by the window's L2 norm: one scale for every n_fft."""
         spectrum = torch.stft(
-            wave.squeeze(1),
+            wave.squeeze(1).float(),
             self.n_fft,
             self.n_fft // 4,
             window=self.window,
