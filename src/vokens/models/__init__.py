@@ -66,7 +66,9 @@ def load(
     return codec.to(device=device, dtype=dtype)
 
 
-def _find(source: str | Path, cache_dir: Any, local_files_only: bool, revision: str | None) -> tuple[Path, str]:
+def _find(
+    source: str | Path, cache_dir: Any, local_files_only: bool, revision: str | None
+) -> tuple[Path, str]:
     """Where the files are, and the model id when the source gives one."""
     path = Path(source).expanduser()
     if str(source) in registry.MODELS:
@@ -74,7 +76,12 @@ def _find(source: str | Path, cache_dir: Any, local_files_only: bool, revision: 
         return registry.fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
     if path.exists():
         return path, ""
-    if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
+    if (
+        isinstance(source, str)
+        and source.count("/") == 1
+        and not source.startswith((".", "/", "~"))
+        and not path.suffix
+    ):
         options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "revision": revision}
         return registry.hub_snapshot(source, **options), source
     registry.get(str(source))  # raises, with the nearest names

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vokens import audio, checkpoint
+from vokens.atomic import atomic_write
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
+from vokens.quantize import ResidualVectorQuantizer
 from vokens.tokens import Tokens
 
 Audio = str | Path | bytes | np.ndarray | Tensor
@@ -47,6 +49,8 @@ class Codec(nn.Module):
     sample_rate: int
     hop_length: int
     codebook_sizes: tuple[int, ...]
+    quantizer: ResidualVectorQuantizer
+    semantic: nn.Module  # first codebook (B, T, D) -> teacher's features (B, T, S)
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -66,6 +70,35 @@ class Codec(nn.Module):
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
         """Wave (B, T * hop_length) of codes (B, K, T); each row as if alone up to its own lengths (B,) frames."""
         raise NotImplementedError
+
+    def latent(self, wave: Tensor) -> Tensor:
+        """Training: the encoder's output (B, T, D) of wave (B, N), N a multiple of hop_length."""
+        raise NotImplementedError
+
+    def synthesis(self, latent: Tensor) -> Tensor:
+        """Training: the decoder's wave (B, N) of latent (B, T, D)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        wave: Tensor,
+        *,
+        keep: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        quantize: bool = True,
+    ) -> CodecOutput:
+        """Training pass over wave (B, N), N a multiple of hop_length.
+
+        keep, generator: as in ResidualVectorQuantizer. quantize: off, the latent passes as it is (a warm start).
+        """
+        latent = self.latent(wave)
+        if not quantize:
+            codes = torch.zeros(len(latent), self.num_codebooks, latent.shape[1], dtype=torch.int64)
+            return CodecOutput(self.synthesis(latent), codes, latent.new_zeros(()), self.semantic(latent))
+        found = self.quantizer(latent, keep=keep, generator=generator)
+        return CodecOutput(
+            self.synthesis(found.latent), found.codes, found.commit.mean(), self.semantic(found.first)
+        )
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
@@ -134,7 +167,8 @@ class Codec(nn.Module):
             ConfigError: num_codebooks outside 1..K.
         """
         wanted = self._wanted(num_codebooks)
-        sources = list(source) if isinstance(source, (list, tuple)) else [source]
+        single = isinstance(source, (str, Path, bytes, np.ndarray, Tensor))
+        sources: list[Any] = [source] if single else list(source)
         if not sources:
             raise AudioError("an empty list was given to encode: give at least one recording")
         waves = [torch.from_numpy(self._load(item, sample_rate)) for item in sources]
@@ -179,7 +213,9 @@ class Codec(nn.Module):
                 waves[row] = item[: int(tokens.num_samples[row])].copy()
         return waves
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = "") -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
+    ) -> Path:
         """Write config.json, model.safetensors and README.md, which `vokens.load` and `from_pretrained` open."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +224,12 @@ class Codec(nn.Module):
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         config = {"system": self.system, "name": self.name, "config": dataclasses.asdict(self.config)}
         checkpoint.save_safetensors(folder / "model.safetensors", state)
-        checkpoint.save_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-        checkpoint.save_text(folder / "README.md", card or self._card())
+        for name, text in (
+            ("config.json", json.dumps(config, indent=2) + "\n"),
+            ("README.md", card or self._card()),
+        ):
+            with atomic_write(folder / name) as partial:
+                partial.write_text(text)
         return folder
 
     @classmethod
@@ -199,7 +239,9 @@ class Codec(nn.Module):
 
         codec = load(source, **options)
         if not isinstance(codec, cls):
-            raise CheckpointError(f"{source} holds the system {codec.system!r}, not {cls.system!r}: use vokens.load")
+            raise CheckpointError(
+                f"{source} holds the system {codec.system!r}, not {cls.system!r}: use vokens.load"
+            )
         return codec
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -226,7 +268,9 @@ class Codec(nn.Module):
     def _wanted(self, num_codebooks: int | None) -> int:
         wanted = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= wanted <= self.num_codebooks:
-            raise ConfigError(f"num_codebooks={num_codebooks} was given: {self.name} has 1 to {self.num_codebooks}")
+            raise ConfigError(
+                f"num_codebooks={num_codebooks} was given: {self.name} has 1 to {self.num_codebooks}"
+            )
         return wanted
 
     def _check(self, tokens: Tokens) -> None:

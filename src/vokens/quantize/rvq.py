@@ -6,6 +6,7 @@ Under torch.distributed every process sees the gathered batch, so n processes le
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -140,26 +141,39 @@ class ResidualVectorQuantizer(nn.Module):
     def __len__(self) -> int:
         return len(self.layers)
 
+    @property
+    def codebooks(self) -> list[EuclideanCodebook]:
+        return cast("list[EuclideanCodebook]", list(self.layers))
+
     def encode(self, latent: Tensor, num_codebooks: int | None = None, first_codebook: int = 0) -> Tensor:
         """Codes (B, K, T) of latent (B, T, D) from codebooks first_codebook .. num_codebooks-1.
 
         With first_codebook > 0 that codebook quantizes the latent itself, as published (`st` of SpeechTokenizer).
         """
         residual, codes = latent, []
-        for layer in self.layers[first_codebook:num_codebooks]:
+        for layer in self.codebooks[first_codebook:num_codebooks]:
             codes.append(layer.encode(residual))
             residual = residual - layer.decode(codes[-1])
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
         """Latent (B, T, D): the sum of the entries of codes (B, K, T)."""
-        layers = self.layers[first_codebook : first_codebook + codes.shape[1]]
+        layers = self.codebooks[first_codebook : first_codebook + codes.shape[1]]
         if len(layers) < codes.shape[1]:
             raise IndexError(
                 f"{codes.shape[1]} codebooks from number {first_codebook} on were given, but there are {len(self)}"
             )
-        return sum(layer.decode(codes[:, k]) for k, layer in enumerate(layers))
+        return torch.stack([layer.decode(codes[:, k]) for k, layer in enumerate(layers)]).sum(0)
 
+    def fit(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start every codebook from k-means on latents (N, D) of a trained encoder, each on what is left over."""
+        residual = latents
+        for layer in self.codebooks:
+            layer.init_from(residual, generator)
+            residual = residual - layer.decode(layer.encode(residual))
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def forward(
         self,
         latent: Tensor,
@@ -174,9 +188,10 @@ class ResidualVectorQuantizer(nn.Module):
             keep: (B,) how many codebooks each item's output uses (quantizer dropout, SoundStream §3.4); all learn.
             generator: randomness of k-means starts and revival; the same on every process.
         """
-        residual, total, first = latent, torch.zeros_like(latent), None
+        latent = latent.float()  # distances in bf16 choose other entries
+        residual, total, first = latent, torch.zeros_like(latent), latent
         codes, commit = [], []
-        for k, layer in enumerate(self.layers[:num_codebooks]):
+        for k, layer in enumerate(self.codebooks[:num_codebooks]):
             gathered = self._gather(residual) if self.training else None
             if gathered is not None and not layer.inited:
                 layer.init_from(gathered, generator)
@@ -187,7 +202,7 @@ class ResidualVectorQuantizer(nn.Module):
             commit.append(F.mse_loss(residual, entry) if self.training else residual.new_zeros(()))
             through = residual + (entry - residual).detach()
             residual = residual - (through if self.published else entry)
-            first = through if first is None else first
+            first = through if k == 0 else first
             total = total + (through if keep is None else through * (keep > k).view(-1, 1, 1))
             codes.append(chosen)
         if not self.published:  # one straight-through step over the sum: d latent / d input = 1 for any depth

@@ -50,13 +50,15 @@ def read_clips(source: str | Path, split: str | None = None) -> list[Clip]:
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         clips = [Clip(str(path.relative_to(source).with_suffix("")), path) for path in paths]
     elif source.is_file():
-        opened = gzip.open(source, "rt") if source.suffix == ".gz" else source.open()
-        with opened as lines:
+        opened = gzip.open if source.suffix == ".gz" else open
+        with opened(source, "rt") as lines:
             records = [json.loads(line) for line in lines if line.strip()]
         kept = [record for record in records if split is None or record.get("split", split) == split]
         clips = [_clip(record, source) for record in kept]
     else:
-        raise ConfigError(f"{source} is neither a folder nor a manifest: give a folder of audio or a jsonl file")
+        raise ConfigError(
+            f"{source} is neither a folder nor a manifest: give a folder of audio or a jsonl file"
+        )
     if not clips:
         raise ConfigError(f"{source} has no recordings" + (f" of split {split!r}" if split else ""))
     return clips
@@ -70,7 +72,9 @@ def _clip(record: dict[str, Any], manifest: Path) -> Clip:
     elif "path" in record or "audio_filepath" in record:
         path = record.get("path") or record["audio_filepath"]
     else:
-        raise ConfigError(f"{manifest}: a line has neither path, audio_filepath nor recording: {sorted(record)}")
+        raise ConfigError(
+            f"{manifest}: a line has neither path, audio_filepath nor recording: {sorted(record)}"
+        )
     return Clip(
         id=str(record.get("id", Path(path).stem)),
         path=manifest.parent / path,
@@ -97,11 +101,16 @@ class Rows:
 
 
 def cached_rows(
-    folder: Path, name: str, clips: Sequence[Clip], compute: Callable[[Clip], np.ndarray], workers: int, what: str
+    folder: Path,
+    name: str,
+    clips: Sequence[Clip],
+    compute: Callable[[int], np.ndarray],
+    workers: int,
+    what: str,
 ) -> Rows:
     """Rows of `compute` over all clips, computed once. The name carries a hash of the clips' paths.
 
-    compute returns (n, width) for a clip; a clip that it cannot read gets no rows and is named at the end.
+    compute returns (n, width) for a clip's number; a clip that it cannot read gets no rows and is named at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("\n".join(str(clip.path) for clip in clips).encode()).hexdigest()[:12]
@@ -109,22 +118,22 @@ def cached_rows(
     if not (folder / f"{name}.json").exists():
         offsets, failures, width, dtype = [0], [], 1, "int16"
 
-        def attempt(clip: Clip) -> np.ndarray | VokensError:
+        def attempt(number: int) -> np.ndarray | VokensError:
             try:
-                return compute(clip)
+                return compute(number)
             except VokensError as error:
                 return error
 
-        with atomic_write(folder / f"{name}.bin") as partial, partial.open("wb") as out:
-            with ThreadPoolExecutor(workers) as pool:
-                for result in tqdm(pool.map(attempt, clips), what, len(clips), unit="clip"):
-                    if isinstance(result, VokensError):
-                        failures.append(str(result))
-                        offsets.append(offsets[-1])
-                        continue
-                    width, dtype = result.shape[1], str(result.dtype)
-                    out.write(np.ascontiguousarray(result).data)
-                    offsets.append(offsets[-1] + len(result))
+        pool = ThreadPoolExecutor(workers)
+        with atomic_write(folder / f"{name}.bin") as partial, partial.open("wb") as out, pool:
+            for result in tqdm(pool.map(attempt, range(len(clips))), what, len(clips), unit="clip"):
+                if isinstance(result, VokensError):
+                    failures.append(str(result))
+                    offsets.append(offsets[-1])
+                    continue
+                width, dtype = result.shape[1], str(result.dtype)
+                out.write(np.ascontiguousarray(result).data)
+                offsets.append(offsets[-1] + len(result))
         if failures:
             tqdm.write(f"{what}: {len(failures)} of {len(clips)} clips left out, the first: {failures[0]}")
         with atomic_write(folder / f"{name}.json") as partial:
@@ -135,8 +144,8 @@ def cached_rows(
 def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> Rows:
     """Samples of all clips at sample_rate, int16, width 1."""
 
-    def decode(clip: Clip) -> np.ndarray:
-        wave, _ = audio.load(clip.path, sample_rate)
+    def decode(number: int) -> np.ndarray:
+        wave, _ = audio.load(clips[number].path, sample_rate)
         return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)[:, None]
 
     return cached_rows(folder, f"pcm{sample_rate}", clips, decode, workers, "decoding audio")

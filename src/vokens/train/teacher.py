@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vokens import audio
 from vokens.bench.recognise import HOP, SHORTEST, Moonshine
 from vokens.errors import ConfigError, MissingExtra
 from vokens.train.data import Clip, Rows, cached_rows
@@ -85,10 +84,13 @@ def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str =
     raise ConfigError(f'teacher kind {kind!r}: "moonshine", "hubert" or "" for training without one')
 
 
-def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], workers: int = 1) -> Rows:
-    """Features of all clips, fp16, computed once."""
+def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], pcm: Rows, workers: int = 2) -> Rows:
+    """Features of all clips, fp16, computed once from their samples at 16 kHz."""
 
-    def compute(clip: Clip) -> np.ndarray:
-        return teacher.features(audio.load(clip.path, RATE)[0]).astype(np.float16)
+    def compute(number: int) -> np.ndarray:
+        wave = pcm[number][:, 0].astype(np.float32) / 32768
+        return teacher.features(wave).astype(np.float16)
 
-    return cached_rows(folder, f"teacher-{teacher.name}", clips, compute, workers, f"features of {teacher.name}")
+    return cached_rows(
+        folder, f"teacher-{teacher.name}", clips, compute, workers, f"features of {teacher.name}"
+    )

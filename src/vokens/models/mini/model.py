@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vokens.models.codec import Codec, CodecOutput, mask_of
+from vokens.models.codec import Codec, mask_of
 from vokens.models.mini.config import MiniConfig
 from vokens.nn.convnext import ConvNeXt
 from vokens.nn.stft import SpectrumIn, SpectrumOut
@@ -66,32 +66,26 @@ class Mini(Codec):
         self.hop_length = config.n_fft // 2
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
         self.encoder = MiniEncoder(config)
-        self.quantizer = ResidualVectorQuantizer(config.latent_dim, config.codebook_size, config.num_codebooks)
+        self.quantizer = ResidualVectorQuantizer(
+            config.latent_dim, config.codebook_size, config.num_codebooks
+        )
         self.semantic = nn.Linear(config.latent_dim, config.semantic_dim)
         self.decoder = MiniDecoder(config)
 
-    def forward(
-        self,
-        wave: Tensor,
-        *,
-        keep: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> CodecOutput:
-        """Training pass: wave (B, N) with N a multiple of hop_length; keep, generator as in the quantizer."""
-        quantized = self.quantizer(self.encoder(wave), keep=keep, generator=generator)
-        return CodecOutput(
-            wave=self.decoder(quantized.latent),
-            codes=quantized.codes,
-            commit=quantized.commit.mean(),
-            semantic=self.semantic(quantized.first),
-        )
+    def latent(self, wave: Tensor) -> Tensor:
+        return self.encoder(wave)
+
+    def synthesis(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent)
 
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
         frames = self.num_frames(lengths)
         total = int(frames.max())
         wave = F.pad(wave, (0, total * self.hop_length - wave.shape[1]))
         parts = [
-            self.quantizer.encode(self._encode_span(wave, frames, start, min(start + CHUNK_FRAMES, total)), num_codebooks)
+            self.quantizer.encode(
+                self._encode_span(wave, frames, start, min(start + CHUNK_FRAMES, total)), num_codebooks
+            )
             for start in range(0, total, CHUNK_FRAMES)
         ]
         return torch.cat(parts, 2), frames
@@ -99,7 +93,10 @@ class Mini(Codec):
     def _encode_span(self, wave: Tensor, frames: Tensor, start: int, end: int) -> Tensor:
         """Latent (B, end - start, D) of a span of frames, computed with just the context that it sees."""
         total = wave.shape[1] // self.hop_length
-        left, right = max(0, start - self.encoder.backbone.reach - 1), min(total, end + self.encoder.backbone.reach + 1)
+        left, right = (
+            max(0, start - self.encoder.backbone.reach - 1),
+            min(total, end + self.encoder.backbone.reach + 1),
+        )
         mask = mask_of(frames, total)[:, left:right, None].to(wave.dtype)
         latent = self.encoder(wave[:, left * self.hop_length : right * self.hop_length], mask)
         return latent[:, start - left : end - left]
@@ -112,7 +109,9 @@ class Mini(Codec):
         ]
         return torch.cat(parts, 1)
 
-    def _decode_span(self, codes: Tensor, lengths: Tensor, first_codebook: int, start: int, end: int) -> Tensor:
+    def _decode_span(
+        self, codes: Tensor, lengths: Tensor, first_codebook: int, start: int, end: int
+    ) -> Tensor:
         """Wave (B, (end - start) * hop) of a span of frames, computed with just the context that it sees."""
         total, reach = codes.shape[2], self.decoder.backbone.reach + 2
         left, right = max(0, start - reach), min(total, end + reach)

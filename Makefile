@@ -1,0 +1,39 @@
+# Each target works as the first command after a clone, with python3, pip, gcc and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := media,plot,train,hf,eval,voice,dev
+
+.PHONY: setup demo check test test-all peers bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+demo: setup  ## encode and decode a real sample with the embedded codec
+	$(BIN)/vokens demo
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+test: check  ## what CI runs
+	$(BIN)/python -m pytest -n 2
+
+test-all: check peers  ## with the long checks and parity with the published packages
+	$(BIN)/python -m pytest -n 2 -m ""
+
+peers: setup  ## the published packages, without the dependencies they wrongly ask for
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt --group peers
+
+bench: setup peers  ## the tables of docs/benchmarks.md
+	$(BIN)/python benchmarks/speechtokenizer.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,213 @@
+"""A training run as data: a frozen dataclass tree, built from one TOML recipe that states only its differences."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from vokens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where speech comes from. Manifests as in `vokens.train.data.read_clips`.
+
+    Attributes:
+        cache: folder of decoded samples and teacher features; made once, shared by runs.
+        seconds: duration of a training crop. batch_size: crops per process and forward pass.
+    """
+
+    train: str = ""
+    train_split: str | None = None
+    valid: str = ""
+    valid_split: str | None = None
+    cache: str = "cache"
+    seconds: float = 3.0
+    batch_size: int = 6
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Whose features the first codebook learns to carry. kind "" trains without a teacher.
+
+    Attributes:
+        kind: "hubert" (any HuBERT-like model of transformers) or "moonshine". source: folder or hub id.
+        layer: of a HuBERT-like model: "avg" or a number. loss: "d_axis" (over time) or "t_axis" (over features).
+        cached: compute all features once to disk, else for each crop on the fly.
+    """
+
+    kind: str = ""
+    source: str = ""
+    layer: str | int = "avg"
+    loss: str = "d_axis"
+    cached: bool = True
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Discriminators. An empty `kinds` trains without.
+
+    Attributes:
+        kinds: of "mpd", "msd", "mstft". divisor: divides the widths of MPD and MSD. filters, windows: of MS-STFT.
+        loss: "least_squares" or "hinge". feature: "published" (2 x sum) or "normalised" feature matching.
+        start: the first step with discriminators. learning_rate: theirs; 0 means the generator's.
+    """
+
+    kinds: tuple[str, ...] = ()
+    divisor: int = 1
+    filters: int = 32
+    windows: tuple[int, ...] = (1024, 2048, 512, 256, 128)
+    loss: str = "least_squares"
+    feature: str = "published"
+    start: int = 0
+    learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        schedule: after `warmup` steps, "cosine" falls to `final` x learning_rate at the last step; "constant" stays;
+            "decay" stays and falls linearly over the last `decay_steps`, so that a run can be prolonged.
+        clip: largest gradient norm, 0 for none.
+    """
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 0
+    schedule: str = "cosine"
+    decay_steps: int = 0
+    final: float = 0.0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run.
+
+    Attributes:
+        system: which codec; model: its settings that differ from the defaults.
+        mel: "published" (SpeechTokenizer's four scales, weighted 45, 1, 1, 1) or "dac" (seven scales).
+        losses: weight of each loss by name: wave, mel, stft, commit, distill, adversarial, feature.
+        balance: weigh losses on the wave by their share of its gradient (EnCodec §3.4), not by their value.
+        codebook_dropout: share of items trained with a random number of codebooks.
+        fit_codebooks: until this step the latent passes unquantized; then codebooks start from k-means on the latents
+            of 32 batches. 0 starts them from the first batch.
+        ema: decay of the averaged weights that are validated and saved; 0 saves the weights themselves.
+        accumulate: forward passes per step. precision: "no", "bf16" or "fp16".
+        init: a folder or checkpoint to start the weights from.
+    """
+
+    system: str = "speechtokenizer"
+    name: str = ""
+    out: str = "runs/codec"
+    seed: int = 1234
+    steps: int = 100_000
+    model: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    optim: OptimConfig = OptimConfig()
+    mel: str = "published"
+    losses: dict[str, float] = field(default_factory=lambda: {"wave": 500.0, "mel": 1.0, "commit": 10.0})
+    balance: bool = False
+    codebook_dropout: float = 0.0
+    fit_codebooks: int = 0
+    ema: float = 0.0
+    accumulate: int = 1
+    precision: str = "no"
+    threads: int = 0
+    log_every: int = 20
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _among("mel", self.mel, ("published", "dac"))
+        _among("precision", self.precision, ("no", "bf16", "fp16"))
+        _among("optim.schedule", self.optim.schedule, ("cosine", "constant", "decay"))
+        _among("teacher.loss", self.teacher.loss, ("d_axis", "t_axis"))
+        _among("adversarial.loss", self.adversarial.loss, ("least_squares", "hinge"))
+        _among("adversarial.feature", self.adversarial.feature, ("published", "normalised"))
+        for kind in self.adversarial.kinds:
+            _among("adversarial.kinds", kind, ("mpd", "msd", "mstft"))
+        for name in self.losses:
+            _among("losses", name, ("wave", "mel", "stft", "commit", "distill", "adversarial", "feature"))
+        if not self.data.train:
+            raise ConfigError("data.train is empty: name a manifest or a folder of audio")
+        if min(self.steps, self.accumulate, self.data.batch_size, self.log_every, self.validate_every) < 1:
+            raise ConfigError(
+                "steps, accumulate, batch_size, log_every and validate_every must be at least 1"
+            )
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """The run of a TOML file. changes: "optim.learning_rate=3e-4" and the like, TOML values or bare words.
+
+    Raises ConfigError naming the setting that is unknown or of the wrong type.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the recipe {path} is not valid TOML: {error}") from error
+    for change in changes:
+        _apply(values, change)
+    return build(TrainConfig, values, str(path))
+
+
+def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass tree from nested tables; every name and type is checked."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise ConfigError(f"{where}: unknown settings {unknown}; known are {sorted(hints)}")
+    return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The whole tree as plain values; `build` reads it back."""
+    return dataclasses.asdict(config)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build(typing.cast(type, hint), value, where)
+    origin = get_origin(hint)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    accepted = get_args(hint) if origin in (types.UnionType, typing.Union) else (origin or hint,)
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, tuple(accepted)) or (isinstance(value, bool) and bool not in accepted):
+        raise ConfigError(f"{where} = {value!r}: {hint} is expected")
+    return dict(value) if origin is dict else value
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {change!r}: write name=value, e.g. optim.learning_rate=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word
+    *tables, name = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+    values[name] = value
+
+
+def _among(name: str, value: str, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{name} = {value!r}: {', '.join(accepted)} are accepted")

@@ -1,0 +1,67 @@
+"""What a run shows: one progress line with ETA, TensorBoard curves, audio and mel pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vokens.audio.mel import LogMel, MelConfig
+from vokens.errors import MissingExtra
+
+
+class Board:
+    """TensorBoard curves, audio and pictures below a folder."""
+
+    def __init__(self, folder: Path, sample_rate: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtra("tensorboard", "train", "training") from error
+        self.writer: Any = SummaryWriter(str(folder))
+        self.sample_rate = sample_rate
+        self.mel = LogMel(MelConfig(sample_rate, 1024, 1024, 256, 80, center=True))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def audio(self, step: int, name: str, wave: Tensor) -> None:
+        """wave (N,): sound and log-mel picture."""
+        wave = wave.detach().float().cpu()
+        self.writer.add_audio(name, wave.clamp(-1, 1), step, self.sample_rate)
+        self.writer.add_image(f"{name}_mel", self.picture(wave), step, dataformats="HW")
+
+    def picture(self, wave: Tensor) -> np.ndarray:
+        """Log-mel of wave (N,) as uint8 (bands, frames), low frequencies at the bottom; black is -80 dB."""
+        with torch.inference_mode():
+            level = self.mel(wave[None])[0].flip(0)
+        dark = level.max() - 80 / 8.686  # 8.686 dB per neper
+        return (255 * ((level - dark) / (level.max() - dark)).clamp(0, 1)).byte().numpy()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Progress:
+    """One line: steps, speed, ETA, and the losses of the last log."""
+
+    def __init__(self, total: int, start: int, shown: bool) -> None:
+        self.bar = tqdm(
+            total=total, initial=start, desc="training", unit="step", disable=not shown, smoothing=0.05
+        )
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def show(self, values: dict[str, float]) -> None:
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
+
+    def say(self, text: str) -> None:
+        if not self.bar.disable:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,96 @@
+"""What a training run keeps on disk: checkpoints that resume exactly, and metrics as json lines.
+
+A checkpoint is one file of tensors and plain values, written under a temporary name and renamed when whole, and
+read back with weights_only.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vokens.atomic import atomic_write
+from vokens.errors import CheckpointError
+
+
+class Average:
+    """Exponential moving average of a module's floating-point parameters; buffers are copied.
+
+    The decay starts at (1 + n) / (10 + n), so that early averages forget the random start.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.averaged = {name for name, _ in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in module.state_dict().items():
+            if name in self.averaged:
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        for name, value in state["values"].items():
+            self.values[name].copy_(value)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write folder/step_XXXXXXXX.pt and remove all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    with atomic_write(path) as partial:
+        torch.save(state, partial)
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8}\.pt", path.name))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({error}): remove it to resume before it"
+        ) from error
+
+
+class Metrics:
+    """Json lines {"step": …, …}; resuming at a step drops the lines beyond it."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
+        with atomic_write(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def tensors_to_floats(values: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in values.items()}
