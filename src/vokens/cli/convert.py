@@ -5,6 +5,7 @@ similar length into one batch. When a group fails, its items are tried one by on
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -18,7 +19,6 @@ from vokens.errors import ConfigError, VokensError
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 _GROUP_BATCHES = 8  # enough to sort by length and pad little; audio held in memory: 8 minutes by default
-_QUIET_SECONDS = 3.0  # without a terminal, no progress bar before this
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,45 @@ def convert(
     """
     if not batch_seconds > 0:
         raise ConfigError(f"--batch-seconds {batch_seconds}: give seconds of audio, above 0")
-    failed = 0
+    done, seconds, start = 0, 0.0, time.perf_counter()
     with _progress(len(jobs)) as bar:
 
         def fail(job: Job, error: Exception) -> None:
-            nonlocal failed
             if len(jobs) == 1 or isinstance(error, BrokenPipeError):
                 raise error
-            failed += 1
-            bar.write(f"vokens: error: {_blame(job, error)}", file=sys.stderr)
+            _tell(f"vokens: error: {_blame(job, error)}")
             bar.update()
 
         for group in _groups(_read_all(jobs, read, fail), _GROUP_BATCHES * batch_seconds):
             for item, made in _work(group, work, fail):
                 try:
                     write(item.job, made)
-                    bar.update()
                 except (VokensError, OSError) as error:
                     fail(item.job, error)
-    if failed:
-        print(f"vokens: {failed} of {len(jobs)} inputs failed", file=sys.stderr)
-    return 1 if failed else 0
+                else:
+                    done, seconds = done + 1, seconds + item.seconds
+                    bar.update()
+    if len(jobs) > 1 or jobs[0].target is not None:
+        what = f"wrote {jobs[0].target}" if len(jobs) == 1 else f"{done} of {len(jobs)} done"
+        taken = time.perf_counter() - start
+        print(f"vokens: {what}, {seconds:.1f} s of speech in {taken:.1f} s", file=sys.stderr)
+    return 0 if done == len(jobs) else 1
 
 
 def _progress(total: int) -> tqdm:
-    delay = 0.0 if sys.stderr.isatty() else _QUIET_SECONDS
-    return tqdm(total=total, unit="file", file=sys.stderr, delay=delay, leave=False)
+    """A bar on a terminal; in a log a line every ten seconds, and none when three seconds are enough."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit="file", file=sys.stderr, leave=False)
+    line = "{n_fmt} of {total_fmt} files, {elapsed} passed, {remaining} left\n"
+    return tqdm(total=total, file=sys.stderr, leave=False, delay=3.0, mininterval=10.0, bar_format=line)
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, above the bar where there is one."""
+    if sys.stderr.isatty():
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
 
 
 def _blame(job: Job, error: Exception) -> str:

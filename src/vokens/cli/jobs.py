@@ -129,7 +129,7 @@ def _target_rule(
             raise ConfigError(f"{len(sources)} inputs cannot share standard output: give a folder with -o")
         return lambda source: None
     path = Path(output)
-    if path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix:
+    if path.is_dir() or output.endswith(("/", os.sep)) or not (path.suffix or path.exists()):
         return lambda source: path / source.place.with_suffix(chosen)
     check_suffix(path, outputs)
     if suffix is not None and path.suffix.lower() != suffix:
@@ -142,9 +142,8 @@ def _target_rule(
 def check_suffix(path: Path, outputs: Sequence[str]) -> None:
     """ConfigError unless the name ends in one of the accepted suffixes."""
     if path.suffix.lower() not in outputs:
-        raise ConfigError(
-            f"{path} ends in {path.suffix or 'no suffix'!r}: use {', '.join(outputs)}, or end a folder with /"
-        )
+        has = f"ends in {path.suffix}" if path.suffix else "has no suffix"
+        raise ConfigError(f"{path} {has}: use {', '.join(outputs)}, or end the name of a folder with /")
 
 
 def _refuse_collisions(jobs: list[Job]) -> None:

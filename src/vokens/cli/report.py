@@ -49,7 +49,7 @@ class Trip:
             ("speech", f"{seconds:.2f} s"),
             ("tokens", f"{int(tokens.lengths[0])} frames ({tokens.frame_rate:g} Hz) of codebooks {named}"),
             ("bitrate", f"{tokens.bitrate / 1000:.2f} kbit/s"),
-            ("entropy", " ".join(f"{bits:.1f}" for bits in entropy) + " bit per token, by codebook"),
+            ("entropy", " ".join(f"{bits + 0.0:.1f}" for bits in entropy) + " bit per token, by codebook"),
             ("encode", _speed(self.encode_seconds, seconds)),
             ("decode", _speed(self.decode_seconds, seconds)),
         ]
