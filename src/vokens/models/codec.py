@@ -110,6 +110,10 @@ class Codec(nn.Module):
         """The codec with published weights; config is the content of a published config file, or None."""
         raise NotImplementedError
 
+    def add_weight_norm(self) -> Self:
+        """For training: weight norm on the convolutions of systems that are published so. Nothing changes else."""
+        return self
+
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A training state dict as the inference network has it (weight norm folded); the same where nothing folds."""

@@ -51,14 +51,16 @@ class CodecTrainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.out = config, Path(config.out)
-        # Buffers (codebooks, spectral norms) are equal on all processes by construction; heads may be unused.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+        # Buffers (codebooks, spectral norms) are equal on all processes by construction.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
         self.accelerator: Any = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
         self.device: torch.device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.model = build_codec(config)
         self.hop = self.model.hop_length
         self.teacher = self._load_teacher()
+        if self.teacher is None:
+            self.model.semantic.requires_grad_(False)  # DDP waits for every gradient
         self.discriminators = build_discriminators(config.adversarial)
         self.mel = L.MelLoss(*mel_recipe(config.mel, self.model.sample_rate)).to(self.device)
         self.stft = L.STFTLoss().to(self.device)
@@ -441,8 +443,9 @@ def build_codec(config: TrainConfig) -> Codec:
     if config.init:
         path = Path(config.init)
         path = path / "model.safetensors" if path.is_dir() else path
-        checkpoint.load_strict(model, checkpoint.read_state_dict(path), config.init)
-    return model
+        state = {k: v.float() for k, v in checkpoint.read_state_dict(path).items()}
+        checkpoint.load_strict(model, cls.fold(state), config.init)
+    return model.add_weight_norm()
 
 
 def build_discriminators(config: AdversarialConfig) -> Discriminators | None:

@@ -1,5 +1,6 @@
 """What a run shows: one progress line with ETA, TensorBoard curves, audio and mel pictures."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         if not self.bar.disable:
-            self.bar.write(text)
+            self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

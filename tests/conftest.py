@@ -1,0 +1,77 @@
+"""Small codecs and signals that many tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vokens.models.codec import Codec
+from vokens.models.mini import Mini, MiniConfig
+
+torch.set_num_threads(1)
+
+
+def speechlike(num_samples: int, seed: int = 0, sample_rate: int = 16000) -> np.ndarray:
+    """float32 (T,): a gliding harmonic voice with pauses and noise, about -20 dB."""
+    draw = np.random.default_rng(seed)
+    t = np.arange(num_samples) / sample_rate
+    pitch = 120 + 40 * np.sin(2 * np.pi * (0.7 + 0.1 * seed) * t)
+    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
+    voice = sum(np.sin(k * phase) / k for k in range(1, 12))
+    loudness = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * t + seed)
+    return (0.08 * voice * loudness + 0.005 * draw.standard_normal(num_samples)).astype(np.float32)
+
+
+def _spread_codebooks(codec: Codec, seed: int) -> None:
+    """Codebooks at the scale of this codec's residuals, so that codes vary as a trained codec's do."""
+    generator = torch.Generator().manual_seed(seed)
+    waves = torch.from_numpy(np.stack([speechlike(32000, seed=i) for i in range(8)]))
+    codec.quantizer.fit(codec.latent(waves).flatten(0, 1).detach(), generator)
+
+
+def build_tiny_mini() -> Codec:
+    torch.manual_seed(0)
+    sizes = {"width": 32, "latent_dim": 16, "codebook_size": 32, "encoder_layers": 2, "decoder_layers": 2}
+    codec = Mini(MiniConfig(num_codebooks=4, semantic_dim=12, **sizes))
+    _spread_codebooks(codec, 1)
+    return codec.eval().requires_grad_(False)
+
+
+def build_tiny_speechtokenizer() -> Codec:
+    from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig
+
+    torch.manual_seed(0)
+    codec = SpeechTokenizer(SpeechTokenizerConfig(n_filters=4, dimension=32, semantic_dim=24, codebook_size=32))
+    with torch.no_grad():  # at its random start the signal dies on the way, and all codes are near-ties
+        for weight in codec.parameters():
+            weight.mul_(1.7 if weight.dim() == 3 else 1.0)
+    _spread_codebooks(codec, 2)
+    return codec.eval().requires_grad_(False)
+
+
+CODECS: dict[str, Callable[[], Codec]] = {  # a new system joins the shared laws here
+    "mini": build_tiny_mini,
+    "speechtokenizer": build_tiny_speechtokenizer,
+}
+
+
+CHUNKS = {  # where each system says how much of long audio it computes at a time
+    "mini": ("vokens.models.mini.model", ("CHUNK_FRAMES",)),
+    "speechtokenizer": (
+        "vokens.models.speechtokenizer.spans",
+        ("CONV_FRAMES", "LSTM_FRAMES", "LAYERED_FRAMES"),
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random `mini`, which vokens.load opens."""
+    return build_tiny_mini().save_pretrained(tmp_path_factory.mktemp("codec"))
+
+
+@pytest.fixture(scope="session", params=CODECS)
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return CODECS[request.param]()

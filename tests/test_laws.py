@@ -1,0 +1,232 @@
+"""The laws that every codec keeps. A new system joins by one line in conftest.CODECS."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import CHUNKS, speechlike
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vokens
+from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
+from vokens.models.codec import Codec, batches
+
+RATE = 16000
+
+
+def decoded(codec: Codec, tokens: vokens.Tokens) -> np.ndarray:
+    return codec.decode(tokens)[0]
+
+
+def test_batch_equals_single(codec: Codec) -> None:
+    lengths = [1, 7, 319, 320, 321, 4000, 9601, 16000, 16001, 24123]
+    waves = [speechlike(n, seed=i) for i, n in enumerate(lengths)]
+    order = np.random.default_rng(0).permutation(len(waves))
+    together = codec.encode([waves[i] for i in order], RATE)
+    sounds = codec.decode(together)
+    for place, i in enumerate(order):
+        alone = codec.encode(waves[i], RATE)
+        assert torch.equal(together[place].codes, alone.codes), f"{lengths[i]} samples"
+        assert np.abs(sounds[place] - decoded(codec, alone)).max() <= 1e-5
+
+
+def test_small_batches_change_nothing(codec: Codec) -> None:
+    waves = [speechlike(n, seed=n) for n in (3000, 16000, 8000, 12345)]
+    whole, parts = codec.encode(waves, RATE), codec.encode(waves, RATE, batch_seconds=0.5)
+    assert torch.equal(whole.codes, parts.codes)
+    for a, b in zip(codec.decode(whole), codec.decode(parts, batch_seconds=0.5), strict=True):
+        assert np.abs(a - b).max() <= 1e-5
+
+
+@settings(max_examples=12, deadline=None)
+@given(samples=st.integers(1, 5000))
+def test_length_law(codec: Codec, samples: int) -> None:
+    tokens = codec.encode(speechlike(samples), RATE)
+    assert tokens.lengths.tolist() == [-(-samples // codec.hop_length)]
+    assert tokens.codes.shape == (1, codec.num_codebooks, int(tokens.lengths))
+    wave = decoded(codec, tokens)
+    assert wave.shape == (samples,)
+    assert wave.dtype == np.float32
+
+
+def test_path_bytes_array_and_tensor_give_the_same_codes(codec: Codec, tmp_path: Path) -> None:
+    wave = speechlike(9000)
+    path = tmp_path / "a folder" / "hello there.wav"
+    path.parent.mkdir()
+    soundfile.write(path, wave, RATE, subtype="FLOAT")
+    expected = codec.encode(wave, RATE)
+    for source in (path, str(path), path.read_bytes()):
+        assert torch.equal(codec.encode(source).codes, expected.codes)
+    assert torch.equal(codec.encode(torch.from_numpy(wave), RATE).codes, expected.codes)
+    assert torch.equal(codec.encode(np.stack([wave, wave]), RATE).codes, expected.codes)  # stereo
+
+
+def test_fewer_codebooks_are_a_prefix(codec: Codec) -> None:
+    wave = speechlike(8000)
+    tokens = codec.encode(wave, RATE)
+    for k in range(1, codec.num_codebooks + 1):
+        assert torch.equal(codec.encode(wave, RATE, num_codebooks=k).codes, tokens.select(0, k).codes)
+
+
+def test_selected_codebooks_decode_alone(codec: Codec) -> None:
+    tokens = codec.encode(speechlike(8000), RATE)
+    first = decoded(codec, tokens.select(0, 1))
+    rest = decoded(codec, tokens.select(1, codec.num_codebooks))
+    assert first.shape == rest.shape == (8000,)
+    assert not np.allclose(first, rest)
+
+
+def test_twice_is_the_same(codec: Codec) -> None:
+    wave = speechlike(12000)
+    tokens = codec.encode(wave, RATE)
+    assert torch.equal(tokens.codes, codec.encode(wave, RATE).codes)
+    assert np.array_equal(decoded(codec, tokens), decoded(codec, tokens))
+
+
+def test_codebooks_do_not_learn_in_evaluation(codec: Codec) -> None:
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    codec.encode(speechlike(16000, seed=3), RATE)
+    assert all(torch.equal(before[name], value) for name, value in codec.state_dict().items())
+
+
+def test_saved_folder_opens_alike(codec: Codec, tmp_path: Path) -> None:
+    again = vokens.load(codec.save_pretrained(tmp_path / "saved"))
+    assert type(again) is type(codec)
+    assert (again.config, again.name, again.fingerprint) == (codec.config, codec.name, codec.fingerprint)
+    wave = speechlike(5000)
+    tokens = codec.encode(wave, RATE)
+    assert torch.equal(again.encode(wave, RATE).codes, tokens.codes)
+    assert np.array_equal(decoded(again, tokens), decoded(codec, tokens))
+    assert type(codec).from_pretrained(tmp_path / "saved").fingerprint == codec.fingerprint
+
+
+def test_every_key_is_accounted_for(codec: Codec, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = codec.save_pretrained(tmp_path / "saved")
+    state = load_file(folder / "model.safetensors")
+    removed = sorted(state)[0]
+    kept = {name: value for name, value in state.items() if name != removed}
+    for changed, named in ((kept, removed), (state | {"stray": torch.ones(1)}, "stray")):
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=named.replace(".", r"\.")):
+            vokens.load(folder)
+
+
+def test_half_precision_keeps_the_fingerprint(codec: Codec, tmp_path: Path) -> None:
+    half = vokens.load(codec.save_pretrained(tmp_path / "saved"), dtype="bfloat16")
+    assert half.fingerprint == codec.fingerprint
+    tokens = half.encode(speechlike(8000), RATE)
+    assert decoded(codec, tokens).shape == decoded(half, tokens).shape
+
+
+def test_an_hour_in_pieces_is_the_whole(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same audio with the chunk length of long audio set small, so that many seams are crossed."""
+    wave = speechlike(40_000)
+    whole = codec.encode(wave, RATE)
+    sound = decoded(codec, whole)
+    module, names = CHUNKS[codec.system]
+    for name in names:
+        monkeypatch.setattr(f"{module}.{name}", 17)
+    pieces = codec.encode(wave, RATE)
+    assert torch.equal(pieces.codes, whole.codes)
+    assert np.abs(decoded(codec, pieces) - sound).max() <= 1e-5
+
+
+@pytest.mark.parametrize("rate", [8000, 24000, 44100, 192000])
+def test_other_rates(codec: Codec, rate: int) -> None:
+    tokens = codec.encode(speechlike(rate // 2, sample_rate=rate), rate)
+    assert abs(int(tokens.num_samples) - codec.sample_rate // 2) <= 1
+
+
+@pytest.mark.parametrize(
+    "wave", [np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)], ids=["silent", "dc", "clipped"]
+)
+def test_odd_sounds_work(codec: Codec, wave: np.ndarray) -> None:
+    assert np.isfinite(decoded(codec, codec.encode(wave, RATE))).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (np.zeros(0, np.float32), "no audio|empty"),
+        (np.full(500, np.nan, np.float32), "NaN|finite"),
+        (np.full(500, np.inf, np.float32), "[Ii]nf|finite"),
+        (np.zeros((2, 3, 4), np.float32), "shape|dimension|mono"),
+        (b"not audio at all, just words " * 9, "audio|format"),
+        ("no/such/file.wav", "no/such/file.wav"),
+        (".", "folder|directory"),
+    ],
+)
+def test_bad_audio_is_refused(codec: Codec, source: object, words: str) -> None:
+    with pytest.raises(AudioError, match=words):
+        codec.encode(source, RATE if isinstance(source, np.ndarray) else None)
+
+
+def test_truncated_file_is_refused(codec: Codec) -> None:
+    whole = io.BytesIO()
+    soundfile.write(whole, speechlike(16000), RATE, format="FLAC")
+    with pytest.raises(AudioError):
+        codec.encode(whole.getvalue()[:3000])
+
+
+def test_arrays_need_a_rate(codec: Codec) -> None:
+    with pytest.raises(AudioError, match="sample_rate="):
+        codec.encode(speechlike(1000))
+
+
+def test_codebook_numbers_are_checked(codec: Codec) -> None:
+    for wanted in (0, -1, codec.num_codebooks + 1):
+        with pytest.raises(ConfigError, match=str(codec.num_codebooks)):
+            codec.encode(speechlike(1000), RATE, num_codebooks=wanted)
+
+
+def test_tokens_of_another_codec_are_refused(codec: Codec, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    tokens = codec.encode(speechlike(1000), RATE)
+    with pytest.raises(TokensError, match="other-codec"):
+        codec.decode(replace(tokens, model="other-codec"))
+    with pytest.raises(TokensError, match="weights"):
+        codec.decode(replace(tokens, fingerprint="0" * 16))
+
+
+def test_flipped_bits_are_noticed(codec: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "a.vok"
+    codec.encode(speechlike(4000), RATE).save(path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(TokensError):
+        vokens.Tokens.load(path)
+
+
+def test_tokens_travel_through_a_file(codec: Codec, tmp_path: Path) -> None:
+    tokens = codec.encode([speechlike(4000), speechlike(700)], RATE)
+    tokens.save(tmp_path / "a.vok")
+    again = vokens.Tokens.load(tmp_path / "a.vok")
+    for a, b in zip(codec.decode(tokens), codec.decode(again), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_unknown_sources_say_what_is_known(tmp_path: Path) -> None:
+    with pytest.raises((CheckpointError, ConfigError), match="mini"):
+        vokens.load("minni")
+    (tmp_path / "config.json").write_text(json.dumps({"system": "nothing", "config": {}}))
+    with pytest.raises(ConfigError, match="speechtokenizer"):
+        vokens.load(tmp_path)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 1000), min_size=1, max_size=30),
+    budget=st.integers(1, 3000),
+)
+def test_batches_hold_every_row_once_and_keep_the_budget(lengths: list[int], budget: int) -> None:
+    groups = list(batches(lengths, budget))
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert all(len(g) == 1 or len(g) * max(lengths[r] for r in g) <= budget for g in groups)
