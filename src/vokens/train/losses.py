@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, l1_loss, logsigmoid, relu
+from torch.nn.functional import cosine_similarity, l1_loss, logsigmoid, pad, relu
 
-from vokens.audio.mel import SPEECHTOKENIZER_LOSSES, LogMel, MelConfig
+from vokens.audio.mel import SPEECHTOKENIZER_LOSSES, LogMel, MelConfig, stft_magnitude
 from vokens.errors import ConfigError
 
 UNITS: Mapping[str, str] = {
@@ -88,7 +88,7 @@ def dac_scales(sample_rate: int, windows: Sequence[int] = DAC_WINDOWS) -> list[M
 
 
 class LogMagnitude(nn.Module):
-    """Waves (B, N) -> ln of the STFT magnitude, floored at 1e-5 (-100 dB): (B, n_fft / 2 + 1, F)."""
+    """Waves (B, N) -> ln of the STFT magnitude, floored at 1e-5 (-100 dB): (B, F, n_fft / 2 + 1)."""
 
     window: Tensor
 
@@ -98,10 +98,10 @@ class LogMagnitude(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
-        window = self.window.float()
-        spectrum = torch.stft(wave.float(), self.n_fft, self.n_fft // 4, window=window, return_complex=True)
+        window, beyond = self.window.float(), self.n_fft // 2
+        padded = pad(wave.float()[:, None], (beyond, beyond), mode="reflect")[:, 0]
         # Divided by the window's sum, a full-scale sine has magnitude 1/2 at every n_fft.
-        return (spectrum.abs() / window.sum()).clamp(min=1e-5).log()
+        return (stft_magnitude(padded, window, self.n_fft // 4) / window.sum()).clamp(min=1e-5).log()
 
 
 class STFTLoss(nn.Module):
