@@ -1,0 +1,120 @@
+"""SpeechTokenizer (arXiv 2308.16692): a SEANet codec whose first of eight residual codebooks speaks of content.
+
+Audio at 16 kHz passes strided convolutions to 50 frames per second, a bidirectional LSTM, and residual
+quantization; the decoder mirrors it. Inference runs in spans of time (see spans.py), training in one piece.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.errors import CheckpointError
+from vokens.models.codec import Codec
+from vokens.models.speechtokenizer import checkpoint as layout
+from vokens.models.speechtokenizer import spans
+from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
+from vokens.nn.conv import add_weight_norm
+from vokens.nn.seanet import SEANetDecoder, SEANetEncoder
+from vokens.quantize import ResidualVectorQuantizer
+
+
+class SpeechTokenizer(Codec):
+    """Speech to 8 x 50 tokens per second and back. `vokens.load("speechtokenizer_hubert_avg")`."""
+
+    system = "speechtokenizer"
+    Config = SpeechTokenizerConfig
+
+    def __init__(self, config: SpeechTokenizerConfig) -> None:
+        super().__init__(config)
+        self.sample_rate = config.sample_rate
+        self.hop_length = math.prod(config.strides)
+        self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
+        shared: dict[str, Any] = {
+            "lstm_layers": config.lstm_layers,
+            "residual_layers": config.residual_layers,
+            "residual_kernel_size": config.residual_kernel_size,
+            "dilation_base": config.dilation_base,
+            "act": config.activation,
+        }
+        self.encoder = SEANetEncoder(
+            config.dimension,
+            config.n_filters,
+            config.strides[::-1],
+            bidirectional=config.bidirectional,
+            **shared,
+        )
+        self.quantizer = ResidualVectorQuantizer(
+            config.dimension, config.codebook_size, config.num_codebooks, published=config.published_training
+        )
+        self.semantic = (
+            nn.Identity()
+            if config.dimension == config.semantic_dim
+            else nn.Linear(config.dimension, config.semantic_dim)
+        )
+        self.decoder = SEANetDecoder(config.dimension, config.n_filters, config.strides, **shared)
+
+    def latent(self, wave: Tensor) -> Tensor:
+        return self.encoder(wave.unsqueeze(1)).transpose(1, 2)
+
+    def synthesis(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent.transpose(1, 2)).squeeze(1)
+
+    @torch.inference_mode()
+    def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+        codes = spans.encode(self, wave, lengths.cpu(), 0, num_codebooks)
+        return codes, self.num_frames(lengths)
+
+    @torch.inference_mode()
+    def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
+        return spans.decode(self, codes, lengths.cpu(), first_codebook)
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    def add_weight_norm(self) -> Self:
+        """For training: convolutions with weight norm, as published. The function computed stays the same."""
+        add_weight_norm(self)
+        return self
+
+    @classmethod
+    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return checkpoint.fold_weight_norm(state)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return layout.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
+        """The codec with published weights.
+
+        Args:
+            config: content of the published config.json, or a SpeechTokenizerConfig; None for the released sizes.
+
+        Raises:
+            CheckpointError: weights of another activation or of other sizes, missing or unexpected tensors.
+        """
+        weights = "Snake" if any(name.endswith(".alpha") for name in state) else "ELU"
+        if config is None:
+            config = SpeechTokenizerConfig(activation=weights)
+        elif not isinstance(config, SpeechTokenizerConfig):
+            config = SpeechTokenizerConfig.from_published(config)
+        if config.activation != weights:
+            raise CheckpointError(
+                f"activation mismatch: the weights are of the {weights} model, the config says {config.activation!r}; "
+                "give the config.json that came with them"
+            )
+        with torch.device("meta"):  # 104 million random numbers would be drawn for nothing
+            codec = cls(config)
+        codec.to_empty(device="cpu")
+        checkpoint.load_strict(
+            codec, layout.to_ours(checkpoint.fold_weight_norm(state)), "in the published layout"
+        )
+        return cast(Self, codec.eval().requires_grad_(False))
+
+    def to_published(self) -> dict[str, Tensor]:
+        """The weights under the published names, with weight norm: what speechtokenizer 1.0.1 loads."""
+        return layout.to_published({name: tensor.detach() for name, tensor in self.state_dict().items()})

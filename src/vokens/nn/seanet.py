@@ -1,0 +1,172 @@
+"""SEANet encoder and decoder (SoundStream, arXiv 2107.03312 §3.1; sizes of SpeechTokenizer, arXiv 2308.16692).
+
+Convolutions around one LSTM: `front` before it, `head` after it, so that long audio can pass the convolutions in
+chunks and the LSTM in one sweep. Layers are numbered as published, which keeps checkpoints readable.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from vokens.nn.conv import Conv1d, Upsample
+from vokens.nn.lstm import SkipLSTM
+from vokens.nn.snake import ELU, Snake
+
+EDGE_KERNEL = 7  # taps of the first and the last convolution
+
+
+def activation(name: str, channels: int) -> ELU | Snake:
+    """ELU or Snake, by its published name."""
+    return Snake(channels) if name == "Snake" else ELU()
+
+
+class ResidualUnit(nn.Module):
+    """x (B, C, T) -> shortcut(x) + 1x1(act(conv(act(x)))), with half the channels inside."""
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int, act: str) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.block = nn.ModuleList(
+            [
+                activation(act, channels),
+                Conv1d(channels, hidden, kernel_size, dilation=dilation),
+                activation(act, hidden),
+                Conv1d(hidden, channels, 1),
+            ]
+        )
+        self.shortcut = Conv1d(channels, channels, 1)
+        self.reach = (kernel_size - 1) * dilation - (kernel_size - 1) * dilation // 2
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        act, conv, act_inside, project = self.block
+        y = conv(act(x), lengths)  # not in place: the shortcut needs x
+        return self.shortcut(x) + project(act_inside(y, in_place=True))
+
+
+class SEANet(nn.Module):
+    """A stack of layers of which one is the LSTM."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self._middle = next(i for i, layer in enumerate(layers) if isinstance(layer, SkipLSTM))
+
+    @property
+    def lstm(self) -> SkipLSTM:
+        return cast(SkipLSTM, self.layers[self._middle])
+
+    @property
+    def front_reach(self) -> int:
+        """How many inputs on either side an output of `front` depends on."""
+        return _reach(self.layers[: self._middle])
+
+    @property
+    def head_reach(self) -> int:
+        """How many frames on either side an output of `head` depends on."""
+        return _reach(self.layers[self._middle + 1 :])
+
+    def front(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The convolutions before the LSTM: (B, C, N) -> (B, width, T). With lengths (B,), rows end at their own."""
+        return _run(self.layers[: self._middle], x, lengths)
+
+    def head(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The convolutions after the LSTM. lengths are in frames."""
+        return _run(self.layers[self._middle + 1 :], x, lengths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.front(x)))
+
+
+def _run(layers: Iterable[nn.Module], x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, C, N) through convolutional layers; lengths (B,) follow every change of rate. x itself is kept."""
+    given = x
+    for layer in layers:
+        if isinstance(layer, ELU | Snake):
+            x = layer(x, in_place=x is not given)
+            continue
+        x = layer(x, lengths)
+        if lengths is not None and isinstance(layer, Conv1d):
+            lengths = -(-lengths // layer.stride[0])
+        elif lengths is not None and isinstance(layer, Upsample):
+            lengths = lengths * layer.stride
+    return x
+
+
+def _reach(layers: Iterable[nn.Module]) -> int:
+    """Inputs on either side that an output depends on."""
+    reach = 0
+    for layer in reversed(list(layers)):
+        if isinstance(layer, Conv1d):
+            reach = reach * layer.stride[0] + layer.left
+        elif isinstance(layer, ResidualUnit):
+            reach += layer.reach
+        elif isinstance(layer, Upsample):
+            reach = -(-reach // layer.stride) + 1
+    return reach
+
+
+class SEANetEncoder(SEANet):
+    """wave (B, 1, N) -> latent (B, dim, ceil(N / hop)), hop the product of ratios.
+
+    Args:
+        channels: width after the first convolution; every stage doubles it.
+        ratios: strides from the outside in, e.g. (2, 4, 5, 8).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        channels: int,
+        ratios: Sequence[int],
+        *,
+        lstm_layers: int,
+        bidirectional: bool,
+        residual_layers: int,
+        residual_kernel_size: int,
+        dilation_base: int,
+        act: str,
+    ) -> None:
+        layers: list[nn.Module] = [Conv1d(1, channels, EDGE_KERNEL)]
+        for ratio in ratios:
+            layers += [
+                ResidualUnit(channels, residual_kernel_size, dilation_base**unit, act)
+                for unit in range(residual_layers)
+            ]
+            layers += [activation(act, channels), Conv1d(channels, 2 * channels, 2 * ratio, stride=ratio)]
+            channels *= 2
+        layers.append(SkipLSTM(channels, lstm_layers, bidirectional=bidirectional))
+        channels *= 2 if bidirectional else 1
+        layers += [activation(act, channels), Conv1d(channels, dim, EDGE_KERNEL)]
+        super().__init__(layers)
+
+
+class SEANetDecoder(SEANet):
+    """latent (B, dim, T) -> wave (B, 1, hop * T); ratios from the inside out, e.g. (8, 5, 4, 2)."""
+
+    def __init__(
+        self,
+        dim: int,
+        channels: int,
+        ratios: Sequence[int],
+        *,
+        lstm_layers: int,
+        residual_layers: int,
+        residual_kernel_size: int,
+        dilation_base: int,
+        act: str,
+    ) -> None:
+        channels *= 2 ** len(ratios)
+        layers: list[nn.Module] = [
+            Conv1d(dim, channels, EDGE_KERNEL),
+            SkipLSTM(channels, lstm_layers, bidirectional=False),
+        ]
+        for ratio in ratios:
+            layers += [activation(act, channels), Upsample(channels, channels // 2, 2 * ratio, ratio)]
+            channels //= 2
+            layers += [
+                ResidualUnit(channels, residual_kernel_size, dilation_base**unit, act)
+                for unit in range(residual_layers)
+            ]
+        layers += [activation(act, channels), Conv1d(channels, 1, EDGE_KERNEL)]
+        super().__init__(layers)
