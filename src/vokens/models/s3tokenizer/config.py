@@ -1,0 +1,81 @@
+"""Sizes of S3Tokenizer and its four releases, which are one encoder with different settings."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from vokens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class S3TokenizerConfig:
+    """Sizes of S3Tokenizer; the defaults are `speech_tokenizer_v2_25hz` (CosyVoice 2, arXiv 2412.10117).
+
+    Attributes:
+        first_stride: mel frames per step of the first convolution: 1 gives 50 tokens per second, 2 gives 25.
+        positions: "sinusoid" adds a table of max_positions tokens, "rotary" turns queries and keys.
+        memory_taps: of the FSMN beside each attention; 0 = none.
+        quantizer: "vq", a codebook of codebook_size, or "fsq", whose codebook_size is 3 ** 8.
+        attn_eps, mlp_eps: of the layer norms. s3tokenizer 0.2.0 and older took attn_eps 1e-6 for v2, against
+            the released graph; 1 token of 250 differs.
+        long_audio: "complete" gives one token for every 2 * first_stride mel frames. "published" merges windows
+            as s3tokenizer 0.3.0 does, which loses up to 2 s of tokens of some recordings over 52 s.
+    """
+
+    n_mels: int = 128
+    width: int = 1280
+    heads: int = 20
+    layers: int = 6
+    first_stride: int = 2
+    positions: Literal["sinusoid", "rotary"] = "rotary"
+    max_positions: int = 1500
+    memory_taps: int = 31
+    quantizer: Literal["vq", "fsq"] = "fsq"
+    codebook_size: int = 6561
+    attn_eps: float = 1e-5
+    mlp_eps: float = 1e-5
+    long_audio: Literal["complete", "published"] = "complete"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "first_stride": (1, 2),
+            "positions": ("sinusoid", "rotary"),
+            "quantizer": ("vq", "fsq"),
+            "long_audio": ("complete", "published"),
+        }
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise ConfigError(f"{name}={getattr(self, name)!r} was given: {accepted} are accepted")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < (0 if field.name == "memory_taps" else 1):
+                raise ConfigError(f"{field.name}={value} was given: at least 1 is accepted")
+        if self.width % (2 * self.heads):
+            raise ConfigError(f"width {self.width} must be a multiple of twice the {self.heads} heads")
+        if self.memory_taps and self.memory_taps % 2 == 0:
+            raise ConfigError(f"memory_taps={self.memory_taps} was given: an odd count is accepted")
+        if self.quantizer == "fsq" and self.codebook_size != 3**self.fsq_dims:
+            raise ConfigError(
+                f"codebook_size={self.codebook_size} was given: fsq takes a power of 3, e.g. 6561"
+            )
+
+    @property
+    def hop(self) -> int:
+        """Mel frames per token."""
+        return 2 * self.first_stride
+
+    @property
+    def fsq_dims(self) -> int:
+        """Ternary digits of an id."""
+        dims = 1
+        while 3 ** (dims + 1) <= self.codebook_size:
+            dims += 1
+        return dims
+
+
+_V1 = {"positions": "sinusoid", "memory_taps": 0, "quantizer": "vq", "codebook_size": 4096}
+RELEASES: dict[str, S3TokenizerConfig] = {
+    "speech_tokenizer_v1": S3TokenizerConfig(first_stride=1, **_V1),
+    "speech_tokenizer_v1_25hz": S3TokenizerConfig(**_V1),
+    "speech_tokenizer_v2_25hz": S3TokenizerConfig(),
+    "speech_tokenizer_v3_25hz": S3TokenizerConfig(layers=12),
+}

@@ -1,0 +1,87 @@
+"""S3Tokenizer's encoder, all four releases: two convolutions, then pre-norm transformer blocks (Whisper's).
+
+v1 adds a table of positions; v2 and v3 rotate queries and keys and give each attention an FSMN memory. Sums over
+blocks stay in float32 whatever the matrix products are computed in.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens.errors import ConfigError
+from vokens.models.codec import mask_of
+from vokens.models.s3tokenizer.config import S3TokenizerConfig
+from vokens.nn.attention import Rotation, SelfAttention, rotation, sinusoids
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm in float32, handed on in the type of its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = F.layer_norm(
+            input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+        return y.to(self.weight.dtype)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)); x (B, T, D)."""
+
+    def __init__(self, config: S3TokenizerConfig) -> None:
+        super().__init__()
+        self.attn_ln = Norm(config.width, eps=config.attn_eps)
+        self.attn = SelfAttention(config.width, config.heads, config.memory_taps)
+        self.mlp_ln = Norm(config.width, eps=config.mlp_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, 4 * config.width), nn.GELU(), nn.Linear(4 * config.width, config.width)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None, turn: Rotation | None) -> Tensor:
+        x = x + self.attn(self.attn_ln(x), mask, turn)
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class S3Encoder(nn.Module):
+    """Log-mel (B, n_mels, F) -> float32 hidden states (B, T, D), T = ceil(F / hop)."""
+
+    positions: Tensor | None  # (max_positions, D), stored with the weights as the releases do
+
+    def __init__(self, config: S3TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv1d(config.n_mels, config.width, 3, config.first_stride, padding=1)
+        self.conv2 = nn.Conv1d(config.width, config.width, 3, 2, padding=1)
+        table = sinusoids(config.max_positions, config.width) if config.positions == "sinusoid" else None
+        self.register_buffer("positions", table)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """lengths (B,): mel frames of each row, at least 1; None where no row is padded.
+
+        What stands beyond a row's length, in the input and in the result, has no meaning and no influence.
+        Raises ConfigError for more tokens than the table of positions has.
+        """
+        x, mask = self._convolve(mel, lengths)
+        turn = None
+        if self.positions is None:
+            turn = rotation(x.shape[1], self.config.width // self.config.heads, x.device)
+        elif x.shape[1] <= len(self.positions):
+            x = x + self.positions[: x.shape[1]]
+        else:
+            raise ConfigError(
+                f"{mel.shape[-1]} mel frames are {x.shape[1]} tokens, positions are known for {len(self.positions)}: "
+                "encode in windows, as quantize and encode do"
+            )
+        for block in self.blocks:
+            x = block(x, mask, turn)
+        return x
+
+    def _convolve(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, n_mels, F) -> (B, T, D) and the mask (B, T) of tokens."""
+        x = mel.to(self.conv1.weight.dtype)
+        if lengths is None:
+            x = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+            return x.transpose(1, 2).float(), None
+        x = F.gelu(self.conv1(x * mask_of(lengths, x.shape[-1]).unsqueeze(1)))
+        lengths = (lengths - 1) // self.config.first_stride + 1
+        x = F.gelu(self.conv2(x * mask_of(lengths, x.shape[-1]).unsqueeze(1)))
+        return x.transpose(1, 2).float(), mask_of((lengths - 1) // 2 + 1, x.shape[-1])

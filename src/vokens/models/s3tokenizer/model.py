@@ -1,0 +1,292 @@
+"""S3Tokenizer, the supervised semantic speech tokenizer of CosyVoice (arXiv 2407.05407, 2412.10117, 2505.17589).
+
+Whisper's log-mel, a transformer, one codebook: 25 or 50 ids per second that carry content. It only encodes. Ids
+whose decision is closer than rounding errors are found by their margin and computed again, alone and in float32,
+so that they depend neither on the batch nor on its precision.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens import checkpoint
+from vokens.audio import LogMel
+from vokens.audio.mel import WHISPER_128
+from vokens.errors import TokensError
+from vokens.models.codec import Audio, Codec, batches, mask_of
+from vokens.models.s3tokenizer import checkpoint as layout
+from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
+from vokens.models.s3tokenizer.encoder import S3Encoder
+from vokens.models.s3tokenizer.long import WINDOW, log_mel, windows
+from vokens.onnx_file import OnnxGraph
+from vokens.quantize.fsq import FiniteScalarQuantizer
+from vokens.quantize.vq import UnitVectorQuantizer
+
+Exactness = Literal["guarded", "plain"]
+
+SHORTEST = 201  # samples that one centred frame needs; shorter sounds are padded with zeros
+FRAMES_PER_FORWARD = 24_000  # mel frames, 4 minutes: 6000 tokens, 120 MB in the widest layer
+PADDING = 0.02  # share of a forward pass that may be padding
+# Margins below which an id is computed again: FSQ in units of its rounded number, VQ in squared distance.
+BOUNDS = {"fsq": {torch.float32: 2e-5}, "vq": {torch.float32: 2e-6}}
+
+
+class S3Tokenizer(Codec):
+    """Speech to 25 or 50 tokens per second. `vokens.load("speech_tokenizer_v2_25hz")`.
+
+    Attributes:
+        exactness: "guarded" makes ids independent of the batch and of compute_dtype, "plain" saves the second look.
+        compute_dtype: of matrix products; weights and sums stay float32.
+        bound: margin below which an id gets a second look.
+        frames_per_forward: padded mel frames per forward pass; 1 takes windows one by one. By default one by
+            one on the CPU, where batches gain nothing, and 24000 elsewhere.
+        recomputed: windows that had a second look since the codec was made.
+    """
+
+    system = "s3tokenizer"
+    Config = S3TokenizerConfig
+
+    def __init__(self, config: S3TokenizerConfig) -> None:
+        super().__init__(config)
+        self.sample_rate = WHISPER_128.sample_rate
+        self.hop_length = WHISPER_128.hop_length * config.hop
+        self.codebook_sizes = (config.codebook_size,)
+        self.mel = LogMel(dataclasses.replace(WHISPER_128, n_mels=config.n_mels, log="log10"))
+        self.encoder = S3Encoder(config)
+        self.codebook: FiniteScalarQuantizer | UnitVectorQuantizer
+        if config.quantizer == "fsq":
+            self.codebook = FiniteScalarQuantizer(config.width, config.fsq_dims)
+        else:
+            self.codebook = UnitVectorQuantizer(config.width, config.codebook_size)
+        self.exactness: Exactness = "guarded"
+        self.compute_dtype = torch.float32
+        self.bound = BOUNDS[config.quantizer][torch.float32]
+        self.frames_per_forward: int | None = None
+        self.recomputed = 0
+
+    # Tokens ------------------------------------------------------------------------------------------------
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """Tokens of num_samples samples: ceil(F / hop) of their F = max(1, N // 160) mel frames."""
+        mel = num_samples // self.mel.config.hop_length
+        mel = mel.clamp(min=1) if isinstance(mel, Tensor) else max(1, mel)
+        return -(-mel // self.config.hop)
+
+    @torch.inference_mode()
+    def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+        samples = lengths.tolist()
+
+        def alone(row: int) -> Tensor:
+            return self.log_mel(wave[row, : samples[row]])
+
+        if wave.device.type == "cpu":
+            mels = [alone(row) for row in range(len(samples))]
+        else:
+            mels = self._log_mels(wave, lengths, alone)
+        codes = self._tokenize(mels, alone)
+        return nn.utils.rnn.pad_sequence(codes, batch_first=True).unsqueeze(1), self.num_frames(lengths)
+
+    @torch.no_grad()
+    def quantize(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Ids of log-mels, as the training loop of another model needs them: no graph breaks up to 30 s.
+
+        Args:
+            mel: log-mels (B, n_mels, F) from `log_mel`. mel_lens: (B,) frames of each row, at least 1; None where
+                all are F long, which is faster.
+
+        Returns:
+            ids (B, T) int64, zero beyond each row's end, and their counts (B,) in the type of mel_lens.
+        """
+        lengths = (
+            torch.full((mel.shape[0],), mel.shape[2], device=mel.device) if mel_lens is None else mel_lens
+        )
+        counts = -(-lengths // self.config.hop)
+        if mel.shape[2] > WINDOW:
+            rows = [row[:, :length] for row, length in zip(mel, lengths.tolist(), strict=True)]
+            codes = self._tokenize(rows, rows.__getitem__)
+            counts = torch.tensor([len(row) for row in codes], dtype=counts.dtype, device=counts.device)
+            return nn.utils.rnn.pad_sequence(codes, batch_first=True), counts
+        codes = self._encode(mel, mel_lens)[0]
+        return codes if mel_lens is None else codes * mask_of(counts, codes.shape[1]), counts
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """Log-mel (n_mels, F) of one recording (N,) at 16 kHz, F = max(1, N // 160); any length, in bounded memory."""
+        wave = F.pad(wave, (0, max(0, SHORTEST - len(wave))))
+        return _whisper_scale(log_mel(self.mel, wave))
+
+    def latent(self, wave: Tensor) -> Tensor:
+        """The encoder's hidden states (B, T, D) of wave (B, N), at most 30 s."""
+        return self.encoder(_whisper_scale(self.mel(wave)))
+
+    def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
+        raise TokensError(
+            f"{self.name} only encodes: its tokens become speech in a token-to-wave model such as S3Gen, which adds "
+            "the voice that they do not hold"
+        )
+
+    # Exactness ---------------------------------------------------------------------------------------------
+
+    def set_dtype(self, dtype: torch.dtype, exactness: Exactness = "plain") -> Self:
+        """Compute matrix products in this type; the weights stay float32.
+
+        exactness: "guarded" gives float32's tokens: doubtful windows are computed again in float32. How many
+        are doubtful depends on the weights and on `calibrate`.
+        """
+        self.compute_dtype, self.exactness = dtype, exactness
+        self.bound = BOUNDS[self.config.quantizer].get(dtype, self.bound)
+        return self
+
+    @torch.inference_mode()
+    def calibrate(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> float:
+        """Set `bound` to twice what the present precision moved any decision of these recordings, and return it."""
+        single = not isinstance(source, Sequence) or isinstance(source, (str, bytes))
+        moved = 0.0
+        for item in cast(list[Any], [source] if single else source):
+            wave = torch.from_numpy(self._load(item, sample_rate)).to(self.device)
+            mel = self.log_mel(wave)
+            for window in windows(mel.shape[1], self.config.hop):
+                piece = mel[None, :, window.start : window.end]
+                exact, sure = self._exactly(piece)
+                fast, margin = self._quickly(piece, None)
+                moved = max(moved, float(torch.where(fast == exact, (margin - sure).abs(), margin).max()))
+        self.bound = 2 * moved
+        return self.bound
+
+    def _tokenize(self, mels: Sequence[Tensor], alone: Callable[[int], Tensor]) -> list[Tensor]:
+        """Ids (T,) of log-mels (n_mels, F) of any lengths; alone(row) gives one as it is without the others."""
+        published = self.config.long_audio == "published"
+        plans = [windows(mel.shape[1], self.config.hop, published) for mel in mels]
+        jobs = [(row, window) for row, plan in enumerate(plans) for window in plan]
+        sizes = [window.end - window.start for _, window in jobs]
+        parts: list[Tensor] = [torch.empty(0)] * len(jobs)
+        for group in batches(sizes, self._budget(), PADDING):
+            found = self._decide(
+                [mels[jobs[job][0]][:, jobs[job][1].start : jobs[job][1].end] for job in group]
+            )
+            for job, (codes, sure) in zip(group, found, strict=True):
+                row, window = jobs[job]
+                if not sure:
+                    self.recomputed += 1
+                    codes = self._exactly(alone(row)[None, :, window.start : window.end])[0][0]
+                parts[job] = codes[window.first : window.last]
+        kept = iter(parts)
+        return [torch.cat([next(kept) for _ in plan]) for plan in plans]
+
+    def _budget(self) -> int:
+        """Mel frames per forward pass, padding included."""
+        if self.frames_per_forward is not None:
+            return self.frames_per_forward
+        return 1 if self.device.type == "cpu" else FRAMES_PER_FORWARD
+
+    def _decide(self, mels: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
+        """Ids (T,) of each of a few windows, computed together, and whether none of them is doubtful."""
+        sizes = [mel.shape[1] for mel in mels]
+        if len(mels) == 1 and self.compute_dtype == torch.float32:
+            return [(self._exactly(mels[0][None])[0][0], True)]
+        lengths = torch.tensor(sizes, device=mels[0].device)
+        batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2)
+        codes, margin = self._quickly(batch, None if min(sizes) == max(sizes) else lengths)
+        counts = -(-lengths // self.config.hop)
+        least = margin.masked_fill(~mask_of(counts, codes.shape[1]), torch.inf).amin(1)
+        sure = (least > self.bound) | (self.exactness == "plain")
+        return [
+            (row[:count], fine)
+            for row, count, fine in zip(codes, counts.tolist(), sure.tolist(), strict=True)
+        ]
+
+    def _exactly(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and margins (1, T) of one window (1, n_mels, F) by definition: alone, unpadded, in float32."""
+        with torch.autocast(mel.device.type, enabled=False), _full_float32(mel.device):
+            return self._encode(mel, None)
+
+    def _quickly(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids and margins (B, T) of windows (B, n_mels, F) in the chosen precision."""
+        half = self.compute_dtype != torch.float32
+        with (
+            torch.autocast(mel.device.type, self.compute_dtype if half else None, enabled=half),
+            contextlib.nullcontext() if half else _full_float32(mel.device),
+        ):
+            return self._encode(mel, lengths)
+
+    def _encode(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.codebook.encode(self.encoder(mel, lengths))
+
+    def _log_mels(self, wave: Tensor, lengths: Tensor, alone: Callable[[int], Tensor]) -> list[Tensor]:
+        """Log-mels (n_mels, F) of rows: those up to 30 s together, longer ones in pieces."""
+        hop = self.mel.config.hop_length
+        short = lengths <= WINDOW * hop
+        longest = max(SHORTEST, int(torch.where(short, lengths, 0).max()))
+        rows = short.nonzero().flatten()
+        mels: dict[int, Tensor] = {}
+        if len(rows):
+            some = F.pad(wave[rows], (0, max(0, longest - wave.shape[1])))[:, :longest]
+            sizes = lengths[rows].clamp(min=SHORTEST)
+            frames = (sizes // hop).tolist()
+            found = _whisper_scale(self.mel(some, sizes))
+            mels = {row: mel[:, :n] for row, mel, n in zip(rows.tolist(), found, frames, strict=True)}
+        return [mels[row] if row in mels else alone(row) for row in range(len(lengths))]
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return layout.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
+        """The codec with the weights of a state dict of the package s3tokenizer.
+
+        Args:
+            config: name of a release, S3TokenizerConfig, or some of its settings as a dict. A v1 state dict fits 50
+                and 25 Hz: "speech_tokenizer_v1" or "speech_tokenizer_v1_25hz" must say which.
+
+        Raises:
+            CheckpointError: weights that do not fit the config, missing or unexpected tensors.
+        """
+        return cls._build(layout.to_ours(state), layout.configure(state, config))
+
+    @classmethod
+    def from_onnx(cls, graph: OnnxGraph, config: Any = None) -> Self:
+        """The codec of a released ONNX graph, which says all but the number of heads (width / 64 by default)."""
+        state, facts = layout.from_graph(graph)
+        return cls._build(layout.to_ours(state), layout.configure(state, config, facts))
+
+    @classmethod
+    def _build(cls, state: dict[str, Tensor], config: S3TokenizerConfig) -> Self:
+        with torch.device("meta"):  # 123 million random numbers would be drawn for nothing
+            codec = cls(config)
+        codec.to_empty(device="cpu")
+        checkpoint.load_strict(codec, state, "in the published layout")
+        for name, release in RELEASES.items():
+            if layout.same_network(config, release):
+                codec.name = name
+        return codec.eval().requires_grad_(False)
+
+    def to_published(self) -> dict[str, Tensor]:
+        """The weights under the names of the package s3tokenizer 0.3.0."""
+        return layout.to_published({name: tensor.detach() for name, tensor in self.state_dict().items()})
+
+
+def _whisper_scale(log10: Tensor) -> Tensor:
+    """Whisper's range: nothing more than 8 below the loudest of a recording, then (x + 4) / 4. (..., n_mels, F)."""
+    return (torch.maximum(log10, log10.amax((-2, -1), keepdim=True) - 8.0) + 4.0) / 4.0
+
+
+@contextlib.contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Float32 products as float32: cuDNN takes TF32 for convolutions by default, which flips ids."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
