@@ -20,8 +20,9 @@ _MODELS_FOLDER = Path(__file__).parent / "models"
 class File:
     """One file of a codec.
 
-    path: its name in the codec's folder. repo, filename: its place on the Hugging Face hub; None when it is
-    part of this package. sha256: None when its publisher states none. size: bytes, for information.
+    path: its name in the codec's folder. repo, filename: its place on the Hugging Face hub. address: its place
+    elsewhere. None of them when it is part of this package. sha256: None when its publisher states none. size:
+    bytes, for information.
     """
 
     path: str
@@ -29,10 +30,13 @@ class File:
     filename: str | None = None
     sha256: str | None = None
     size: int | None = None
+    address: str | None = None
 
     @property
     def url(self) -> str | None:
-        """Its address, on the mirror that HF_ENDPOINT names if there is one."""
+        """Its address; of the hub, on the mirror that HF_ENDPOINT names if there is one."""
+        if self.address is not None:
+            return self.address
         return None if self.repo is None else hub_url(self.repo, self.filename or self.path)
 
 
@@ -59,13 +63,30 @@ class Entry:
     @property
     def embedded(self) -> bool:
         """Whether it comes with this package."""
-        return all(file.repo is None for file in self.files)
+        return all(file.url is None for file in self.files)
 
 
 def _embedded_files(name: str, *paths: str) -> tuple[File, ...]:
     folder = _MODELS_FOLDER / name / "weights"
     sizes = [(folder / path).stat().st_size if (folder / path).exists() else None for path in paths]
     return tuple(File(path, size=size) for path, size in zip(paths, sizes, strict=True))
+
+
+def _s3tokenizer(name: str, place: str, sha256: str, size: int, description: str, version: int) -> Entry:
+    """A release of CosyVoice's speech tokenizer, an ONNX graph on ModelScope (addresses of s3tokenizer 0.3.0)."""
+    address = f"https://www.modelscope.cn/models/{place}"
+    return Entry(
+        name=name,
+        system="s3tokenizer",
+        description=f"{description}; encodes only",
+        sample_rate=16000,
+        frame_rate=25.0 if name.endswith("25hz") else 50.0,
+        num_codebooks=1,
+        codebook_size=4096 if version == 1 else 6561,
+        licence="Apache-2.0",
+        source=place.rsplit("/resolve", 1)[0],
+        files=(File(address.rsplit("/", 1)[1], sha256=sha256, size=size, address=address),),
+    )
 
 
 _ENTRIES = (
@@ -121,6 +142,39 @@ _ENTRIES = (
             File("config.json", "fnlp/AnyGPT-speech-modules", "speechtokenizer/config.json"),
             File("ckpt.dev", "fnlp/AnyGPT-speech-modules", "speechtokenizer/ckpt.dev", size=481_875_496),
         ),
+    ),
+    # Sizes: 4 bytes for each number of the weights; v3's file is 969 451 503 bytes.
+    _s3tokenizer(
+        "speech_tokenizer_v1",
+        "iic/cosyvoice-300m/resolve/master/speech_tokenizer_v1.onnx",
+        "23b5a723ed9143aebfd9ffda14ac4c21231f31c35ef837b6a13bb9e5488abb1e",
+        522_516_480,
+        "semantic tokens of CosyVoice, 4096 by vector quantization",
+        1,
+    ),
+    _s3tokenizer(
+        "speech_tokenizer_v1_25hz",
+        "iic/CosyVoice-300M-25Hz/resolve/master/speech_tokenizer_v1.onnx",
+        "56285ddd4a83e883ee0cb9f8d69c1089b53a94b1f78ff7e4a0224a27eb4cb486",
+        522_516_480,
+        "semantic tokens of CosyVoice at half the rate",
+        1,
+    ),
+    _s3tokenizer(
+        "speech_tokenizer_v2_25hz",
+        "iic/CosyVoice2-0.5B/resolve/master/speech_tokenizer_v2.onnx",
+        "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71",
+        494_858_272,
+        "semantic tokens of CosyVoice 2, 6561 by finite scalar quantization",
+        2,
+    ),
+    _s3tokenizer(
+        "speech_tokenizer_v3_25hz",
+        "FunAudioLLM/Fun-CosyVoice3-0.5B-2512/resolve/master/speech_tokenizer_v3.onnx",
+        "23236a74175dbdda47afc66dbadd5bcb41303c467a57c261cb8539ad9db9208d",
+        969_451_503,
+        "semantic tokens of CosyVoice 3, 6561 by finite scalar quantization",
+        3,
     ),
 )
 

@@ -14,13 +14,15 @@ import torch
 from vokens import checkpoint, registry
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.codec import Codec, build_config
+from vokens.onnx_file import is_onnx, read_onnx
 
 # system -> (module, class). A new system joins here.
 SYSTEMS = {
     "mini": ("vokens.models.mini", "Mini"),
     "speechtokenizer": ("vokens.models.speechtokenizer", "SpeechTokenizer"),
+    "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
 }
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
 
 
 def system(name: str) -> type[Codec]:
@@ -46,7 +48,8 @@ def load(
     Args:
         source: a name of `vokens models`, a folder written by `save_pretrained` or by training, a published
             checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id.
-        config: for published files: the published config, as a path or a dict.
+        config: for published files: the published config, as a path or a dict, or the name of the release where
+            the weights leave it open.
         device, dtype: where the network lives and its floating-point type, float32 by default.
         cache_dir: where downloads are kept. local_files_only: never download. revision: of a hub id.
 
@@ -62,8 +65,8 @@ def load(
     if isinstance(dtype, str):
         dtype = _dtype(dtype)
     if dtype not in (None, torch.float32):
-        _ = codec.fingerprint  # names the float32 weights: tokens decode under any dtype
-    return codec.to(device=device, dtype=dtype)
+        codec.set_dtype(dtype)
+    return codec.to(device=device)
 
 
 def _find(
@@ -111,10 +114,12 @@ def _open_folder(folder: Path, config: Any) -> Codec:
 
 def _open_file(path: Path, config: Any) -> Codec:
     """A published checkpoint file; the tensors' names say which system it is."""
+    if is_onnx(path):
+        return _open_onnx(path, config)
     state = checkpoint.read_state_dict(path)
     if config is None and path.with_name("config.json").exists():
         config = path.with_name("config.json")
-    if isinstance(config, (str, Path)):
+    if isinstance(config, (str, Path)) and str(config) not in registry.MODELS:
         config = _read_config(Path(config))
     for name in SYSTEMS:
         if system(name).recognises(state.keys()):
@@ -126,6 +131,15 @@ def _open_file(path: Path, config: Any) -> Codec:
         f"{path} is not a checkpoint of {', '.join(SYSTEMS)}: its tensors are named {examples}, …; "
         "a file saved by save_pretrained is opened by its folder"
     )
+
+
+def _open_onnx(path: Path, config: Any) -> Codec:
+    """A published ONNX graph; the codecs that come as such are S3Tokenizer's releases."""
+    from vokens.models.s3tokenizer import S3Tokenizer
+
+    codec = S3Tokenizer.from_onnx(read_onnx(path), config)
+    codec.name = path.stem if codec.name == codec.system else codec.name
+    return codec
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -148,6 +148,11 @@ class Codec(nn.Module):
         """Frames of num_samples samples: ceil(N / hop_length)."""
         return -(-num_samples // self.hop_length)
 
+    def set_dtype(self, dtype: torch.dtype) -> Self:
+        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any."""
+        _ = self.fingerprint
+        return self.to(dtype=dtype)
+
     @torch.inference_mode()
     def encode(
         self,
@@ -306,14 +311,20 @@ class Codec(nn.Module):
         )
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Row numbers in groups of similar length whose padded total stays within budget (one row may exceed it)."""
+def batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:
+    """Row numbers in groups of similar length whose padded total stays within budget (one row may exceed it).
+
+    padding: the largest share of a group's padded total that may be padding.
+    """
     group: list[int] = []
+    filled = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if group and (len(group) + 1) * lengths[group[0]] > budget:
+        padded = (len(group) + 1) * lengths[group[0] if group else row]
+        if group and (padded > budget or filled + lengths[row] < (1 - padding) * padded):
             yield group
-            group = []
+            group, filled = [], 0
         group.append(row)
+        filled += lengths[row]
     if group:
         yield group
 
