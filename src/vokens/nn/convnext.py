@@ -55,7 +55,9 @@ class ConvNeXt(nn.Module):
     def __init__(self, width: int, hidden: int, kernel_size: int, layers: int) -> None:
         super().__init__()
         # Layer scale 1/layers: the sum of the branches starts at the size of one (Vocos §3.2).
-        self.blocks = nn.ModuleList(ConvNeXtBlock(width, hidden, kernel_size, 1 / layers) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, hidden, kernel_size, 1 / layers) for _ in range(layers)
+        )
         self.reach = layers * (kernel_size // 2)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

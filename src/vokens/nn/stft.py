@@ -36,7 +36,10 @@ class SpectrumIn(nn.Module):
 
 
 class SpectrumOut(nn.Module):
-    """Wave (B, T * step) from features (B, T, D): a linear map to log magnitude and phase, then overlap-add."""
+    """Wave (B, T * step) from features (B, T, D): a linear map to log magnitudes and directions, then overlap-add.
+
+    A phase is given as the direction of a vector (APNet, arXiv 2305.07952 §3.2), which has no jump at pi.
+    """
 
     window: Tensor
 
@@ -44,9 +47,9 @@ class SpectrumOut(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
         self.bins = n_fft // 2 + 1
-        self.project = nn.Linear(width, frames_per_step * 2 * self.bins)
+        self.project = nn.Linear(width, frames_per_step * 3 * self.bins)
         with torch.no_grad():  # start near the level of speech: rms 0.02 to 0.1 is log magnitude -4 to -2
-            self.project.bias.view(frames_per_step, 2, self.bins)[:, 0] = -4.0
+            self.project.bias.view(frames_per_step, 3, self.bins)[:, 0] = -4.0
         window = torch.hann_window(n_fft)
         # Hann squared at 75 % overlap sums to 1.5; one synthesis window carries the division.
         self.register_buffer("window", window / 1.5, persistent=False)
@@ -54,11 +57,15 @@ class SpectrumOut(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """mask (B, T, 1): frames at 0 add nothing."""
         batch = len(x)
-        log_magnitude, phase = self.project(x).float().reshape(batch, -1, 2, self.bins).unbind(2)
-        magnitude = log_magnitude.clamp(max=6.0).exp()  # e^6 = 403: above the largest orthonormal Hann spectrum, 320
+        log_magnitude, real, imag = self.project(x).float().reshape(batch, -1, 3, self.bins).unbind(2)
+        magnitude = log_magnitude.clamp(
+            max=6.0
+        ).exp()  # e^6 = 403: above the largest orthonormal Hann spectrum, 320
         if mask is not None:
             magnitude = magnitude * mask.float().repeat_interleave(self.frames_per_step, 1)
-        frames = torch.fft.irfft(torch.polar(magnitude, phase), n=self.n_fft, norm="ortho") * self.window
+        scale = magnitude * (real.square() + imag.square() + 1e-2).rsqrt()  # 1e-2: near 0 no direction is meant
+        spectrum = torch.complex(real * scale, imag * scale)
+        frames = torch.fft.irfft(spectrum, n=self.n_fft, norm="ortho") * self.window
         return overlap_add(frames, self.hop).to(x.dtype)
 
 

@@ -233,8 +233,13 @@ def kmeans(x: Tensor, means: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     means = means.clone()
     counts = x.new_zeros(len(means))
     for _ in range(iterations):
-        nearest = torch.cdist(x, means).argmin(1)
+        nearest = torch.cat([_nearest(part, means) for part in x.split(4096)])  # 16 MB of distances at a time
         counts = torch.bincount(nearest, minlength=len(means)).to(x.dtype)
         sums = torch.zeros_like(means).index_add_(0, nearest, x)
         means = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp(min=1).unsqueeze(1), means)
     return means, counts
+
+
+def _nearest(x: Tensor, means: Tensor) -> Tensor:
+    """Row numbers (N,) of the means (K, D) nearest to x (N, D)."""
+    return torch.addmm(means.square().sum(1), x, means.t(), alpha=-2).argmin(1)

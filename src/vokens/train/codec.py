@@ -33,7 +33,7 @@ from vokens.train.log import Board, Progress
 from vokens.train.state import Average, Metrics, checkpoints, load_checkpoint, save_checkpoint
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
-ON_WAVE = ("wave", "mel", "stft", "adversarial", "feature")  # losses that are functions of the output wave
+ON_WAVE = ("wave", "mel", "stft", "spectrum", "adversarial", "feature")  # losses that are functions of the output wave
 FIT_BATCHES = 32  # for k-means: 32 batches of 16 s are 25,600 latents, 25 for each of 1024 entries
 
 
@@ -64,6 +64,7 @@ class CodecTrainer:
         self.discriminators = build_discriminators(config.adversarial)
         self.mel = L.MelLoss(*mel_recipe(config.mel, self.model.sample_rate)).to(self.device)
         self.stft = L.STFTLoss().to(self.device)
+        self.spectrum = L.SpectrumLoss()
         self._check_losses()
         on_wave = {name: weight for name, weight in config.losses.items() if name in ON_WAVE}
         self.balancer = Balancer(on_wave).to(self.device) if config.balance else None
@@ -219,6 +220,8 @@ class CodecTrainer:
             values["mel"] = self.mel(wave, batch.wave)
         if "stft" in wanted:
             values["stft"] = self.stft(wave, batch.wave)
+        if "spectrum" in wanted:
+            values["spectrum"] = self.spectrum(wave, batch.wave)
         if "commit" in wanted:
             values["commit"] = output.commit
         if "distill" in wanted and batch.teacher is not None:

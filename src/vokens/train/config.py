@@ -12,6 +12,9 @@ from typing import Any, get_args, get_origin
 from vokens.errors import ConfigError
 
 
+LOSSES = ("wave", "mel", "stft", "spectrum", "commit", "distill", "adversarial", "feature")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where speech comes from. Manifests as in `vokens.train.data.read_clips`.
@@ -95,7 +98,7 @@ class TrainConfig:
     Attributes:
         system: which codec; model: its settings that differ from the defaults.
         mel: "published" (SpeechTokenizer's four scales, weighted 45, 1, 1, 1) or "dac" (seven scales).
-        losses: weight of each loss by name: wave, mel, stft, commit, distill, adversarial, feature.
+        losses: weight of each loss by name: wave, mel, stft, spectrum, commit, distill, adversarial, feature.
         balance: weigh losses on the wave by their share of its gradient (EnCodec §3.4), not by their value.
         codebook_dropout: share of items trained with a random number of codebooks.
         fit_codebooks: until this step the latent passes unquantized; then codebooks start from k-means on the latents
@@ -140,7 +143,7 @@ class TrainConfig:
         for kind in self.adversarial.kinds:
             _among("adversarial.kinds", kind, ("mpd", "msd", "mstft"))
         for name in self.losses:
-            _among("losses", name, ("wave", "mel", "stft", "commit", "distill", "adversarial", "feature"))
+            _among("losses", name, LOSSES)
         if not self.data.train:
             raise ConfigError("data.train is empty: name a manifest or a folder of audio")
         if min(self.steps, self.accumulate, self.data.batch_size, self.log_every, self.validate_every) < 1:
