@@ -19,9 +19,14 @@ class Quantized:
     """What the residual quantizer returns in training."""
 
     latent: Tensor  # (B, T, D) sum over codebooks, straight-through
-    first: Tensor  # (B, T, D) the first codebook's entry alone, straight-through
+    parts: tuple[Tensor, ...]  # K of (B, T, D), each codebook's entries alone, straight-through
     codes: Tensor  # (B, K, T) int64
     commit: Tensor  # (K,) mean squared distance of each residual to its entry
+
+    @property
+    def first(self) -> Tensor:
+        """(B, T, D) the first codebook's entries, which carry the content."""
+        return self.parts[0]
 
 
 class EuclideanCodebook(nn.Module):
@@ -189,8 +194,8 @@ class ResidualVectorQuantizer(nn.Module):
             generator: randomness of k-means starts and revival; the same on every process.
         """
         latent = latent.float()  # distances in bf16 choose other entries
-        residual, total, first = latent, torch.zeros_like(latent), latent
-        codes, commit = [], []
+        residual, total = latent, torch.zeros_like(latent)
+        parts, codes, commit = [], [], []
         for k, layer in enumerate(self.codebooks[:num_codebooks]):
             gathered = self._gather(residual) if self.training else None
             if gathered is not None and not layer.inited:
@@ -202,12 +207,12 @@ class ResidualVectorQuantizer(nn.Module):
             commit.append(F.mse_loss(residual, entry) if self.training else residual.new_zeros(()))
             through = residual + (entry - residual).detach()
             residual = residual - (through if self.published else entry)
-            first = through if k == 0 else first
+            parts.append(through)
             total = total + (through if keep is None else through * (keep > k).view(-1, 1, 1))
             codes.append(chosen)
         if not self.published:  # one straight-through step over the sum: d latent / d input = 1 for any depth
             total = latent + (total - latent).detach()
-        return Quantized(total, first, torch.stack(codes, 1), torch.stack(commit))
+        return Quantized(total, tuple(parts), torch.stack(codes, 1), torch.stack(commit))
 
     @staticmethod
     def _gather(x: Tensor) -> Tensor:
