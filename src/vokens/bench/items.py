@@ -32,11 +32,11 @@ def find_items(options: Reconstruct) -> list[Item]:
         lines, home = _manifest_lines(manifest), manifest.parent
     chosen: list[Item] = []
     for line in sorted(lines, key=lambda line: line["id"]):
-        if len(chosen) == options.limit:
-            break
         path = home / line["path"]
         if _labels_fit(line, options) and _length_fits(line, path, options):
             chosen.append(Item(line["id"], path, line.get("text") or None, line.get("language")))
+    if options.limit and options.limit < len(chosen):  # the middles of equal stretches: every speaker is heard
+        chosen = [chosen[int((i + 0.5) * len(chosen) / options.limit)] for i in range(options.limit)]
     if not chosen:
         raise ConfigError(
             f"{options.data} has {len(lines)} recordings, none of them with split={options.split}, "

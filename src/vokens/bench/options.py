@@ -31,7 +31,7 @@ class Reconstruct:
     max_seconds: float = 30.0
     """Only files at most this long."""
     limit: int | None = None
-    """Only the first N of these files, in the order of their ids."""
+    """Only N of these files, evenly spaced in the order of their ids."""
     codebooks: str | None = None
     """Rows of the codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
     peers: str = PEERS
