@@ -43,7 +43,9 @@ def build_tiny_speechtokenizer() -> Codec:
     from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
     torch.manual_seed(0)
-    codec = SpeechTokenizer(SpeechTokenizerConfig(n_filters=4, dimension=32, semantic_dim=24, codebook_size=32))
+    codec = SpeechTokenizer(
+        SpeechTokenizerConfig(n_filters=4, dimension=32, semantic_dim=24, codebook_size=32)
+    )
     with torch.no_grad():  # at its random start the signal dies on the way, and all codes are near-ties
         for weight in codec.parameters():
             weight.mul_(1.7 if weight.dim() == 3 else 1.0)

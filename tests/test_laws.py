@@ -145,7 +145,9 @@ def test_other_rates(codec: Codec, rate: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wave", [np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)], ids=["silent", "dc", "clipped"]
+    "wave",
+    [np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)],
+    ids=["silent", "dc", "clipped"],
 )
 def test_odd_sounds_work(codec: Codec, wave: np.ndarray) -> None:
     assert np.isfinite(decoded(codec, codec.encode(wave, RATE))).all()

@@ -43,7 +43,9 @@ def test_commands_run_in_order(here: Path) -> None:
     assert len(OFFLINE) >= 5
     for line in OFFLINE:
         assert main(shlex.split(line)[1:]) == 0, line
-    assert all((here / name).exists() for name in ("hello.vok", "again.wav", "content.wav", "resynthesis.png"))
+    assert all(
+        (here / name).exists() for name in ("hello.vok", "again.wav", "content.wav", "resynthesis.png")
+    )
 
 
 def test_training_and_benchmark_lines_parse(here: Path) -> None:

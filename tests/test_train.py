@@ -183,7 +183,17 @@ def test_codebooks_fitted_after_a_warm_start_are_all_used(recipe: Path) -> None:
 
 
 def test_bf16_runs(recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vokens", "train", str(recipe), "--set", "precision=bf16", "--set", "steps=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "vokens",
+        "train",
+        str(recipe),
+        "--set",
+        "precision=bf16",
+        "--set",
+        "steps=3",
+    ]
     subprocess.run(command, check=True, capture_output=True)  # accelerate keeps one precision per process
     assert all(np.isfinite(line["mel"]) for line in losses_of(tmp_path / "run"))
 
@@ -192,7 +202,10 @@ def test_bf16_runs(recipe: Path, tmp_path: Path) -> None:
 def test_recipes_are_valid(name: str) -> None:
     config = read_recipe(RECIPES / f"{name}.toml", ["data.train=somewhere"])
     assert config.system == name
-    assert build(TrainConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again") == config
+    assert (
+        build(TrainConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again")
+        == config
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +216,7 @@ def test_recipes_are_valid(name: str) -> None:
         ("optim.learning_rate=fast", "learning_rate"),
         ("mel=best", "published, dac"),
         ("losses={mel=1.0, beauty=2.0}", "beauty"),
-        ("adversarial.kinds=[\"gan\"]", "mpd"),
+        ('adversarial.kinds=["gan"]', "mpd"),
         ("steps", "name=value"),
     ],
 )

@@ -154,10 +154,10 @@ class Magnitude(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         spectrum, magnitude, window = ctx.saved_tensors
         n_fft = len(window)
-        scale = gradients[0] / magnitude.clamp(min=1e-30)
+        scale = grad_outputs[0] / magnitude.clamp(min=1e-30)
         scale[..., 1 : (n_fft + 1) // 2] *= 0.5  # irfft counts these bins twice
         return torch.fft.irfft(spectrum * scale, n=n_fft, norm="forward") * window, None, None
 

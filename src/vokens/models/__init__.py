@@ -62,10 +62,9 @@ def load(
     if name:
         codec.name = name
     codec.eval().requires_grad_(False)
-    if isinstance(dtype, str):
-        dtype = _dtype(dtype)
-    if dtype not in (None, torch.float32):
-        codec.set_dtype(dtype)
+    precision = _dtype(dtype) if isinstance(dtype, str) else dtype
+    if precision is not None and precision != torch.float32:
+        codec.set_dtype(precision)
     return codec.to(device=device)
 
 

@@ -33,7 +33,14 @@ from vokens.train.log import Board, Progress
 from vokens.train.state import Average, Metrics, checkpoints, load_checkpoint, save_checkpoint
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
-ON_WAVE = ("wave", "mel", "stft", "spectrum", "adversarial", "feature")  # losses that are functions of the output wave
+ON_WAVE = (
+    "wave",
+    "mel",
+    "stft",
+    "spectrum",
+    "adversarial",
+    "feature",
+)  # losses that are functions of the output wave
 FIT_BATCHES = 32  # for k-means: 32 batches of 16 s are 25,600 latents, 25 for each of 1024 entries
 
 

@@ -11,7 +11,6 @@ from typing import Any, get_args, get_origin
 
 from vokens.errors import ConfigError
 
-
 LOSSES = ("wave", "mel", "stft", "spectrum", "commit", "distill", "adversarial", "feature")
 
 
