@@ -153,7 +153,6 @@ class Magnitude(torch.autograd.Function):
         return magnitude
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         spectrum, magnitude, window = ctx.saved_tensors
         n_fft = len(window)
