@@ -41,7 +41,7 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         act, conv, act_inside, project = self.block
         y = conv(act(x), lengths)  # not in place: the shortcut needs x
-        return self.shortcut(x) + project(act_inside(y, in_place=True))
+        return self.shortcut(x).add_(project(act_inside(y, in_place=True)))
 
 
 class SEANet(nn.Module):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vokens.models.speechtokenizer.model import SpeechTokenizer
 
 # Frames of a span, counted over all rows.
-CONV_FRAMES = 128  # 10 MB at 64 channels; a call reads up to 30 MB of weights
+CONV_FRAMES = 256  # 21 MB at 64 channels; the deepest layer lays out 58 MB of weights in every call
 LSTM_FRAMES = 1000  # a call costs 10 ms to lay out weights, 1000 frames cost at least 250
 LAYERED_FRAMES = 125  # where the next layer starts as soon as a span is done
 DEVICE_FRAMES = 6000  # off the CPU, where launches cost more than memory: 0.5 GB at 64 channels
@@ -156,9 +156,11 @@ def _run(
         head(span, out[..., (span.start - left) * scale : (span.end - left) * scale])
 
     with workers(rows.device) as pool:
-        gather([pool.submit(before, span) for span in rows.spans(CONV_FRAMES)])
+        share = -(-int(rows.frames.sum()) // torch.get_num_threads())  # so that no thread is idle
+        windows = rows.spans(min(CONV_FRAMES, share))
+        gather([pool.submit(before, span) for span in windows])
         y = (_both_ways if lstm.num_directions == 2 else _layered)(lstm, x, rows, pool)
-        gather([pool.submit(after, span) for span in rows.spans(CONV_FRAMES)])
+        gather([pool.submit(after, span) for span in windows])
 
 
 def _both_ways(lstm: SkipLSTM, x: Tensor, rows: Rows, pool: Workers) -> Tensor:
