@@ -116,7 +116,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     try:
         return _model(content)
-    except (_Damaged, IndexError, UnicodeDecodeError, struct.error) as error:
+    except (ValueError, IndexError, struct.error) as error:
         raise CheckpointError(
             f"{path} is no ONNX file, or truncated or damaged ({error}): download it again"
         ) from error

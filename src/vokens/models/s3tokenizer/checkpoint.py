@@ -179,8 +179,8 @@ def configure(
     known = {field.name for field in dataclasses.fields(S3TokenizerConfig)}
     if config is not None and (not isinstance(config, Mapping) or not set(config) <= known):
         raise ConfigError(
-            f"config={config!r} was given: a release ({', '.join(RELEASES)}) or a dict of settings among {sorted(known)} "
-            "is accepted"
+            f"config={config!r} was given: a release ({', '.join(RELEASES)}) or a dict of settings among "
+            f"{sorted(known)} is accepted"
         )
     found |= dict(config or {})
     if "first_stride" not in found:
@@ -195,14 +195,15 @@ def configure(
 
 def same_network(one: S3TokenizerConfig, other: S3TokenizerConfig) -> bool:
     """Whether two configs differ at most in what does not tell releases apart."""
-    free = {"attn_eps": 1e-5, "mlp_eps": 1e-5, "long_audio": "complete"}
+    free: dict[str, Any] = {"attn_eps": 1e-5, "mlp_eps": 1e-5, "long_audio": "complete"}
     return dataclasses.replace(one, **free) == dataclasses.replace(other, **free)
 
 
 def _of_release(name: str, found: dict[str, Any]) -> S3TokenizerConfig:
     if name not in RELEASES:
         raise ConfigError(f"config={name!r} was given: the releases are {', '.join(RELEASES)}")
-    config = S3TokenizerConfig(**({"first_stride": RELEASES[name].first_stride} | found))
+    settings: dict[str, Any] = {"first_stride": RELEASES[name].first_stride, **found}
+    config = S3TokenizerConfig(**settings)
     if not same_network(config, RELEASES[name]):
         differing = [
             f"{key} {value} instead of {getattr(RELEASES[name], key)}"

@@ -1,7 +1,7 @@
 """Sizes of S3Tokenizer and its four releases, which are one encoder with different settings."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from vokens.errors import ConfigError
 
@@ -72,7 +72,7 @@ class S3TokenizerConfig:
         return dims
 
 
-_V1 = {"positions": "sinusoid", "memory_taps": 0, "quantizer": "vq", "codebook_size": 4096}
+_V1: dict[str, Any] = {"positions": "sinusoid", "memory_taps": 0, "quantizer": "vq", "codebook_size": 4096}
 RELEASES: dict[str, S3TokenizerConfig] = {
     "speech_tokenizer_v1": S3TokenizerConfig(first_stride=1, **_V1),
     "speech_tokenizer_v1_25hz": S3TokenizerConfig(**_V1),

@@ -1,0 +1,229 @@
+"""S3Tokenizer's laws: batches change nothing in any precision, every way to open it, training use, odd input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import speechlike
+from test_s3tokenizer import FOLDER, small
+from torch import Tensor
+
+import vokens
+from vokens import registry
+from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
+from vokens.models.codec import batches
+from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
+
+RATE = 16000
+LENGTHS = [1, 159, 201, 319, 320, 4000, 9601, 16000, 16001, 24123, 24100, 24000]
+WAVES = [speechlike(n, seed=i) for i, n in enumerate(LENGTHS)]
+VERSIONS = ["v1", "v1_25hz", "v2", "v3"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("frames", [None, 400, 20_000])
+def test_batch_equals_single(version: str, frames: int | None) -> None:
+    """None takes rows one by one, as on the CPU; the others compute padded batches, as elsewhere."""
+    codec, _ = small(version)
+    alone = [codec.encode(wave, RATE).codes for wave in WAVES]
+    codec.frames_per_forward = frames
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(len(WAVES))
+        together = codec.encode([WAVES[i] for i in order], RATE)
+        for place, i in enumerate(order):
+            assert torch.equal(together[place].codes, alone[i]), f"{LENGTHS[i]} samples"
+
+
+def test_log_mels_together_are_those_alone() -> None:
+    codec, _ = small("v2")
+    wave = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in WAVES], batch_first=True)
+    mels = codec._log_mels(wave, torch.tensor(LENGTHS), lambda row: torch.zeros(0))
+    for mel, source in zip(mels, WAVES, strict=True):
+        torch.testing.assert_close(mel, codec.log_mel(torch.from_numpy(source)), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("version", ["v1_25hz", "v2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_guarded_half_precision_gives_the_tokens_of_float32(version: str, dtype: torch.dtype) -> None:
+    codec, _ = small(version)
+    exact = codec.encode(WAVES, RATE).codes
+    codec.frames_per_forward = 2000
+    codec.set_dtype(dtype)
+    plain = codec.encode(WAVES, RATE).codes
+    agreement = (plain == exact).float().mean()
+    assert agreement > 0.9
+    if (version, dtype) == ("v2", torch.bfloat16):
+        assert agreement < 1  # the guard has something to do
+    codec.set_dtype(dtype, "guarded")
+    assert codec.calibrate([speechlike(16000, seed=i) for i in range(20, 24)], RATE) > 1e-4
+    assert torch.equal(codec.encode(WAVES, RATE).codes, exact)
+    assert codec.recomputed <= len(WAVES)
+    assert codec.dtype == torch.float32
+
+
+def test_only_doubtful_windows_get_a_second_look() -> None:
+    codec, _ = small("v2")
+    codec.frames_per_forward = 20_000
+    waves = [speechlike(8000, seed=i) for i in range(4)]
+    for bound, exactness, expected in ((0.0, "guarded", 0), (1.0, "guarded", 4), (1.0, "plain", 0)):
+        codec.bound, codec.exactness, codec.recomputed = bound, exactness, 0
+        codec.encode(waves, RATE)
+        assert codec.recomputed == expected
+    codec.bound, codec.exactness = 1.0, "guarded"
+    codec.encode(waves[0], RATE)  # alone in float32 it is what a second look would give
+    assert codec.recomputed == 0
+
+
+def test_no_mask_where_lengths_are_equal() -> None:
+    codec, _ = small("v2")
+    codec.frames_per_forward = 20_000
+    masks = []
+    codec.encoder.register_forward_pre_hook(lambda _m, args: masks.append(args[1]))
+    codec.encode([WAVES[5], WAVES[5] * 0.5], RATE)
+    assert masks == [None]
+
+
+@pytest.mark.parametrize("rows", [40, 2000])
+def test_hardly_any_padding_is_computed(rows: int) -> None:
+    draw = np.random.default_rng(0)
+    frames = (
+        np.clip(draw.lognormal(6.1, 0.6, rows), 80, 3000).astype(int).tolist()
+    )  # about 4.5 s, as Common Voice
+    groups = list(batches(frames, 24_000, 0.02))
+    padded = sum(len(g) * max(frames[r] for r in g) for g in groups)
+    assert padded < 1.02 * sum(frames)
+    assert len(groups) < 1.5 * sum(frames) / 24_000 + 40  # and the groups stay large
+    assert sorted(r for g in groups for r in g) == list(range(rows))
+
+
+# Opening ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> dict[str, Path]:
+    paths = {}
+    for version in VERSIONS:
+        paths[version] = tmp_path / f"{version}.pt"
+        torch.save(small(version)[0].to_published(), paths[version])
+    return paths
+
+
+def test_state_dicts_say_their_version_where_they_can(saved: dict[str, Path]) -> None:
+    for version in ("v2", "v3"):
+        assert vokens.load(saved[version]).fingerprint == small(version)[0].fingerprint
+    with pytest.raises(CheckpointError, match="speech_tokenizer_v1_25hz"):
+        vokens.load(saved["v1"])
+    for stride, version in ((1, "v1"), (2, "v1_25hz")):
+        codec = vokens.load(saved["v1"], config={"first_stride": stride})
+        assert codec.fingerprint == small(version)[0].fingerprint
+        assert codec.frame_rate == 50 / stride
+
+
+def test_a_release_name_decides_and_is_checked() -> None:
+    with torch.device("meta"):
+        released = {name: S3Tokenizer(config).to_published() for name, config in RELEASES.items()}
+    from vokens.models.s3tokenizer.checkpoint import configure
+
+    for name, state in released.items():
+        assert configure(state, name) == RELEASES[name]
+    with pytest.raises(CheckpointError, match="layers 6 instead of 12"):
+        configure(released["speech_tokenizer_v2_25hz"], "speech_tokenizer_v3_25hz")
+    with pytest.raises(CheckpointError, match="not of speech_tokenizer_v2_25hz"):
+        configure(released["speech_tokenizer_v1"], "speech_tokenizer_v2_25hz")
+    with pytest.raises(ConfigError, match="speech_tokenizer_v1_25hz"):
+        configure(released["speech_tokenizer_v1"], "speech_tokenizer_v9")
+    with pytest.raises(ConfigError, match="first_stride"):
+        configure(released["speech_tokenizer_v1"], {"stride": 2})
+
+
+def test_state_dicts_are_read_strictly(saved: dict[str, Path], tmp_path: Path) -> None:
+    state = torch.load(saved["v2"], weights_only=True)
+    extra = {"_mel_filters": torch.zeros(128, 201), "window": torch.zeros(400)}  # in chatterbox's files
+    assert S3Tokenizer.from_published(state | extra).fingerprint == small("v2")[0].fingerprint
+    with pytest.raises(CheckpointError, match="stray"):
+        S3Tokenizer.from_published(state | {"stray": torch.zeros(1)})
+    del state["encoder.blocks.1.attn.key.weight"]
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.key"):
+        S3Tokenizer.from_published(state)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_our_folder_opens_alike(version: str, tmp_path: Path) -> None:
+    codec, _ = small(version)
+    again = vokens.load(codec.save_pretrained(tmp_path / "saved"))
+    assert (again.config, again.fingerprint) == (codec.config, codec.fingerprint)
+    assert torch.equal(again.encode(WAVES[6], RATE).codes, codec.encode(WAVES[6], RATE).codes)
+    half = vokens.load(tmp_path / "saved", dtype="bfloat16")
+    assert (half.compute_dtype, half.fingerprint) == (torch.bfloat16, codec.fingerprint)
+
+
+def test_the_registry_knows_the_releases() -> None:
+    for name, config in RELEASES.items():
+        entry = registry.get(name)
+        assert (entry.frame_rate, entry.codebook_size) == (100 / config.hop, config.codebook_size)
+        (file,) = entry.files
+        assert file.url.startswith("https://www.modelscope.cn/models/")
+        assert file.path.endswith(".onnx")
+        assert len(file.sha256) == 64
+
+
+def test_a_cached_release_opens_by_name(tmp_path: Path) -> None:
+    place = tmp_path / "speech_tokenizer_v1_25hz"
+    place.mkdir()
+    (place / "speech_tokenizer_v1.onnx").write_bytes((FOLDER / "onnx_v1_25hz.onnx").read_bytes())
+    codec = vokens.load(
+        "speech_tokenizer_v1_25hz", cache_dir=tmp_path, local_files_only=True, config={"heads": 2}
+    )
+    assert (codec.name, codec.frame_rate) == ("speech_tokenizer_v1_25hz", 25.0)
+
+
+# Use -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_length_law(version: str) -> None:
+    codec, _ = small(version)
+    for samples in [1, 160, 200, 201, 319, 320, 479, 480, 799, 800, 1120, 3199, 3200, 4801]:
+        tokens = codec.encode(speechlike(samples), RATE)
+        expected = -(-max(1, samples // 160) // codec.config.hop)
+        assert tokens.lengths.tolist() == [expected] == [codec.num_frames(samples)]
+        assert (tokens.frame_rate, tokens.codebook_sizes) == (codec.frame_rate, codec.codebook_sizes)
+        assert 0 <= tokens.codes.min() <= tokens.codes.max() < codec.codebook_sizes[0]
+
+
+def test_quantize_compiles_whole_and_takes_autocast() -> None:
+    codec, golden = small("v2")
+    mel = golden["mel"][None].float().repeat(2, 1, 1)
+    lengths = torch.tensor([64, 41], dtype=torch.int32)
+    codes, counts = codec.quantize(mel, lengths)
+    assert counts.dtype == torch.int32
+    compiled = torch.compile(codec.quantize, fullgraph=True, backend="eager")
+    found, found_counts = compiled(mel, lengths)
+    assert torch.equal(found, codes)
+    assert torch.equal(found_counts, counts)
+    assert torch.equal(codec.quantize(mel)[0], codec.quantize(mel[:1])[0].repeat(2, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (codec.quantize(mel, lengths)[0] == codes).float().mean() > 0.7
+    weight = torch.ones(1, requires_grad=True)  # ids enter another model's graph
+    (codes.float() * weight).sum().backward()
+
+
+def test_the_encoder_trains() -> None:
+    codec, golden = small("v2")
+    codec.train().requires_grad_(True)
+    rounded, _ = codec.codebook(codec.encoder(golden["mel"][None].float()))
+    rounded.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in codec.parameters())
+
+
+def test_it_only_encodes() -> None:
+    codec, _ = small("v2")
+    with pytest.raises(TokensError, match="S3Gen"):
+        codec.decode(codec.encode(WAVES[5], RATE))
+    for bad in (np.zeros(0, np.float32), np.full(500, np.nan, np.float32)):
+        with pytest.raises(AudioError):
+            codec.encode(bad, RATE)
+    for sound in (np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)):
+        tokens: Tensor = codec.encode(sound, RATE).codes
+        assert tokens.shape == (1, 1, 13)
