@@ -1,0 +1,117 @@
+"""Semantic teachers: alignment with the codec's frames, cached = computed, and training with them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+from test_train import RECIPE
+
+from vokens.errors import ConfigError
+from vokens.train.codec import CodecTrainer
+from vokens.train.config import read_recipe
+from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.teacher import RATE, HubertTeacher, load_teacher, teacher_rows
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small HuBERT with random weights, as save_pretrained leaves it."""
+    folder = tmp_path_factory.mktemp("hubert")
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=(8,) * 7
+    )
+    transformers.HubertModel(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    for i in range(3):
+        soundfile.write(folder / f"{i}.wav", speechlike(8000 + 4000 * i, seed=i), RATE)
+    return folder
+
+
+def test_hubert_features_are_the_mean_of_its_layers_or_one(hubert: Path) -> None:
+    wave = speechlike(RATE)
+    model = transformers.HubertModel.from_pretrained(hubert).eval()
+    values = torch.from_numpy((wave - wave.mean()) / np.sqrt(wave.var() + 1e-7))[None]
+    with torch.inference_mode():
+        states = model(values, output_hidden_states=True).hidden_states
+    average = HubertTeacher(str(hubert)).features(wave)
+    assert average.shape == (49, 16)
+    np.testing.assert_allclose(average, torch.stack(states).mean(0)[0], atol=1e-5)
+    np.testing.assert_allclose(HubertTeacher(str(hubert), 1).features(wave), states[1][0], atol=1e-5)
+    with pytest.raises(ConfigError, match="0 to 2"):
+        HubertTeacher(str(hubert), 3)
+
+
+def test_features_lie_under_the_frames_that_they_describe(speech: Path, tmp_path: Path) -> None:
+    """A teacher that tells the time at the middle of each of its windows: crops must read their own middles."""
+
+    class Clock:
+        name, width, grid = "clock", 1, (0.024, 0.028)
+
+        def features(self, wave: np.ndarray) -> np.ndarray:
+            count = int(len(wave) / RATE / self.grid[0]) + 2
+            return (self.grid[1] + self.grid[0] * np.arange(count))[:, None].astype(np.float32)
+
+    clips = read_clips(speech)
+    pcm = pcm_rows(tmp_path / "cache", clips, RATE)
+    rows = teacher_rows(Clock(), tmp_path / "cache", clips, pcm)
+    crops = Crops(
+        pcm, sample_rate=RATE, crop=3200, hop=320, batch_size=8, seed=0, teacher=rows, grid=Clock.grid
+    )
+    times = crops.batch(3).teacher[:, :, 0]
+    spacing = times.diff(dim=1)
+    inside = times[:, 1:] > 0.05  # before the first window's middle the first feature holds
+    assert torch.allclose(spacing[inside], torch.tensor(0.02), atol=2e-3)  # fp16 times
+    assert torch.allclose((times[:, -1] / 0.02 - 0.5).round() * 0.02 + 0.01, times[:, -1], atol=2e-3)
+
+
+def test_cached_features_are_those_computed(hubert: Path, speech: Path, tmp_path: Path) -> None:
+    teacher, clips = HubertTeacher(str(hubert)), read_clips(speech)
+    pcm = pcm_rows(tmp_path, clips, RATE)
+    rows = teacher_rows(teacher, tmp_path, clips, pcm)
+    for i in range(len(clips)):
+        np.testing.assert_allclose(rows[i], teacher.features(pcm[i][:, 0] / np.float32(32768)), atol=2e-3)
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+@pytest.mark.parametrize("loss", ["d_axis", "t_axis"])
+def test_distillation_falls(hubert: Path, speech: Path, tmp_path: Path, cached: str, loss: str) -> None:
+    """On one crop, over and over."""
+    for extra in (1, 2):
+        (speech / f"{extra}.wav").unlink()
+    path = tmp_path / "recipe.toml"
+    data = f'[data]\ntrain = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
+    path.write_text(f'out = "{tmp_path / "run"}"\n' + RECIPE.replace("[data]\n", data))
+    changes = [f"teacher.source={hubert}", "teacher.kind=hubert", f"teacher.cached={cached}"]
+    changes += [f"teacher.loss={loss}", "model.semantic_dim=16", "adversarial.kinds=[]", "optim.warmup=0"]
+    changes += [
+        "losses={mel=0.0, distill=1.0, commit=0.1}",
+        "codebook_dropout=0.0",
+        "data.batch_size=1",
+        "optim.learning_rate=1e-2",
+        "data.seconds=0.5",
+    ]
+    trainer = CodecTrainer(read_recipe(path, changes))
+    found = [trainer.train_step()["distill"] for _ in range(60)]
+    assert np.mean(found[-5:]) < np.mean(found[:5])
+
+
+def test_a_width_that_does_not_fit_says_what_to_set(hubert: Path, speech: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.replace("[data]\n", f'[data]\ntrain = "{speech}"\n'))
+    with pytest.raises(ConfigError, match=r"model\.semantic_dim = 16"):
+        CodecTrainer(read_recipe(path, ["teacher.kind=hubert", f"teacher.source={hubert}"]))
+    with pytest.raises(ConfigError, match="hubert"):
+        load_teacher("whisper", "somewhere")
