@@ -100,12 +100,13 @@ def test_distillation_falls(hubert: Path, speech: Path, tmp_path: Path, cached: 
         "losses={mel=0.0, distill=1.0, commit=0.1}",
         "codebook_dropout=0.0",
         "data.batch_size=1",
-        "optim.learning_rate=1e-2",
+        "optim.learning_rate=3e-3",
+        "optim.schedule=constant",
         "data.seconds=0.5",
     ]
     trainer = CodecTrainer(read_recipe(path, changes))
-    found = [trainer.train_step()["distill"] for _ in range(60)]
-    assert np.mean(found[-5:]) < np.mean(found[:5])
+    found = [trainer.train_step()["distill"] for _ in range(70)]
+    assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
 
 
 def test_a_width_that_does_not_fit_says_what_to_set(hubert: Path, speech: Path, tmp_path: Path) -> None:
