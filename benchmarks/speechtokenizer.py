@@ -8,6 +8,7 @@ of the resident set above what was resident before the call (Linux).
 """
 
 import argparse
+import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# In place of this file's folder, where the package's name would find this file.
-sys.path[0] = str(Path(__file__).parents[1] / "tests" / "peers")
+sys.path.pop(0)  # this file's folder, where the package's name would find this file
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "peers"))
 import published_speechtokenizer as peer
 
 from vokens.models.speechtokenizer import SpeechTokenizer
@@ -35,6 +36,7 @@ def measure(call: Callable[[], Any], repeats: int) -> tuple[Any, float, float]:
     best, peak, result = float("inf"), 0.0, None
     for _ in range(repeats):
         result = None
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier calls freed
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before, start = resident("VmRSS"), time.perf_counter()
         result = call()
@@ -53,7 +55,7 @@ def compare(name: str, theirs: Any, ours: SpeechTokenizer, waves: list[Tensor], 
     (found, frames), our_encode, our_encode_mb = measure(
         lambda: ours.encode_batch(batch, lengths, 8), repeats
     )
-    same = total = 0
+    found, same, total = found.clone(), 0, 0
     for row, wanted in enumerate(codes):
         same += int((found[row, :, : frames[row]] == wanted[:, 0]).sum())
         total += wanted.numel()
