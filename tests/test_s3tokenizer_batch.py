@@ -22,12 +22,12 @@ VERSIONS = ["v1", "v1_25hz", "v2", "v3"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("frames", [None, 400, 20_000])
+@pytest.mark.parametrize("frames", [1, None, 20_000])
 def test_batch_equals_single(version: str, frames: int | None) -> None:
-    """None takes rows one by one, as on the CPU; the others compute padded batches, as elsewhere."""
+    """1 takes rows one by one; the others compute padded batches, as on the CPU and elsewhere."""
     codec, _ = small(version)
     alone = [codec.encode(wave, RATE).codes for wave in WAVES]
-    codec.frames_per_forward = frames
+    codec.frames_per_forward = frames  # None: a mixture of both
     for seed in range(2):
         order = np.random.default_rng(seed).permutation(len(WAVES))
         together = codec.encode([WAVES[i] for i in order], RATE)
