@@ -53,13 +53,22 @@ def build_tiny_speechtokenizer() -> Codec:
     return codec.eval().requires_grad_(False)
 
 
+def build_tiny_s3tokenizer() -> Codec:
+    from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+
+    torch.manual_seed(0)
+    sizes = {"width": 32, "heads": 2, "layers": 2, "n_mels": 80, "codebook_size": 81}
+    codec = S3Tokenizer(S3TokenizerConfig(**sizes))
+    return codec.eval().requires_grad_(False)
+
+
 CODECS: dict[str, Callable[[], Codec]] = {  # a new system joins the shared laws here
     "mini": build_tiny_mini,
     "speechtokenizer": build_tiny_speechtokenizer,
 }
 
 
-CHUNKS = {  # where each system says how much of long audio it computes at a time
+CHUNKS = {  # where systems that compute long audio in pieces, exactly, say how much at a time
     "mini": ("vokens.models.mini.model", ("CHUNK_FRAMES",)),
     "speechtokenizer": (
         "vokens.models.speechtokenizer.spans",
@@ -74,6 +83,18 @@ def tiny_codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_mini().save_pretrained(tmp_path_factory.mktemp("codec"))
 
 
-@pytest.fixture(scope="session", params=CODECS)
-def codec(request: pytest.FixtureRequest) -> Codec:
-    return CODECS[request.param]()
+@pytest.fixture(scope="session")
+def built() -> dict[str, Codec]:
+    return {name: build() for name, build in CODECS.items()}
+
+
+@pytest.fixture(params=CODECS)
+def codec(request: pytest.FixtureRequest, built: dict[str, Codec]) -> Codec:
+    """Every codec."""
+    return built[request.param]
+
+
+@pytest.fixture(params=CHUNKS)
+def speaker(request: pytest.FixtureRequest, built: dict[str, Codec]) -> Codec:
+    """Every codec that also decodes."""
+    return built[request.param]

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from conftest import CHUNKS, speechlike
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vokens
@@ -28,30 +28,35 @@ def test_batch_equals_single(codec: Codec) -> None:
     waves = [speechlike(n, seed=i) for i, n in enumerate(lengths)]
     order = np.random.default_rng(0).permutation(len(waves))
     together = codec.encode([waves[i] for i in order], RATE)
-    sounds = codec.decode(together)
     for place, i in enumerate(order):
-        alone = codec.encode(waves[i], RATE)
-        assert torch.equal(together[place].codes, alone.codes), f"{lengths[i]} samples"
-        assert np.abs(sounds[place] - decoded(codec, alone)).max() <= 1e-5
+        assert torch.equal(together[place].codes, codec.encode(waves[i], RATE).codes), f"{lengths[i]} samples"
+    if codec.decodes:
+        for place, sound in enumerate(codec.decode(together)):
+            assert np.abs(sound - decoded(codec, together[place])).max() <= 1e-5
 
 
 def test_small_batches_change_nothing(codec: Codec) -> None:
     waves = [speechlike(n, seed=n) for n in (3000, 16000, 8000, 12345)]
     whole, parts = codec.encode(waves, RATE), codec.encode(waves, RATE, batch_seconds=0.5)
     assert torch.equal(whole.codes, parts.codes)
-    for a, b in zip(codec.decode(whole), codec.decode(parts, batch_seconds=0.5), strict=True):
-        assert np.abs(a - b).max() <= 1e-5
+    if codec.decodes:
+        for a, b in zip(codec.decode(whole), codec.decode(parts, batch_seconds=0.5), strict=True):
+            assert np.abs(a - b).max() <= 1e-5
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples=st.integers(1, 5000))
 def test_length_law(codec: Codec, samples: int) -> None:
+    """One frame for every hop that is begun; a mel-based system may round its last mel frame away."""
     tokens = codec.encode(speechlike(samples), RATE)
-    assert tokens.lengths.tolist() == [-(-samples // codec.hop_length)]
-    assert tokens.codes.shape == (1, codec.num_codebooks, int(tokens.lengths))
-    wave = decoded(codec, tokens)
-    assert wave.shape == (samples,)
-    assert wave.dtype == np.float32
+    frames = int(tokens.lengths)
+    assert frames == codec.num_frames(samples)
+    assert 0 <= -(-samples // codec.hop_length) - frames <= (0 if codec.decodes else 1)
+    assert tokens.codes.shape == (1, codec.num_codebooks, frames)
+    if codec.decodes:
+        wave = decoded(codec, tokens)
+        assert wave.shape == (samples,)
+        assert wave.dtype == np.float32
 
 
 def test_path_bytes_array_and_tensor_give_the_same_codes(codec: Codec, tmp_path: Path) -> None:
@@ -73,10 +78,10 @@ def test_fewer_codebooks_are_a_prefix(codec: Codec) -> None:
         assert torch.equal(codec.encode(wave, RATE, num_codebooks=k).codes, tokens.select(0, k).codes)
 
 
-def test_selected_codebooks_decode_alone(codec: Codec) -> None:
-    tokens = codec.encode(speechlike(8000), RATE)
-    first = decoded(codec, tokens.select(0, 1))
-    rest = decoded(codec, tokens.select(1, codec.num_codebooks))
+def test_selected_codebooks_decode_alone(speaker: Codec) -> None:
+    tokens = speaker.encode(speechlike(8000), RATE)
+    first = decoded(speaker, tokens.select(0, 1))
+    rest = decoded(speaker, tokens.select(1, speaker.num_codebooks))
     assert first.shape == rest.shape == (8000,)
     assert not np.allclose(first, rest)
 
@@ -85,7 +90,8 @@ def test_twice_is_the_same(codec: Codec) -> None:
     wave = speechlike(12000)
     tokens = codec.encode(wave, RATE)
     assert torch.equal(tokens.codes, codec.encode(wave, RATE).codes)
-    assert np.array_equal(decoded(codec, tokens), decoded(codec, tokens))
+    if codec.decodes:
+        assert np.array_equal(decoded(codec, tokens), decoded(codec, tokens))
 
 
 def test_codebooks_do_not_learn_in_evaluation(codec: Codec) -> None:
@@ -101,7 +107,8 @@ def test_saved_folder_opens_alike(codec: Codec, tmp_path: Path) -> None:
     wave = speechlike(5000)
     tokens = codec.encode(wave, RATE)
     assert torch.equal(again.encode(wave, RATE).codes, tokens.codes)
-    assert np.array_equal(decoded(again, tokens), decoded(codec, tokens))
+    if codec.decodes:
+        assert np.array_equal(decoded(again, tokens), decoded(codec, tokens))
     assert type(codec).from_pretrained(tmp_path / "saved").fingerprint == codec.fingerprint
 
 
@@ -118,24 +125,24 @@ def test_every_key_is_accounted_for(codec: Codec, tmp_path: Path) -> None:
             vokens.load(folder)
 
 
-def test_half_precision_keeps_the_fingerprint(codec: Codec, tmp_path: Path) -> None:
-    half = vokens.load(codec.save_pretrained(tmp_path / "saved"), dtype="bfloat16")
-    assert half.fingerprint == codec.fingerprint
+def test_half_precision_keeps_the_fingerprint(speaker: Codec, tmp_path: Path) -> None:
+    half = vokens.load(speaker.save_pretrained(tmp_path / "saved"), dtype="bfloat16")
+    assert half.fingerprint == speaker.fingerprint
     tokens = half.encode(speechlike(8000), RATE)
-    assert decoded(codec, tokens).shape == decoded(half, tokens).shape
+    assert decoded(speaker, tokens).shape == decoded(half, tokens).shape
 
 
-def test_an_hour_in_pieces_is_the_whole(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hour_in_pieces_is_the_whole(speaker: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same audio with the chunk length of long audio set small, so that many seams are crossed."""
     wave = speechlike(40_000)
-    whole = codec.encode(wave, RATE)
-    sound = decoded(codec, whole)
-    module, names = CHUNKS[codec.system]
+    whole = speaker.encode(wave, RATE)
+    sound = decoded(speaker, whole)
+    module, names = CHUNKS[speaker.system]
     for name in names:
         monkeypatch.setattr(f"{module}.{name}", 17)
-    pieces = codec.encode(wave, RATE)
+    pieces = speaker.encode(wave, RATE)
     assert torch.equal(pieces.codes, whole.codes)
-    assert np.abs(decoded(codec, pieces) - sound).max() <= 1e-5
+    assert np.abs(decoded(speaker, pieces) - sound).max() <= 1e-5
 
 
 @pytest.mark.parametrize("rate", [8000, 24000, 44100, 192000])
@@ -149,8 +156,8 @@ def test_other_rates(codec: Codec, rate: int) -> None:
     [np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)],
     ids=["silent", "dc", "clipped"],
 )
-def test_odd_sounds_work(codec: Codec, wave: np.ndarray) -> None:
-    assert np.isfinite(decoded(codec, codec.encode(wave, RATE))).all()
+def test_odd_sounds_work(speaker: Codec, wave: np.ndarray) -> None:
+    assert np.isfinite(decoded(speaker, speaker.encode(wave, RATE))).all()
 
 
 @pytest.mark.parametrize(
@@ -188,14 +195,26 @@ def test_codebook_numbers_are_checked(codec: Codec) -> None:
             codec.encode(speechlike(1000), RATE, num_codebooks=wanted)
 
 
-def test_tokens_of_another_codec_are_refused(codec: Codec, tmp_path: Path) -> None:
+def test_a_tokenizer_that_only_encodes_says_who_speaks(built: dict[str, Codec]) -> None:
+    for codec in built.values():
+        if not codec.decodes:
+            with pytest.raises(TokensError, match="only encodes"):
+                codec.decode(codec.encode(speechlike(4000), RATE))
+
+
+def test_tokens_may_be_changed_in_place(codec: Codec) -> None:
+    tokens = codec.encode(speechlike(4000), RATE)
+    tokens.codes[0, 0, 0] = 0  # an ordinary tensor, not one of inference mode
+
+
+def test_tokens_of_another_codec_are_refused(speaker: Codec, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    tokens = codec.encode(speechlike(1000), RATE)
+    tokens = speaker.encode(speechlike(1000), RATE)
     with pytest.raises(TokensError, match="other-codec"):
-        codec.decode(replace(tokens, model="other-codec"))
+        speaker.decode(replace(tokens, model="other-codec"))
     with pytest.raises(TokensError, match="weights"):
-        codec.decode(replace(tokens, fingerprint="0" * 16))
+        speaker.decode(replace(tokens, fingerprint="0" * 16))
 
 
 def test_flipped_bits_are_noticed(codec: Codec, tmp_path: Path) -> None:
@@ -208,11 +227,11 @@ def test_flipped_bits_are_noticed(codec: Codec, tmp_path: Path) -> None:
         vokens.Tokens.load(path)
 
 
-def test_tokens_travel_through_a_file(codec: Codec, tmp_path: Path) -> None:
-    tokens = codec.encode([speechlike(4000), speechlike(700)], RATE)
+def test_tokens_travel_through_a_file(speaker: Codec, tmp_path: Path) -> None:
+    tokens = speaker.encode([speechlike(4000), speechlike(700)], RATE)
     tokens.save(tmp_path / "a.vok")
     again = vokens.Tokens.load(tmp_path / "a.vok")
-    for a, b in zip(codec.decode(tokens), codec.decode(again), strict=True):
+    for a, b in zip(speaker.decode(tokens), speaker.decode(again), strict=True):
         assert np.array_equal(a, b)
 
 

@@ -39,6 +39,7 @@ class Codec(nn.Module):
 
     Attributes:
         system: name of the implementation, e.g. "speechtokenizer".
+        decodes: whether `decode` exists; semantic tokenizers only encode, another model speaks.
         name: model id written into tokens, e.g. "speechtokenizer_hubert_avg".
         sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (Hz).
         codebook_sizes: entries of each codebook, K of them.
@@ -46,6 +47,7 @@ class Codec(nn.Module):
 
     system: ClassVar[str]
     Config: ClassVar[type]
+    decodes: ClassVar[bool] = True
     sample_rate: int
     hop_length: int
     codebook_sizes: tuple[int, ...]
@@ -153,7 +155,7 @@ class Codec(nn.Module):
         _ = self.fingerprint
         return self.to(dtype=dtype)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(
         self,
         source: Audio | Sequence[Audio],
@@ -187,7 +189,8 @@ class Codec(nn.Module):
         for rows in batches(num_samples.tolist(), int(batch_seconds * self.sample_rate)):
             batch = nn.utils.rnn.pad_sequence([waves[row] for row in rows], batch_first=True)
             batch_lengths = num_samples[rows].to(self.device)
-            found, _ = self.encode_batch(batch.to(self.device, self.dtype), batch_lengths, wanted)
+            with torch.inference_mode():
+                found, _ = self.encode_batch(batch.to(self.device, self.dtype), batch_lengths, wanted)
             for row, item in zip(rows, found.cpu(), strict=True):
                 codes[row, :, : lengths[row]] = item[:, : lengths[row]]
         return Tokens(

@@ -57,6 +57,7 @@ class S3Tokenizer(Codec):
     """
 
     system = "s3tokenizer"
+    decodes = False
     Config = S3TokenizerConfig
 
     def __init__(self, config: S3TokenizerConfig) -> None:
