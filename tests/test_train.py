@@ -16,7 +16,8 @@ from conftest import speechlike
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
-from vokens.train.codec import CodecTrainer, schedule
+from vokens.train.build import schedule
+from vokens.train.codec import CodecTrainer
 from vokens.train.config import OptimConfig, TrainConfig, build, read_recipe
 from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.state import checkpoints
@@ -175,7 +176,12 @@ def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None
 def test_speechtokenizer_trains_with_weight_norm_and_resumes(recipe: Path, tmp_path: Path) -> None:
     changes = ["system=speechtokenizer", f"out={tmp_path / 'run'}", "steps=3", "adversarial.start=1"]
     sizes = "{n_filters=2, dimension=8, semantic_dim=8, codebook_size=16, num_codebooks=2}"
-    changes += [f"model={sizes}", "mel=published", 'adversarial.kinds=["mpd", "msd"]', "adversarial.divisor=16"]
+    changes += [
+        f"model={sizes}",
+        "mel=published",
+        'adversarial.kinds=["mpd", "msd"]',
+        "adversarial.divisor=16",
+    ]
     trainer = CodecTrainer(read_recipe(recipe, changes))
     assert any("parametrizations" in name for name in trainer.model.state_dict())
     trainer.run()

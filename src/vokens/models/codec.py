@@ -6,7 +6,7 @@ trimming and checks on tokens stand here once.
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -346,4 +346,4 @@ def mask_of(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
 
 
-__all__: Iterable[str] = ["Audio", "Codec", "CodecOutput", "batches", "build_config", "mask_of"]
+__all__ = ["Audio", "Codec", "CodecOutput", "batches", "build_config", "mask_of"]

@@ -5,7 +5,6 @@ arXiv 2308.16692 §3.3). Everything random is a function of (seed, step), so a r
 """
 
 import contextlib
-import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,16 +17,11 @@ from torch import Tensor, nn
 
 from vokens import checkpoint
 from vokens.errors import CheckpointError, ConfigError, MissingExtra
-from vokens.models import system
-from vokens.models.codec import Codec, CodecOutput, build_config
-from vokens.nn.discriminators import (
-    MultiPeriodDiscriminator,
-    MultiScaleDiscriminator,
-    MultiScaleSTFTDiscriminator,
-)
+from vokens.models.codec import Codec, CodecOutput
 from vokens.train import losses as L
 from vokens.train.balancer import Balancer
-from vokens.train.config import AdversarialConfig, OptimConfig, TrainConfig, to_dict
+from vokens.train.build import build_codec, build_discriminators, mel_recipe, parameter_groups, schedule
+from vokens.train.config import TrainConfig, to_dict
 from vokens.train.data import Batch, Crops, Rows, pcm_rows, read_clips
 from vokens.train.log import Board, Progress
 from vokens.train.state import Average, Metrics, checkpoints, load_checkpoint, save_checkpoint
@@ -438,63 +432,6 @@ class CodecTrainer:
                 )
             part.load_state_dict(state[name])
         self.step = state["step"]
-
-
-class Discriminators(nn.ModuleDict):
-    """The discriminators of a run, called together: wave (B, 1, N) -> [(logits, features)]."""
-
-    def forward(self, wave: Tensor) -> list[tuple[list[Tensor], list[list[Tensor]]]]:
-        return [judge(wave) for judge in self.values()]
-
-
-def build_codec(config: TrainConfig) -> Codec:
-    cls = system(config.system)
-    model = cls(build_config(cls.Config, config.model, "model"))
-    if config.init:
-        path = Path(config.init)
-        path = path / "model.safetensors" if path.is_dir() else path
-        state = {k: v.float() for k, v in checkpoint.read_state_dict(path).items()}
-        checkpoint.load_strict(model, cls.fold(state), config.init)
-    return model.add_weight_norm()
-
-
-def build_discriminators(config: AdversarialConfig) -> Discriminators | None:
-    builders = {
-        "mpd": lambda: MultiPeriodDiscriminator(config.divisor),
-        "msd": lambda: MultiScaleDiscriminator(config.divisor),
-        "mstft": lambda: MultiScaleSTFTDiscriminator(config.filters, config.windows),
-    }
-    return Discriminators({kind: builders[kind]() for kind in config.kinds}) if config.kinds else None
-
-
-def mel_recipe(name: str, sample_rate: int) -> tuple[Any, ...]:
-    """Scales and weights of the mel loss; empty for the published ones."""
-    if name == "published":
-        return ()
-    scales = L.dac_scales(sample_rate)
-    return scales, [1.0] * len(scales)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases, scales) do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-def schedule(config: OptimConfig, step: int, steps: int) -> float:
-    """Share of the learning rate at a step."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    if config.schedule == "cosine":
-        done = (step - config.warmup) / max(1, steps - config.warmup)
-        return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    if config.schedule == "decay" and config.decay_steps:
-        left = (steps - step) / config.decay_steps
-        return config.final + (1 - config.final) * min(1.0, left)
-    return 1.0
 
 
 @contextlib.contextmanager

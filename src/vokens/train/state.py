@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vokens.atomic import atomic_write
 from vokens.errors import CheckpointError
@@ -90,7 +90,3 @@ class Metrics:
 
     def close(self) -> None:
         self.file.close()
-
-
-def tensors_to_floats(values: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in values.items()}
