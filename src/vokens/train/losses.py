@@ -15,18 +15,6 @@ from torch.nn.functional import cosine_similarity, l1_loss, logsigmoid, pad, rel
 from vokens.audio.mel import SPEECHTOKENIZER_LOSSES, LogMel, MelConfig, stft_magnitude
 from vokens.errors import ConfigError
 
-UNITS: Mapping[str, str] = {
-    "wave": "of full scale",
-    "mel": "weighted ln or log10 of mel magnitude",
-    "stft": "ln of magnitude",
-    "spectrum": "compressed complex STFT value",
-    "distill": "nats",
-    "adversarial": "sum or mean over discriminators",
-    "feature": "activation",
-    "commit": "squared latent distance",
-}
-"""What each loss counts, for logs and curves."""
-
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum of weights[name] * losses[name]. Every loss needs a weight and every weight a loss.
