@@ -1,0 +1,291 @@
+"""`python -m vokens.compat.s3tokenizer`: recordings to ids, by the flags of s3tokenizer 0.3.0.
+
+`--root_path`, `--file_list` and `--skip_existing` are those of Learnable-Speech's copy, which writes beside the files.
+
+Alone or under torchrun: each process takes every world-th recording and writes its own results, so processes never
+wait for each other. Recordings are read by threads, ahead of the network.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vokens.atomic import atomic_write
+from vokens.compat import s3tokenizer
+from vokens.errors import ConfigError, VokensError
+from vokens.models.codec import Codec
+from vokens.models.s3tokenizer.long import WINDOW
+
+Entry = TypeVar("Entry")
+WINDOW_SAMPLES = WINDOW * 160  # 30 s
+SAMPLE_RATE = 16000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A recording: what its ids are called, and its file."""
+
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of how many processes this is, as torchrun says; alone it is the first of one."""
+
+    rank: int
+    world: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> "Process":
+        rank, world, local = (
+            int(os.environ.get(name, value))
+            for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        return cls(rank, world, local)
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        return items[self.rank :: self.world]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 some recordings failed (alone only), 2 nothing done."""
+    arguments = _parser().parse_args(argv)
+    process = Process.from_environment()
+    try:
+        failed = run(arguments, process)
+    except (VokensError, OSError) as error:
+        print(f"s3tokenizer: error: {error}", file=sys.stderr)
+        return 2
+    # torchrun ends all processes when one does not return 0, and one bad recording is no reason for that.
+    return int(failed > 0 and process.world == 1)
+
+
+def run(arguments: argparse.Namespace, process: Process) -> int:
+    """Encode this process's share and return how many recordings failed."""
+    items = process.share(find(arguments))
+    sink = _sink(arguments, process)
+    with closing(sink):
+        todo = [item for item in items if not sink.has(item)] if arguments.skip_existing else items
+        device = f"cuda:{process.local_rank}" if arguments.device == "cuda" else arguments.device
+        codec = s3tokenizer.load_model(arguments.model).codec.to(device)
+        if codec.device.type != "cpu":
+            codec.frames_per_forward = arguments.batch_size * WINDOW
+        return _encode(codec, todo, sink, arguments, progress=process.rank == 0)
+
+
+# What to encode --------------------------------------------------------------------------------------------
+
+
+def find(arguments: argparse.Namespace) -> list[Item]:
+    """All recordings that the flags name. Raises ConfigError where they name none, or two kinds of lists."""
+    if arguments.batch_size < 1:
+        raise ConfigError(f"--batch_size {arguments.batch_size} was given: at least 1 is accepted")
+    folder_mode = bool(arguments.root_path or arguments.file_list)
+    if folder_mode == bool(arguments.wav_scp):
+        raise ConfigError("give either --wav_scp, or --root_path or --file_list")
+    if arguments.wav_scp and not arguments.output_dir:
+        raise ConfigError("--wav_scp needs --output_dir")
+    if arguments.wav_scp:
+        items = read_scp(Path(arguments.wav_scp))
+    elif arguments.file_list:
+        paths = _lines(Path(arguments.file_list))
+        items = [Item(path, Path(path)) for path in paths if not path.startswith("#")]
+    else:
+        items = find_files(Path(arguments.root_path), arguments.extensions)
+    if not items:
+        raise ConfigError(
+            f"{arguments.wav_scp or arguments.file_list or arguments.root_path} names no recording"
+        )
+    return items
+
+
+def read_scp(path: Path) -> list[Item]:
+    """Kaldi's list: a key, blanks, and a path, which may hold blanks itself; one recording per line."""
+    items = []
+    for line in _lines(path):
+        key, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise ConfigError(f"{path}: the line {line!r} has no path; 'key path' is expected")
+        items.append(Item(key, Path(rest[0])))
+    return items
+
+
+def find_files(root: Path, extensions: Iterable[str]) -> list[Item]:
+    """Audio files at any depth, in order."""
+    if not root.is_dir():
+        raise ConfigError(f"--root_path {root} is no folder")
+    endings = {extension.lower() for extension in extensions}
+    return [Item(str(path), path) for path in sorted(root.rglob("*")) if path.suffix.lower() in endings]
+
+
+def _lines(path: Path) -> list[str]:
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+# Where ids go ----------------------------------------------------------------------------------------------
+
+
+class Part:
+    """`part_<i>_of_<n>`: a line of JSON, key and code, for each recording. has: what any part already holds."""
+
+    def __init__(self, folder: Path, process: Process, keep: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"part_{process.rank + 1}_of_{process.world}"
+        self._done = {key for part in folder.glob("part_*_of_*") for key in _keys(part)} if keep else set()
+        if keep and path.exists():
+            _cut_half_line(path)
+        self._file = path.open("a" if keep else "w", encoding="utf-8")
+
+    def has(self, item: Item) -> bool:
+        return item.key in self._done
+
+    def write(self, item: Item, codes: Tensor) -> None:
+        line = json.dumps({"key": item.key, "code": codes.tolist()}, ensure_ascii=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Beside:
+    """`<name>_fsq.pt` beside each recording: its ids (T,) int64."""
+
+    def has(self, item: Item) -> bool:
+        return self._target(item).exists()
+
+    def write(self, item: Item, codes: Tensor) -> None:
+        with atomic_write(self._target(item)) as partial:
+            torch.save(codes.clone(), partial)  # of a view, the whole batch would be saved
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _target(item: Item) -> Path:
+        return item.path.with_name(f"{item.path.stem}_fsq.pt")
+
+
+def _sink(arguments: argparse.Namespace, process: Process) -> Part | Beside:
+    if arguments.wav_scp:
+        return Part(Path(arguments.output_dir), process, arguments.skip_existing)
+    return Beside()
+
+
+def _keys(part: Path) -> Iterator[str]:
+    with part.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)["key"]
+
+
+def _cut_half_line(path: Path) -> None:
+    """Drop what a killed run left of its last line."""
+    content = path.read_bytes()
+    os.truncate(path, content.rfind(b"\n") + 1)
+
+
+# The work --------------------------------------------------------------------------------------------------
+
+
+def _encode(
+    codec: Codec, items: Sequence[Item], sink: Part | Beside, arguments: argparse.Namespace, progress: bool
+) -> int:
+    """Read, encode in groups, write; the number of recordings that could not be read."""
+    together = arguments.batch_size * max(1, arguments.prefetch)
+    failed, seconds, start = 0, 0.0, time.perf_counter()
+
+    def read(item: Item) -> Tensor | Exception:
+        try:
+            return s3tokenizer.load_audio(str(item.path))
+        except (VokensError, OSError) as error:
+            return error
+
+    bar = tqdm(total=len(items), desc="Processing", unit="wavs", disable=not progress)
+    with ThreadPoolExecutor(max(1, arguments.num_workers)) as pool, bar:
+        for group in _groups(_ahead(pool, read, items, together), together):
+            waves = [(item, wave) for item, wave in group if isinstance(wave, Tensor)]
+            for item, error in group:
+                if not isinstance(error, Tensor):
+                    failed += 1
+                    bar.write(f"s3tokenizer: {item.key} failed: {error}", file=sys.stderr)
+            if waves:
+                tokens = codec.encode([wave for _, wave in waves], SAMPLE_RATE)
+                for (item, wave), codes, count in zip(waves, tokens.codes, tokens.lengths, strict=True):
+                    sink.write(item, codes[0, :count])
+                    seconds += len(wave) / SAMPLE_RATE
+            bar.update(len(group))
+    done, taken = len(items) - failed, time.perf_counter() - start
+    print(
+        f"s3tokenizer: {done} of {len(items)} done, {seconds:.1f} s of speech in {taken:.1f} s",
+        file=sys.stderr,
+    )
+    return failed
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Item], Entry], items: Iterable[Item], count: int
+) -> Iterator[tuple[Item, Entry]]:
+    """Items and what was read for them, in order; `count` items are read ahead."""
+    waiting = deque()
+    for item in items:
+        waiting.append((item, pool.submit(read, item)))
+        if len(waiting) > count:
+            item, found = waiting.popleft()
+            yield item, found.result()
+    for item, found in waiting:
+        yield item, found.result()
+
+
+def _groups(
+    read: Iterable[tuple[Item, Tensor | Exception]], count: int
+) -> Iterator[list[tuple[Item, Tensor | Exception]]]:
+    """Up to `count` recordings, and no more audio than count times 30 s where one recording allows."""
+    group: list[tuple[Item, Tensor | Exception]] = []
+    held = 0
+    for item, found in read:
+        size = len(found) if isinstance(found, Tensor) else 0
+        if group and (len(group) == count or held + size > count * WINDOW_SAMPLES):
+            yield group
+            group, held = [], 0
+        group.append((item, found))
+        held += size
+    if group:
+        yield group
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vokens.compat.s3tokenizer", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="a release, or a file of its weights")
+    add("--device", required=True, help="cpu, or cuda: of torchrun's processes each takes its own")
+    add("--batch_size", type=int, required=True, help="windows of 30 s per forward pass (GPU), bounds memory")
+    add("--wav_scp", help="list of recordings, 'key path' per line")
+    add("--output_dir", help="folder for part_<i>_of_<n>, one line of JSON per recording of --wav_scp")
+    add("--root_path", help="folder with recordings; ids are written beside them as <name>_fsq.pt")
+    add("--file_list", help="paths, one per line, instead of --root_path; # begins a comment")
+    add("--extensions", nargs="+", default=[".wav", ".flac", ".mp3"], help="what counts in --root_path")
+    add("--skip_existing", action="store_true", help="go on after a stop: leave out what has been written")
+    add("--num_workers", type=int, default=4, help="threads that read recordings")
+    add("--prefetch", type=int, default=5, help="batches that are read ahead and grouped by length")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
