@@ -21,7 +21,9 @@ def main(folder: str) -> None:
     codec.save_pretrained(WEIGHTS, dtype=torch.float16, card=(HOME / "recipes" / "mini_card.md").read_text())
     size = (WEIGHTS / "model.safetensors").stat().st_size
     if size > LARGEST:
-        raise SystemExit(f"{size / 1e6:.1f} MB: the wheel holds {LARGEST / 1e6:.0f} MB; train a smaller network")
+        raise SystemExit(
+            f"{size / 1e6:.1f} MB: the wheel holds {LARGEST / 1e6:.0f} MB; train a smaller network"
+        )
     print(f"{WEIGHTS}: {size / 1e6:.1f} MB, fingerprint {vokens.load('mini').fingerprint}")
 
 

@@ -35,7 +35,8 @@ def find_items(options: Reconstruct) -> list[Item]:
         path = home / line["path"]
         if _labels_fit(line, options) and _length_fits(line, path, options):
             chosen.append(Item(line["id"], path, line.get("text") or None, line.get("language")))
-    if options.limit and options.limit < len(chosen):  # the middles of equal stretches: every speaker is heard
+    if options.limit and options.limit < len(chosen):
+        # The middles of equal stretches: every speaker is heard.
         chosen = [chosen[int((i + 0.5) * len(chosen) / options.limit)] for i in range(options.limit)]
     if not chosen:
         raise ConfigError(

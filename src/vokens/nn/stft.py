@@ -63,7 +63,8 @@ class SpectrumOut(nn.Module):
         ).exp()  # e^6 = 403: above the largest orthonormal Hann spectrum, 320
         if mask is not None:
             magnitude = magnitude * mask.float().repeat_interleave(self.frames_per_step, 1)
-        scale = magnitude * (real.square() + imag.square() + 1e-2).rsqrt()  # 1e-2: near 0 no direction is meant
+        # 1e-2: near 0 no direction is meant.
+        scale = magnitude * (real.square() + imag.square() + 1e-2).rsqrt()
         spectrum = torch.complex(real * scale, imag * scale)
         frames = torch.fft.irfft(spectrum, n=self.n_fft, norm="ortho") * self.window
         return overlap_add(frames, self.hop).to(x.dtype)
