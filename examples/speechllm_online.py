@@ -94,8 +94,8 @@ def collate(items: Sequence[tuple[Tensor, bytes]]) -> Batch:
     """Log-mels (B, n_mels, F), frames (B,), texts (B, S) padded on the left."""
     mels, frames = s3tokenizer.padding([mel for mel, _ in items])
     longest = max(len(text) for _, text in items)
-    texts = [torch.tensor([256] * (longest - len(text)) + list(text)) for _, text in items]
-    return mels, frames, torch.stack(texts)
+    texts = [[256] * (longest - len(text)) + list(text) for _, text in items]
+    return mels, frames, torch.tensor(texts, dtype=torch.int64)
 
 
 def endless(loader: DataLoader) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """S3Tokenizer inside a model that trains: the example, mixed precision, compilation and DDP."""
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,18 +116,40 @@ def test_under_ddp(example: ModuleType, model: Any, batch: tuple) -> None:
         assert first == model(*batch).item()
 
 
-def test_the_script(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """The script's command line for a small corpus, one of whose texts is empty."""
     tokenizer_of().codec.save_pretrained(tmp_path / "model")
     for i, wave in enumerate(WAVES):
         audio.save(tmp_path / f"{i}.wav", wave, 16000)
-        (tmp_path / f"{i}.txt").write_text("text")
+        (tmp_path / f"{i}.txt").write_text("text" * i)
     audio.save(tmp_path / "no text.wav", WAVES[0], 16000)
-    flags = f"--tokenizer {tmp_path}/model --steps 4 --batch 2 --width 32 --layers 1 --workers 0"
-    example.main([str(tmp_path), *flags.split(), "--output", str(tmp_path / "llm.pt")])
-    assert "step 0: loss" in capsys.readouterr().out
-    saved = torch.load(tmp_path / "llm.pt", weights_only=True)
+    settings = "--steps 4 --batch 1 --width 32 --layers 1 --workers 0"
+    places = ["--tokenizer", f"{tmp_path}/model", "--output", f"{tmp_path}/llm.pt"]
+    return [str(tmp_path), *places, *settings.split()]
+
+
+def check_saved(folder: Path) -> None:
+    saved = torch.load(folder / "llm.pt", weights_only=True)
     assert "head.weight" in saved
     assert not any(name.startswith("tokenizer") for name in saved)
+
+
+def test_the_script(
+    example: ModuleType,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    example.main(flags)
+    assert "step 0: loss" in capsys.readouterr().out
+    check_saved(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_script_in_two_processes(flags: list[str], tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    subprocess.run([*torchrun, str(EXAMPLE), *flags], check=True)
+    check_saved(tmp_path)
