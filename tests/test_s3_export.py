@@ -63,7 +63,9 @@ def test_the_ids_of_torch_for_any_batch_and_length(pair: tuple[S3Tokenizer, Path
 
 def test_a_codec_that_onnx_runtime_computes(pair: tuple[S3Tokenizer, Path]) -> None:
     codec, path = pair
-    ours = open_onnx(path)
+    ours = vokens.load(path, backend="onnxruntime")
+    with pytest.raises(CheckpointError, match="onnxruntime"):
+        vokens.load(path)
     waves = [speechlike(n, seed=n) for n in (1, 400, 16001, 31 * 16000)]  # the last in two windows
     found, expected = ours.encode(waves, 16000), codec.encode(waves, 16000)
     assert torch.equal(found.codes, expected.codes)
@@ -77,7 +79,7 @@ def test_a_codec_that_onnx_runtime_computes(pair: tuple[S3Tokenizer, Path]) -> N
 @pytest.mark.parametrize("file", ["onnx_v1.onnx", "onnx_v1_25hz.onnx", "onnx_v2.onnx", "onnx_v3.onnx"])
 def test_released_graphs_run_as_they_are(file: str) -> None:
     case = json.loads((RELEASED / "config.json").read_text())["cases"]["onnx"]["files"][file]
-    codec = open_onnx(RELEASED / file, config={"heads": 2})
+    codec = vokens.load(RELEASED / file, config={"heads": 2}, backend="onnxruntime")
     twin = vokens.load(RELEASED / file, config={"heads": 2})
     mel = torch.from_numpy(np.random.RandomState(31).standard_normal((1, 4, 37)).astype(np.float32))
     assert codec.quantize(mel)[0][0].tolist() == case["codes"]
@@ -96,6 +98,10 @@ def test_what_a_session_cannot_do_is_said(pair: tuple[S3Tokenizer, Path], tmp_pa
         ours.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="cpu"):
         open_onnx(pair[1], device="tpu")
+    with pytest.raises(CheckpointError, match=r"no \.onnx file"):
+        vokens.load(tmp_path, backend="onnxruntime")
+    with pytest.raises(ConfigError, match="backend='jax'"):
+        vokens.load(pair[1], backend="jax")
     (tmp_path / "no.onnx").write_bytes(pair[1].read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot open"):
         open_onnx(tmp_path / "no.onnx")

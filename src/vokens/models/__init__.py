@@ -7,7 +7,7 @@ their tensors' names.
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -42,6 +42,7 @@ def load(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     revision: str | None = None,
+    backend: Literal["torch", "onnxruntime"] = "torch",
 ) -> Codec:
     """Open a codec, in evaluation mode.
 
@@ -52,13 +53,19 @@ def load(
             the weights leave it open.
         device, dtype: where the network lives and its floating-point type, float32 by default.
         cache_dir: where downloads are kept. local_files_only: never download. revision: of a hub id.
+        backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
     Raises:
         CheckpointError: weights that are damaged, of no known system, or that do not fit.
         DownloadError: files that cannot be had.
     """
     path, name = _find(source, cache_dir, local_files_only, revision)
-    codec = _open_folder(path, config) if path.is_dir() else _open_file(path, config)
+    if backend == "onnxruntime":
+        codec, device = _open_session(path, config, str(device)), "cpu"
+    elif backend == "torch":
+        codec = _open_folder(path, config) if path.is_dir() else _open_file(path, config)
+    else:
+        raise ConfigError(f"backend={backend!r} was given: 'torch' and 'onnxruntime' are accepted")
     if name:
         codec.name = name
     codec.eval().requires_grad_(False)
@@ -135,10 +142,28 @@ def _open_file(path: Path, config: Any) -> Codec:
 def _open_onnx(path: Path, config: Any) -> Codec:
     """A published ONNX graph; the codecs that come as such are S3Tokenizer's releases."""
     from vokens.models.s3tokenizer import S3Tokenizer
+    from vokens.models.s3tokenizer import checkpoint as layout
 
-    codec = S3Tokenizer.from_onnx(read_onnx(path), config)
+    graph = read_onnx(path)
+    if not layout.recognises_graph(graph):
+        raise CheckpointError(
+            f'{path} is no released S3Tokenizer: a file that export_onnx wrote opens with backend="onnxruntime"'
+        )
+    codec = S3Tokenizer.from_onnx(graph, config)
     codec.name = path.stem if codec.name == codec.system else codec.name
     return codec
+
+
+def _open_session(path: Path, config: Any, device: str) -> Codec:
+    """An S3Tokenizer's graph, or the only one in a folder, computed by ONNX Runtime."""
+    from vokens.models.s3tokenizer.runtime import open_onnx
+
+    files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+    if len(files) != 1 or not is_onnx(files[0]):
+        raise CheckpointError(
+            f'{path} is no .onnx file, which backend="onnxruntime" needs: leave it out, or export one'
+        )
+    return open_onnx(files[0], device=device, config=config)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
