@@ -254,6 +254,11 @@ def test_settings_that_do_not_fit_together(recipe: Path) -> None:
         CodecTrainer(read_recipe(recipe, ["adversarial.kinds=[]"]))
 
 
+def test_a_system_that_only_encodes_is_refused(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="only encodes"):
+        CodecTrainer(read_recipe(recipe, ["system=s3tokenizer", "model={}"]))
+
+
 def test_another_network_is_not_resumed(recipe: Path, tmp_path: Path) -> None:
     CodecTrainer(read_recipe(recipe, ["steps=1"])).run()
     with pytest.raises(CheckpointError, match="another network"):

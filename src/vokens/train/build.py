@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vokens import checkpoint
+from vokens.errors import ConfigError
 from vokens.models import system
 from vokens.models.codec import Codec, build_config
 from vokens.nn.discriminators import (
@@ -27,6 +28,10 @@ class Discriminators(nn.ModuleDict):
 
 def build_codec(config: TrainConfig) -> Codec:
     cls = system(config.system)
+    if not cls.decodes:
+        raise ConfigError(
+            f"system {config.system!r} only encodes and cannot be trained as a codec: choose one that decodes"
+        )
     model = cls(build_config(cls.Config, config.model, "model"))
     if config.init:
         path = Path(config.init)
