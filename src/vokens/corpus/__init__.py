@@ -1,0 +1,1 @@
+"""A corpus of speech into shards of tokens: nothing lost, nothing twice."""

@@ -1,0 +1,83 @@
+"""The three things that flow through a corpus run: what is to be encoded, where it is listed, what came out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One piece of speech to encode.
+
+    Attributes:
+        key: its name, different from all others of the corpus.
+        audio: local path, fsspec address (s3://…, gs://…) or the bytes of an audio file.
+        start, duration: the piece within the recording in seconds; duration None is up to the end.
+        text, speaker, language: where the source knows them.
+    """
+
+    key: str
+    audio: str | bytes
+    start: float = 0.0
+    duration: float | None = None
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """A shard's worth of a source: `count` utterances from position `offset` of the file `where`.
+
+    The meaning of `offset` (byte, row, member) is the source's own.
+    """
+
+    where: str
+    offset: int
+    count: int
+
+
+class Source(Protocol):
+    """A list of utterances that is never in memory as a whole."""
+
+    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
+        """Spans of at most `size` utterances in the order of the source, each with its keys. One cheap pass."""
+        ...
+
+    def read(self, span: Span) -> Iterator[Utterance]:
+        """The utterances of a span, in order. Reads no audio but what the source's own file holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out of one utterance.
+
+    Attributes:
+        key: of the utterance. codes: (K, T) int64. num_samples: at the codec's rate. duration: seconds.
+        audio: where the audio was, None for bytes out of an archive. text, speaker, language: of the utterance.
+        global_vector: (D,) float32 of codecs that have one.
+    """
+
+    key: str
+    codes: np.ndarray
+    num_samples: int
+    duration: float
+    audio: str | None = None
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+    global_vector: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class CodecFacts:
+    """What an output needs to know of the codec that made its codes."""
+
+    model: str
+    fingerprint: str
+    sample_rate: int
+    frame_rate: float
+    codebook_sizes: tuple[int, ...]
