@@ -1,0 +1,111 @@
+"""Flow matching's training side: the straight path, its losses, and the pairing of noise with data.
+
+Time 0 is noise, 1 is data. x is (B, C, T) with mask (B, 1, T) of ones where an item has frames; whatever lies
+beyond an item's end takes no part in any loss, distance or choice.
+Flow matching: arXiv 2210.02747; immiscible pairing: 2406.12303, 2505.18521; contrastive: 2506.05350.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens.errors import MissingExtra
+
+SIGMA_MIN = 1e-6  # of CosyVoice's path: x_0 keeps this share of noise at the data's end
+
+
+def expand(time: Tensor, like: Tensor) -> Tensor:
+    """time (B,) as (B, 1, …), to be multiplied with `like` (B, …)."""
+    return time.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def straight_path(x1: Tensor, z: Tensor, t: Tensor, sigma_min: float = SIGMA_MIN) -> tuple[Tensor, Tensor]:
+    """Point and velocity (B, …) at times t (B,) on the line from noise z to data x1 (B, …)."""
+    time = expand(t, x1)
+    return (1 - (1 - sigma_min) * time) * z + time * x1, x1 - (1 - sigma_min) * z
+
+
+def cosine_time(t: Tensor) -> Tensor:
+    """Times in [0, 1] moved towards the noise: 1 - cos(pi t / 2), as CosyVoice samples and solves."""
+    return 1 - torch.cos(t * torch.pi / 2)
+
+
+def squared_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the frames of all items and their channels: () of (B, C, T) with mask (B, 1, T)."""
+    return (((predicted - target) * mask) ** 2).sum() / (mask.sum() * target.shape[1])
+
+
+def contrast(predicted: Tensor, target: Tensor, mask: Tensor, partner: Tensor) -> Tensor:
+    """Distance () to the targets of other items, which contrastive flow matching makes large.
+
+    partner (B,): whose target stands against each item. Frames that the partner lacks take no part.
+    """
+    return squared_error(predicted, target[partner], mask * mask[partner])
+
+
+def derangement(size: int, generator: torch.Generator) -> Tensor:
+    """A permutation (size,) without fixed points: a shift of randomly ordered items. size 1 has none: [0].
+
+    Every item is a partner exactly once, which patching the fixed points of a random permutation does not give.
+    """
+    order = torch.randperm(size, generator=generator)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return partner
+
+
+# Immiscible pairing -----------------------------------------------------------------------------------------
+
+
+def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+    """Which of k noises (B, k, C, T) is nearest to each item of x1 (B, C, T): (B,) int64.
+
+    In float32 and over the item's own frames: half precision and padding both change the choice.
+    """
+    x, z, m = x1.float().unsqueeze(1), candidates.float(), mask.float().unsqueeze(1)
+    # |x - z|^2 without |x|^2, which is the same for all candidates.
+    return ((z.square() - 2 * x * z) * m).flatten(2).sum(2).argmin(1)
+
+
+def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """For each item the nearest of k normal draws, (B, C, T); one draw is in memory at a time, k = 1 is plain noise."""
+    best = _draw(x1, generator)
+    least = _rank(x1, best, mask)
+    for _ in range(k - 1):
+        z = _draw(x1, generator)
+        rank = _rank(x1, z, mask)
+        closer = rank < least
+        best = torch.where(expand(closer, z), z, best)
+        least = torch.where(closer, rank, least)
+    return best
+
+
+def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """One normal draw an item, (B, C, T), dealt so that the sum of all distances is least (linear assignment).
+
+    Costs are per element of the item, so that long items do not outvote short ones.
+
+    Raises:
+        MissingExtra: scipy is not installed.
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise MissingExtra("scipy", "train", "assigning noise to data") from error
+    z = _draw(x1, generator)
+    x, m = x1.float() * mask, mask.float().expand_as(x1)
+    # cost[i, j] = |x_i - z_j|^2 over the frames of i
+    cost = m.flatten(1) @ z.float().square().flatten(1).T - 2 * x.flatten(1) @ z.float().flatten(1).T
+    cost = cost / m.flatten(1).sum(1, keepdim=True)
+    _, columns = linear_sum_assignment(cost.double().cpu().numpy())
+    return z[torch.from_numpy(np.asarray(columns)).to(z.device)]
+
+
+def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal numbers of the shape and type of `like`, drawn where the generator lives."""
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def _rank(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+    x, z = x1.float(), z.float()
+    return ((z.square() - 2 * x * z) * mask).flatten(1).sum(1)
