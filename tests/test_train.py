@@ -16,10 +16,10 @@ from conftest import speechlike
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
-from vokens.train.build import schedule
-from vokens.train.codec import CodecTrainer
-from vokens.train.config import OptimConfig, TrainConfig, build, read_recipe
+from vokens.train.codec import CodecConfig, CodecTrainer
+from vokens.train.config import OptimConfig, build, read_recipe
 from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.optim import schedule
 from vokens.train.state import checkpoints
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -225,7 +225,7 @@ def test_recipes_are_valid(name: str) -> None:
     config = read_recipe(RECIPES / f"{name}.toml", ["data.train=somewhere"])
     assert config.system == name
     assert (
-        build(TrainConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again")
+        build(CodecConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again")
         == config
     )
 

@@ -1,6 +1,5 @@
-"""What a run is made of, from its config: network, discriminators, mel scales, parameter groups, learning rate."""
+"""What training a codec is made of, from its config: network, discriminators, mel scales."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vokens.nn.discriminators import (
     MultiScaleSTFTDiscriminator,
 )
 from vokens.train import losses as L
-from vokens.train.config import AdversarialConfig, OptimConfig, TrainConfig
+from vokens.train.config import AdversarialConfig, RunConfig
 
 
 class Discriminators(nn.ModuleDict):
@@ -26,11 +25,12 @@ class Discriminators(nn.ModuleDict):
         return [judge(wave) for judge in self.values()]
 
 
-def build_codec(config: TrainConfig) -> Codec:
+def build_codec(config: RunConfig) -> Codec:
     cls = system(config.system)
     if not cls.decodes:
         raise ConfigError(
-            f"system {config.system!r} only encodes and cannot be trained as a codec: choose one that decodes"
+            f"system {config.system!r} only encodes and cannot be trained as a codec: choose one that decodes, "
+            'or train it by recognition with task = "recogniser"'
         )
     model = cls(build_config(cls.Config, config.model, "model"))
     if config.init:
@@ -56,25 +56,3 @@ def mel_recipe(name: str, sample_rate: int) -> tuple[Any, ...]:
         return ()
     scales = L.dac_scales(sample_rate)
     return scales, [1.0] * len(scales)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases, scales) do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-def schedule(config: OptimConfig, step: int, steps: int) -> float:
-    """Share of the learning rate at a step."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    if config.schedule == "cosine":
-        done = (step - config.warmup) / max(1, steps - config.warmup)
-        return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    if config.schedule == "decay" and config.decay_steps:
-        left = (steps - step) / config.decay_steps
-        return config.final + (1 - config.final) * min(1.0, left)
-    return 1.0

@@ -4,61 +4,93 @@ One generator pass per step; the discriminators learn on its detached output, th
 arXiv 2308.16692 §3.3). Everything random is a function of (seed, step), so a resumed run goes on as if never stopped.
 """
 
-import contextlib
-import signal
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vokens import checkpoint
-from vokens.errors import CheckpointError, ConfigError, MissingExtra
+from vokens.errors import ConfigError
 from vokens.models.codec import Codec, CodecOutput
 from vokens.train import losses as L
 from vokens.train.balancer import Balancer
-from vokens.train.build import build_codec, build_discriminators, mel_recipe, parameter_groups, schedule
-from vokens.train.config import TrainConfig, to_dict
+from vokens.train.build import build_codec, build_discriminators, mel_recipe
+from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among
 from vokens.train.data import Batch, Crops, Rows, pcm_rows, read_clips
-from vokens.train.log import Board, Progress
-from vokens.train.state import Average, Metrics, checkpoints, load_checkpoint, save_checkpoint
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
-ON_WAVE = (
-    "wave",
-    "mel",
-    "stft",
-    "spectrum",
-    "adversarial",
-    "feature",
-)  # losses that are functions of the output wave
+# Losses that are functions of the output wave, and all.
+ON_WAVE = ("wave", "mel", "stft", "spectrum", "adversarial", "feature")
+LOSSES = (*ON_WAVE, "commit", "distill")
 FIT_BATCHES = 32  # for k-means: 32 batches of 16 s are 25,600 latents, 25 for each of 1024 entries
 
 
-class CodecTrainer:
-    """A run: build it from a TrainConfig, then `run()`.
+@dataclass(frozen=True)
+class CropConfig(DataConfig):
+    """Crops of speech.
 
-    Raises ConfigError for settings that do not fit together, before any heavy work.
+    Attributes:
+        seconds: duration of a crop. batch_size: crops per process and forward pass.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs
-        except ImportError as error:
-            raise MissingExtra("accelerate", "train", "training") from error
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.config, self.out = config, Path(config.out)
-        # Buffers (codebooks, spectral norms) are equal on all processes by construction.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        self.accelerator: Any = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
-        self.device: torch.device = self.accelerator.device
-        torch.manual_seed(config.seed)
+    seconds: float = 3.0
+    batch_size: int = 6
+
+
+@dataclass(frozen=True)
+class CodecConfig(RunConfig):
+    """One run.
+
+    Attributes:
+        mel: "published" (SpeechTokenizer's four scales, weighted 45, 1, 1, 1) or "dac" (seven scales).
+        losses: weight of each loss by name: wave, mel, stft, spectrum, commit, distill, adversarial, feature.
+        balance: weigh losses on the wave by their share of its gradient (EnCodec §3.4), not by their value.
+        codebook_dropout: share of items trained with a random number of codebooks.
+        fit_codebooks: until this step the latent passes unquantized; then codebooks start from k-means on the latents
+            of 32 batches. 0 starts them from the first batch.
+    """
+
+    system: str = "speechtokenizer"
+    data: CropConfig = field(default_factory=CropConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    mel: str = "published"
+    losses: dict[str, float] = field(default_factory=lambda: {"wave": 500.0, "mel": 1.0, "commit": 10.0})
+    balance: bool = False
+    codebook_dropout: float = 0.0
+    fit_codebooks: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("mel", self.mel, ("published", "dac"))
+        among("teacher.loss", self.teacher.loss, ("d_axis", "t_axis"))
+        among("adversarial.loss", self.adversarial.loss, ("least_squares", "hinge"))
+        among("adversarial.feature", self.adversarial.feature, ("published", "normalised"))
+        for kind in self.adversarial.kinds:
+            among("adversarial.kinds", kind, ("mpd", "msd", "mstft"))
+        for name in self.losses:
+            among("losses", name, LOSSES)
+        if self.data.batch_size < 1:
+            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
+
+
+class CodecTrainer(Trainer[CodecConfig, Codec]):
+    """Trains a codec that decodes, with or without a teacher and discriminators."""
+
+    Config = CodecConfig
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> Codec:
+        config = self.config
         self.model = build_codec(config)
-        self.hop = self.model.hop_length
+        self.hop, self.sample_rate = self.model.hop_length, self.model.sample_rate
         self.teacher = self._load_teacher()
         if self.teacher is None:
             self.model.semantic.requires_grad_(False)  # DDP waits for every gradient
@@ -69,11 +101,7 @@ class CodecTrainer:
         self._check_losses()
         on_wave = {name: weight for name, weight in config.losses.items() if name in ON_WAVE}
         self.balancer = Balancer(on_wave).to(self.device) if config.balance else None
-        self.crops, self.valid = self._load_data()
-        self._prepare()
-        self.step = 0
-
-    # Building ----------------------------------------------------------------------------------------------
+        return self.model
 
     def _load_teacher(self) -> Teacher | None:
         kind = self.config.teacher.kind
@@ -102,17 +130,15 @@ class CodecTrainer:
                 "give losses.adversarial and losses.feature exactly when adversarial.kinds is not empty"
             )
 
-    def _load_data(self) -> tuple[Crops, Crops | None]:
+    def load_data(self) -> None:
         data = self.config.data
         crop = round(data.seconds * self.model.sample_rate / self.hop) * self.hop
-        with self.accelerator.main_process_first():  # the others then find the caches made
-            train = self._crops(data.train, data.train_split, crop)
-            valid = self._crops(data.valid, data.valid_split, crop) if data.valid else None
-        return train, valid
+        self.crops = self._crops(data.train, data.train_split, crop)
+        self.valid = self._crops(data.valid, data.valid_split, crop) if data.valid else None
 
     def _crops(self, source: str, split: str | None, crop: int) -> Crops:
         data, rate = self.config.data, self.model.sample_rate
-        clips = read_clips(source, split)
+        clips = read_clips(source, split, data.language)
         pcm = pcm_rows(Path(data.cache), clips, rate, data.workers)
         features: Rows | None = None
         if self.teacher is not None and self.config.teacher.cached:
@@ -128,60 +154,53 @@ class CodecTrainer:
             grid=self.teacher.grid if self.teacher else (0.02, 0.01),
         )
 
-    def _prepare(self) -> None:
-        optim, judge = self.config.optim, self.config.adversarial
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, optim.weight_decay), lr=optim.learning_rate, betas=optim.betas
-        )
-        self.average = Average(self.model.to(self.device), self.config.ema) if self.config.ema else None
-        self.module, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+    def prepare(self) -> None:
+        super().prepare()
         if self.discriminators is not None:
-            rate = judge.learning_rate or optim.learning_rate
+            optim = self.config.optim
+            rate = self.config.adversarial.learning_rate or optim.learning_rate
             optimizer = torch.optim.AdamW(
                 self.discriminators.parameters(), lr=rate, betas=optim.betas, weight_decay=0.0
             )
             self.judges, self.judge_optimizer = self.accelerator.prepare(self.discriminators, optimizer)
 
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        yield from super().parts()
+        if self.balancer is not None:
+            yield "balancer", self.balancer
+        if self.discriminators is not None:
+            yield "discriminators", self.discriminators
+            yield "judge_optimizer", self.judge_optimizer
+
     # One step ----------------------------------------------------------------------------------------------
 
-    def train_step(self) -> dict[str, float]:
-        """One optimizer step of the generator, and of the discriminators where they take part; the losses' values."""
+    @property
+    def adversarial(self) -> bool:
+        """Whether the discriminators take part in this step."""
+        return self.discriminators is not None and self.step >= self.config.adversarial.start
+
+    def begin_step(self) -> None:
         config = self.config
-        adversarial = self.discriminators is not None and self.step >= config.adversarial.start
-        self._set_rates(adversarial)
+        if self.adversarial:
+            self.set_rate(
+                self.judge_optimizer, config.adversarial.learning_rate or config.optim.learning_rate
+            )
         if config.fit_codebooks and self.step == config.fit_codebooks:
             self._fit_codebooks()
-        torch.manual_seed(config.seed + self.step)
-        self.module.train()
-        report: dict[str, Tensor] = {}
-        waves = []
-        self.optimizer.zero_grad()
-        for part in range(config.accumulate):
-            batch, generator, keep = self._batch(part)
-            last = part == config.accumulate - 1
-            with self._synced(self.module, last), self.accelerator.autocast():
-                output = self._forward(batch, keep, generator)
-            if adversarial:
-                report |= self._judge_step(batch.wave, output.wave.detach(), part)
-            values = self._losses(batch, output, adversarial)
-            with self._synced(self.module, last):
-                self.accelerator.backward(self._total(values, output.wave) / config.accumulate)
-            report |= values
-            waves.append(batch.wave)
-        if config.optim.clip:
-            report["gradient"] = self.accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.model)
-        self.step += 1
-        return {name: float(value.detach()) for name, value in report.items()}
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        batch, generator, keep = self._batch(part)
+        with self.accelerator.autocast():
+            output = self._forward(batch, keep, generator)
+        report = self._judge_step(batch.wave, output.wave.detach(), part) if self.adversarial else {}
+        values = self._losses(batch, output, self.adversarial)
+        return self._total(values, output.wave), report | values
 
     def _batch(self, part: int) -> tuple[Batch, torch.Generator, Tensor | None]:
         """Micro-batch `part` of this step, its generator (the same on every process), and codebooks to keep (B,)."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        number = self.step * self.config.accumulate + part
-        batch = self.crops.batch(number, rank, world)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        number = self.number(part)
+        batch, generator = self.crops.batch(number, rank, world), self.generator(number)
         keep = None
         if self.config.codebook_dropout:
             total, size = self.model.num_codebooks, len(batch.wave)
@@ -257,7 +276,7 @@ class CodecTrainer:
         self.judges.requires_grad_(True)
         last = part == self.config.accumulate - 1
         loss = L.ADVERSARIAL[self.config.adversarial.loss].discriminator
-        with self._synced(self.judges, last):
+        with self.synced(self.judges, part):
             with self.accelerator.autocast():  # both in one pass: DDP expects one forward for each backward
                 judged = self.judges(torch.cat([target, wave]).unsqueeze(1))
             halves = [[logits.chunk(2) for logits in logits_of] for logits_of, _ in judged]
@@ -279,19 +298,6 @@ class CodecTrainer:
         balanced = self.balancer(on_wave, wave)
         return balanced + L.weighted_sum(rest, {name: weights[name] for name in rest}) if rest else balanced
 
-    def _synced(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are exchanged in the last micro-batch only."""
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
-
-    def _set_rates(self, adversarial: bool) -> None:
-        factor = schedule(self.config.optim, self.step, self.config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optim.learning_rate * factor
-        if adversarial:
-            base = self.config.adversarial.learning_rate or self.config.optim.learning_rate
-            for group in self.judge_optimizer.param_groups:
-                group["lr"] = base * factor
-
     @torch.no_grad()
     def _fit_codebooks(self) -> None:
         self.model.eval()
@@ -306,47 +312,7 @@ class CodecTrainer:
         generator = torch.Generator().manual_seed(self.config.seed)
         self.model.quantizer.fit(torch.cat(latents), generator)
 
-    # The run -----------------------------------------------------------------------------------------------
-
-    def run(self, resume: bool = True) -> Path:
-        """Train to config.steps; the folder of the trained codec, which `vokens.load` opens.
-
-        Ctrl-C and SIGTERM finish the step, save, and return; run again with resume to go on.
-        """
-        main = self.accelerator.is_main_process
-        if resume:
-            self._resume()
-        elif main:
-            for old in checkpoints(self.out / "checkpoints"):
-                old.unlink()
-        progress = Progress(self.config.steps, self.step, main)
-        board = Board(self.out / "tensorboard", self.model.sample_rate) if main else None
-        metrics = Metrics(self.out / "metrics.jsonl", self.step) if main else None
-        with _stop_signals() as stopped:
-            while self.step < self.config.steps and not stopped:
-                values = self.train_step()
-                progress.step()
-                if self.step % self.config.log_every == 0 and board and metrics:
-                    values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-                    metrics.write(self.step, values)
-                    board.scalars(self.step, {f"train/{name}": value for name, value in values.items()})
-                    progress.show(values)
-                if self.step % self.config.validate_every == 0 and board and metrics:
-                    measured = self.validate(board)
-                    metrics.write(self.step, measured)
-                    progress.say(
-                        f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
-                    )
-                if self.step % self.config.save_every == 0:
-                    self.save()
-            if stopped:
-                progress.say(f"stopped at step {self.step}: saved; run the same command to go on")
-        self.save()
-        progress.close()
-        if board and metrics:
-            board.close()
-            metrics.close()
-        return self.out
+    # What comes out of it ----------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
@@ -371,83 +337,11 @@ class CodecTrainer:
             for i in range(min(2, count)):
                 board.audio(self.step, f"original_{i}", wave[i])
                 board.audio(self.step, f"resynthesis_{i}", output[i])
-            board.scalars(self.step, measured)
         return measured
 
     def final_model(self) -> Codec:
         """The inference codec of the averaged (or present) weights."""
-        state = self.average.values if self.average is not None else self.model.state_dict()
         model = type(self.model)(self.model.config)
-        checkpoint.load_strict(
-            model, type(model).fold({k: v.detach().cpu() for k, v in state.items()}), "training"
-        )
+        checkpoint.load_strict(model, type(model).fold(self.final_state()), "training")
         model.name = self.config.name or model.system
         return model.to(self.device).eval()
-
-    def save(self) -> None:
-        """A checkpoint to resume from, and the codec itself in out/codec."""
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.out / "checkpoints", self.step, self._state(), self.config.keep)
-            self.final_model().save_pretrained(self.out / "codec")
-        self.accelerator.wait_for_everyone()
-
-    def _state(self) -> dict[str, Any]:
-        state = {
-            "step": self.step,
-            "config": to_dict(self.config),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        for name, part in self._optional_parts():
-            state[name] = part.state_dict()
-        return state
-
-    def _optional_parts(self) -> Iterator[tuple[str, Any]]:
-        if self.average is not None:
-            yield "average", self.average
-        if self.balancer is not None:
-            yield "balancer", self.balancer
-        if self.discriminators is not None:
-            yield "discriminators", self.discriminators
-            yield "judge_optimizer", self.judge_optimizer
-        if self.accelerator.scaler is not None:
-            yield "scaler", self.accelerator.scaler
-
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint of out, if there is one."""
-        found = checkpoints(self.out / "checkpoints")
-        if not found:
-            return
-        state = load_checkpoint(found[-1])
-        if state["config"]["system"] != self.config.system or state["config"]["model"] != self.config.model:
-            raise CheckpointError(
-                f"{found[-1]} is of another network: resume with its recipe, or choose another out"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, part in self._optional_parts():
-            if name not in state:
-                raise CheckpointError(
-                    f"{found[-1]} has no {name}: it is of a run without; choose another out"
-                )
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        print("\nstopping after this step (again to stop at once)", file=sys.stderr)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -6,12 +6,16 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from vokens.errors import ConfigError
 
-LOSSES = ("wave", "mel", "stft", "spectrum", "commit", "distill", "adversarial", "feature")
+# Tasks: name -> (module, class of the trainer). A new task joins here.
+TASKS = {
+    "codec": ("vokens.train.codec", "CodecTrainer"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,17 +23,17 @@ class DataConfig:
     """Where speech comes from. Manifests as in `vokens.train.data.read_clips`.
 
     Attributes:
+        language: keep recordings of this language alone; None keeps all.
         cache: folder of decoded samples and teacher features; made once, shared by runs.
-        seconds: duration of a training crop. batch_size: crops per process and forward pass.
+        workers: threads that make the caches.
     """
 
     train: str = ""
     train_split: str | None = None
     valid: str = ""
     valid_split: str | None = None
+    language: str | None = None
     cache: str = "cache"
-    seconds: float = 3.0
-    batch_size: int = 6
     workers: int = 2
 
 
@@ -91,38 +95,28 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One run.
+class RunConfig:
+    """What every run has; a task adds its own.
 
     Attributes:
-        system: which codec; model: its settings that differ from the defaults.
-        mel: "published" (SpeechTokenizer's four scales, weighted 45, 1, 1, 1) or "dac" (seven scales).
-        losses: weight of each loss by name: wave, mel, stft, spectrum, commit, distill, adversarial, feature.
-        balance: weigh losses on the wave by their share of its gradient (EnCodec §3.4), not by their value.
-        codebook_dropout: share of items trained with a random number of codebooks.
-        fit_codebooks: until this step the latent passes unquantized; then codebooks start from k-means on the latents
-            of 32 batches. 0 starts them from the first batch.
-        ema: decay of the averaged weights that are validated and saved; 0 saves the weights themselves.
-        accumulate: forward passes per step. precision: "no", "bf16" or "fp16".
+        task: a name of TASKS. system: which network; model: its settings that differ from the defaults.
+        name: of the trained model. out: folder of the run.
         init: a folder or checkpoint to start the weights from.
+        ema: decay of the averaged weights that are validated and saved; 0 saves the weights themselves.
+        accumulate: forward passes per step. precision: "no", "bf16" or "fp16". threads: of the CPU, 0 for all.
+        keep: checkpoints that stay on disk.
     """
 
-    system: str = "speechtokenizer"
+    task: str = "codec"
+    system: str = ""
     name: str = ""
     out: str = "runs/codec"
     seed: int = 1234
     steps: int = 100_000
     model: dict[str, Any] = field(default_factory=dict)
     init: str = ""
-    data: DataConfig = DataConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    adversarial: AdversarialConfig = AdversarialConfig()
-    optim: OptimConfig = OptimConfig()
-    mel: str = "published"
-    losses: dict[str, float] = field(default_factory=lambda: {"wave": 500.0, "mel": 1.0, "commit": 10.0})
-    balance: bool = False
-    codebook_dropout: float = 0.0
-    fit_codebooks: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = 0.0
     accumulate: int = 1
     precision: str = "no"
@@ -133,26 +127,27 @@ class TrainConfig:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        _among("mel", self.mel, ("published", "dac"))
-        _among("precision", self.precision, ("no", "bf16", "fp16"))
-        _among("optim.schedule", self.optim.schedule, ("cosine", "constant", "decay"))
-        _among("teacher.loss", self.teacher.loss, ("d_axis", "t_axis"))
-        _among("adversarial.loss", self.adversarial.loss, ("least_squares", "hinge"))
-        _among("adversarial.feature", self.adversarial.feature, ("published", "normalised"))
-        for kind in self.adversarial.kinds:
-            _among("adversarial.kinds", kind, ("mpd", "msd", "mstft"))
-        for name in self.losses:
-            _among("losses", name, LOSSES)
+        among("precision", self.precision, ("no", "bf16", "fp16"))
+        among("optim.schedule", self.optim.schedule, ("cosine", "constant", "decay"))
         if not self.data.train:
             raise ConfigError("data.train is empty: name a manifest or a folder of audio")
-        if min(self.steps, self.accumulate, self.data.batch_size, self.log_every, self.validate_every) < 1:
+        if min(self.steps, self.accumulate, self.log_every, self.validate_every, self.save_every) < 1:
             raise ConfigError(
-                "steps, accumulate, batch_size, log_every and validate_every must be at least 1"
+                "steps, accumulate, log_every, validate_every and save_every must be at least 1"
             )
 
 
-def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """The run of a TOML file. changes: "optim.learning_rate=3e-4" and the like, TOML values or bare words.
+def trainer_of(task: str) -> Any:
+    """The trainer class of a task."""
+    among("task", task, tuple(TASKS))
+    module, name = TASKS[task]
+    return getattr(import_module(module), name)
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
+    """The run of a TOML file, in the config of its task.
+
+    changes: "optim.learning_rate=3e-4" and the like, TOML values or bare words.
 
     Raises ConfigError naming the setting that is unknown or of the wrong type.
     """
@@ -165,7 +160,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"the recipe {path} is not valid TOML: {error}") from error
     for change in changes:
         _apply(values, change)
-    return build(TrainConfig, values, str(path))
+    return build(trainer_of(values.get("task", "codec")).Config, values, str(path))
 
 
 def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
@@ -177,7 +172,7 @@ def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """The whole tree as plain values; `build` reads it back."""
     return dataclasses.asdict(config)
 
@@ -210,6 +205,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
     values[name] = value
 
 
-def _among(name: str, value: str, accepted: Sequence[str]) -> None:
+def among(name: str, value: str, accepted: Sequence[str]) -> None:
+    """Raise ConfigError unless the setting's value is one of those accepted."""
     if value not in accepted:
         raise ConfigError(f"{name} = {value!r}: {', '.join(accepted)} are accepted")

@@ -37,13 +37,16 @@ class Clip:
     speaker: str | None = None
 
 
-def read_clips(source: str | Path, split: str | None = None) -> list[Clip]:
+def read_clips(
+    source: str | Path, split: str | None = None, language: str | None = None, *, with_text: bool = False
+) -> list[Clip]:
     """The recordings of a manifest or folder.
 
     Args:
         source: a folder (all audio below it), or a jsonl(.gz) file whose lines are ours (`path`, relative to the
             manifest), NeMo's (`audio_filepath`) or lhotse cuts (`recording`).
         split: keep lines whose `split` is this; lines without one are kept.
+        language: keep recordings of this language, and those that name none. with_text: keep those with text.
     """
     source = Path(source)
     if source.is_dir():
@@ -59,8 +62,12 @@ def read_clips(source: str | Path, split: str | None = None) -> list[Clip]:
         raise ConfigError(
             f"{source} is neither a folder nor a manifest: give a folder of audio or a jsonl file"
         )
+    clips = [clip for clip in clips if language is None or clip.language in (None, language)]
+    if with_text:
+        clips = [clip for clip in clips if clip.text]
     if not clips:
-        raise ConfigError(f"{source} has no recordings" + (f" of split {split!r}" if split else ""))
+        asked = [f" of split {split!r}"] * bool(split) + [f" in language {language!r}"] * bool(language)
+        raise ConfigError(f"{source} has no recordings" + "".join(asked) + " with text" * with_text)
     return clips
 
 

@@ -1,0 +1,262 @@
+"""The training loop that every task shares: steps, resume, checkpoints, averaged weights, logs, validation, stopping.
+
+A task is a subclass in a file of its own, named in `config.TASKS`. Everything random in it is a function of
+(seed, step), so that a resumed run goes on as if never stopped, and n processes learn what one would.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vokens.errors import CheckpointError, MissingExtra
+from vokens.train.config import RunConfig, to_dict
+from vokens.train.log import Board, Progress
+from vokens.train.optim import parameter_groups, schedule
+from vokens.train.state import Average, Metrics, checkpoints, load_checkpoint, save_checkpoint
+
+Config = TypeVar("Config", bound=RunConfig)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Trainer(Generic[Config, Model]):
+    """A run: build it from its config, then `run()`.
+
+    A task implements build_model, load_data, micro_step, final_model and, where it has any, validate, begin_step
+    and parts; `prepare` may be extended for further networks.
+
+    Raises ConfigError for settings that do not fit together, before any heavy work.
+
+    Attributes:
+        model: the network in training; module: the same, wrapped for several devices, to be called in micro_step.
+        step: steps done.
+        sample_rate: of the sounds on the TensorBoard, Hz.
+    """
+
+    Config: ClassVar[type[RunConfig]]  # built from a recipe of this task
+    exported: ClassVar[str] = "codec"  # folder below out of what `export` writes
+    network: ClassVar[tuple[str, ...]] = (
+        "system",
+        "model",
+    )  # settings that a checkpoint to resume must share
+    sample_rate: int = 16000
+
+    def __init__(self, config: Config) -> None:
+        try:
+            from accelerate import Accelerator, DistributedDataParallelKwargs
+        except ImportError as error:
+            raise MissingExtra("accelerate", "train", "training") from error
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config, self.out = config, Path(config.out)
+        # Buffers (codebooks, spectral norms) are equal on all processes by construction.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self.accelerator: Any = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
+        self.device: torch.device = self.accelerator.device
+        torch.manual_seed(config.seed)
+        self.model: Model = self.build_model()
+        with self.accelerator.main_process_first():  # the others then find the caches made
+            self.load_data()
+        self.prepare()
+        self.step = 0
+
+    # What a task implements --------------------------------------------------------------------------------
+
+    def build_model(self) -> Model:
+        """The network to train, on the CPU; also the place for teachers, losses and checks of the settings."""
+        raise NotImplementedError
+
+    def load_data(self) -> None:
+        """Open the data, and make caches that are missing."""
+        raise NotImplementedError
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend and the named values to report, of micro-batch `part` of this step.
+
+        A pure function of the weights and `self.number(part)`. Call `self.module`, under `accelerator.autocast()`.
+        """
+        raise NotImplementedError
+
+    def final_model(self) -> Any:
+        """What users load, of the averaged weights where there are any; has `save_pretrained(folder)`."""
+        raise NotImplementedError
+
+    def begin_step(self) -> None:
+        """Before each step: what happens at certain steps, such as fitting codebooks."""
+
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Named measures on held-out data; the board takes sounds and pictures."""
+        return {}
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """Named things with a state dict, beyond model and optimizer, that a checkpoint holds."""
+        if self.average is not None:
+            yield "average", self.average
+        if self.accelerator.scaler is not None:
+            yield "scaler", self.accelerator.scaler
+
+    def export(self) -> None:
+        """Write what users load to out/`exported`."""
+        self.final_model().save_pretrained(self.out / self.exported)
+
+    def prepare(self) -> None:
+        """Optimizer, averaged weights, and what accelerate makes of them."""
+        optim = self.config.optim
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, optim.weight_decay), lr=optim.learning_rate, betas=optim.betas
+        )
+        self.average = Average(self.model.to(self.device), self.config.ema) if self.config.ema else None
+        self.module, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+
+    # What a task calls -------------------------------------------------------------------------------------
+
+    def number(self, part: int) -> int:
+        """The number of micro-batch `part` of this step, counted from the start of the run."""
+        return self.step * self.config.accumulate + part
+
+    def generator(self, number: int) -> torch.Generator:
+        """The randomness of a micro-batch: the same on every process."""
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+
+    def synced(self, module: nn.Module, part: int) -> contextlib.AbstractContextManager[None]:
+        """Gradients are exchanged in the last micro-batch only."""
+        last = part == self.config.accumulate - 1
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
+
+    def set_rate(self, optimizer: Any, learning_rate: float) -> None:
+        """The learning rate of this step, by the schedule."""
+        factor = schedule(self.config.optim, self.step, self.config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * factor
+
+    def final_state(self) -> dict[str, Tensor]:
+        """The averaged (or present) weights, on the CPU."""
+        state = self.average.values if self.average is not None else self.model.state_dict()
+        return {name: value.detach().cpu() for name, value in state.items()}
+
+    # The run -----------------------------------------------------------------------------------------------
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step; the values that micro_step reports."""
+        config = self.config
+        self.set_rate(self.optimizer, config.optim.learning_rate)
+        self.begin_step()
+        torch.manual_seed(config.seed + self.step)
+        self.module.train()
+        report: dict[str, Tensor] = {}
+        self.optimizer.zero_grad()
+        for part in range(config.accumulate):
+            with self.synced(self.module, part):
+                total, values = self.micro_step(part)
+                self.accelerator.backward(total / config.accumulate)
+            report |= values
+        if config.optim.clip:
+            report["gradient"] = self.accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model)
+        self.step += 1
+        return {name: float(value.detach()) for name, value in report.items()}
+
+    def run(self, resume: bool = True) -> Path:
+        """Train to config.steps; the folder of the run, whose `exported` folder holds what was trained.
+
+        Ctrl-C and SIGTERM finish the step, save, and return; run again with resume to go on.
+        """
+        main = self.accelerator.is_main_process
+        if resume:
+            self._resume()
+        elif main:
+            for old in checkpoints(self.out / "checkpoints"):
+                old.unlink()
+        progress = Progress(self.config.steps, self.step, main)
+        board = Board(self.out / "tensorboard", self.sample_rate) if main else None
+        metrics = Metrics(self.out / "metrics.jsonl", self.step) if main else None
+        with _stop_signals() as stopped:
+            while self.step < self.config.steps and not stopped:
+                values = self.train_step()
+                progress.step()
+                if self.step % self.config.log_every == 0 and board and metrics:
+                    values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+                    metrics.write(self.step, values)
+                    board.scalars(self.step, {f"train/{name}": value for name, value in values.items()})
+                    progress.show(values)
+                if self.step % self.config.validate_every == 0 and board and metrics:
+                    measured = self.validate(board)
+                    metrics.write(self.step, measured)
+                    board.scalars(self.step, measured)
+                    progress.say(
+                        f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
+                    )
+                if self.step % self.config.save_every == 0:
+                    self.save()
+            if stopped:
+                progress.say(f"stopped at step {self.step}: saved; run the same command to go on")
+        self.save()
+        progress.close()
+        if board and metrics:
+            board.close()
+            metrics.close()
+        return self.out
+
+    def save(self) -> None:
+        """A checkpoint to resume from, and what users load."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.out / "checkpoints", self.step, self._state(), self.config.keep)
+            self.export()
+        self.accelerator.wait_for_everyone()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "config": to_dict(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts()},
+        }
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint of out, if there is one."""
+        found = checkpoints(self.out / "checkpoints")
+        if not found:
+            return
+        state, wanted = load_checkpoint(found[-1]), to_dict(self.config)
+        differing = [name for name in self.network if state["config"].get(name) != wanted[name]]
+        if differing:
+            raise CheckpointError(
+                f"{found[-1]} is of another network ({', '.join(differing)} differs): resume with its recipe, "
+                "or choose another out"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self.parts():
+            if name not in state:
+                raise CheckpointError(
+                    f"{found[-1]} has no {name}: it is of a run without; choose another out"
+                )
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append to; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("\nstopping after this step (again to stop at once)", file=sys.stderr)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
