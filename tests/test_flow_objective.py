@@ -205,16 +205,16 @@ class Net(nn.Module):
 CENTRES = torch.tensor([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]])
 
 
-def one_step_distance(loss, steps=900):
+def one_step_distance(loss, steps=1500):
     """Median distance of one-step samples to the nearest of four narrow Gaussians."""
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for _ in range(steps):
-        x1 = CENTRES[torch.randint(4, (128,))] + 0.1 * torch.randn(128, 2)
-        z, t, r = torch.randn(128, 2), torch.rand(128), torch.rand(128)
+        x1 = CENTRES[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2)
+        z, t, r = torch.randn(256, 2), torch.rand(256), torch.rand(256)
         t, r = torch.minimum(t, r), torch.maximum(t, r)
-        r = torch.where(torch.rand(128) < 0.5, t, r)
+        r = torch.where(torch.rand(256) < 0.5, t, r)
         optimizer.zero_grad()
         loss(net, *objective.straight_path(x1, z, t, 0.0), t, r).backward()
         optimizer.step()
