@@ -31,6 +31,7 @@ test-all: check peers  ## with the long checks and parity with the published pac
 
 peers: setup  ## the published packages, without the dependencies they wrongly ask for
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt --group peers
+	test -d $(VENV)/peers-s3gen/chatterbox || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peers-s3gen --group peers-s3gen
 
 bench: setup peers  ## the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/speechtokenizer.py
