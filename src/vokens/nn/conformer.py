@@ -1,0 +1,125 @@
+"""The conformer's attention layer with relative positions (Transformer-XL, arXiv 1901.02860 §3.3), streamable.
+
+Layout (B, T, D). The score of query i and key j is (q_i + u) k_j + (q_i + v) p_{i-j}; the second term goes into the
+fused attention as its bias. Projected positions p depend on the distance alone: they are kept and sliced.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens.nn.chunks import Carry, Reach, with_past
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in float32 whatever the type around it: its epsilon may be 1e-12, nothing in half precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+
+
+class CausalConv(nn.Conv1d):
+    """(B, T, in) -> (B, T, out): a convolution over the past, as one matrix product over windows of positions."""
+
+    bias: nn.Parameter
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+
+    def forward(self, input: Tensor, carry: Carry | None = None) -> Tensor:
+        taps = self.kernel_size[0]
+        return windowed(with_past(input, taps - 1, carry) if taps > 1 else input, self.weight, self.bias)
+
+
+def windowed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution of x (B, T + k - 1, in) with weight (out, in, k), without padding -> (B, T, out)."""
+    windows = x if weight.shape[2] == 1 else x.unfold(1, weight.shape[2], 1).flatten(2)
+    return F.linear(windows, weight.flatten(1), bias)
+
+
+def relative_sinusoids(past: int, future: int, width: int, device: torch.device) -> Tensor:
+    """Table (past + future + 1, width) of distances past ... -future; sines at even places, cosines at odd ones."""
+    distance = torch.arange(past, -future - 1, -1, device=device, dtype=torch.float32)[:, None]
+    rates = torch.exp(torch.arange(0, width, 2, device=device).float() * -(math.log(10000.0) / width))
+    return torch.stack([(distance * rates).sin(), (distance * rates).cos()], 2).flatten(1)
+
+
+def relative_shift(x: Tensor, keys: int) -> Tensor:
+    """Scores (B, H, Q, keys + Q - 1) by distance keys - 1 ... -(Q - 1) -> a view (B, H, Q, keys) by key.
+
+    The last query sits on the last key; each earlier one reads its row one step further right.
+    """
+    x = x.contiguous()
+    queries, distances = x.shape[2:]
+    strides = (x.stride(0), x.stride(1), distances - 1, 1)
+    return x.as_strided((*x.shape[:3], keys), strides, x.storage_offset() + queries - 1)
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention over content and distance; queries, keys and values come from one product."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.positions = nn.Linear(width, width, bias=False)
+        self.bias_u = nn.Parameter(torch.zeros(heads, width // heads))
+        self.bias_v = nn.Parameter(torch.zeros(heads, width // heads))
+        self.out = nn.Linear(width, width)
+        self._table: tuple[object, int, Tensor] | None = None
+
+    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
+        q, kv = parts[0], parts[1:]
+        k, v = kv if carry is None else carry.extend(kv, 3, reach.keep)
+        queries, keys = q.shape[2], k.shape[2]
+        scale = q.shape[3] ** -0.5
+        places = self._distances(keys - 1, queries - 1)
+        by_distance = (q + self.bias_v[:, None]) * scale @ places.transpose(1, 2)
+        bias = relative_shift(by_distance, keys)
+        if reach.visible is not None:
+            bias = bias.masked_fill(~reach.visible, -torch.inf)
+        y = F.scaled_dot_product_attention(q + self.bias_u[:, None], k, v, attn_mask=bias, scale=scale)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _distances(self, past: int, future: int) -> Tensor:
+        """Projected positions (H, past + future + 1, d) of distances past ... -future; kept for inference."""
+        if torch.is_grad_enabled():
+            return self._project(past, future)
+        weight = self.positions.weight
+        version = None if weight.is_inference() else weight._version
+        owner = (weight.data_ptr(), version, weight.dtype, weight.device)
+        if self._table is None or self._table[0] != owner or self._table[1] < max(past, future):
+            reach = 1 << max(past, future, 63).bit_length()
+            self._table = (owner, reach, self._project(reach, reach))
+        _, reach, table = self._table
+        return table[:, reach - past : reach + future + 1]
+
+    def _project(self, past: int, future: int) -> Tensor:
+        table = relative_sinusoids(past, future, self.width, self.positions.weight.device)
+        return (
+            self.positions(table.to(self.positions.weight.dtype))
+            .unflatten(1, (self.heads, -1))
+            .transpose(0, 1)
+        )
+
+
+class ConformerLayer(nn.Module):
+    """Pre-norm attention and feed-forward with SiLU: a conformer block (arXiv 2005.08100) without its convolution."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width, eps=1e-12)
+        self.attention = RelativeAttention(width, heads)
+        self.norm2 = LayerNorm(width, eps=1e-12)
+        self.up = nn.Linear(width, feed_forward)
+        self.down = nn.Linear(feed_forward, width)
+
+    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        x = x + self.attention(self.norm1(x), reach, carry)
+        return x + self.down(F.silu(self.up(self.norm2(x))))

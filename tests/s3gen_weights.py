@@ -1,0 +1,52 @@
+"""The networks of S3Gen's golden files: sizes from their README, weights from the published names."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from golden.weights import tensor
+from torch import Tensor, nn
+
+from vokens.checkpoint import load_strict
+from vokens.models.s3gen.checkpoint import flow_from_published, flow_to_published
+from vokens.models.s3gen.config import DIALECTS, S3GenConfig
+
+
+def reduced(dialect: str) -> S3GenConfig:
+    """Width 48, 3 heads, 2 + 2 layers; estimator of 32 channels, 2 heads of 24, 4 stages of 2 blocks; chunk 5."""
+    return replace(
+        DIALECTS[dialect],
+        token_embed_dim=48,
+        encoder_attention_heads=3,
+        encoder_linear_units=80,
+        encoder_num_blocks=2,
+        encoder_num_up_blocks=2,
+        decoder_channels=32,
+        decoder_n_blocks=2,
+        decoder_num_mid_blocks=2,
+        decoder_num_heads=2,
+        decoder_attention_head_dim=24,
+        chunk_size=5,
+    )
+
+
+def fill(module: nn.Module, under: str = "") -> nn.Module:
+    """Golden weights for a part of the flow that is called `under` there, by way of the published names."""
+    own = {under + name: value for name, value in module.state_dict().items()}
+    published = flow_to_published(own)
+    drawn = {name: tensor(f"flow.{name}", tuple(value.shape)) for name, value in published.items()}
+    ours = {name.removeprefix(under): value for name, value in flow_from_published(drawn).items()}
+    load_strict(module, ours, "golden")
+    return module.eval()
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float, relative: float = 0.0) -> None:
+    torch.testing.assert_close(found, expected.to(found.dtype), atol=tolerance, rtol=relative)
+
+
+def part(golden: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors under one heading of a golden file, float where they were stored as float16."""
+    found = {
+        key.removeprefix(name + "/"): value for key, value in golden.items() if key.startswith(name + "/")
+    }
+    return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
