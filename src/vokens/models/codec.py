@@ -4,9 +4,7 @@ A system subclasses `Codec` and implements the two batch functions; loading, res
 trimming and checks on tokens stand here once.
 """
 
-import dataclasses
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vokens import audio, checkpoint
-from vokens.atomic import atomic_write
-from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
+from vokens import audio
+from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.models.pretrained import Pretrained, build_config
 from vokens.quantize import ResidualVectorQuantizer
 from vokens.tokens import Tokens
 
@@ -34,31 +32,21 @@ class CodecOutput:
     semantic: Tensor  # (B, T, S) projection of the first codebook, to be matched with a teacher's features
 
 
-class Codec(nn.Module):
+class Codec(Pretrained):
     """Speech to discrete tokens and back.
 
     Attributes:
-        system: name of the implementation, e.g. "speechtokenizer".
         decodes: whether `decode` exists; semantic tokenizers only encode, another model speaks.
-        name: model id written into tokens, e.g. "speechtokenizer_hubert_avg".
         sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (Hz).
         codebook_sizes: entries of each codebook, K of them.
     """
 
-    system: ClassVar[str]
-    Config: ClassVar[type]
     decodes: ClassVar[bool] = True
     sample_rate: int
     hop_length: int
     codebook_sizes: tuple[int, ...]
     quantizer: ResidualVectorQuantizer
     semantic: nn.Module  # first codebook (B, T, D) -> teacher's features (B, T, S)
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.name = self.system
-        self._fingerprint = ""
 
     # What a system implements ------------------------------------------------------------------------------
 
@@ -102,24 +90,9 @@ class Codec(nn.Module):
             self.synthesis(found.latent), found.codes, found.commit.mean(), self.semantic(found.first)
         )
 
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these state-dict keys are a published checkpoint of this system."""
-        return False
-
-    @classmethod
-    def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
-        """The codec with published weights; config is the content of a published config file, or None."""
-        raise NotImplementedError
-
     def add_weight_norm(self) -> Self:
         """For training: weight norm on the convolutions of systems that are published so. Nothing changes else."""
         return self
-
-    @classmethod
-    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A training state dict as the inference network has it (weight norm folded); the same where nothing folds."""
-        return state
 
     # What users call ---------------------------------------------------------------------------------------
 
@@ -131,29 +104,9 @@ class Codec(nn.Module):
     def num_codebooks(self) -> int:
         return len(self.codebook_sizes)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that name these weights; tokens carry them."""
-        if not self._fingerprint:
-            self._fingerprint = checkpoint.fingerprint(self.state_dict(), dataclasses.asdict(self.config))
-        return self._fingerprint
-
     def num_frames(self, num_samples: Tensor | int) -> Any:
         """Frames of num_samples samples: ceil(N / hop_length)."""
         return -(-num_samples // self.hop_length)
-
-    def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any."""
-        _ = self.fingerprint
-        return self.to(dtype=dtype)
 
     @torch.no_grad()
     def encode(
@@ -225,49 +178,6 @@ class Codec(nn.Module):
                 waves[row] = item[: int(tokens.num_samples[row])].copy()
         return waves
 
-    def save_pretrained(
-        self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
-    ) -> Path:
-        """Write config.json, model.safetensors and README.md, which `vokens.load` and `from_pretrained` open."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        if dtype is not None:
-            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        config = {"system": self.system, "name": self.name, "config": dataclasses.asdict(self.config)}
-        checkpoint.save_safetensors(folder / "model.safetensors", state)
-        for name, text in (
-            ("config.json", json.dumps(config, indent=2) + "\n"),
-            ("README.md", card or self._card()),
-        ):
-            with atomic_write(folder / name) as partial:
-                partial.write_text(text)
-        return folder
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
-        """As `vokens.load`, and an error where the source holds another system."""
-        from vokens.models import load
-
-        codec = load(source, **options)
-        if not isinstance(codec, cls):
-            raise CheckpointError(
-                f"{source} holds the system {codec.system!r}, not {cls.system!r}: use vokens.load"
-            )
-        return codec
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face hub; returns the commit's address."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
-
     # Checks ------------------------------------------------------------------------------------------------
 
     def _load(self, source: Audio, sample_rate: int | None) -> np.ndarray:
@@ -304,7 +214,7 @@ class Codec(nn.Module):
                 f"{self.name} has {self.num_codebooks} of sizes {self.codebook_sizes}"
             )
 
-    def _card(self) -> str:
+    def card(self) -> str:
         kbps = self.frame_rate * sum(np.log2(self.codebook_sizes)) / 1000
         return (
             f"---\nlibrary_name: vokens\ntags: [audio, codec, {self.system}]\n---\n# {self.name}\n\n"
@@ -330,15 +240,6 @@ def batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterat
         filled += lengths[row]
     if group:
         yield group
-
-
-def build_config(config_type: type, values: dict[str, Any], where: str) -> Any:
-    """A frozen config dataclass from plain values (lists become tuples); unknown names are an error."""
-    known = {field.name for field in dataclasses.fields(config_type)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{where}: unknown settings {unknown}; {config_type.__name__} has {sorted(known)}")
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def mask_of(lengths: Tensor, longest: int) -> Tensor:

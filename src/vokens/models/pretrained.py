@@ -1,0 +1,136 @@
+"""What every model offers that can be saved and loaded: one folder of config.json, model.safetensors and a card.
+
+Codecs, autoencoders, token-to-wave models and language models are all `Pretrained`; `vokens.load` opens any of them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.atomic import atomic_write
+from vokens.errors import CheckpointError, ConfigError
+
+
+class Pretrained(nn.Module):
+    """A network with a frozen config, a name and a fingerprint.
+
+    Attributes:
+        system: name of the implementation, e.g. "speechtokenizer"; config.json carries it.
+        Config: its frozen dataclass of sizes. name: model id, e.g. "speechtokenizer_hubert_avg".
+    """
+
+    system: ClassVar[str]
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.name = self.system
+        self._fingerprint = ""
+
+    # What a system implements ------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        """Whether these state-dict keys are a published checkpoint of this system."""
+        return False
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
+        """The model with published weights; config is the content of a published config file, or None."""
+        raise NotImplementedError
+
+    @classmethod
+    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A training state dict as the inference network has it (weight norm folded); the same where nothing folds."""
+        return state
+
+    def card(self) -> str:
+        """The model card that `save_pretrained` writes where none is given."""
+        return (
+            f"---\nlibrary_name: vokens\ntags: [audio, {self.system}]\n---\n# {self.name}\n\n"
+            f'A `{self.system}` model.\n\n```python\nimport vokens\nmodel = vokens.load("THIS_FOLDER")\n```\n'
+        )
+
+    # What users call ---------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name these weights; tokens carry them."""
+        if not self._fingerprint:
+            self._fingerprint = checkpoint.fingerprint(self.state_dict(), dataclasses.asdict(self.config))
+        return self._fingerprint
+
+    def set_dtype(self, dtype: torch.dtype) -> Self:
+        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any."""
+        _ = self.fingerprint
+        return self.to(dtype=dtype)
+
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
+    ) -> Path:
+        """Write config.json, model.safetensors and README.md, which `vokens.load` and `from_pretrained` open."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        if dtype is not None:
+            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        config = {"system": self.system, "name": self.name, "config": dataclasses.asdict(self.config)}
+        checkpoint.save_safetensors(folder / "model.safetensors", state)
+        for name, text in (
+            ("config.json", json.dumps(config, indent=2) + "\n"),
+            ("README.md", card or self.card()),
+        ):
+            with atomic_write(folder / name) as partial:
+                partial.write_text(text)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """As `vokens.load`, and an error where the source holds another system."""
+        from vokens.models import load
+
+        model = load(source, **options)
+        if not isinstance(model, cls):
+            raise CheckpointError(
+                f"{source} holds the system {model.system!r}, not {cls.system!r}: use vokens.load"
+            )
+        return model
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; returns the commit's address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+def build_config(config_type: type, values: dict[str, Any], where: str) -> Any:
+    """A frozen config dataclass from plain values (lists become tuples); unknown names are an error."""
+    known = {field.name for field in dataclasses.fields(config_type)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{where}: unknown settings {unknown}; {config_type.__name__} has {sorted(known)}")
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+__all__ = ["Pretrained", "build_config"]
