@@ -30,6 +30,9 @@ VERBS = {
     "decode": Verb("vokens.cli.decode", "tokens to speech"),
     "roundtrip": Verb("vokens.cli.roundtrip", "speech to tokens to speech, with numbers and a picture"),
     "models": Verb("vokens.cli.models", "the codecs that can be loaded by name"),
+    "extract": Verb(
+        "vokens.cli.extract", "a corpus to shards of tokens, exactly once, on any number of machines"
+    ),
     "train": Verb("vokens.cli.train", "train a codec from a recipe"),
     "bench": Verb("vokens.cli.bench", "measure codecs against each other"),
     "demo": Verb("vokens.cli.demo", "encode and decode a real sample, offline"),

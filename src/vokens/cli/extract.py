@@ -1,0 +1,156 @@
+"""Turn a corpus into tokens, exactly once.
+
+Run the same command again after a stop, or at the same time in as many processes and on as many machines as there are:
+each does what is missing. torchrun --nproc-per-node 8 -m vokens extract ... gives each process its own GPU.
+
+vokens extract corpus/ --model speech_tokenizer_v2_25hz --out tokens/
+"""
+
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from vokens.cli.options import BatchSeconds, Compute, Model, load_codec
+
+Form = Literal["jsonl", "parquet", "sidecar", "npy", "webdataset", "shar", "megatron"]
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Optional = tyro.conf.arg(help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which utterances of the source, and where its facts are."""
+
+    split: Annotated[str | None, Optional] = None
+    """Keep utterances of this split; of a dataset folder, the files named by it."""
+    language: Annotated[str | None, Optional] = None
+    """Keep utterances of this language."""
+    with_text: bool = False
+    """Keep utterances that have a text."""
+    segments: Annotated[Path | None, Optional] = None
+    """Kaldi's segments file beside a wav.scp."""
+    text: Annotated[Path | None, Optional] = None
+    """Kaldi's text file beside a wav.scp."""
+    column: Annotated[str | None, Optional] = None
+    """Column of parquet and dataset folders that holds the audio."""
+    key: Annotated[str | None, Optional] = None
+    """Field or column that names the utterances."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Folder, glob, list of files, wav.scp, jsonl manifest, lhotse cuts or Shar, WebDataset tars, parquet, dataset."""
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")]
+    """Folder of the run. It is made, or gone on with; another source or codec in it is refused."""
+    model: Model = "mini"
+    """A name of `vokens models`, a hub id, a folder or a published file."""
+    format: Annotated[Form, tyro.conf.arg(metavar="FORM")] = "jsonl"
+    """jsonl (needs no other package, and everything reads it), parquet, sidecar, npy, webdataset, shar, megatron."""
+    audio_root: Annotated[Path | None, Optional] = None
+    """For sidecar: put its files below DIR, at the audio's place below this folder (default: beside the audio)."""
+    shard_size: Count = 1000
+    """Utterances per shard. A stop loses at most the shard at work."""
+    batch_seconds: BatchSeconds = 60.0
+    """Audio in one batch, padding included. More is faster on GPUs and needs more memory."""
+    num_codebooks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = (
+        None
+    )
+    """Keep the first N codebooks."""
+    workers: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: fits the machine)")
+    ] = None
+    """Processes that decode audio; 0 decodes in line."""
+    retry_failed: bool = False
+    """Do shards with failures again."""
+    strict: bool = False
+    """Exit with 1 when an utterance failed. All others are encoded all the same."""
+    metrics: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Keep figures of the run in this file, .json or .prom (Prometheus)."""
+    engine: Annotated[
+        Literal["auto", "local", "torchrun"], tyro.conf.arg(metavar="{auto,local,torchrun}")
+    ] = "auto"
+    """Who schedules shards; auto is torchrun where it has set RANK."""
+    choice: Choice = field(default_factory=Choice)
+    compute: Compute = field(default_factory=Compute)
+
+
+def run(arguments: Arguments) -> int:
+    """Extract; 130 after an interrupt."""
+    stoppable()
+    try:
+        return _extract(arguments)
+    except KeyboardInterrupt:
+        print("vokens: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def stoppable() -> None:
+    """Let the first SIGINT or SIGTERM raise KeyboardInterrupt, and later ones not disturb the cleaning up."""
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _extract(arguments: Arguments) -> int:
+    from dataclasses import asdict, replace
+
+    from vokens.corpus.engine.local import Worker, extract
+    from vokens.corpus.engine.torchrun import Layout
+    from vokens.corpus.progress import check_metrics
+    from vokens.corpus.run import Settings
+    from vokens.corpus.sources import SourceOptions
+    from vokens.errors import ConfigError
+
+    settings = Settings(
+        source=arguments.source,
+        out=arguments.out,
+        options=SourceOptions(**asdict(arguments.choice)),
+        format=arguments.format,
+        audio_root=arguments.audio_root,
+        shard_size=arguments.shard_size,
+        num_codebooks=arguments.num_codebooks,
+        dtype=arguments.compute.dtype,
+        batch_seconds=arguments.batch_seconds,
+    )
+    check_metrics(arguments.metrics)
+    if arguments.workers is not None and arguments.workers < 0:
+        raise ConfigError(
+            f"--workers {arguments.workers}: give a number of processes, or 0 to decode in line"
+        )
+    worker = Worker(workers=arguments.workers, retry_failed=arguments.retry_failed, metrics=arguments.metrics)
+    layout = None if arguments.engine == "local" else Layout.from_environment()
+    compute = arguments.compute
+    if layout is not None:
+        worker = replace(worker, rank=layout.rank, world=layout.world, feeders=layout.local_world)
+        compute = replace(compute, device=layout.device(compute.device))
+        if arguments.metrics is not None and layout.world > 1:
+            stem = f"{arguments.metrics.stem}-{layout.rank}"
+            worker = replace(worker, metrics=arguments.metrics.with_stem(stem))
+    elif arguments.engine == "torchrun":
+        raise ConfigError(
+            "--engine torchrun: RANK and WORLD_SIZE are not set; start with torchrun -m vokens extract"
+        )
+    summary = extract(settings, load_codec(arguments.model, compute), worker)
+    if worker.rank == 0:
+        print(_sentence(summary, arguments.out), file=sys.stderr)
+    return int(arguments.strict and summary["failures"] > 0)
+
+
+def _sentence(summary: dict[str, Any], folder: Path) -> str:
+    failed = summary["failures"]
+    where = f": see {folder / 'failures'}, and --retry-failed tries them again" if failed else ""
+    return (
+        f"vokens: {folder} is complete: {summary['utterances']} utterances, {summary['hours']:.2f} h, "
+        f"{summary['tokens']} tokens in {summary['shards']} shards; {failed} failed{where}"
+    )

@@ -1,0 +1,321 @@
+"""Audio files to waves: in line, or by worker processes that run ahead of the device, in order and within bounds.
+
+A decoder that crashes takes its own process with it and nothing else: the utterance is tried again in a fresh
+process, and quarantined when that dies too. One job at a time per worker makes clear which utterance it was.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol, Self
+
+import numpy as np
+
+from vokens import audio
+from vokens.corpus.fetch import open_audio
+from vokens.corpus.health import silent_seconds
+from vokens.corpus.items import Utterance
+from vokens.errors import VokensError
+
+AHEAD_SECONDS = 1800.0  # decoded audio that waits for the device: 115 MB at 16 kHz
+TRIES = 3  # of an utterance whose decoder dies: a machine short of memory kills innocent workers too
+_FALSE_STARTS = 5  # workers that end before their first job, one after the other, before the run gives up
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An utterance and its wave (T,), float32 mono at the codec's rate; or no wave, and the reason why."""
+
+    utterance: Utterance
+    wave: np.ndarray | None
+    silent_seconds: float = 0.0
+    reason: str = ""
+
+
+class Decoder(Protocol):
+    """Decodes the utterances of shards; `expect` says which are next, `take` gives them in order."""
+
+    def expect(self, shard: int, utterances: Iterable[Utterance]) -> None: ...
+
+    def take(self, shard: int) -> Iterator[Decoded]: ...
+
+    @property
+    def ready_seconds(self) -> float:
+        """Decoded audio that waits to be taken."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def decode(utterance: Utterance, sample_rate: int) -> Decoded:
+    """The wave of an utterance; whatever is wrong with its audio becomes the reason."""
+    try:
+        source = open_audio(utterance)
+        wave, _ = audio.load(source, sample_rate, offset=utterance.start, duration=utterance.duration)
+    except (VokensError, OSError) as error:
+        return Decoded(utterance, None, reason=" ".join(str(error).split()))
+    except Exception as error:  # a fault in a decoder must not end a run over a million files
+        return Decoded(utterance, None, reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return Decoded(utterance, wave, silent_seconds(wave, sample_rate))
+
+
+def automatic_workers(device: str, feeders: int = 1) -> int:
+    """Decode workers per device: all cores but those that feed devices; beside a CPU codec, an eighth of them.
+
+    feeders: processes of this run on this machine, one per device.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cpu":
+        return max(1, cores // 8) if cores > 1 else 0
+    return max(1, (cores - feeders) // feeders)
+
+
+def open_decoder(sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> Decoder:
+    """A pool of so many processes, or decoding in line for 0."""
+    return DecodePool(sample_rate, workers, ahead_seconds) if workers else InlineDecoder(sample_rate)
+
+
+class InlineDecoder:
+    """Decodes when asked, in the calling process."""
+
+    ready_seconds = 0.0
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self._expected: dict[int, Iterable[Utterance]] = {}
+
+    def expect(self, shard: int, utterances: Iterable[Utterance]) -> None:
+        self._expected[shard] = utterances
+
+    def take(self, shard: int) -> Iterator[Decoded]:
+        for utterance in self._expected.pop(shard):
+            yield decode(utterance, self.sample_rate)
+
+    def close(self) -> None:
+        self._expected.clear()
+
+
+@dataclass
+class _Job:
+    shard: int
+    place: int
+    utterance: Utterance
+    tries: int = 0
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: _Job | None = None
+    started: bool = False
+
+
+class DecodePool:
+    """Worker processes, fed and emptied by one thread of the parent, so that they work while the device does."""
+
+    def __init__(self, sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> None:
+        self.sample_rate = sample_rate
+        self.ahead_seconds = ahead_seconds
+        # A fork of a clean server that has imported everything once: quick to restart, and safe beside CUDA.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload(["vokens.corpus.decode"])
+        self._changed = threading.Condition()  # guards the five below
+        self._shards: deque[tuple[int, Iterator[Utterance]]] = deque()
+        self._ready: dict[tuple[int, int], Decoded] = {}
+        self._sizes: dict[int, int] = {}  # utterances of shards that were read to their end
+        self._seconds = 0.0
+        self._error: BaseException | None = None
+        self._again: deque[_Job] = deque()
+        self._reading: tuple[int, int, Iterator[Utterance]] | None = None
+        self._false_starts = 0
+        self._closing = False
+        self._bell, self._ring = self._context.Pipe(duplex=False)
+        self._workers = [self._start() for _ in range(workers)]
+        self._thread = threading.Thread(target=self._run, daemon=True, name="vokens-decode")
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def ready_seconds(self) -> float:
+        return self._seconds
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid or 0 for worker in self._workers]
+
+    def expect(self, shard: int, utterances: Iterable[Utterance]) -> None:
+        with self._changed:
+            self._shards.append((shard, iter(utterances)))
+        self._wake()
+
+    def take(self, shard: int) -> Iterator[Decoded]:
+        place = 0
+        while True:
+            with self._changed:
+                while not ((shard, place) in self._ready or self._sizes.get(shard) == place or self._error):
+                    self._changed.wait()
+                if (shard, place) in self._ready:
+                    item = self._ready.pop((shard, place))
+                    self._seconds -= _seconds(item, self.sample_rate)
+                elif self._error is not None:
+                    raise self._error
+                else:
+                    del self._sizes[shard]
+                    return
+            self._wake()
+            place += 1
+            yield item
+
+    def close(self) -> None:
+        """End the workers, whatever they are at."""
+        self._closing = True
+        self._wake()
+        self._thread.join()
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+        self._bell.close()
+        self._ring.close()
+
+    # The thread ---------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._ring.send_bytes(b"!")
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._hand_out()
+                for pipe in wait([self._bell, *(worker.pipe for worker in self._workers)]):
+                    if pipe is self._bell:
+                        self._bell.recv_bytes()
+                    else:
+                        self._collect(next(worker for worker in self._workers if worker.pipe is pipe))
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _hand_out(self) -> None:
+        for worker in self._workers:
+            if worker.started and worker.job is None:
+                job = self._again.popleft() if self._again else self._next_job()
+                if job is None:
+                    return
+                worker.job = job
+                try:
+                    worker.pipe.send(job.utterance)
+                except OSError:
+                    self._replace(worker)
+
+    def _next_job(self) -> _Job | None:
+        """The next utterance of the shards expected; None when there is none, or enough is decoded."""
+        while self._seconds < self.ahead_seconds:
+            if self._reading is None:
+                with self._changed:
+                    if not self._shards:
+                        return None
+                    shard, utterances = self._shards.popleft()
+                self._reading = (shard, 0, utterances)
+            shard, place, utterances = self._reading
+            utterance = next(utterances, None)
+            if utterance is not None:
+                self._reading = (shard, place + 1, utterances)
+                return _Job(shard, place, utterance)
+            self._reading = None
+            with self._changed:
+                self._sizes[shard] = place
+                self._changed.notify_all()
+        return None
+
+    def _collect(self, worker: _Worker) -> None:
+        try:
+            message = worker.pipe.recv()
+            if message is None:
+                worker.started, self._false_starts = True, 0
+                return
+            samples, silent, reason = message
+            wave = None if reason else np.empty(samples, np.float32)
+            if wave is not None:
+                worker.pipe.recv_bytes_into(wave)
+        except (EOFError, OSError):
+            self._replace(worker)
+            return
+        job, worker.job = worker.job, None
+        if job is not None:
+            self._deliver(job, Decoded(job.utterance, wave, silent, reason))
+
+    def _deliver(self, job: _Job, item: Decoded) -> None:
+        if isinstance(item.utterance.audio, bytes):  # no longer needed, and as large as the wave
+            item = replace(item, utterance=replace(item.utterance, audio=b""))
+        with self._changed:
+            self._ready[job.shard, job.place] = item
+            self._seconds += _seconds(item, self.sample_rate)
+            self._changed.notify_all()
+
+    def _replace(self, worker: _Worker) -> None:
+        """A worker has died: start another, and try its utterance again or give it up."""
+        worker.process.join()
+        worker.pipe.close()
+        job = worker.job
+        if not worker.started:
+            self._false_starts += 1
+            if self._false_starts >= _FALSE_STARTS:
+                raise VokensError(
+                    f"decode workers end before their first file (exit code {worker.process.exitcode}): "
+                    "--workers 0 decodes in line and shows why"
+                )
+        self._workers[self._workers.index(worker)] = self._start()
+        if job is None:
+            return
+        job.tries += 1
+        if job.tries < TRIES:
+            self._again.append(job)
+        else:
+            self._deliver(job, Decoded(job.utterance, None, reason="the decoder died on it"))
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self.sample_rate), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+
+def _seconds(item: Decoded, sample_rate: int) -> float:
+    return 0.0 if item.wave is None else len(item.wave) / sample_rate
+
+
+def _serve(pipe: Connection, sample_rate: int) -> None:
+    """A worker: utterances in, waves out, until the parent is gone."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to all processes of a terminal; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(EOFError, OSError):
+        pipe.send(None)
+        while True:
+            item = decode(pipe.recv(), sample_rate)
+            if item.wave is None:
+                pipe.send((0, 0.0, item.reason))
+            else:
+                pipe.send((len(item.wave), item.silent_seconds, ""))
+                pipe.send_bytes(np.ascontiguousarray(item.wave))

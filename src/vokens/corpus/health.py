@@ -1,0 +1,115 @@
+"""Is what comes out healthy: how codes are spread, how much is silent, and whether a shard differs from the rest.
+
+Histograms are folded to 64 bins: full ones (6561 bins) of a shard of 10 000 tokens are mostly sampling noise. The
+distance is Jensen-Shannon's divergence in bits, and its threshold grows as a shard shrinks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+BINS = 64
+SILENCE = 1e-3  # RMS, -60 dBFS
+SILENCE_FRAME = 0.02  # seconds
+
+
+@dataclass
+class Tally:
+    """Counts over the utterances of a shard (or of a run)."""
+
+    codebook_sizes: tuple[int, ...]
+    utterances: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    silent_seconds: float = 0.0
+    counts: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.counts = [np.zeros(size, np.int64) for size in self.codebook_sizes]
+
+    def add(self, codes: np.ndarray, seconds: float, silent_seconds: float) -> None:
+        """Count one utterance's codes (K, T)."""
+        self.utterances += 1
+        self.frames += codes.shape[1]
+        self.seconds += seconds
+        self.silent_seconds += silent_seconds
+        for counts, row in zip(self.counts, codes, strict=True):
+            counts += np.bincount(row, minlength=len(counts))
+
+    def facts(self, frame_rate: float) -> dict[str, Any]:
+        """What a receipt holds, rounded so that it is the same on every machine.
+
+        entropy: bits per token of each codebook. used: share of its entries that occur. length_ratio: frames there
+        are to frames that the duration promises. histogram: counts of each codebook in 64 bins.
+        """
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "tokens_per_second": round(self.frames * len(self.counts) / seconds, 3),
+            "length_ratio": round(self.frames / (seconds * frame_rate), 4),
+            "silence": round(self.silent_seconds / seconds, 4),
+            "entropy": [round(entropy(counts), 4) for counts in self.counts],
+            "used": [round(float(np.count_nonzero(counts)) / len(counts), 4) for counts in self.counts],
+            "histogram": [fold(counts).tolist() for counts in self.counts],
+        }
+
+
+class Drift:
+    """Compares each shard's histogram with all shards seen before."""
+
+    def __init__(self) -> None:
+        self._utterances = 0
+        self._counts: np.ndarray | None = None  # (K, bins)
+
+    def check(self, histogram: Sequence[Sequence[int]], utterances: int) -> float | None:
+        """The divergence in bits of a shard's first codebook from the run, where it is beyond chance; then adds it."""
+        counts = np.array(histogram, dtype=np.int64)
+        if self._counts is None:
+            self._counts = np.zeros_like(counts)
+        found = None
+        if min(utterances, self._utterances) >= MIN_UTTERANCES:
+            distance = divergence(counts[0], self._counts[0])
+            if distance > threshold(utterances) + threshold(self._utterances) - FLOOR:
+                found = distance
+        self._counts += counts
+        self._utterances += utterances
+        return found
+
+
+MIN_UTTERANCES = 20
+FLOOR = 0.02
+SPREAD = 2.0
+
+
+def threshold(utterances: int) -> float:
+    """Bits of divergence that shards of so many utterances of one corpus do not reach."""
+    return FLOOR + SPREAD / utterances
+
+
+def divergence(a: np.ndarray, b: np.ndarray) -> float:
+    """Jensen-Shannon divergence of two histograms in bits, 0 to 1."""
+    p, q = a / max(1, a.sum()), b / max(1, b.sum())
+    return entropy(p + q) - (entropy(p) + entropy(q)) / 2
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits per symbol of a histogram."""
+    p = counts[counts > 0] / max(1e-12, counts.sum())
+    return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+def fold(counts: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """A histogram in at most `bins` bins of neighbouring codes (for FSQ: of the same leading digits)."""
+    bins = min(bins, len(counts))
+    places = np.arange(len(counts)) * bins // len(counts)
+    return np.bincount(places, weights=counts, minlength=bins).astype(np.int64)
+
+
+def silent_seconds(wave: np.ndarray, sample_rate: int) -> float:
+    """Seconds of the wave (T,) in frames of 20 ms below -60 dBFS."""
+    frame = max(1, round(SILENCE_FRAME * sample_rate))
+    whole = len(wave) // frame * frame
+    frames = wave[:whole].reshape(-1, frame)
+    power = np.einsum("tf,tf->t", frames, frames) / frame
+    return float((power < SILENCE**2).sum()) * frame / sample_rate

@@ -1,0 +1,183 @@
+"""Watching a run: one line on a terminal, now and then a line in a log, and a file for dashboards.
+
+Times and rates are of this process; what is done is counted in the folder, where other workers' shards appear too.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from vokens.atomic import atomic_write
+from vokens.corpus.decode import Decoder
+from vokens.corpus.health import Drift
+from vokens.corpus.run import Receipt, Run
+from vokens.corpus.shard import Spent
+from vokens.errors import ConfigError
+
+METRICS = (".json", ".prom")
+_TERMINAL, _LOG, _FILE = 0.2, 30.0, 5.0  # seconds between lines, and between states of the metrics file
+_SAMPLE = 50  # earlier receipts that tell what the run's tokens look like
+_MEANING = {
+    "shards_done": "shards that have a receipt, whoever made it",
+    "shards_total": "shards of the run",
+    "utterances_done": "utterances of those shards",
+    "utterances_total": "utterances of the run",
+    "hours": "hours of audio encoded by this process",
+    "x_real_time": "seconds of audio per second of the clock, this process",
+    "eta_seconds": "seconds until the end at the present rate",
+    "queue_seconds": "seconds of decoded audio that wait for the model",
+    "decode_wait_seconds": "seconds that the model waited for audio",
+    "model_seconds": "seconds in the model",
+    "write_seconds": "seconds writing shards",
+    "padding": "share of what the model computed that was padding",
+    "failures": "utterances that this process put in quarantine",
+    "entropy": "bits per token of the first codebook, last shard",
+    "drifting_shards": "shards of this process whose tokens differ from the run's",
+}
+
+
+class Progress:
+    """Tells how a run goes on; a context manager, refreshed by `beat` and `shard`.
+
+    Args:
+        show: whether to write to standard error (one of several processes does).
+        metrics: a .json or .prom file that is kept up to date.
+    """
+
+    def __init__(self, run: Run, decoder: Decoder, *, show: bool = True, metrics: Path | None = None) -> None:
+        check_metrics(metrics)
+        self.run = run
+        self.decoder = decoder
+        self.spent = Spent(beat=self.beat)
+        self._show, self._metrics = show, metrics
+        self._terminal = sys.stderr.isatty()
+        self._drift = Drift()
+        self._failures, self._drifting, self._entropy = 0, 0, 0.0
+        self._begun = self._told = self._wrote = time.monotonic()
+        self._done = run.finished()
+        self._first = self._count(self._done)
+        self._looked, self._look_took = self._begun, 0.0
+        for shard in sorted(self._done)[:: max(1, len(self._done) // _SAMPLE)]:
+            receipt = run.receipt(shard)
+            self._drift.check(receipt.health["histogram"], receipt.utterances)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._show and self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if self._metrics is not None:
+            self._write(self._metrics)
+
+    def shard(self, receipt: Receipt) -> None:
+        """A shard is done."""
+        self._done.add(receipt.shard)
+        self._failures += receipt.failures
+        if receipt.utterances:
+            self._entropy = receipt.health["entropy"][0]
+            distance = self._drift.check(receipt.health["histogram"], receipt.utterances)
+            if distance is not None:
+                self._drifting += 1
+                self._line(
+                    f"vokens: warning: the tokens of shard {receipt.shard} differ from the run's by {distance:.2f} "
+                    f"bits (0 to 1): other speech, or damaged audio? See {self.run.receipt_path(receipt.shard)}"
+                )
+        self.beat()
+
+    def beat(self) -> None:
+        """Refresh what is due."""
+        now = time.monotonic()
+        if now - self._looked > max(
+            10.0, 50 * self._look_took
+        ):  # at most 2 % of the time, however many files
+            self._done |= self.run.finished()
+            self._looked, self._look_took = now, time.monotonic() - now
+        if self._show and now - self._told > (_TERMINAL if self._terminal else _LOG):
+            self._told = now
+            text = self.line()
+            print(
+                f"\r\x1b[K{text}" if self._terminal else text,
+                end="" if self._terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+        if self._metrics is not None and now - self._wrote > _FILE:
+            self._wrote = now
+            self._write(self._metrics)
+
+    def line(self) -> str:
+        """The state in one line."""
+        state = self.state()
+        eta = state["eta_seconds"]
+        return (
+            f"vokens: {state['shards_done']} of {state['shards_total']} shards, {state['hours']:.2f} h here, "
+            f"{state['x_real_time']:.1f} x real time, {'?' if eta is None else _span(eta)} left, "
+            f"{state['failures']} failed"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The figures, by the names of the metrics file."""
+        spent, elapsed = self.spent, max(1e-9, time.monotonic() - self._begun)
+        utterances, total = self._count(self._done), int(self.run.plan.counts.sum())
+        rate = (utterances - self._first) / elapsed
+        return {
+            "shards_done": len(self._done),
+            "shards_total": len(self.run),
+            "utterances_done": utterances,
+            "utterances_total": total,
+            "hours": round(spent.audio / 3600, 4),
+            "x_real_time": round(spent.audio / elapsed, 2),
+            "eta_seconds": round((total - utterances) / rate, 1) if rate else None,
+            "queue_seconds": round(self.decoder.ready_seconds, 1),
+            "decode_wait_seconds": round(spent.decode, 2),
+            "model_seconds": round(spent.model, 2),
+            "write_seconds": round(spent.write, 2),
+            "padding": round(1 - spent.audio / spent.padded, 4) if spent.padded else 0.0,
+            "failures": self._failures,
+            "entropy": self._entropy,
+            "drifting_shards": self._drifting,
+        }
+
+    def _count(self, shards: set[int]) -> int:
+        return int(self.run.plan.counts[np.fromiter(shards, np.int64, len(shards))].sum())
+
+    def _line(self, text: str) -> None:
+        if self._show:
+            print(f"\r\x1b[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+
+    def _write(self, path: Path) -> None:
+        state = self.state()
+        text = json.dumps(state, indent=2) + "\n" if path.suffix == ".json" else prometheus(state)
+        with atomic_write(path) as partial:
+            partial.write_text(text)
+
+
+def check_metrics(path: Path | None) -> None:
+    """ConfigError for a metrics file that cannot be."""
+    if path is not None and path.suffix not in METRICS:
+        raise ConfigError(f"--metrics {path}: end its name in .json, or in .prom for Prometheus text")
+
+
+def prometheus(state: dict[str, Any]) -> str:
+    """The figures in Prometheus' text format, as gauges; what is not known is left out."""
+    lines = []
+    for name, value in state.items():
+        if value is not None:
+            metric = f"vokens_extract_{name}"
+            lines += [f"# HELP {metric} {_MEANING[name]}", f"# TYPE {metric} gauge", f"{metric} {value}"]
+    return "\n".join(lines) + "\n"
+
+
+def _span(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return (
+        f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    )

@@ -1,0 +1,333 @@
+"""A corpus run as a folder: what it is (run.json), what there is to do (plan.jsonl), what is done (receipts/).
+
+A receipt is the commit point of its shard: everything it names was flushed and renamed before. Nothing in the folder
+depends on when, where or by how many workers it was made.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from vokens import __version__
+from vokens.corpus.items import CodecFacts, Span, Utterance
+from vokens.corpus.lease import Leases
+from vokens.corpus.outputs import Output, get_output
+from vokens.corpus.plan import plan_shards
+from vokens.corpus.sources import SourceOptions, open_source
+from vokens.errors import ConfigError
+from vokens.models.codec import Codec
+
+SHARD_SIZE = 1000
+BATCH_SECONDS = 60.0
+_OUT = "{out}/"  # stands for the run's folder, which may move, in the addresses of its own listing
+_POLL = 0.2  # seconds between looks at a plan that another process is making
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is: reopening its folder with another value of any of these is refused.
+
+    source: as on the command line. out: the run's folder. dtype: of the network. batch_seconds, which only bounds
+    memory, may change.
+    """
+
+    source: str
+    out: Path
+    options: SourceOptions = field(default_factory=SourceOptions)
+    format: str = "jsonl"
+    shard_size: int = SHARD_SIZE
+    audio_root: Path | None = None  # of sidecar files
+    num_codebooks: int | None = None
+    dtype: str = "float32"
+    batch_seconds: float = BATCH_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise ConfigError(f"--shard-size {self.shard_size}: give utterances per shard, 1 or more")
+        if not self.batch_seconds > 0:
+            raise ConfigError(f"--batch-seconds {self.batch_seconds}: give seconds of audio, above 0")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished shard holds.
+
+    Attributes:
+        utterances, failures: how many came out, and how many are in quarantine.
+        samples: of the audio at the codec's rate. frames: of the codes.
+        files: path (relative to the run's folder where it lies inside), bytes and sha256 of each file.
+        health: `vokens.corpus.health.Tally.facts`.
+    """
+
+    shard: int
+    utterances: int
+    failures: int
+    samples: int
+    frames: int
+    files: list[dict[str, Any]]
+    health: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}): remove it, and its shard is done again"
+            ) from error
+
+
+class Plan:
+    """The shards of a run, read from plan.jsonl one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        starts, counts, position = [], [], 0
+        with open(path, "rb") as file:
+            for line in file:
+                starts.append(position)
+                counts.append(json.loads(line)["count"])
+                position += len(line)
+        self._starts = np.array(starts, dtype=np.int64)
+        self.counts = np.array(counts, dtype=np.int64)  # utterances of each shard
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, shard: int) -> Span:
+        with open(self.path, "rb") as file:
+            file.seek(int(self._starts[shard]))
+            span = Span(**json.loads(file.readline()))
+        if span.where.startswith(_OUT):
+            return replace(span, where=f"{self.path.parent}/{span.where.removeprefix(_OUT)}")
+        return span
+
+
+class Run:
+    """An open run. Made by `open_run`."""
+
+    def __init__(self, settings: Settings, facts: CodecFacts, leases: Leases) -> None:
+        self.folder = settings.out
+        self.settings = settings
+        self.facts = facts
+        self.leases = leases
+        self.plan = Plan(self.folder / "plan.jsonl")
+        self.source = open_source(settings.source, listing=_listing(self.folder), options=settings.options)
+        self.output: Output = get_output(settings.format, settings.audio_root)
+
+    def __len__(self) -> int:
+        """How many shards there are."""
+        return len(self.plan)
+
+    def utterances(self, shard: int) -> Iterator[Utterance]:
+        return self.source.read(self.plan[shard])
+
+    def receipt_path(self, shard: int) -> Path:
+        return receipt_path(self.folder, shard)
+
+    def done(self, shard: int) -> bool:
+        return self.receipt_path(shard).exists()
+
+    def receipt(self, shard: int) -> Receipt:
+        return Receipt.read(self.receipt_path(shard))
+
+    def finished(self) -> set[int]:
+        """The shards that have receipts: one look at the folder."""
+        return finished(self.folder)
+
+    def publish(self, shard: int, files: Iterable[tuple[Path, Path]]) -> None:
+        """Flush files and give them their final names (relative ones are of the run's folder)."""
+        publish([(draft, self.folder / final) for draft, final in files])
+
+    def retry_failed(self) -> int:
+        """Take back the receipts of shards with failures, so that they are done again; how many there were."""
+        failed = sorted(int(path.stem) for path in (self.folder / "failures").glob("*.jsonl"))
+        for shard in failed:
+            self.receipt_path(shard).unlink(missing_ok=True)
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        return len(failed)
+
+    def summarise(self) -> dict[str, Any]:
+        """Write summary.json, once every shard is done, and return it."""
+        totals = dict.fromkeys(("utterances", "failures", "samples", "frames"), 0)
+        for shard in range(len(self)):
+            receipt = self.receipt(shard)
+            for name in totals:
+                totals[name] += int(getattr(receipt, name))
+        hours = totals["samples"] / self.facts.sample_rate / 3600
+        tokens = totals["frames"] * len(self.facts.codebook_sizes)
+        summary = {"shards": len(self), **totals, "tokens": tokens, "hours": round(hours, 6)}
+        draft = self.leases.scratch("summary") / "summary.json"
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
+        publish([(draft, self.folder / "summary.json")])
+        draft.parent.rmdir()
+        return summary
+
+
+def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
+    """Begin a run, or go on with the one in the folder.
+
+    leases: of `settings.out / "leases"`, entered. The first process plans, the others wait for it.
+
+    Raises:
+        ConfigError: the folder holds a run with another source, codec or format, or something else.
+    """
+    identity = _identity(settings, codec)
+    facts = CodecFacts(
+        **{name: identity[name] for name in ("model", "fingerprint", "sample_rate", "frame_rate")},
+        codebook_sizes=tuple(identity["codebook_sizes"]),
+    )
+    plan = settings.out / "plan.jsonl"
+    while not plan.exists():
+        if leases.claim("plan"):
+            try:
+                if not plan.exists():
+                    _begin(settings, identity, leases)
+            finally:
+                leases.release("plan")
+        else:
+            time.sleep(_POLL)
+    _refuse_other(settings.out, identity)
+    return Run(settings, facts, leases)
+
+
+def receipt_path(folder: Path, shard: int) -> Path:
+    return folder / "receipts" / f"{shard:06d}.json"
+
+
+def finished(folder: Path) -> set[int]:
+    """Numbers of the shards of a run's folder that have receipts."""
+    with suppress(FileNotFoundError):
+        return {int(name[:-5]) for name in os.listdir(folder / "receipts") if name.endswith(".json")}
+    return set()
+
+
+def publish(files: Iterable[tuple[Path, Path]]) -> None:
+    """Flush each draft to the disk and rename it to its final path; on return the names are on the disk too."""
+    folders = set()
+    for draft, final in files:
+        _flush(draft)
+        if final.parent not in folders:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            folders.add(final.parent)
+        try:
+            os.replace(draft, final)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # tokens that go beside audio on another file system
+                raise
+            near = final.with_name(f".{final.name}.partial")
+            shutil.copyfile(draft, near)
+            _flush(near)
+            os.replace(near, final)
+            draft.unlink()
+    for folder in folders:
+        _flush(folder)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _listing(folder: Path) -> Path:
+    return folder / "listing"
+
+
+def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
+    wanted = codec.num_codebooks if settings.num_codebooks is None else settings.num_codebooks
+    if not 1 <= wanted <= codec.num_codebooks:
+        raise ConfigError(f"--num-codebooks {wanted}: {codec.name} has 1 to {codec.num_codebooks}")
+    options = {name: value for name, value in asdict(settings.options).items() if value is not None}
+    identity = {
+        "vokens": __version__,
+        "source": settings.source,
+        "options": options,
+        "model": codec.name,
+        "fingerprint": codec.fingerprint,
+        "dtype": settings.dtype,
+        "long_audio": getattr(codec.config, "long_audio", "whole"),
+        "sample_rate": codec.sample_rate,
+        "frame_rate": codec.frame_rate,
+        "codebook_sizes": list(codec.codebook_sizes[:wanted]),
+        "format": settings.format,
+        "audio_root": settings.audio_root,
+        "shard_size": settings.shard_size,
+    }
+    return json.loads(json.dumps(identity, default=str))
+
+
+def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None:
+    """Plan into drafts; plan.jsonl is renamed last and makes the folder a run."""
+    folder = settings.out
+    foreign = [
+        path.name for path in folder.iterdir() if path.name not in _FIRST and not path.name.startswith(".")
+    ]
+    if foreign:
+        raise ConfigError(
+            f"{folder} is not empty (it holds {foreign[0]}) and no run of vokens extract: give a new --out"
+        )
+    for path in folder.iterdir():  # what a killed attempt left
+        if path != leases.folder:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    scratch = leases.scratch("plan")
+    try:
+        source = open_source(settings.source, listing=_listing(folder), options=settings.options)
+        with open(scratch / "plan.jsonl", "w") as file:
+            for span in plan_shards(source, settings.shard_size):
+                where = _OUT + span.where.removeprefix(f"{folder}/") if _inside(span, folder) else span.where
+                file.write(json.dumps({**asdict(span), "where": where}, ensure_ascii=False) + "\n")
+            if file.tell() == 0:
+                raise ConfigError(f"{settings.source} lists no utterance")
+        (scratch / "run.json").write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+        publish([(scratch / name, folder / name) for name in ("run.json", "plan.jsonl")])
+    except BaseException:
+        shutil.rmtree(_listing(folder), ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _inside(span: Span, folder: Path) -> bool:
+    return span.where.startswith(f"{folder}/")
+
+
+_FIRST = ("leases", "run.json", "listing")  # what there may be before the plan is
+
+
+def _refuse_other(folder: Path, identity: dict[str, Any]) -> None:
+    try:
+        there = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'run.json'} cannot be read ({error}): give a new --out") from error
+    for name in identity.keys() | there.keys():
+        if there.get(name) != identity.get(name):
+            raise ConfigError(
+                f"{folder} was begun with {name} {_short(there.get(name))}, and this run has "
+                f"{_short(identity.get(name))}: mixing two in one folder is refused; give a new --out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+__all__ = ["Plan", "Receipt", "Run", "Settings", "finished", "open_run", "publish"]

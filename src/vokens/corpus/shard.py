@@ -1,0 +1,216 @@
+"""One shard, from its utterances to its files and receipt: the same bytes whoever does it, whenever and wherever.
+
+Utterances are decoded in the order of the source into pools of bounded length; a pool is sorted by length and encoded
+in batches with under 2 % padding. What is in a batch follows from the shard alone.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vokens.corpus.decode import Decoded, Decoder
+from vokens.corpus.health import Tally
+from vokens.corpus.items import Row
+from vokens.corpus.run import Receipt, Run, publish, sha256
+from vokens.errors import AudioError, ConfigError, VokensError
+from vokens.models.codec import Codec, batches
+from vokens.tokens import Tokens
+
+POOL_SECONDS = 3600.0  # of audio sorted together: 230 MB at 16 kHz, and enough for full batches
+PADDING = 0.02
+
+
+@dataclass
+class Spent:
+    """Where the time went, in seconds of the clock, and what came of it; added up over shards.
+
+    beat: called after every batch.
+    """
+
+    decode: float = 0.0  # waiting for audio
+    model: float = 0.0
+    write: float = 0.0
+    audio: float = 0.0  # seconds of audio encoded
+    padded: float = 0.0  # with padding
+    beat: Callable[[], None] = field(default=lambda: None, repr=False)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An utterance in quarantine."""
+
+    key: str
+    audio: str | None
+    reason: str
+
+
+def encode_shard(run: Run, shard: int, codec: Codec, decoder: Decoder, spent: Spent | None = None) -> Receipt:
+    """Encode a shard that the decoder expects, and commit it.
+
+    Tokens equal `codec.encode` of each utterance alone. Doing a shard twice gives the same files.
+
+    Raises:
+        VokensError: files that cannot be written; nothing of the shard is left then.
+    """
+    spent = spent or Spent()
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    tally = Tally(run.facts.codebook_sizes)
+    for pool in _pools(_timed(decoder.take(shard), spent), run.facts.sample_rate):
+        for item, made in zip(pool, _encode(run, codec, pool, spent), strict=True):
+            try:
+                if isinstance(made, str):
+                    raise AudioError(made)
+                row = _row(item, made, run.facts.sample_rate)
+                run.output.check(row, run.facts)
+            except VokensError as error:
+                failures.append(Failure(item.utterance.key, _place(item), one_line(error)))
+            else:
+                tally.add(row.codes, row.duration, item.silent_seconds)
+                rows.append(row)
+    start = time.perf_counter()
+    try:
+        return _commit(run, shard, rows, failures, tally)
+    except OSError as error:
+        if run.done(shard):  # by a worker who took this one for dead
+            return run.receipt(shard)
+        raise VokensError(
+            f"cannot write shard {shard} of {run.folder}: {error}; what is done stays done: free "
+            "space or set the rights, and run the same command again"
+        ) from error
+    finally:
+        spent.write += time.perf_counter() - start
+        spent.beat()
+
+
+def _timed(items: Iterator[Decoded], spent: Spent) -> Iterator[Decoded]:
+    while True:
+        start = time.perf_counter()
+        item = next(items, None)
+        spent.decode += time.perf_counter() - start
+        if item is None:
+            return
+        yield item
+
+
+def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]]:
+    """Consecutive items of at most POOL_SECONDS in all; a longer one alone."""
+    pool: list[Decoded] = []
+    samples = 0
+    for item in items:
+        more = 0 if item.wave is None else len(item.wave)
+        if pool and samples + more > POOL_SECONDS * sample_rate:
+            yield pool
+            pool, samples = [], 0
+        pool.append(item)
+        samples += more
+    if pool:
+        yield pool
+
+
+def _encode(run: Run, codec: Codec, pool: list[Decoded], spent: Spent) -> list[Tokens | str]:
+    """Tokens of each item of a pool, or the reason why there are none."""
+    made: list[Tokens | str] = [item.reason for item in pool]
+    waves = [(place, item.wave) for place, item in enumerate(pool) if item.wave is not None]
+    lengths = [len(wave) for _, wave in waves]
+    budget = int(run.settings.batch_seconds * run.facts.sample_rate)
+    for group in batches(lengths, budget, PADDING):
+        start = time.perf_counter()
+        for (place, _), tokens in zip(
+            [waves[i] for i in group], _encode_batch(run, codec, [waves[i][1] for i in group]), strict=True
+        ):
+            made[place] = tokens
+        spent.model += time.perf_counter() - start
+        spent.audio += sum(lengths[i] for i in group) / run.facts.sample_rate
+        spent.padded += len(group) * lengths[group[0]] / run.facts.sample_rate
+        spent.beat()
+    return made
+
+
+def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Tokens | str]:
+    """Tokens of waves in one forward pass; when they fail together, each is tried alone."""
+    try:
+        return list(
+            codec.encode(
+                waves,
+                codec.sample_rate,
+                num_codebooks=len(run.facts.codebook_sizes),
+                batch_seconds=len(waves) * max(map(len, waves)) / codec.sample_rate + 1.0,
+            )
+        )
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the device's memory does not hold {run.settings.batch_seconds:g} s of audio: lower --batch-seconds "
+            "and run again; what is done stays done"
+        ) from error
+    except VokensError as error:
+        if len(waves) == 1:
+            return [one_line(error)]
+    return [tokens for wave in waves for tokens in _encode_batch(run, codec, [wave])]
+
+
+def _row(item: Decoded, tokens: Tokens, sample_rate: int) -> Row:
+    utterance = item.utterance
+    vector = tokens.global_vector
+    return Row(
+        key=utterance.key,
+        codes=tokens.codes[0, :, : int(tokens.lengths[0])].cpu().numpy(),
+        num_samples=int(tokens.num_samples[0]),
+        duration=int(tokens.num_samples[0]) / sample_rate,
+        audio=_place(item),
+        text=utterance.text,
+        speaker=utterance.speaker,
+        language=utterance.language,
+        global_vector=None if vector is None else vector[0].float().cpu().numpy(),
+    )
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _place(item: Decoded) -> str | None:
+    return item.utterance.audio if isinstance(item.utterance.audio, str) else None
+
+
+def _commit(run: Run, shard: int, rows: list[Row], failures: list[Failure], tally: Tally) -> Receipt:
+    """Write into a scratch folder, flush, rename; the receipt last."""
+    name = f"{shard:06d}"
+    scratch = run.leases.scratch(name)
+    try:
+        written = run.output.write(scratch, shard, rows, run.facts)
+        files = [(scratch / file.path, file.final) for file in written]
+        quarantine = Path("failures") / f"{name}.jsonl"
+        if failures:
+            draft = scratch / "failures.jsonl"
+            draft.write_text(
+                "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in failures)
+            )
+            files.append((draft, quarantine))
+        else:
+            (run.folder / quarantine).unlink(missing_ok=True)  # of an earlier try
+        receipt = Receipt(
+            shard=shard,
+            utterances=len(rows),
+            failures=len(failures),
+            samples=sum(row.num_samples for row in rows),
+            frames=tally.frames,
+            files=[
+                {"path": str(final), "bytes": draft.stat().st_size, "sha256": sha256(draft)}
+                for draft, final in files
+            ],
+            health=tally.facts(run.facts.frame_rate),
+        )
+        publish([(draft, run.folder / final) for draft, final in files])
+        draft = scratch / "receipt.json"
+        draft.write_text(json.dumps(asdict(receipt)) + "\n")
+        publish([(draft, run.receipt_path(shard))])
+        return receipt
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
