@@ -186,11 +186,10 @@ class TokenBatches(Sampler[list[int]]):
 def read_run(folder: Path) -> tuple[Output, CodecFacts]:
     """The form and the codec of an output folder, from its run.json."""
     try:
-        run = json.loads((folder / RUN_FILE).read_bytes())
+        run: dict[str, Any] = json.loads((folder / RUN_FILE).read_bytes())
         facts = {field.name: run[field.name] for field in fields(CodecFacts)}
-        return get_output(run["format"]), CodecFacts(
-            **{**facts, "codebook_sizes": tuple(facts["codebook_sizes"])}
-        )
+        facts["codebook_sizes"] = tuple(facts["codebook_sizes"])
+        return get_output(run["format"]), CodecFacts(**facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder} is no output of vokens extract, its {RUN_FILE} cannot be used ({error!r}): give that folder, "

@@ -155,7 +155,8 @@ def to_row(record: Record, codes: np.ndarray) -> Row:
         num_samples=record["num_samples"],
         duration=record["duration"],
         global_vector=None if vector is None else np.array(vector, dtype=np.float32),
-        **{name: record.get(name) for name in _TEXTS},
+        key=record["key"],
+        **{name: record.get(name) for name in _TEXTS[1:]},
     )
 
 

@@ -79,7 +79,8 @@ def _cut(row: Row, facts: CodecFacts) -> Record:
         "id": row.key,
         **span,
         "supervisions": [supervision] if spoken else [],
-        "custom": {"vokens": to_record(row)},
+        # without a recording, `truncate` takes the sampling rate from here
+        "custom": {"vokens": to_record(row), "sampling_rate": facts.sample_rate},
         "type": "MonoCut",
     }
 

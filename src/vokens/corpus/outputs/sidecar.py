@@ -45,7 +45,9 @@ class Sidecar(Output):
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
         self.check_all(rows, facts)
         targets = [self._target(row) for row in rows]
-        refuse_twice("the file", [str(target) for target in targets])  # pieces of one recording
+        refuse_twice(
+            "sidecar files lie beside whole recordings, one for each, but", [str(t) for t in targets]
+        )
         parts = Path(f"{shard_name(shard)}.parts")
         (folder / parts).mkdir()
         files = [Written(parts / f"{i:06d}.pt", target) for i, target in enumerate(targets)]

@@ -10,6 +10,8 @@ import numpy as np
 
 from vokens.errors import TokensError
 
+_END = 2 * tarfile.BLOCKSIZE  # an archive ends with two empty blocks
+
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """Members in the given order; owner, mode and time are those of an empty `TarInfo` (0, 0644, 0)."""
@@ -39,6 +41,9 @@ class Archive:
                 self._places = {m.name: (m.offset_data, m.size) for m in archive.getmembers()}
         except (OSError, ValueError, tarfile.TarError) as error:
             raise TokensError(f"{path} is missing or no whole tar archive ({error})") from error
+        end = max((start + size for start, size in self._places.values()), default=0)
+        if len(self._bytes) < end + _END:  # tarfile takes one cut between two members for a whole one
+            raise TokensError(f"{path} is truncated: extract its shard again")
 
     @property
     def names(self) -> list[str]:
