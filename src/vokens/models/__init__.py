@@ -21,6 +21,8 @@ SYSTEMS = {
     "mini": ("vokens.models.mini", "Mini"),
     "speechtokenizer": ("vokens.models.speechtokenizer", "SpeechTokenizer"),
     "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
+    "socodec": ("vokens.models.socodec", "SoCodec"),
+    "dacvae": ("vokens.models.dacvae", "DACVAE"),
 }
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
 
@@ -51,7 +53,8 @@ def load(
             checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id.
         config: for published files: the published config, as a path or a dict, or the name of the release where
             the weights leave it open.
-        device, dtype: where the network lives and its floating-point type, float32 by default.
+        device, dtype: where the network lives and what it computes in: "float32", "bfloat16", "float16", and
+            S3Tokenizer on the CPU also "int8".
         cache_dir: where downloads are kept. local_files_only: never download. revision: of a hub id.
         backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
@@ -69,10 +72,11 @@ def load(
     if name:
         codec.name = name
     codec.eval().requires_grad_(False)
+    codec.to(device=device)
     precision = _dtype(dtype) if isinstance(dtype, str) else dtype
     if precision is not None and precision != torch.float32:
         codec.set_dtype(precision)
-    return codec.to(device=device)
+    return codec
 
 
 def _find(
@@ -108,6 +112,10 @@ def _open_folder(folder: Path, config: Any) -> Codec:
         state = cls.fold({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         checkpoint.load_strict(codec, state, str(folder))
         return codec
+    for name in SYSTEMS:
+        codec = system(name).from_folder(folder, config)
+        if codec is not None:
+            return codec
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
     if len(files) != 1:
         found = ", ".join(path.name for path in files) or "none"
@@ -174,10 +182,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = ("float32", "bfloat16", "float16", "int8")
     if name not in dtypes:
         raise ConfigError(f"dtype {name!r} was given: {', '.join(dtypes)} are accepted")
-    return dtypes[name]
+    return getattr(torch, name)
 
 
 __all__ = ["SYSTEMS", "Codec", "load", "system"]

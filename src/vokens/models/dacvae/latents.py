@@ -1,0 +1,52 @@
+"""Continuous latents of recordings and what decoding them needs: the counterpart of `Tokens`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vokens.checkpoint import save_safetensors
+from vokens.errors import TokensError
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Latents of B recordings.
+
+    Attributes:
+        values: (B, D, T) float32, zero beyond lengths. lengths: (B,) int64 frames.
+        num_samples: (B,) int64 original samples at sample_rate, to which decoding cuts.
+        model, fingerprint: which weights made them. frame_rate: frames per second.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    num_samples: Tensor
+    model: str
+    fingerprint: str
+    sample_rate: int
+    frame_rate: float
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        facts = {name: getattr(self, name) for name in ("model", "fingerprint", "sample_rate", "frame_rate")}
+        tensors = {name: getattr(self, name) for name in ("values", "lengths", "num_samples")}
+        save_safetensors(path, tensors, {"vokens.latents": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. Raises TokensError for other files."""
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["vokens.latents"])
+                return cls(**{name: file.get_tensor(name) for name in file.keys()}, **facts)  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise TokensError(
+                f"{path} holds no latents ({error}): give a file that Latents.save wrote"
+            ) from error

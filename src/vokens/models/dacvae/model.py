@@ -1,0 +1,202 @@
+"""DAC-VAE (Learnable-Speech; Descript's codec with a Gaussian latent in place of its quantizer): speech to a few
+numbers per frame and back, for generative models of continuous latents.
+
+Long recordings go through in windows with as much context as the convolutions reach, which gives the same numbers.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vokens import audio, checkpoint
+from vokens.errors import AudioError, TokensError
+from vokens.models.codec import Audio, batches
+from vokens.models.dacvae import checkpoint as layout
+from vokens.models.dacvae.config import RELEASES, DACVAEConfig
+from vokens.models.dacvae.latents import Latents
+from vokens.models.dacvae.network import Conv, Decoder, Encoder, reach_of_decoder, reach_of_encoder
+from vokens.models.pretrained import Pretrained
+from vokens.nn.conv import add_weight_norm
+
+WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the released sizes
+
+
+class DACVAE(Pretrained):
+    """Speech to continuous latents and back. `vokens.load(folder or published checkpoint)`."""
+
+    system = "dacvae"
+    Config = DACVAEConfig
+
+    def __init__(self, config: DACVAEConfig) -> None:
+        super().__init__(config)
+        self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
+        self.encoder = Encoder(config)
+        self.posterior = Conv(config.latent_dim, 2 * config.latent_dim, 1, config.conv_slope)
+        self.decoder = Decoder(config)
+        self._reach = reach_of_encoder(config), reach_of_decoder(config)
+
+    @property
+    def frame_rate(self) -> float:
+        return self.sample_rate / self.hop_length
+
+    # What users call ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        source: Audio | Sequence[Audio],
+        sample_rate: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        batch_seconds: float = 60.0,
+    ) -> Latents:
+        """Latents of one recording or a list of them: ceil(N / hop_length) frames each.
+
+        Args:
+            source: path, encoded bytes, array or tensor (T,) or (C, T) in [-1, 1], or a list of those.
+            sample_rate: rate of arrays and tensors in Hz; files know theirs.
+            generator: draw from the posterior with it; None gives its mean.
+            batch_seconds: padded audio per forward pass. It bounds memory and changes nothing else.
+
+        Raises:
+            AudioError: audio that is empty, not finite or not readable, or an array without its rate.
+        """
+        single = isinstance(source, (str, bytes, np.ndarray, Tensor)) or not isinstance(source, Sequence)
+        sources: list[Any] = [source] if single else list(source)
+        if not sources:
+            raise AudioError("an empty list was given to encode: give at least one recording")
+        waves = [torch.from_numpy(self._load(item, sample_rate)) for item in sources]
+        num_samples = torch.tensor([len(wave) for wave in waves])
+        lengths = -(-num_samples // self.hop_length)
+        values = torch.zeros(len(waves), self.config.latent_dim, int(lengths.max()))
+        for rows in batches(num_samples.tolist(), int(batch_seconds * self.sample_rate)):
+            batch = nn.utils.rnn.pad_sequence([waves[row] for row in rows], batch_first=True)
+            mean, log_std = self.encode_batch(
+                batch.to(self.device, self.dtype), num_samples[rows].to(self.device)
+            )
+            for row, mu, logs in zip(rows, mean.float().cpu(), log_std.float().cpu(), strict=True):
+                frames = int(lengths[row])
+                values[row, :, :frames] = mu[:, :frames]
+                if generator is not None:
+                    noise = torch.randn(mu.shape[0], frames, generator=generator)
+                    values[row, :, :frames] += noise * logs[:, :frames].exp()
+        return Latents(
+            values, lengths, num_samples, self.name, self.fingerprint, self.sample_rate, self.frame_rate
+        )
+
+    @torch.inference_mode()
+    def decode(self, latents: Latents, *, batch_seconds: float = 60.0) -> list[np.ndarray]:
+        """Speech of latents: a list of float32 (T,) at `sample_rate`, cut to the original lengths.
+
+        Raises:
+            TokensError: latents of another width or of other weights.
+        """
+        if latents.values.shape[1] != self.config.latent_dim:
+            raise TokensError(
+                f"latents of {latents.values.shape[1]} numbers were given, {self.name} has {self.config.latent_dim}"
+            )
+        if latents.fingerprint and latents.fingerprint != self.fingerprint:
+            raise TokensError(
+                f"these latents were made by other weights ({latents.model}, {latents.fingerprint}; loaded "
+                f"{self.fingerprint}): decode with the weights that encoded"
+            )
+        frames = latents.lengths.tolist()
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(latents)
+        for rows in batches(frames, int(batch_seconds * self.frame_rate)):
+            longest = max(frames[row] for row in rows)
+            z = latents.values[rows, :, :longest].to(self.device, self.dtype)
+            wave = self.decode_batch(z, latents.lengths[rows].to(self.device))
+            for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
+                waves[row] = item[: int(latents.num_samples[row])].copy()
+        return waves
+
+    # Batches -----------------------------------------------------------------------------------------------
+
+    def encode_batch(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log of the standard deviation, (B, D, T) each, of wave (B, N), zero beyond lengths (B,) samples.
+
+        Rows are filled up with zeros to whole frames; what follows a row's own frames is meaningless.
+        """
+        hop, reach = self.hop_length, self._reach[0]
+        frames = -(-lengths // hop)
+        total = int(frames.max())
+        wave = F.pad(wave, (0, total * hop - wave.shape[1]))[:, None]
+        parts = []
+        for start, end in self._windows(total):
+            left, right = max(0, start - reach), min(total, end + reach)
+            ends = _ends(frames - left, right - left)
+            found = self.posterior_of(
+                wave[..., left * hop : right * hop], None if ends is None else ends * hop
+            )
+            parts.append([part[..., start - left : end - left] for part in found])
+        mean, log_std = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        return mean, log_std
+
+    def decode_batch(self, z: Tensor, lengths: Tensor) -> Tensor:
+        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
+        hop, reach, total = self.hop_length, self._reach[1], z.shape[2]
+        parts = []
+        for start, end in self._windows(total):
+            left, right = max(0, start - reach), min(total, end + reach)
+            wave = self.decoder(z[..., left:right], _ends(lengths - left, right - left))
+            parts.append(wave[:, 0, (start - left) * hop : (end - left) * hop])
+        return torch.cat(parts, 1)
+
+    def posterior_of(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), as the published network has them."""
+        # The leaky ReLU (0.01) before the projection is the published network's own, beside those of conv_slope.
+        x = self.encoder(wave, lengths)
+        mean, log_std = self.posterior(F.leaky_relu(x)).chunk(2, dim=1)
+        return mean, log_std.clamp(-14, 14)
+
+    def _windows(self, total: int) -> list[tuple[int, int]]:
+        size = max(1, round(WINDOW_SECONDS * self.frame_rate))
+        return [(start, min(total, start + size)) for start in range(0, total, size)]
+
+    def _load(self, source: Audio, sample_rate: int | None) -> np.ndarray:
+        if isinstance(source, (np.ndarray, Tensor)) and sample_rate is None:
+            raise AudioError(
+                f"an array was given without its rate: pass sample_rate= (this model works at {self.sample_rate} Hz)"
+            )
+        return audio.load(source, self.sample_rate, source_rate=sample_rate)[0]
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    def add_weight_norm(self) -> Self:
+        """For training: weight norm on all convolutions, as published."""
+        add_weight_norm(self)
+        return self
+
+    @classmethod
+    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return checkpoint.fold_weight_norm(state)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return layout.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
+        """The published weights; their shapes say the sizes, so no config is needed."""
+        found = layout.configure(state)
+        model = cls(found)
+        checkpoint.load_strict(model, layout.to_ours(state, found), "in the published layout")
+        for name, release in RELEASES.items():
+            if found == release:
+                model.name = name
+        return model.eval().requires_grad_(False)
+
+    def to_published(self) -> dict[str, Tensor]:
+        """The weights under the published names."""
+        state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        return layout.to_published(state, self.config)
+
+
+def _ends(lengths: Tensor, size: int) -> Tensor | None:
+    """Where rows end inside a window of `size` frames; None if all fill it."""
+    ends = lengths.clamp(0, size)
+    return None if bool((ends == size).all()) else ends

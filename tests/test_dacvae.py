@@ -1,0 +1,213 @@
+"""DAC-VAE: the published networks' outputs, whole frames, ragged batches as singles, windows as the whole."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden.weights import fill_
+from safetensors.torch import load_file
+
+import vokens
+from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.models.dacvae import DACVAE, DACVAEConfig, Latents
+from vokens.models.dacvae import checkpoint as layout
+from vokens.models.dacvae import model as module
+
+GOLDEN = Path(__file__).parent / "golden/learnable"
+CASES = json.loads((GOLDEN / "config.json").read_text())["dacvae"]
+TINY = ("dacvae64_tiny", "dacvae80_tiny")
+
+
+def build(case: str, overrides: str = "overrides") -> DACVAE:
+    """The network of a golden case, through its published names."""
+    facts = CASES["cases"][case]
+    sizes = facts["config"]
+    config = DACVAEConfig(
+        encoder_dim=sizes["encoder_dim"],
+        encoder_rates=tuple(sizes["encoder_rates"]),
+        latent_dim=sizes["latent_dim"],
+        decoder_dim=sizes["decoder_dim"],
+        decoder_rates=tuple(sizes["decoder_rates"]),
+        conv_slope=0.1,
+    )
+    state = fill_(DACVAE(config).to_published(), CASES["salt"])
+    for name, value in state.items():
+        rule = next((rule for rule in facts[overrides] if re.search(rule["pattern"], name)), None)
+        if rule:
+            value.mul_(rule.get("mul", 1.0)).add_(rule.get("add", 0.0))
+    return DACVAE.from_published(state)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= bound * expected.abs().max().clamp(min=1e-3)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def case(request):
+    return build(request.param), load_file(GOLDEN / f"{request.param}.safetensors")
+
+
+def test_posterior_and_decoder_match(case):
+    model, golden = case
+    with torch.inference_mode():
+        mean, log_std = model.posterior_of(golden["x"])
+        close(mean, golden["mu"])
+        close(log_std, golden["logs"])
+        close(mean + golden["eps"] * log_std.exp(), golden["z"])
+        close(model.decoder(golden["mu"]), golden["decode_mu"], 5e-5)
+        close(model.decoder(golden["z"]), golden["decode_z"], 5e-5)
+
+
+def test_lengths_around_the_hop_match(case):
+    model, golden = case
+    for name in sorted({key.split(".")[0] for key in golden if key.startswith("len")}):
+        with torch.inference_mode():
+            mean, log_std = model.posterior_of(golden[f"{name}.x"])
+            close(mean, golden[f"{name}.mu"])
+            close(log_std, golden[f"{name}.logs"])
+            close(model.decoder(mean), golden[f"{name}.decode"], 5e-5)
+
+
+def test_frames_of_every_length(case):
+    model, golden = case
+    law = golden["frames_for_length_1_up"]
+    for samples, frames in list(enumerate(law.tolist(), 1))[310::7]:
+        if frames > 0:
+            assert model.posterior_of(torch.zeros(1, 1, samples))[0].shape[2] == frames
+
+
+def test_whole_frames_as_the_published_forward_has_them(case):
+    """The published forward fills up to whole frames first; so does encode, for every length."""
+    model, golden = case
+    wave = golden["x"][:, 0].numpy()
+    latents = model.encode(list(wave), model.sample_rate)
+    close(latents.values, golden["forward.mu"])
+    with torch.inference_mode():
+        _, log_std = model.encode_batch(golden["x"][:, 0], latents.num_samples)
+        z = latents.values + golden["forward.eps"] * log_std.exp()
+    drawn = Latents(
+        z,
+        latents.lengths,
+        latents.num_samples,
+        latents.model,
+        latents.fingerprint,
+        latents.sample_rate,
+        latents.frame_rate,
+    )
+    close(torch.from_numpy(np.stack(model.decode(drawn))), golden["forward.audio"][:, 0], 5e-5)
+    for samples in (1, 311, model.hop_length, model.hop_length + 1):
+        short = model.encode(np.zeros(samples, np.float32), model.sample_rate)
+        assert short.lengths.tolist() == [-(-samples // model.hop_length)]
+        assert len(model.decode(short)[0]) == samples
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_both_clamps(name):
+    model, golden = build(name, "clamp_overrides"), load_file(GOLDEN / f"{name}.safetensors")
+    with torch.inference_mode():
+        mean, log_std = model.posterior_of(golden["trace.x"])
+    close(mean, golden["clamp.mu"], 1e-4)
+    close(log_std, golden["clamp.logs"], 1e-4)
+    assert log_std.abs().max() == 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dacvae64_full", "dacvae80_full"])
+def test_released_sizes_match(name):
+    model, golden = build(name), load_file(GOLDEN / f"{name}.safetensors")
+    assert model.name in module.RELEASES
+    with torch.inference_mode():
+        mean, log_std = model.posterior_of(golden["x"])
+        close(mean, golden["mu"])
+        close(log_std, golden["logs"])
+        close(model.decoder(golden["mu"]), golden["decode_mu"], 5e-5)
+
+
+def test_published_names_come_back(case):
+    model, _ = case
+    state = model.to_published()
+    again = DACVAE.from_published(state)
+    assert again.config == model.config
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-6, atol=1e-7)
+    assert layout.recognises(state.keys())
+
+
+def waves(model, *frames):
+    generator = torch.Generator().manual_seed(3)
+    sizes = [int(count * model.hop_length) for count in frames]
+    return [torch.randn(size, generator=generator).mul(0.1).numpy() for size in sizes]
+
+
+def test_ragged_batch_equals_singles(case):
+    model, _ = case
+    clips = waves(model, 7.3, 2.0, 11.9, 0.4)
+    together = model.encode(clips, model.sample_rate)
+    again = model.decode(together)
+    for row, clip in enumerate(clips):
+        alone = model.encode(clip, model.sample_rate)
+        frames = int(alone.lengths[0])
+        torch.testing.assert_close(together.values[row, :, :frames], alone.values[0], rtol=1e-5, atol=1e-6)
+        assert (together.values[row, :, frames:] == 0).all()
+        np.testing.assert_allclose(again[row], model.decode(alone)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_windows_equal_the_whole(case, monkeypatch):
+    model, _ = case
+    clips = waves(model, 150.2, 90.0)
+    whole = model.encode(clips, model.sample_rate)
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 20 / model.frame_rate)
+    pieces = model.encode(clips, model.sample_rate)
+    torch.testing.assert_close(pieces.values, whole.values, rtol=1e-5, atol=1e-6)
+    sound = model.decode(whole)
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 1e6)
+    for one, other in zip(sound, model.decode(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_draws_follow_their_generator(case):
+    model, _ = case
+    clip = waves(model, 5)[0]
+    one, same = (
+        model.encode(clip, model.sample_rate, generator=torch.Generator().manual_seed(1)) for _ in range(2)
+    )
+    other = model.encode(clip, model.sample_rate, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(one.values, same.values)
+    assert not torch.equal(one.values, other.values)
+
+
+def test_folder_and_latents_survive_disk(case, tmp_path):
+    model, _ = case
+    again = vokens.load(model.save_pretrained(tmp_path / "vae"))
+    clip = waves(model, 4.5)[0]
+    latents = again.encode(clip, model.sample_rate)
+    latents.save(tmp_path / "hello.lat")
+    read = Latents.load(tmp_path / "hello.lat")
+    np.testing.assert_array_equal(again.decode(read)[0], again.decode(latents)[0])
+
+
+def test_published_file_opens_by_content(case, tmp_path):
+    model, _ = case
+    torch.save({"generator": model.to_published()}, tmp_path / "any.pt")
+    again = vokens.load(tmp_path / "any.pt")
+    assert again.config == model.config
+
+
+def test_clear_errors(case, tmp_path):
+    model, _ = case
+    with pytest.raises(AudioError, match="sample_rate="):
+        model.encode(np.zeros(1000, np.float32))
+    with pytest.raises(ConfigError, match="samples to a frame"):
+        DACVAEConfig(encoder_rates=(2, 3))
+    latents = model.encode(waves(model, 2)[0], model.sample_rate)
+    with pytest.raises(TokensError, match="numbers"):
+        model.decode(
+            Latents(latents.values[:, :3], latents.lengths, latents.num_samples, "x", "", 24000, 50.0)
+        )
+    (tmp_path / "no.lat").write_bytes(b"nothing")
+    with pytest.raises(TokensError, match=r"Latents\.save"):
+        Latents.load(tmp_path / "no.lat")
