@@ -1,0 +1,66 @@
+"""Audio files of a folder or a glob, frozen as a manifest: files may come and go, the run's list stays.
+
+A key is the path below the folder without suffix; two files that differ by suffix only keep theirs.
+"""
+
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from vokens.corpus.sources.addresses import AUDIO_SUFFIXES, filesystem, is_url, stem
+
+
+def folder_lines(folder: str) -> Iterator[str]:
+    """The audio files below a folder as lines of a manifest, folder by folder, in the order of names."""
+    if is_url(folder):
+        system, path = filesystem(folder)
+        found = (system.unstrip_protocol(name) for name in system.find(path))
+        return file_lines(found, folder)
+    return _manifest(_walk(os.path.abspath(folder)), os.path.abspath(folder))
+
+
+def file_lines(paths: Iterable[str], top: str) -> Iterator[str]:
+    """The audio files among `paths` as lines of a manifest. top: the folder that keys begin below."""
+    ordered = sorted(filter(_is_audio, paths), key=os.path.split)
+    by_folder = ((folder, list(files)) for folder, files in groupby(ordered, key=os.path.dirname))
+    return _manifest(
+        ((folder, [os.path.basename(file) for file in files]) for folder, files in by_folder), top
+    )
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder that a glob looks below: what comes before its first part with a wildcard."""
+    parts = pattern.split("/")
+    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part), len(parts) - 1)
+    folder = "/".join(parts[:wild])
+    return folder if is_url(folder) else os.path.abspath(folder or ("/" if pattern.startswith("/") else "."))
+
+
+def _manifest(folders: Iterable[tuple[str, list[str]]], top: str) -> Iterator[str]:
+    for folder, names in folders:
+        uses = Counter(stem(name) for name in names)
+        for name in names:
+            path = f"{folder}/{name}"
+            key = (stem(path) if uses[stem(name)] == 1 else path).removeprefix(top).lstrip("/")
+            yield json.dumps({"id": key, "audio_filepath": path}, ensure_ascii=False)
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Folders with the sorted names of their audio files. Links are followed, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield folder, sorted(filter(_is_audio, names))
+
+
+def _is_audio(path: str) -> bool:
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith(".")

@@ -1,0 +1,54 @@
+"""How a source is to be read: which utterances are wanted, and what the file itself cannot say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Labels(NamedTuple):
+    """What a source knows of an utterance besides its audio; None is unknown."""
+
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+    split: str | None = None
+
+
+def known(value: object) -> str | None:
+    """A label as text; what is missing or empty is unknown."""
+    return None if value is None or value == "" else str(value)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which utterances of a source, and where its facts are.
+
+    Attributes:
+        split, language: keep utterances that carry exactly this label. In folders of parquet and in Hugging Face
+            datasets, `split` chooses the files that are named by it.
+        with_text: keep utterances that have a text.
+        segments, text: Kaldi files beside a wav.scp (found by themselves where the source is a Kaldi folder).
+        column: the column of parquet and Hugging Face data that holds the audio.
+        key: the field or column that names the utterances; "row" names the rows of a table by file and number.
+    """
+
+    split: str | None = None
+    language: str | None = None
+    with_text: bool = False
+    segments: Path | None = None
+    text: Path | None = None
+    column: str | None = None
+    key: str | None = None
+
+    @property
+    def choosy(self) -> bool:
+        """Whether some utterances may be left out."""
+        return self.split is not None or self.language is not None or self.with_text
+
+    def keeps(self, labels: Labels) -> bool:
+        """Whether an utterance with these labels is wanted."""
+        return (
+            (self.split is None or labels.split == self.split)
+            and (self.language is None or labels.language == self.language)
+            and not (self.with_text and labels.text is None)
+        )

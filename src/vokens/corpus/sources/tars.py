@@ -1,0 +1,189 @@
+"""Audio in tar files: WebDataset (members of one key side by side) and lhotse's Shar (cuts beside their audio).
+
+A span of WebDataset is the byte where its first member's header begins; one of Shar is a line of the cuts' file.
+"""
+
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from vokens.corpus.items import Span, Utterance
+from vokens.corpus.sources.addresses import AUDIO_SUFFIXES, open_binary, spans
+from vokens.corpus.sources.options import Labels, SourceOptions, known
+from vokens.corpus.sources.records import key_of, labels_of, parse_line, record_of
+from vokens.errors import ConfigError
+
+
+class Member(NamedTuple):
+    """A file of a tar: where its header begins, its name, and its content where that was asked for."""
+
+    offset: int
+    name: str
+    content: bytes
+
+
+def members(where: str, offset: int = 0, wanted: frozenset[str] = frozenset()) -> Iterator[Member]:
+    """The files of a tar from a header on; the content of those with a wanted suffix. `.tar.gz` is read too.
+
+    Raises ConfigError for what is no tar or lost its end.
+    """
+    try:
+        with _opened(where) as file:
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    vars(tar)["members"].clear()  # else it remembers every member
+                    if info.isfile():
+                        suffix = os.path.splitext(info.name)[1].lower()
+                        content = tar.extractfile(info) if suffix in wanted else None
+                        yield Member(info.offset, info.name, content.read() if content else b"")
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ConfigError(
+            f"{where} is not a whole tar file ({error}): write it anew, or leave it out"
+        ) from error
+
+
+@contextmanager
+def _opened(where: str) -> Iterator[BinaryIO]:
+    with open_binary(where) as file:
+        if file.read(2) == b"\x1f\x8b":
+            with gzip.open(file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            file.seek(0)
+            yield file
+
+
+class WebDataset:
+    """Tar files whose neighbouring members of one key are an utterance: audio, perhaps .txt and .json."""
+
+    def __init__(self, files: list[str], options: SourceOptions) -> None:
+        self.files, self.options = files, options
+
+    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
+        """Spans and keys in the order of the files; only headers are read, where the options do not ask more."""
+        for where in self.files:
+            yield from spans(where, self._entries(where), size)
+
+    def read(self, span: Span) -> Iterator[Utterance]:
+        """The utterances of a span, with the bytes of their audio."""
+        wanted = AUDIO_SUFFIXES | {".txt", ".json"}
+        kept = (
+            (key, labels, audio.content)
+            for key, labels, audio in self._samples(span.where, span.offset, wanted)
+            if self.options.keeps(labels)
+        )
+        for key, labels, audio in islice(kept, span.count):
+            yield Utterance(key, audio, 0.0, None, labels.text, labels.speaker, labels.language)
+
+    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+        wanted = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
+        for key, labels, first in self._samples(where, 0, wanted):
+            if self.options.keeps(labels):
+                yield first.offset, key
+
+    def _samples(
+        self, where: str, offset: int, wanted: frozenset[str]
+    ) -> Iterator[tuple[str, Labels, Member]]:
+        """Key, labels and audio member of each utterance; the member's offset is that of the utterance."""
+        sample: list[Member] = []
+        current = None
+        for member in members(where, offset, wanted):
+            folder, _, name = member.name.rpartition("/")
+            key = os.path.join(folder, name.partition(".")[0])
+            if name.startswith("."):  # left by a mac, or a half-written file
+                continue
+            if key != current and sample:
+                yield self._sample(where, str(current), sample)
+                sample = []
+            current = key
+            sample.append(member)
+        if sample:
+            yield self._sample(where, str(current), sample)
+
+    def _sample(self, where: str, key: str, sample: list[Member]) -> tuple[str, Labels, Member]:
+        by_suffix = {os.path.splitext(member.name)[1].lower(): member for member in sample}
+        audio = [suffix for suffix in by_suffix if suffix in AUDIO_SUFFIXES]
+        if not audio:
+            names = [member.name for member in sample]
+            raise ConfigError(
+                f"{where}: {key!r} has no audio, only {names}; keys end at the first dot of a name"
+            )
+        facts: dict[str, Any] = {}
+        if ".json" in by_suffix and by_suffix[".json"].content:
+            try:
+                facts = parse_line(by_suffix[".json"].content)
+            except ConfigError as error:
+                raise ConfigError(f"{where}, {by_suffix['.json'].name}: {error}") from error
+        labels = labels_of(facts)
+        if ".txt" in by_suffix:
+            try:
+                text = known(by_suffix[".txt"].content.decode().strip())
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{where}, {by_suffix['.txt'].name}: {error}") from error
+            labels = labels._replace(text=text or labels.text)
+        first = by_suffix[audio[0]]
+        return key, labels, first._replace(offset=sample[0].offset)
+
+
+class Shar:
+    """lhotse's Shar: files of cuts, each beside a tar of their audio.
+
+    Args:
+        shards: the file of cuts (jsonl.gz) and the tar of recordings of each shard.
+    """
+
+    def __init__(self, shards: list[tuple[str, str]], options: SourceOptions) -> None:
+        self.shards, self.options = dict(shards), options
+
+    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
+        """Spans and keys in the order of the cuts; the tars stay closed."""
+        for where in self.shards:
+            yield from spans(where, self._entries(where), size)
+
+    def read(self, span: Span) -> Iterator[Utterance]:
+        """The utterances of a span, with the bytes of their audio."""
+        remaining, where = span.count, self.shards[span.where]
+        pairs = zip(self._cuts(span.where), self._recordings(where), strict=False)
+        for (_, cut), (name, audio) in islice(pairs, span.offset, None):
+            if remaining == 0:
+                return
+            if not self.options.keeps(labels_of(cut)):
+                continue
+            if name != cut["id"]:
+                raise ConfigError(
+                    f"{where} has {name!r} where {span.where} has {cut['id']!r}: write both anew"
+                )
+            remaining -= 1
+            recorded = record_of(cut, span.where, self.options.key).utterance
+            yield Utterance(**(recorded.__dict__ | {"audio": audio}))
+        if remaining:
+            raise ConfigError(f"{where} has {remaining} recordings less than {span.where} has cuts")
+
+    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+        for number, cut in self._cuts(where):
+            if self.options.keeps(labels_of(cut)):
+                yield number, key_of(cut, self.options.key)
+
+    def _cuts(self, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            with open_binary(where) as file, gzip.open(file) if where.endswith(".gz") else file as lines:
+                for number, line in enumerate(lines):
+                    cut = parse_line(line)
+                    key_of(cut)
+                    yield number, cut
+        except (ConfigError, EOFError, zlib.error, OSError) as error:
+            raise ConfigError(f"{where}, line {number + 1}: {error}") from error
+
+    def _recordings(self, where: str) -> Iterator[tuple[str, bytes]]:
+        """Name (that of the cut) and bytes of each recording: a member, followed by its own .json."""
+        for member in members(where, wanted=AUDIO_SUFFIXES | {".original"}):
+            name, suffix = os.path.splitext(member.name)
+            if suffix not in {".json", ".nometa"}:
+                yield name, member.content
