@@ -27,8 +27,8 @@ class Compute:
 
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a CUDA device when there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the network. Half precision is faster on GPUs and changes a few tokens."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Precision of the network. Half is faster on GPUs, int8 (S3Tokenizer) on CPUs; both change some tokens."""
 
 
 def load_codec(model: str, compute: Compute) -> "Codec":

@@ -108,6 +108,19 @@ class Codec(Pretrained):
         """Frames of num_samples samples: ceil(N / hop_length)."""
         return -(-num_samples // self.hop_length)
 
+    def freeze(self) -> Self:
+        """Evaluation mode and no gradients, as a part of a model that trains needs it; `load` gives codecs so."""
+        return self.eval().requires_grad_(False)
+
+    def set_dtype(self, dtype: torch.dtype) -> Self:
+        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any.
+
+        Raises ConfigError for integers, which S3Tokenizer alone computes in.
+        """
+        if not dtype.is_floating_point:
+            raise ConfigError(f"{dtype} was given: {self.system} computes in float32, bfloat16 and float16")
+        return super().set_dtype(dtype)
+
     @torch.no_grad()
     def encode(
         self,
@@ -140,7 +153,9 @@ class Codec(Pretrained):
         lengths = self.num_frames(num_samples)
         codes = torch.zeros(len(waves), wanted, int(lengths.max()), dtype=torch.int64)
         for rows in batches(num_samples.tolist(), int(batch_seconds * self.sample_rate)):
-            batch = nn.utils.rnn.pad_sequence([waves[row] for row in rows], batch_first=True)
+            some = [waves[row] for row in rows]
+            # One alone, which may be hours, is not copied.
+            batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
             batch_lengths = num_samples[rows].to(self.device)
             with torch.inference_mode():
                 found, _ = self.encode_batch(batch.to(self.device, self.dtype), batch_lengths, wanted)

@@ -4,6 +4,7 @@ v1 adds a table of positions; v2 and v3 rotate queries and keys and give each at
 blocks stay in float32 whatever the matrix products are computed in.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,8 +51,11 @@ class S3Encoder(nn.Module):
         self.config = config
         self.conv1 = nn.Conv1d(config.n_mels, config.width, 3, config.first_stride, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, 3, 2, padding=1)
-        table = sinusoids(config.max_positions, config.width) if config.positions == "sinusoid" else None
-        self.register_buffer("positions", table)
+        self.register_buffer("positions", None)
+        if config.positions == "sinusoid":
+            with torch.device("cpu"):  # functions of meta tensors import torch._dynamo, which takes 2 s
+                self.positions = sinusoids(config.max_positions, config.width)
+            self.positions = self.positions.to(self.conv1.weight.device)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:

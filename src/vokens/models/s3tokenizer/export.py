@@ -41,8 +41,9 @@ class Graph(nn.Module):
 def export_onnx(codec: S3Tokenizer, path: str | Path) -> Path:
     """Write the codec as an ONNX file with its weights inside, in float32; the file is whole or absent.
 
-    Raises MissingExtra where the extra `onnx` is not installed.
+    Raises MissingExtra where the extra `onnx` is not installed, CheckpointError for a codec in int8.
     """
+    codec.check_whole()
     try:
         import onnxscript  # noqa: F401  torch.onnx needs it and says so only after minutes
     except ImportError as error:

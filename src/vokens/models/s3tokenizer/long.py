@@ -54,12 +54,12 @@ def log_mel(mel: LogMel, wave: Tensor, longest: int = WINDOW) -> Tensor:
     """Log-mel (n_mels, F) of one recording (N,), computed in pieces of `longest` frames to bound memory."""
     hop, margin = mel.config.hop_length, 2  # frames that reach over the end of a piece
     frames = mel.config.frames(len(wave))
-    pieces = []
+    found = wave.new_empty(mel.config.n_mels, frames)
     for start in range(0, frames, longest):
-        left = max(0, start - margin)
+        left, end = max(0, start - margin), min(start + longest, frames)
         piece = mel(wave[None, left * hop : (start + longest + margin) * hop])[0]
-        pieces.append(piece[:, start - left : min(start + longest, frames) - left])
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+        found[:, start:end] = piece[:, start - left : end - left]
+    return found
 
 
 def seam_agreement(

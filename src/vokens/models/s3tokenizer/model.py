@@ -8,6 +8,7 @@ so that they depend neither on the batch nor on its precision.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -17,11 +18,12 @@ from torch.nn import functional as F
 from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_128
-from vokens.errors import ConfigError, TokensError
+from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.codec import Audio, Codec, batches, mask_of
 from vokens.models.s3tokenizer import checkpoint as layout
 from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
+from vokens.models.s3tokenizer.int8 import check_device, round_weights
 from vokens.models.s3tokenizer.long import WINDOW, log_mel, windows
 from vokens.onnx_file import OnnxGraph
 from vokens.quantize.fsq import FiniteScalarQuantizer
@@ -49,7 +51,7 @@ class S3Tokenizer(Codec):
 
     Attributes:
         exactness: "guarded" makes ids independent of the batch and of compute_dtype, "plain" saves the second look.
-        compute_dtype: of matrix products; weights and sums stay float32.
+        compute_dtype: of matrix products; sums stay float32, and weights but for int8.
         bound: margin below which an id gets a second look.
         frames_per_forward: padded mel frames per forward pass, at least one window; None for 400 on the CPU and
             24000 elsewhere.
@@ -104,6 +106,8 @@ class S3Tokenizer(Codec):
     def quantize(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Ids of log-mels, as the training loop of another model needs them: no graph breaks up to 30 s.
 
+        Surrounding autocast changes nothing: `set_dtype` decides what matrix products are computed in.
+
         Args:
             mel: log-mels (B, n_mels, F) from `log_mel`. mel_lens: (B,) frames of each row, at least 1; None where
                 all are F long, which is faster.
@@ -120,12 +124,14 @@ class S3Tokenizer(Codec):
             codes = self._tokenize(rows, rows.__getitem__)
             counts = torch.tensor([len(row) for row in codes], dtype=counts.dtype, device=counts.device)
             return nn.utils.rnn.pad_sequence(codes, batch_first=True), counts
-        codes = self._encode(mel, mel_lens)[0]
+        with self._products(mel.device):
+            codes = self._encode(mel, mel_lens)[0]
         return codes if mel_lens is None else codes * mask_of(counts, codes.shape[1]), counts
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """Log-mel (n_mels, F) of one recording (N,) at 16 kHz, F = max(1, N // 160); any length, in bounded memory."""
-        wave = F.pad(wave, (0, max(0, SHORTEST - len(wave))))
+        if len(wave) < SHORTEST:
+            wave = F.pad(wave, (0, SHORTEST - len(wave)))
         return _whisper_scale(log_mel(self.mel, wave))
 
     def latent(self, wave: Tensor) -> Tensor:
@@ -141,22 +147,35 @@ class S3Tokenizer(Codec):
     # Exactness ---------------------------------------------------------------------------------------------
 
     def set_dtype(self, dtype: torch.dtype, exactness: Exactness = "plain") -> Self:
-        """Compute matrix products in this type; the weights stay float32.
+        """Compute matrix products in this type.
+
+        float16 and bfloat16 are for GPUs (CPUs without instructions for them take 4 to 8 times as long as in
+        float32). int8 is for CPUs, twice as fast there: weights of 8 bits per output, inputs of 7 bits per token;
+        it gives the float32 weights up, so no other type can follow. Tokens keep the name of the float32 weights.
 
         exactness: "guarded" gives float32's tokens: windows with a doubtful id are computed again in float32. With
             random weights 34 % of ids are doubtful in bfloat16 and 3 % in float16, so nearly every window is:
-            see `recomputed` before choosing it for speed.
+            see `recomputed` before choosing it for speed. int8 has nothing left to compare with: "plain" alone.
 
         Raises:
-            ConfigError: other types than float32, bfloat16 and float16.
+            ConfigError: other types, int8 elsewhere than on the CPU or guarded, and any other type after int8.
         """
         bounds = BOUNDS[self.config.quantizer]
-        if dtype not in bounds:
+        if dtype not in bounds and dtype != torch.int8:
+            accepted = ", ".join(str(known) for known in (*bounds, torch.int8))
+            raise ConfigError(f"dtype {dtype} was given: {accepted} are accepted")
+        if self.compute_dtype == torch.int8 and dtype != torch.int8:
             raise ConfigError(
-                f"dtype {dtype} was given: {', '.join(str(known) for known in bounds)} are accepted"
+                f"{dtype} was given, but the weights were rounded to int8: load the codec again"
             )
+        if dtype == torch.int8 and exactness == "guarded":
+            raise ConfigError("int8 gives the float32 weights up, which guarded needs: use plain, or float32")
+        if dtype == torch.int8 and self.compute_dtype != torch.int8:
+            check_device(self.device)
+            _ = self.fingerprint
+            round_weights(self.encoder)
         self.compute_dtype, self.exactness = dtype, exactness
-        self.bound = bounds[dtype]
+        self.bound = bounds.get(dtype, 0.0)
         return self
 
     @torch.inference_mode()
@@ -199,12 +218,16 @@ class S3Tokenizer(Codec):
         """Mel frames per forward pass, padding included."""
         if self.frames_per_forward is not None:
             return self.frames_per_forward
+        if self.compute_dtype == torch.int8:
+            return (
+                1  # one by one: a last digit of another batch's sum may round an input to its other neighbour
+            )
         return FRAMES_ON_CPU if self.device.type == "cpu" else FRAMES_PER_FORWARD
 
     def _decide(self, mels: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
         """Ids (T,) of each of a few windows, computed together, and whether none of them is doubtful."""
         sizes = [mel.shape[1] for mel in mels]
-        if len(mels) == 1 and self.compute_dtype == torch.float32:
+        if len(mels) == 1 and not self._half:
             return [(self._exactly(mels[0][None])[0][0], True)]
         lengths = torch.tensor(sizes, device=mels[0].device)
         batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2)
@@ -224,12 +247,17 @@ class S3Tokenizer(Codec):
 
     def _quickly(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ids and margins (B, T) of windows (B, n_mels, F) in the chosen precision."""
-        half = self.compute_dtype != torch.float32
-        with (
-            torch.autocast(mel.device.type, self.compute_dtype if half else None, enabled=half),
-            contextlib.nullcontext() if half else _full_float32(mel.device),
-        ):
+        exact = contextlib.nullcontext() if self._half else _full_float32(mel.device)
+        with self._products(mel.device), exact:
             return self._encode(mel, lengths)
+
+    @property
+    def _half(self) -> bool:
+        return self.compute_dtype in (torch.bfloat16, torch.float16)
+
+    def _products(self, device: torch.device) -> torch.autocast:
+        """Where matrix products have the chosen precision, whatever surrounds it."""
+        return torch.autocast(device.type, self.compute_dtype if self._half else None, enabled=self._half)
 
     def _encode(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.codebook.encode(self.encoder(mel, lengths))
@@ -285,14 +313,27 @@ class S3Tokenizer(Codec):
                 codec.name = name
         return codec.eval().requires_grad_(False)
 
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        self.check_whole()
+        return super().save_pretrained(folder, **options)
+
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the names of the package s3tokenizer 0.3.0."""
+        self.check_whole()
         return layout.to_published({name: tensor.detach() for name, tensor in self.state_dict().items()})
+
+    def check_whole(self) -> None:
+        """Raises CheckpointError where the float32 weights are gone."""
+        if self.compute_dtype == torch.int8:
+            raise CheckpointError(
+                'weights rounded to int8 cannot be saved: save the float32 codec, which dtype="int8" opens'
+            )
 
 
 def _whisper_scale(log10: Tensor) -> Tensor:
     """Whisper's range: nothing more than 8 below the loudest of a recording, then (x + 4) / 4. (..., n_mels, F)."""
-    return (torch.maximum(log10, log10.amax((-2, -1), keepdim=True) - 8.0) + 4.0) / 4.0
+    # In place: of 3 hours each copy takes 550 MB.
+    return log10.clamp_(min=log10.amax((-2, -1), keepdim=True) - 8.0).add_(4.0).div_(4.0)
 
 
 @contextlib.contextmanager

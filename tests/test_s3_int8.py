@@ -1,0 +1,105 @@
+"""S3Tokenizer in 8-bit integers: exact sums, ids that do not depend on company, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_tiny_mini
+from test_s3tokenizer import small
+from test_s3tokenizer_batch import LENGTHS, RATE, WAVES
+from torch import nn
+
+import vokens
+from vokens.cli import main
+from vokens.errors import CheckpointError, ConfigError
+from vokens.models.s3tokenizer.export import export_onnx
+from vokens.models.s3tokenizer.int8 import Int8Linear
+
+
+def test_products_are_near_and_rows_do_not_depend_on_each_other() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(1280, 96).requires_grad_(False)
+    x = torch.randn(3, 50, 1280) * torch.logspace(-3, 3, 150).reshape(3, 50, 1)  # loud and quiet tokens
+    x[1] += 5 * x[1].abs().mean(-1, keepdim=True)
+    rounded = Int8Linear(linear)
+    found, exact = rounded(x), linear(x)
+    assert ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max() < 0.025
+    for row in range(3):
+        assert torch.equal(rounded(x[row, 7:8]), found[row, 7:8])
+    assert torch.equal(rounded(x.to(torch.bfloat16)), rounded(x.to(torch.bfloat16).float()))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_no_sum_overflows(sign: float) -> None:
+    """The largest inputs on the largest weights, where pairs of 8-bit products would not fit in 16 bits."""
+    linear = nn.Linear(512, 8, bias=False).requires_grad_(False)
+    linear.weight.fill_(sign)
+    x = torch.ones(4, 512)
+    x[:, 0] = 0.0  # the lowest of its range
+    torch.testing.assert_close(Int8Linear(linear)(x), torch.full((4, 8), 511 * sign), rtol=1e-6, atol=0)
+
+
+def test_silence_and_layers_without_bias() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 16, bias=False).requires_grad_(False)
+    assert Int8Linear(linear)(torch.zeros(2, 64)).eq(0).all()
+    same = torch.full((2, 64), 3.0)
+    torch.testing.assert_close(Int8Linear(linear)(same), linear(same), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_ids_in_int8(version: str) -> None:
+    codec, _ = small(version)
+    exact = codec.encode(WAVES, RATE)
+    codec.set_dtype(torch.int8)
+    found = codec.encode(WAVES, RATE)
+    assert (found.model, found.fingerprint, found.lengths.tolist()) == (
+        exact.model,
+        exact.fingerprint,
+        exact.lengths.tolist(),
+    )
+    assert 0.6 < (found.codes == exact.codes).float().mean() < 1
+    for i in (0, 5, 9, 11):
+        alone = codec.encode(WAVES[i], RATE)
+        assert torch.equal(alone.codes, found[i].codes), f"{LENGTHS[i]} samples"
+    assert not any(isinstance(module, nn.Linear) for module in codec.encoder.modules())
+    assert codec.set_dtype(torch.int8) is codec
+    assert torch.equal(codec.encode(WAVES, RATE).codes, found.codes)
+
+
+def test_what_int8_refuses(tmp_path: Path) -> None:
+    codec, _ = small("v2")
+    with pytest.raises(ConfigError, match="guarded"):
+        codec.set_dtype(torch.int8, "guarded")
+    with pytest.raises(ConfigError, match="int8 are accepted"):
+        codec.set_dtype(torch.int16)
+    codec.set_dtype(torch.int8)
+    with pytest.raises(ConfigError, match="load the codec again"):
+        codec.set_dtype(torch.float32)
+    with pytest.raises(CheckpointError, match="float32 codec"):
+        codec.save_pretrained(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="float32 codec"):
+        codec.to_published()
+    with pytest.raises(CheckpointError, match="float32 codec"):
+        export_onnx(codec, tmp_path / "codec.onnx")
+    with pytest.raises(ConfigError, match="meta"):
+        codec.encoder.blocks[0].mlp(torch.zeros(1, 4, codec.config.width, device="meta"))
+    with pytest.raises(ConfigError, match="meta"):
+        small("v2")[0].to("meta").set_dtype(torch.int8)
+    with pytest.raises(ConfigError, match=r"int8 .* mini computes in float32"):
+        build_tiny_mini().set_dtype(torch.int8)
+
+
+def test_load_and_the_command_line_take_it(tmp_path: Path) -> None:
+    codec, _ = small("v2")
+    folder = codec.save_pretrained(tmp_path / "codec")
+    rounded = vokens.load(folder, dtype="int8")
+    wave = tmp_path / "a.wav"
+    vokens.audio.save(wave, WAVES[8], RATE)
+    expected = rounded.encode(wave)
+    assert expected.fingerprint == codec.fingerprint
+    command = ["encode", str(wave), "--model", str(folder), "--dtype", "int8", "--device", "cpu"]
+    assert main([*command, "--output", str(tmp_path / "a.vok")]) == 0
+    assert torch.equal(vokens.Tokens.load(tmp_path / "a.vok").codes, expected.codes)
+    with pytest.raises(ConfigError, match="int8 are accepted"):
+        vokens.load(folder, dtype="int4")
