@@ -24,8 +24,6 @@ class LayerNorm(nn.LayerNorm):
 class CausalConv(nn.Conv1d):
     """(B, T, in) -> (B, T, out): a convolution over the past, as one matrix product over windows of positions."""
 
-    bias: nn.Parameter
-
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
 

@@ -1,0 +1,303 @@
+"""S3Gen's first half: speech tokens and a voice to a log-mel at twice their rate, by flow matching (CosyVoice 2 §2.3).
+
+Tokens of prompt and target go through the encoder to mu; an ODE turns noise into the mel of both, given mu, the
+speaker and the prompt's mel; the prompt's frames are cut. Rows of a ragged batch equal single runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.flow.guidance import guidance_schedule, guide
+from vokens.flow.noise import Generators, PrefixNoise, fresh_noise, one_each
+from vokens.flow.solver import Solver, Velocity, evaluation_times, integrate, time_grid
+from vokens.models.s3gen.config import S3GenConfig
+from vokens.models.s3gen.encoder import TokenEncoder
+from vokens.models.s3gen.estimator import Conditions, Estimator
+from vokens.nn.chunks import Carry, Chunks, Reach, reach
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What S3Gen knows of a voice: a prompt's tokens (P,) int64, its log-mel (F, mel_bins), F about 2 P, and the
+    speaker vector (192,), not normalised. A voice without a prompt has P = F = 0."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Voice":
+        """Elsewhere, or in another floating-point type; token ids stay integers."""
+        return Voice(self.tokens.to(device), self.mel.to(device, dtype), self.speaker.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A solver's plan: its grid (N + 1,), and for each of its M evaluations the guidance and the shifts by time."""
+
+    grid: Tensor
+    solver: Solver
+    guidance: list[float]
+    shifts: Tensor  # (M, stages, C)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the ODE is given, in the weights' type: mu, prompt (B, T, mel_bins) and speaker (B, mel_bins).
+
+    lengths: frames of each row, prompt and target. starts: the prompt's, which are cut from the result. overlay:
+    the target's by its tokens, on which MeanFlow draws twice.
+    """
+
+    mu: Tensor
+    speaker: Tensor
+    prompt: Tensor
+    lengths: list[int]
+    starts: list[int]
+    overlay: list[int]
+
+    @property
+    def ragged(self) -> Tensor | None:
+        """lengths as a tensor; None where all rows are equally long, which needs no masks."""
+        same = min(self.lengths) == max(self.lengths)
+        return None if same else torch.tensor(self.lengths, device=self.mu.device)
+
+
+class TokenToMel(nn.Module):
+    """S3 tokens in a voice to a log-mel. Matrix products run in the weights' type; norms, time features, guidance and
+    the solver's state are float32 always, token ids int64 always."""
+
+    def __init__(self, config: S3GenConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.token_embed_dim)
+        self.speaker = nn.Linear(config.speaker_embed_dim, config.mel_bins)
+        self.encoder = TokenEncoder(config)
+        self.project = nn.Linear(config.token_embed_dim, config.mel_bins)
+        self.estimator = Estimator(config)
+        self.prefix_noise = PrefixNoise(config.mel_bins)
+
+    @property
+    def device(self) -> torch.device:
+        return self.project.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.project.weight.dtype
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens: Tensor | Sequence[Tensor],
+        voices: Voice | Sequence[Voice],
+        *,
+        finalize: bool = True,
+        chunks: Chunks | None = None,
+        schedule: Schedule | None = None,
+        generator: Generators = None,
+        noise: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The log-mels of a batch of utterances.
+
+        Args:
+            tokens: ids (N,), (B, N), or a list of (N,) of any lengths. voices: one for all, or one for each.
+            finalize: whether the utterances end here; if more tokens are to come, the last three are only looked at.
+            chunks: the streaming mask in tokens, `config.chunks()`; None for full attention.
+            schedule: from `schedule`; the dialect's own by default.
+            generator: of fresh noise, one for all or one for each. noise: (T, mel_bins) for each, prompt included,
+                instead of the dialect's.
+
+        Returns:
+            mel (B, mel_bins, F) float32, zero beyond each row's frames, and frames (B,) int64.
+
+        Raises:
+            TokensError: no tokens, ids outside 0 ... vocab_size - 1, or too few while not final.
+            AudioError: a voice of other sizes, or with NaN. ConfigError: wrong counts of voices or generators.
+        """
+        generators = one_each(
+            generator, 1 if isinstance(tokens, Tensor) and tokens.dim() == 1 else len(tokens)
+        )
+        given = self.prepare(tokens, voices, finalize=finalize, chunks=chunks)
+        schedule = schedule or self.schedule()
+        noise = self._noise(given, generators) if noise is None else noise
+        start = pad_sequence([item.to(self.device, torch.float32) for item in noise], batch_first=True)
+        if start.shape != given.mu.shape:
+            raise ConfigError(f"noise {tuple(start.shape)} was given, {tuple(given.mu.shape)} is needed")
+        frames = None if chunks is None else chunks.scaled(self.config.token_mel_ratio)
+        x = self.sample(
+            given.mu, given.speaker, given.prompt, start, schedule, lengths=given.ragged, chunks=frames
+        )
+        rows = [row[a:b] for row, a, b in zip(x, given.starts, given.lengths, strict=True)]
+        counts = torch.tensor([len(row) for row in rows], device=self.device)
+        return pad_sequence(rows, batch_first=True).transpose(1, 2), counts
+
+    def schedule(
+        self, steps: int | None = None, solver: Solver | None = None, guidance: float | None = None
+    ) -> Schedule:
+        """The dialect's plan, or one with another number of steps, solver or strength of guidance."""
+        config = self.config
+        solver = solver or config.cfm_solver
+        if config.meanflow and (solver != "euler" or guidance):
+            raise ConfigError("MeanFlow weights take Euler steps without guidance: their training holds it")
+        grid = time_grid(steps or config.cfm_steps, config.cfm_t_scheduler)
+        times = evaluation_times(grid, solver)
+        rate = config.cfm_inference_cfg_rate if guidance is None else guidance
+        ends = grid[1:].to(self.device) if config.meanflow else None
+        shifts = self.estimator.shifts(times.to(self.device), ends)
+        return Schedule(grid, solver, guidance_schedule(times, rate, config.cfm_guidance_end), shifts)
+
+    def sample(
+        self,
+        mu: Tensor,
+        speaker: Tensor,
+        prompt: Tensor,
+        noise: Tensor,
+        schedule: Schedule,
+        *,
+        lengths: Tensor | None = None,
+        chunks: Chunks | None = None,
+    ) -> Tensor:
+        """Solve the ODE from noise (B, T, mel_bins) float32 to the mel of the same shape.
+
+        mu, prompt (B, T, mel_bins), speaker (B, mel_bins). lengths: (B,) frames of ragged rows. chunks: in frames.
+        """
+        seen = reach(mu.shape[1], mu.device, lengths=lengths, chunks=chunks)
+        conditions = self.conditions(mu, speaker, prompt, schedule)
+        return integrate(self.velocity(conditions, seen, schedule), noise, schedule.grid, schedule.solver)
+
+    def conditions(
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, schedule: Schedule, carry: Carry | None = None
+    ) -> Conditions:
+        """The estimator's conditions, for guidance with a second batch that has none."""
+        if any(schedule.guidance):
+            mu, speaker, prompt = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, prompt))
+        return self.estimator.conditions(mu, speaker, prompt, carry)
+
+    def velocity(
+        self, conditions: Conditions, seen: Reach, schedule: Schedule, carries: Sequence[Carry] | None = None
+    ) -> Velocity:
+        """The guided velocity as a solver asks for it: at x (B, T, mel_bins) float32, by number of evaluation."""
+        doubled = seen.repeated(2)
+
+        def velocity(x: Tensor, number: int) -> Tensor:
+            rate, shifts = schedule.guidance[number], schedule.shifts[number : number + 1]
+            carry = None if carries is None else carries[number]
+            if not rate:
+                return self.estimator(x, shifts, conditions.rows(len(x)), seen, carry).float()
+            both = self.estimator(torch.cat([x, x]), shifts, conditions, doubled, carry)
+            return guide(both.float(), rate)
+
+        return velocity
+
+    # From tokens and voices to conditions -------------------------------------------------------------------
+
+    def prepare(
+        self,
+        tokens: Tensor | Sequence[Tensor],
+        voices: Voice | Sequence[Voice],
+        *,
+        finalize: bool = True,
+        chunks: Chunks | None = None,
+    ) -> Prepared:
+        """Check, join prompts and targets, and encode; arguments as in `generate`."""
+        config, ratio = self.config, self.config.token_mel_ratio
+        targets = self.check_tokens(tokens, least=1 if finalize else config.pre_lookahead_len + 1)
+        owners = [voices] * len(targets) if isinstance(voices, Voice) else list(voices)
+        if len(owners) != len(targets):
+            raise ConfigError(
+                f"{len(owners)} voices were given for {len(targets)} utterances: one for all or each"
+            )
+        cut = [self.cut_prompt(voice) for voice in owners]
+        ids = [torch.cat([voice.tokens, target]) for voice, target in zip(cut, targets, strict=True)]
+        ahead = 0 if finalize else config.pre_lookahead_len
+        context = ahead if config.not_final == "context" else 0
+        sizes = torch.tensor([len(row) for row in ids], device=self.device)
+        lengths = [ratio * (len(row) - ahead) for row in ids]
+        encoded = self.encoder(
+            self.embedding(pad_sequence(ids, batch_first=True)),
+            None if min(lengths) == max(lengths) else sizes,
+            context=context,
+            chunks=chunks,
+        )
+        mu = self.project(encoded)[:, : max(lengths)]
+        prompt = torch.zeros_like(mu)
+        for row, voice, length in zip(prompt, cut, lengths, strict=True):
+            if len(voice.mel) >= length:
+                raise AudioError(
+                    f"a prompt of {len(voice.mel)} mel frames leaves nothing of the {length} frames that its "
+                    f"{len(voice.tokens)} tokens and the utterance have together: give frames and tokens of one clip"
+                )
+            row[: len(voice.mel)] = voice.mel
+        return Prepared(
+            mu,
+            self.embed_speaker(torch.stack([voice.speaker for voice in cut])),
+            prompt,
+            lengths,
+            [len(voice.mel) for voice in cut],
+            [length - ratio * len(voice.tokens) for length, voice in zip(lengths, cut, strict=True)],
+        )
+
+    def embed_speaker(self, vectors: Tensor) -> Tensor:
+        """Speaker vectors (B, 192) of any length to (B, mel_bins)."""
+        return self.speaker(F.normalize(vectors.float(), dim=1).to(self.dtype))
+
+    def check_tokens(self, tokens: Tensor | Sequence[Tensor], least: int = 1) -> list[Tensor]:
+        """Each row's ids (N,) int64 on this device, of at least `least` tokens, all inside the vocabulary."""
+        if isinstance(tokens, Tensor) and tokens.dim() == 1:
+            tokens = [tokens]
+        rows = [row.to(self.device) for row in tokens]
+        if not rows or any(row.dim() != 1 or row.is_floating_point() or len(row) < least for row in rows):
+            found = [f"{tuple(row.shape)} {row.dtype}".replace("torch.", "") for row in rows]
+            raise TokensError(
+                f"tokens of {found} were given: integers (N,), (B, N), or a list of (N,) are accepted, N from {least}"
+                + (", for the last three are only looked at until finalize=True" if least > 1 else "")
+            )
+        rows = [row.long() for row in rows]
+        self._check_range(torch.cat(rows), "tokens")
+        return rows
+
+    def cut_prompt(self, voice: Voice) -> Voice:
+        """The voice on this device, its prompt's tokens and frames cut to each other as the dialect does."""
+        config, ratio = self.config, self.config.token_mel_ratio
+        bins, width = config.mel_bins, config.speaker_embed_dim
+        if voice.tokens.dim() != 1 or voice.mel.dim() != 2 or voice.mel.shape[1] != bins:
+            raise AudioError(
+                f"a voice with tokens {tuple(voice.tokens.shape)} and mel {tuple(voice.mel.shape)} was given: "
+                f"(P,) and (F, {bins}) are accepted"
+            )
+        if voice.speaker.shape != (width,):
+            raise AudioError(
+                f"a speaker vector {tuple(voice.speaker.shape)} was given: ({width},) is accepted"
+            )
+        if not (voice.mel.isfinite().all() and voice.speaker.isfinite().all()):
+            raise AudioError("the voice holds NaN or infinity: its reference is damaged")
+        voice = voice.to(self.device, self.dtype)
+        self._check_range(voice.tokens, "the prompt's tokens")
+        tokens = min(len(voice.tokens), len(voice.mel) // ratio)
+        frames = ratio * tokens if config.prompt_cut == "both" else len(voice.mel)
+        return Voice(voice.tokens[:tokens].long(), voice.mel[:frames], voice.speaker)
+
+    def _check_range(self, tokens: Tensor, what: str) -> None:
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
+            raise TokensError(
+                f"{what} from {int(tokens.min())} to {int(tokens.max())} were given: 0 to "
+                f"{self.config.vocab_size - 1} are accepted; take out marks such as start and end of speech"
+            )
+
+    def _noise(self, given: Prepared, generators: Sequence[torch.Generator | None]) -> list[Tensor]:
+        """The dialect's noise of each row. Chatterbox's MeanFlow draws the target's first and lays it over the end."""
+        bins, noise = self.config.mel_bins, []
+        for length, overlay, own in zip(given.lengths, given.overlay, generators, strict=True):
+            if self.config.noise == "prefix":
+                noise.append(self.prefix_noise.frames(0, length))
+            elif not self.config.meanflow:
+                noise.append(fresh_noise(length, bins, own))
+            else:
+                end = fresh_noise(overlay, bins, own)
+                noise.append(torch.cat([fresh_noise(length, bins, own)[: length - overlay], end]))
+        return noise
