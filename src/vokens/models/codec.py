@@ -61,6 +61,16 @@ class Codec(Pretrained):
         """Wave (B, T * hop_length) of codes (B, K, T); each row as if alone up to its own lengths (B,) frames."""
         raise NotImplementedError
 
+    def global_batch(self, wave: Tensor, lengths: Tensor) -> Tensor | None:
+        """Vectors (B, D) of wave (B, N) that decoding needs beside codes; None for codecs that have none."""
+        return None
+
+    def decode_global_batch(
+        self, codes: Tensor, lengths: Tensor, first_codebook: int, vector: Tensor | None
+    ) -> Tensor:
+        """As `decode_batch`, with the rows' vectors (B, D) for codecs that have them."""
+        return self.decode_batch(codes, lengths, first_codebook)
+
     def latent(self, wave: Tensor) -> Tensor:
         """Training: the encoder's output (B, T, D) of wave (B, N), N a multiple of hop_length."""
         raise NotImplementedError
@@ -152,13 +162,18 @@ class Codec(Pretrained):
         num_samples = torch.tensor([len(wave) for wave in waves])
         lengths = self.num_frames(num_samples)
         codes = torch.zeros(len(waves), wanted, int(lengths.max()), dtype=torch.int64)
+        vectors: dict[int, Tensor] = {}
         for rows in batches(num_samples.tolist(), int(batch_seconds * self.sample_rate)):
             some = [waves[row] for row in rows]
             # One alone, which may be hours, is not copied.
             batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
             batch_lengths = num_samples[rows].to(self.device)
             with torch.inference_mode():
-                found, _ = self.encode_batch(batch.to(self.device, self.dtype), batch_lengths, wanted)
+                batch = batch.to(self.device, self.dtype)
+                found, _ = self.encode_batch(batch, batch_lengths, wanted)
+                vector = self.global_batch(batch, batch_lengths)
+            if vector is not None:
+                vectors.update(zip(rows, vector.float().cpu(), strict=True))
             for row, item in zip(rows, found.cpu(), strict=True):
                 codes[row, :, : lengths[row]] = item[:, : lengths[row]]
         return Tokens(
@@ -170,6 +185,7 @@ class Codec(Pretrained):
             sample_rate=self.sample_rate,
             frame_rate=self.frame_rate,
             codebook_sizes=self.codebook_sizes[:wanted],
+            global_vector=torch.stack([vectors[row] for row in range(len(waves))]) if vectors else None,
         )
 
     @torch.inference_mode()
@@ -188,7 +204,9 @@ class Codec(Pretrained):
         for rows in batches(frames, int(batch_seconds * self.frame_rate)):
             longest = max(frames[row] for row in rows)
             codes = tokens.codes[rows, :, :longest].to(self.device)
-            wave = self.decode_batch(codes, tokens.lengths[rows].to(self.device), tokens.first_codebook)
+            vector = None if tokens.global_vector is None else tokens.global_vector[rows].to(self.device)
+            lengths = tokens.lengths[rows].to(self.device)
+            wave = self.decode_global_batch(codes, lengths, tokens.first_codebook, vector)
             for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
                 waves[row] = item[: int(tokens.num_samples[row])].copy()
         return waves

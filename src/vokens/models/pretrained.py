@@ -47,6 +47,11 @@ class Pretrained(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def from_folder(cls, folder: Path, config: Any) -> Self | None:
+        """The model of a folder, for systems published as several files; None where it holds none of them."""
+        return None
+
+    @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A training state dict as the inference network has it (weight norm folded); the same where nothing folds."""
         return state

@@ -1,0 +1,134 @@
+"""Weights out of fairseq's training checkpoints, without fairseq and without running anything in the file.
+
+Such a file pickles tensors among objects of fairseq, omegaconf and argparse. This reader knows by name what builds
+tensors and plain containers; every other name in the file becomes an empty class that only keeps what it is given.
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import torch._utils
+from torch import Tensor
+
+from vokens.errors import CheckpointError
+
+# The callables that a file may have called. None of them runs anything that the file brings.
+_BUILDERS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+_PLAIN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): lambda *_: {},  # its factory would be called on every missing key
+    ("torch", "Size"): torch.Size,
+    **{
+        ("torch._utils", name): getattr(torch._utils, name)
+        for name in _BUILDERS
+        if hasattr(torch._utils, name)
+    },
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytearray, complex, slice)},
+}
+
+
+class Inert:
+    """What stands for an object of an unknown class: it keeps arguments, items and state, and does nothing.
+
+    Attributes:
+        held: what the file gave it, in order: ("arguments", (...)), ("state", ...), ("item", ...).
+    """
+
+    held: list[tuple[str, Any]]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> "Inert":
+        made = super().__new__(cls)
+        made.__dict__["held"] = [("arguments", (arguments, named))] if arguments or named else []
+        return made
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.held.append(("state", state))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.held.append(("item", (key, value)))
+
+    def append(self, value: Any) -> None:
+        self.held.append(("item", value))
+
+    def extend(self, values: Any) -> None:
+        for value in values:
+            self.append(value)
+
+    add = append
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__}, not loaded>"
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Tensors' builders, storages and dtypes of torch, plain containers; for anything else an empty class."""
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        if (module, name) in _PLAIN:
+            return _PLAIN[module, name]
+        if module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage"):
+            return getattr(torch, name, None) or getattr(torch.storage, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        return type(name.rsplit(".", 1)[-1], (Inert,), {"__module__": module, "__qualname__": name})
+
+
+class _Pickle:
+    """The part of the module `pickle` that torch.load uses."""
+
+    __name__ = "vokens.fairseq_file"
+    Unpickler = _Unpickler
+
+    @staticmethod
+    def load(file: BinaryIO, **options: Any) -> Any:
+        return _Unpickler(file, **options).load()
+
+    @staticmethod
+    def loads(data: bytes, **options: Any) -> Any:
+        return _Unpickler(io.BytesIO(data), **options).load()
+
+
+def read_fairseq(path: str | Path) -> dict[str, Any]:
+    """The content of a fairseq checkpoint: "model" holds its tensors, "cfg" or "args" inert objects.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged or no pickle of a dict.
+    """
+    path = Path(path)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise CheckpointError(
+                        f"{path} is a TorchScript program, not weights: give the checkpoint"
+                    )
+        with open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", pickle_module=_Pickle, weights_only=False)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights {path}: {error.strerror or error}") from error
+    except Exception as error:  # damaged pickles raise almost any type
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({reason}): download or copy it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a fairseq checkpoint (a dict)")
+    return content
+
+
+def read_fairseq_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name under "model" of a fairseq checkpoint, on the CPU. Raises CheckpointError."""
+    model = read_fairseq(path).get("model")
+    if not isinstance(model, dict) or not any(isinstance(value, Tensor) for value in model.values()):
+        raise CheckpointError(f'{path} holds no weights under "model": give a fairseq checkpoint')
+    return {name: value for name, value in model.items() if isinstance(value, Tensor)}

@@ -1,0 +1,116 @@
+"""SoCodec's causal convolution stacks: HuBERT's features down to tokens, and tokens up to mel (arXiv 2409.00933 §3).
+
+Every convolution sees the past alone, so a stack runs in pieces of any length: `Past` hands each convolution the
+columns that it remembers, zeros at the start. Layout (B, C, T).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Past:
+    """The last columns that each convolution has seen, in the order in which they run.
+
+    Attributes:
+        kept: what the next piece needs; give it to `Past` again.
+    """
+
+    def __init__(self, kept: Sequence[Tensor] = ()) -> None:
+        self._before = iter(kept)
+        self.kept: tuple[Tensor, ...] = ()
+
+    def extend(self, x: Tensor, columns: int) -> Tensor:
+        """x (B, C, T) with the last `columns` before it: (B, C, columns + T)."""
+        before = next(self._before, None)
+        if before is None:
+            before = x.new_zeros(*x.shape[:2], columns)
+        x = torch.cat([before, x], 2)
+        self.kept = (*self.kept, x[..., -columns:].clone())
+        return x
+
+
+class CausalConv(nn.Conv1d):
+    """(B, in, T) -> (B, out, ceil(T / stride)); a piece of a stream must hold a multiple of the stride."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel_size, stride=stride, groups=groups)
+
+    def forward(self, input: Tensor, past: Past | None = None) -> Tensor:
+        return super().forward((past or Past()).extend(input, self.kernel_size[0] - 1))
+
+
+class CausalUpsample(nn.Module):
+    """(B, C, T) -> (B, C, stride * T), kernel 2 * stride: each output sees its own column and the one before."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(width, width, 2 * stride, stride=stride)
+        self.stride = stride
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        return self.up(past.extend(x, 1)).narrow(2, self.stride, self.stride * x.shape[2])
+
+
+class ResidualUnit(nn.Module):
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = CausalConv(width, width, 3, groups=groups)
+        self.conv2 = CausalConv(width, width, 3, groups=groups)
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(x, past)), past)
+
+
+class Down(nn.Module):
+    """Two residual units, then a convolution that keeps one column of `stride`."""
+
+    def __init__(self, width: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(ResidualUnit(width, groups) for _ in range(2))
+        self.conv = CausalConv(width, width, 2 * stride, stride=stride)
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        for unit in self.units:
+            x = F.silu(unit(x, past))
+        return self.conv(x, past)
+
+
+class Up(nn.Module):
+    """A transposed convolution that makes `stride` columns of one, then two residual units."""
+
+    def __init__(self, width: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.conv = CausalUpsample(width, stride)
+        self.units = nn.ModuleList(ResidualUnit(width, groups) for _ in range(2))
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        x = self.conv(x, past)
+        for unit in self.units:
+            x = unit(F.silu(x), past)
+        return x
+
+
+class Stack(nn.Module):
+    """A convolution, blocks, and a last convolution, with swish between them.
+
+    `hidden` is everything but the last convolution.
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.first = CausalConv(inputs, width, 3)
+        self.blocks = nn.ModuleList(blocks)
+        self.last = CausalConv(width, outputs, 3)
+
+    def hidden(self, x: Tensor, past: Past) -> Tensor:
+        x = F.silu(self.first(x, past))
+        for block in self.blocks:
+            x = F.silu(block(x, past))
+        return x
+
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        past = past or Past()
+        return self.last(self.hidden(x, past), past)

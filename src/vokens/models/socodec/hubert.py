@@ -1,0 +1,69 @@
+"""HuBERT's features as fairseq computes them, through transformers' HubertModel (arXiv 2106.07447).
+
+SoCodec appends 0.2 s of silence and scales the whole to mean 0 and variance 1, silence included; then it keeps one
+frame for every 320 samples begun. What fairseq masks never reaches those frames, so here it is not computed at all.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vokens.errors import MissingExtra
+from vokens.models.codec import mask_of
+from vokens.models.socodec.config import SSL_HOP, SoCodecConfig
+
+TAIL = 3200  # zeros that SoCodec appends
+SPAN = 400  # samples that one frame sees
+STEM_FRAMES = 250  # frames of a pass through the convolutions: 33 MB in the widest
+
+
+class Hubert(nn.Module):
+    """Features (B, F, width) of waves at 16 kHz, 50 frames per second: the last layer after its final norm."""
+
+    def __init__(self, config: SoCodecConfig) -> None:
+        super().__init__()
+        try:
+            from transformers import HubertConfig, HubertModel
+        except ImportError as error:
+            raise MissingExtra("transformers", "hf", "SoCodec's encoder (HuBERT)") from error
+        sizes: dict[str, Any] = {
+            "hidden_size": config.hubert_width,
+            "num_hidden_layers": config.hubert_layers,
+            "num_attention_heads": config.hubert_heads,
+            "intermediate_size": config.hubert_hidden,
+            "conv_dim": (config.hubert_conv_width,) * 7,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "mask_time_prob": 0.0,  # of training; with 0 there is no unused vector
+            "attn_implementation": "sdpa",
+        }
+        self.model: Any = HubertModel(HubertConfig(**sizes))
+        parametrize.remove_parametrizations(self.model.encoder.pos_conv_embed.conv, "weight")
+        if config.hubert_dtype == "float16":
+            self.half()
+
+    def forward(self, waves: Sequence[Tensor], frames: Sequence[int]) -> Tensor:
+        """Features (B, F, width) float32; of row i, `frames[i]` hold for waves[i], 320 * frames + 80 samples."""
+        longest = max(frames)
+        stem = self.model.feature_extractor
+        padded = nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
+        dtype = next(self.parameters()).dtype
+        pieces = []
+        for start in range(0, longest, STEM_FRAMES):
+            end = min(start + STEM_FRAMES, longest)
+            pieces.append(stem(padded[:, start * SSL_HOP : (end - 1) * SSL_HOP + SPAN].to(dtype)))
+        hidden = self.model.feature_projection(torch.cat(pieces, 2).transpose(1, 2))
+        mask = None
+        if min(frames) < longest:
+            mask = mask_of(torch.tensor(frames, device=hidden.device), longest)
+        return self.model.encoder(hidden, attention_mask=mask).last_hidden_state.float()
+
+
+def normalised(wave: Tensor) -> Tensor:
+    """wave (N,) with the silence appended, as a whole of mean 0 and variance 1: (N + 3200,) float32."""
+    wave = F.pad(wave.float(), (0, TAIL))
+    return F.layer_norm(wave, wave.shape)

@@ -1,0 +1,356 @@
+"""SoCodec (arXiv 2409.00933): HuBERT's features to four ordered streams of tokens, and a vector for the voice.
+
+Audio at 16 kHz passes HuBERT and a causal encoder to 8.3 frames per second; a product quantizer gives each frame
+four codes, of which the first carries most. Causal decoders make a mel of codes and voice, a vocoder the wave.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.audio import LogMel
+from vokens.audio.mel import SOCODEC_16K_80
+from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.models.codec import Codec, batches
+from vokens.models.pretrained import build_config
+from vokens.models.socodec import checkpoint as layout
+from vokens.models.socodec import published
+from vokens.models.socodec.causal import Down, Past, Stack, Up
+from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
+from vokens.models.socodec.hubert import Hubert, normalised
+from vokens.models.socodec.vocoder import REACH, Vocoder
+from vokens.nn.ecapa import ECAPA, SHORTEST
+from vokens.quantize.product import ProductQuantizer
+
+# Work per step: exact, they bound memory.
+MEL_FRAMES = 6000  # of the mel: 50 MB of windowed frames and their spectra
+DECODER_TOKENS = 128  # of the causal decoders, over all rows
+VOCODER_FRAMES = (
+    1000  # mel frames of the vocoder: 10 MB in its widest layer; 26 more are computed beside them
+)
+VOCODER_FRAMES_ON_DEVICE = 12_000
+# HuBERT frames of a padded pass. On the CPU company gains nothing: only rows of one length go together.
+SSL_FRAMES = 24_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens left..right of a row, computed from the audio under them; tokens start..end of the row are kept."""
+
+    row: int
+    left: int
+    right: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """What streaming decoding remembers: see `SoCodec.step`.
+
+    Attributes:
+        voice: (B, width). past: of the causal convolutions. mel: (B, n_mels, up to 26) the last frames, of which the
+            last `pending` have no wave yet.
+    """
+
+    voice: Tensor
+    past: tuple[Tensor, ...]
+    mel: Tensor
+    pending: int
+
+
+class SoCodec(Codec):
+    """Speech to 4 x 8.3 tokens per second and back. `vokens.load("socodec_16384x4_120ms_16khz_chinese")`."""
+
+    system = "socodec"
+    Config = SoCodecConfig
+
+    def __init__(self, config: SoCodecConfig) -> None:
+        super().__init__(config)
+        self.sample_rate = RATE
+        self.hop_length = config.hop_length
+        self.codebook_sizes = (config.stream_size,) * config.num_streams
+        width, groups = config.width, config.groups
+        self.mel = LogMel(dataclasses.replace(SOCODEC_16K_80, n_mels=config.n_mels))
+        self.speaker = ECAPA(
+            config.n_mels, config.speaker_channels, config.speaker_attention, config.speaker_squeeze, width
+        )
+        self.encoder = Stack(
+            config.hubert_width, width, width, [Down(width, stride, groups) for stride in config.strides]
+        )
+        self.codebooks = ProductQuantizer(
+            width,
+            config.num_streams,
+            codebook_size=config.codebook_size,
+            dim=config.codebook_dim,
+            digits=config.digits,
+        )
+        self.semantic_decoder = Stack(
+            width, width, config.hubert_width, [Up(width, stride, groups) for stride in config.strides[::-1]]
+        )
+        self.mel_decoder = Stack(width, width, config.n_mels, [Up(width, SSL_HOP // MEL_HOP, groups)])
+        self.vocoder = Vocoder(
+            config.n_mels, config.vocoder_width, config.vocoder_strides, config.vocoder_kernels
+        )
+        self.hubert = Hubert(config) if config.hubert else None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the weights without HuBERT, which a codec that only decodes does not have."""
+        if not self._fingerprint:
+            state = {
+                name: value for name, value in self.state_dict().items() if not name.startswith("hubert.")
+            }
+            encoding = ("hubert", "window_", "context_")
+            settings = dataclasses.asdict(self.config)
+            settings = {name: value for name, value in settings.items() if not name.startswith(encoding)}
+            self._fingerprint = checkpoint.fingerprint(state, settings)
+        return self._fingerprint
+
+    # Tokens ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+        codes = self.tokenize(self._rows(wave, lengths), num_codebooks)
+        padded = nn.utils.rnn.pad_sequence([row.T for row in codes], batch_first=True).transpose(1, 2)
+        return padded, self.num_frames(lengths)
+
+    @torch.inference_mode()
+    def global_batch(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """Vectors (B, width) of the voices in wave (B, N)."""
+        return torch.cat([self.voice(row) for row in self._rows(wave, lengths)])
+
+    def _rows(self, wave: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Each row alone, filled with zeros to whole tokens."""
+        return [
+            F.pad(row[:size], (0, -size % self.hop_length))
+            for row, size in zip(wave, lengths.tolist(), strict=True)
+        ]
+
+    def tokenize(self, waves: Sequence[Tensor], num_codebooks: int | None = None) -> list[Tensor]:
+        """Codes (K, ceil(N / hop_length)) of each wave (N,) at 16 kHz, as it is: nothing is appended.
+
+        Raises ConfigError for a codec without HuBERT.
+        """
+        if self.hubert is None:
+            raise ConfigError(
+                f"{self.name} was loaded without HuBERT and only decodes: put chinese-hubert-large-fairseq-ckpt.pt, "
+                "or a transformers folder of HuBERT, into its folder and load it again"
+            )
+        wanted = self._wanted(num_codebooks)
+        scaled = [normalised(wave) for wave in waves]
+        ratio = self.hop_length // SSL_HOP
+        frames = [-(-len(wave) // SSL_HOP) for wave in waves]
+        codes = [
+            torch.zeros(wanted, -(-count // ratio), dtype=torch.int64, device=wave.device)
+            for count, wave in zip(frames, waves, strict=True)
+        ]
+        plan = [window for row, found in enumerate(codes) for window in self._windows(row, found.shape[1])]
+        sizes = [min(w.right * ratio, frames[w.row]) - w.left * ratio for w in plan]
+        on_cpu = self.device.type == "cpu"
+        for group in batches(sizes, SSL_FRAMES, padding=0.0 if on_cpu else 1.0):
+            windows = [plan[place] for place in group]
+            spans = [
+                scaled[w.row].narrow(0, w.left * self.hop_length, SSL_HOP * sizes[place] + 80)
+                for w, place in zip(windows, group, strict=True)
+            ]
+            features = self.hubert(spans, [sizes[place] for place in group]).to(self.dtype)
+            latent = self.encoder(features.transpose(1, 2)).transpose(1, 2)
+            for w, found in zip(windows, self.codebooks.encode(latent, wanted), strict=True):
+                codes[w.row][:, w.start : w.end] = found[:, w.start - w.left : w.end - w.left]
+        return codes
+
+    def _windows(self, row: int, tokens: int) -> Iterator[Window]:
+        """One window where it fits, else the fewest, each with context on the sides where there is more."""
+        size, context = self.config.window_tokens, self.config.context_tokens
+        if tokens <= size:
+            yield Window(row, 0, tokens, 0, tokens)
+            return
+        start = 0
+        while start < tokens:
+            left = max(0, start - context)
+            right = min(tokens, left + size)
+            end = right if right == tokens else right - context
+            yield Window(row, left, right, start, end)
+            start = end
+
+    def voice(self, wave: Tensor) -> Tensor:
+        """The global vector (1, width) of wave (N,) at 16 kHz."""
+        return self.speaker(self.log_mel(wave).to(self.dtype).unsqueeze(0))
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """Log-mel (n_mels, max(5, N // 160)) of wave (N,), in pieces that bound memory; short ones end in silence."""
+        wave = F.pad(wave, (0, max(0, SHORTEST * MEL_HOP - len(wave))))
+        total, beside = len(wave) // MEL_HOP, 3  # frames: a window reaches 1.5 before and 2.5 after its hop
+        pieces = []
+        for start in range(0, total, MEL_FRAMES):
+            left, size = max(0, start - beside), min(MEL_FRAMES, total - start)
+            span = wave[left * MEL_HOP : (start + size + beside) * MEL_HOP]
+            pieces.append(self.mel(span.unsqueeze(0))[0].narrow(1, start - left, size))
+        return torch.cat(pieces, 1)
+
+    # Speech ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def decode_global_batch(
+        self, codes: Tensor, lengths: Tensor, first_codebook: int, vector: Tensor | None
+    ) -> Tensor:
+        if vector is None:
+            raise TokensError(
+                "these tokens have no global_vector, and SoCodec's tokens do not hold the voice: take it from a "
+                "recording, dataclasses.replace(tokens, global_vector=codec.encode(recording).global_vector)"
+            )
+        wave = torch.zeros(
+            len(codes), codes.shape[2] * self.hop_length, dtype=self.dtype, device=codes.device
+        )
+        mels = self.decode_mel(codes, vector, first_codebook)
+        ratio = self.hop_length // MEL_HOP
+        for row, (mel, tokens) in enumerate(zip(mels, lengths.tolist(), strict=True)):
+            wave[row, : tokens * self.hop_length] = self.vocode(mel[:, : tokens * ratio])
+        return wave
+
+    def decode_mel(self, codes: Tensor, voice: Tensor, first_codebook: int = 0) -> Tensor:
+        """Log-mel (B, n_mels, hop_length / 160 * T) of codes (B, k, T) and voice (B, width)."""
+        past: tuple[Tensor, ...] = ()
+        pieces = []
+        for piece in codes.split(max(1, DECODER_TOKENS // len(codes)), 2):
+            mel, past = self._mel_step(piece, voice, past, first_codebook)
+            pieces.append(mel)
+        return torch.cat(pieces, 2)
+
+    def _mel_step(
+        self, codes: Tensor, voice: Tensor, kept: tuple[Tensor, ...], first_codebook: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        past = Past(kept)
+        g = voice.to(self.dtype).unsqueeze(2)
+        latent = self.codebooks.decode(codes, first_codebook).transpose(1, 2)
+        hidden = self.semantic_decoder.hidden(latent + g, past)
+        return self.mel_decoder(hidden + g, past), past.kept
+
+    def vocode(self, mel: Tensor) -> Tensor:
+        """Wave (160 * F,) of a log-mel (n_mels, F), in pieces that bound memory."""
+        total = mel.shape[1]
+        step = VOCODER_FRAMES if mel.device.type == "cpu" else VOCODER_FRAMES_ON_DEVICE
+        pieces = []
+        for start in range(0, total, step):
+            left, size = max(0, start - REACH), min(step, total - start)
+            wave = self.vocoder(mel[None, :, left : start + size + REACH])[0]
+            pieces.append(wave.narrow(0, (start - left) * MEL_HOP, size * MEL_HOP))
+        return torch.cat(pieces)
+
+    # Streaming ---------------------------------------------------------------------------------------------
+
+    def init_state(self, voice: Tensor) -> DecoderState:
+        """Begin to decode B streams of voices (B, width), the `global_vector` of tokens."""
+        voice = voice.to(self.device, self.dtype)
+        return DecoderState(voice, (), voice.new_zeros(len(voice), self.config.n_mels, 0), 0)
+
+    @torch.inference_mode()
+    def step(
+        self, codes: Tensor, state: DecoderState, first_codebook: int = 0
+    ) -> tuple[Tensor, DecoderState]:
+        """Decode the next codes (B, k, n), n >= 1: wave (B, m), and the state for the codes after them.
+
+        All waves, with that of `finish`, are what `decode` gives for all codes at once. A token is heard when it
+        comes, but for its last 130 ms, which the vocoder keeps until it knows what follows.
+        """
+        mel, past = self._mel_step(codes.to(self.device), state.voice, state.past, first_codebook)
+        pending = state.pending + mel.shape[2]
+        mel = torch.cat([state.mel, mel], 2)
+        ready = max(0, pending - REACH)
+        wave = self._wave_of(mel, mel.shape[2] - pending, ready) if ready else mel.new_zeros(len(mel), 0)
+        pending -= ready
+        return wave, DecoderState(state.voice, past, mel[..., -(pending + REACH) :].clone(), pending)
+
+    @torch.inference_mode()
+    def finish(self, state: DecoderState) -> Tensor:
+        """The last wave (B, m) of streams that have ended."""
+        if not state.pending:
+            return state.mel.new_zeros(len(state.mel), 0)
+        return self._wave_of(state.mel, state.mel.shape[2] - state.pending, state.pending)
+
+    def _wave_of(self, mel: Tensor, first: int, frames: int) -> Tensor:
+        return self.vocoder(mel).narrow(1, first * MEL_HOP, frames * MEL_HOP)
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return checkpoint.fold_weight_norm(state)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return layout.is_analyzer(keys) or layout.is_vocoder(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
+        kind, other = published.ANALYZER, published.VOCODER
+        if not layout.is_analyzer(state):
+            kind, other = other, kind
+        raise CheckpointError(
+            f"this file is SoCodec's {kind} alone: load a folder that holds it, the {other}, and to encode also "
+            f"{published.HUBERT}"
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Any) -> Self | None:
+        """The codec of a folder with the published files, None where it holds none of them.
+
+        Args:
+            config: a SoCodecConfig or a dict of its settings, for weights of other sizes than the released.
+
+        Raises:
+            CheckpointError: files that are missing, damaged or of other sizes.
+        """
+        found = published.read_folder(folder)
+        if found is None:
+            return None
+        codec = cls.from_weights(found.analyzer, found.vocoder, found.hubert, config)
+        codec.name = found.name
+        return codec
+
+    @classmethod
+    def from_weights(
+        cls,
+        analyzer: dict[str, Tensor],
+        vocoder: dict[str, Tensor],
+        hubert: dict[str, Tensor] | None = None,
+        config: Any = None,
+    ) -> Self:
+        """The codec with weights under their published names; HuBERT's under fairseq's or transformers'.
+
+        Args:
+            hubert: None for a codec that only decodes. config: as in `from_folder`.
+        """
+        if not isinstance(config, SoCodecConfig):
+            config = build_config(SoCodecConfig, config or {}, "SoCodec's config")
+        config = dataclasses.replace(config, hubert=hubert is not None)
+        state = layout.analyzer_table(len(config.strides)).to_ours(analyzer) | layout.vocoder_to_ours(vocoder)
+        if hubert is not None:
+            state |= layout.hubert_to_ours(hubert)
+        with torch.device("meta"):  # 370 million random numbers would be drawn for nothing
+            codec = cls(config)
+        codec.to_empty(device="cpu")
+        checkpoint.load_strict(codec, state, "in the published layout")
+        return cast(Self, codec.eval().requires_grad_(False))
+
+    def to_published(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
+        """Analyzer, vocoder and HuBERT (fairseq's names, without what only its training needs) as published."""
+        state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        parts: dict[str, dict[str, Tensor]] = {"vocoder": {}, "hubert": {}, "analyzer": {}}
+        for name, tensor in state.items():
+            parts[name.split(".")[0] if name.startswith(("vocoder.", "hubert.")) else "analyzer"][name] = (
+                tensor
+            )
+        return (
+            layout.analyzer_table(len(self.config.strides)).to_published(parts["analyzer"]),
+            layout.vocoder_to_published(parts["vocoder"]),
+            layout.hubert_to_fairseq(parts["hubert"]) if self.hubert is not None else None,
+        )

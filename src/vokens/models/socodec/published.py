@@ -1,0 +1,91 @@
+"""SoCodec as it is published: a folder with the analyzer, the vocoder and HuBERT, told apart by their tensors' names.
+
+HuBERT may be fairseq's checkpoint, a folder in transformers' format, or inside the analyzer; it may be missing where
+only decoding is wanted.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vokens.checkpoint import read_state_dict
+from vokens.errors import CheckpointError
+from vokens.fairseq_file import read_fairseq_weights
+from vokens.models.socodec.checkpoint import INSIDE, is_analyzer, is_vocoder
+
+State = dict[str, Tensor]
+
+ANALYZER = "analyzer (socodec_16384x4_120ms_16khz_chinese.safetensors)"
+VOCODER = "mel vocoder (mel_vocoder_80dim_10ms_16khz.safetensors)"
+HUBERT = "HuBERT (chinese-hubert-large-fairseq-ckpt.pt, or a folder in transformers' format)"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published weights; name: of the analyzer's file. hubert: as in its file, None where there is none."""
+
+    name: str
+    analyzer: State
+    vocoder: State
+    hubert: State | None
+
+
+def read_folder(folder: Path) -> Published | None:
+    """What a folder and the folders in it hold of SoCodec; None where there is neither analyzer nor vocoder.
+
+    Raises:
+        CheckpointError: one of the two without the other, or files that cannot be read.
+    """
+    files = list(_files(folder))
+    keys = {path: _keys(path) for path in files if path.suffix == ".safetensors"}
+    analyzer = next((path for path in keys if is_analyzer(keys[path])), None)
+    vocoder = next((path for path in keys if is_vocoder(keys[path])), None)
+    if analyzer is None and vocoder is None:
+        return None
+    if analyzer is None or vocoder is None:
+        missing, found = (ANALYZER, vocoder) if analyzer is None else (VOCODER, analyzer)
+        raise CheckpointError(
+            f"{folder} holds {found} but not SoCodec's {missing}: both are needed, and {HUBERT} to encode"
+        )
+    state = read_state_dict(analyzer)
+    inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
+    own = {name: value for name, value in state.items() if not name.startswith(INSIDE)}
+    hubert = next((path for path in keys if _is_hubert(keys[path])), None)
+    weights = read_state_dict(hubert) if hubert else inside or _torch_hubert(files)
+    return Published(analyzer.stem, own, read_state_dict(vocoder), weights)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Weight files of a folder, then of the folders in it."""
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        yield from sorted(path for path in place.iterdir() if path.suffix in (".safetensors", ".pt", ".bin"))
+
+
+def _keys(path: Path) -> Collection[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}): download or copy it again"
+        ) from error
+
+
+def _is_hubert(keys: Collection[str]) -> bool:
+    return any(key.endswith(("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias")) for key in keys)
+
+
+def _torch_hubert(files: list[Path]) -> State | None:
+    """The first torch file that holds a HuBERT: fairseq's checkpoint, or transformers' pytorch_model.bin."""
+    for path in files:
+        if path.suffix != ".safetensors":
+            try:
+                state = read_state_dict(path)
+            except CheckpointError:
+                state = read_fairseq_weights(path)
+            if _is_hubert(state):
+                return state
+    return None
