@@ -1,6 +1,7 @@
 """Small codecs and signals that many tests share."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,26 @@ def build_tiny_s3tokenizer() -> Codec:
     return codec.eval().requires_grad_(False)
 
 
+def build_tiny_socodec() -> Codec:
+    from vokens.models.socodec import SoCodec, SoCodecConfig
+
+    torch.manual_seed(0)
+    sizes = {"width": 32, "codebook_dim": 4, "codebook_size": 8, "vocoder_width": 32}
+    speaker = {"speaker_channels": (8, 8, 8, 8, 24), "speaker_attention": 4, "speaker_squeeze": 4}
+    hubert = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "conv_width": 8}
+    codec = SoCodec(SoCodecConfig(**sizes, **speaker, **{f"hubert_{k}": v for k, v in hubert.items()}))
+    with torch.no_grad():  # as above
+        for name, weight in codec.named_parameters():
+            weight.mul_(
+                2.0 if weight.dim() == 3 and name.startswith(("encoder", "semantic_", "mel_")) else 1.0
+            )
+        waves = [torch.from_numpy(speechlike(32000, seed=i)) for i in range(8)]
+        inner = codec.codebooks.project_in(torch.cat([codec.latent(wave[None])[0] for wave in waves]))
+        for book, part in zip(codec.codebooks.codebooks, inner.chunk(8, -1), strict=True):
+            book.init_from(part, torch.Generator().manual_seed(3))
+    return codec.eval().requires_grad_(False)
+
+
 CODECS: dict[str, Callable[[], Codec]] = {  # a new system joins the shared laws here
     "mini": build_tiny_mini,
     "speechtokenizer": build_tiny_speechtokenizer,
@@ -75,6 +96,10 @@ CHUNKS = {  # where systems that compute long audio in pieces, exactly, say how 
         ("CONV_FRAMES", "LSTM_FRAMES", "LAYERED_FRAMES"),
     ),
 }
+
+if find_spec("transformers"):  # of the extra "hf"; SoCodec's HuBERT runs in it
+    CODECS["socodec"] = build_tiny_socodec
+    CHUNKS["socodec"] = ("vokens.models.socodec.model", ("MEL_FRAMES", "DECODER_TOKENS", "VOCODER_FRAMES"))
 
 
 @pytest.fixture(scope="session")

@@ -139,11 +139,7 @@ class SoCodec(Codec):
 
         Raises ConfigError for a codec without HuBERT.
         """
-        if self.hubert is None:
-            raise ConfigError(
-                f"{self.name} was loaded without HuBERT and only decodes: put chinese-hubert-large-fairseq-ckpt.pt, "
-                "or a transformers folder of HuBERT, into its folder and load it again"
-            )
+        hubert = self._hubert()
         wanted = self._wanted(num_codebooks)
         scaled = [normalised(wave) for wave in waves]
         ratio = self.hop_length // SSL_HOP
@@ -161,11 +157,26 @@ class SoCodec(Codec):
                 scaled[w.row].narrow(0, w.left * self.hop_length, SSL_HOP * sizes[place] + 80)
                 for w, place in zip(windows, group, strict=True)
             ]
-            features = self.hubert(spans, [sizes[place] for place in group]).to(self.dtype)
+            features = hubert(spans, [sizes[place] for place in group]).to(self.dtype)
             latent = self.encoder(features.transpose(1, 2)).transpose(1, 2)
             for w, found in zip(windows, self.codebooks.encode(latent, wanted), strict=True):
                 codes[w.row][:, w.start : w.end] = found[:, w.start - w.left : w.end - w.left]
         return codes
+
+    def latent(self, wave: Tensor) -> Tensor:
+        """Training: the encoder's output (B, T, width) of wave (B, N), N a multiple of hop_length."""
+        rows = list(wave)
+        frames = [wave.shape[1] // SSL_HOP] * len(rows)
+        features = self._hubert()([normalised(row)[: SSL_HOP * frames[0] + 80] for row in rows], frames)
+        return self.encoder(features.to(self.dtype).transpose(1, 2)).transpose(1, 2)
+
+    def _hubert(self) -> Hubert:
+        if self.hubert is None:
+            raise ConfigError(
+                f"{self.name} was loaded without HuBERT and only decodes: put chinese-hubert-large-fairseq-ckpt.pt, "
+                "or a transformers folder of HuBERT, into its folder and load it again"
+            )
+        return self.hubert
 
     def _windows(self, row: int, tokens: int) -> Iterator[Window]:
         """One window where it fits, else the fewest, each with context on the sides where there is more."""
