@@ -1,10 +1,11 @@
 """Our S3Tokenizer beside the published package: speed on real recordings, and whether the ids are the same.
 
-Both run in this process with the same random weights of the released sizes, one after the other, from waves in memory
-to ids: the package in batches as they come, as its command line does, ours as `encode` groups them. Recordings are
-cut from those of --data to lengths as corpora have them: log-normal around 6 s, 1 to 25 s.
+Both run in this process with the same random weights of the released sizes, from waves in memory to ids. Recordings
+are cut from those of --data to lengths as corpora have them, log-normal around 6 s, 1 to 25 s, and come in batches in
+no order of length, as in the package's command line. Each batch goes through the package, through ours in float32 and
+on the CPU through ours in int8, one after the other, so that what else runs on the machine slows all alike.
 
-    python benchmarks/s3tokenizer.py --data CORPUS [--threads 2] [--batch 32] [--count 64] [--device cuda] [--quick]
+    python benchmarks/s3tokenizer.py --data CORPUS [--threads 2] [--batch 32] [--count 96] [--device cuda] [--quick]
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
 RATE = 16000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-Result = TypeVar("Result")
+Side = Callable[[list[np.ndarray]], list[Tensor]]
 
 
 def recordings(folder: Path, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -52,48 +53,65 @@ def recordings(folder: Path, count: int, seed: int = 0) -> list[np.ndarray]:
     return pieces
 
 
-def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+def timed(side: Side, waves: list[np.ndarray]) -> tuple[list[Tensor], float]:
     start = time.perf_counter()
-    result = call()
+    result = side(waves)
     return result, time.perf_counter() - start
 
 
-def published(
-    package: Any, model: nn.Module, waves: list[np.ndarray], batch: int, device: str
-) -> list[Tensor]:
-    """Ids (T,) of each recording, on the CPU."""
-    found = []
-    for first in range(0, len(waves), batch):
-        some = waves[first : first + batch]
-        mels = [package.log_mel_spectrogram(torch.from_numpy(wave)) for wave in some]
-        mel, lengths = package.padding(mels)
-        codes, counts = model.quantize(mel.to(device), lengths.to(device))
-        found += [row[:n].long().cpu() for row, n in zip(codes, counts.tolist(), strict=True)]
-    return found
+def published(package: Any, model: nn.Module, waves: list[np.ndarray], device: str) -> list[Tensor]:
+    """Ids (T,) of each recording of a batch, on the CPU."""
+    mels = [package.log_mel_spectrogram(torch.from_numpy(wave)) for wave in waves]
+    mel, lengths = package.padding(mels)
+    codes, counts = model.quantize(mel.to(device), lengths.to(device))
+    return [row[:n].long().cpu() for row, n in zip(codes, counts.tolist(), strict=True)]
 
 
-def compare(name: str, waves: list[np.ndarray], args: argparse.Namespace) -> str:
-    """One row of the table."""
+def ours(codec: S3Tokenizer, waves: list[np.ndarray]) -> list[Tensor]:
+    tokens = codec.encode(waves, RATE)
+    return [codes[0, :n] for codes, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
+
+
+def compare(name: str, waves: list[np.ndarray], args: argparse.Namespace) -> list[str]:
+    """The table's rows of one model."""
     package = peer.package()
     theirs = peer.build(name, **({"width": 128, "layers": 2} if args.quick else {})).to(args.device)
-    ours = S3Tokenizer.from_published(
-        {key: value.cpu() for key, value in theirs.state_dict().items()},
-        {"first_stride": RELEASES[name].first_stride},
-    ).to(args.device)
-    for warm in (waves[:1], waves[:1]):
-        published(package, theirs, warm, args.batch, args.device)
-        ours.encode(warm, RATE)
-    wanted, their_time = timed(lambda: published(package, theirs, waves, args.batch, args.device))
-    tokens, our_time = timed(lambda: ours.encode(waves, RATE))
-    total = sum(map(len, wanted))
-    different = sum(int((tokens.codes[i, 0, : len(row)] != row).sum()) for i, row in enumerate(wanted))
-    if tokens.lengths.tolist() != [len(row) for row in wanted]:
-        raise SystemExit(f"{name}: the package gives other numbers of ids")
-    seconds = sum(map(len, waves)) / RATE
-    return (
-        f"| {name} | {their_time:.2f} | {their_time / seconds:.4f} | {our_time:.2f} | {our_time / seconds:.4f} | "
-        f"{their_time / our_time:.2f} | {different} of {total} |"
-    )
+    state = {key: value.cpu() for key, value in theirs.state_dict().items()}
+
+    def codec(dtype: torch.dtype) -> S3Tokenizer:
+        found = S3Tokenizer.from_published(state, {"first_stride": RELEASES[name].first_stride})
+        return found.to(args.device).set_dtype(dtype, "guarded" if dtype == torch.float32 else "plain")
+
+    exact = codec(torch.float32)
+    sides: dict[str, Side] = {
+        "s3tokenizer": lambda some: published(package, theirs, some, args.device),
+        "float32": lambda some: ours(exact, some),
+    }
+    if args.device == "cpu":
+        rounded = codec(torch.int8)
+        sides["int8"] = lambda some: ours(rounded, some)
+    taken = dict.fromkeys(sides, 0.0)
+    found: dict[str, list[Tensor]] = {side: [] for side in sides}
+    for side in sides.values():  # warm
+        side(waves[:1])
+    for first in range(0, len(waves), args.batch):
+        for side, call in sides.items():
+            ids, seconds = timed(call, waves[first : first + args.batch])
+            found[side] += ids
+            taken[side] += seconds
+    wanted = torch.cat(found["s3tokenizer"])
+    per_second = 1000 * RATE / sum(map(len, waves))
+    rows = []
+    for side, seconds in taken.items():
+        ids = torch.cat(found[side])
+        if ids.shape != wanted.shape:
+            raise SystemExit(f"{name}: the package gives other numbers of ids")
+        other = int((ids != wanted).sum())
+        rows.append(
+            f"| {name if side == 's3tokenizer' else ''} | {side} | {seconds:.1f} | {seconds * per_second:.1f} | "
+            f"{taken['s3tokenizer'] / seconds:.2f} | {other} of {len(ids)} ({other / len(ids):.2%}) |"
+        )
+    return rows
 
 
 def main() -> None:
@@ -105,7 +123,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32, help="recordings per batch of the package")
-    parser.add_argument("--count", type=int, default=64, help="recordings")
+    parser.add_argument("--count", type=int, default=96, help="recordings, 96 are 11 minutes")
     parser.add_argument("--quick", action="store_true", help="small networks, 8 recordings: does it run?")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -114,13 +132,13 @@ def main() -> None:
     place = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{args.threads} threads"
     sizes = "small sizes" if args.quick else "released sizes"
     print(
-        f"s3tokenizer 0.3.0 and vokens, {sizes}, random weights, float32, {place}, torch {torch.__version__}; "
+        f"s3tokenizer 0.3.0 and vokens, {sizes}, random weights, {place}, torch {torch.__version__}; "
         f"{len(waves)} recordings, {minutes:.1f} min, batches of {args.batch}\n"
     )
-    print("| model | s3tokenizer (s) | per s of audio | vokens (s) | per s of audio | faster | other ids |")
-    print("|---|---|---|---|---|---|---|")
+    print("| model | side | s | ms per s of audio | faster | ids other than the package's |")
+    print("|---|---|---|---|---|---|")
     for name in args.models:
-        print(compare(name, waves, args), flush=True)
+        print("\n".join(compare(name, waves, args)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""Long recordings in windows of 30 s: how well ids agree with those that see the whole recording, near a seam and far.
+
+Recordings of --data, in order, are joined to long ones; the network sees each once whole and once in windows.
+
+    python benchmarks/s3_seams.py --data CORPUS/test [--model speech_tokenizer_v2_25hz] [--weights FILE_OR_FOLDER]
+        [--recordings 3] [--seconds 120] [--threads 2]
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from s3_exactness import SUFFIXES, random_release
+
+import vokens
+from vokens import audio
+from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
+from vokens.models.s3tokenizer.long import seam_agreement
+
+
+def joined(folder: Path, count: int, samples: int, rate: int) -> list[np.ndarray]:
+    """`count` waves (samples,) of `folder`'s files, one after another."""
+    pieces, held = [], 0
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        pieces.append(audio.load(path, rate)[0])
+        held += len(pieces[-1])
+        if held >= count * samples:
+            return list(np.concatenate(pieces)[: count * samples].reshape(count, samples))
+    raise SystemExit(
+        f"--data {folder} holds {held / rate:.0f} s of audio, {count * samples / rate:.0f} are needed"
+    )
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with recordings of speech")
+    parser.add_argument(
+        "--model", choices=list(RELEASES), default="speech_tokenizer_v2_25hz", help="its sizes"
+    )
+    parser.add_argument("--weights", help="what vokens.load opens; random weights of --model without it")
+    parser.add_argument("--recordings", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    codec = vokens.load(args.weights) if args.weights else random_release(args.model)
+    if not isinstance(codec, S3Tokenizer) or codec.config.positions != "rotary":
+        raise SystemExit("a whole recording needs rotary positions: v2 and v3 have them")
+    equal, counts = torch.zeros(2**15), torch.zeros(2**15)
+    for wave in joined(args.data, args.recordings, args.seconds * codec.sample_rate, codec.sample_rate):
+        share, count = seam_agreement(
+            lambda mel: codec._exactly(mel[None])[0][0],
+            codec.log_mel(torch.from_numpy(wave)),
+            codec.config.hop,
+        )
+        counts[: len(count)] += count
+        equal[: len(count)] += share * count
+    rate = codec.frame_rate
+    print(f"{codec.name}; {args.recordings} recordings of {args.seconds} s\n")
+    print("| from the seam (s) | ids | as with the whole recording |\n|---|---|---|")
+    first = 0
+    while counts[first:].any():
+        last = max(first + 1, 2 * first)
+        n = int(counts[first:last].sum())
+        print(
+            f"| {first / rate:.2f} to {last / rate:.2f} | {n} | {equal[first:last].sum() / max(1, n):.1%} |"
+        )
+        first = last
+    print(f"| all | {int(counts.sum())} | {equal.sum() / counts.sum():.2%} |")
+
+
+if __name__ == "__main__":
+    main()
