@@ -296,6 +296,41 @@ def test_files_beside_files(
     assert target.stat().st_mtime_ns == stamp
 
 
+def test_what_was_found_is_kept(
+    folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("b/0.wav", "a/deep/4.wav", "5.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((folder / "audio with blanks/0.wav").read_bytes())
+    cache = tmp_path / "found.json"
+    flags = [
+        "--root_path",
+        str(tmp_path),
+        "--cache_file",
+        str(cache),
+        "--scan_workers",
+        "2",
+        "--skip_existing",
+    ]
+    assert command(*flags) == 0
+    assert len(list(tmp_path.rglob("*_fsq.pt"))) == 3
+    assert json.loads(cache.read_text())["files"] == [
+        str(tmp_path / name) for name in ("5.wav", "a/deep/4.wav", "b/0.wav")
+    ]
+    (tmp_path / "b/0.wav").rename(tmp_path / "b/1.wav")
+    (tmp_path / "b/0_fsq.pt").unlink()
+    assert command(*flags, "--use_cache") == 1  # it is looked for where it was
+    assert command(*flags, "--extensions", ".flac") == 2  # another search
+    assert command(*flags) == 0
+    assert (tmp_path / "b/1_fsq.pt").exists()
+    cache.write_text("[]")
+    capsys.readouterr()
+    assert command(*flags) == 2
+    assert "--no_cache replaces it" in capsys.readouterr().err
+    assert command(*flags, "--no_cache") == 0
+    assert len(json.loads(cache.read_text())["files"]) == 3
+
+
 def test_wrong_calls_are_explained(
     folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture
 ) -> None:

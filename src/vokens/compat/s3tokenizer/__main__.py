@@ -1,6 +1,7 @@
 """`python -m vokens.compat.s3tokenizer`: recordings to ids, by the flags of s3tokenizer 0.3.0.
 
-`--root_path`, `--file_list` and `--skip_existing` are those of Learnable-Speech's copy, which writes beside the files.
+`--root_path`, `--file_list`, `--skip_existing` and those of the cache are of Learnable-Speech's copy, which writes ids
+beside the files.
 
 Alone or under torchrun: each process takes every world-th recording and writes its own results, so processes never
 wait for each other. Recordings are read by threads, ahead of the network.
@@ -106,7 +107,7 @@ def find(arguments: argparse.Namespace) -> list[Item]:
         paths = _lines(Path(arguments.file_list))
         items = [Item(path, Path(path)) for path in paths if not path.startswith("#")]
     else:
-        items = find_files(Path(arguments.root_path), arguments.extensions)
+        items = _below_root(arguments)
     if not items:
         raise ConfigError(
             f"{arguments.wav_scp or arguments.file_list or arguments.root_path} names no recording"
@@ -125,12 +126,36 @@ def read_scp(path: Path) -> list[Item]:
     return items
 
 
-def find_files(root: Path, extensions: Iterable[str]) -> list[Item]:
-    """Audio files at any depth, in order."""
+def _below_root(arguments: argparse.Namespace) -> list[Item]:
+    """Recordings below --root_path: those that --cache_file keeps of the same search, or found now and kept there."""
+    root = Path(arguments.root_path)
+    search = {"root": str(root.resolve()), "extensions": sorted(arguments.extensions)}
+    cache = Path(arguments.cache_file) if arguments.cache_file else None
+    if cache is not None and cache.exists() and not arguments.no_cache:
+        try:
+            kept = json.loads(cache.read_text(encoding="utf-8"))
+            if kept["search"] == search:
+                return [Item(path, Path(path)) for path in kept["files"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--cache_file {cache} holds no list of files: --no_cache replaces it"
+            ) from error
+    items = find_files(root, arguments.extensions, arguments.scan_workers)
+    if cache is not None:
+        with atomic_write(cache) as partial:
+            partial.write_text(json.dumps({"search": search, "files": [item.key for item in items]}))
+    return items
+
+
+def find_files(root: Path, extensions: Iterable[str], workers: int = 8) -> list[Item]:
+    """Audio files at any depth, in order; `workers` threads look into the folders directly below root."""
     if not root.is_dir():
         raise ConfigError(f"--root_path {root} is no folder")
     endings = {extension.lower() for extension in extensions}
-    return [Item(str(path), path) for path in sorted(root.rglob("*")) if path.suffix.lower() in endings]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = pool.map(lambda entry: [entry, *entry.rglob("*")], root.iterdir())
+    paths = sorted(path for below in found for path in below if path.suffix.lower() in endings)
+    return [Item(str(path), path) for path in paths]
 
 
 def _lines(path: Path) -> list[str]:
@@ -281,6 +306,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--root_path", help="folder with recordings; ids are written beside them as <name>_fsq.pt")
     add("--file_list", help="paths, one per line, instead of --root_path; # begins a comment")
     add("--extensions", nargs="+", default=[".wav", ".flac", ".mp3"], help="what counts in --root_path")
+    add("--cache_file", help="keeps what was found in --root_path, so that the next run need not look")
+    add("--no_cache", action="store_true", help="look again, and replace --cache_file")
+    add("--use_cache", action="store_true", help="as without it: a --cache_file is used")
+    add("--scan_workers", type=int, default=8, help="threads that look into folders of --root_path")
     add("--skip_existing", action="store_true", help="go on after a stop: leave out what has been written")
     add("--num_workers", type=int, default=4, help="threads that read recordings")
     add("--prefetch", type=int, default=5, help="batches that are read ahead and grouped by length")
