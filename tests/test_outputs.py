@@ -102,7 +102,11 @@ def test_rows_come_back(
     facts, rows = shard
     root = tmp_path_factory.mktemp("shard")
     finals = place(root, name, rows, facts)
-    read = list(get_output(name).read(root / "out", finals, facts))
+    output = get_output(name)
+    read = list(output.read(root / "out", finals, facts))
+    frames = output.frames(root / "out", finals[-1], facts)
+    assert frames.dtype == np.int64
+    assert frames.tolist() == [row.codes.shape[1] for row in rows]
     assert len(read) == len(rows)
     for ours, theirs in zip(rows, read, strict=True):
         assert_equal(ours, theirs, only_codes=name == "jsonl")

@@ -68,7 +68,7 @@ class TokenDataset(Dataset[Row]):
         self._files = output.shards(self.folder)
         if not self._files:
             raise ConfigError(f"{self.folder} has no whole shard ({output.pattern}): extract first")
-        counts = [output.open(self.folder, file, facts).frames for file in self._files]
+        counts = [output.frames(self.folder, file, facts) for file in self._files]
         self.frames = np.concatenate(counts)
         self.starts = np.cumsum([0, *map(len, counts)])
         self._most = opened

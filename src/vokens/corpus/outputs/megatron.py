@@ -55,6 +55,10 @@ class Megatron(Output):
             )
         return Shard(records, lambda i: unflatten(documents[i], facts.codebook_sizes))
 
+    def frames(self, folder: Path, file: Path, facts: CodecFacts) -> np.ndarray:
+        sizes = Documents((folder / file).with_suffix("")).sizes.astype(np.int64)
+        return (sizes - 1) // len(facts.codebook_sizes)
+
 
 class Documents:
     """The documents of a `.bin` and `.idx` file, read by the format alone; `prefix` is their path without suffix."""

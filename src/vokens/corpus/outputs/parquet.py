@@ -43,11 +43,7 @@ class Parquet(Output):
         return [Written(file, file)]
 
     def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
-        arrow, parquet = _pyarrow()
-        try:
-            table = parquet.read_table(folder / file, memory_map=True, use_threads=False).combine_chunks()
-        except (OSError, arrow.ArrowException) as error:
-            raise TokensError(f"{folder / file} is missing or no whole parquet file ({error})") from error
+        table = _read(folder / file)
         records = table.drop_columns("codes").to_pylist()
         codes = table.column("codes")
         books = len(facts.codebook_sizes)
@@ -57,6 +53,18 @@ class Parquet(Output):
             return values.to_numpy().reshape(books, len(values) // books)
 
         return Shard(records, codes_of)
+
+    def frames(self, folder: Path, file: Path, facts: CodecFacts) -> np.ndarray:
+        return _read(folder / file, columns=["frames"]).column("frames").to_numpy().astype(np.int64)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> Any:
+    arrow, parquet = _pyarrow()
+    try:
+        table = parquet.read_table(path, columns=columns, memory_map=True, use_threads=False)
+    except (OSError, arrow.ArrowException) as error:
+        raise TokensError(f"{path} is missing or no whole parquet file ({error})") from error
+    return table.combine_chunks()
 
 
 def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecFacts) -> Any:
