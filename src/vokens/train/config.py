@@ -15,6 +15,7 @@ from vokens.errors import ConfigError
 # Tasks: name -> (module, class of the trainer). A new task joins here.
 TASKS = {
     "codec": ("vokens.train.codec", "CodecTrainer"),
+    "recogniser": ("vokens.train.recogniser", "RecogniserTrainer"),
 }
 
 

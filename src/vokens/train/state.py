@@ -37,6 +37,13 @@ class Average:
             else:
                 self.values[name].copy_(value)
 
+    @torch.no_grad()
+    def restart(self, module: nn.Module) -> None:
+        """Forget: after a step that sets weights anew, averages with the old ones mean nothing."""
+        self.updates = 0
+        for name, value in module.state_dict().items():
+            self.values[name].copy_(value)
+
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "values": self.values}
 

@@ -1,0 +1,212 @@
+"""The recogniser that S3Tokenizer is trained in (arXiv 2407.05407 §2.1, 2412.10117 §2.1): the tokenizer's encoder, its
+quantizer in the middle, and on the quantized states more transformer blocks with a recognition loss.
+
+The trick of a low token rate: each token emits several CTC frames, so that 25 tokens a second can spell fast speech.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens import checkpoint
+from vokens.errors import CheckpointError, ConfigError
+from vokens.models.codec import build_config, mask_of
+from vokens.models.s3tokenizer.config import S3TokenizerConfig
+from vokens.models.s3tokenizer.encoder import Block, Norm, S3Encoder
+from vokens.nn.attention import rotation, sinusoids
+from vokens.quantize.fsq import FiniteScalarQuantizer
+from vokens.quantize.vq import UnitVectorLearner
+
+Mode = Literal["on", "soft", "off"]  # of the quantizer
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What stands on the quantizer while it is trained.
+
+    Attributes:
+        alphabet: characters that texts are spelled with; the CTC blank comes before them as symbol 0.
+        layers: blocks between quantizer and CTC. emissions: CTC frames per token.
+        decoder_layers: of the attention decoder; 0 = none.
+        teacher_width: of features that states before and after the quantizer are projected to; 0 = none.
+    """
+
+    alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
+    layers: int = 2
+    emissions: int = 2
+    decoder_layers: int = 0
+    teacher_width: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.emissions < 1 or min(self.decoder_layers, self.teacher_width) < 0:
+            raise ConfigError(f"layers and emissions must be at least 1, the others at least 0; got {self}")
+        if len(set(self.alphabet)) < max(2, len(self.alphabet)):
+            raise ConfigError(f"alphabet {self.alphabet!r}: two or more different characters are accepted")
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What the recogniser returns in training; T tokens, E emissions per token."""
+
+    ctc: Tensor  # (B, T * E, 1 + len(alphabet)) logits, the blank first
+    frames: Tensor  # (B,) CTC frames of each row
+    codes: Tensor  # (B, T) int64
+    commit: Tensor  # () squared distance of the states to their codewords; 0 with FSQ
+    before: Tensor | None  # (B, T, S) guess of the teacher's features from the states before the quantizer
+    after: Tensor | None  # (B, T, S) guess from the recogniser's states
+    spelling: Tensor | None  # (B, L + 1, 1 + len(alphabet)) logits of the attention decoder; 0 ends the text
+
+
+class Recogniser(nn.Module):
+    """S3Tokenizer's network in training."""
+
+    def __init__(self, config: S3TokenizerConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.config, self.head = config, head
+        self.encoder = S3Encoder(config)
+        self.quantizer: FiniteScalarQuantizer | UnitVectorLearner
+        if config.quantizer == "fsq":
+            self.quantizer = FiniteScalarQuantizer(config.width, config.fsq_dims)
+        else:
+            self.quantizer = UnitVectorLearner(config.width, config.codebook_size)
+        symbols, width = 1 + len(head.alphabet), config.width
+        self.expand = nn.Linear(config.fsq_dims if config.quantizer == "fsq" else width, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(head.layers))
+        self.norm = Norm(width)
+        self.ctc = nn.Linear(width, head.emissions * symbols)
+        self.before = nn.Linear(width, head.teacher_width) if head.teacher_width else None
+        self.after = nn.Linear(width, head.teacher_width) if head.teacher_width else None
+        self.speller = (
+            Speller(width, config.heads, head.decoder_layers, symbols) if head.decoder_layers else None
+        )
+
+    def forward(
+        self,
+        mel: Tensor,
+        lengths: Tensor,
+        texts: Tensor | None = None,
+        *,
+        quantizer: Mode = "on",
+        generator: torch.Generator | None = None,
+    ) -> Recognition:
+        """One pass over log-mels.
+
+        Args:
+            mel: (B, n_mels, F); lengths: (B,) frames of each row.
+            texts: (B, L) symbols, 0 beyond each end; needed by the attention decoder alone.
+            quantizer: "soft" lets the bottleneck's numbers pass unrounded, to measure what rounding costs; "off" lets
+                the encoder's states pass beside it, for a warm start.
+            generator: of the codebook's starts and revivals.
+        """
+        states = self.encoder(mel, lengths)
+        inside = mask_of(-(-lengths // self.config.hop), states.shape[1])
+        values, codes, commit = self._quantize(states, inside, quantizer == "on", generator)
+        x = self.expand(values)
+        if quantizer == "off":
+            x = F.layer_norm(states, states.shape[-1:]) + 0 * x  # all weights take part: DDP waits for each
+        x = self.recognise(x, inside)
+        logits = self.ctc(x).unflatten(-1, (self.head.emissions, -1)).flatten(1, 2)
+        return Recognition(
+            ctc=logits,
+            frames=inside.sum(1) * self.head.emissions,
+            codes=codes,
+            commit=commit,
+            before=None if self.before is None else self.before(F.layer_norm(states, states.shape[-1:])),
+            after=None if self.after is None else self.after(x),
+            spelling=None if self.speller is None or texts is None else self.speller(x, inside, texts),
+        )
+
+    @torch.no_grad()
+    def fit(self, states: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start the bottleneck from the encoder's states (N, D) after a warm start: k-means or principal components,
+        and the linear layer behind it that gives back most of the states.
+        """
+        if isinstance(self.quantizer, UnitVectorLearner):
+            self.quantizer.fit(states, generator)
+        else:
+            self.quantizer.fit(states)
+        inside = torch.ones(1, len(states), dtype=torch.bool, device=states.device)
+        values = self.eval()._quantize(states[None], inside, True, None)[0][0]
+        given = F.pad(values, (0, 1), value=1.0).double()
+        wanted = F.layer_norm(states, states.shape[-1:]).double()
+        ridge = 1e-4 * len(states) * torch.eye(given.shape[1], dtype=given.dtype, device=given.device)
+        found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted)
+        self.expand.weight.copy_(found[:-1].T)
+        self.expand.bias.copy_(found[-1])
+
+    def recognise(self, x: Tensor, inside: Tensor) -> Tensor:
+        """What the bottleneck gives, (B, T, D) -> recogniser's states (B, T, D); inside (B, T) masks padding."""
+        turn = rotation(x.shape[1], self.config.width // self.config.heads, x.device)
+        for block in self.blocks:
+            x = block(x, inside, turn)
+        return self.norm(x)
+
+    def _quantize(
+        self, states: Tensor, inside: Tensor, rounding: bool, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(self.quantizer, UnitVectorLearner):
+            return self.quantizer(states, inside, generator, rounding)
+        values, codes = self.quantizer(states, rounding)
+        return values, codes, values.new_zeros(())
+
+    @staticmethod
+    def tokenizer_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the S3Tokenizer within a recogniser's."""
+        names = {
+            "quantizer.project.weight": "codebook.project.weight",
+            "quantizer.project.bias": "codebook.project.bias",
+            "quantizer.codebook.embed": "codebook.embedding",
+        }
+        kept = {name: value for name, value in state.items() if name.startswith("encoder.")}
+        return kept | {ours: state[name] for name, ours in names.items() if name in state}
+
+    # On disk -----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Weights and settings as one safetensors file, which `open` reads."""
+        settings = {"config": dataclasses.asdict(self.config), "head": dataclasses.asdict(self.head)}
+        checkpoint.save_safetensors(path, self.state_dict(), {"recogniser": json.dumps(settings)})
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """A saved recogniser, in evaluation mode. Raises CheckpointError for another file."""
+        state = checkpoint.read_state_dict(path)
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("recogniser")
+        if found is None:
+            raise CheckpointError(f"{path} holds no recogniser: give a file that Recogniser.save wrote")
+        settings = json.loads(found)
+        model = cls(
+            build_config(S3TokenizerConfig, settings["config"], str(path)),
+            build_config(HeadConfig, settings["head"], str(path)),
+        )
+        checkpoint.load_strict(model, state, path)
+        return model.eval()
+
+
+class Speller(nn.Module):
+    """Attention decoder: the next character from those before it and the recogniser's states."""
+
+    def __init__(self, width: int, heads: int, layers: int, symbols: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(symbols, width)
+        layer = nn.TransformerDecoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        self.out = nn.Linear(width, symbols)
+
+    def forward(self, states: Tensor, inside: Tensor, texts: Tensor) -> Tensor:
+        """states (B, T, D), inside (B, T), texts (B, L) -> logits (B, L + 1, symbols)."""
+        x = self.embedding(F.pad(texts, (1, 0)))  # 0 begins the text, and ends it
+        x = x + sinusoids(x.shape[1], x.shape[2]).to(x)
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        return self.out(self.layers(x, states, tgt_mask=later, memory_key_padding_mask=~inside))

@@ -1,0 +1,314 @@
+"""Training S3Tokenizer: recognition through its quantizer (CosyVoice, arXiv 2407.05407 §2.1; 2412.10117 §2.1).
+
+CTC over characters, an attention decoder and the features of a teacher, each by its weight. What users load is the
+tokenizer alone; the recogniser above it stays beside it, to measure what the tokens carry.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from vokens import checkpoint
+from vokens.audio import LogMel
+from vokens.audio.mel import WHISPER_128
+from vokens.bench.metrics import codebook_use, word_edits
+from vokens.errors import ConfigError
+from vokens.models.codec import build_config, mask_of
+from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.models.s3tokenizer.recogniser import HeadConfig, Mode, Recogniser, Recognition
+from vokens.quantize.vq import UnitVectorLearner
+from vokens.train import losses as L
+from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
+from vokens.train.data import Rows, pcm_rows, read_clips
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+from vokens.train.teacher import RATE, load_teacher, teacher_rows
+from vokens.train.text import frames_needed, read, spell
+from vokens.train.utterances import AugmentConfig, UtteranceBatch, Utterances, masked
+
+LOSSES = ("ctc", "attention", "commit", "distill", "distill_before")
+FIT_VECTORS = 50  # for k-means, per codeword
+FIT_CODEWORDS = 400  # as many vectors are enough for FSQ's principal components
+
+
+@dataclass(frozen=True)
+class UtteranceConfig(DataConfig):
+    """Whole utterances with text.
+
+    Attributes:
+        test, test_split: measured once, at the end.
+        seconds: of speech in a batch, per process and forward pass. shortest, longest: utterances kept, in seconds.
+    """
+
+    test: str = ""
+    test_split: str | None = None
+    seconds: float = 60.0
+    shortest: float = 0.5
+    longest: float = 20.0
+
+
+@dataclass(frozen=True)
+class RecogniserConfig(RunConfig):
+    """One run.
+
+    Attributes:
+        losses: weight of each loss by name: ctc; attention, with head.decoder_layers; commit, with VQ; distill and
+            distill_before (from the states before the quantizer), with a teacher.
+        fit_codebooks: until this step states pass beside the quantizer, which then starts from them: a VQ codebook by
+            k-means, FSQ's projection by principal components.
+    """
+
+    task: str = "recogniser"
+    system: str = "s3tokenizer"
+    out: str = "runs/recogniser"
+    data: UtteranceConfig = field(default_factory=UtteranceConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    losses: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
+    fit_codebooks: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("s3tokenizer",))
+        among("teacher.loss", self.teacher.loss, ("d_axis", "t_axis"))
+        for name in self.losses:
+            among("losses", name, LOSSES)
+        if not 0 < self.data.shortest < self.data.longest <= self.data.seconds:
+            raise ConfigError(
+                f"data.shortest {self.data.shortest}, longest {self.data.longest} and seconds "
+                f"{self.data.seconds} must rise in this order"
+            )
+
+
+class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
+    """Trains an S3Tokenizer of any size, with VQ or FSQ."""
+
+    Config = RecogniserConfig
+    network = ("system", "model", "head")
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> Recogniser:
+        config = self.config
+        sizes = build_config(S3TokenizerConfig, config.model, "model")
+        self.teacher = None
+        if config.teacher.kind:
+            teacher = config.teacher
+            self.teacher = load_teacher(teacher.kind, teacher.source, teacher.layer, str(self.device))
+        self._check_losses(sizes)
+        self.mel = LogMel(dataclasses.replace(WHISPER_128, n_mels=sizes.n_mels)).to(self.device)
+        self.hop = WHISPER_128.hop_length * sizes.hop
+        width = self.teacher.width if self.teacher else 0
+        model = Recogniser(sizes, dataclasses.replace(config.head, teacher_width=width))
+        if config.init:
+            checkpoint.load_strict(model, checkpoint.read_state_dict(config.init), config.init)
+        return model
+
+    def _check_losses(self, sizes: S3TokenizerConfig) -> None:
+        has = {
+            "ctc": True,
+            "attention": self.config.head.decoder_layers > 0,
+            "commit": sizes.quantizer == "vq",
+            "distill": self.teacher is not None,
+            "distill_before": self.teacher is not None,
+        }
+        wrong = [name for name, there in has.items() if there != (name in self.config.losses)]
+        if wrong:
+            raise ConfigError(
+                f"losses {sorted(self.config.losses)}: {wrong} do not fit. ctc is always there, attention with "
+                "head.decoder_layers, commit with the vq quantizer, distill and distill_before with a teacher; "
+                "a weight of 0 leaves one out"
+            )
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._utterances(data.train, data.train_split, training=True)
+        if self.train.teacher is not None:
+            self.mean, self.scale = standard(self.train.teacher)
+        self.valid = self._utterances(data.valid, data.valid_split) if data.valid else None
+        self.test = self._utterances(data.test, data.test_split) if data.test else None
+
+    def _utterances(self, source: str, split: str | None, training: bool = False) -> Utterances:
+        data, cache = self.config.data, Path(self.config.data.cache)
+        clips = read_clips(source, split, data.language, with_text=True)
+        pcm = pcm_rows(cache, clips, RATE, data.workers)
+        speeds = self.config.augment.speeds if training else (1.0,)
+        features = None
+        if self.teacher is not None and training:
+            features = teacher_rows(self.teacher, cache, clips, pcm, data.workers)
+        kept, texts, unspelled, unfit = [], [], 0, 0
+        for number, clip in enumerate(clips):
+            symbols, samples = spell(clip.text or "", self.config.head.alphabet), len(pcm[number])
+            if symbols is None:
+                unspelled += 1
+            elif self._fits(symbols, samples, max(speeds)):
+                kept.append(number)
+                texts.append(symbols)
+            else:
+                unfit += 1
+        if unspelled or unfit:
+            tqdm.write(
+                f"{source} {split or ''}: {len(kept)} of {len(clips)} utterances kept; {unspelled} need other "
+                f"characters, {unfit} are too short or long, or spoken too fast"
+            )
+        return Utterances(
+            pcm,
+            kept,
+            texts,
+            sample_rate=RATE,
+            hop=self.hop,
+            seconds=data.seconds,
+            seed=self.config.seed,
+            speeds=speeds,
+            teacher=features,
+            grid=self.teacher.grid if self.teacher else (0.02, 0.01),
+        )
+
+    def _fits(self, symbols: list[int], samples: int, speed: float) -> bool:
+        """Whether the utterance's duration is wanted, and CTC has frames enough for its text."""
+        wanted = self.config.data.shortest <= samples / RATE <= self.config.data.longest
+        tokens = (
+            int(samples / speed) // self.hop
+        )  # rounded down twice, against a sample that resampling loses
+        return wanted and frames_needed(symbols) <= tokens * self.config.head.emissions
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        if self.config.fit_codebooks and self.step == self.config.fit_codebooks:
+            self._fit_codebooks()
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        number, accelerator = self.number(part), self.accelerator
+        batch = self.train.batch(number, accelerator.process_index, accelerator.num_processes)
+        mel, frames = self._mels(batch)
+        # Masks differ between processes, k-means and revival do not.
+        chance = torch.Generator().manual_seed(
+            self.config.seed * 1_000_003 + number * 97 + accelerator.process_index
+        )
+        mel = masked(mel, frames, self.config.augment, chance)
+        texts = batch.texts.to(self.device)
+        with accelerator.autocast():
+            mode: Mode = "on" if self.step >= self.config.fit_codebooks else "off"
+            found = self.module(mel, frames, texts, quantizer=mode, generator=self.generator(number))
+        values = self._losses(batch, frames, texts, found)
+        # A weight of 0 keeps its loss in the graph: DDP waits for every gradient.
+        return torch.stack([self.config.losses[name] * value for name, value in values.items()]).sum(), values
+
+    def _mels(self, batch: UtteranceBatch) -> tuple[Tensor, Tensor]:
+        """Log-mels (B, n_mels, F) and their frames (B,)."""
+        lengths = batch.lengths.to(self.device)
+        return self.mel(batch.wave.to(self.device), lengths), lengths // WHISPER_128.hop_length
+
+    def _losses(
+        self, batch: UtteranceBatch, frames: Tensor, texts: Tensor, found: Recognition
+    ) -> dict[str, Tensor]:
+        lengths = batch.text_lengths.to(self.device)
+        values = {"ctc": ctc(found, texts, lengths)}
+        if found.spelling is not None:
+            values["attention"] = attention(found.spelling, texts, lengths)
+        if "commit" in self.config.losses:
+            values["commit"] = found.commit
+        if batch.teacher is not None and found.before is not None and found.after is not None:
+            distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]
+            target = (batch.teacher - self.mean) / self.scale
+            target, tokens = target.to(self.device), -(-frames // self.model.config.hop)
+            values["distill"] = distill(found.after.float(), target, tokens)
+            values["distill_before"] = distill(found.before.float(), target, tokens)
+        return values
+
+    @torch.no_grad()
+    def _fit_codebooks(self) -> None:
+        """Start the bottleneck from the states of coming batches, the same on every process."""
+        self.model.eval()
+        wanted, found, number = FIT_VECTORS * FIT_CODEWORDS, [], self.number(0)
+        if isinstance(self.model.quantizer, UnitVectorLearner):
+            wanted = FIT_VECTORS * self.model.config.codebook_size
+        while sum(len(states) for states in found) < wanted and len(found) < self.train.batches_per_epoch():
+            mel, frames = self._mels(self.train.batch(number + len(found)))
+            states = self.model.encoder(mel, frames)
+            found.append(states[mask_of(-(-frames // self.model.config.hop), states.shape[1])].float())
+        self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
+        if self.average is not None:
+            self.average.restart(self.model)
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Character error with and without the quantizer, and codebook use, of the averaged weights."""
+        model, measured = self.final_recogniser(), {}
+        sets = {"valid": self.valid, "test": self.test if self.step >= self.config.steps else None}
+        for name, utterances in sets.items():
+            if utterances is None:
+                continue
+            fitted = self.step > self.config.fit_codebooks
+            measured[f"{name}/cer_unquantized"], _ = self._recognise(
+                model, utterances, "soft" if fitted else "off"
+            )
+            if fitted:
+                measured[f"{name}/cer"], codes = self._recognise(model, utterances, "on")
+                use, bits = codebook_use(codes, model.config.codebook_size)
+                measured |= {f"{name}/use": use, f"{name}/bits": bits}
+        return measured
+
+    def _recognise(self, model: Recogniser, utterances: Utterances, mode: Mode) -> tuple[float, np.ndarray]:
+        """Character error rate of greedy CTC, and all ids."""
+        alphabet, edits, total, codes = self.config.head.alphabet, 0, 0, []
+        for rows, batch in utterances.fixed():
+            mel, frames = self._mels(batch)
+            found = model(mel, frames, quantizer=mode)
+            best = found.ctc.argmax(-1).cpu()
+            tokens = (found.frames // model.head.emissions).tolist()
+            for place, row in enumerate(rows):
+                heard = read(best[place, : tokens[place] * model.head.emissions].tolist(), alphabet)
+                said = [alphabet[symbol - 1] for symbol in utterances.texts[row]]
+                edits, total = edits + word_edits(said, list(heard)), total + len(said)
+                codes.append(found.codes[place, : tokens[place]].cpu())
+        return edits / total, torch.cat(codes).numpy()
+
+    def final_recogniser(self) -> Recogniser:
+        model = Recogniser(self.model.config, self.model.head)
+        checkpoint.load_strict(model, self.final_state(), "training")
+        return model.to(self.device).eval()
+
+    def final_model(self) -> S3Tokenizer:
+        model = S3Tokenizer(self.model.config)
+        checkpoint.load_strict(model, Recogniser.tokenizer_state(self.final_state()), "training")
+        model.name = self.config.name or model.system
+        return model.eval()
+
+    def export(self) -> None:
+        """The tokenizer in out/codec, the whole recogniser in out/recogniser.safetensors."""
+        super().export()
+        self.final_recogniser().save(self.out / "recogniser.safetensors")
+
+
+def standard(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Mean and spread (S,) of each of a teacher's features, of 50,000 rows spread over all.
+
+    Moonshine's mean is two thirds of its features' length, and one feature varies eight times as much as the others:
+    as they are, a student gains most by learning constants.
+    """
+    some = torch.from_numpy(rows.data[:: max(1, len(rows.data) // 50_000)].astype(np.float32))
+    return some.mean(0), some.std(0).clamp(min=1e-6)
+
+
+def ctc(found: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over utterances of -ln P(text) per character. texts (B, L) symbols, lengths (B,) of them."""
+    scores = found.ctc.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(scores, texts, found.frames, lengths, zero_infinity=True)
+
+
+def attention(logits: Tensor, texts: Tensor, lengths: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Mean cross entropy of the next character, the end (0) included. logits (B, L + 1, symbols)."""
+    inside = mask_of(lengths + 1, logits.shape[1])
+    target = F.pad(texts, (0, 1)).masked_fill(~inside, -100)
+    return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), label_smoothing=smoothing)

@@ -1,0 +1,32 @@
+"""Texts as symbols for a recogniser, and back: characters of an alphabet, 0 for CTC's blank."""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+PUNCTUATION = re.compile(r"[.,;:!?\"()\[\]“”„«»…]")
+
+
+def normalise(text: str) -> str:
+    """Lower case, one blank between words, hyphens and dashes as blanks, no punctuation but the apostrophe."""
+    text = re.sub(r"[-‐-―]", " ", text.lower().replace("’", "'"))
+    return " ".join(PUNCTUATION.sub(" ", text).split())
+
+
+def spell(text: str, alphabet: str) -> list[int] | None:
+    """Symbols 1 .. len(alphabet) of a text once normalised; None where it is empty or needs other characters."""
+    text = normalise(text)
+    if not text or not set(text) <= set(alphabet):
+        return None
+    return [alphabet.index(character) + 1 for character in text]
+
+
+def read(symbols: Sequence[int], alphabet: str) -> str:
+    """The text of CTC's best symbols, frame by frame: repeats are one, blanks none."""
+    kept = [symbol for place, symbol in enumerate(symbols) if place == 0 or symbol != symbols[place - 1]]
+    return "".join(alphabet[symbol - 1] for symbol in kept if symbol)
+
+
+def frames_needed(symbols: Sequence[int]) -> int:
+    """CTC frames that a text needs at least: equal neighbours take a blank between them."""
+    return len(symbols) + sum(a == b for a, b in pairwise(symbols))

@@ -1,0 +1,180 @@
+"""Batches of whole utterances with their texts, of similar durations, for recognition.
+
+Utterances are sorted into buckets by duration. Every epoch cuts each bucket anew into batches and shuffles them: how
+many there are never changes, so the batch of a step is a pure function of (seed, step), and so is its augmentation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from vokens.errors import ConfigError
+from vokens.train.data import Rows
+
+BUCKETS = 24
+SMALLEST_BUCKET = 32  # utterances
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Changes that make few recordings last longer (SpecAugment, arXiv 1904.08779; speeds as in Kaldi's recipes).
+
+    Attributes:
+        speeds: one is drawn for each utterance; 1.1 is faster and higher.
+        bands, band_share: how many masks over frequency, and the largest share of the mels that each hides.
+        gaps, gap_share: masks over time, each hiding at most this share of the utterance.
+    """
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    bands: int = 2
+    band_share: float = 0.15
+    gaps: int = 2
+    gap_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.speeds or min(self.speeds) < 0.5 or max(self.speeds) > 2:
+            raise ConfigError(f"augment.speeds = {self.speeds}: factors from 0.5 to 2 are accepted")
+        if not (0 <= self.band_share <= 1 and 0 <= self.gap_share <= 1):
+            raise ConfigError(f"augment.band_share and gap_share are shares from 0 to 1, got {self}")
+
+
+@dataclass(frozen=True)
+class UtteranceBatch:
+    """Utterances with their texts."""
+
+    wave: Tensor  # (B, N) float32, zero-padded
+    lengths: Tensor  # (B,) samples
+    texts: Tensor  # (B, L) int64 symbols, 0 beyond each end
+    text_lengths: Tensor  # (B,)
+    teacher: Tensor | None  # (B, T, S) features at the middles of the tokens
+
+
+class Utterances:
+    """Whole utterances of a corpus.
+
+    Args:
+        pcm: samples of all clips; clips: which of them; texts: the symbols of each of these.
+        hop: samples per token. seconds: duration of a batch per process, padding included.
+        teacher: features of all clips, or None. grid: their spacing, and the middle of the first, in seconds.
+    """
+
+    def __init__(
+        self,
+        pcm: Rows,
+        clips: Sequence[int],
+        texts: Sequence[list[int]],
+        *,
+        sample_rate: int,
+        hop: int,
+        seconds: float,
+        seed: int,
+        speeds: Sequence[float] = (1.0,),
+        teacher: Rows | None = None,
+        grid: tuple[float, float] = (0.02, 0.01),
+    ) -> None:
+        if not clips:
+            raise ConfigError("no utterance is left to train on: see what was left out, and why")
+        self.pcm, self.clips, self.texts = pcm, clips, texts
+        self.sample_rate, self.hop, self.seed, self.speeds = sample_rate, hop, seed, speeds
+        self.teacher, self.grid = teacher, grid
+        samples = np.diff(pcm.offsets)[np.asarray(clips)]
+        self.order = np.argsort(samples, kind="stable")
+        count = max(1, min(BUCKETS, len(clips) // SMALLEST_BUCKET))
+        self.buckets = np.array_split(self.order, count)
+        longest = [samples[bucket[-1]] / sample_rate / min(speeds) for bucket in self.buckets]
+        self.rows = [max(1, int(seconds / duration)) for duration in longest]  # of a batch, per process
+
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> UtteranceBatch:
+        """The batch of a number: this process's share of the rows drawn for all."""
+        epoch, place = divmod(number, self.batches_per_epoch(world))
+        rows = self._epoch(epoch, world)[place]
+        draw = np.random.default_rng((self.seed, number, 1))
+        speeds = draw.choice(np.asarray(self.speeds), len(rows))
+        size = len(rows) // world
+        mine = slice(rank * size, (rank + 1) * size)
+        return self._collate(rows[mine], speeds[mine])
+
+    def batches_per_epoch(self, world: int = 1) -> int:
+        return sum(max(1, len(b) // (n * world)) for b, n in zip(self.buckets, self.rows, strict=True))
+
+    def fixed(self) -> list[tuple[list[int], UtteranceBatch]]:
+        """All utterances once, as they are, in batches, with their places in `clips`."""
+        found = []
+        for bucket, size in zip(self.buckets, self.rows, strict=True):
+            for start in range(0, len(bucket), size):
+                rows = bucket[start : start + size]
+                found.append((rows.tolist(), self._collate(rows, np.ones(len(rows)))))
+        return found
+
+    @lru_cache(maxsize=2)  # noqa: B019 (two lists of numbers, as long-lived as the run)
+    def _epoch(self, epoch: int, world: int) -> list[np.ndarray]:
+        draw = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for bucket, per_process in zip(self.buckets, self.rows, strict=True):
+            size = per_process * world
+            shuffled = draw.permutation(bucket)
+            count = max(1, len(bucket) // size)
+            # A bucket smaller than one batch gives a smaller one, in which all processes have as many rows.
+            even = (
+                shuffled[: count * size]
+                if len(bucket) >= size
+                else np.resize(shuffled, -(-len(bucket) // world) * world)
+            )
+            batches += np.split(even, count)
+        return [batches[place] for place in draw.permutation(len(batches))]
+
+    def _collate(self, rows: Sequence[int] | np.ndarray, speeds: np.ndarray) -> UtteranceBatch:
+        waves = [self._wave(int(row), float(speed)) for row, speed in zip(rows, speeds, strict=True)]
+        texts = [torch.tensor(self.texts[row]) for row in rows]
+        features = None
+        if self.teacher is not None:
+            longest = -(-max(len(wave) for wave in waves) // self.hop)
+            found = [self._features(int(row), float(s), longest) for row, s in zip(rows, speeds, strict=True)]
+            features = torch.from_numpy(np.stack(found))
+        return UtteranceBatch(
+            wave=torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True),
+            lengths=torch.tensor([len(wave) for wave in waves]),
+            texts=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
+            text_lengths=torch.tensor([len(text) for text in texts]),
+            teacher=features,
+        )
+
+    def _wave(self, row: int, speed: float) -> np.ndarray:
+        wave = self.pcm[self.clips[row]][:, 0].astype(np.float32) / 32768
+        return wave if speed == 1 else soxr.resample(wave, self.sample_rate * speed, self.sample_rate, "LQ")
+
+    def _features(self, row: int, speed: float, tokens: int) -> np.ndarray:
+        """Teacher features (tokens, S) at the middles of the tokens, by linear interpolation."""
+        assert self.teacher is not None  # the caller has looked
+        rows = self.teacher[self.clips[row]]
+        if len(rows) == 0:
+            return np.zeros((tokens, rows.shape[1]), np.float32)
+        middles = (np.arange(tokens) + 0.5) * self.hop / self.sample_rate * speed
+        place = np.clip((middles - self.grid[1]) / self.grid[0], 0, len(rows) - 1)
+        low = place.astype(int)
+        high = np.minimum(low + 1, len(rows) - 1)
+        weight = (place - low)[:, None].astype(np.float32)
+        return rows[low].astype(np.float32) * (1 - weight) + rows[high].astype(np.float32) * weight
+
+
+def masked(mel: Tensor, frames: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """SpecAugment: mel (B, n_mels, F) with bands and gaps set to each row's mean; frames (B,)."""
+    bands, longest = mel.shape[1:]
+    mean = mel.mean((1, 2), keepdim=True)
+
+    def spans(count: int, share: float, size: Tensor, positions: int) -> Tensor:
+        """(B, positions) bool: inside one of `count` random spans."""
+        width = torch.rand(len(mel), count, 1, generator=generator).to(mel.device) * share
+        start = torch.rand(len(mel), count, 1, generator=generator).to(mel.device) * (1 - width)
+        place = (torch.arange(positions, device=mel.device) + 0.5) / size[:, None, None]
+        return ((place >= start) & (place < start + width)).any(1)
+
+    size = torch.full_like(frames, bands)
+    hidden = spans(augment.bands, augment.band_share, size, bands)[:, :, None]
+    hidden = hidden | spans(augment.gaps, augment.gap_share, frames, longest)[:, None, :]
+    return torch.where(hidden, mean, mel)
