@@ -1,0 +1,345 @@
+"""HiFT, the vocoder of CosyVoice and S3Gen (HiFTNet, arXiv 2309.09493): log-mel (B, 80, T) to wave (B, 480 T).
+
+A pitch predictor drives a harmonic source; its spectrum joins the upsampled mel at every resolution, and the network
+ends in small spectra whose inverse transform is the wave. Convolutions leave their borders to `Ends`, so that one
+forward pass serves whole signals, ragged batches and streams. Module names are the published ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from vokens.errors import AudioError, ConfigError
+from vokens.models.s3gen.hift_config import HiFTNetConfig
+from vokens.models.s3gen.hift_source import Draws, Float32, HarmonicSource, KeyedDraws, PublishedDraws, exact
+from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream
+from vokens.nn.snake import Snake
+
+_LOUDEST = 100.0  # of a predicted magnitude
+_LAST_SLOPE = 0.01  # of the last leaky ReLU: torch's default, not the configured one, as published
+
+
+class Conv(nn.Conv1d):
+    """Centred convolution, zeros beyond the ends."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        padding = ((kernel - 1) * dilation + 1 - stride) // 2 if stride > 1 else (kernel - 1) * dilation // 2
+        super().__init__(inputs, outputs, kernel, stride, padding, dilation)
+
+    def forward(self, input: Tensor, ends: Ends = WHOLE) -> Tensor:
+        return ends.conv(
+            input, self.weight, self.bias, self.stride[0], int(self.padding[0]), self.dilation[0]
+        )
+
+
+class Up(nn.Module):
+    """Transposed convolution: (B, in, N) -> (B, out, N * rate)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, rate: int) -> None:
+        super().__init__()
+        plain = nn.ConvTranspose1d(inputs, outputs, kernel, rate)  # for torch's initial weights
+        self.weight, self.bias = plain.weight, plain.bias
+        self.rate, self.padding = rate, (kernel - rate) // 2
+
+    def forward(self, x: Tensor, ends: Ends = WHOLE) -> Tensor:
+        return ends.transposed(x, self.weight, self.bias, self.rate, self.padding)
+
+
+class ResBlock(nn.Module):
+    """Pairs of convolutions with Snake before each, one pair per dilation, around shortcuts."""
+
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(Conv(channels, channels, kernel, dilation=d) for d in dilations)
+        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x: Tensor, ends: Ends) -> Tensor:  # (B, C, N)
+        parts = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
+        for snake1, conv1, snake2, conv2 in parts:
+            y = conv2(snake2(conv1(snake1(x), ends), in_place=True), ends)
+            x, y = ends.join(x, y)
+            x = x + y
+        return x
+
+
+class F0Predictor(Float32):
+    """Pitch (B, T) in Hz of log-mels (B, 80, T): five convolutions of 3 frames, and the size of a number.
+
+    Exact arithmetic is float64: a rounding of 1e-4 Hz, which differs between batches, turns the ninth harmonic by
+    0.3 rad in a minute.
+    """
+
+    def __init__(self, config: HiFTNetConfig) -> None:
+        super().__init__()
+        self.exact = config.arithmetic == "exact"
+        channels = config.f0_predictor_cond_channels
+        self.condnet = nn.Sequential()
+        for inputs in (config.in_channels, *(channels,) * 4):
+            self.condnet.append(nn.Conv1d(inputs, channels, 3, padding=1))
+            self.condnet.append(nn.ELU())
+        self.classifier = nn.Linear(channels, 1)
+
+    def forward(self, mel: Tensor, ends: Ends = WHOLE) -> Tensor:
+        cast = exact if self.exact else Tensor.float
+        x = cast(mel)
+        for layer in self.condnet:
+            if isinstance(layer, nn.Conv1d):
+                x = ends.conv(x, cast(layer.weight), cast(layer.get_parameter("bias")), 1, 1, 1)
+            else:
+                x = layer(x)
+        weight, bias = cast(self.classifier.weight), cast(self.classifier.bias)
+        return F.linear(x.transpose(1, 2), weight, bias)[..., 0].abs().float()
+
+
+class Spectrum(Float32):
+    """Short-time spectra (B, 2 K, F) of waves and back, K = n_fft / 2 + 1: real parts, then imaginary ones.
+
+    Both directions are convolutions with windowed cosines and sines: at 16 samples faster than an FFT.
+    """
+
+    analysis: Tensor
+    synthesis: Tensor
+    energy: Tensor
+
+    def __init__(self, n_fft: int, hop: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        # On the CPU whatever the default device: a checkpoint is loaded into a network built without storage.
+        time = torch.arange(n_fft, dtype=torch.float64, device="cpu")
+        window = torch.hann_window(n_fft, dtype=torch.float64, device="cpu")
+        angle = 2 * math.pi / n_fft * torch.arange(n_fft // 2 + 1, device="cpu")[:, None] * time
+        waves = torch.cat([angle.cos(), -angle.sin()]) * window  # (2 K, n_fft)
+        count = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64, device="cpu")
+        count[0] = count[-1] = 1  # the others stand for their mirror image as well
+        for name, basis in (
+            ("analysis", waves[:, None]),
+            ("synthesis", (waves * count.repeat(2, 1) / n_fft)[:, None]),
+            ("energy", window.square()[None, None]),
+        ):
+            self.register_buffer(name, basis.float(), persistent=False)
+
+    def of_wave(self, wave: Tensor, ends: Ends = WHOLE) -> Tensor:
+        """wave (B, 1, N) -> (B, 2 K, N / hop + 1), windows centred on multiples of hop, reflected ends."""
+        padded = ends.mirror(wave, self.n_fft // 2, self.n_fft // 2)
+        return ends.conv(padded, self.analysis, None, self.hop, 0, 1)
+
+    def to_wave(self, features: Tensor, ends: Ends = WHOLE) -> Tensor:
+        """Log magnitudes and sines' arguments of phases (B, 2 K, F) -> wave (B, (F - 1) hop)."""
+        log_magnitude, phase = features.float().chunk(2, 1)
+        magnitude, phase = log_magnitude.exp().clamp(max=_LOUDEST), phase.sin()
+        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], 1)
+        return self._overlap(spectrum, self.synthesis, ends) / self._overlap(
+            torch.ones_like(spectrum[:, :1]), self.energy, ends
+        ).clamp(min=1e-11)
+
+    def _overlap(self, frames: Tensor, basis: Tensor, ends: Ends) -> Tensor:
+        return ends.transposed(frames, basis, None, self.hop, self.n_fft // 2)[:, 0]
+
+
+@dataclass(frozen=True)
+class HiFTState:
+    """A stream between two chunks; constant in size."""
+
+    draws: KeyedDraws
+    kept: tuple[Tensor, ...] = ()  # columns that layers still need, in the order layers run
+    frames: int = 0  # mel frames so far
+    samples: int = 0  # of the source so far
+    ended: bool = False
+
+
+class HiFTNetModel(nn.Module):
+    """The vocoder. `inference` for whole mels, `init_state` and `step` for mels that arrive in chunks."""
+
+    def __init__(self, config: HiFTNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = [config.base_channels >> stage for stage in range(len(config.upsample_rates) + 1)]
+        self.f0_predictor = F0Predictor(config)
+        self.m_source = HarmonicSource(config)
+        self.stft = Spectrum(config.istft_n_fft, config.istft_hop_len)
+        self.conv_pre = Conv(config.in_channels, channels[0], 7)
+        self.ups, self.source_downs, self.source_resblocks, self.resblocks = (
+            nn.ModuleList() for _ in range(4)
+        )
+        for stage, (rate, kernel) in enumerate(
+            zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True)
+        ):
+            width = channels[stage + 1]
+            down = math.prod(config.upsample_rates[stage + 1 :])  # from spectra to this resolution
+            self.ups.append(Up(channels[stage], width, kernel, rate))
+            self.source_downs.append(Conv(config.istft_n_fft + 2, width, 2 * down if down > 1 else 1, down))
+            self.source_resblocks.append(
+                ResBlock(
+                    width,
+                    config.source_resblock_kernel_sizes[stage],
+                    config.source_resblock_dilation_sizes[stage],
+                )
+            )
+            for size, dilations in zip(
+                config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
+            ):
+                self.resblocks.append(ResBlock(width, size, dilations))
+        self.conv_post = Conv(channels[-1], config.istft_n_fft + 2, 7)
+
+    @property
+    def device(self) -> torch.device:
+        return self.conv_post.weight.device
+
+    # Whole mels --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def inference(
+        self,
+        speech_feat: Tensor,
+        cache_source: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Wave and source of log-mels, float32.
+
+        Args:
+            speech_feat: (B, 80, T) log-mels (natural logarithm, `MEL_24K_80`).
+            cache_source: (B or 1, 1, M) takes the place of the first M samples of the source, as published streams
+                do it; `step` needs nothing of the kind.
+            lengths: (B,) frames of each row, whose wave is then what it is alone, and zero beyond.
+            generator: draws as the published code does; one per row makes rows independent of each other. None:
+                torch's own generator.
+            seed: instead, values that depend on seed and position only (one seed for all rows or one each), the
+                same on all devices, in batches and in streams.
+
+        Returns:
+            wave (B, T * hop_length) in [-1, 1], source (B, 1, T * hop_length).
+
+        Raises:
+            AudioError: a mel of another shape, with NaN, or without frames. ConfigError: lengths, seeds or
+                generators that do not fit it, or both of these.
+        """
+        rows = self._check(speech_feat, lengths)
+        if not speech_feat.shape[-1]:
+            raise AudioError("a mel without frames was given: at least one is needed")
+        if generator is not None and seed is not None:
+            raise ConfigError("both generator and seed were given: one of them says what the noise is")
+        ends = WHOLE if lengths is None else self._ragged(lengths.to(self.device), speech_feat.shape[-1])
+        sines, hop = self.config.nb_harmonics + 1, self.config.hop_length
+        if seed is not None:
+            draws: Draws = KeyedDraws(_seeds(seed, len(rows)), sines)
+        else:
+            draws = PublishedDraws(generator, [n * hop for n in rows], sines, self.config.source)
+        mel = speech_feat.to(self.device)
+        f0 = ends.clear(self.f0_predictor(mel, ends)[:, None])[:, 0]
+        source = ends.clear(self.m_source(f0, draws, ends))
+        if cache_source is not None:
+            source[..., : cache_source.shape[-1]] = cache_source
+        return ends.clear(self.decode(mel, source, ends)[:, None])[:, 0], source
+
+    def decode(self, mel: Tensor, source: Tensor, ends: Ends = WHOLE) -> Tensor:
+        """Wave (B, T * hop) of a mel (B, 80, T) and a source (B, 1, T * hop); differentiable."""
+        spectrum = self.stft.of_wave(source.float(), ends).to(self.conv_pre.weight.dtype)
+        x = self.conv_pre(mel.to(spectrum.dtype), ends)
+        branches = len(self.config.resblock_kernel_sizes)
+        for stage, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, self.config.lrelu_slope), ends)
+            if stage == len(self.ups) - 1:
+                x = ends.mirror(x, 1, 0)  # spectra are one more than hops
+            pitch = self.source_resblocks[stage](self.source_downs[stage](spectrum, ends), ends)
+            x, pitch = ends.join(x, pitch)
+            x = x + pitch
+            blocks = self.resblocks[stage * branches : (stage + 1) * branches]
+            x = torch.stack(tuple(ends.join(*(block(x, ends) for block in blocks)))).mean(0)
+        x = self.conv_post(F.leaky_relu(x, _LAST_SLOPE), ends)
+        limit = self.config.audio_limit
+        return self.stft.to_wave(x, ends).clamp(-limit, limit)
+
+    # Streams -----------------------------------------------------------------------------------------------
+
+    def init_state(self, batch: int = 1, seed: int | Sequence[int] = 0) -> HiFTState:
+        """The state before the first chunk; seed as in `inference`, whose wave the stream gives."""
+        if self.config.arithmetic == "published":
+            raise ConfigError(
+                "arithmetic='published' cannot be streamed: build the vocoder with arithmetic='exact'"
+            )
+        return HiFTState(KeyedDraws(_seeds(seed, batch), self.config.nb_harmonics + 1))
+
+    @torch.inference_mode()
+    def step(self, mel: Tensor, state: HiFTState, last: bool = False) -> tuple[Tensor, HiFTState]:
+        """The wave (B, n) that the next frames (B, 80, T >= 0) settle, and the state after them.
+
+        n is 0 until `lookahead` frames have come, then T * hop_length; with `last` all that remains.
+        """
+        rows = self._check(mel, None)
+        if state.ended or len(rows) != len(state.draws.seeds):
+            raise ConfigError(
+                f"{len(rows)} rows were given to a stream of {len(state.draws.seeds)} that "
+                f"{'has ended' if state.ended else 'goes on'}: start another with init_state"
+            )
+        frames = state.frames + mel.shape[-1]
+        if last and not frames:
+            raise AudioError("a stream ended without any frame: at least one is needed")
+        ends = Stream(state.kept, state.samples, last)
+        mel = mel.to(self.device)
+        source = self.m_source(self.f0_predictor(mel, ends), state.draws, ends)
+        wave = self.decode(mel, source, ends)
+        samples = state.samples + source.shape[-1]
+        return wave, HiFTState(state.draws, tuple(ends.kept), frames, samples, last)
+
+    # Checks ------------------------------------------------------------------------------------------------
+
+    def _check(self, mel: Tensor, lengths: Tensor | None) -> list[int]:
+        """Frames of each row."""
+        bands = self.config.in_channels
+        if mel.dim() != 3 or mel.shape[1] != bands or not mel.is_floating_point():
+            raise AudioError(
+                f"a mel of shape {tuple(mel.shape)}, {mel.dtype} was given: (batch, {bands}, frames) of floats is "
+                "accepted"
+            )
+        if not bool(mel.isfinite().all()):
+            raise AudioError("the mel holds NaN or infinite values: compute it from finite samples")
+        if lengths is None:
+            return [mel.shape[-1]] * len(mel)
+        rows = lengths.tolist()
+        if len(rows) != len(mel) or not all(1 <= n <= mel.shape[-1] for n in rows):
+            raise ConfigError(f"lengths {rows} were given for a mel {tuple(mel.shape)}: one per row, 1 to T")
+        return rows
+
+    def _ragged(self, lengths: Tensor, frames: int) -> Ragged:
+        """Ends of rows at each resolution of the network."""
+        widths = (*self.config.widths, self.config.hop_length)
+        known = {frames * width: lengths * width for width in widths}
+        spectra = self.config.widths[-1]
+        return Ragged(known | {frames * spectra + 1: lengths * spectra + 1})
+
+    # Training ----------------------------------------------------------------------------------------------
+
+    def add_weight_norm(self) -> "HiFTNetModel":
+        """Train with weight norm on the convolutions that the published network has it on. Nothing changes else."""
+        for name, conv in list(self.named_modules()):
+            if isinstance(conv, nn.Conv1d | Up) and not name.startswith("source_downs"):
+                weight_norm(conv)
+        return self
+
+
+def _seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:
+    seeds = (seed,) * batch if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != batch:
+        raise ConfigError(f"{len(seeds)} seeds were given for {batch} rows: one, or one for each row")
+    return seeds
+
+
+def trim_fade(wave: Tensor, sample_rate: int = 24000) -> Tensor:
+    """Chatterbox's start of a synthesis (B, N): 20 ms of silence, then 20 ms of a raised cosine.
+
+    It hides what spills over from the prompt's last frame.
+    """
+    quiet = sample_rate // 50
+    ramp = (torch.cos(torch.linspace(math.pi, 0, quiet, device=wave.device)) + 1) / 2
+    fade = torch.cat([torch.zeros_like(ramp), ramp])[: wave.shape[-1]].to(wave.dtype)
+    return torch.cat([wave[..., : len(fade)] * fade, wave[..., len(fade) :]], -1)

@@ -1,0 +1,85 @@
+"""Names of published HiFT weights: `hift.pt` of CosyVoice, `mel2wav.*` of Chatterbox.
+
+Modules carry the published names; what differs is how the file spells weight norm (three ways), what it puts before
+the names, and Snake's alpha, (C,) there and (1, C, 1) here. Strict in both directions.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from vokens.checkpoint import NameTable, State, fold_weight_norm, unfold_weight_norm
+from vokens.errors import CheckpointError
+
+_PREFIXES = ("mel2wav.", "generator.")  # Chatterbox's whole model, CosyVoice's GAN training
+_SAME = (
+    "conv_pre",
+    "conv_post",
+    "ups.{i}",
+    "source_downs.{i}",
+    "resblocks.{i}.convs1.{j}",
+    "resblocks.{i}.convs2.{j}",
+    "source_resblocks.{i}.convs1.{j}",
+    "source_resblocks.{i}.convs2.{j}",
+    "f0_predictor.condnet.{i}",
+    "f0_predictor.classifier",
+    "m_source.l_linear",
+)
+_ALPHAS = tuple(
+    f"{blocks}.{{i}}.activations{k}.{{j}}.alpha"
+    for blocks in ("resblocks", "source_resblocks")
+    for k in (1, 2)
+)
+NAMES = NameTable(
+    [(f"{module}.{end}", f"{module}.{end}") for module in _SAME for end in ("weight", "bias")]
+    + [(name, name) for name in _ALPHAS],
+    dropped={
+        "discriminator.*": "of GAN training",
+        "epoch": "CosyVoice's training files count in the state dict",
+        "step": "likewise",
+    },
+)
+Spelling = Literal["parametrizations", "weight_g", "folded"]
+_PLAIN = ("source_downs.", "f0_predictor.classifier", "m_source.")  # published without weight norm
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether these are the tensors of a vocoder alone."""
+    return "m_source.l_linear.weight" in {_bare(key) for key in keys} and not any(
+        key.startswith("flow.") for key in keys
+    )
+
+
+def to_ours(state: Mapping[str, Tensor]) -> State:
+    """Weights by our names, weight norm folded, of a published state dict with or without a prefix."""
+    bare = {_bare(key): value for key, value in state.items()}
+    if len(bare) < len(state):
+        raise CheckpointError(f"a tensor occurs twice, with and without one of {_PREFIXES}: damaged file")
+    ours = NAMES.to_ours(fold_weight_norm(bare))
+    return {key: value[None, :, None] if key.endswith(".alpha") else value for key, value in ours.items()}
+
+
+def to_published(state: Mapping[str, Tensor], spelling: Spelling = "parametrizations") -> State:
+    """Published names without a prefix of our folded weights, weight norm spelled as newer files do by default."""
+    state = {key: value.flatten() if key.endswith(".alpha") else value for key, value in state.items()}
+    published = NAMES.to_published(state)
+    if spelling == "folded":
+        return published
+    modules = [key.removesuffix(".weight") for key in published if key.endswith(".weight")]
+    unfolded = unfold_weight_norm(published, [name for name in modules if not name.startswith(_PLAIN)])
+    if spelling == "weight_g":
+        return unfolded
+    return {
+        key.replace(".weight_g", f"{_NEWER}0").replace(".weight_v", f"{_NEWER}1"): value
+        for key, value in unfolded.items()
+    }
+
+
+_NEWER = ".parametrizations.weight.original"
+
+
+def _bare(key: str) -> str:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
