@@ -1,0 +1,198 @@
+"""What is no source, or a damaged one, is refused with its place; audio is fetched from wherever it is."""
+
+import gzip
+import http.server
+import json
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from vokens.corpus.fetch import open_audio
+from vokens.corpus.items import Utterance
+from vokens.corpus.sources import SourceOptions, open_source
+from vokens.errors import AudioError, ConfigError
+
+CUT = {
+    "id": "c",
+    "start": 0,
+    "duration": 1.0,
+    "channel": 0,
+    "type": "MonoCut",
+    "recording": {"duration": 1.0, "sources": [{"type": "file", "channels": [0], "source": "a.wav"}]},
+}
+
+
+def recorded(**changes) -> str:
+    return json.dumps(CUT | {"recording": CUT["recording"] | changes})
+
+
+def plan(spec: Path | str, tmp_path: Path, **options) -> list[str]:
+    source = open_source(str(spec), listing=tmp_path / "run", options=SourceOptions(**options))
+    return [key for _, keys in source.plan(2) for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "b", "path": "b.wav"', "not JSON"),
+        ('{"id": "b", "path": "b.wav"} {}', "one object per line"),
+        ('["b.wav"]', "one object per line"),
+        ("b.wav", "not JSON"),
+        ("\xff", "not JSON"),
+        ('{"id": "b", "audio": "b.wav"}', "neither path, audio_filepath nor recording"),
+        ('{"id": "b", "path": 7}', "has to be a string"),
+        ('{"audio_filepath": "b.wav", "offset": "1"}', "numbers of seconds"),
+        (recorded(sources=[{"type": "command", "channels": [0], "source": "cat x"}]), "never executed"),
+        (recorded(sources=[{"type": "file", "channels": [0, 1], "source": "a.wav"}]), "would be averaged"),
+        (recorded(sources=[]), "0 sources"),
+        (recorded(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "Speed"),
+        ('{"id": "m", "type": "MixedCut", "tracks": []}', "mixed or padding cut"),
+    ],
+)
+def test_bad_lines_are_named_when_planned(tmp_path, line, says):
+    (tmp_path / "m.jsonl").write_bytes(f'{{"id": "a", "path": "a.wav"}}\n\n{line}\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"m\.jsonl, line 3: .*{says}"):
+        plan(tmp_path / "m.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("b", "has no path"),
+        ("b sox in.mp3 -t wav - |", "never executed: run it once"),
+        ("b wavs.1.ark:1234", "Kaldi archive"),
+    ],
+)
+def test_bad_lines_of_wav_scp(tmp_path, line, says):
+    (tmp_path / "wav.scp").write_text(f"a a.wav\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"wav\.scp, line 2: .*{says}"):
+        plan(tmp_path / "wav.scp", tmp_path)
+    (tmp_path / "text").write_text("a eins\n")
+    with pytest.raises(ConfigError, match=says):
+        plan(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("u2 r9 0 1", "'r9' is not in"), ("u2 r1 0", "is not an utterance"), ("u2 r1 2 1", "is no segment")],
+)
+def test_bad_segments(tmp_path, line, says):
+    (tmp_path / "wav.scp").write_text("r1 a.wav\n")
+    (tmp_path / "segments").write_text(f"u1 r1 0 1\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"segments, line 2: .*{says}"):
+        plan(tmp_path, tmp_path)
+    assert not list((tmp_path / "run").iterdir())  # half a list is not kept
+
+
+def test_what_is_no_source(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"\0\1")
+    for spec in ("x.bin", "none.jsonl", "none"):
+        with pytest.raises(ConfigError, match=r"a source is a folder of audio or a glob, wav\.scp"):
+            plan(tmp_path / spec, tmp_path)
+    with pytest.raises(ConfigError, match="matches no file"):
+        plan(tmp_path / "*.tar", tmp_path)
+    with pytest.raises(ConfigError, match="nosuch"):
+        plan("nosuch://b/c.jsonl", tmp_path)
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}')
+    with pytest.raises(ConfigError, match="no 'name', which was to name"):
+        plan(tmp_path / "m.jsonl", tmp_path, key="name")
+    (tmp_path / "shar").mkdir()
+    (tmp_path / "shar" / "cuts.000000.jsonl.gz").touch()
+    with pytest.raises(ConfigError, match=r"no recording\.000000\.tar"):
+        plan(tmp_path / "shar", tmp_path)
+
+
+def test_damaged_containers(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "a.wav").write_bytes(bytes(5000))
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        tar.add(tmp_path / "a.wav", "a.wav")
+        tar.add(tmp_path / "a.wav", "b.wav")
+    parquet.write_table(
+        pyarrow.table({"wav": [b"1"] * 100, "id": list("abcde" * 20)}), tmp_path / "p.parquet"
+    )
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(b'{"path": "a.wav"}\n' * 100))
+    for name, cut in (("w.tar", 8000), ("p.parquet", 200), ("m.jsonl.gz", 40)):
+        whole = (tmp_path / name).read_bytes()
+        assert plan(tmp_path / name, tmp_path)
+        (tmp_path / f"cut-{name}").write_bytes(whole[:cut])
+        with pytest.raises(ConfigError, match=f"cut-{name} is not a whole"):
+            plan(tmp_path / f"cut-{name}", tmp_path)
+    with tarfile.open(tmp_path / "n.tar", "w") as tar:
+        tar.add(tmp_path / "a.wav", "a.txt")
+    with pytest.raises(ConfigError, match="'a' has no audio"):
+        plan(tmp_path / "n.tar", tmp_path)
+
+
+def test_a_manifest_that_got_shorter(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}\n{"path": "b.wav"}\n')
+    source = open_source(str(tmp_path / "m.jsonl"), listing=tmp_path)
+    [(span, _)] = source.plan(9)
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}\n')
+    with pytest.raises(ConfigError, match="1 utterances shorter"):
+        list(source.read(span))
+
+
+# Audio from wherever it is
+
+
+def test_a_local_path_is_not_touched():
+    assert open_audio(Utterance("k", "/no such.wav")) == Path("/no such.wav")
+    assert open_audio(Utterance("k", b"RIFF")) == b"RIFF"
+
+
+def test_an_object_store(tmp_path):
+    """fsspec's memory store: lists, patterns, folders and audio."""
+    import fsspec
+
+    for name in ("a", "b c"):
+        with fsspec.open(f"memory://store/in/{name}.wav", "wb") as file:
+            file.write(name.encode())
+    with fsspec.open("memory://store/m.jsonl", "wb") as file:
+        file.write(b'{"path": "in/a.wav"}\n{"path": "in/b c.wav"}\n{"path": "in/gone.wav"}\n')
+    with fsspec.open("memory://store/w-0.tar", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        (tmp_path / "x").write_bytes(b"a")
+        tar.add(tmp_path / "x", "a.wav")
+    specs = [
+        "memory://store/m.jsonl",
+        "memory://store/in",
+        "memory://store/in/*.wav",
+        "memory://store/w-{0..0}.tar",
+    ]
+    for number, spec in enumerate(specs):
+        source = open_source(spec, listing=tmp_path / str(number))
+        utterances = [utterance for span, _ in source.plan(9) for utterance in source.read(span)]
+        heard = [open_audio(utterance) for utterance in utterances[:2]]
+        assert heard == ([b"a"] if "tar" in spec else [b"a", b"b c"])
+        if spec.endswith("m.jsonl"):
+            with pytest.raises(AudioError, match=r"memory://store/in/gone\.wav cannot be fetched"):
+                open_audio(utterances[2])
+    with pytest.raises(ConfigError, match="nosuch"):
+        open_audio(Utterance("k", "nosuch://b/a.wav"))
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+def test_a_web_server(tmp_path):
+    (tmp_path / "a b.wav").write_bytes(b"RIFF")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert open_audio(Utterance("k", f"{url}/a%20b.wav")) == b"RIFF"
+        with pytest.raises(AudioError, match="404"):
+            open_audio(Utterance("k", f"{url}/none.wav"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(AudioError, match="cannot be fetched"):
+        open_audio(Utterance("k", f"{url}/a%20b.wav"))
