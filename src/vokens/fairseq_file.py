@@ -104,26 +104,35 @@ def read_fairseq(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise CheckpointError(
-                        f"{path} is a TorchScript program, not weights: give the checkpoint"
-                    )
         with open(path, "rb") as file:
-            content = torch.load(file, map_location="cpu", pickle_module=_Pickle, weights_only=False)
-    except CheckpointError:
-        raise
+            content = _load(file, path)
     except OSError as error:
         raise CheckpointError(f"cannot read weights {path}: {error.strerror or error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a fairseq checkpoint (a dict)")
+    return content
+
+
+def _load(file: BinaryIO, path: Path) -> Any:
+    if _is_program(file):
+        raise CheckpointError(f"{path} is a TorchScript program, not weights: give the checkpoint")
+    try:
+        return torch.load(file, map_location="cpu", pickle_module=_Pickle, weights_only=False)
     except Exception as error:  # damaged pickles raise almost any type
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise CheckpointError(
             f"{path} is truncated or damaged ({reason}): download or copy it again"
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a fairseq checkpoint (a dict)")
-    return content
+
+
+def _is_program(file: BinaryIO) -> bool:
+    """Whether torch.load would open this file as TorchScript, which is code."""
+    found = False
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            found = any(name.endswith("/constants.pkl") for name in archive.namelist())
+    file.seek(0)
+    return found
 
 
 def read_fairseq_weights(path: str | Path) -> dict[str, Tensor]:

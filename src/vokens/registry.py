@@ -143,6 +143,26 @@ _ENTRIES = (
             File("ckpt.dev", "fnlp/AnyGPT-speech-modules", "speechtokenizer/ckpt.dev", size=481_875_496),
         ),
     ),
+    Entry(
+        name="socodec_16384x4_120ms_16khz_chinese",
+        system="socodec",
+        description="four ordered streams at 8.3 Hz and one vector for the voice; Chinese",
+        sample_rate=16000,
+        frame_rate=16000 / 1920,
+        num_codebooks=4,
+        codebook_size=16384,
+        licence="MIT",  # of SoCodec's code and of HuBERT's release; SoCodec's weights come with no other statement
+        source="hhguo/SoCodec",
+        files=(  # sizes: 4 bytes for each number of the weights; fairseq's file may hold more beside them
+            File("socodec_16384x4_120ms_16khz_chinese.safetensors", "hhguo/SoCodec", size=194_423_648),
+            File("mel_vocoder_80dim_10ms_16khz.safetensors", "hhguo/SoCodec", size=22_861_608),
+            File(
+                "chinese-hubert-large-fairseq-ckpt.pt",
+                "TencentGameMate/chinese-hubert-large",
+                size=1_266_400_000,
+            ),
+        ),
+    ),
     # Sizes: 4 bytes for each number of the weights; v3's file is 969 451 503 bytes.
     _s3tokenizer(
         "speech_tokenizer_v1",

@@ -53,7 +53,7 @@ def read_folder(folder: Path) -> Published | None:
     state = read_state_dict(analyzer)
     inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
     own = {name: value for name, value in state.items() if not name.startswith(INSIDE)}
-    hubert = next((path for path in keys if _is_hubert(keys[path])), None)
+    hubert = next((path for path in keys if path != analyzer and _is_hubert(keys[path])), None)
     weights = read_state_dict(hubert) if hubert else inside or _torch_hubert(files)
     return Published(analyzer.stem, own, read_state_dict(vocoder), weights)
 

@@ -1,0 +1,194 @@
+"""Our SoCodec beside the straightforward composition of its parts: time, shares, and whether the codes are the same.
+
+The composition is transformers' HubertModel with eager attention over the audio with its silence and mask, as fairseq
+does it, and the vocoder with weight norm and with filters as depthwise convolutions, as published. Both are of the
+released sizes, share random weights and run in this process, one after the other, with the same number of threads.
+
+    python benchmarks/socodec.py [--threads 2] [--seconds 10 60] [--repeats 2]
+
+Eager attention writes 16 scores for every pair of frames: 60 s take 0.6 GB, 5 minutes 14 GB a layer. Recordings beyond
+`window_seconds` are computed in windows by default; here both see the whole, and windows have a line of their own.
+"""
+
+import argparse
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vokens.models.socodec import SoCodec, SoCodecConfig
+from vokens.models.socodec.causal import Past
+from vokens.models.socodec.hubert import normalised
+from vokens.models.socodec.vocoder import SnakeBeta, Vocoder, low_pass
+from vokens.nn.conv import add_weight_norm
+
+
+class PlainSnake(nn.Module):
+    """The activation by library calls: transposed and strided depthwise convolutions around sin²."""
+
+    def __init__(self, like: SnakeBeta) -> None:
+        super().__init__()
+        self.alpha, self.beta = like.alpha, like.beta
+        self.register_buffer("taps", torch.tensor(low_pass()).view(1, 1, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        taps = self.taps.expand(channels, -1, -1)
+        up = 2 * F.conv_transpose1d(F.pad(x, (5, 5), mode="replicate"), taps, stride=2, groups=channels)
+        up = up[..., 15:-15]
+        alpha, beta = self.alpha.exp()[:, None], self.beta.exp()[:, None]
+        up = up + (up * alpha).sin().square() / (beta + 1e-9)
+        return F.conv1d(F.pad(up, (5, 6), mode="replicate"), taps, stride=2, groups=channels)
+
+
+def plain_vocoder(vocoder: Vocoder) -> Vocoder:
+    plain = copy.deepcopy(vocoder)
+    for module in list(plain.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, SnakeBeta):
+                setattr(module, name, PlainSnake(part))
+            elif isinstance(part, nn.ModuleList):
+                for i, item in enumerate(part):
+                    if isinstance(item, SnakeBeta):
+                        part[i] = PlainSnake(item)
+    add_weight_norm(plain)
+    return plain
+
+
+class Plain:
+    """The composition: wave (N,), N a multiple of 1920, to codes, and codes to wave."""
+
+    def __init__(self, codec: SoCodec) -> None:
+        self.codec, self.vocoder = codec, plain_vocoder(codec.vocoder)
+
+    def hubert(self, wave: Tensor) -> Tensor:
+        model, frames = self.codec.hubert.model, len(wave) // 320
+        sound = normalised(wave)[None]
+        mask = torch.zeros(sound.shape, dtype=torch.int64)
+        mask[:, : 320 * frames + 80] = 1
+        model.set_attn_implementation("eager")
+        features = model(sound, attention_mask=mask).last_hidden_state[:, :frames]
+        model.set_attn_implementation("sdpa")
+        return features
+
+    def encoder(self, features: Tensor) -> Tensor:
+        return self.codec.codebooks.encode(self.codec.encoder(features.transpose(1, 2)).transpose(1, 2))
+
+    def speaker(self, wave: Tensor) -> Tensor:
+        return self.codec.speaker(self.codec.mel(wave[None]))
+
+    def decoders(self, codes: Tensor, voice: Tensor) -> Tensor:
+        codec, past = self.codec, Past()
+        hidden = codec.semantic_decoder.hidden(
+            codec.codebooks.decode(codes).transpose(1, 2) + voice[..., None], past
+        )
+        codec.semantic_decoder.last(hidden)  # the release predicts HuBERT's features in every synthesis
+        return codec.mel_decoder(hidden + voice[..., None])
+
+
+class Ours:
+    """The same steps as `SoCodec` takes them."""
+
+    def __init__(self, codec: SoCodec) -> None:
+        self.codec = codec
+
+    def hubert(self, wave: Tensor) -> Tensor:
+        return self.codec.hubert([normalised(wave)[: len(wave) + 80]], [len(wave) // 320])
+
+    encoder = Plain.encoder
+
+    def speaker(self, wave: Tensor) -> Tensor:
+        return self.codec.voice(wave)
+
+    def decoders(self, codes: Tensor, voice: Tensor) -> Tensor:
+        return self.codec.decode_mel(codes, voice)
+
+    def vocoder(self, mel: Tensor) -> Tensor:
+        return self.codec.vocode(mel[0])[None]
+
+
+def timed(call: Callable[[], Any], repeats: int) -> tuple[Any, float]:
+    best, result = float("inf"), None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = call()
+        best = min(best, time.perf_counter() - start)
+    return result, best
+
+
+def run(system: Plain | Ours, wave: Tensor, repeats: int) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Seconds of each part, codes and wave."""
+    seconds: dict[str, float] = {}
+    features, seconds["HuBERT"] = timed(lambda: system.hubert(wave), repeats)
+    codes, seconds["encoder, quantizer"] = timed(lambda: system.encoder(features), repeats)
+    voice, seconds["mel, speaker"] = timed(lambda: system.speaker(wave), repeats)
+    mel, seconds["decoders"] = timed(lambda: system.decoders(codes, voice), repeats)
+    sound, seconds["vocoder"] = timed(lambda: system.vocoder(mel), repeats)
+    return seconds, codes, sound
+
+
+def build(threads: int) -> SoCodec:
+    """Released sizes, random weights at which signals live and codes vary; any recording is seen as a whole."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    codec = SoCodec(SoCodecConfig(window_seconds=1e5)).eval().requires_grad_(False)
+    for name, weight in codec.named_parameters():
+        if weight.dim() == 3 and name.startswith(("encoder.", "semantic_decoder.", "mel_decoder.")):
+            weight.mul_(1.7)
+    generator = torch.Generator().manual_seed(1)
+    inner = codec.codebooks.project_in(codec.latent(noise(10)[None])[0]).chunk(8, -1)
+    for book, part in zip(codec.codebooks.codebooks, inner, strict=True):
+        book.embed.copy_(part.mean(0) + part.std(0) * torch.randn(book.embed.shape, generator=generator))
+    return codec
+
+
+def noise(seconds: float) -> Tensor:
+    samples = -(-int(seconds * 16000) // 1920) * 1920
+    generator = torch.Generator().manual_seed(2)
+    loudness = 0.05 + 0.05 * torch.sin(torch.arange(samples) / 1500)
+    return torch.randn(samples, generator=generator) * loudness
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0])
+    parser.add_argument("--repeats", type=int, default=2)
+    given = parser.parse_args()
+    codec = build(given.threads)
+    for length in given.seconds:
+        wave = noise(length)
+        theirs, wanted, sound = run(Plain(codec), wave, given.repeats)
+        ours, found, again = run(Ours(codec), wave, given.repeats)
+        print(f"\n{length:g} s, {given.threads} threads: seconds of the composition / ours, share of ours\n")
+        print("| part | composition | ours | times faster | share |\n|---|---|---|---|---|")
+        theirs["all"], ours["all"] = sum(theirs.values()), sum(ours.values())
+        for part, seconds in ours.items():
+            print(
+                f"| {part} | {theirs[part]:.2f} | {seconds:.2f} | {theirs[part] / seconds:.2f} | "
+                f"{100 * seconds / ours['all']:.0f} % |"
+            )
+        same = float((found == wanted).float().mean())
+        error = float((again - sound).abs().max() / sound.abs().max())
+        print(f"\nsame codes {100 * same:.2f} %, waves within {error:.0e} of the largest sample")
+        settings = SoCodecConfig()
+        if length > settings.window_seconds:
+            codec.config = dataclasses.replace(codec.config, window_seconds=settings.window_seconds)
+            windowed, seconds = timed(lambda wave=wave: codec.tokenize([wave])[0], 1)
+            same = float((windowed == found[0]).float().mean())
+            print(
+                f"in windows of {settings.window_seconds:g} s: tokens in {seconds:.2f} s, {100 * same:.1f} % the same"
+            )
+            codec.config = dataclasses.replace(codec.config, window_seconds=1e5)
+
+
+if __name__ == "__main__":
+    main()
