@@ -21,7 +21,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-import vokens.compat.s3tokenizer as s3tokenizer
+from vokens import audio
+from vokens.audio import LogMel
+from vokens.audio.mel import WHISPER_128
+from vokens.models.s3tokenizer import S3Tokenizer
 
 Batch = tuple[Tensor, Tensor, Tensor]
 IGNORED = -100  # targets that cross_entropy leaves out
@@ -30,12 +33,9 @@ IGNORED = -100  # targets that cross_entropy leaves out
 class SpeechLLM(nn.Module):
     """Text bytes, then speech tokens, each predicted from what is before it."""
 
-    def __init__(
-        self, tokenizer: s3tokenizer.S3Tokenizer, width: int = 512, layers: int = 8, heads: int = 8
-    ) -> None:
+    def __init__(self, tokenizer: S3Tokenizer, width: int = 512, layers: int = 8, heads: int = 8) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.tokenizer.freeze()
+        self.tokenizer = tokenizer.freeze()
         size = tokenizer.config.codebook_size
         self.start, self.end = size, size + 1
         self.text = nn.Embedding(257, width)  # bytes, and 256 before texts that are shorter than others
@@ -79,20 +79,21 @@ class Corpus(Dataset[tuple[Tensor, bytes]]):
         self.files = sorted(path for path in folder.rglob("*.wav") if path.with_suffix(".txt").exists())
         if not self.files:
             raise SystemExit(f"{folder} holds no .wav with a .txt beside it")
+        self.log_mel = LogMel(WHISPER_128)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bytes]:
-        wave = s3tokenizer.load_audio(
-            str(self.files[index])
-        )  # noise, reverberation or speed would change it here
-        return s3tokenizer.log_mel_spectrogram(wave), self.files[index].with_suffix(".txt").read_bytes()
+        wave, _ = audio.load(self.files[index], WHISPER_128.sample_rate)
+        mel = self.log_mel(torch.from_numpy(wave)[None])[0]  # noise or speed would change the wave before it
+        return mel, self.files[index].with_suffix(".txt").read_bytes()
 
 
 def collate(items: Sequence[tuple[Tensor, bytes]]) -> Batch:
     """Log-mels (B, n_mels, F), frames (B,), texts (B, S) padded on the left."""
-    mels, frames = s3tokenizer.padding([mel for mel, _ in items])
+    frames = torch.tensor([mel.shape[1] for mel, _ in items])
+    mels = nn.utils.rnn.pad_sequence([mel.T for mel, _ in items], batch_first=True).transpose(1, 2)
     longest = max(len(text) for _, text in items)
     texts = [[256] * (longest - len(text)) + list(text) for _, text in items]
     return mels, frames, torch.tensor(texts, dtype=torch.int64)
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if distributed:
         torch.distributed.init_process_group("nccl" if cuda else "gloo")
     torch.manual_seed(0)  # the same start on every process
-    model = SpeechLLM(s3tokenizer.load_model(args.tokenizer), args.width, args.layers)
+    model = SpeechLLM(S3Tokenizer.from_pretrained(args.tokenizer), args.width, args.layers)
     corpus = Corpus(args.corpus)
     sampler = DistributedSampler(corpus) if distributed else None
     loader = DataLoader(

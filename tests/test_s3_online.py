@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import speechlike
 
-import vokens.compat.s3tokenizer as s3tokenizer
 from vokens import audio
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
@@ -33,10 +32,10 @@ def example() -> ModuleType:
     return module
 
 
-def tokenizer_of(name: str = "speech_tokenizer_v2_25hz") -> s3tokenizer.S3Tokenizer:
+def tokenizer_of(name: str = "speech_tokenizer_v2_25hz") -> S3Tokenizer:
     torch.manual_seed(0)
     sizes = TINY | ({"codebook_size": 64} if "v1" in name else {})
-    return s3tokenizer.S3Tokenizer(S3Tokenizer(replace(RELEASES[name], **sizes)))
+    return S3Tokenizer(replace(RELEASES[name], **sizes))
 
 
 @pytest.fixture
@@ -48,9 +47,9 @@ WAVES = [torch.from_numpy(speechlike(n, seed=n)) for n in (6400, 3300, 8000)]
 
 
 @pytest.fixture
-def batch(example: ModuleType) -> tuple[torch.Tensor, ...]:
+def batch(example: ModuleType, model: Any) -> tuple[torch.Tensor, ...]:
     texts = (b"one", b"twenty-two", b"")
-    items = [(s3tokenizer.log_mel_spectrogram(w), text) for w, text in zip(WAVES, texts, strict=True)]
+    items = [(model.tokenizer.log_mel(w), text) for w, text in zip(WAVES, texts, strict=True)]
     return example.collate(items)
 
 
@@ -66,7 +65,7 @@ def test_it_learns_and_its_tokenizer_stays(example: ModuleType, model: Any, batc
 
 def test_targets_are_the_tokens_of_the_recordings(example: ModuleType, model: Any, batch: tuple) -> None:
     mel, frames, _ = batch
-    offline = model.tokenizer.codec.encode(WAVES, 16000)
+    offline = model.tokenizer.encode(WAVES, 16000)
     with torch.autocast("cpu", torch.bfloat16):  # no reason for other tokens
         codes, counts = model.tokenizer.quantize(mel, frames)
         targets = model.targets(codes, counts)
@@ -119,7 +118,7 @@ def test_under_ddp(example: ModuleType, model: Any, batch: tuple) -> None:
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """The script's command line for a small corpus, one of whose texts is empty."""
-    tokenizer_of().codec.save_pretrained(tmp_path / "model")
+    tokenizer_of().save_pretrained(tmp_path / "model")
     for i, wave in enumerate(WAVES):
         audio.save(tmp_path / f"{i}.wav", wave, 16000)
         (tmp_path / f"{i}.txt").write_text("text" * i)
