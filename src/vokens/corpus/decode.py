@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Protocol, Self
 
@@ -124,11 +125,7 @@ class DecodePool:
     def __init__(self, sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> None:
         self.sample_rate = sample_rate
         self.ahead_seconds = ahead_seconds
-        # A fork of a clean server that has imported everything once: quick to restart, and safe beside CUDA.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            self._context.set_forkserver_preload(["vokens.corpus.decode"])
+        self._context = _context()
         self._changed = threading.Condition()  # guards the five below
         self._shards: deque[tuple[int, Iterator[Utterance]]] = deque()
         self._ready: dict[tuple[int, int], Decoded] = {}
@@ -255,7 +252,7 @@ class DecodePool:
             samples, silent, reason = message
             wave = None if reason else np.empty(samples, np.float32)
             if wave is not None:
-                worker.pipe.recv_bytes_into(wave)
+                worker.pipe.recv_bytes_into(wave.data)
         except (EOFError, OSError):
             self._replace(worker)
             return
@@ -300,6 +297,15 @@ class DecodePool:
         return _Worker(process, ours)
 
 
+def _context() -> ForkServerContext | SpawnContext:
+    """Forks of a clean server that has imported everything once: quick to restart, and safe beside CUDA."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vokens.corpus.decode"])
+    return context
+
+
 def _seconds(item: Decoded, sample_rate: int) -> float:
     return 0.0 if item.wave is None else len(item.wave) / sample_rate
 
@@ -318,4 +324,4 @@ def _serve(pipe: Connection, sample_rate: int) -> None:
                 pipe.send((0, 0.0, item.reason))
             else:
                 pipe.send((len(item.wave), item.silent_seconds, ""))
-                pipe.send_bytes(np.ascontiguousarray(item.wave))
+                pipe.send_bytes(np.ascontiguousarray(item.wave).data)

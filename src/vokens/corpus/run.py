@@ -56,6 +56,7 @@ class Settings:
             raise ConfigError(f"--shard-size {self.shard_size}: give utterances per shard, 1 or more")
         if not self.batch_seconds > 0:
             raise ConfigError(f"--batch-seconds {self.batch_seconds}: give seconds of audio, above 0")
+        get_output(self.format, self.audio_root)  # refuses what does not exist
 
 
 @dataclass(frozen=True)
