@@ -16,6 +16,7 @@ import vokens
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3tokenizer import S3TokenizerConfig
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Recogniser
+from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.train.config import build, read_recipe, trainer_of
 from vokens.train.data import pcm_rows, read_clips
@@ -274,7 +275,34 @@ def test_codewords_follow_what_chooses_them() -> None:
     assert torch.equal(learner.codebook.embed, again.codebook.embed)  # padding teaches nothing
 
 
+def test_fsq_starts_with_all_levels_in_use() -> None:
+    mixed = torch.randn(4000, 12) @ torch.randn(12, 12) + 3
+    quantizer = FiniteScalarQuantizer(12, 4)
+    quantizer.fit(mixed)
+    digits = quantizer.digits(quantizer.encode(mixed)[0])
+    for level in (-1, 0, 1):
+        assert ((digits == level).float().mean(0) - 1 / 3).abs().max() < 0.04
+
+
+def test_after_its_start_the_bottleneck_gives_back_most_of_the_states() -> None:
+    config = S3TokenizerConfig(20, 32, 2, 1, quantizer="vq", codebook_size=64, memory_taps=3)
+    model = Recogniser(config, HeadConfig())
+    states = (torch.randn(8, 32)[torch.arange(800) % 8] + 0.1 * torch.randn(800, 32)) * 4
+    model.fit(states, torch.Generator().manual_seed(0))
+    values, _, _ = model._quantize(states[None], torch.ones(1, 800, dtype=torch.bool), True, None)
+    wanted = torch.nn.functional.layer_norm(states, (32,))
+    assert (model.expand(values)[0] - wanted).square().mean() < 0.05
+
+
 # Data
+
+
+def test_clips_by_language_and_text(manifest: Path) -> None:
+    assert len(read_clips(manifest)) == 8
+    assert {clip.language for clip in read_clips(manifest, language="en")} == {"en"}
+    assert all(clip.text for clip in read_clips(manifest, with_text=True))
+    with pytest.raises(ConfigError, match="language 'fr'"):
+        read_clips(manifest, language="fr")
 
 
 def test_texts_become_symbols_and_back() -> None:

@@ -158,6 +158,20 @@ def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int
     return cached_rows(folder, f"pcm{sample_rate}", clips, decode, workers, "decoding audio")
 
 
+def features_at(rows: np.ndarray, seconds: np.ndarray, grid: tuple[float, float]) -> np.ndarray:
+    """Features (T, S) float32 at T moments, by linear interpolation between rows; zeros where there are none.
+
+    rows (N, S); grid: seconds between rows, and the moment of the first.
+    """
+    if len(rows) == 0:
+        return np.zeros((len(seconds), rows.shape[1]), np.float32)
+    place = np.clip((seconds - grid[1]) / grid[0], 0, len(rows) - 1)
+    low = place.astype(int)
+    high = np.minimum(low + 1, len(rows) - 1)
+    weight = (place - low)[:, None].astype(np.float32)
+    return rows[low].astype(np.float32) * (1 - weight) + rows[high].astype(np.float32) * weight
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch of crops."""
@@ -214,15 +228,9 @@ class Crops:
 
     def _features(self, clip: int, start: int) -> np.ndarray:
         """Teacher features at the middles of the crop's frames, by linear interpolation."""
-        rows = self.teacher[clip] if self.teacher is not None else np.zeros((0, 1), np.float16)
+        assert self.teacher is not None  # the caller has looked
         middles = (start + (np.arange(self.crop // self.hop) + 0.5) * self.hop) / self.sample_rate
-        place = np.clip((middles - self.grid[1]) / self.grid[0], 0, max(0, len(rows) - 1))
-        low = place.astype(int)
-        high = np.minimum(low + 1, max(0, len(rows) - 1))
-        if len(rows) == 0:
-            return np.zeros((len(middles), rows.shape[1]), np.float32)
-        weight = (place - low)[:, None].astype(np.float32)
-        return rows[low].astype(np.float32) * (1 - weight) + rows[high].astype(np.float32) * weight
+        return features_at(self.teacher[clip], middles, self.grid)
 
     def _collate(self, crops: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
         wave = np.zeros((len(crops), self.crop), np.float32)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vokens.errors import ConfigError
-from vokens.train.data import Rows
+from vokens.train.data import Rows, features_at
 
 BUCKETS = 24
 SMALLEST_BUCKET = 32  # utterances
@@ -149,17 +149,10 @@ class Utterances:
         return wave if speed == 1 else soxr.resample(wave, self.sample_rate * speed, self.sample_rate, "LQ")
 
     def _features(self, row: int, speed: float, tokens: int) -> np.ndarray:
-        """Teacher features (tokens, S) at the middles of the tokens, by linear interpolation."""
+        """Teacher features (tokens, S) at the middles of the tokens."""
         assert self.teacher is not None  # the caller has looked
-        rows = self.teacher[self.clips[row]]
-        if len(rows) == 0:
-            return np.zeros((tokens, rows.shape[1]), np.float32)
         middles = (np.arange(tokens) + 0.5) * self.hop / self.sample_rate * speed
-        place = np.clip((middles - self.grid[1]) / self.grid[0], 0, len(rows) - 1)
-        low = place.astype(int)
-        high = np.minimum(low + 1, len(rows) - 1)
-        weight = (place - low)[:, None].astype(np.float32)
-        return rows[low].astype(np.float32) * (1 - weight) + rows[high].astype(np.float32) * weight
+        return features_at(self.teacher[self.clips[row]], middles, self.grid)
 
 
 def masked(mel: Tensor, frames: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
