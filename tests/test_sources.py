@@ -18,6 +18,7 @@ from vokens import audio
 from vokens.corpus.fetch import open_audio
 from vokens.corpus.items import Source, Utterance
 from vokens.corpus.sources import SourceOptions, open_source
+from vokens.corpus.sources.records import parse_line
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 
 RATE = 8000
@@ -133,6 +134,17 @@ def webdataset(folder: Path, out: Path) -> str:
     return str(out / "wds-{000..001}.tar")
 
 
+def webdataset_gz(folder: Path, out: Path) -> str:
+    webdataset(folder, out)
+    packed = out / "wds.tar.gz"
+    with tarfile.open(packed, "w:gz") as whole:
+        for shard in sorted(out.glob("wds-*.tar")):
+            with tarfile.open(shard) as tar:
+                for info in tar:
+                    whole.addfile(info, tar.extractfile(info))
+    return str(packed)
+
+
 def table():
     pyarrow = pytest.importorskip("pyarrow")
     audio_column = [{"bytes": wav(i), "path": f"{i}.wav"} for i in range(len(NAMES))]
@@ -181,7 +193,7 @@ def as_glob(folder: Path, out: Path) -> str:
     return f"{folder}/**/*.wav"
 
 
-TEXTED = [ours, ours_gz, nemo, lhotse, shar, kaldi, webdataset, parquet, saved]
+TEXTED = [ours, ours_gz, nemo, lhotse, shar, kaldi, webdataset, webdataset_gz, parquet, saved]
 BARE = [path_list, as_folder, as_glob]
 
 
@@ -212,7 +224,7 @@ def test_all_forms_give_the_same_utterances_at_any_shard_size(form, folder, tmp_
     assert len(whole) == len(NAMES)
     if form in BARE:
         assert [utterance.key for utterance in whole] == [NAMES[i] for i in order]
-    elif form not in (kaldi, webdataset):  # whose keys have no blanks, or no dots
+    elif form not in (kaldi, webdataset, webdataset_gz):  # whose keys have no blanks, or no dots
         assert [utterance.key for utterance in whole] == NAMES
     for i, utterance in zip(order, whole, strict=True):
         assert samples(utterance) == wave(i).tolist()
@@ -251,6 +263,26 @@ def test_line_sources_keep_any_name_at_any_shard_size(tmp_path_factory, names, s
     assert [utterance.audio for utterance in listed] == paths
     assert len({utterance.key for utterance in listed}) == len(paths)
     assert read_all(open_source(scp, listing=out / "run"), 1)[-1].audio == paths[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.text(), st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(), max_size=3)
+    | st.lists(st.integers(), max_size=2),
+    st.sampled_from(["", " ", "\r", ",", "}", "{}"]),
+    st.booleans(),
+)
+def test_lines_are_parsed_as_json_parses_them(value, after, ascii_only):
+    line = json.dumps(value, ensure_ascii=ascii_only) + after
+    try:
+        wanted = json.loads(line)
+    except ValueError:
+        wanted = None
+    if type(wanted) is dict:
+        assert parse_line(f" {line}\n".encode()) == wanted
+    else:
+        with pytest.raises(ConfigError, match="one"):
+            parse_line(line.encode())
 
 
 # What is frozen

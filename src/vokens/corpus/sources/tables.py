@@ -147,7 +147,8 @@ class _Parquet:
     def __init__(self, file: Any) -> None:
         from pyarrow import parquet
 
-        self._file = parquet.ParquetFile(file)
+        # Without a buffer a whole row group's audio would be read at once: a gigabyte, as pandas writes them.
+        self._file = parquet.ParquetFile(file, buffer_size=1 << 20)
         self.schema = self._file.schema_arrow
 
     def rows(self, columns: list[str], first: int, batch: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -51,12 +51,9 @@ def members(where: str, offset: int = 0, wanted: frozenset[str] = frozenset()) -
 @contextmanager
 def _opened(where: str) -> Iterator[BinaryIO]:
     with open_binary(where) as file:
-        if file.read(2) == b"\x1f\x8b":
-            with gzip.open(file) as unpacked:
-                yield cast(BinaryIO, unpacked)
-        else:
-            file.seek(0)
-            yield file
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
 
 
 class WebDataset:
