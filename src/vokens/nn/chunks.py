@@ -39,6 +39,10 @@ class Chunks:
         """The same chunks at `ratio` times the rate."""
         return Chunks(self.size * ratio, self.left, self.phase * ratio)
 
+    def with_border(self, position: int) -> "Chunks":
+        """The same chunks moved so that one ends at this position."""
+        return replace(self, phase=-position % self.size)
+
     def border(self, position: int) -> int:
         """The last border at or before a position."""
         return max(0, (position + self.phase) // self.size * self.size - self.phase)
