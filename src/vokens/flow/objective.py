@@ -1,7 +1,7 @@
 """Flow matching's training side: the straight path, its losses, and the pairing of noise with data.
 
-Time 0 is noise, 1 is data. x is (B, C, T) with mask (B, 1, T) of ones where an item has frames; whatever lies
-beyond an item's end takes no part in any loss, distance or choice.
+Time 0 is noise, 1 is data. x is (B, T, C) with mask (B, T, 1), or (B, C, T) with mask (B, 1, T), of ones where an
+item has frames; whatever lies beyond an item's end takes no part in any loss, distance or choice.
 Flow matching: arXiv 2210.02747; immiscible pairing: 2406.12303, 2505.18521; contrastive: 2506.05350.
 """
 
@@ -31,8 +31,8 @@ def cosine_time(t: Tensor) -> Tensor:
 
 
 def squared_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the frames of all items and their channels: () of (B, C, T) with mask (B, 1, T)."""
-    return (((predicted - target) * mask) ** 2).sum() / (mask.sum() * target.shape[1])
+    """Mean over the frames of all items and their channels: ()."""
+    return (((predicted - target) * mask) ** 2).sum() / mask.expand_as(target).sum()
 
 
 def contrast(predicted: Tensor, target: Tensor, mask: Tensor, partner: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
 
 
 def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
-    """Which of k noises (B, k, C, T) is nearest to each item of x1 (B, C, T): (B,) int64.
+    """Which of k noises (B, k, …) is nearest to each item of x1 (B, …): (B,) int64.
 
     In float32 and over the item's own frames: half precision and padding both change the choice.
     """
@@ -68,7 +68,7 @@ def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
 
 
 def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """For each item the nearest of k normal draws, (B, C, T); one draw is in memory at a time, k = 1 is plain noise."""
+    """For each item the nearest of k normal draws; one draw is in memory at a time, k = 1 is plain noise."""
     best = _draw(x1, generator)
     least = _rank(x1, best, mask)
     for _ in range(k - 1):
@@ -81,7 +81,7 @@ def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) 
 
 
 def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """One normal draw an item, (B, C, T), dealt so that the sum of all distances is least (linear assignment).
+    """One normal draw an item, dealt so that the sum of all distances is least (linear assignment).
 
     Costs are per element of the item, so that long items do not outvote short ones.
 

@@ -23,6 +23,7 @@ SYSTEMS = {
     "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
     "socodec": ("vokens.models.socodec", "SoCodec"),
     "dacvae": ("vokens.models.dacvae", "DACVAE"),
+    "s3gen_flow": ("vokens.models.s3gen.flow", "TokenToMel"),
 }
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
 

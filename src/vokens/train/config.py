@@ -16,6 +16,7 @@ from vokens.errors import ConfigError
 TASKS = {
     "codec": ("vokens.train.codec", "CodecTrainer"),
     "recogniser": ("vokens.train.recogniser", "RecogniserTrainer"),
+    "flow": ("vokens.train.flow", "FlowTrainer"),
 }
 
 

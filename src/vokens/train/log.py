@@ -33,12 +33,16 @@ class Board:
         """wave (N,): sound and log-mel picture."""
         wave = wave.detach().float().cpu()
         self.writer.add_audio(name, wave.clamp(-1, 1), step, self.sample_rate)
-        self.writer.add_image(f"{name}_mel", self.picture(wave), step, dataformats="HW")
-
-    def picture(self, wave: Tensor) -> np.ndarray:
-        """Log-mel of wave (N,) as uint8 (bands, frames), low frequencies at the bottom; black is -80 dB."""
         with torch.inference_mode():
-            level = self.mel(wave[None])[0].flip(0)
+            self.mel_picture(step, f"{name}_mel", self.mel(wave[None])[0])
+
+    def mel_picture(self, step: int, name: str, mel: Tensor) -> None:
+        """mel (bands, frames) of natural logarithms, as a picture."""
+        self.writer.add_image(name, self.picture(mel.detach().float().cpu()), step, dataformats="HW")
+
+    def picture(self, mel: Tensor) -> np.ndarray:
+        """A log-mel (bands, frames) as uint8, low frequencies at the bottom; black is -80 dB."""
+        level = mel.flip(0)
         dark = level.max() - 80 / 8.686  # 8.686 dB per neper
         return (255 * ((level - dark) / (level.max() - dark)).clamp(0, 1)).byte().numpy()
 

@@ -6,13 +6,15 @@ Module names are the published ones, so a published state dict loads without a t
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens import checkpoint
 from vokens.audio.fbank import kaldi_fbank
-from vokens.errors import AudioError
+from vokens.errors import AudioError, CheckpointError
 
 EMBEDDING = 192
 _SHORTEST = (
@@ -180,3 +182,20 @@ class CAMPPlus(nn.Module):
             )
         features = kaldi_fbank(wave)  # (F, 80)
         return self((features - features.mean(dim=0))[None])
+
+
+def open_campplus(source: str | Path) -> CAMPPlus:
+    """CAM++ with the weights of a published file, or of the only such file in a folder.
+
+    Raises:
+        CheckpointError: no file, several, or other weights.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".bin", ".safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(f"{path} holds {len(found)} files of weights: name the one of CAM++")
+        path = found[0]
+    model = CAMPPlus()
+    checkpoint.load_strict(model, checkpoint.read_state_dict(path), path)
+    return model.eval().requires_grad_(False)

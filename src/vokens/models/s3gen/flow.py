@@ -16,6 +16,7 @@ from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.flow.guidance import guidance_schedule, guide
 from vokens.flow.noise import Generators, PrefixNoise, fresh_noise, one_each
 from vokens.flow.solver import Solver, Velocity, evaluation_times, integrate, time_grid
+from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.encoder import TokenEncoder
 from vokens.models.s3gen.estimator import Conditions, Estimator
@@ -68,27 +69,21 @@ class Prepared:
         return None if same else torch.tensor(self.lengths, device=self.mu.device)
 
 
-class TokenToMel(nn.Module):
+class TokenToMel(Pretrained):
     """S3 tokens in a voice to a log-mel. Matrix products run in the weights' type; norms, time features, guidance and
     the solver's state are float32 always, token ids int64 always."""
 
+    system = "s3gen_flow"
+    Config = S3GenConfig
+
     def __init__(self, config: S3GenConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.token_embed_dim)
         self.speaker = nn.Linear(config.speaker_embed_dim, config.mel_bins)
         self.encoder = TokenEncoder(config)
         self.project = nn.Linear(config.token_embed_dim, config.mel_bins)
         self.estimator = Estimator(config)
         self.prefix_noise = PrefixNoise(config.mel_bins)
-
-    @property
-    def device(self) -> torch.device:
-        return self.project.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.project.weight.dtype
 
     @torch.inference_mode()
     def generate(

@@ -1,0 +1,123 @@
+"""Training data for tokens -> frames: tokens, frames to be made and voice of each recording, cached; random crops.
+
+Frames are log-mels at 24 kHz for S3Gen and latents for Learnable-Speech. The batch of a step is a pure function of
+(seed, step), as in `vokens.train.data`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import audio
+from vokens.models.codec import Codec
+from vokens.train.data import Clip, Rows, cached_rows
+
+Frames = Callable[[np.ndarray], np.ndarray]  # wave (N,) at its rate -> (T, D) float32
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Crops of B recordings."""
+
+    tokens: Tensor  # (B, T) int64, zero beyond lengths
+    frames: Tensor  # (B, D, ratio * T) float32, zero beyond ratio * lengths
+    lengths: Tensor  # (B,) tokens
+    voices: Tensor  # (B, V) float32 speaker vectors
+
+
+def frame_rows(
+    folder: Path, name: str, clips: Sequence[Clip], compute: Frames, rate: int, workers: int
+) -> Rows:
+    """Frames (T, D) of all clips in half precision (log-mels to 2e-3). name says what they are."""
+
+    def frames(number: int) -> np.ndarray:
+        return compute(audio.load(clips[number].path, rate)[0]).astype(np.float16)
+
+    return cached_rows(folder, name, clips, frames, workers, f"computing {name}")
+
+
+def token_rows(folder: Path, clips: Sequence[Clip], codec: Codec, workers: int) -> Rows:
+    """Tokens (T, K) of all clips; the cache's name holds the codec's fingerprint."""
+
+    def tokens(number: int) -> np.ndarray:
+        return codec.encode(clips[number].path).codes[0].T.to(torch.int32).numpy()
+
+    return cached_rows(
+        folder, f"tokens-{codec.name}-{codec.fingerprint[:8]}", clips, tokens, workers, "encoding tokens"
+    )
+
+
+def voice_rows(
+    folder: Path, name: str, clips: Sequence[Clip], embed: Callable[[np.ndarray], np.ndarray], workers: int
+) -> Rows:
+    """One speaker vector (1, V) of each clip, from its sound at 16 kHz."""
+
+    def voice(number: int) -> np.ndarray:
+        return embed(audio.load(clips[number].path, 16000)[0])[None].astype(np.float32)
+
+    return cached_rows(folder, f"voice-{name}", clips, voice, workers, "embedding voices")
+
+
+class FlowCrops:
+    """Random crops of recordings that have tokens, frames and a voice.
+
+    Args:
+        ratio: frames per token. crop: tokens of a crop; shorter recordings are taken whole.
+        batch_size: crops per process. shortest: recordings of fewer tokens are left out.
+    """
+
+    def __init__(
+        self,
+        tokens: Rows,
+        frames: Rows,
+        voices: Rows,
+        *,
+        ratio: int,
+        crop: int,
+        batch_size: int,
+        seed: int,
+        shortest: int = 10,
+    ) -> None:
+        self.tokens, self.frames, self.voices = tokens, frames, voices
+        self.ratio, self.crop, self.batch_size, self.seed = ratio, crop, batch_size, seed
+        whole = np.minimum(np.diff(tokens.offsets), np.diff(frames.offsets) // ratio)
+        self.sizes = np.where((whole >= shortest) & (np.diff(voices.offsets) > 0), whole, 0)
+        self.share = np.cumsum(self.sizes) / max(1, self.sizes.sum())  # every second is drawn alike
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> FlowBatch:
+        """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""
+        draw = np.random.default_rng((self.seed, step))
+        clips = np.searchsorted(self.share, draw.random(world * self.batch_size), side="right")
+        places = draw.random(world * self.batch_size)
+        rows = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        return self._collate([(int(clips[row]), float(places[row])) for row in rows])
+
+    def fixed(self, clips: Sequence[int]) -> FlowBatch:
+        """The middle crop of each of these clips."""
+        return self._collate([(clip, 0.5) for clip in clips])
+
+    def usable(self) -> list[int]:
+        """Numbers of the clips that have all three."""
+        return np.flatnonzero(self.sizes).tolist()
+
+    def _collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:
+        lengths = [min(self.crop, int(self.sizes[clip])) for clip, _ in drawn]
+        longest, width = max(lengths), self.frames.data.shape[1]
+        tokens = np.zeros((len(drawn), longest), np.int64)
+        frames = np.zeros((len(drawn), width, self.ratio * longest), np.float32)
+        for row, ((clip, place), length) in enumerate(zip(drawn, lengths, strict=True)):
+            start = int(place * (int(self.sizes[clip]) - length + 1))
+            tokens[row, :length] = self.tokens[clip][start : start + length, 0]
+            piece = self.frames[clip][self.ratio * start : self.ratio * (start + length)]
+            frames[row, :, : len(piece)] = piece.T
+        voices = np.concatenate([self.voices[clip] for clip, _ in drawn])
+        return FlowBatch(
+            torch.from_numpy(tokens),
+            torch.from_numpy(frames),
+            torch.tensor(lengths),
+            torch.from_numpy(voices),
+        )
