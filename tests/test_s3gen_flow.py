@@ -1,5 +1,6 @@
 """Tokens to mel against recorded outputs of every dialect; ragged batches equal single runs; ids stay integers."""
 
+import copy
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,20 @@ def test_prefix_noise_has_no_end():
     again = PrefixNoise()
     assert torch.equal(again.frames(15_005, 15_020), late[15:30])
     assert not torch.equal(late[10:20], table.frames(0, 10))
+    assert table.frames(7, 7).shape == (0, 80)
+
+
+def test_copies_compute_the_same(cosyvoice2):
+    golden = part(FLOW["cosyvoice2"], "even")
+    voice = voice_of(golden, FLOW["cosyvoice2"])
+    mel, _ = cosyvoice2.generate(golden["tokens"], voice)
+    again, _ = copy.deepcopy(cosyvoice2).generate(golden["tokens"], voice)
+    assert torch.equal(mel, again)
+    cosyvoice2.prepare(
+        golden["tokens"], voice
+    ).mu.sum().backward()  # what inference has kept does not stop training
+    assert cosyvoice2.embedding.weight.grad.any()
+    cosyvoice2.zero_grad(set_to_none=True)
 
 
 def test_guidance_may_end_early(chatterbox):

@@ -31,7 +31,7 @@ class S3GenConfig:
             seen ahead only, or "attend", they are encoded and dropped (Chatterbox before 0.1.7).
         prompt_cut: what is cut where a prompt's frames are not token_mel_ratio times its tokens: "both", or
             "tokens" (Chatterbox), which gives one frame too few for an odd count of prompt frames.
-        source: of the vocoder's sines: phases summed at "sample" rate (Chatterbox) or "frame" rate (CosyVoice 2).
+        source: of the vocoder's sines, as in HiFTNetConfig: "v1" (Chatterbox) or "v2" (CosyVoice 2).
     """
 
     vocab_size: int = 6561
@@ -58,7 +58,7 @@ class S3GenConfig:
     num_left_chunks: int = -1
     not_final: Literal["context", "attend"] = "context"
     prompt_cut: Literal["both", "tokens"] = "both"
-    source: Literal["sample", "frame"] = "frame"
+    source: Literal["v1", "v2"] = "v2"
     sampling_rate: int = 24000
     mel_bins: int = 80
     token_mel_ratio: int = 2
@@ -70,7 +70,7 @@ class S3GenConfig:
             "noise": ("fresh", "prefix"),
             "not_final": ("context", "attend"),
             "prompt_cut": ("both", "tokens"),
-            "source": ("sample", "frame"),
+            "source": ("v1", "v2"),
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
@@ -96,7 +96,7 @@ class S3GenConfig:
 
 
 _COSYVOICE2 = S3GenConfig()
-_CHATTERBOX = replace(_COSYVOICE2, noise="fresh", not_final="attend", prompt_cut="tokens", source="sample")
+_CHATTERBOX = replace(_COSYVOICE2, noise="fresh", not_final="attend", prompt_cut="tokens", source="v1")
 DIALECTS: dict[str, S3GenConfig] = {
     "cosyvoice2": _COSYVOICE2,
     "chatterbox": _CHATTERBOX,
