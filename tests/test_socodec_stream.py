@@ -72,6 +72,15 @@ def test_a_state_can_be_used_twice(tokens: vokens.Tokens) -> None:
     assert torch.equal(first[0], second[0])
 
 
+def test_windows_together_are_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As off the CPU, where ragged windows go through HuBERT in one pass with a mask."""
+    codec, waves = small(), [torch.from_numpy(speechlike(size, seed=size)) for size in (9600, 1920, 24960)]
+    with torch.inference_mode():
+        alone = codec.tokenize(waves)
+        monkeypatch.setattr(codec, "_groups", lambda sizes: [list(range(len(sizes)))])
+        assert all(torch.equal(a, b) for a, b in zip(codec.tokenize(waves), alone, strict=True))
+
+
 # Long audio
 
 

@@ -5,7 +5,7 @@ four codes, of which the first carries most. Causal decoders make a mel of codes
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -36,8 +36,7 @@ VOCODER_FRAMES = (
     1000  # mel frames of the vocoder: 10 MB in its widest layer; 26 more are computed beside them
 )
 VOCODER_FRAMES_ON_DEVICE = 12_000
-# HuBERT frames of a padded pass. On the CPU company gains nothing: only rows of one length go together.
-SSL_FRAMES = 24_000
+SSL_FRAMES = 24_000  # padded, of HuBERT; on the CPU, where company gains nothing, every window goes alone
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,7 @@ class SoCodec(Codec):
         ]
         plan = [window for row, found in enumerate(codes) for window in self._windows(row, found.shape[1])]
         sizes = [min(w.right * ratio, frames[w.row]) - w.left * ratio for w in plan]
-        on_cpu = self.device.type == "cpu"
-        for group in batches(sizes, SSL_FRAMES, padding=0.0 if on_cpu else 1.0):
+        for group in self._groups(sizes):
             windows = [plan[place] for place in group]
             spans = [
                 scaled[w.row].narrow(0, w.left * self.hop_length, SSL_HOP * sizes[place] + 80)
@@ -162,6 +160,10 @@ class SoCodec(Codec):
             for w, found in zip(windows, self.codebooks.encode(latent, wanted), strict=True):
                 codes[w.row][:, w.start : w.end] = found[:, w.start - w.left : w.end - w.left]
         return codes
+
+    def _groups(self, frames: list[int]) -> Iterable[list[int]]:
+        """Which windows go through HuBERT together."""
+        return [[i] for i in range(len(frames))] if self.device.type == "cpu" else batches(frames, SSL_FRAMES)
 
     def latent(self, wave: Tensor) -> Tensor:
         """Training: the encoder's output (B, T, width) of wave (B, N), N a multiple of hop_length."""
@@ -208,6 +210,9 @@ class SoCodec(Codec):
         return torch.cat(pieces, 1)
 
     # Speech ------------------------------------------------------------------------------------------------
+
+    def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
+        return self.decode_global_batch(codes, lengths, first_codebook, None)  # says what is missing
 
     @torch.inference_mode()
     def decode_global_batch(
