@@ -67,6 +67,22 @@ def test_recorded_waves_of_different_lengths(model):
     torch.testing.assert_close(model.embed(waves), torch.cat(recorded), atol=2e-5, rtol=0)
 
 
+@torch.inference_mode()
+def test_ragged_batch_equals_single_runs(model):
+    lengths = torch.tensor([203, 3, 101, 200, 50])
+    batch = torch.full((5, 210, 80), 7.0)  # padding that would be heard
+    for row, n in zip(batch, lengths, strict=True):
+        row[:n] = features(n)[0]
+    alone = torch.cat([model(features(n)) for n in lengths])
+    torch.testing.assert_close(model(batch, lengths), alone, atol=2e-5, rtol=0)
+
+
+def test_batched_embedding_equals_single_runs(model):
+    waves = [GOLDEN[f"wav/{i}"].float() / 32768 for i in (0, 1, 0)]
+    waves[2] = waves[2][:1000]
+    torch.testing.assert_close(model.embed(waves, batched=True), model.embed(waves), atol=2e-5, rtol=0)
+
+
 def test_too_short(model):
     with pytest.raises(AudioError, match="720 samples"):
         model.embed([torch.zeros(719)])

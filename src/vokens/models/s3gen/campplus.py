@@ -2,7 +2,8 @@
 
 A small 2-d residual head over time and frequency, then a densely connected time-delay network in which each
 layer gates its output by a mask computed from the mean of the whole utterance and of each 100-frame segment.
-Module names are the published ones, so a published state dict loads without a table.
+Module names are the published ones, so a published state dict loads without a table. In a ragged batch what lies
+beyond a row's end is zero wherever a convolution or a mean looks, so each row is what it is alone.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,22 @@ from torch.nn import functional as F
 from vokens import checkpoint
 from vokens.audio.fbank import kaldi_fbank
 from vokens.errors import AudioError, CheckpointError
+from vokens.models.codec import batches, mask_of
 
 EMBEDDING = 192
 _SHORTEST = (
     720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, the least that has a deviation
 )
+_FRAMES = 30_000  # fbank frames per forward pass of a batch: 5 minutes, 300 MB in the widest layer
 _BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the three dense blocks
 _GROWTH, _BOTTLENECK, _SEGMENT = 32, 128, 100  # channels, channels, frames
+
+
+def clear(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero (B, C, T) or (B, C, F, T) beyond each row's end; mask (B, 1, T) is None where all are T long."""
+    if mask is None:
+        return x
+    return x * (mask if x.dim() == 3 else mask[:, None])
 
 
 class BatchNormReLU(nn.Module):
@@ -51,9 +61,9 @@ class BasicResBlock(nn.Module):
             self.shortcut.append(nn.Conv2d(channels, channels, 1, stride=(stride, 1), bias=False))
             self.shortcut.append(nn.BatchNorm2d(channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, F, T) -> (B, C, F / stride, T)
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # (B, C, F, T) -> (B, C, F / stride, T)
+        y = F.relu(self.bn1(self.conv1(clear(x, mask))))
+        return F.relu(self.bn2(self.conv2(clear(y, mask))) + self.shortcut(x))
 
 
 class Head(nn.Module):
@@ -68,10 +78,11 @@ class Head(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1), padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x[:, None])))
-        x = self.layer2(self.layer1(x))
-        return F.relu(self.bn2(self.conv2(x))).flatten(1, 2)  # (B, 32, 10, T) -> (B, 320, T)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(clear(x, mask)[:, None])))
+        for block in (*self.layer1, *self.layer2):
+            x = block(x, mask)
+        return F.relu(self.bn2(self.conv2(clear(x, mask)))).flatten(1, 2)  # (B, 32, 10, T) -> (B, 320, T)
 
 
 class CAMLayer(nn.Module):
@@ -83,14 +94,20 @@ class CAMLayer(nn.Module):
         self.linear1 = nn.Conv1d(channels, channels // 2, 1)
         self.linear2 = nn.Conv1d(channels // 2, _GROWTH, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, 128, T) -> (B, 32, T)
-        segments = F.avg_pool1d(
-            x, _SEGMENT, _SEGMENT, ceil_mode=True
-        )  # the last one divides by its true length
-        segments = segments.repeat_interleave(_SEGMENT, dim=-1)[..., : x.shape[-1]]
-        context = x.mean(dim=-1, keepdim=True) + segments
-        mask = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
-        return self.linear_local(x) * mask
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # (B, 128, T) -> (B, 32, T)
+        x = clear(x, mask)
+        whole, segments = x.mean(dim=-1, keepdim=True), _segment_means(x)
+        if mask is not None:  # divide by the share of frames that are the row's
+            whole = whole / mask.mean(dim=-1, keepdim=True)
+            segments = segments / _segment_means(mask).clamp(min=1 / _SEGMENT)
+        context = whole + segments.repeat_interleave(_SEGMENT, dim=-1)[..., : x.shape[-1]]
+        gate = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
+        return self.linear_local(x) * gate
+
+
+def _segment_means(x: Tensor) -> Tensor:
+    """The last one divides by its true length."""
+    return F.avg_pool1d(x, _SEGMENT, _SEGMENT, ceil_mode=True)
 
 
 class DenseLayer(nn.Module):
@@ -103,8 +120,18 @@ class DenseLayer(nn.Module):
         self.nonlinear2 = BatchNormReLU(_BOTTLENECK)
         self.cam_layer = CAMLayer(_BOTTLENECK, dilation)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, T) -> (B, C + 32, T)
-        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))))], dim=1)
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # (B, C, T) -> (B, C + 32, T)
+        y = self.nonlinear2(self.linear1(self.nonlinear1(x)))
+        return torch.cat([x, self.cam_layer(y, mask)], dim=1)
+
+
+class DenseBlock(nn.Sequential):
+    """Dense layers, each of which sees the input and what all before it have added."""
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        for layer in self:
+            input = layer(input, mask)
+        return input
 
 
 class LinearUnit(nn.Module):
@@ -136,15 +163,17 @@ class Transit(nn.Module):
 class Statistics(nn.Module):
     """Mean and unbiased standard deviation over time: (B, C, T) -> (B, 2C, 1)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x.mean(dim=-1), x.std(dim=-1)], dim=1)[..., None]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return torch.cat([x.mean(dim=-1), x.std(dim=-1)], dim=1)[..., None]
+        count = mask.sum(dim=-1)
+        mean = clear(x, mask).sum(dim=-1) / count
+        square = clear(x - mean[..., None], mask).square().sum(dim=-1)
+        return torch.cat([mean, (square / (count - 1)).sqrt()], dim=1)[..., None]
 
 
 class CAMPPlus(nn.Module):
-    """The published configuration: 6.85 M weights, 80 bands in, 192 numbers out; meant for eval mode.
-
-    The network has no notion of length: one utterance at a time, or several of exactly equal length.
-    """
+    """The published configuration: 6.85 M weights, 80 bands in, 192 numbers out; meant for eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +182,7 @@ class CAMPPlus(nn.Module):
         self.xvector = nn.Sequential()
         self.xvector.add_module("tdnn", LinearUnit(320, channels, kernel=5, stride=2))
         for number, (layers, dilation) in enumerate(_BLOCKS, start=1):
-            block = nn.Sequential()
+            block = DenseBlock()
             for layer in range(1, layers + 1):
                 block.add_module(f"tdnnd{layer}", DenseLayer(channels, dilation))
                 channels += _GROWTH
@@ -164,24 +193,49 @@ class CAMPPlus(nn.Module):
         self.xvector.add_module("stats", Statistics())
         self.xvector.add_module("dense", LinearUnit(2 * channels, EMBEDDING, last=True))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Embeddings (B, 192), not normalised, of mean-free fbank features (B, F, 80), F >= 3."""
-        if features.ndim != 3 or features.shape[1] < 3 or features.shape[2] != 80:
-            raise AudioError(f"CAM++ takes features (B, F >= 3, 80), got {tuple(features.shape)}")
-        return self.xvector(self.head(features.transpose(1, 2)))[..., 0]
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embeddings (B, 192), not normalised, of mean-free fbank features (B, F, 80), F >= 3.
+
+        lengths (B,): frames of each row, at least 3; what follows has no influence. None where all have F.
+        """
+        shortest = features.shape[1] if features.ndim == 3 else 0
+        if lengths is not None:
+            shortest = min(shortest, *lengths.tolist())
+        if shortest < 3 or features.shape[2] != 80:
+            raise AudioError(
+                f"CAM++ takes features (B, F >= 3, 80), got {tuple(features.shape)}, the shortest row {shortest}"
+            )
+        mask = None
+        if lengths is not None:
+            mask = mask_of(lengths.to(features.device), features.shape[1])[:, None].to(features.dtype)
+        tdnn, *middle, statistics, dense = self.xvector
+        x = tdnn(clear(self.head(features.transpose(1, 2), mask), mask))
+        mask = None if mask is None else mask[..., ::2]
+        for layer in middle:
+            x = layer(x, mask) if isinstance(layer, DenseBlock) else layer(x)
+        return dense(statistics(x, mask))[..., 0]
 
     @torch.inference_mode()
-    def embed(self, waves: Sequence[Tensor]) -> Tensor:
-        """Embeddings (B, 192) float32, not normalised, of 16 kHz waves (T,) of any lengths >= 720 samples."""
-        return torch.cat([self._embed_one(wave) for wave in waves])
+    def embed(self, waves: Sequence[Tensor], batched: bool | None = None) -> Tensor:
+        """Embeddings (B, 192) float32, not normalised, of 16 kHz waves (T,) of any lengths >= 720 samples.
 
-    def _embed_one(self, wave: Tensor) -> Tensor:
-        if wave.ndim != 1 or len(wave) < _SHORTEST:
-            raise AudioError(
-                f"CAM++ takes waves (T,) of at least {_SHORTEST} samples at 16 kHz, got {tuple(wave.shape)}"
-            )
-        features = kaldi_fbank(wave)  # (F, 80)
-        return self((features - features.mean(dim=0))[None])
+        batched: compute several together. None: not on the CPU, where rows gain nothing by company.
+        """
+        for wave in waves:
+            if wave.ndim != 1 or len(wave) < _SHORTEST:
+                raise AudioError(
+                    f"CAM++ takes waves (T,) of at least {_SHORTEST} samples at 16 kHz, got {tuple(wave.shape)}"
+                )
+        features = [kaldi_fbank(wave) for wave in waves]  # (F, 80)
+        features = [each - each.mean(dim=0) for each in features]
+        if batched is False or (batched is None and features[0].device.type == "cpu"):
+            return torch.cat([self(each[None]) for each in features])
+        found = features[0].new_empty(len(features), EMBEDDING)
+        for rows in batches([len(each) for each in features], _FRAMES):
+            some = [features[row] for row in rows]
+            lengths = torch.tensor([len(each) for each in some], device=found.device)
+            found[rows] = self(nn.utils.rnn.pad_sequence(some, batch_first=True), lengths)
+        return found
 
 
 def open_campplus(source: str | Path) -> CAMPPlus:
