@@ -330,10 +330,6 @@ class TestCommand:
     def words(self, manifest: Path, model: Path, out: Path, *more: str) -> list[str]:
         return ["extract", str(manifest), "-m", str(model), "-o", str(out), "--workers", "0", *more]
 
-    @pytest.fixture(autouse=True)
-    def _signals(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vokens.cli.extract.stoppable", lambda: None)
-
     def test_run_with_metrics(
         self, manifest: Path, tiny_codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

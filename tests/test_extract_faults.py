@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from vokens.corpus.decode import DecodePool, decode
 from vokens.corpus.items import Utterance
 
 CLIPS, SHARD, BAD = 30, 5, 7
+FULL = 1000  # bytes per file: enough for the plan, too few for the first shard
 STEPS = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["vokens.cli.extract", "vokens.corpus.engine.local", "vokens.models.mini"])
@@ -62,6 +64,7 @@ def corpus(tiny_codec_folder: Path) -> Iterator[Corpus]:
     folder = Path(tempfile.mkdtemp(prefix="vokens-corpus-"))
     folder.chmod(0o755)  # also for the run that has another user id
     shutil.copytree(tiny_codec_folder, folder / "codec")
+    (folder / "codec").chmod(0o755)
     samples = Path(vokens.__file__).parent / "samples"
     waves = [soundfile.read(samples / f"{name}.flac", dtype="float32") for name in ("english", "mandarin")]
     draw = random.Random(0)
@@ -228,28 +231,57 @@ class TestKilled:
             assert np.array_equal(item.wave, alone.wave) if alone.wave is not None else item.wave is None
 
     def test_audio_that_kills_its_decoder_is_quarantined(self, corpus: Corpus, tmp_path: Path) -> None:
-        """Opening a fifo waits for ever, so the worker that holds it can be told and killed."""
+        """Opening a fifo waits for ever: whichever worker is at it is killed."""
         os.mkfifo(tmp_path / "deadly.wav")
         good = str(corpus.manifest.parent / "clip00.wav")
+        over = threading.Event()
         with DecodePool(16000, 1) as pool:
+
+            def kill() -> None:
+                while not over.wait(0.01):
+                    worker = pool._workers[0]
+                    if worker.job is not None and worker.job.utterance.key == "deadly":
+                        worker.process.kill()
+
             pool.expect(
-                0, [Utterance("a", good), Utterance("b", str(tmp_path / "deadly.wav")), Utterance("c", good)]
+                0,
+                [
+                    Utterance("a", good),
+                    Utterance("deadly", str(tmp_path / "deadly.wav")),
+                    Utterance("b", good),
+                ],
             )
-            items = pool.take(0)
-            assert next(items).wave is not None
-            threading.Thread(target=kill_readers, args=(pool, tmp_path / "deadly.wav"), daemon=True).start()
-            deadly, fine = items
+            threading.Thread(target=kill).start()
+            first, deadly, last = pool.take(0)
+            over.set()
         assert deadly.reason == "the decoder died on it"
-        assert fine.wave is not None
+        assert first.wave is not None
+        assert last.wave is not None
+
+    @pytest.mark.slow
+    def test_workers_end_with_their_parent(self, tmp_path: Path) -> None:
+        """Even one that waits for a file for ever."""
+        os.mkfifo(tmp_path / "endless.wav")
+        ours, theirs = SERVER.Pipe()
+        run = SERVER.Process(target=hold_pool, args=(tmp_path / "endless.wav", theirs))
+        run.start()
+        worker = ours.recv()
+        run.kill()
+        run.join()
+        until = time.monotonic() + 60
+        while Path(f"/proc/{worker}/stat").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not Path(f"/proc/{worker}/stat").exists()
 
 
-def kill_readers(pool: DecodePool, fifo: Path) -> None:
-    """Whenever a process has opened the fifo for reading, kill the pool's worker (three times are enough)."""
-    for _ in range(3):
-        pipe = os.open(fifo, os.O_WRONLY)  # waits for the reader
-        os.kill(pool.pids[0], signal.SIGKILL)
-        time.sleep(0.05)
-        os.close(pipe)
+def hold_pool(endless: Path, tell: Connection) -> None:
+    """A process whose decode worker waits."""
+    with DecodePool(16000, 1) as pool:
+        pool.expect(0, [Utterance("endless", str(endless))])
+        while pool._workers[0].job is None:
+            time.sleep(0.01)
+        tell.send(pool.pids[0])
+        time.sleep(600)
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
@@ -271,9 +303,9 @@ def test_stopped_politely(
 
 
 def test_disk_full(corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    """Files may have 1600 bytes: the plan fits, the first shard does not."""
+    """Files may have few bytes: the plan fits, the first shard does not."""
     out, log = tmp_path / "out", tmp_path / "log"
-    assert finish(start(corpus.words(out), log, Trouble(file_bytes=1600))) == 2
+    assert finish(start(corpus.words(out), log, Trouble(file_bytes=FULL))) == 2
     assert "cannot write shard 0" in log.read_text()
     assert log.read_text().count("\n") == 1
     assert nothing_half_written(out)
@@ -282,21 +314,28 @@ def test_disk_full(corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path) 
     assert tree(out) == undisturbed
 
 
-@pytest.mark.parametrize("part", ["", "receipts"])
-def test_unwritable_folder(part: str, corpus: Corpus, undisturbed: dict[str, str]) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_unwritable_folder(begun: bool, corpus: Corpus, undisturbed: dict[str, str]) -> None:
+    """Nobody may write into the run's folder, or into its receipts in the middle of a run."""
     base = Path(tempfile.mkdtemp(prefix="vokens-unwritable-"))
     try:
         out, log = base / "out", base / "log"
         other = Trouble(user=65534) if os.getuid() == 0 else Trouble()
-        (out / part).mkdir(parents=True)
-        for path in (base, out):
-            path.chmod(0o777)
-        (out / part).chmod(0o555)
-        (out / "run.json").write_text("{}") if part else None
+        base.chmod(0o777)
+        out.mkdir()
+        out.chmod(0o777)
+        if begun:
+            assert finish(start(corpus.words(out), log, other)) == 0
+            for name in ("receipts/000003.json", "summary.json"):
+                (out / name).unlink()
+        closed = out / "receipts" if begun else out
+        closed.chmod(0o555)
+        if not begun:
+            base.chmod(0o755)
         assert finish(start(corpus.words(out), log, other)) == 2
-        assert "ermission" in log.read_text()
-        (out / part).chmod(0o777)
+        assert "cannot write shard 3" in log.read_text() if begun else "ermission" in log.read_text()
         assert nothing_half_written(out)
+        closed.chmod(0o777)
         assert finish(start(corpus.words(out), log, other)) == 0
         assert tree(out) == undisturbed
     finally:
@@ -310,7 +349,7 @@ def test_files_that_change_under_the_run(
     out, log = tmp_path / "out", tmp_path / "log"
     clip = corpus.manifest.parent / "clip12.wav"
     content = clip.read_bytes()
-    assert finish(start(corpus.words(out), log, Trouble(file_bytes=1600))) == 2  # planned, and nothing done
+    assert finish(start(corpus.words(out), log, Trouble(file_bytes=FULL))) == 2  # planned, and nothing done
     try:
         clip.write_bytes(content[:-500]) if harm == "truncated" else clip.unlink()
         assert finish(start(corpus.words(out, "--strict"), log)) == 1

@@ -8,7 +8,9 @@ vokens extract corpus/ --model speech_tokenizer_v2_25hz --out tokens/
 
 import signal
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ import tyro
 from tyro.conf import Positional
 
 from vokens.cli.options import BatchSeconds, Compute, Model, load_codec
+from vokens.errors import ConfigError
 
 Form = Literal["jsonl", "parquet", "sidecar", "npy", "webdataset", "shar", "megatron"]
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
@@ -73,44 +76,52 @@ class Arguments:
     metrics: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Keep figures of the run in this file, .json or .prom (Prometheus)."""
     engine: Annotated[
-        Literal["auto", "local", "torchrun"], tyro.conf.arg(metavar="{auto,local,torchrun}")
+        Literal["auto", "local", "torchrun", "ray"], tyro.conf.arg(metavar="{auto,local,torchrun,ray}")
     ] = "auto"
     """Who schedules shards; auto is torchrun where it has set RANK."""
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="IP:PORT", help_behavior_hint="")] = None
+    """Of a Ray cluster, or auto on one of its machines (default: this machine alone)."""
+    encoders: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """For ray: at most so many (default: one per GPU, or per machine without any)."""
     choice: Choice = field(default_factory=Choice)
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
     """Extract; 130 after an interrupt."""
-    stoppable()
     try:
-        return _extract(arguments)
+        with _stoppable():
+            return _extract(arguments)
     except KeyboardInterrupt:
         print("vokens: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
         return 130
 
 
-def stoppable() -> None:
+@contextmanager
+def _stoppable() -> Iterator[None]:
     """Let the first SIGINT or SIGTERM raise KeyboardInterrupt, and later ones not disturb the cleaning up."""
 
     def stop(*_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for which in before:
+            signal.signal(which, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for which in before:
+            signal.signal(which, stop)
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def _extract(arguments: Arguments) -> int:
-    from dataclasses import asdict, replace
-
     from vokens.corpus.engine.local import Worker, extract
     from vokens.corpus.engine.torchrun import Layout
     from vokens.corpus.progress import check_metrics
     from vokens.corpus.run import Settings
     from vokens.corpus.sources import SourceOptions
-    from vokens.errors import ConfigError
 
     settings = Settings(
         source=arguments.source,
@@ -129,6 +140,13 @@ def _extract(arguments: Arguments) -> int:
             f"--workers {arguments.workers}: give a number of processes, or 0 to decode in line"
         )
     worker = Worker(workers=arguments.workers, retry_failed=arguments.retry_failed, metrics=arguments.metrics)
+    if arguments.engine == "ray":
+        from vokens.corpus.engine.ray import Cluster, extract_on
+
+        cluster = Cluster(arguments.ray_address, arguments.encoders)
+        summary = extract_on(settings, arguments.model, arguments.compute.dtype, worker, cluster)
+        print(_sentence(summary, arguments.out), file=sys.stderr)
+        return int(arguments.strict and summary["failures"] > 0)
     layout = None if arguments.engine == "local" else Layout.from_environment()
     compute = arguments.compute
     if layout is not None:

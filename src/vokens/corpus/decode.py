@@ -12,9 +12,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -23,6 +25,7 @@ from vokens import audio
 from vokens.corpus.fetch import open_audio
 from vokens.corpus.health import silent_seconds
 from vokens.corpus.items import Utterance
+from vokens.corpus.sources.addresses import is_url
 from vokens.errors import VokensError
 
 AHEAD_SECONDS = 1800.0  # decoded audio that waits for the device: 115 MB at 16 kHz
@@ -58,13 +61,27 @@ class Decoder(Protocol):
 def decode(utterance: Utterance, sample_rate: int) -> Decoded:
     """The wave of an utterance; whatever is wrong with its audio becomes the reason."""
     try:
-        source = open_audio(utterance)
-        wave, _ = audio.load(source, sample_rate, offset=utterance.start, duration=utterance.duration)
+        wave, _ = audio.load(
+            _open(utterance), sample_rate, offset=utterance.start, duration=utterance.duration
+        )
     except (VokensError, OSError) as error:
         return Decoded(utterance, None, reason=" ".join(str(error).split()))
     except Exception as error:  # a fault in a decoder must not end a run over a million files
         return Decoded(utterance, None, reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
     return Decoded(utterance, wave, silent_seconds(wave, sample_rate))
+
+
+def _open(utterance: Utterance) -> bytes | Path:
+    piece = utterance.start > 0 or utterance.duration is not None
+    if piece and isinstance(utterance.audio, str) and is_url(utterance.audio):
+        return _fetch(utterance.audio)
+    return open_audio(utterance)
+
+
+@lru_cache(maxsize=1)
+def _fetch(url: str) -> bytes | Path:
+    """The recording of a URL, kept for its next piece."""
+    return open_audio(Utterance("", url))
 
 
 def automatic_workers(device: str, feeders: int = 1) -> int:
@@ -310,12 +327,21 @@ def _seconds(item: Decoded, sample_rate: int) -> float:
     return 0.0 if item.wave is None else len(item.wave) / sample_rate
 
 
+def _follow_parent() -> None:
+    """End with the parent, also in the midst of a file that never comes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _serve(pipe: Connection, sample_rate: int) -> None:
     """A worker: utterances in, waves out, until the parent is gone."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C goes to all processes of a terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     with suppress(EOFError, OSError):
         pipe.send(None)
         while True:

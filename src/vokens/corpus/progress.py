@@ -6,6 +6,7 @@ Times and rates are of this process; what is done is counted in the folder, wher
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,8 +63,9 @@ class Progress:
         self._first = self._count(self._done)
         self._looked, self._look_took = self._begun, 0.0
         for shard in sorted(self._done)[:: max(1, len(self._done) // _SAMPLE)]:
-            receipt = run.receipt(shard)
-            self._drift.check(receipt.health["histogram"], receipt.utterances)
+            with suppress(FileNotFoundError):  # taken back by another process with --retry-failed
+                receipt = run.receipt(shard)
+                self._drift.check(receipt.health["histogram"], receipt.utterances)
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +163,8 @@ def check_metrics(path: Path | None) -> None:
     """ConfigError for a metrics file that cannot be."""
     if path is not None and path.suffix not in METRICS:
         raise ConfigError(f"--metrics {path}: end its name in .json, or in .prom for Prometheus text")
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"--metrics {path}: there is no folder {path.parent}; make it")
 
 
 def prometheus(state: dict[str, Any]) -> str:

@@ -37,8 +37,8 @@ _POLL = 0.2  # seconds between looks at a plan that another process is making
 class Settings:
     """What a run is: reopening its folder with another value of any of these is refused.
 
-    source: as on the command line. out: the run's folder. dtype: of the network. batch_seconds, which only bounds
-    memory, may change.
+    source: as on the command line. out: the run's folder. dtype: of the network. audio_root: of sidecar files.
+    batch_seconds, which bounds memory, may change; in half precision it moves a few tokens.
     """
 
     source: str
@@ -46,7 +46,7 @@ class Settings:
     options: SourceOptions = field(default_factory=SourceOptions)
     format: str = "jsonl"
     shard_size: int = SHARD_SIZE
-    audio_root: Path | None = None  # of sidecar files
+    audio_root: Path | None = None
     num_codebooks: int | None = None
     dtype: str = "float32"
     batch_seconds: float = BATCH_SECONDS
@@ -294,10 +294,10 @@ def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None
         with open(scratch / "plan.jsonl", "w") as file:
             for span in plan_shards(source, settings.shard_size):
                 where = _OUT + span.where.removeprefix(f"{folder}/") if _inside(span, folder) else span.where
-                file.write(json.dumps({**asdict(span), "where": where}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({**asdict(span), "where": where}) + "\n")
             if file.tell() == 0:
                 raise ConfigError(f"{settings.source} lists no utterance")
-        (scratch / "run.json").write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+        (scratch / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
         publish([(scratch / name, folder / name) for name in ("run.json", "plan.jsonl")])
     except BaseException:
         shutil.rmtree(_listing(folder), ignore_errors=True)

@@ -74,6 +74,7 @@ def encode_shard(run: Run, shard: int, codec: Codec, decoder: Decoder, spent: Sp
             else:
                 tally.add(row.codes, row.duration, item.silent_seconds)
                 rows.append(row)
+        pool.clear()  # before the next one is filled: memory holds one pool, not two
     start = time.perf_counter()
     try:
         return _commit(run, shard, rows, failures, tally)
@@ -189,9 +190,8 @@ def _commit(run: Run, shard: int, rows: list[Row], failures: list[Failure], tall
         quarantine = Path("failures") / f"{name}.jsonl"
         if failures:
             draft = scratch / "failures.jsonl"
-            draft.write_text(
-                "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in failures)
-            )
+            lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in failures)
+            draft.write_bytes(lines.encode(errors="backslashreplace"))  # file names need not be valid Unicode
             files.append((draft, quarantine))
         else:
             (run.folder / quarantine).unlink(missing_ok=True)  # of an earlier try
