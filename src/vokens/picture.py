@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE, _DPI = (16.0, 10.0), 100  # inches, dots per inch: 1600 x 1000
-_INK, _FAINT, _BLUE, _ORANGE = "#22272e", "#d5d9df", "#2563a8", "#c2571a"
-_THEME = {
+INK, FAINT, BLUE, ORANGE = "#22272e", "#d5d9df", "#2563a8", "#c2571a"
+THEME = {
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "savefig.facecolor": "white",
@@ -52,21 +52,21 @@ def roundtrip_figure(original: np.ndarray, decoded: np.ndarray, tokens: Tokens, 
     original, decoded: (T,) at tokens.sample_rate; tokens: one item. 1600 x 1000 pixels.
     Raises MissingExtra without matplotlib, ConfigError when tokens hold several items.
     """
-    matplotlib, figure_type = _matplotlib()
+    matplotlib, figure_type = matplotlib_figure()
     if len(tokens) != 1:
         raise ConfigError(f"a picture shows one recording, the tokens hold {len(tokens)}: give tokens[i]")
     rate = tokens.sample_rate
     before, after = log_mel(original, rate), log_mel(decoded, rate)
     frames = min(before.shape[1], after.shape[1])
     loudest = float(before.max())
-    with matplotlib.rc_context(_THEME):
+    with matplotlib.rc_context(THEME):
         figure = figure_type(figsize=_SIZE, dpi=_DPI, layout="constrained")
         figure.get_layout_engine().set(h_pad=0.08, hspace=0.02, wspace=0.03)
         figure.suptitle(_headline(tokens, name), x=0.012, ha="left", fontsize=18, fontweight="bold")
         grid = figure.subplots(3, 2, sharex=True, height_ratios=(0.75, 1.5, 1.15))
         peak = max(float(np.abs(wave).max(initial=1e-3)) for wave in (original, decoded))
-        draw_wave(grid[0, 0], original, rate, peak, _BLUE)
-        draw_wave(grid[0, 1], decoded, rate, peak, _ORANGE)
+        draw_wave(grid[0, 0], original, rate, peak, BLUE)
+        draw_wave(grid[0, 1], decoded, rate, peak, ORANGE)
         grid[0, 0].set_title("Original")
         grid[0, 1].set_title("Resynthesis")
         draw_mel(grid[1, 0], before, rate, len(original) / rate, loudest)
@@ -87,13 +87,13 @@ def roundtrip_figure(original: np.ndarray, decoded: np.ndarray, tokens: Tokens, 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a figure; the suffix (.png, .svg, .pdf) chooses the format. Whole or not at all."""
-    matplotlib, _ = _matplotlib()
+    matplotlib, _ = matplotlib_figure()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_THEME), atomic_write(path) as temporary:
+    with matplotlib.rc_context(THEME), atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=_DPI)
 
 
-def draw_wave(axes: "Axes", wave: np.ndarray, sample_rate: int, peak: float, color: str = _BLUE) -> None:
+def draw_wave(axes: "Axes", wave: np.ndarray, sample_rate: int, peak: float, color: str = BLUE) -> None:
     """The wave (T,), as the range it covers in each column of pixels, on a vertical scale of +-peak."""
     step = max(1, len(wave) // _COLUMNS)
     columns = wave[: len(wave) // step * step].reshape(-1, step)
@@ -179,7 +179,7 @@ def _headline(tokens: Tokens, name: str) -> str:
     return f"{subject}{tokens.model}, {books}, {tokens.bitrate / 1000:.2f} kbit/s"
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def matplotlib_figure() -> tuple[Any, Any]:
     """matplotlib and its Figure. Raises MissingExtra."""
     try:
         import matplotlib

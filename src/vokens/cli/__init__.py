@@ -34,6 +34,7 @@ VERBS = {
         "vokens.cli.extract", "a corpus to shards of tokens, exactly once, on any number of machines"
     ),
     "train": Verb("vokens.cli.train", "train a codec from a recipe"),
+    "inspect": Verb("vokens.cli.inspect", "verify what extract wrote, and draw its statistics"),
     "bench": Verb("vokens.cli.bench", "measure codecs against each other"),
     "demo": Verb("vokens.cli.demo", "encode and decode a real sample, offline"),
 }

@@ -1,0 +1,241 @@
+"""Is an output folder what it says: every shard there, every byte as it was written, every key once, and do samples
+encode to the same codes again.
+
+Shards are looked at one by one, so a folder of any size is inspected in the memory of one shard.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vokens.corpus.data import read_run
+from vokens.corpus.decode import decode
+from vokens.corpus.health import divergence
+from vokens.corpus.items import Row, Source
+from vokens.corpus.run import Plan, Receipt, receipt_path, sha256
+from vokens.corpus.sources import SourceOptions, open_source
+from vokens.errors import ConfigError, VokensError
+from vokens.models.codec import Codec
+
+_MOST = 20  # faults that are kept word by word
+
+
+@dataclass
+class Findings:
+    """What an inspection found.
+
+    Attributes:
+        shards, done: planned, and with a receipt. utterances, failures, frames, seconds, bytes: of those done.
+        faults: what is wrong, the first 20; fault_count: how many in all.
+        compared, equal: utterances that were encoded again, and those of them with the same codes.
+        sizes, health: utterances and the receipts' facts of each shard done.
+        durations: seconds of each row, of at most a million.
+    """
+
+    shards: int = 0
+    done: int = 0
+    utterances: int = 0
+    failures: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    compared: int = 0
+    equal: int = 0
+    fault_count: int = 0
+    faults: list[str] = field(default_factory=list)
+    sizes: dict[int, int] = field(default_factory=dict)
+    health: dict[int, dict[str, Any]] = field(default_factory=dict)
+    durations: list[float] = field(default_factory=list)
+
+    def fault(self, text: str) -> None:
+        self.fault_count += 1
+        if len(self.faults) < _MOST:
+            self.faults.append(text)
+
+    @property
+    def drift(self) -> dict[int, float]:
+        """Bits of divergence of each shard's first codebook from all others together."""
+        counts = {
+            shard: np.array(facts["histogram"][0]) for shard, facts in self.health.items() if facts["entropy"]
+        }
+        total = sum(counts.values(), np.zeros(1, np.int64))
+        return {
+            shard: divergence(own, total - own)
+            for shard, own in counts.items()
+            if own.sum() and (total - own).sum()
+        }
+
+    @property
+    def entropies(self) -> list[float]:
+        """Mean over shards of the bits per token of each codebook."""
+        rows = [facts["entropy"] for facts in self.health.values()]
+        return np.mean(rows, axis=0).tolist() if rows else []
+
+
+class Inspection:
+    """An output folder opened for inspection.
+
+    Args:
+        folder: what `vokens extract` wrote, finished or not.
+
+    Raises:
+        ConfigError: no run, or one that cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output, self.facts = read_run(folder)
+        self.identity: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        if not (folder / "plan.jsonl").exists():
+            raise ConfigError(f"{folder} has no plan: run vokens extract to make or mend it")
+        self.plan = Plan(folder / "plan.jsonl")
+        self.source = self._open_source()
+
+    def _open_source(self) -> Source | None:
+        """The list that the run was made of; None where it is no longer there."""
+        options = dict(self.identity.get("options", {}))
+        for name in ("segments", "text"):
+            if name in options:
+                options[name] = Path(options[name])
+        try:
+            return open_source(
+                self.identity["source"], listing=self.folder / "listing", options=SourceOptions(**options)
+            )
+        except (VokensError, OSError):
+            return None
+
+    def check(self, findings: Findings) -> Iterator[int]:
+        """Look at one shard after the other, and note what is found; yields the number of each."""
+        findings.shards = len(self.plan)
+        for shard in range(len(self.plan)):
+            try:
+                self._shard(shard, findings)
+            except (VokensError, OSError, KeyError) as error:
+                findings.fault(f"shard {shard}: {' '.join(str(error).split())}")
+            yield shard
+        self._summary(findings)
+
+    def _shard(self, shard: int, findings: Findings) -> None:
+        path = receipt_path(self.folder, shard)
+        if not path.exists():
+            findings.fault(f"shard {shard} has no receipt: the run is not finished, the same command goes on")
+            return
+        receipt = Receipt.read(path)
+        findings.done += 1
+        findings.utterances += receipt.utterances
+        findings.failures += receipt.failures
+        findings.frames += receipt.frames
+        findings.seconds += receipt.samples / self.facts.sample_rate
+        findings.sizes[shard], findings.health[shard] = receipt.utterances, receipt.health
+        planned = int(self.plan.counts[shard])
+        if receipt.utterances + receipt.failures != planned:
+            findings.fault(
+                f"shard {shard}: {receipt.utterances} utterances and {receipt.failures} failures of {planned} planned"
+            )
+        if self._files(shard, receipt, findings):
+            self._rows(shard, receipt, findings)
+
+    def _files(self, shard: int, receipt: Receipt, findings: Findings) -> bool:
+        """Sizes and checksums; whether all are as written."""
+        whole = True
+        for file in receipt.files:
+            path = self.folder / file["path"]
+            if not path.exists():
+                findings.fault(f"shard {shard}: {path} is missing: remove {receipt_path(self.folder, shard)}")
+            elif path.stat().st_size != file["bytes"] or sha256(path) != file["sha256"]:
+                findings.fault(
+                    f"shard {shard}: {path} was changed after it was written: remove the shard's receipt and run "
+                    "the extraction again"
+                )
+            else:
+                findings.bytes += file["bytes"]
+                continue
+            whole = False
+        return whole
+
+    def _rows(self, shard: int, receipt: Receipt, findings: Findings) -> None:
+        """Every key of the plan is in the shard or in quarantine, once."""
+        keys: Counter[str] = Counter()
+        frames = 0
+        for row in self.rows(receipt):
+            keys[row.key] += 1
+            frames += row.codes.shape[1]
+            if len(findings.durations) < 1_000_000:
+                findings.durations.append(row.duration)
+        if frames != receipt.frames:
+            findings.fault(f"shard {shard} holds {frames} frames, its receipt says {receipt.frames}")
+        for entry in self._quarantine(shard):
+            keys[entry["key"]] += 1
+        twice = [key for key, count in keys.items() if count > 1]
+        if twice:
+            findings.fault(f"shard {shard} holds {twice[0]!r} {keys[twice[0]]} times")
+        if self.source is not None:
+            expected = {utterance.key for utterance in self.source.read(self.plan[shard])}
+            for what, odd in (("lacks", expected - keys.keys()), ("has besides", keys.keys() - expected)):
+                if odd:
+                    findings.fault(f"shard {shard} {what} {sorted(odd)[0]!r} and {len(odd) - 1} more")
+
+    def rows(self, receipt: Receipt) -> Iterator[Row]:
+        """The stored rows of a shard."""
+        files = [Path(file["path"]) for file in receipt.files if not file["path"].startswith("failures/")]
+        return self.output.read(self.folder, files, self.facts)
+
+    def _quarantine(self, shard: int) -> list[dict[str, Any]]:
+        path = self.folder / "failures" / f"{shard:06d}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def _summary(self, findings: Findings) -> None:
+        path = self.folder / "summary.json"
+        if findings.done < findings.shards or not path.exists():
+            return
+        summary = json.loads(path.read_text())
+        for name in ("utterances", "failures", "frames"):
+            if summary[name] != getattr(findings, name):
+                findings.fault(
+                    f"summary.json says {summary[name]} {name}, the receipts {getattr(findings, name)}"
+                )
+
+    def compare(self, codec: Codec, findings: Findings, count: int, seed: int = 0) -> None:
+        """Encode `count` utterances again, drawn from all finished shards, and compare codes.
+
+        Raises:
+            ConfigError: the codec has other weights than the run's, or the source is gone.
+        """
+        if codec.fingerprint != self.facts.fingerprint:
+            raise ConfigError(
+                f"the folder was made by {self.facts.model} with fingerprint {self.facts.fingerprint}, the codec "
+                f"given has {codec.fingerprint}: give the one that made it with --model"
+            )
+        if self.source is None:
+            raise ConfigError(
+                f"the source {self.identity['source']} is gone: --sample 0 leaves comparing out"
+            )
+        draw = np.random.default_rng(seed)
+        done = [shard for shard in range(len(self.plan)) if receipt_path(self.folder, shard).exists()]
+        chosen = Counter(draw.choice(done, count).tolist()) if done else Counter()
+        for shard, wanted in sorted(chosen.items()):
+            stored = {row.key: row.codes for row in self.rows(Receipt.read(receipt_path(self.folder, shard)))}
+            utterances = [u for u in self.source.read(self.plan[shard]) if u.key in stored]
+            if not utterances:
+                continue
+            places = draw.choice(len(utterances), min(wanted, len(utterances)), replace=False)
+            for utterance in (utterances[place] for place in sorted(places)):
+                found = decode(utterance, codec.sample_rate)
+                findings.compared += 1
+                if found.wave is None:
+                    findings.fault(f"{utterance.key!r} was encoded and cannot be read now: {found.reason}")
+                    continue
+                codes = codec.encode(
+                    found.wave, codec.sample_rate, num_codebooks=len(self.facts.codebook_sizes)
+                ).codes[0]
+                if np.array_equal(codes.numpy(), stored[utterance.key]):
+                    findings.equal += 1
+                else:
+                    findings.fault(
+                        f"{utterance.key!r} of shard {shard} encodes to other codes now: changed audio?"
+                    )

@@ -1,0 +1,108 @@
+"""vokens inspect: a whole folder passes; each kind of damage is found and named."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+
+import vokens
+from vokens.cli import main
+from vokens.corpus.engine.local import Worker, extract
+from vokens.corpus.inspect import Findings, Inspection
+from vokens.corpus.run import Settings
+
+CLIPS, SHARD, BAD = 12, 5, 7
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_codec_folder: Path) -> Path:
+    """A folder with audio, a codec, and three finished runs below out/."""
+    folder = tmp_path_factory.mktemp("inspect")
+    shutil.copytree(tiny_codec_folder, folder / "codec")
+    wave, rate = soundfile.read(Path(vokens.__file__).parent / "samples/english.flac", dtype="float32")
+    draw, lines = random.Random(0), []
+    for i in range(CLIPS):
+        length = draw.randint(rate // 8, rate // 2)
+        start = draw.randint(0, len(wave) - length)
+        soundfile.write(folder / f"{i:02d}.wav", wave[start : start + length], rate)
+        lines.append(json.dumps({"id": f"{i:02d}", "path": f"{i:02d}.wav"}))
+    (folder / f"{BAD:02d}.wav").write_bytes(b"no audio")
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    codec = vokens.load(folder / "codec")
+    for form in ("jsonl", "megatron", "shar"):
+        settings = Settings(
+            source=str(folder / "corpus.jsonl"), out=folder / "out" / form, shard_size=SHARD, format=form
+        )
+        extract(settings, codec, Worker(workers=0))
+    return folder
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """A copy whose files a test may damage; its source stays where it was."""
+    return shutil.copytree(made / "out/jsonl", tmp_path / "out")
+
+
+def inspect(folder: Path, codec: Path | None = None) -> Findings:
+    inspection, findings = Inspection(folder), Findings()
+    assert list(inspection.check(findings)) == list(range(len(inspection.plan)))
+    if codec is not None:
+        inspection.compare(vokens.load(codec), findings, 6)
+    return findings
+
+
+@pytest.mark.parametrize("form", ["jsonl", "megatron", "shar"])
+def test_a_whole_folder_passes(made, form):
+    findings = inspect(made / "out" / form, made / "codec")
+    assert findings.faults == []
+    assert (findings.shards, findings.done) == (3, 3)
+    assert (findings.utterances, findings.failures) == (CLIPS - 1, 1)
+    assert findings.compared == findings.equal > 0
+    assert len(findings.durations) == CLIPS - 1
+
+
+def test_damage_is_found(copied):
+    shard = next(path for path in sorted(copied.rglob("*.jsonl")) if path.stem.endswith("000001"))
+    shard.write_bytes(shard.read_bytes().replace(b"0", b"1", 1))
+    (copied / "receipts/000002.json").unlink()
+    faults = inspect(copied).faults
+    assert any("shard 1" in fault and "changed after" in fault for fault in faults)
+    assert any("shard 2 has no receipt" in fault for fault in faults)
+
+
+def test_a_missing_file_and_a_wrong_summary_are_found(copied):
+    next(path for path in sorted(copied.rglob("*.jsonl")) if path.stem.endswith("000000")).unlink()
+    summary = json.loads((copied / "summary.json").read_text())
+    (copied / "summary.json").write_text(json.dumps({**summary, "utterances": 99}))
+    faults = inspect(copied).faults
+    assert any("is missing" in fault for fault in faults)
+    assert any("summary.json says 99" in fault for fault in faults)
+
+
+def test_other_audio_encodes_to_other_codes(made, copied, tmp_path):
+    other = shutil.copytree(made, tmp_path / "moved")
+    for i in range(CLIPS):
+        if i != BAD:
+            wave, rate = soundfile.read(other / f"{i:02d}.wav")
+            soundfile.write(other / f"{i:02d}.wav", wave[::-1], rate)
+    run = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps({**run, "source": str(other / "corpus.jsonl")}))
+    plan = (copied / "plan.jsonl").read_text().replace(str(made), str(other))
+    (copied / "plan.jsonl").write_text(plan)
+    findings = inspect(copied, made / "codec")
+    assert findings.equal < findings.compared
+    assert any("other codes" in fault for fault in findings.faults)
+
+
+def test_the_verb(made, copied, tmp_path, capsys):
+    words = ["inspect", str(made / "out/jsonl"), "--model", str(made / "codec"), "--sample", "3"]
+    assert main([*words, "--picture", str(tmp_path / "run.png")]) == 0
+    assert "3 of 3 equal" in capsys.readouterr().out
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    assert main(["inspect", str(copied), "--sample", "3"]) == 1  # the folder does not say where its codec is
+    assert "fingerprint" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "no output of vokens extract" in capsys.readouterr().err
