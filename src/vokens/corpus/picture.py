@@ -61,7 +61,8 @@ def _histogram(axes: "Axes", findings: Findings) -> None:
 def _drift(axes: "Axes", findings: Findings) -> None:
     drift = findings.drift
     shards = sorted(drift)
-    limits = [threshold(max(1, findings.sizes[shard])) for shard in shards]
+    total = findings.utterances
+    limits = [threshold(max(1, findings.sizes[s]), max(1, total - findings.sizes[s])) for s in shards]
     values = [drift[shard] for shard in shards]
     colors = [ORANGE if value > limit else BLUE for value, limit in zip(values, limits, strict=True)]
     axes.scatter(shards, values, color=colors, s=18)
