@@ -75,6 +75,6 @@ def _facts(form: str, facts: "CodecFacts", findings: "Findings") -> list[tuple[s
         ("files", f"{form}, {findings.bytes / 1e6:.1f} MB, checksums verified"),
         ("entropy", " ".join(f"{bits:.2f}" for bits in findings.entropies) + " bit per token"),
         ("drift", f"{drifting:.3f} bits at most between a shard and the others"),
-        ("encoded again", f"{findings.equal} of {findings.compared} equal"),
+        ("encoded again", f"{findings.equal} of {findings.compared} equal" if findings.compared else "none"),
         ("faults", str(findings.fault_count)),
     ]

@@ -1,6 +1,6 @@
 """A run's tokens at a glance: durations, bits and use of each codebook, and how shards differ from one another."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from vokens.picture import BLUE, FAINT, ORANGE, THEME, matplotlib_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_ABOVE: dict[str, Any] = {"frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
 
 
 def statistics_figure(findings: Findings, facts: CodecFacts, name: str) -> "Figure":
@@ -43,12 +45,12 @@ def _durations(axes: "Axes", findings: Findings) -> None:
 def _bits(axes: "Axes", findings: Findings, facts: CodecFacts) -> None:
     bits = findings.entropies
     books = np.arange(1, len(facts.codebook_sizes) + 1)
-    axes.bar(books, np.log2(facts.codebook_sizes), color=FAINT, label="log2 of the codebook's size")
+    axes.bar(books, np.log2(facts.codebook_sizes), color=FAINT, label="log2 of its size")
     axes.bar(books[: len(bits)], bits, color=BLUE, label="entropy, mean over shards")
     for book, value in zip(books, bits, strict=False):
         axes.text(float(book), value, f"{value:.1f}", ha="center", va="bottom")
-    axes.set(title="Bits per token", xlabel="codebook", xticks=books)
-    axes.legend(frameon=False, loc="lower right")
+    axes.set(title="Bits per token by codebook", xlabel="codebook", xticks=books)
+    axes.legend(**_ABOVE)
 
 
 def _histogram(axes: "Axes", findings: Findings) -> None:
@@ -68,4 +70,5 @@ def _drift(axes: "Axes", findings: Findings) -> None:
     axes.scatter(shards, values, color=colors, s=18)
     axes.plot(shards, limits, color=ORANGE, linewidth=1, label="beyond chance")
     axes.set(title="Shards against all others", xlabel="shard", ylabel="divergence in bits", ylim=(0, None))
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(**_ABOVE)
+    axes.locator_params(axis="x", integer=True)
