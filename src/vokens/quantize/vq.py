@@ -54,7 +54,8 @@ class UnitVectorLearner(nn.Module):
     def forward(
         self, x: Tensor, inside: Tensor, generator: torch.Generator | None = None, rounding: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> codewords (B, T, D), ids (B, T), and the mean squared distance to them.
+        """x (B, T, D) -> codewords (B, T, D), ids (B, T), and the mean of each row's mean squared
+        distance to them.
 
         Codewords are scaled so that their numbers are about 1, and gradients pass as if unquantized. In training
         mode the codebook learns. Under torch.distributed every process sees the gathered vectors.
@@ -72,7 +73,9 @@ class UnitVectorLearner(nn.Module):
             codewords = self.codebook.decode(ids)
             distance = (unit - codewords).square().sum(-1)
             through = unit + (codewords - unit).detach() if rounding else unit
-            return through * self.scale, ids, (distance * inside).sum() / inside.sum()
+            # A mean of rows, each a mean of its vectors: processes with as many rows then average to the whole.
+            mean = ((distance * inside).sum(1) / inside.sum(1).clamp(min=1)).mean()
+            return through * self.scale, ids, mean
 
     def fit(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Start the codewords from k-means on vectors x (N, D), at least as many as codewords."""

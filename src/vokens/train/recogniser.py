@@ -231,10 +231,14 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         wanted, found, number = FIT_VECTORS * FIT_CODEWORDS, [], self.number(0)
         if isinstance(self.model.quantizer, UnitVectorLearner):
             wanted = FIT_VECTORS * self.model.config.codebook_size
-        while sum(len(states) for states in found) < wanted and len(found) < self.train.batches_per_epoch():
-            mel, frames = self._mels(self.train.batch(number + len(found)))
-            states = self.model.encoder(mel, frames)
-            found.append(states[mask_of(-(-frames // self.model.config.hop), states.shape[1])].float())
+        world = self.accelerator.num_processes
+        for coming in range(self.train.batches_per_epoch(world)):
+            if sum(len(states) for states in found) >= wanted:
+                break
+            for rank in range(world):
+                mel, frames = self._mels(self.train.batch(number + coming, rank, world))
+                states = self.model.encoder(mel, frames)
+                found.append(states[mask_of(-(-frames // self.model.config.hop), states.shape[1])].float())
         self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
             self.average.restart(self.model)
