@@ -282,7 +282,11 @@ def test_manifests_of_three_kinds(speech: Path, tmp_path: Path) -> None:
     lines = {
         "ours": {"id": "a", "path": wav, "split": "train", "text": "hi"},
         "nemo": {"audio_filepath": wav, "text": "hi", "duration": 0.4},
-        "lhotse": {"id": "a", "recording": {"sources": [{"source": wav}]}, "supervisions": [{"text": "hi"}]},
+        "lhotse": {
+            "id": "a",
+            "recording": {"sources": [{"type": "file", "source": wav}]},
+            "supervisions": [{"text": "hi"}],
+        },
     }
     for name, record in lines.items():
         path = tmp_path / f"{name}.jsonl"

@@ -5,14 +5,12 @@ the rows that one would. Decoding Opus for each crop costs more CPU than a small
 are decoded once into one int16 file.
 """
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from vokens import audio
 from vokens.atomic import atomic_write
+from vokens.corpus.sources.records import Record, read_records
 from vokens.errors import ConfigError, VokensError
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".aiff"}
@@ -53,11 +52,11 @@ def read_clips(
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         clips = [Clip(str(path.relative_to(source).with_suffix("")), path) for path in paths]
     elif source.is_file():
-        opened = gzip.open if source.suffix == ".gz" else open
-        with opened(source, "rt") as lines:
-            records = [json.loads(line) for line in lines if line.strip()]
-        kept = [record for record in records if split is None or record.get("split", split) == split]
-        clips = [_clip(record, source) for record in kept]
+        clips = [
+            _clip(record, source)
+            for record in read_records(source)
+            if record.split in (None, split or record.split)
+        ]
     else:
         raise ConfigError(
             f"{source} is neither a folder nor a manifest: give a folder of audio or a jsonl file"
@@ -71,24 +70,12 @@ def read_clips(
     return clips
 
 
-def _clip(record: dict[str, Any], manifest: Path) -> Clip:
-    spoken = record
-    if "recording" in record:  # a lhotse cut: the file and its text are one level down
-        path = record["recording"]["sources"][0]["source"]
-        spoken = (record.get("supervisions") or [{}])[0]
-    elif "path" in record or "audio_filepath" in record:
-        path = record.get("path") or record["audio_filepath"]
-    else:
+def _clip(record: Record, manifest: Path) -> Clip:
+    if record.piece:
         raise ConfigError(
-            f"{manifest}: a line has neither path, audio_filepath nor recording: {sorted(record)}"
+            f"{manifest}: {record.id} is a piece of its recording, and training takes whole files: save pieces as files"
         )
-    return Clip(
-        id=str(record.get("id", Path(path).stem)),
-        path=manifest.parent / path,
-        text=spoken.get("text"),
-        language=spoken.get("language"),
-        speaker=spoken.get("speaker"),
-    )
+    return Clip(record.id, Path(record.path), record.text, record.language, record.speaker)
 
 
 class Rows:
