@@ -3,7 +3,7 @@
 Recordings of --data, in order, are joined to long ones; the network sees each once whole and once in windows.
 
     python benchmarks/s3_seams.py --data CORPUS/test [--model speech_tokenizer_v2_25hz] [--weights FILE_OR_FOLDER]
-        [--recordings 3] [--seconds 120] [--threads 2]
+        [--recordings 8] [--seconds 134] [--window 30] [--threads 2]
 """
 
 import argparse
@@ -16,7 +16,7 @@ from s3_exactness import SUFFIXES, random_release
 import vokens
 from vokens import audio
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
-from vokens.models.s3tokenizer.long import seam_agreement
+from vokens.models.s3tokenizer.long import WINDOW, seam_agreement
 
 
 def joined(folder: Path, count: int, samples: int, rate: int) -> list[np.ndarray]:
@@ -42,8 +42,11 @@ def main() -> None:
         "--model", choices=list(RELEASES), default="speech_tokenizer_v2_25hz", help="its sizes"
     )
     parser.add_argument("--weights", help="what vokens.load opens; random weights of --model without it")
-    parser.add_argument("--recordings", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--recordings", type=int, default=8)
+    parser.add_argument(
+        "--seconds", type=int, default=134, help="of a recording; 30 is what releases were trained on"
+    )
+    parser.add_argument("--window", type=int, default=WINDOW // 100, help="seconds, of which 4 overlap")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -56,11 +59,12 @@ def main() -> None:
             lambda mel: codec._exactly(mel[None])[0][0],
             codec.log_mel(torch.from_numpy(wave)),
             codec.config.hop,
+            size=args.window * 100,
         )
         counts[: len(count)] += count
         equal[: len(count)] += share * count
     rate = codec.frame_rate
-    print(f"{codec.name}; {args.recordings} recordings of {args.seconds} s\n")
+    print(f"{codec.name}; {args.recordings} recordings of {args.seconds} s, windows of {args.window} s\n")
     print("| from the seam (s) | ids | as with the whole recording |\n|---|---|---|")
     first = 0
     while counts[first:].any():

@@ -76,6 +76,8 @@ def test_what_int8_refuses(tmp_path: Path) -> None:
     codec.set_dtype(torch.int8)
     with pytest.raises(ConfigError, match="load the codec again"):
         codec.set_dtype(torch.float32)
+    with pytest.raises(ConfigError, match="half precision"):
+        codec.calibrate(WAVES[5], RATE)
     with pytest.raises(CheckpointError, match="float32 codec"):
         codec.save_pretrained(tmp_path / "saved")
     with pytest.raises(CheckpointError, match="float32 codec"):

@@ -33,15 +33,15 @@ Exactness = Literal["guarded", "plain"]
 
 SHORTEST = 201  # samples that one centred frame needs; shorter sounds are padded with zeros
 # Mel frames per forward pass. 4 minutes are 6000 tokens, 120 MB in the widest layer; on the CPU 4 s already run at full
-# speed (0.14 s per second of v2 on one Zen 3 core), and only shorter rows, 0.24 s for one of 1 s, gain by company.
+# speed (0.09 s per second of v2 on one Zen 3 core), and only shorter rows, 0.13 s for one of 1 s, gain by company.
 FRAMES_PER_FORWARD = 24_000
 FRAMES_ON_CPU = 400
 PADDING = 0.02  # share of a forward pass that may be padding
 # Margins below which an id is computed again: FSQ in units of its rounded number, VQ in squared distance. Float32 in
-# padded batches moved them by up to 1.5e-6 and 2.4e-7, bfloat16 by 1.7e-2 and 8e-4, float16 by 2.2e-3 and 9e-5
-# (released sizes, random weights, 262 tokens).
+# padded batches moved them by up to 4e-6 and 2.4e-7, float16 FSQ's by 1.0e-2, bfloat16 FSQ's by 6.6e-2 (speech,
+# random weights of the released sizes, benchmarks/s3_exactness.py), VQ's by 9e-5 and 8e-4 (synthetic sounds).
 BOUNDS = {
-    "fsq": {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3},
+    "fsq": {torch.float32: 2e-5, torch.bfloat16: 1.5e-1, torch.float16: 2e-2},
     "vq": {torch.float32: 2e-6, torch.bfloat16: 2e-3, torch.float16: 2e-4},
 }
 
@@ -106,7 +106,8 @@ class S3Tokenizer(Codec):
     def quantize(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Ids of log-mels, as the training loop of another model needs them: no graph breaks up to 30 s.
 
-        Surrounding autocast changes nothing: `set_dtype` decides what matrix products are computed in.
+        Surrounding autocast changes nothing: `set_dtype` decides what matrix products are computed in. On CUDA,
+        convolutions follow torch.backends.cudnn.allow_tf32: False gives the ids of float32.
 
         Args:
             mel: log-mels (B, n_mels, F) from `log_mel`. mel_lens: (B,) frames of each row, at least 1; None where
@@ -153,9 +154,9 @@ class S3Tokenizer(Codec):
         float32). int8 is for CPUs, twice as fast there: weights of 8 bits per output, inputs of 7 bits per token;
         it gives the float32 weights up, so no other type can follow. Tokens keep the name of the float32 weights.
 
-        exactness: "guarded" gives float32's tokens: windows with a doubtful id are computed again in float32. With
-            random weights 34 % of ids are doubtful in bfloat16 and 3 % in float16, so nearly every window is:
-            see `recomputed` before choosing it for speed. int8 has nothing left to compare with: "plain" alone.
+        exactness: "guarded" gives float32's tokens: windows with a doubtful id are computed again in float32. At
+            their present bounds nearly every window has one, so this takes longer than float32 alone:
+            see `recomputed`, and `calibrate` for other weights. int8 has nothing left to compare with: "plain" alone.
 
         Raises:
             ConfigError: other types, int8 elsewhere than on the CPU or guarded, and any other type after int8.
@@ -180,7 +181,12 @@ class S3Tokenizer(Codec):
 
     @torch.inference_mode()
     def calibrate(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> float:
-        """Set `bound` to twice what the present precision moved any decision of these recordings, and return it."""
+        """Set `bound` to twice what the present precision moved any decision of these recordings, and return it.
+
+        Raises ConfigError for int8, which has no float32 beside it.
+        """
+        if self.compute_dtype == torch.int8:
+            raise ConfigError("int8 has no float32 weights to compare with: calibrate is for half precision")
         single = not isinstance(source, Sequence) or isinstance(source, (str, bytes))
         moved = 0.0
         for item in cast(list[Any], [source] if single else source):
