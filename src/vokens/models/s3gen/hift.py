@@ -8,17 +8,19 @@ forward pass serves whole signals, ragged batches and streams. Module names are 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from vokens.checkpoint import fold_weight_norm
 from vokens.errors import AudioError, ConfigError
+from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.hift_config import HiFTNetConfig
 from vokens.models.s3gen.hift_source import Draws, Float32, HarmonicSource, KeyedDraws, PublishedDraws, exact
-from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream
+from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream, side_by_side
 from vokens.nn.snake import Snake
 
 _LOUDEST = 100.0  # of a predicted magnitude
@@ -31,6 +33,7 @@ class Conv(nn.Conv1d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         padding = ((kernel - 1) * dilation + 1 - stride) // 2 if stride > 1 else (kernel - 1) * dilation // 2
         super().__init__(inputs, outputs, kernel, stride, padding, dilation)
+        self.weight.data = side_by_side(self.weight.data)
 
     def forward(self, input: Tensor, ends: Ends = WHOLE) -> Tensor:
         return ends.conv(
@@ -155,12 +158,14 @@ class HiFTState:
     ended: bool = False
 
 
-class HiFTNetModel(nn.Module):
+class HiFTNetModel(Pretrained):
     """The vocoder. `inference` for whole mels, `init_state` and `step` for mels that arrive in chunks."""
 
+    system = "hiftnet"
+    Config = HiFTNetConfig
+
     def __init__(self, config: HiFTNetConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         channels = [config.base_channels >> stage for stage in range(len(config.upsample_rates) + 1)]
         self.f0_predictor = F0Predictor(config)
         self.m_source = HarmonicSource(config)
@@ -270,9 +275,9 @@ class HiFTNetModel(nn.Module):
                 x = ends.mirror(x, 1, 0)  # spectra are one more than hops
             pitch = self.source_resblocks[stage](self.source_downs[stage](spectrum, ends), ends)
             x, pitch = ends.join(x, pitch)
-            x = x + pitch
+            x = pitch + x  # in pitch's memory layout, which convolutions want
             blocks = self.resblocks[stage * branches : (stage + 1) * branches]
-            x = torch.stack(tuple(ends.join(*(block(x, ends) for block in blocks)))).mean(0)
+            x = reduce(torch.add, ends.join(*(block(x, ends) for block in blocks))) / branches
         x = self.conv_post(F.leaky_relu(x, _LAST_SLOPE), ends)
         limit = self.config.audio_limit
         return self.stft.to_wave(x, ends).clamp(-limit, limit)
@@ -335,7 +340,11 @@ class HiFTNetModel(nn.Module):
         spectra = self.config.widths[-1]
         return Ragged(known | {frames * spectra + 1: lengths * spectra + 1})
 
-    # Training ----------------------------------------------------------------------------------------------
+    # Weights and training ----------------------------------------------------------------------------------
+
+    @classmethod
+    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return fold_weight_norm(state)
 
     def add_weight_norm(self) -> "HiFTNetModel":
         """Train with weight norm on the convolutions that the published network has it on. Nothing changes else."""

