@@ -23,7 +23,9 @@ SYSTEMS = {
     "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
     "socodec": ("vokens.models.socodec", "SoCodec"),
     "dacvae": ("vokens.models.dacvae", "DACVAE"),
+    "s3gen": ("vokens.models.s3gen.model", "S3GenModel"),
     "s3gen_flow": ("vokens.models.s3gen.flow", "TokenToMel"),
+    "hiftnet": ("vokens.models.s3gen.hift", "HiFTNetModel"),
 }
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -130,12 +130,23 @@ class Pretrained(nn.Module):
 
 
 def build_config(config_type: type, values: dict[str, Any], where: str) -> Any:
-    """A frozen config dataclass from plain values (lists become tuples); unknown names are an error."""
+    """A frozen config dataclass from plain values; unknown names are an error.
+
+    Lists become tuples, and dicts become the config dataclass that the field is declared as, alone or with None.
+    """
     known = {field.name for field in dataclasses.fields(config_type)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"{where}: unknown settings {unknown}; {config_type.__name__} has {sorted(known)}")
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    types = get_type_hints(config_type)
+    return config_type(**{k: _plain_to_config(types[k], v, f"{where}: {k}") for k, v in values.items()})
+
+
+def _plain_to_config(declared: Any, value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        inner = [kind for kind in (declared, *get_args(declared)) if dataclasses.is_dataclass(kind)]
+        return build_config(cast(type, inner[0]), value, where) if inner else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 __all__ = ["Pretrained", "build_config"]

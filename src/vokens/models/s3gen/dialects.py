@@ -1,0 +1,220 @@
+"""Published S3Gens, told apart by content: Chatterbox in one file, base or turbo, and CosyVoice 2 in a folder of parts.
+
+All share one layout of weights; sizes follow from shapes, and every tensor must have its place.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vokens.checkpoint import State, load_strict, read_state_dict
+from vokens.errors import CheckpointError, ConfigError
+from vokens.models.codec import build_config
+from vokens.models.s3gen import hift_checkpoint
+from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
+from vokens.models.s3gen.campplus_onnx import campplus_state
+from vokens.models.s3gen.checkpoint import flow_from_published
+from vokens.models.s3gen.config import DIALECTS, S3GenConfig
+from vokens.models.s3gen.flow import TokenToMel
+from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
+from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3tokenizer import S3Tokenizer
+from vokens.onnx_file import is_onnx, read_onnx
+
+PARTS = ("tokenizer", "speaker_encoder", "flow", "mel2wav")
+SINGLE = ("s3gen.safetensors", "s3gen.pt", "s3gen_meanflow.safetensors")
+_MIXER = "decoder.estimator.time_embed_mixer.weight"
+_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".onnx")
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether these are the tensors of a whole S3Gen, as Chatterbox saves it."""
+    return "flow.input_embedding.weight" in keys and "mel2wav.conv_pre.bias" in keys
+
+
+def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
+    """The model of one published file; cls is S3GenModel."""
+    parts: dict[str, State] = {part: {} for part in PARTS}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        if part not in parts or not rest:
+            raise CheckpointError(f"{name} is in none of {PARTS}: the file is of another model")
+        parts[part][rest] = tensor
+    meanflow = _MIXER in parts["flow"]
+    name = "chatterbox-turbo" if meanflow else "chatterbox"
+    flow = open_flow(parts["flow"], DIALECTS[name], config)
+    tokenizer = S3Tokenizer.from_published(parts["tokenizer"], None)
+    speaker = CAMPPlus()
+    load_strict(speaker, parts["speaker_encoder"], "of the speaker encoder")
+    model = join(
+        cls, flow, open_hift(parts["mel2wav"], flow.config.source), speaker, tokenizer, published=True
+    )
+    return model.named(name)
+
+
+def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
+    """The model of Chatterbox's or CosyVoice 2's folder, whatever else is in it; None where it holds neither."""
+    single = [folder / name for name in SINGLE if (folder / name).exists()]
+    if {path.stem for path in single} == {"s3gen", "s3gen_meanflow"}:
+        raise CheckpointError(f"{folder} holds two models, {SINGLE[0]} and {SINGLE[2]}: give the file")
+    if single:
+        state = read_state_dict(single[0])
+        return from_chatterbox(cls, state, config) if recognises(state.keys()) else None
+    flow, vocoder = _find(folder, "flow"), _find(folder, "hift")
+    if flow is None or vocoder is None:
+        return None
+    return _from_cosyvoice(cls, folder, flow, vocoder, config)
+
+
+def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: Any) -> Any:
+    made = open_flow(read_state_dict(flow), DIALECTS["cosyvoice2"], config)
+    speaker, tokenizer = _find(folder, "campplus"), _find(folder, "speech_tokenizer_v2")
+    model = join(
+        cls,
+        made,
+        open_hift(read_state_dict(vocoder), made.config.source),
+        None if speaker is None else _open_speaker(speaker),
+        None if tokenizer is None else _open_tokenizer(tokenizer),
+        published=True,
+    )
+    return model.named("cosyvoice2")
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    return next((path for suffix in _SUFFIXES if (path := folder / f"{stem}{suffix}").exists()), None)
+
+
+# Parts -----------------------------------------------------------------------------------------------------
+
+
+def open_parts(flow: Any, mel2wav: Any, speaker: Any, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
+    """Parts that are given as themselves, folders, files or names."""
+    return (
+        _loaded(flow, TokenToMel, "flow"),
+        _loaded(mel2wav, HiFTNetModel, "mel2wav"),
+        speaker if speaker is None or isinstance(speaker, CAMPPlus) else _open_speaker(Path(speaker)),
+        None if tokenizer is None else _loaded(tokenizer, S3Tokenizer, "tokenizer"),
+    )
+
+
+def _loaded(source: Any, kind: type, role: str) -> Any:
+    from vokens.models import load
+
+    part = source if isinstance(source, kind) else load(source)
+    if not isinstance(part, kind):
+        raise CheckpointError(f"{role}={source} holds {part.system!r}: {kind.__name__} is accepted")
+    return part
+
+
+def join(
+    cls: type,
+    flow: TokenToMel,
+    mel2wav: HiFTNetModel,
+    speaker: CAMPPlus | None,
+    tokenizer: S3Tokenizer | None,
+    published: bool = False,
+) -> Any:
+    """The whole model of its parts. published: the tokenizer's name alone says whose tokens are spoken."""
+    config = replace(
+        S3GenModelConfig.of_flow(replace(flow.config, vocab_size=max(flow.config.vocab_size, 6561))),
+        flow=flow.config,
+        mel2wav=mel2wav.config,
+        tokenizer=None if tokenizer is None else tokenizer.config,
+        speaker_encoder=speaker is not None,
+    )
+    if tokenizer is not None and not published:
+        config = replace(config, tokens=tokenizer.name, tokens_fingerprint=tokenizer.fingerprint)
+    return cls(config, tokenizer=tokenizer, speaker_encoder=speaker, flow=flow, mel2wav=mel2wav)
+
+
+def open_flow(state: Mapping[str, Tensor], dialect: S3GenConfig, config: Any) -> TokenToMel:
+    """The flow of published weights without prefix."""
+    settings = flow_sizes(state) | _settings(config)
+    if _MIXER in state and not dialect.meanflow:
+        turbo = DIALECTS["chatterbox-turbo"]
+        fields = ("meanflow", "cfm_steps", "cfm_t_scheduler", "cfm_inference_cfg_rate")
+        dialect = replace(dialect, **{name: getattr(turbo, name) for name in fields})
+    flow = TokenToMel(build_config(S3GenConfig, asdict(dialect) | settings, "S3Gen's config"))
+    load_strict(flow, flow_from_published(state), "of the flow")
+    return flow
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, S3GenConfig):
+        return asdict(config)
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"config={config!r} was given: settings of S3GenConfig are accepted")
+    return dict(config)
+
+
+def flow_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes of published weights say; heads of the estimator are of 64 channels."""
+    estimator = "decoder.estimator"
+    try:
+        width = state[f"{estimator}.final_proj.weight"].shape[1]
+        queries = state[f"{estimator}.down_blocks.0.1.0.attn1.to_q.weight"].shape[0]
+        return {
+            "vocab_size": state["input_embedding.weight"].shape[0],
+            "token_embed_dim": state["input_embedding.weight"].shape[1],
+            "speaker_embed_dim": state["spk_embed_affine_layer.weight"].shape[1],
+            "mel_bins": state["encoder_proj.weight"].shape[0],
+            "encoder_attention_heads": state["encoder.encoders.0.self_attn.pos_bias_u"].shape[0],
+            "encoder_linear_units": state["encoder.encoders.0.feed_forward.w_1.weight"].shape[0],
+            "encoder_num_blocks": _count(state, r"encoder\.encoders\.(\d+)\."),
+            "encoder_num_up_blocks": _count(state, r"encoder\.up_encoders\.(\d+)\."),
+            "pre_lookahead_len": state["encoder.pre_lookahead_layer.conv1.weight"].shape[2] - 1,
+            "decoder_channels": width,
+            "decoder_n_blocks": _count(state, rf"{estimator}\.down_blocks\.0\.1\.(\d+)\."),
+            "decoder_num_mid_blocks": _count(state, rf"{estimator}\.mid_blocks\.(\d+)\."),
+            "decoder_num_heads": max(1, queries // 64),
+            "decoder_attention_head_dim": min(64, queries),
+        }
+    except KeyError as error:
+        raise CheckpointError(f"the flow lacks {error}: the file is damaged or of another model") from error
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return len({found[1] for name in state if (found := re.match(pattern, name))})
+
+
+def open_hift(state: Mapping[str, Tensor], source: str) -> HiFTNetModel:
+    """The 24 kHz vocoder of published weights, with the sines of `source`."""
+    ours = hift_checkpoint.to_ours(state)
+    try:
+        width, bands = ours["conv_pre.weight"].shape[:2]
+        sizes = {
+            "base_channels": width,
+            "in_channels": bands,
+            "f0_predictor_in_channels": bands,
+            "f0_predictor_cond_channels": ours["f0_predictor.classifier.weight"].shape[1],
+            "nb_harmonics": ours["m_source.l_linear.weight"].shape[1] - 1,
+            "source": source,
+        }
+    except KeyError as error:
+        raise CheckpointError(
+            f"the vocoder lacks {error}: the file is damaged or of another model"
+        ) from error
+    vocoder = HiFTNetModel(build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes, "the vocoder's config"))
+    load_strict(vocoder, ours, "of the vocoder")
+    return vocoder
+
+
+def _open_speaker(path: Path) -> CAMPPlus:
+    if path.is_dir() or not is_onnx(path):
+        return open_campplus(path)
+    model = CAMPPlus()
+    load_strict(model, campplus_state(read_onnx(path), model), path)
+    return model.eval().requires_grad_(False)
+
+
+def _open_tokenizer(path: Path) -> S3Tokenizer:
+    if is_onnx(path):
+        return S3Tokenizer.from_onnx(read_onnx(path))
+    return S3Tokenizer.from_published(read_state_dict(path))

@@ -1,0 +1,531 @@
+"""S3Gen as one model: S3 tokens and a reference voice to a 24 kHz wave (CosyVoice 2, arXiv 2412.10117; Chatterbox).
+
+Tokenizer and CAM++ hear the reference, the flow makes a mel, HiFT the wave. `inference`, `embed_ref` and `forward`
+are called as published; `speak`, `stream` and `convert` are ours, and give the same in batches and alone.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vokens.audio import LogMel
+from vokens.audio.mel import MEL_24K_80
+from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.flow.noise import PrefixNoise, one_each
+from vokens.models.codec import Audio, batches
+from vokens.models.pretrained import Pretrained
+from vokens.models.s3gen import long
+from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.models.s3gen.config import S3GenConfig
+from vokens.models.s3gen.flow import Schedule, TokenToMel
+from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
+from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.reference import RefDict, embed_ref
+from vokens.models.s3gen.sampling import Ids, Sampling, Settings, piece_of, rows_of
+from vokens.models.s3gen.stream_flow import MelStream
+from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, matched, one_voice, stacked, voices_of
+from vokens.models.s3tokenizer import S3Tokenizer
+from vokens.nn.chunks import Chunks
+from vokens.tokens import Tokens
+
+Watermark = Callable[[np.ndarray, int], np.ndarray]
+
+
+class S3GenModel(Pretrained):
+    """Tokens to speech in any voice. `vokens.load(...)` or `S3GenModel.from_pretrained(...)` of any dialect.
+
+    Tokenizer and CAM++ stay float32 in every precision, and so do pitch, source and spectrum of the vocoder.
+
+    Args:
+        config: of all parts; an S3GenConfig means the published model around such a flow.
+        tokenizer, speaker_encoder, flow, mel2wav: parts that exist; others are made.
+
+    Attributes:
+        watermark: wave (N,) float32 and its rate in Hz to the wave that is given out; None for none.
+    """
+
+    system = "s3gen"
+    Config = S3GenModelConfig
+
+    def __init__(
+        self,
+        config: S3GenModelConfig | S3GenConfig,
+        *,
+        tokenizer: S3Tokenizer | None = None,
+        speaker_encoder: CAMPPlus | None = None,
+        flow: TokenToMel | None = None,
+        mel2wav: HiFTNetModel | None = None,
+    ) -> None:
+        if isinstance(config, S3GenConfig):
+            config = S3GenModelConfig.of_flow(config)
+        super().__init__(config)
+        self.tokenizer = tokenizer
+        if tokenizer is None and config.tokenizer is not None:
+            self.tokenizer = S3Tokenizer(config.tokenizer)
+        if self.tokenizer is not None:
+            self.tokenizer.name = config.tokens
+        self.speaker_encoder = speaker_encoder
+        if speaker_encoder is None and config.speaker_encoder:
+            self.speaker_encoder = CAMPPlus()
+        self.flow = TokenToMel(config.flow) if flow is None else flow
+        self.mel2wav = HiFTNetModel(config.mel2wav) if mel2wav is None else mel2wav
+        self._mel = LogMel(replace(MEL_24K_80, n_mels=config.flow.mel_bins))
+        self.watermark: Watermark | None = None
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        flow: str | Path | TokenToMel,
+        mel2wav: str | Path | HiFTNetModel,
+        speaker: str | Path | CAMPPlus | None = None,
+        tokenizer: str | Path | S3Tokenizer | None = None,
+        name: str = "s3gen",
+    ) -> Self:
+        """One model of parts that were trained apart; `save_pretrained` makes it one folder.
+
+        Args:
+            flow, mel2wav: folders that training wrote. speaker: a file of CAM++'s weights. tokenizer: whose tokens
+                the flow has learnt. Without speaker or tokenizer the model speaks only in voices made elsewhere.
+
+        Raises:
+            CheckpointError: another system than expected. ConfigError: parts that do not fit each other.
+        """
+        from vokens.models.s3gen.dialects import join, open_parts
+
+        return join(cls, *open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
+
+    def named(self, name: str) -> Self:
+        self.name = name
+        return self.eval().requires_grad_(False)
+
+    # Voices ------------------------------------------------------------------------------------------------
+
+    def embed_ref(
+        self,
+        ref_wav: Tensor | np.ndarray,
+        ref_sr: int,
+        *,
+        lengths: Tensor | None = None,
+        allow_silent: bool = False,
+    ) -> RefDict:
+        """The voice of a recording, or of each of several, to be given as ref_dict any number of times.
+
+        Args:
+            ref_wav: (audio_length,) or (batch, audio_length) samples in [-1, 1], at any rate ref_sr in Hz; 3 s to
+                10 s serve best. lengths: (batch,) samples of each row. allow_silent: accept silence.
+
+        Returns:
+            prompt_token (B, P) int64, prompt_token_len (B,), prompt_feat (B, F, 80), prompt_feat_len (B,),
+            embedding (B, 192).
+
+        Raises:
+            AudioError: see `vokens.models.s3gen.reference.embed_ref`. ConfigError: a model without tokenizer or
+                speaker encoder.
+        """
+        if self.tokenizer is None or self.speaker_encoder is None:
+            missing = "tokenizer" if self.tokenizer is None else "speaker encoder"
+            raise ConfigError(
+                f"{self.name} was loaded without a {missing} and cannot hear a reference: give a ref_dict that another "
+                "model made, or put speech_tokenizer_v2.onnx and CAM++'s weights into its folder and convert it again"
+            )
+        return embed_ref(
+            ref_wav,
+            ref_sr,
+            tokenizer=self.tokenizer,
+            speaker_encoder=self.speaker_encoder,
+            mel=self._mel.to(self.device),
+            lengths=lengths,
+            cut_mel=self.config.flow.prompt_cut == "both",
+            allow_silent=allow_silent,
+        )
+
+    def voice(self, ref_wav: Tensor | np.ndarray, ref_sr: int) -> ReferenceVoice:
+        """The voice of one recording, which also remembers its prompt for streams."""
+        found = voices_of(self.embed_ref(ref_wav, ref_sr))
+        if len(found) != 1:
+            raise AudioError(f"{len(found)} recordings were given: voice() takes one, embed_ref a batch")
+        return found[0]
+
+    # As published ------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        speech_tokens: Ids,
+        ref_wav: Tensor | np.ndarray | None = None,
+        ref_sr: int | None = None,
+        ref_dict: VoiceLike | None = None,
+        finalize: bool = True,
+        speech_token_lens: Tensor | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Tensor:
+        """Log-mels (B, 80, T) float32, zero beyond each row's end; arguments as in `inference`.
+
+        finalize: whether utterances end here. If not, the last 3 tokens are only looked at, and T is 6 less.
+        """
+        rows = self._rows(speech_tokens, speech_token_lens, finalize)
+        voices = self._voices(len(rows), ref_wav, ref_sr, ref_dict)
+        return self._mels(rows, voices, finalize, Settings.of(sampling, len(rows)))[0]
+
+    @torch.inference_mode()
+    def inference(
+        self,
+        speech_tokens: Ids,
+        ref_wav: Tensor | np.ndarray | None = None,
+        ref_sr: int | None = None,
+        ref_dict: VoiceLike | None = None,
+        finalize: bool = True,
+        speech_token_lens: Tensor | None = None,
+        cache_source: Tensor | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> tuple[Tensor, Tensor]:
+        """Waves and sources of a batch of utterances.
+
+        Above 750 tokens (30 s) a row is spoken in pieces of at most 500 that share 25: their mels cross-fade, the
+        vocoder runs through, and memory is that of one piece. Give chunks to have all in one pass.
+
+        Args:
+            speech_tokens: ids (N,), (B, N), or a list of (N,). speech_token_lens: (B,) how many of each row count.
+            ref_wav, ref_sr: as in `embed_ref`, one row for all or one each; or ref_dict, which embed_ref made.
+            finalize: as in `forward`. cache_source: as in `HiFTNetModel.inference`. sampling: see `Sampling`.
+
+        Returns:
+            waveform (B, 960 N) in [-1, 1] and source (B, 1, 960 N), zero beyond each row's end.
+
+        Raises:
+            TokensError, AudioError, ConfigError: bad tokens, reference or settings, before any heavy work.
+        """
+        rows = self._rows(speech_tokens, speech_token_lens, finalize)
+        settings = Settings.of(sampling, len(rows))
+        voices = self._voices(len(rows), ref_wav, ref_sr, ref_dict)
+        if any(settings.in_pieces(row) for row in rows):
+            if not finalize or cache_source is not None:
+                raise ConfigError(
+                    f"{max(map(len, rows))} tokens were given, which are spoken in pieces from {long.LONGEST + 1} on: "
+                    "neither finalize=False nor cache_source goes with that; use stream"
+                )
+            found = [
+                self._long(row, voice, settings.row(number))
+                for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
+            ]
+            waves = pad_sequence([wave[0] for wave, _ in found], batch_first=True)
+            sources = pad_sequence([source[0, 0] for _, source in found], batch_first=True)[:, None]
+            counts = [wave.shape[1] for wave, _ in found]
+        else:
+            mel, frames = self._mels(rows, voices, finalize, settings)
+            same = int(frames.min()) == mel.shape[2]
+            waves, sources = self.mel2wav.inference(
+                mel,
+                cache_source,
+                None if same else frames,
+                generator=settings.generator,
+                seed=settings.seeds,
+            )
+            counts = (frames * self.mel2wav.config.hop_length).tolist()
+        if self.config.fade:
+            waves = trim_fade(waves, self.sample_rate)
+        return self._marked(waves, counts), sources
+
+    # Ours --------------------------------------------------------------------------------------------------
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.flow.sampling_rate
+
+    def speak(
+        self,
+        tokens: Tokens | Ids,
+        voice: VoiceLike | Sequence[VoiceLike],
+        *,
+        seed: int | Sequence[int] = 0,
+        n_cfm_timesteps: int | None = None,
+        guidance: float | None = None,
+        batch_seconds: float = 60.0,
+    ) -> list[np.ndarray]:
+        """Speech of tokens: a list of float32 (T,) at `sample_rate`, the same for each item in any company.
+
+        Args:
+            tokens: as `S3Tokenizer.encode` gives them, or ids (N,), (B, N), or a list of (N,).
+            voice: of `voice` or `embed_ref`, one for all or one for each.
+            batch_seconds: padded speech per forward pass; more is faster on GPUs and needs more memory.
+
+        Raises:
+            TokensError: tokens of another tokenizer than this model speaks, or out of range.
+        """
+        rows = self._rows(self.ids(tokens) if isinstance(tokens, Tokens) else tokens, None, True)
+        given = voice if isinstance(voice, Sequence) else [voice]
+        voices = matched([one for item in given for one in voices_of(item)], len(rows))
+        seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
+        _ = Settings.of({"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seeds}, len(rows))
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        frames = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
+        rate = self.sample_rate / self.mel2wav.config.hop_length / self.config.flow.token_mel_ratio
+        for group in batches(frames, int(batch_seconds * rate)):
+            some, owners = [rows[row] for row in group], [voices[row] for row in group]
+            found, _ = self.inference(
+                some,
+                ref_dict=stacked(owners),
+                n_cfm_timesteps=n_cfm_timesteps,
+                guidance=guidance,
+                seed=[seeds[row] for row in group],
+            )
+            for row, ids, owner, wave in zip(group, some, owners, found.float().cpu().numpy(), strict=True):
+                waves[row] = wave[: self._samples(ids, owner)].copy()
+        return waves
+
+    def convert(
+        self, source: Audio | Sequence[Audio], voice: VoiceLike, sample_rate: int | None = None, seed: int = 0
+    ) -> list[np.ndarray]:
+        """What was said, in another voice: float32 (T,) at `sample_rate` of each recording.
+
+        source, sample_rate: as in `Codec.encode`. voice: as in `speak`.
+        """
+        if self.tokenizer is None:
+            raise ConfigError(f"{self.name} has no tokenizer: encode with {self.config.tokens}, then speak")
+        return self.speak(self.tokenizer.encode(source, sample_rate), voice, seed=seed)
+
+    def chunks(
+        self, voice: VoiceLike, *, first_hop: int = 10, hop: int | None = None, context: int | None = 100
+    ) -> Chunks:
+        """The mask of a stream: chunks of `hop` tokens, one of which ends `first_hop` tokens after the prompt.
+
+        Args:
+            hop: the dialect's chunk_size, 25, by default; at least first_hop. context: tokens before a chunk that it
+                sees, rounded up to whole chunks; None for all, whose memory and work grow without end.
+        """
+        size = max(first_hop, self.config.flow.chunk_size) if hop is None else hop
+        if not 1 <= first_hop <= size or (context is not None and context < 0):
+            raise ConfigError(
+                f"first_hop={first_hop}, hop={size}, context={context} were given: 1 to hop tokens at first, and a "
+                "context of 0 or more are accepted"
+            )
+        prompt = self.flow.cut_prompt(one_voice(voice).voice)
+        left = -1 if context is None else -(-context // size)
+        return Chunks(size, left).with_border(len(prompt.tokens) + first_hop)
+
+    def stream(
+        self,
+        tokens: Iterable[int | Ids],
+        voice: VoiceLike,
+        *,
+        first_hop: int = 10,
+        hop: int | None = None,
+        context: int | None = 100,
+        n_cfm_timesteps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[np.ndarray]:
+        """Speech (n,) float32 while tokens arrive; together what `inference` gives under the mask of `chunks`.
+
+        Sound of a chunk comes when its tokens and three more have, all but its last 386 ms, which the vocoder keeps
+        until it knows what follows. Memory and work per chunk do not grow. A `ReferenceVoice` remembers its prompt.
+
+        Args:
+            tokens: ids one by one, or pieces (n,) of any length. first_hop, hop, context: see `chunks`.
+        """
+        if self.watermark is not None:
+            raise ConfigError("a watermark needs the whole wave: set model.watermark = None, or use speak")
+        if isinstance(tokens, Tokens):
+            (row,) = self.ids(tokens)
+            tokens = [row]
+        owner = one_voice(voice)
+        chunks = self.chunks(owner, first_hop=first_hop, hop=hop, context=context)
+        with torch.inference_mode():
+            plan = self._schedule(n_cfm_timesteps, guidance)
+        noise = PrefixNoise(self.config.flow.mel_bins, seed)
+        stream = MelStream(self.flow, chunks=chunks, schedule=plan, noise=noise)
+        return self._stream(stream, tokens, owner, seed)
+
+    def _stream(
+        self, stream: MelStream, tokens: Iterable[int | Ids], owner: ReferenceVoice, seed: int
+    ) -> Iterator[np.ndarray]:
+        mels = stream.run((piece_of(piece) for piece in tokens), owner.start(stream))
+        begin: np.ndarray | None = None  # what the fade at the start still has to see
+        fade = trim_fade(torch.ones(1, self.sample_rate // 25), self.sample_rate)[0].numpy()
+        done = 0
+        for wave in long.vocode(self.mel2wav, mels, seed):
+            sound = wave[0].float().cpu().numpy()
+            if self.config.fade and done < len(fade):
+                begin = fade[done : done + len(sound)]
+                sound[: len(begin)] *= begin
+            done += len(sound)
+            yield sound
+
+    def ids(self, tokens: Tokens) -> list[Tensor]:
+        """Rows (N,) of tokens that this model speaks.
+
+        Raises:
+            TokensError: tokens of another tokenizer, or of other weights than a trained model has learnt.
+        """
+        name, fingerprint = self.config.tokens, self.config.tokens_fingerprint
+        if tokens.model != name or tokens.first_codebook or tokens.num_codebooks != 1:
+            raise TokensError(
+                f"{tokens!r} were given: {self.name} speaks the one codebook of {name!r}, so encode with that model"
+            )
+        if fingerprint and tokens.fingerprint and tokens.fingerprint != fingerprint:
+            raise TokensError(
+                f"these tokens were made by other weights of {name!r} (fingerprint {tokens.fingerprint}, "
+                f"{self.name} has learnt {fingerprint}): encode again"
+            )
+        return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
+
+    # Inside ------------------------------------------------------------------------------------------------
+
+    def _rows(self, tokens: Ids, lengths: Tensor | None, finalize: bool) -> list[Tensor]:
+        """Checked ids (N,) of each row, on this device."""
+        return self.flow.check_tokens(
+            rows_of(tokens, lengths), 1 if finalize else self.config.flow.pre_lookahead_len + 1
+        )
+
+    def _voices(
+        self, count: int, ref_wav: Any, ref_sr: int | None, ref_dict: VoiceLike | None
+    ) -> list[ReferenceVoice]:
+        if (ref_wav is None) == (ref_dict is None):
+            raise ConfigError(
+                f"{'neither' if ref_wav is None else 'both'} of ref_wav and ref_dict was given: one of them says "
+                "whose voice it is"
+            )
+        if ref_dict is None and ref_sr is None:
+            raise AudioError("ref_wav was given without ref_sr: give its rate in Hz")
+        return matched(
+            voices_of(self.embed_ref(ref_wav, ref_sr or 0) if ref_dict is None else ref_dict), count
+        )
+
+    def _schedule(self, steps: int | None, guidance: float | None) -> Schedule:
+        if steps is not None and steps < 1:
+            raise ConfigError(f"n_cfm_timesteps={steps} was given: 1 or more are accepted")
+        return self.flow.schedule(steps, guidance=guidance)
+
+    @torch.inference_mode()
+    def _mels(
+        self, rows: list[Tensor], voices: list[ReferenceVoice], finalize: bool, settings: Settings
+    ) -> tuple[Tensor, Tensor]:
+        """Mels (B, 80, F) and their frames (B,)."""
+        plan = self._schedule(settings.steps, settings.guidance)
+        if any(settings.in_pieces(row) for row in rows) and finalize:
+            found = [
+                torch.cat([*self._faded(row, voice, settings.row(number), plan)], 2)[0].T
+                for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
+            ]
+            counts = torch.tensor([len(mel) for mel in found], device=self.device)
+            return pad_sequence(found, batch_first=True).transpose(1, 2), counts
+        return self.flow.generate(
+            rows,
+            [voice.voice for voice in voices],
+            finalize=finalize,
+            chunks=settings.chunks,
+            schedule=plan,
+            generator=settings.generator,
+            noise=self._noise(rows, voices, finalize, settings),
+        )
+
+    def _noise(
+        self, rows: list[Tensor], voices: list[ReferenceVoice], finalize: bool, settings: Settings
+    ) -> Sequence[Tensor] | None:
+        if settings.noise is not None or settings.seeds is None:
+            return settings.noise
+        flow = self.config.flow
+        ahead = 0 if finalize else flow.pre_lookahead_len
+        prompts = [len(self.flow.cut_prompt(voice.voice).tokens) for voice in voices]
+        return [
+            PrefixNoise(flow.mel_bins, seed).frames(0, flow.token_mel_ratio * (prompt + len(row) - ahead))
+            for row, prompt, seed in zip(rows, prompts, settings.seeds, strict=True)
+        ]
+
+    def _faded(
+        self, row: Tensor, voice: ReferenceVoice, settings: Settings, plan: Schedule
+    ) -> Iterator[Tensor]:
+        def speak(tokens: Tensor) -> Tensor:
+            return self.flow.generate(
+                [tokens],
+                voice.voice,
+                schedule=plan,
+                generator=settings.generator,
+                noise=self._noise([tokens], [voice], True, settings),
+            )[0]
+
+        return long.faded_mels(row, speak, self.config.flow.token_mel_ratio)
+
+    def _long(self, row: Tensor, voice: ReferenceVoice, settings: Settings) -> tuple[Tensor, Tensor]:
+        """Wave (1, N) and source (1, 1, N) of one row, in pieces where it is long."""
+        if not settings.in_pieces(row):
+            mel, _ = self._mels([row], [voice], True, settings)
+            return self.mel2wav.inference(mel, generator=settings.generator, seed=settings.seeds)
+        plan = self._schedule(settings.steps, settings.guidance)
+        mels = [*self._faded(row, voice, settings, plan)]
+        (generator,) = one_each(settings.generator, 1)
+        drawn = settings.seeds or [int(torch.randint(2**62, (), generator=generator))]
+        waves = [*long.vocode(self.mel2wav, mels, drawn[0])]
+        return torch.cat(waves, 1), torch.cat([*long.source_of(self.mel2wav, mels, drawn[0])], 2)
+
+    def _samples(self, row: Tensor, voice: ReferenceVoice) -> int:
+        """Of a row's wave; an odd prompt may cost a frame."""
+        prompt, ratio = self.flow.cut_prompt(voice.voice), self.config.flow.token_mel_ratio
+        frames = ratio * (len(row) + len(prompt.tokens)) - len(prompt.mel)
+        return frames * self.mel2wav.config.hop_length
+
+    def _marked(self, waves: Tensor, counts: Sequence[int]) -> Tensor:
+        if self.watermark is None:
+            return waves
+        waves = waves.clone()
+        for row, count in zip(waves, counts, strict=True):
+            marked = self.watermark(row[:count].cpu().numpy(), self.sample_rate)
+            if np.shape(marked) != (count,):
+                raise ConfigError(
+                    f"the watermark made {np.shape(marked)} of {(count,)} samples: as many are accepted"
+                )
+            row[:count] = torch.as_tensor(np.asarray(marked, np.float32))
+        return waves
+
+    # Weights and precision ---------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.flow.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.flow.dtype
+
+    def set_dtype(self, dtype: torch.dtype) -> Self:
+        """Compute flow and vocoder in this floating-point type; see the class for what stays float32."""
+        if not dtype.is_floating_point:
+            raise ConfigError(f"{dtype} was given: S3Gen computes in float32, bfloat16 and float16")
+        return super().set_dtype(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Half precision would change what the reference says and whose voice it is: there, parts only move."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (
+                fn(tensor).to(tensor.dtype) if tensor.is_meta else tensor.to(fn(tensor.new_empty(0)).device)
+            )
+
+        for name, part in self.named_children():
+            part._apply(moved if name in ("tokenizer", "speaker_encoder", "_mel") else fn, recurse)
+        return self
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        from vokens.models.s3gen import dialects
+
+        return dialects.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
+        """The model of Chatterbox's one file, base or turbo; config: settings of S3GenConfig that shapes leave open."""
+        from vokens.models.s3gen import dialects
+
+        return dialects.from_chatterbox(cls, state, config)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Any) -> Self | None:
+        from vokens.models.s3gen import dialects
+
+        return dialects.from_folder(cls, folder, config)
