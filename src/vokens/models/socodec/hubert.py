@@ -5,6 +5,7 @@ frame for every 320 samples begun. What fairseq masks never reaches those frames
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,7 +64,27 @@ class Hubert(nn.Module):
         return self.model.encoder(hidden, attention_mask=mask).last_hidden_state.float()
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A wave (N,) with the silence appended, as a whole of mean 0 and variance 1, of which only spans are written."""
+
+    wave: Tensor
+    mean: float
+    gain: float
+
+    @classmethod
+    def of(cls, wave: Tensor) -> "Scaled":
+        count = len(wave) + TAIL
+        mean = float(wave.sum(dtype=torch.float64)) / count
+        square = float(torch.linalg.vector_norm(wave, dtype=torch.float64)) ** 2 / count
+        return cls(wave, mean, (max(0.0, square - mean * mean) + 1e-5) ** -0.5)
+
+    def span(self, start: int, size: int) -> Tensor:
+        """(size,) float32 from sample `start` on; silence follows the wave."""
+        part = self.wave[start : start + size].float()
+        return (F.pad(part, (0, size - len(part))) - self.mean) * self.gain
+
+
 def normalised(wave: Tensor) -> Tensor:
-    """wave (N,) with the silence appended, as a whole of mean 0 and variance 1: (N + 3200,) float32."""
-    wave = F.pad(wave.float(), (0, TAIL))
-    return F.layer_norm(wave, wave.shape)
+    """All of it: (N + 3200,) float32."""
+    return Scaled.of(wave).span(0, len(wave) + TAIL)

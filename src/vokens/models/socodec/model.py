@@ -24,7 +24,7 @@ from vokens.models.socodec import checkpoint as layout
 from vokens.models.socodec import published
 from vokens.models.socodec.causal import Down, Past, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
-from vokens.models.socodec.hubert import Hubert, normalised
+from vokens.models.socodec.hubert import Hubert, Scaled
 from vokens.models.socodec.vocoder import REACH, Vocoder
 from vokens.nn.ecapa import ECAPA, SHORTEST
 from vokens.quantize.product import ProductQuantizer
@@ -140,7 +140,7 @@ class SoCodec(Codec):
         """
         hubert = self._hubert()
         wanted = self._wanted(num_codebooks)
-        scaled = [normalised(wave) for wave in waves]
+        scaled = [Scaled.of(wave) for wave in waves]
         ratio = self.hop_length // SSL_HOP
         frames = [-(-len(wave) // SSL_HOP) for wave in waves]
         codes = [
@@ -152,7 +152,7 @@ class SoCodec(Codec):
         for group in self._groups(sizes):
             windows = [plan[place] for place in group]
             spans = [
-                scaled[w.row].narrow(0, w.left * self.hop_length, SSL_HOP * sizes[place] + 80)
+                scaled[w.row].span(w.left * self.hop_length, SSL_HOP * sizes[place] + 80)
                 for w, place in zip(windows, group, strict=True)
             ]
             features = hubert(spans, [sizes[place] for place in group]).to(self.dtype)
@@ -167,9 +167,9 @@ class SoCodec(Codec):
 
     def latent(self, wave: Tensor) -> Tensor:
         """Training: the encoder's output (B, T, width) of wave (B, N), N a multiple of hop_length."""
-        rows = list(wave)
-        frames = [wave.shape[1] // SSL_HOP] * len(rows)
-        features = self._hubert()([normalised(row)[: SSL_HOP * frames[0] + 80] for row in rows], frames)
+        frames = wave.shape[1] // SSL_HOP
+        spans = [Scaled.of(row).span(0, SSL_HOP * frames + 80) for row in wave]
+        features = self._hubert()(spans, [frames] * len(spans))
         return self.encoder(features.to(self.dtype).transpose(1, 2)).transpose(1, 2)
 
     def _hubert(self) -> Hubert:
@@ -200,7 +200,8 @@ class SoCodec(Codec):
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """Log-mel (n_mels, max(5, N // 160)) of wave (N,), in pieces that bound memory; short ones end in silence."""
-        wave = F.pad(wave, (0, max(0, SHORTEST * MEL_HOP - len(wave))))
+        if len(wave) < SHORTEST * MEL_HOP:
+            wave = F.pad(wave, (0, SHORTEST * MEL_HOP - len(wave)))
         total, beside = len(wave) // MEL_HOP, 3  # frames: a window reaches 1.5 before and 2.5 after its hop
         pieces = []
         for start in range(0, total, MEL_FRAMES):
