@@ -1,5 +1,6 @@
 """Waveform discriminators of codec training, at any width: multi-period and multi-scale (HiFi-GAN, 2010.05646
-section 2.3) and multi-scale STFT (EnCodec, 2210.13438 section 3.4), as SpeechTokenizer trains against them.
+section 2.3) and multi-scale STFT (EnCodec, 2210.13438 section 3.4), as SpeechTokenizer trains against them, and
+multi-resolution spectrograms (UnivNet, 2106.07889 section 2.2), as HiFT does.
 
 Each is a list of convolution stacks that see the same wave folded, averaged or transformed in different ways;
 `forward(wave (B, 1, N))` gives one map of logits and one list of feature maps per stack.
@@ -21,6 +22,7 @@ PERIODS = (2, 3, 5, 7, 11)
 PERIOD_CHANNELS = (32, 128, 512, 1024, 1024)
 SCALE_CHANNELS = (128, 128, 256, 512, 1024, 1024, 1024)
 WINDOWS = (1024, 2048, 512, 256, 128)
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # n_fft, hop, window
 
 
 class SpectralNorm(nn.Module):
@@ -148,6 +150,38 @@ class STFTDiscriminator(ConvStack):
         return self.run(self.spectrogram(wave))
 
 
+class SpectrogramDiscriminator(ConvStack):
+    """2-D convolutions on magnitudes of one resolution: one channel of (frames, bins).
+
+    Args:
+        n_fft, hop, window: of the spectrogram, in samples; a Hann window in the middle of n_fft.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop: int, window: int, channels: int = 32) -> None:
+        shapes = [(1, channels, 1), *[(channels, channels, 2)] * 3]
+        convs = [weight_norm(nn.Conv2d(a, b, (3, 9), (1, stride), (1, 4))) for a, b, stride in shapes]
+        convs.append(weight_norm(nn.Conv2d(channels, channels, 3, padding=1)))
+        super().__init__(convs, weight_norm(nn.Conv2d(channels, 1, 3, padding=1)), slope=0.1)
+        self.n_fft, self.hop = n_fft, hop
+        self.register_buffer("window", torch.hann_window(window), persistent=False)
+
+    def spectrogram(self, wave: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, 1, frames, bins). The root has no gradient at 0: energies are at least 1e-7."""
+        size, window = self.n_fft, self.window.float()
+        spectrum = torch.stft(
+            wave.squeeze(1).float(), size, self.hop, window.shape[0], window, return_complex=True
+        )
+        energy = spectrum.real.square() + spectrum.imag.square()
+        return energy.clamp(min=1e-7).sqrt().mT[:, None]
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """wave (B, 1, N > n_fft / 2) -> logits (B, M), 6 feature maps (the last is the logits, as published)."""
+        logits, features = self.run(self.spectrogram(wave))
+        return logits.flatten(1), [*features, logits]
+
+
 class Discriminator(nn.Module):
     """Stacks that judge the same wave."""
 
@@ -206,6 +240,13 @@ class MultiScaleSTFTDiscriminator(Discriminator):
                 f"got {wave.shape[-1]}: train on longer segments or leave out long windows"
             )
         return super().views(wave)
+
+
+class MultiResolutionDiscriminator(Discriminator):
+    """One stack per spectrogram (n_fft, hop, window); 0.28 M parameters at 32 channels."""
+
+    def __init__(self, channels: int = 32, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS) -> None:
+        super().__init__([SpectrogramDiscriminator(*sizes, channels) for sizes in resolutions])
 
 
 def narrowed(channels: Sequence[int], divisor: int) -> list[int]:

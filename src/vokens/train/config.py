@@ -17,6 +17,7 @@ TASKS = {
     "codec": ("vokens.train.codec", "CodecTrainer"),
     "recogniser": ("vokens.train.recogniser", "RecogniserTrainer"),
     "flow": ("vokens.train.flow", "FlowTrainer"),
+    "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
 }
 
 

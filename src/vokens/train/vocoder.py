@@ -1,0 +1,322 @@
+"""Training HiFT, mel -> wave, as CosyVoice does: least-squares and relativistic discriminators, mel and pitch.
+
+One pass of the vocoder serves both turns of a step: first the discriminators learn on its detached wave, then they
+judge it. The pitch predictor learns from a tracker's pitch alone, for the sines it drives pass no gradient on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens import checkpoint
+from vokens.audio import LogMel
+from vokens.audio.f0 import track_pitch
+from vokens.audio.mel import MEL_24K_80
+from vokens.errors import ConfigError
+from vokens.models.codec import build_config, mask_of
+from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
+from vokens.models.s3gen.hift_loss import MEL_LOSS, relativistic
+from vokens.models.s3gen.hift_source import Draws, PublishedDraws
+from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
+from vokens.train import losses as L
+from vokens.train.build import Discriminators
+from vokens.train.codec import CropConfig
+from vokens.train.config import RunConfig, among
+from vokens.train.data import Clip, Crops, Rows, cached_rows, pcm_rows, read_clips
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+
+JUDGED = ("adversarial", "feature", "relativistic")
+LOSSES = ("mel", "stft", "f0", *JUDGED)
+VALID_CLIPS = 16
+SILENT = float(np.log(MEL_24K_80.floor))
+
+
+@dataclass(frozen=True)
+class JudgesConfig:
+    """The discriminators: multi-period and multi-resolution spectrograms.
+
+    Attributes:
+        divisor: divides the widths of the first. channels: of the second.
+        start: the first step with them; before, the vocoder learns from mel and pitch.
+        learning_rate: theirs; 0 means the vocoder's.
+    """
+
+    divisor: int = 1
+    channels: int = 32
+    start: int = 0
+    learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class VocoderConfig(RunConfig):
+    """One run; the defaults are CosyVoice's, of 51 frames at 24 kHz.
+
+    Attributes:
+        model: what differs from S3Gen's vocoder of 24 kHz (`S3GEN_24K`).
+        losses: weight of each loss by name: mel, stft, f0 (Hz), adversarial, feature (2 x sum), relativistic.
+    """
+
+    task: str = "vocoder"
+    system: str = "hiftnet"
+    out: str = "runs/hift"
+    data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.02, batch_size=16))
+    judges: JudgesConfig = field(default_factory=JudgesConfig)
+    losses: dict[str, float] = field(
+        default_factory=lambda: {
+            "mel": 45.0,
+            "f0": 1.0,
+            "adversarial": 1.0,
+            "feature": 1.0,
+            "relativistic": 1.0,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("hiftnet",))
+        for name in self.losses:
+            among("losses", name, LOSSES)
+        if "f0" not in self.losses or not {"mel", "stft"} & set(self.losses):
+            raise ConfigError(
+                "losses.f0 and losses.mel or losses.stft are needed: nothing else starts the vocoder"
+            )
+        if self.data.batch_size < 1:
+            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
+
+
+@dataclass(frozen=True)
+class VocoderBatch:
+    """Crops of B recordings, N = hop * T samples."""
+
+    wave: Tensor  # (B, N) float32, zero beyond a recording's end
+    mel: Tensor  # (B, 80, T) log-mel of the whole recording, cut
+    pitch: Tensor  # (B, T) Hz, 0 where there is none
+
+
+class VocoderLearner(nn.Module):
+    """A HiFTNetModel with weight norm, and a differentiable pass through it."""
+
+    def __init__(self, vocoder: HiFTNetModel) -> None:
+        super().__init__()
+        self.vocoder = vocoder.add_weight_norm()
+
+    def forward(self, mel: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Wave (B, N) and pitch (B, T) of a mel (B, 80, T)."""
+        pitch = self.vocoder.f0_predictor(mel)
+        source = self.vocoder.m_source(pitch, draws)
+        return self.vocoder.decode(mel, source), pitch
+
+
+class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
+    """Trains HiFT on a corpus."""
+
+    Config = VocoderConfig
+    exported = "vocoder"
+    sample_rate = MEL_24K_80.sample_rate
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> VocoderLearner:
+        config = self.config
+        sizes = build_config(HiFTNetConfig, {**asdict(S3GEN_24K), **config.model}, "model")
+        facts = (sizes.sampling_rate, sizes.hop_length, sizes.in_channels)
+        if facts != (MEL_24K_80.sample_rate, MEL_24K_80.hop_length, MEL_24K_80.n_mels):
+            raise ConfigError(f"model of {facts} (rate, hop, bands): (24000, 480, 80) is trained here")
+        vocoder = HiFTNetModel(sizes)
+        if config.init:
+            vocoder.load_state_dict(HiFTNetModel.from_pretrained(config.init).state_dict())
+        judges = config.judges
+        self.discriminators = None
+        if set(JUDGED) & set(config.losses):
+            self.discriminators = Discriminators(
+                {
+                    "mpd": MultiPeriodDiscriminator(judges.divisor),
+                    "mrd": MultiResolutionDiscriminator(judges.channels),
+                }
+            )
+        self.mel = LogMel(MEL_LOSS).to(self.device)
+        self.stft = L.STFTLoss().to(self.device)
+        return VocoderLearner(vocoder)
+
+    def load_data(self) -> None:
+        data, hop = self.config.data, MEL_24K_80.hop_length
+        frames = max(1, round(data.seconds * self.sample_rate / hop))
+        self.train = self._crops(data.train, data.train_split, frames * hop)
+        self.valid = self._crops(data.valid, data.valid_split, frames * hop) if data.valid else None
+        if not self.config.init:
+            self._start_as_loud_as_speech()
+
+    def _crops(self, source: str, split: str | None, crop: int) -> Crops:
+        data, hop = self.config.data, MEL_24K_80.hop_length
+        cache, clips = Path(data.cache), read_clips(source, split, data.language)
+        pcm = pcm_rows(cache, clips, self.sample_rate, data.workers)
+        return Crops(
+            pcm,
+            sample_rate=self.sample_rate,
+            crop=crop,
+            hop=hop,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            teacher=mel_and_pitch_rows(cache, clips, pcm, data.workers),
+            grid=(hop / self.sample_rate, hop / 2 / self.sample_rate),
+        )
+
+    @torch.no_grad()
+    def _start_as_loud_as_speech(self) -> None:
+        """A fresh network's magnitudes are the mean ones of speech, not 1, a full-scale buzz."""
+        vocoder = self.model.vocoder
+        real, imag = vocoder.stft.of_wave(self.train.batch(0).wave[:, None]).chunk(2, 1)
+        level = (real.square() + imag.square() + 1e-8).log().mean((0, 2)) / 2
+        vocoder.conv_post.get_parameter("bias")[: len(level)] = level
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.discriminators is not None:
+            optim = self.config.optim
+            optimizer = torch.optim.AdamW(
+                self.discriminators.parameters(), lr=self._judges_rate(), betas=optim.betas, weight_decay=0.0
+            )
+            self.judges, self.judge_optimizer = self.accelerator.prepare(self.discriminators, optimizer)
+
+    def _judges_rate(self) -> float:
+        return self.config.judges.learning_rate or self.config.optim.learning_rate
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        yield from super().parts()
+        if self.discriminators is not None:
+            yield "discriminators", self.discriminators
+            yield "judge_optimizer", self.judge_optimizer
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    @property
+    def judged(self) -> bool:
+        """Whether the discriminators take part in this step."""
+        return self.discriminators is not None and self.step >= self.config.judges.start
+
+    def begin_step(self) -> None:
+        if self.judged:
+            self.set_rate(self.judge_optimizer, self._judges_rate())
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number, size = self.number(part), self.config.data.batch_size
+        batch = self._batch(self.train.batch(number, rank, world))
+        rows = range((number * world + rank) * size, (number * world + rank + 1) * size)
+        with self.accelerator.autocast():
+            wave, pitch = self.module(batch.mel, self._draws(rows, batch.wave.shape[1]))
+        wave = wave.float()
+        report = self._judge_step(batch.wave, wave.detach(), part) if self.judged else {}
+        values = self._losses(batch, wave, pitch)
+        return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
+
+    def _batch(self, crops: Any) -> VocoderBatch:
+        """Crops on the device; beyond a recording's end there is silence."""
+        inside = mask_of(crops.lengths // MEL_24K_80.hop_length, crops.teacher.shape[1])[..., None]
+        rows = torch.where(inside, crops.teacher, torch.tensor([SILENT] * MEL_24K_80.n_mels + [0.0]))
+        rows = rows.to(self.device)
+        return VocoderBatch(crops.wave.to(self.device), rows[..., :-1].transpose(1, 2), rows[..., -1])
+
+    def _draws(self, rows: range, samples: int) -> Draws:
+        """The noise of rows, a function of their numbers."""
+        generators = [torch.Generator().manual_seed(self.config.seed * 1_000_003 + row) for row in rows]
+        config = self.model.vocoder.config
+        return PublishedDraws(generators, [samples] * len(rows), config.nb_harmonics + 1, config.source)
+
+    def _losses(self, batch: VocoderBatch, wave: Tensor, pitch: Tensor) -> dict[str, Tensor]:
+        wanted = self.config.losses
+        values = {"f0": F.l1_loss(pitch.float(), batch.pitch)}
+        if "mel" in wanted:
+            values["mel"] = L.spectral_l1(self.mel, wave, batch.wave)
+        if "stft" in wanted:
+            values["stft"] = self.stft(wave, batch.wave)
+        return values | (self._judged(batch.wave, wave) if self.judged else {})
+
+    def _judged(self, target: Tensor, wave: Tensor) -> dict[str, Tensor]:
+        assert self.discriminators is not None  # the caller asks
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                real = self.discriminators(target[:, None])
+            fake = self.discriminators(wave[:, None])
+        real_logits, fake_logits = ([x for logits, _ in parts for x in logits] for parts in (real, fake))
+        real_maps, fake_maps = ([x for _, maps in parts for x in maps] for parts in (real, fake))
+        values = {
+            "adversarial": L.least_squares_generator(fake_logits),
+            "feature": L.feature_matching(real_maps, fake_maps),
+            "relativistic": relativistic(fake_logits, real_logits),
+        }
+        return {name: value for name, value in values.items() if name in self.config.losses}
+
+    def _judge_step(self, target: Tensor, wave: Tensor, part: int) -> dict[str, Tensor]:
+        """The discriminators learn to tell the target from the output."""
+        if part == 0:
+            self.judge_optimizer.zero_grad()
+        self.judges.requires_grad_(True)
+        with self.synced(self.judges, part):
+            with self.accelerator.autocast():  # both in one pass: DDP expects one forward for each backward
+                judged = self.judges(torch.cat([target, wave])[:, None])
+            halves = [logits.chunk(2) for logits_of, _ in judged for logits in logits_of]
+            real, fake = [r for r, _ in halves], [f for _, f in halves]
+            total = L.least_squares_discriminator(real, fake)
+            total = total + self.config.losses.get("relativistic", 0.0) * relativistic(real, fake)
+            self.accelerator.backward(total / self.config.accumulate)
+        if part == self.config.accumulate - 1:
+            self.judge_optimizer.step()
+        self.judges.requires_grad_(False)
+        return {"discriminator": total}
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Held-out mel distance (nepers), and of the pitch: error where both have one (Hz) and share of frames on
+        whose voicing both agree."""
+        if self.valid is None:
+            return {}
+        count = min(VALID_CLIPS, len(self.valid.pcm))
+        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
+        batch, vocoder = self._batch(self.valid.fixed(places)), self.final_model()
+        pitch = vocoder.f0_predictor(batch.mel)
+        wave, _ = vocoder.inference(batch.mel, seed=0)
+        voiced, wanted = pitch > vocoder.config.nsf_voiced_threshold, batch.pitch > 0
+        both = (voiced & wanted).float()
+        measured = {
+            "valid/mel": float(L.spectral_l1(self.mel, wave, batch.wave)),
+            "valid/f0": float(((pitch - batch.pitch).abs() * both).sum() / both.sum().clamp(min=1)),
+            "valid/voicing": float((voiced == wanted).float().mean()),
+        }
+        if board is not None:
+            for i in range(min(2, count)):
+                board.audio(self.step, f"original_{i}", batch.wave[i])
+                board.audio(self.step, f"resynthesis_{i}", wave[i])
+        return measured
+
+    def final_model(self) -> HiFTNetModel:
+        state = {name.removeprefix("vocoder."): value for name, value in self.final_state().items()}
+        vocoder = HiFTNetModel(self.model.vocoder.config)
+        checkpoint.load_strict(vocoder, HiFTNetModel.fold(state), "training")
+        vocoder.name = self.config.name or vocoder.system
+        return vocoder.to(self.device).eval().requires_grad_(False)
+
+
+def mel_and_pitch_rows(folder: Path, clips: list[Clip], pcm: Rows, workers: int) -> Rows:
+    """Log-mels and pitch (T, 80 + 1) of all clips, in half precision: 2e-3 nepers, 0.05 % of the pitch."""
+    rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
+    mel = LogMel(MEL_24K_80)
+
+    def rows(number: int) -> np.ndarray:
+        wave = pcm[number][:, 0].astype(np.float32) / 32768
+        if len(wave) <= MEL_24K_80.padding:
+            return np.zeros((0, MEL_24K_80.n_mels + 1), np.float16)
+        frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
+        return np.column_stack([frames, track_pitch(wave, rate, hop)]).astype(np.float16)
+
+    return cached_rows(folder, "mel24k80-f0", clips, rows, workers, "computing mels and pitch")

@@ -1,0 +1,226 @@
+"""Training HiFT: losses fall, resuming changes nothing, rows are those of one process, the vocoder opens and plays."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+
+import vokens
+from vokens.audio import LogMel
+from vokens.audio.mel import MEL_24K_80
+from vokens.errors import ConfigError
+from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3gen.hift_loss import relativistic
+from vokens.nn.discriminators import MultiResolutionDiscriminator
+from vokens.train.config import build, read_recipe, trainer_of
+from vokens.train.vocoder import SILENT, VocoderConfig, VocoderTrainer
+
+RATE = 24000
+RECIPE = """
+task = "vocoder"
+name = "tiny"
+steps = 3
+ema = 0.9
+threads = 1
+log_every = 1
+validate_every = 3
+save_every = 100
+[model]
+base_channels = 16
+nb_harmonics = 2
+f0_predictor_cond_channels = 24
+resblock_kernel_sizes = [3]
+resblock_dilation_sizes = [[1]]
+source_resblock_kernel_sizes = [3, 3, 3]
+source_resblock_dilation_sizes = [[1], [1], [1]]
+[data]
+seconds = 0.12
+batch_size = 2
+[judges]
+divisor = 32
+channels = 2
+start = 2
+[optim]
+learning_rate = 2e-3
+betas = [0.8, 0.99]
+schedule = "constant"
+"""
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for i, samples in enumerate((24000, 14400, 1500)):  # the last is shorter than a crop
+        soundfile.write(folder / f"{i}.wav", speechlike(samples, seed=i, sample_rate=RATE), RATE)
+    return folder
+
+
+@pytest.fixture
+def recipe(speech: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
+    path.write_text(f'out = "{tmp_path / "run"}"\n' + RECIPE.replace("[data]\n", data))
+    return path
+
+
+def trainer_for(recipe: Path, *changes: str) -> VocoderTrainer:
+    return VocoderTrainer(read_recipe(recipe, changes))
+
+
+# Learning
+
+
+def test_mel_and_pitch_are_learned(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "judges.start=1000", "optim.learning_rate=5e-3")
+    found = [trainer.train_step() for _ in range(50)]
+    for name, share in (("mel", 0.75), ("f0", 0.6)):
+        assert np.mean([f[name] for f in found[-5:]]) < share * np.mean([f[name] for f in found[:5]]), name
+
+
+def test_both_turns_teach_their_own_network(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "judges.start=0", "losses={f0=1.0, mel=0.0, adversarial=1.0}")
+    assert trainer.discriminators is not None
+    judges = {k: v.clone() for k, v in trainer.discriminators.state_dict().items()}
+    network = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    first = trainer.train_step()
+    assert any(not torch.equal(judges[k], v) for k, v in trainer.discriminators.state_dict().items())
+    assert any(not torch.equal(network[k], v) for k, v in trainer.model.state_dict().items() if "ups" in k)
+    found = [trainer.train_step() for _ in range(8)]
+    assert found[-1]["discriminator"] < first["discriminator"]
+
+
+def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
+    straight = trainer_for(recipe, "accumulate=2")
+    for _ in range(3):  # the discriminators have begun
+        straight.train_step()
+    straight.save()
+    expected = straight.train_step()
+    again = trainer_for(recipe, "accumulate=2")
+    again._resume()
+    assert again.step == 3
+    assert again.train_step() == expected
+    assert {"discriminator", "relativistic", "feature"} <= expected.keys()
+
+
+def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
+    one, two = trainer_for(recipe, "data.batch_size=4"), trainer_for(recipe)
+    whole = one.train.batch(3)
+    noise = one._draws(range(12, 16), 480).noise(0, 480, torch.device("cpu"))
+    for rank in range(2):
+        rows = slice(2 * rank, 2 * rank + 2)
+        torch.testing.assert_close(two.train.batch(3, rank, 2).wave, whole.wave[rows], atol=0, rtol=0)
+        first = (3 * 2 + rank) * 2  # as micro_step counts
+        mine = two._draws(range(first, first + 2), 480).noise(0, 480, torch.device("cpu"))
+        torch.testing.assert_close(mine, noise[rows], atol=0, rtol=0)
+
+
+def test_the_trained_vocoder_opens_and_plays(recipe: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(recipe)
+    trainer.run()
+    vocoder = vokens.load(tmp_path / "run" / "vocoder")
+    assert isinstance(vocoder, HiFTNetModel)
+    assert (vocoder.system, vocoder.name) == ("hiftnet", "tiny")
+    mel = LogMel(MEL_24K_80)(torch.from_numpy(speechlike(9600, sample_rate=RATE))[None])
+    wave, _ = vocoder.inference(mel, seed=1)
+    assert wave.shape == (1, 9600)
+    ours, _ = trainer.final_model().inference(mel, seed=1)
+    torch.testing.assert_close(wave, ours, atol=1e-6, rtol=0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"valid/mel", "valid/f0", "valid/voicing"} <= lines[-1].keys()
+    again = trainer_for(recipe, f"init={tmp_path / 'run' / 'vocoder'}")
+    state = HiFTNetModel.fold(again.model.vocoder.state_dict())
+    for name, value in vocoder.state_dict().items():
+        torch.testing.assert_close(state[name], value, atol=1e-6, rtol=1e-6)
+
+
+# Data
+
+
+def test_crops_have_the_mel_and_pitch_of_their_place(recipe: Path) -> None:
+    trainer = trainer_for(recipe)
+    crops = trainer.train.fixed([0, 1])
+    batch = trainer._batch(crops)
+    assert crops.lengths.tolist() == [2880, 2880]
+    inner = LogMel(MEL_24K_80)(batch.wave)[..., 2:-2]  # a crop's own ends are reflected
+    torch.testing.assert_close(batch.mel[..., 2:-2], inner, atol=0.02, rtol=0)
+    rows = trainer.train.teacher
+    assert rows is not None
+    start = (24000 - 2880) // 2 // 480
+    np.testing.assert_array_equal(batch.pitch[0], rows[0][start : start + 6, -1].astype(np.float32))
+    short = trainer._batch(trainer.train.fixed([2]))  # 1500 samples: 3 frames
+    assert short.mel.shape == (1, 80, 6)
+    assert (short.mel[0, :, 3:] == SILENT).all()
+    assert not short.pitch[0, 3:].any()
+    assert short.mel[0, :, :3].max() > SILENT + 1
+
+
+def test_pitch_of_the_cache_is_that_of_the_voice(recipe: Path) -> None:
+    rows = trainer_for(recipe).train.teacher
+    assert rows is not None
+    pitch = rows[0][:, -1].astype(np.float32)
+    middles = (np.arange(len(pitch)) + 0.5) * 0.02
+    wanted = 120 + 40 * np.sin(2 * np.pi * 0.7 * middles)  # of `speechlike`
+    voiced = pitch > 0
+    assert voiced.mean() > 0.6
+    assert (np.abs(pitch / wanted - 1) < 0.01)[voiced].mean() > 0.9
+
+
+# Losses and discriminators
+
+
+def test_relativistic_loss_by_hand() -> None:
+    better, worse = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.9, 1.8, 2.9]])
+    # Differences 0.1, 0.2, 0.1: the median is 0.1, none is below it.
+    assert relativistic([better], [worse]) == 0
+    worse = torch.tensor([[1.1, 1.9, 2.7]])  # -0.1, 0.1, 0.3: median 0.1, one below by 0.2
+    torch.testing.assert_close(relativistic([better], [worse]), torch.tensor(0.04))
+    torch.testing.assert_close(relativistic([better], [worse], 1.0), torch.tensor(0.04))
+    far = torch.tensor([[9.0, 1.9, 2.7]], requires_grad=True)
+    loss = relativistic([better], [far])
+    torch.testing.assert_close(loss.detach(), torch.tensor(0.04))  # truncated: and then it does not pull
+    assert not torch.autograd.grad(loss, far)[0].any()
+    torch.testing.assert_close(relativistic([better] * 2, [worse] * 2, 1.0), torch.tensor(0.08))
+
+
+def test_multi_resolution_discriminator_sizes() -> None:
+    judge = MultiResolutionDiscriminator(4)
+    logits, maps = judge(torch.randn(2, 1, 2400))
+    assert [len(m) for m in maps] == [6, 6, 6]
+    assert [m[0].shape for m in maps] == [(2, 4, 21, 513), (2, 4, 11, 1025), (2, 4, 49, 257)]
+    assert [x.shape for x in logits] == [(2, 21 * 65), (2, 11 * 129), (2, 49 * 33)]
+    silent, _ = judge(torch.zeros(1, 1, 2400, requires_grad=True))
+    silent[0].sum().backward()  # no NaN from the root at zero
+    assert all(p.grad is None or p.grad.isfinite().all() for p in judge.parameters())
+    assert sum(p.numel() for p in MultiResolutionDiscriminator().parameters()) == pytest.approx(
+        0.28e6, rel=0.05
+    )
+
+
+# Settings
+
+
+def test_the_recipe_is_valid() -> None:
+    path = Path(__file__).parent.parent / "recipes" / "hift_mini.toml"
+    config = read_recipe(path, ["data.train=somewhere"])
+    assert trainer_of(config.task) is VocoderTrainer
+    values = json.loads(json.dumps(__import__("dataclasses").asdict(config)))
+    assert build(VocoderConfig, values, "again") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("losses={mel=1.0}", "losses.f0"),
+        ("losses={f0=1.0}", "losses.mel or"),
+        ("losses={f0=1.0, mel=1.0, beauty=1.0}", "beauty"),
+        ("model.sampling_rate=16000", "24000"),
+        ("system=s3gen", "hiftnet"),
+    ],
+)
+def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        trainer_for(recipe, change)
