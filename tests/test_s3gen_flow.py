@@ -261,3 +261,20 @@ def test_bad_input(cosyvoice2, turbo):
         turbo.generate([good, good], voice, generator=[seeded(0)])
     with pytest.raises(ConfigError, match="Euler"):
         turbo.schedule(solver="midpoint")
+
+
+@pytest.mark.slow
+def test_recorded_full_size():
+    golden = load_file(HERE / "e2e_full.safetensors")
+    ref = part(golden, "ref")
+    voice = Voice(ref["prompt_token"][0], ref["prompt_feat"][0], ref["embedding"][0])
+    flow = fill(TokenToMel(DIALECTS["cosyvoice2"]))
+    for name, chunks in (("full", None), ("chunk", flow.config.chunks())):
+        mel, _ = flow.generate(golden["cosyvoice2/tokens"], voice, chunks=chunks)
+        close(mel[:, ::2], golden[f"cosyvoice2/mel_{name}_sub"], 1e-4)
+    flow.config = DIALECTS["chatterbox"]
+    mel, _ = flow.generate(golden["tokens"], voice, generator=seeded(1800))
+    close(mel, golden["mel"], 1e-4)
+    turbo = fill(TokenToMel(DIALECTS["chatterbox-turbo"]))
+    mel, _ = turbo.generate(golden["tokens"], voice, generator=seeded(1900))
+    close(mel, golden["meanflow/mel"], 1e-4)
