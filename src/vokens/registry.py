@@ -89,6 +89,16 @@ def _s3tokenizer(name: str, place: str, sha256: str, size: int, description: str
     )
 
 
+def _s3gen(name: str, description: str, licence: str, source: str, files: tuple[File, ...]) -> Entry:
+    """A release that speaks the tokens of speech_tokenizer_v2_25hz."""
+    return Entry(name, "s3gen", description, 24000, 25.0, 1, 6561, licence, source, files)
+
+
+def _cosyvoice2(path: str, size: int, sha256: str | None = None) -> File:
+    address = f"https://www.modelscope.cn/models/iic/CosyVoice2-0.5B/resolve/master/{path}"
+    return File(path, sha256=sha256, size=size, address=address)
+
+
 _ENTRIES = (
     Entry(
         name="mini",
@@ -195,6 +205,37 @@ _ENTRIES = (
         969_451_503,
         "semantic tokens of CosyVoice 3, 6561 by finite scalar quantization",
         3,
+    ),
+    # Sizes: 4 bytes for each number of the weights.
+    _s3gen(
+        "chatterbox_s3gen",
+        "S3 v2 tokens to speech in any voice, 10 steps",
+        "MIT",
+        "ResembleAI/chatterbox",
+        (File("s3gen.safetensors", "ResembleAI/chatterbox", size=1_056_168_772),),
+    ),
+    _s3gen(
+        "chatterbox_turbo_s3gen",
+        "S3 v2 tokens to speech in any voice, 2 steps",
+        "MIT",
+        "ResembleAI/chatterbox-turbo",
+        (File("s3gen_meanflow.safetensors", "ResembleAI/chatterbox-turbo", size=1_064_557_380),),
+    ),
+    _s3gen(
+        "cosyvoice2_s3gen",
+        "S3 v2 tokens to speech in any voice, 10 steps, trained to stream",
+        "Apache-2.0",
+        "iic/CosyVoice2-0.5B",
+        (
+            _cosyvoice2("flow.pt", 450_197_440),
+            _cosyvoice2("hift.pt", 83_285_180),
+            _cosyvoice2("campplus.onnx", 28_000_000),
+            _cosyvoice2(
+                "speech_tokenizer_v2.onnx",
+                494_858_272,
+                "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71",
+            ),
+        ),
     ),
 )
 

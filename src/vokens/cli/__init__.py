@@ -28,6 +28,9 @@ class Verb:
 VERBS = {
     "encode": Verb("vokens.cli.encode", "speech to tokens: files, folders, globs or stdin"),
     "decode": Verb("vokens.cli.decode", "tokens to speech"),
+    "speak": Verb("vokens.cli.speak", "S3 tokens to speech in the voice of a recording"),
+    "convert-voice": Verb("vokens.cli.convert_voice", "speech in the voice of another recording"),
+    "convert": Verb("vokens.cli.convert_model", "published weights to a folder of ours"),
     "roundtrip": Verb("vokens.cli.roundtrip", "speech to tokens to speech, with numbers and a picture"),
     "models": Verb("vokens.cli.models", "the codecs that can be loaded by name"),
     "extract": Verb(

@@ -94,7 +94,12 @@ class Pretrained(nn.Module):
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         if dtype is not None:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        config = {"system": self.system, "name": self.name, "config": dataclasses.asdict(self.config)}
+        config = {
+            "system": self.system,
+            "model_type": self.system,  # where transformers looks for the kind of a model
+            "name": self.name,
+            "config": dataclasses.asdict(self.config),
+        }
         checkpoint.save_safetensors(folder / "model.safetensors", state)
         for name, text in (
             ("config.json", json.dumps(config, indent=2) + "\n"),

@@ -18,7 +18,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def campplus_state(graph: OnnxGraph, model: CAMPPlus) -> State:
-    """The published state dict that a graph holds; shapes are checked when it is loaded.
+    """The published state dict that a graph holds, in whichever way an exporter named it.
 
     Raises:
         CheckpointError: more or fewer convolutions and norms than CAM++ has, or in another order.
@@ -28,33 +28,30 @@ def campplus_state(graph: OnnxGraph, model: CAMPPlus) -> State:
         counts = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
         return {name: graph.tensor(name) for name in names} | counts
     state: State = {}
-    nodes = iter([node for node in graph.nodes if node.op in ("Conv", "BatchNormalization")])
-    node, bias = next(nodes, None), None
+    nodes = [node for node in graph.nodes if node.op in ("Conv", "BatchNormalization")]
+    bias: Tensor | None = None  # of a convolution that a norm was merged into
     for name, module in layers(model):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            if node is not None and node.op == "BatchNormalization" and bias is None:
-                state |= _norm(graph, node, name, module)
-                node = next(nodes, None)
+            if bias is None and nodes and nodes[0].op == "BatchNormalization":
+                state |= _norm(graph, nodes.pop(0), name, module)
             else:
                 state |= _merged(name, module, bias)
             bias = None
+            continue
+        node = _next_convolution(graph, nodes, module.weight, name)
+        stored = [graph.tensor(item) for item in node.inputs[1:]]
+        state[f"{name}.weight"] = stored[0]
+        if module.bias is not None and len(stored) > 1:
+            state[f"{name}.bias"] = stored[1]
         else:
-            if node is None or node.op != "Conv" or bias is not None:
-                raise CheckpointError(f"the graph has no convolution where CAM++ has {name}: another model")
-            stored = [graph.tensor(item) for item in node.inputs[1:]]
-            state[f"{name}.weight"] = _shaped(stored[0], module.weight, name)
-            if module.bias is not None:
-                state[f"{name}.bias"] = _shaped(stored[1], module.bias, name)
-            else:
-                bias = stored[1] if len(stored) > 1 else None
-            node = next(nodes, None)
-    if node is not None or bias is not None:
+            bias = stored[1] if len(stored) > 1 else None
+    if nodes or bias is not None:
         raise CheckpointError("the graph has more convolutions or norms than CAM++: another model")
     return state
 
 
 def layers(model: CAMPPlus) -> Iterator[tuple[str, nn.Conv1d | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d]]:
-    """Convolutions and norms in the order of use: that of the modules, but for the head's norms."""
+    """Convolutions and norms in the order of use, which is that of the modules."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
             yield name, module
@@ -82,7 +79,13 @@ def _merged(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d, bias: Tensor | N
     return state | {f"{name}.weight": zeros + 1, f"{name}.bias": bias, f"{name}.running_mean": zeros}
 
 
-def _shaped(found: Tensor, wanted: Tensor, name: str) -> Tensor:
-    if found.shape != wanted.shape:
-        raise CheckpointError(f"{name} is {tuple(found.shape)} in the graph, {tuple(wanted.shape)} in CAM++")
-    return found
+def _next_convolution(graph: OnnxGraph, nodes: list[Node], weight: Tensor, name: str) -> Node:
+    """Taken out of nodes: one of the next three, since a mask and what it gates may be computed in either order."""
+    for place, node in enumerate(nodes[:3]):
+        if node.op != "Conv":
+            break
+        if graph.tensor(node.inputs[1]).shape == weight.shape:
+            return nodes.pop(place)
+    raise CheckpointError(
+        f"the graph has no convolution {tuple(weight.shape)} where CAM++ has {name}: it is of another model"
+    )

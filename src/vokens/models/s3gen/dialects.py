@@ -78,7 +78,7 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
         cls,
         made,
         open_hift(read_state_dict(vocoder), made.config.source),
-        None if speaker is None else _open_speaker(speaker),
+        None if speaker is None else open_speaker(speaker),
         None if tokenizer is None else _open_tokenizer(tokenizer),
         published=True,
     )
@@ -97,7 +97,7 @@ def open_parts(flow: Any, mel2wav: Any, speaker: Any, tokenizer: Any) -> tuple[A
     return (
         _loaded(flow, TokenToMel, "flow"),
         _loaded(mel2wav, HiFTNetModel, "mel2wav"),
-        speaker if speaker is None or isinstance(speaker, CAMPPlus) else _open_speaker(Path(speaker)),
+        speaker if speaker is None or isinstance(speaker, CAMPPlus) else open_speaker(Path(speaker)),
         None if tokenizer is None else _loaded(tokenizer, S3Tokenizer, "tokenizer"),
     )
 
@@ -206,7 +206,7 @@ def open_hift(state: Mapping[str, Tensor], source: str) -> HiFTNetModel:
     return vocoder
 
 
-def _open_speaker(path: Path) -> CAMPPlus:
+def open_speaker(path: Path) -> CAMPPlus:
     if path.is_dir() or not is_onnx(path):
         return open_campplus(path)
     model = CAMPPlus()

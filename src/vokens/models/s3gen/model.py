@@ -286,9 +286,13 @@ class S3GenModel(Pretrained):
 
         source, sample_rate: as in `Codec.encode`. voice: as in `speak`.
         """
+        return self.speak(self.heard(source, sample_rate), voice, seed=seed)
+
+    def heard(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
+        """The tokens of recordings, as in `Codec.encode`."""
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer: encode with {self.config.tokens}, then speak")
-        return self.speak(self.tokenizer.encode(source, sample_rate), voice, seed=seed)
+        return self.tokenizer.encode(source, sample_rate)
 
     def chunks(
         self, voice: VoiceLike, *, first_hop: int = 10, hop: int | None = None, context: int | None = 100

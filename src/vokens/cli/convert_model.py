@@ -1,0 +1,56 @@
+"""Rewrite published weights as a folder of ours: config.json, model.safetensors and a card.
+
+Any file or folder that vokens loads, told apart by content: Chatterbox's s3gen.safetensors, a folder of CosyVoice 2
+(flow.pt, hift.pt, campplus.onnx, speech_tokenizer_v2.onnx), codecs. Every tensor must have its place.
+
+vokens convert s3gen.safetensors -o s3gen/    vokens convert CosyVoice2-0.5B/ -o cosyvoice2/ --store float16
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vokens.cli.jobs import refuse_overwrite
+
+
+@dataclass(frozen=True)
+class Arguments:
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")]
+    """A published file or folder, a name of `vokens models`, or a hub id."""
+    output: Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="FOLDER", help_behavior_hint="")]
+    """The folder to write."""
+    config: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME|JSON", help_behavior_hint="(default: as the weights say)")
+    ] = None
+    """A published config, or the name of the release, where the weights leave it open."""
+    name: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as published)")
+    ] = None
+    """Model id; tokens carry it."""
+    store: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the weights in the file; half is half as large and changes tokens."""
+    overwrite: bool = False
+    """Replace a model that is there."""
+
+
+def run(arguments: Arguments) -> int:
+    """Convert one model; errors say what does not fit."""
+    folder = Path(arguments.output)
+    files = [folder / name for name in ("config.json", "model.safetensors")]
+    refuse_overwrite(files, arguments.overwrite)
+
+    import torch
+
+    import vokens
+
+    model = vokens.load(arguments.source, config=arguments.config)
+    if arguments.name:
+        model.name = arguments.name
+    dtype = None if arguments.store == "float32" else getattr(torch, arguments.store)
+    model.save_pretrained(folder, dtype=dtype)
+    size = files[1].stat().st_size / 1e6
+    print(f"vokens: wrote {folder}: {model.name}, {model.system}, {size:.0f} MB", file=sys.stderr)
+    return 0

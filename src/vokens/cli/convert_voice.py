@@ -1,0 +1,42 @@
+"""Say what a recording says in another voice: its S3 tokens, spoken by S3Gen.
+
+-o names a file, a folder or - (standard output). What is said, how fast and with which pauses stays.
+
+vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice speech/ --voice ref.wav -o converted/
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vokens.cli.convert import Loaded
+from vokens.cli.encode import AUDIO, read_audio
+from vokens.cli.options import Inputs, Output
+from vokens.cli.speak import Speech, load_speaker, sound_jobs, speak_all
+from vokens.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vokens.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Arguments:
+    inputs: Inputs
+    """Recordings, folders, quoted globs, or - for standard input."""
+    speech: Speech
+    output: Output = None
+    """File, folder or - for standard output; needed."""
+
+
+def run(arguments: Arguments) -> int:
+    """Convert all inputs; the exit code says whether all went well."""
+    if arguments.output is None:
+        raise ConfigError("-o is missing: beside the input, the output would have its name")
+    jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO)
+    model, voice = load_speaker(arguments.speech)
+
+    def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":
+        return model.heard(item.value, item.kind)
+
+    return speak_all(jobs, read_audio, tokens_of, model, voice, arguments.speech)

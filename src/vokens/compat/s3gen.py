@@ -1,0 +1,62 @@
+"""S3Gen and HiFTNet for transformers' AutoConfig and AutoModel: importing this module registers them.
+
+    import vokens.compat.s3gen
+    model = transformers.AutoModel.from_pretrained("a folder that save_pretrained wrote")
+
+The model is vokens' own; transformers only finds it by the model_type in config.json.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vokens.errors import MissingExtra
+from vokens.models.pretrained import Pretrained, build_config
+from vokens.models.s3gen import HiFTNetConfig, HiFTNetModel, S3GenConfig, S3GenModel
+
+_OPTIONS = ("cache_dir", "local_files_only", "revision", "device", "dtype")
+
+
+def register() -> None:
+    """Make transformers know both kinds of models; a second call changes nothing."""
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError as error:
+        raise MissingExtra("transformers", "hf", "AutoModel finds S3Gen through it") from error
+    for model in (S3GenModel, HiFTNetModel):
+        config, opener = _names(model)
+        AutoConfig.register(model.system, config, exist_ok=True)
+        AutoModel.register(config, opener, exist_ok=True)
+
+
+def _names(model: type[Pretrained]) -> tuple[type, type]:
+    """What transformers asks for: a config of its own base class, and a class that opens the model."""
+    from transformers import PretrainedConfig
+
+    class Config(PretrainedConfig):
+        """The content of config.json; `config` holds the sizes."""
+
+        model_type = model.system
+
+        def __init__(self, config: dict[str, Any] | None = None, **other: Any) -> None:
+            super().__init__(**other)
+            self.config = config or {}
+
+    class Opener:
+        """Gives out vokens' models."""
+
+        config_class = Config
+
+        @classmethod
+        def from_pretrained(cls, source: str | Path, *_: Any, **options: Any) -> Pretrained:
+            return model.from_pretrained(source, **{k: v for k, v in options.items() if k in _OPTIONS})
+
+        @classmethod
+        def _from_config(cls, config: Config, **_: Any) -> Pretrained:
+            return model(build_config(model.Config, config.config, "config")).eval()
+
+    return Config, Opener
+
+
+register()
+
+__all__ = ["HiFTNetConfig", "HiFTNetModel", "S3GenConfig", "S3GenModel", "register"]
