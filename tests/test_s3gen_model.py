@@ -153,6 +153,15 @@ def test_published_file_opens_whatever_its_name_and_strictly(
             S3GenModel.from_published({k: v for k, v in state.items() if k != missing}, SETTINGS)
 
 
+def test_vocoder_alone_opens_when_told_its_source(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "hift.pt"
+    torch.save({k.removeprefix("mel2wav."): v for k, v in state.items() if k.startswith("mel2wav.")}, path)
+    vocoder = vokens.load(path, config={"source": "v2"})
+    assert (vocoder.system, vocoder.config.source, vocoder.config.base_channels) == ("hiftnet", "v2", 32)
+    with pytest.raises(ConfigError, match="which sines"):
+        vokens.load(path)
+
+
 def test_parts_become_one_folder(model: S3GenModel, tmp_path: Path) -> None:
     assert model.tokenizer is not None
     folders = {"flow": model.flow, "mel2wav": model.mel2wav, "tokenizer": model.tokenizer}
@@ -188,6 +197,7 @@ def test_config_of_the_published_page() -> None:
             S3GenModelConfig(flow=S3GenConfig(**wrong))
 
 
+@pytest.mark.slow
 def test_graph_of_campplus_gives_its_weights(model: S3GenModel, tmp_path: Path) -> None:
     """As CosyVoice ships it: an exporter merges norms into convolutions and renames both."""
     speaker = model.speaker_encoder

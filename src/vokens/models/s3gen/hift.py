@@ -6,9 +6,10 @@ forward pass serves whole signals, ragged batches and streams. Module names are 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -341,6 +342,24 @@ class HiFTNetModel(Pretrained):
         return Ragged(known | {frames * spectra + 1: lengths * spectra + 1})
 
     # Weights and training ----------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        from vokens.models.s3gen import hift_checkpoint
+
+        return hift_checkpoint.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
+        """The 24 kHz network of hift.pt; config={"source": "v1"} or "v2" says which sines, as weights cannot."""
+        from vokens.models.s3gen.dialects import open_hift
+
+        if not isinstance(config, Mapping) or set(config) != {"source"}:
+            raise ConfigError(
+                'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '
+                '"v2" (CosyVoice 2)'
+            )
+        return cast(Self, open_hift(state, config["source"]))
 
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

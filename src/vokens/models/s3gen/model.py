@@ -77,6 +77,15 @@ class S3GenModel(Pretrained):
         self.mel2wav = HiFTNetModel(config.mel2wav) if mel2wav is None else mel2wav
         self._mel = LogMel(replace(MEL_24K_80, n_mels=config.flow.mel_bins))
         self.watermark: Watermark | None = None
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """What hears references never trains: in training, CAM++'s norms would take the statistics of the batch."""
+        super().train(mode)
+        for part in (self.tokenizer, self.speaker_encoder):
+            if part is not None:
+                part.eval()
+        return self
 
     @classmethod
     def from_parts(
@@ -102,6 +111,7 @@ class S3GenModel(Pretrained):
         return join(cls, *open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
 
     def named(self, name: str) -> Self:
+        """This model under a name, ready for use."""
         self.name = name
         return self.eval().requires_grad_(False)
 

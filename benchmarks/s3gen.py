@@ -1,0 +1,161 @@
+"""Our S3Gen beside chatterbox-tts: speed against it and against the floor, and whether the waves are the same.
+
+Both run in this process with the same random weights, voice, noise and number of threads, one after the other.
+chatterbox-tts speaks one utterance at a time, so a batch goes through it row by row. Floor: the operations of the
+network over the rate of a large float32 matrix product, measured in the same run. A real-time factor (RTF) is seconds
+of work per second of speech. Streams are compared with the whole utterance of chatterbox-tts, which has no streams.
+
+    python benchmarks/s3gen.py [--threads 2] [--repeats 2] [--quick]     (after `make peers`)
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.pop(0)  # this file's folder
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "peers"))
+import published_s3gen as peer
+
+from vokens.models.s3gen import ReferenceVoice, S3GenModel
+
+TOKENS_PER_SECOND, RATE = 25, 24000
+# GFLOP of the released sizes, counted on the reference: of one estimator call per frame and per frame and key, of the
+# encoder per token, of the vocoder per frame.
+PER_FRAME, PER_PAIR, PER_TOKEN, VOCODER = 0.1323, 1.147e-4, 0.13, 0.606
+
+
+def gflop(prompt: float, target: float, calls: int, keys: float | None = None) -> float:
+    """Of speech of `target` seconds; calls of the estimator in all. keys: frames that each frame sees, for a stream
+    whose prompt is known; all by default."""
+    whole = 2 * TOKENS_PER_SECOND * (target if keys is not None else prompt + target)
+    seen = whole if keys is None else keys
+    flow = calls * (PER_FRAME * whole + PER_PAIR * whole * seen) + PER_TOKEN * whole / 2
+    return flow + VOCODER * 2 * TOKENS_PER_SECOND * target
+
+
+def best(call: Callable[[], Any], repeats: int) -> tuple[Any, float]:
+    """Result and best wall time in seconds."""
+    result, seconds = None, float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = call()
+        seconds = min(seconds, time.perf_counter() - start)
+    return result, seconds
+
+
+def matmul_rate() -> float:
+    """GFLOP per second of a float32 product of 1024 x 1024."""
+    a = torch.randn(1024, 1024)
+    _, seconds = best(lambda: a @ a, 20)
+    return 2 * 1.024**3 / seconds
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Case:
+    """One pair of models and lengths in seconds."""
+
+    def __init__(self, theirs: Any, ours: S3GenModel, prompt: float, target: float, args: Any) -> None:
+        self.theirs, self.ours, self.prompt, self.target = theirs, ours, prompt, target
+        self.repeats, self.rate = args.repeats, args.rate
+        recording = 0.1 * torch.randn(int(prompt * RATE), generator=seeded(0))
+        self.ref_dict = ours.embed_ref(recording, RATE)
+        count = int(target * TOKENS_PER_SECOND)
+        self.rows = list(torch.randint(6561, (8, count), generator=seeded(1)))
+        config = ours.config.flow
+        self.calls = config.cfm_steps * (2 if config.cfm_inference_cfg_rate else 1)
+        self.name = f"{ours.name}, {prompt:g} s + {target:g} s"
+
+    def published(self, row: int) -> Tensor:
+        torch.manual_seed(row)
+        return self.theirs.inference(self.rows[row][None], ref_dict=dict(self.ref_dict))[0][0]
+
+    def batch(self, size: int) -> None:
+        wanted, theirs = best(lambda: [self.published(row) for row in range(size)], self.repeats)
+
+        def own() -> Tensor:
+            generators = [seeded(row) for row in range(size)]
+            return self.ours.inference(self.rows[:size], ref_dict=self.ref_dict, generator=generators)[0]
+
+        found, ours = best(own, self.repeats)
+        error = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
+        work = size * gflop(self.prompt, self.target, self.calls)
+        self.print(f"batch {size}", work, size * self.target, theirs, ours, f"{error:.0e}")
+
+    def stream(self, context: int = 50) -> None:
+        """A fresh voice, and then one whose prompt is known; first: seconds to the first sound."""
+        _, theirs = best(lambda: self.published(0), self.repeats)
+        voice = ReferenceVoice(self.voice())
+        keys = 2 * (context + self.ours.config.flow.chunk_size)
+        for label in ("prompt new", "prompt known"):
+            start, first, sound = time.perf_counter(), 0.0, []
+            for wave in self.ours.stream(self.rows[0], voice, context=context):
+                first = first or time.perf_counter() - start
+                sound.append(wave)
+            ours = time.perf_counter() - start
+            if len(np.concatenate(sound)) != int(self.target * TOKENS_PER_SECOND) * 960:
+                raise RuntimeError("the stream lost samples")
+            beside = self.prompt if label == "prompt new" else 0.0
+            work = gflop(0.0, self.target + beside, self.calls, keys) - VOCODER * 50 * beside
+            self.print(f"stream, {label}", work, self.target, theirs, ours, f"first {first:.2f} s")
+
+    def voice(self) -> Any:
+        from vokens.models.s3gen.voice import one_voice
+
+        return one_voice(self.ref_dict).voice
+
+    def print(self, label: str, work: float, speech: float, theirs: float, ours: float, note: str) -> None:
+        floor = work / self.rate
+        print(
+            f"| {self.name} | {label} | {work:.0f} | {floor / speech:.2f} | {theirs / speech:.2f} | "
+            f"{ours / speech:.2f} | {theirs / ours:.2f} | {100 * floor / ours:.0f} % | {note} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument(
+        "--quick", action="store_true", help="0.4 s + 0.4 s, batches of 1 and 2, each call once"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.repeats = 1 if args.quick else args.repeats
+    args.rate = matmul_rate()
+    print(
+        f"chatterbox-tts 0.1.7 / vokens, released sizes, random weights, {args.threads} threads, fp32, "
+        f"torch {torch.__version__}, {args.rate:.0f} GFLOP/s in products\n"
+    )
+    print(
+        "| model, prompt + speech | run | GFLOP | floor RTF | theirs RTF | ours RTF | faster | of floor | wave error |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    lengths, sizes = ([(0.4, 0.4)], (1, 2)) if args.quick else ([(4, 4), (10, 10)], (1, 8))
+    with torch.inference_mode():
+        for meanflow in (False, True):
+            theirs = peer.build(meanflow=meanflow)
+            ours = S3GenModel.from_published(dict(theirs.state_dict()), None)
+            Case(theirs, ours, 0.4, 0.4, args).published(0)  # warm up
+            for prompt, target in lengths:
+                case = Case(theirs, ours, prompt, target, args)
+                for size in sizes:
+                    case.batch(size)
+                case.stream()
+            del theirs, ours, case
+
+
+if __name__ == "__main__":
+    main()
