@@ -40,8 +40,12 @@ class Worker:
     metrics: Path | None = None
 
 
-def extract(settings: Settings, codec: Codec, worker: Worker | None = None) -> dict[str, Any]:
+def extract(
+    settings: Settings, codec: Codec, worker: Worker | None = None, decoder: Decoder | None = None
+) -> dict[str, Any]:
     """Work on a run until all of it is done, by whomever; returns its summary.
+
+    decoder: where audio is decoded, None for processes of this machine as `worker` says.
 
     Raises:
         ConfigError: another run's folder, or a source that cannot be planned.
@@ -57,7 +61,7 @@ def extract(settings: Settings, codec: Codec, worker: Worker | None = None) -> d
             if worker.retry_failed:
                 run.retry_failed()
             with (
-                closing(open_decoder(codec.sample_rate, workers)) as decoder,
+                closing(decoder or open_decoder(codec.sample_rate, workers)) as decoder,
                 Progress(run, decoder, show=worker.rank == 0, metrics=worker.metrics) as progress,
             ):
                 while True:
