@@ -19,7 +19,7 @@ class UnitVectorQuantizer(nn.Module):
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.embedding = nn.Parameter(torch.randn(size, width) / width**0.5)
+        self.embedding = nn.Parameter(torch.empty(size, width).normal_(0.0, width**-0.5))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (...,), the first of equals, and margins (...,): how much farther (squared) the second nearest is."""
