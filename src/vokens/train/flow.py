@@ -22,9 +22,8 @@ from vokens.models import load
 from vokens.models.codec import build_config, mask_of
 from vokens.models.s3gen.campplus import open_campplus
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.estimator import Conditions
 from vokens.models.s3gen.flow import TokenToMel, Voice
-from vokens.nn.chunks import Chunks, Reach, reach
+from vokens.nn.chunks import Reach, reach
 from vokens.train.config import DataConfig, RunConfig, among
 from vokens.train.data import read_clips
 from vokens.train.flow_data import FlowBatch, FlowCrops, frame_rows, token_rows, voice_rows
@@ -33,7 +32,7 @@ from vokens.train.loop import Trainer
 
 VALID_CLIPS = 24
 VOICE_SECONDS = (
-    5.0  # of a recording that its speaker vector is computed from: CAM++ costs 45 ms a second here
+    5.0  # of a recording that its speaker vector is computed from: a second costs 45 ms on a CPU core
 )
 
 
@@ -55,10 +54,15 @@ class FlowDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class TeacherFlow:
-    """Whom to distil: folder of a trained flow; steps of its ODE between the two times; guidance baked in."""
+    """Whom to distil.
+
+    Attributes:
+        source: folder of a trained flow. steps: of its ODE between the two times, each two evaluations.
+        guidance: strength of the classifier-free guidance that the student learns to do without.
+    """
 
     source: str = ""
-    steps: int = 2
+    steps: int = 5
     guidance: float = 0.7
 
 
@@ -70,9 +74,8 @@ class FlowConfig(RunConfig):
         time: of training, "uniform" or "cosine", denser at the noise (Chatterbox's older recipe).
         chunked: share of batches under the streaming mask. prompted: share of rows that are given their first
             frames, up to `longest_prompt` of them. unconditioned: share of rows without any condition, for guidance.
-        pairing: of noise with data: "none", "nearest" of `candidates` draws, or "assignment" within the batch.
-        contrast: weight of contrastive flow matching; sampling undoes its (1 - contrast) on the velocity's scale.
-        distil: a teacher; model.meanflow must be set. half of the rows then learn r = t.
+        candidates: noises drawn for each row, of which it gets the nearest (immiscible pairing); 1 is plain.
+        distil: a teacher, whose jumps from t to r are learned; model.meanflow must be set.
     """
 
     task: str = "flow"
@@ -84,16 +87,13 @@ class FlowConfig(RunConfig):
     prompted: float = 0.5
     longest_prompt: float = 0.3
     unconditioned: float = 0.2
-    pairing: str = "none"
-    candidates: int = 8
-    contrast: float = 0.0
+    candidates: int = 1
     distil: TeacherFlow = field(default_factory=TeacherFlow)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         among("system", self.system, ("s3gen",))
         among("time", self.time, ("uniform", "cosine"))
-        among("pairing", self.pairing, ("none", "nearest", "assignment"))
         if not self.data.tokenizer or not self.data.speaker:
             raise ConfigError(
                 "data.tokenizer and data.speaker are needed: an S3Tokenizer and CAM++'s weights"
@@ -125,28 +125,28 @@ class FlowLearner(nn.Module):
 
     def forward(self, batch: FlowBatch, x: Tensor, draw: Draw) -> Tensor:
         """Velocity (B, T, D) at x (B, T, D), whose times and conditions are drawn."""
-        conditions, seen = self.conditions(batch, draw)
+        mu, speaker, prompt, seen = self.given(batch, draw)
+        keep = draw.conditioned.to(mu.dtype)[:, None]
+        conditions = self.flow.estimator.conditions(
+            mu * keep[..., None], speaker * keep, prompt * keep[..., None]
+        )
         ends = draw.r if self.flow.config.meanflow else None
         return self.flow.estimator(x, self.flow.estimator.shifts(draw.t, ends), conditions, seen)
 
-    def conditions(self, batch: FlowBatch, draw: Draw) -> tuple[Conditions, Reach]:
-        """The estimator's conditions, dropped where draw says so, and what frames see."""
-        flow = self.flow
-        chunks: Chunks | None = flow.config.chunks() if draw.chunked else None
-        ratio = flow.config.token_mel_ratio
+    def given(self, batch: FlowBatch, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Reach]:
+        """mu and prompt (B, T, D), speaker (B, D), and what frames see."""
+        flow, ratio = self.flow, self.flow.config.token_mel_ratio
+        chunks = flow.config.chunks() if draw.chunked else None
         ragged = None if bool((batch.lengths == batch.tokens.shape[1]).all()) else batch.lengths
         mu = flow.project(flow.encoder(flow.embedding(batch.tokens), ragged, chunks=chunks))
-        keep = draw.conditioned.to(mu.dtype)[:, None]
         prompt = batch.frames.transpose(1, 2) * mask_of(draw.prompts, mu.shape[1])[..., None]
-        speaker = flow.embed_speaker(batch.voices)
         seen = reach(
             mu.shape[1],
             mu.device,
             lengths=None if ragged is None else ragged * ratio,
             chunks=None if chunks is None else chunks.scaled(ratio),
         )
-        keep3 = keep[..., None]
-        return flow.estimator.conditions(mu * keep3, speaker * keep, prompt * keep3), seen
+        return mu, flow.embed_speaker(batch.voices), prompt, seen
 
 
 class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
@@ -227,8 +227,11 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
-        number = self.number(part)
+        world, rank, number = (
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            self.number(part),
+        )
         batch = self._moved(self.train.batch(number, rank, world))
         draw = self._draw(batch, number, rank, world)
         x1, mask = self._targets(batch)
@@ -236,13 +239,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         target = velocity if self.teacher is None else self._distilled(batch, x, draw)
         with self.accelerator.autocast():
             found = self.module(batch, x, draw).float()
-        values = {"flow": objective.squared_error(found, target, mask)}
-        total = values["flow"]
-        if config.contrast and len(x1) > 1:
-            partner = objective.derangement(len(x1), self.generator(number)).to(x1.device)
-            values["contrast"] = objective.contrast(found, target, mask, partner)
-            total = total - config.contrast * values["contrast"]
-        return total, values
+        loss = objective.squared_error(found, target, mask)
+        return loss, {"flow": loss}
 
     def _moved(self, batch: FlowBatch) -> FlowBatch:
         return FlowBatch(
@@ -258,49 +256,42 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     def _draw(self, batch: FlowBatch, number: int, rank: int, world: int) -> Draw:
         """What is random about this process's rows of micro-batch `number`."""
         config, size = self.config, len(batch.tokens)
-        x1, mask = self._targets(batch)
         shared = self.generator(number)  # the same numbers on every process
         numbers = torch.rand(world * size, 6, generator=shared)[rank * size : (rank + 1) * size]
         chunked = bool(torch.rand((), generator=shared) < config.chunked)
         t = objective.cosine_time(numbers[:, 0]) if config.time == "cosine" else numbers[:, 0]
-        r = t
-        if self.teacher is not None:
-            t, r = torch.minimum(numbers[:, 0], numbers[:, 1]), torch.maximum(numbers[:, 0], numbers[:, 1])
-            # Steps that will be taken, from noise to data in one or two, are seen often; some rows learn r = t.
-            whole = numbers[:, 5] < 0.5
-            t = torch.where(whole, (2 * numbers[:, 0]).floor() / 2, t)
-            r = torch.where(whole, torch.where(t > 0, 1.0, (2 * numbers[:, 1]).floor() / 2 + 0.5), r)
-            r = torch.where(numbers[:, 5] > 0.9, t, r)
-        prompts = numbers[:, 2] * config.longest_prompt * mask.sum((1, 2)).cpu()
-        prompts = torch.where(numbers[:, 3] < config.prompted, prompts.long(), 0)
+        t, r = (t, t) if self.teacher is None else _jumps(*numbers[:, [0, 1, 5]].T)
+        frames = batch.lengths.cpu() * self.model.flow.config.token_mel_ratio
+        prompts = (numbers[:, 2] * config.longest_prompt * frames).long() * (numbers[:, 3] < config.prompted)
         dropped = 0.0 if self.teacher is not None else config.unconditioned
-        own = torch.Generator().manual_seed(config.seed * 1_000_003 + number * world + rank)
+        first = (number * world + rank) * size
         return Draw(
             t.to(self.device),
             r.to(self.device),
-            self._noise(x1, mask, own),
+            self._noise(batch, range(first, first + size)),
             prompts.to(self.device),
             (numbers[:, 4] >= dropped).to(self.device),
             chunked,
         )
 
-    def _noise(self, x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        if self.config.pairing == "assignment":
-            return objective.assigned_noise(x1, mask, generator)
-        count = self.config.candidates if self.config.pairing == "nearest" else 1
-        return objective.nearest_noise(x1, mask, count, generator)
+    def _noise(self, batch: FlowBatch, rows: range) -> Tensor:
+        """Noise (B, T, D) of rows by their numbers, zero where they end: neither padding nor company changes it."""
+        x1, mask = self._targets(batch)
+        noise = torch.zeros_like(x1)
+        for place, (row, length) in enumerate(zip(rows, mask.sum((1, 2)).long().tolist(), strict=True)):
+            # 2 ** 40 keeps these seeds from those of `generator`.
+            own = torch.Generator().manual_seed(self.config.seed * 1_000_003 + row + (1 << 40))
+            of_row = (slice(place, place + 1), slice(length))
+            noise[of_row] = objective.nearest_noise(x1[of_row], mask[of_row], self.config.candidates, own)
+        return noise
 
     def _distilled(self, batch: FlowBatch, x: Tensor, draw: Draw) -> Tensor:
         """The teacher's mean velocity from t to r, its guidance baked in."""
         assert self.teacher is not None  # the caller asks
         teacher, settings = self.teacher.flow, self.config.distil
         with torch.no_grad():
-            full, seen = self.teacher.conditions(batch, draw)
-            nothing = Draw(
-                draw.t, draw.r, draw.noise, draw.prompts, torch.zeros_like(draw.conditioned), draw.chunked
-            )
-            free, _ = self.teacher.conditions(batch, nothing)
-        both = Conditions(torch.cat([full.conv, free.conv]), torch.cat([full.shortcut, free.shortcut]))
+            *given, seen = self.teacher.given(batch, draw)
+            both = teacher.estimator.conditions(*(torch.cat([x, torch.zeros_like(x)]) for x in given))
         doubled = seen.repeated(2)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -313,9 +304,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     # Held-out data -----------------------------------------------------------------------------------------
 
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Flow loss at fixed times and noises, and distances of generated log-mels (nepers per bin, L1) to the true.
-
-        mel_mean is the distance of the mean mel of the held-out crops: what knowing nothing would give.
+        """Flow loss at fixed times and noises, and distances of log-mels generated in 1, 2, ... steps to the true
+        ones (nepers per bin, L1). mel_mean is the mean frame's distance: what knowing nothing would give.
         """
         if self.valid is None:
             return {}
@@ -324,18 +314,18 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         batch = self._moved(self.valid.fixed(chosen))
         flow = self.final_model()
         x1, mask = self._targets(batch)
-        draw = self._draw(batch, 0, 0, 1)
+        draw = self._draw(batch, 0, 0, 1)  # the same each time
         with torch.no_grad():
             x, velocity = objective.straight_path(x1, draw.noise, draw.t)
             learner = FlowLearner(flow)
             target = velocity if self.teacher is None else self._distilled(batch, x, draw)
-            measured = {"valid_flow": float(objective.squared_error(learner(batch, x, draw), target, mask))}
+            measured = {"valid/flow": float(objective.squared_error(learner(batch, x, draw), target, mask))}
         mean = (x1 * mask).sum((0, 1)) / mask.sum()
-        measured["mel_mean"] = float(_distance(mean.expand_as(x1), x1, mask))
+        measured["valid/mel_mean"] = float(_distance(mean.expand_as(x1), x1, mask))
         made = x1
         for steps in (1, 2) if flow.config.meanflow else (flow.config.cfm_steps,):
             made = self._generated(flow, batch, steps)
-            measured[f"mel_{steps}_steps"] = float(_distance(made, x1, mask))
+            measured[f"valid/mel_{steps}"] = float(_distance(made, x1, mask))
         if board is not None:
             board.mel_picture(self.step, "mel", x1[0].T)
             board.mel_picture(self.step, "generated", made[0].T)
@@ -356,6 +346,19 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         checkpoint.load_strict(flow, state, "training")
         flow.name = self.config.name or flow.system
         return flow.to(self.device).eval().requires_grad_(False)
+
+
+def _jumps(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+    """Times t <= r (B,) that a student learns, of uniform numbers (B,).
+
+    Half are the steps that will be taken, 0 -> 1, 0 -> 1/2 and 1/2 -> 1; 40 % lie anywhere; 10 % have r = t, the
+    teacher's velocity itself.
+    """
+    t, r = torch.minimum(a, b), torch.maximum(a, b)
+    taken = kind < 0.5
+    t = torch.where(taken, (a < 1 / 3) * 0.5, t)
+    r = torch.where(taken, torch.where((a >= 1 / 3) & (a < 2 / 3), 0.5, 1.0), r)
+    return t, torch.where(kind >= 0.9, t, r)
 
 
 def _distance(found: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,326 @@
+"""Training tokens -> mel: it learns, resumes, ignores padding, splits over processes; a student jumps as its teacher
+flows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import build_tiny_s3tokenizer, speechlike
+from torch import Tensor
+
+import vokens
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.flow import objective
+from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.models.s3gen.flow import TokenToMel, Voice
+from vokens.train.config import build, read_recipe, trainer_of
+from vokens.train.flow import Draw, FlowConfig, FlowTrainer, _jumps
+from vokens.train.flow_data import FlowBatch
+
+RATE = 24000
+RECIPE = """
+task = "flow"
+name = "tiny"
+steps = 3
+ema = 0.9
+threads = 1
+log_every = 1
+validate_every = 3
+save_every = 100
+[model]
+vocab_size = 81
+token_embed_dim = 32
+encoder_attention_heads = 2
+encoder_linear_units = 32
+encoder_num_blocks = 1
+encoder_num_up_blocks = 1
+decoder_channels = 48
+decoder_n_blocks = 1
+decoder_num_mid_blocks = 1
+decoder_num_heads = 2
+decoder_attention_head_dim = 16
+chunk_size = 5
+noise = "fresh"
+[data]
+seconds = 0.8
+batch_size = 2
+[optim]
+learning_rate = 5e-3
+schedule = "constant"
+clip = 5.0
+"""
+STUDENT = (
+    "model.meanflow=true",
+    "model.cfm_inference_cfg_rate=0.0",
+    "model.cfm_t_scheduler=linear",
+    "model.cfm_steps=2",
+)
+
+
+def halting(seconds: float, seed: int) -> np.ndarray:
+    """A voice with pauses of digital silence, of which a mean frame knows nothing."""
+    wave = speechlike(int(seconds * RATE), seed=seed, sample_rate=RATE)
+    beat = np.arange(len(wave)) // 4800
+    return np.where((beat + seed) % 2, wave, 0)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two recordings, a tokenizer, a speaker encoder, and a cache that all tests share."""
+    folder = tmp_path_factory.mktemp("flow")
+    speech = folder / "speech"
+    speech.mkdir()
+    for i, seconds in enumerate((1.4, 0.6)):  # the second is shorter than a crop
+        soundfile.write(speech / f"{i}.wav", halting(seconds, i), RATE)
+    build_tiny_s3tokenizer().save_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    checkpoint.save_safetensors(folder / "campplus.safetensors", CAMPPlus().state_dict())
+    return {"speech": speech, "tokenizer": folder / "tokenizer", "speaker": folder / "campplus.safetensors",
+            "cache": folder / "cache"}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(places: dict[str, Path], tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    lines = [f'{name} = "{places[name]}"' for name in ("tokenizer", "speaker", "cache")]
+    lines += [f'{name} = "{places["speech"]}"' for name in ("train", "valid")]
+    text = RECIPE.replace("[data]\n", "[data]\n" + "\n".join(lines) + "\n")
+    path.write_text(f'out = "{tmp_path / "run"}"\n' + text)
+    return path
+
+
+def trainer_for(recipe: Path, *changes: str) -> FlowTrainer:
+    return FlowTrainer(read_recipe(recipe, changes))
+
+
+@pytest.fixture(scope="module")
+def taught(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The recipe and the folder of a flow that knows the two recordings by heart."""
+    folder = tmp_path_factory.mktemp("taught")
+    path = recipe.__wrapped__(places, folder)  # the fixture's function
+    trainer = trainer_for(path, "chunked=0.0", "prompted=0.2")
+    for _ in range(100):
+        trainer.train_step()
+    trainer.export()
+    return path, folder / "run" / "flow"
+
+
+def voices_of(batch: FlowBatch) -> list[Voice]:
+    return [Voice(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 80), voice) for voice in batch.voices]
+
+
+# Learning
+
+
+def test_two_recordings_are_learned_by_heart(taught: tuple[Path, Path]) -> None:
+    trainer = trainer_for(taught[0], f"init={taught[1]}")
+    measured = trainer.validate()
+    assert measured["valid/mel_10"] < 0.5 * measured["valid/mel_mean"]
+
+
+def test_a_fresh_flow_starts_at_the_mean_mel(recipe: Path) -> None:
+    trainer = trainer_for(recipe)
+    measured = trainer.validate()
+    assert measured["valid/mel_10"] < 2 * measured["valid/mel_mean"]
+    assert trainer.train_step()["flow"] < 20  # log-mels lie around -8: from zero it would be 60 and more
+
+
+def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
+    straight = trainer_for(recipe, "accumulate=2")
+    for _ in range(2):
+        straight.train_step()
+    straight.save()
+    expected = straight.train_step()
+    again = trainer_for(recipe, "accumulate=2")
+    again._resume()
+    assert again.step == 2
+    assert again.train_step() == expected
+
+
+def test_the_trained_flow_opens_and_speaks(recipe: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(recipe)
+    trainer.run()
+    flow = vokens.load(tmp_path / "run" / "flow")
+    assert isinstance(flow, TokenToMel)
+    assert (flow.system, flow.name) == ("s3gen_flow", "tiny")
+    voice = voices_of(trainer.train.batch(0))[0]
+    tokens, seed = torch.arange(9), torch.Generator().manual_seed
+    mel, frames = flow.generate(tokens, voice, generator=seed(0))
+    assert mel.shape == (1, 80, 18)
+    assert frames.tolist() == [18]
+    ours, _ = trainer.final_model().generate(tokens, voice, generator=seed(0))
+    assert torch.equal(mel, ours)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"valid/flow", "valid/mel_mean", "valid/mel_10"} <= lines[-1].keys()
+
+
+# Draws
+
+
+def loss_of(trainer: FlowTrainer, batch: FlowBatch, draw: Draw) -> Tensor:
+    x1, mask = trainer._targets(batch)
+    x, velocity = objective.straight_path(x1, draw.noise, draw.t)
+    return objective.squared_error(trainer.model(batch, x, draw), velocity, mask)
+
+
+@pytest.mark.parametrize("chunked", [0.0, 1.0])
+def test_padding_has_no_influence_on_the_loss(recipe: Path, chunked: float) -> None:
+    trainer = trainer_for(recipe, f"chunked={chunked}")
+    short = trainer.train.fixed([1, 1])  # 15 tokens
+    draw = trainer._draw(short, 0, 0, 1)
+    tokens = torch.nn.functional.pad(short.tokens, (0, 4), value=7)
+    frames = torch.nn.functional.pad(short.frames, (0, 8), value=3.0)
+    padded = replace(short, tokens=tokens, frames=frames)
+    longer = trainer._draw(padded, 0, 0, 1)
+    torch.testing.assert_close(longer.noise[:, : 2 * 15], draw.noise, atol=0, rtol=0)
+    assert not longer.noise[:, 2 * 15 :].any()
+    assert torch.equal(longer.prompts, draw.prompts)
+    torch.testing.assert_close(loss_of(trainer, padded, longer), loss_of(trainer, short, draw))
+
+
+def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
+    one, two = trainer_for(recipe, "data.batch_size=4"), trainer_for(recipe)
+    whole = one.train.batch(3)
+    expected = one._draw(whole, 3, 0, 1)
+    for rank in range(2):
+        rows, part = slice(2 * rank, 2 * rank + 2), two.train.batch(3, rank, 2)
+        width = part.tokens.shape[1]
+        assert torch.equal(part.tokens, whole.tokens[rows, :width])
+        assert torch.equal(part.frames, whole.frames[rows, :, : 2 * width])
+        assert torch.equal(part.voices, whole.voices[rows])
+        found = two._draw(part, 3, rank, 2)
+        for name in ("t", "r", "prompts", "conditioned"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)[rows]), name
+        assert torch.equal(found.noise, expected.noise[rows, : 2 * width])
+        assert found.chunked == expected.chunked
+
+
+def test_rows_without_conditions_get_none(recipe: Path) -> None:
+    trainer = trainer_for(recipe)
+    batch = trainer.train.batch(0)
+    other = FlowBatch(batch.tokens.flip(1), batch.frames + 1, batch.lengths, -batch.voices)
+    draw = replace(trainer._draw(batch, 0, 0, 1), prompts=torch.tensor([4, 4]))
+    draw = replace(draw, conditioned=torch.tensor([False, True]))
+    x = draw.noise
+    with torch.inference_mode():
+        a, b = trainer.model(batch, x, draw), trainer.model(other, x, draw)
+    torch.testing.assert_close(a[0], b[0])
+    assert (a[1] - b[1]).abs().max() > 1e-3
+
+
+def test_shares_are_as_asked(recipe: Path) -> None:
+    trainer = trainer_for(recipe)
+    batch = trainer.train.fixed([0] * 64)
+    drawn = [trainer._draw(batch, number, 0, 1) for number in range(16)]
+    dropped = torch.cat([~draw.conditioned for draw in drawn]).float().mean()
+    prompts = torch.cat([draw.prompts for draw in drawn])
+    t = torch.cat([draw.t for draw in drawn])
+    assert abs(dropped - 0.2) < 0.04
+    assert abs((prompts == 0).float().mean() - (0.5 + 0.5 / 12)) < 0.05  # of 40 frames 0 to 11 are given
+    assert prompts.max() == 11
+    assert abs(t.mean() - 0.5) < 0.03
+    assert 3 <= sum(draw.chunked for draw in drawn) <= 13
+
+
+# Distillation
+
+
+def test_jumps_go_forward_and_cover_what_will_be_asked() -> None:
+    a, b, kind = torch.rand(3, 4000, generator=torch.Generator().manual_seed(0))
+    t, r = _jumps(a, b, kind)
+    assert ((t >= 0) & (t <= r) & (r <= 1)).all()
+    assert abs((t == r).float().mean() - 0.1) < 0.02
+    for start, end in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0)):
+        assert abs(((t == start) & (r == end)).float().mean() - 1 / 6) < 0.02
+
+
+def test_the_target_is_the_mean_velocity_of_the_guided_ode(taught: tuple[Path, Path]) -> None:
+    path, teacher = taught
+    trainer = trainer_for(path, *STUDENT, f"distil.source={teacher}", "distil.steps=10", "chunked=0.0")
+    assert trainer.teacher is not None
+    batch = trainer.train.fixed([0, 0])
+    nothing = {"prompts": torch.zeros(2, dtype=torch.int64), "t": torch.zeros(2), "r": torch.ones(2)}
+    draw = replace(trainer._draw(batch, 0, 0, 1), **nothing)
+    found = trainer._distilled(batch, draw.noise, draw)
+    flow = replace(trainer.teacher.flow.config, cfm_t_scheduler="linear")
+    same = TokenToMel(flow).eval()
+    same.load_state_dict(trainer.teacher.flow.state_dict())
+    mel, _ = same.generate(
+        batch.tokens, voices_of(batch), schedule=same.schedule(10, guidance=0.7), noise=list(draw.noise)
+    )
+    torch.testing.assert_close(draw.noise + found, mel.transpose(1, 2), atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_jumps_where_its_teacher_flows(taught: tuple[Path, Path], tmp_path: Path) -> None:
+    path, teacher = taught
+    changes = (*STUDENT, f"distil.source={teacher}", f"init={teacher}", f"out={tmp_path}", "distil.steps=3")
+    trainer = trainer_for(path, *changes, "optim.learning_rate=2e-3", "chunked=0.0")
+    before = vokens.load(teacher)
+    batch = trainer.train.fixed([0, 1])
+    rows = [row[:n] for row, n in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
+
+    def made(flow: TokenToMel, steps: int) -> Tensor:
+        noise = [trainer._noise(batch, range(5, 7))[i, : 2 * len(row)] for i, row in enumerate(rows)]
+        schedule = flow.schedule(steps)
+        return flow.generate(rows, voices_of(batch), schedule=schedule, noise=noise)[0]
+
+    assert isinstance(before, TokenToMel)
+    wanted = made(before, 10)
+    for _ in range(50):
+        trainer.train_step()
+    trainer.export()
+    student = vokens.load(tmp_path / "flow")
+    assert isinstance(student, TokenToMel)
+    assert student.config.meanflow
+    apart = {"before": made(before, 1), "after": made(student, 1), "after, 2 steps": made(student, 2)}
+    apart = {name: float((mel - wanted).abs().mean()) for name, mel in apart.items()}
+    assert apart["after"] < 0.6 * apart["before"], apart
+    assert apart["after, 2 steps"] < 0.6 * apart["before"], apart
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", ["s3gen_mini", "s3gen_distill"])
+def test_the_recipes_are_valid(name: str) -> None:
+    path = Path(__file__).parent.parent / "recipes" / f"{name}.toml"
+    config = read_recipe(path, ["data.train=somewhere"])
+    assert trainer_of(config.task) is FlowTrainer
+    values = json.loads(json.dumps(__import__("dataclasses").asdict(config)))
+    assert build(FlowConfig, values, "again") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("time=late", "cosine"),
+        ("system=mini", "s3gen"),
+        ("data.speaker=", "data.speaker"),
+        ("model.meanflow=true", "distil.source"),
+        ("model.vocab_size=40", "81"),
+        ("model.loudness=3", "loudness"),
+    ],
+)
+def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        trainer_for(recipe, change)
+
+
+def test_crops_are_tokens_with_their_own_frames(recipe: Path) -> None:
+    crops = trainer_for(recipe).train
+    for step in range(4):
+        batch = crops.batch(step)
+        assert batch.frames.shape == (2, 80, 2 * batch.tokens.shape[1])
+        for tokens, frames, n in zip(batch.tokens, batch.frames, batch.lengths.tolist(), strict=True):
+            assert n in (15, 20)
+            clip = 1 if n == 15 else 0
+            whole = crops.tokens[clip][:, 0]
+            starts = [i for i in range(len(whole) - n + 1) if np.array_equal(whole[i : i + n], tokens[:n])]
+            cut = [crops.frames[clip][2 * i : 2 * (i + n)].T.astype(np.float32) for i in starts]
+            assert any(np.array_equal(piece, frames[:, : 2 * n]) for piece in cut)
+            assert not frames[:, 2 * n :].any()
