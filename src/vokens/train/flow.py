@@ -201,7 +201,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         """A fresh network's velocity is the mean mel: log-mels lie around -6, which it would take long to learn."""
         batch = self.train.batch(0)
         x1, mask = self._targets(batch)
-        self.model.flow.estimator.out.bias.data.copy_((x1 * mask).sum((0, 1)) / mask.sum())
+        self.model.flow.estimator.out.get_parameter("bias").data.copy_((x1 * mask).sum((0, 1)) / mask.sum())
 
     def _crops(self, source: str, split: str | None) -> FlowCrops:
         data, cache = self.config.data, Path(self.config.data.cache)
@@ -290,8 +290,9 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         assert self.teacher is not None  # the caller asks
         teacher, settings = self.teacher.flow, self.config.distil
         with torch.no_grad():
-            *given, seen = self.teacher.given(batch, draw)
-            both = teacher.estimator.conditions(*(torch.cat([x, torch.zeros_like(x)]) for x in given))
+            mu, speaker, prompt, seen = self.teacher.given(batch, draw)
+            mu, speaker, prompt = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, prompt))
+            both = teacher.estimator.conditions(mu, speaker, prompt)
         doubled = seen.repeated(2)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
