@@ -17,18 +17,19 @@ from torch.nn.utils.rnn import pad_sequence
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
 from vokens.errors import AudioError, ConfigError, TokensError
-from vokens.flow.noise import PrefixNoise, one_each
+from vokens.flow.noise import PrefixNoise
 from vokens.models.codec import Audio, batches
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import long
 from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.flow import Schedule, TokenToMel
+from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
 from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3gen.reference import RefDict, embed_ref
 from vokens.models.s3gen.sampling import Ids, Sampling, Settings, piece_of, rows_of
 from vokens.models.s3gen.stream_flow import MelStream
+from vokens.models.s3gen.synthesis import Synthesis
 from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, matched, one_voice, stacked, voices_of
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.nn.chunks import Chunks
@@ -181,7 +182,7 @@ class S3GenModel(Pretrained):
         """
         rows = self._rows(speech_tokens, speech_token_lens, finalize)
         voices = self._voices(len(rows), ref_wav, ref_sr, ref_dict)
-        return self._mels(rows, voices, finalize, Settings.of(sampling, len(rows)))[0]
+        return self._synthesis.mels(rows, voices, finalize, Settings.of(sampling, len(rows)))[0]
 
     @torch.inference_mode()
     def inference(
@@ -221,14 +222,14 @@ class S3GenModel(Pretrained):
                     "neither finalize=False nor cache_source goes with that; use stream"
                 )
             found = [
-                self._long(row, voice, settings.row(number))
+                self._synthesis.utterance(row, voice, settings.row(number))
                 for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
             ]
             waves = pad_sequence([wave[0] for wave, _ in found], batch_first=True)
             sources = pad_sequence([source[0, 0] for _, source in found], batch_first=True)[:, None]
             counts = [wave.shape[1] for wave, _ in found]
         else:
-            mel, frames = self._mels(rows, voices, finalize, settings)
+            mel, frames = self._synthesis.mels(rows, voices, finalize, settings)
             same = int(frames.min()) == mel.shape[2]
             waves, sources = self.mel2wav.inference(
                 mel,
@@ -286,7 +287,7 @@ class S3GenModel(Pretrained):
                 seed=[seeds[row] for row in group],
             )
             for row, ids, owner, wave in zip(group, some, owners, found.float().cpu().numpy(), strict=True):
-                waves[row] = wave[: self._samples(ids, owner)].copy()
+                waves[row] = wave[: self._synthesis.samples(ids, owner)].copy()
         return waves
 
     def convert(
@@ -350,8 +351,9 @@ class S3GenModel(Pretrained):
             tokens = [row]
         owner = one_voice(voice)
         chunks = self.chunks(owner, first_hop=first_hop, hop=hop, context=context)
+        settings = Settings.of({"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance}, 1)
         with torch.inference_mode():
-            plan = self._schedule(n_cfm_timesteps, guidance)
+            plan = self._synthesis.schedule(settings)
         noise = PrefixNoise(self.config.flow.mel_bins, seed)
         stream = MelStream(self.flow, chunks=chunks, schedule=plan, noise=noise)
         return self._stream(stream, tokens, owner, seed)
@@ -391,6 +393,10 @@ class S3GenModel(Pretrained):
 
     # Inside ------------------------------------------------------------------------------------------------
 
+    @property
+    def _synthesis(self) -> Synthesis:
+        return Synthesis(self.flow, self.mel2wav)
+
     def _rows(self, tokens: Ids, lengths: Tensor | None, finalize: bool) -> list[Tensor]:
         """Checked ids (N,) of each row, on this device."""
         return self.flow.check_tokens(
@@ -410,79 +416,6 @@ class S3GenModel(Pretrained):
         return matched(
             voices_of(self.embed_ref(ref_wav, ref_sr or 0) if ref_dict is None else ref_dict), count
         )
-
-    def _schedule(self, steps: int | None, guidance: float | None) -> Schedule:
-        if steps is not None and steps < 1:
-            raise ConfigError(f"n_cfm_timesteps={steps} was given: 1 or more are accepted")
-        return self.flow.schedule(steps, guidance=guidance)
-
-    @torch.inference_mode()
-    def _mels(
-        self, rows: list[Tensor], voices: list[ReferenceVoice], finalize: bool, settings: Settings
-    ) -> tuple[Tensor, Tensor]:
-        """Mels (B, 80, F) and their frames (B,)."""
-        plan = self._schedule(settings.steps, settings.guidance)
-        if any(settings.in_pieces(row) for row in rows) and finalize:
-            found = [
-                torch.cat([*self._faded(row, voice, settings.row(number), plan)], 2)[0].T
-                for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
-            ]
-            counts = torch.tensor([len(mel) for mel in found], device=self.device)
-            return pad_sequence(found, batch_first=True).transpose(1, 2), counts
-        return self.flow.generate(
-            rows,
-            [voice.voice for voice in voices],
-            finalize=finalize,
-            chunks=settings.chunks,
-            schedule=plan,
-            generator=settings.generator,
-            noise=self._noise(rows, voices, finalize, settings),
-        )
-
-    def _noise(
-        self, rows: list[Tensor], voices: list[ReferenceVoice], finalize: bool, settings: Settings
-    ) -> Sequence[Tensor] | None:
-        if settings.noise is not None or settings.seeds is None:
-            return settings.noise
-        flow = self.config.flow
-        ahead = 0 if finalize else flow.pre_lookahead_len
-        prompts = [len(self.flow.cut_prompt(voice.voice).tokens) for voice in voices]
-        return [
-            PrefixNoise(flow.mel_bins, seed).frames(0, flow.token_mel_ratio * (prompt + len(row) - ahead))
-            for row, prompt, seed in zip(rows, prompts, settings.seeds, strict=True)
-        ]
-
-    def _faded(
-        self, row: Tensor, voice: ReferenceVoice, settings: Settings, plan: Schedule
-    ) -> Iterator[Tensor]:
-        def speak(tokens: Tensor) -> Tensor:
-            return self.flow.generate(
-                [tokens],
-                voice.voice,
-                schedule=plan,
-                generator=settings.generator,
-                noise=self._noise([tokens], [voice], True, settings),
-            )[0]
-
-        return long.faded_mels(row, speak, self.config.flow.token_mel_ratio)
-
-    def _long(self, row: Tensor, voice: ReferenceVoice, settings: Settings) -> tuple[Tensor, Tensor]:
-        """Wave (1, N) and source (1, 1, N) of one row, in pieces where it is long."""
-        if not settings.in_pieces(row):
-            mel, _ = self._mels([row], [voice], True, settings)
-            return self.mel2wav.inference(mel, generator=settings.generator, seed=settings.seeds)
-        plan = self._schedule(settings.steps, settings.guidance)
-        mels = [*self._faded(row, voice, settings, plan)]
-        (generator,) = one_each(settings.generator, 1)
-        drawn = settings.seeds or [int(torch.randint(2**62, (), generator=generator))]
-        waves = [*long.vocode(self.mel2wav, mels, drawn[0])]
-        return torch.cat(waves, 1), torch.cat([*long.source_of(self.mel2wav, mels, drawn[0])], 2)
-
-    def _samples(self, row: Tensor, voice: ReferenceVoice) -> int:
-        """Of a row's wave; an odd prompt may cost a frame."""
-        prompt, ratio = self.flow.cut_prompt(voice.voice), self.config.flow.token_mel_ratio
-        frames = ratio * (len(row) + len(prompt.tokens)) - len(prompt.mel)
-        return frames * self.mel2wav.config.hop_length
 
     def _marked(self, waves: Tensor, counts: Sequence[int]) -> Tensor:
         if self.watermark is None:
