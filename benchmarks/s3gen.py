@@ -9,6 +9,8 @@ of work per second of speech. Streams are compared with the whole utterance of c
 """
 
 import argparse
+import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -77,16 +79,19 @@ class Case:
 
     def published(self, row: int) -> Tensor:
         torch.manual_seed(row)
-        return self.theirs.inference(self.rows[row][None], ref_dict=dict(self.ref_dict))[0][0]
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # its progress
+            return self.theirs.inference(self.rows[row][None], ref_dict=dict(self.ref_dict))[0][0]
+
+    def own(self, size: int) -> Tensor:
+        generators = [seeded(row) for row in range(size)]
+        return self.ours.inference(self.rows[:size], ref_dict=self.ref_dict, generator=generators)[0]
 
     def batch(self, size: int) -> None:
         wanted, theirs = best(lambda: [self.published(row) for row in range(size)], self.repeats)
-
-        def own() -> Tensor:
-            generators = [seeded(row) for row in range(size)]
-            return self.ours.inference(self.rows[:size], ref_dict=self.ref_dict, generator=generators)[0]
-
-        found, ours = best(own, self.repeats)
+        found, ours = best(lambda: self.own(size), self.repeats)
         error = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
         work = size * gflop(self.prompt, self.target, self.calls)
         self.print(f"batch {size}", work, size * self.target, theirs, ours, f"{error:.0e}")
@@ -148,7 +153,9 @@ def main() -> None:
         for meanflow in (False, True):
             theirs = peer.build(meanflow=meanflow)
             ours = S3GenModel.from_published(dict(theirs.state_dict()), None)
-            Case(theirs, ours, 0.4, 0.4, args).published(0)  # warm up
+            case = Case(theirs, ours, 0.4, 0.4, args)
+            case.published(0)  # warm up
+            case.own(1)
             for prompt, target in lengths:
                 case = Case(theirs, ours, prompt, target, args)
                 for size in sizes:
