@@ -37,11 +37,12 @@ SHORTEST = 201  # samples that one centred frame needs; shorter sounds are padde
 FRAMES_PER_FORWARD = 24_000
 FRAMES_ON_CPU = 400
 PADDING = 0.02  # share of a forward pass that may be padding
-# Margins below which an id is computed again: FSQ in units of its rounded number, VQ in squared distance. Float32 in
-# padded batches moved them by up to 4e-6 and 2.4e-7, float16 FSQ's by 1.0e-2, bfloat16 FSQ's by 6.6e-2 (speech,
-# random weights of the released sizes, benchmarks/s3_exactness.py), VQ's by 9e-5 and 8e-4 (synthetic sounds).
+# Margins below which an id is computed again: FSQ in units of its rounded number, VQ in squared distance. Measured on
+# speech with benchmarks/s3_exactness.py: float32 in padded batches moved FSQ's by up to 4e-6 with random weights of the
+# released sizes and 1.7e-5 with trained ones (s3_mini), float16 by 3.0e-2, bfloat16 by 6.6e-2; VQ's moved by 2.4e-7, 9e-5
+# and 8e-4 on synthetic sounds.
 BOUNDS = {
-    "fsq": {torch.float32: 2e-5, torch.bfloat16: 1.5e-1, torch.float16: 2e-2},
+    "fsq": {torch.float32: 1e-4, torch.bfloat16: 1.5e-1, torch.float16: 5e-2},
     "vq": {torch.float32: 2e-6, torch.bfloat16: 2e-3, torch.float16: 2e-4},
 }
 
