@@ -81,6 +81,19 @@ def test_mel_and_pitch_are_learned(recipe: Path) -> None:
         assert np.mean([f[name] for f in found[-5:]]) < share * np.mean([f[name] for f in found[:5]]), name
 
 
+def test_tracked_sines_are_at_the_tracked_pitch(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "sines=tracked")
+    batch = trainer._batch(trainer.train.fixed([0, 1]))
+    heard: list[torch.Tensor] = []
+    source = trainer.model.vocoder.m_source
+    source.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    draws = trainer._draws(range(2), batch.wave.shape[1])
+    _, pitch = trainer.model(batch.mel, draws, batch.pitch)
+    trainer.model(batch.mel, draws)
+    assert torch.equal(heard[0], batch.pitch)
+    assert torch.equal(heard[1], pitch)
+
+
 def test_both_turns_teach_their_own_network(recipe: Path) -> None:
     trainer = trainer_for(recipe, "judges.start=0", "losses={f0=1.0, mel=0.0, adversarial=1.0}")
     assert trainer.discriminators is not None
@@ -219,6 +232,7 @@ def test_the_recipe_is_valid() -> None:
         ("losses={f0=1.0, mel=1.0, beauty=1.0}", "beauty"),
         ("model.sampling_rate=16000", "24000"),
         ("system=s3gen", "hiftnet"),
+        ("sines=heard", "tracked"),
     ],
 )
 def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:

@@ -61,6 +61,8 @@ class VocoderConfig(RunConfig):
 
     Attributes:
         model: what differs from S3Gen's vocoder of 24 kHz (`S3GEN_24K`).
+        sines: whose pitch drives them in training: "predicted", as published, or "tracked". A fresh predictor is
+            20 Hz off for thousands of steps, in which a vocoder learns to whisper: tracked ones it uses from the start.
         losses: weight of each loss by name: mel, stft, f0 (Hz), adversarial, feature (2 x sum), relativistic.
     """
 
@@ -69,6 +71,7 @@ class VocoderConfig(RunConfig):
     out: str = "runs/hift"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.02, batch_size=16))
     judges: JudgesConfig = field(default_factory=JudgesConfig)
+    sines: str = "predicted"
     losses: dict[str, float] = field(
         default_factory=lambda: {
             "mel": 45.0,
@@ -82,6 +85,7 @@ class VocoderConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         among("system", self.system, ("hiftnet",))
+        among("sines", self.sines, ("predicted", "tracked"))
         for name in self.losses:
             among("losses", name, LOSSES)
         if "f0" not in self.losses or not {"mel", "stft"} & set(self.losses):
@@ -108,10 +112,10 @@ class VocoderLearner(nn.Module):
         super().__init__()
         self.vocoder = vocoder.add_weight_norm()
 
-    def forward(self, mel: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Wave (B, N) and pitch (B, T) of a mel (B, 80, T)."""
+    def forward(self, mel: Tensor, draws: Draws, tracked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Wave (B, N) and predicted pitch (B, T) of a mel (B, 80, T); a tracked pitch (B, T) drives the sines."""
         pitch = self.vocoder.f0_predictor(mel)
-        source = self.vocoder.m_source(pitch, draws)
+        source = self.vocoder.m_source(pitch if tracked is None else tracked, draws)
         return self.vocoder.decode(mel, source), pitch
 
 
@@ -211,8 +215,10 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         number, size = self.number(part), self.config.data.batch_size
         batch = self._batch(self.train.batch(number, rank, world))
         rows = range((number * world + rank) * size, (number * world + rank + 1) * size)
+        draws = self._draws(rows, batch.wave.shape[1])
+        tracked = batch.pitch if self.config.sines == "tracked" else None
         with self.accelerator.autocast():
-            wave, pitch = self.module(batch.mel, self._draws(rows, batch.wave.shape[1]))
+            wave, pitch = self.module(batch.mel, draws, tracked)
         wave = wave.float()
         report = self._judge_step(batch.wave, wave.detach(), part) if self.judged else {}
         values = self._losses(batch, wave, pitch)
