@@ -5,7 +5,7 @@ chatterbox-tts speaks one utterance at a time, so a batch goes through it row by
 network over the rate of a large float32 matrix product, measured in the same run. A real-time factor (RTF) is seconds
 of work per second of speech. Streams are compared with the whole utterance of chatterbox-tts, which has no streams.
 
-    python benchmarks/s3gen.py [--threads 2] [--repeats 2] [--quick]     (after `make peers`)
+    python benchmarks/s3gen.py [--threads 2] [--seconds 4 10] [--batches 1 8] [--quick]     (after `make peers`)
 """
 
 import argparse
@@ -134,6 +134,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[4.0, 10.0], help="of the prompt, and of the speech"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
         "--quick", action="store_true", help="0.4 s + 0.4 s, batches of 1 and 2, each call once"
     )
     args = parser.parse_args()
@@ -148,7 +152,8 @@ def main() -> None:
         "| model, prompt + speech | run | GFLOP | floor RTF | theirs RTF | ours RTF | faster | of floor | wave error |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    lengths, sizes = ([(0.4, 0.4)], (1, 2)) if args.quick else ([(4, 4), (10, 10)], (1, 8))
+    lengths = [0.4] if args.quick else args.seconds
+    sizes = [1, 2] if args.quick else args.batches
     with torch.inference_mode():
         for meanflow in (False, True):
             theirs = peer.build(meanflow=meanflow)
@@ -156,8 +161,8 @@ def main() -> None:
             case = Case(theirs, ours, 0.4, 0.4, args)
             case.published(0)  # warm up
             case.own(1)
-            for prompt, target in lengths:
-                case = Case(theirs, ours, prompt, target, args)
+            for seconds in lengths:
+                case = Case(theirs, ours, seconds, seconds, args)
                 for size in sizes:
                     case.batch(size)
                 case.stream()
