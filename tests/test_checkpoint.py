@@ -271,3 +271,11 @@ def test_fingerprint_sees_weights_and_config_only():
     others.append(fingerprint(STATE, {**config, "width": 5}))
     assert len({base, *others}) == 5
     assert fingerprint({"empty": torch.zeros(0, 3)}, {}) != fingerprint({}, {})
+
+
+def test_counts_that_trainers_put_beside_weights_are_left_out(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.ones(2), "epoch": 3, "step": 1200}, tmp_path / "flow.pt")
+    assert list(read_state_dict(tmp_path / "flow.pt")) == ["layer.weight"]
+    torch.save({"layer.weight": torch.ones(2), "rate": 3}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="rate"):
+        read_state_dict(tmp_path / "other.pt")

@@ -24,6 +24,7 @@ from vokens.errors import CheckpointError
 PathLike = str | os.PathLike[str]
 State = dict[str, Tensor]
 _WRAPPERS = (
+_COUNTS = ("epoch", "step", "global_step")  # numbers that trainers put beside the weights
     "state_dict",
     "model",
     "generator",
@@ -122,12 +123,17 @@ def _unwrap(content: Any, path: Path) -> State:
         raise CheckpointError(
             f"{path} holds no weights but {held}: give a state dict, alone or under {_WRAPPERS}"
         )
+    content = {name: value for name, value in content.items() if not (name in _COUNTS and _number(value))}
     other = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(
             f"{path} holds entries that are not tensors, {_some(other)}: save the state dict alone"
         )
     return _strip_module(dict(content))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _strip_module(state: State) -> State:
