@@ -4,12 +4,24 @@ A stream is `digits` neighbouring slices; its code is their entries as digits of
 Training drops late streams, which orders them: decoding zeroes the slices of the streams that are not given.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.quantize.rvq import EuclideanCodebook
+from vokens.quantize.vq import gather_rows
+
+
+@dataclass(frozen=True)
+class ProductQuantized:
+    """What the product quantizer returns in training."""
+
+    latent: Tensor  # (B, T, width) of the streams kept, straight-through
+    codes: Tensor  # (B, K, T) int64
+    commit: Tensor  # () mean over codebooks of the mean squared distance of slices to their entries
 
 
 class ProductQuantizer(nn.Module):
@@ -17,10 +29,18 @@ class ProductQuantizer(nn.Module):
 
     Args:
         width: of latents. num_streams: K. digits: codebooks of a stream. codebook_size, dim: of one codebook.
+        dead_share: as in EuclideanCodebook; the release was trained with 0, without revival.
     """
 
     def __init__(
-        self, width: int, num_streams: int, *, codebook_size: int = 128, dim: int = 128, digits: int = 2
+        self,
+        width: int,
+        num_streams: int,
+        *,
+        codebook_size: int = 128,
+        dim: int = 128,
+        digits: int = 2,
+        dead_share: float = 0.1,
     ) -> None:
         super().__init__()
         self.digits, self.size, self.num_streams = digits, codebook_size, num_streams
@@ -28,7 +48,7 @@ class ProductQuantizer(nn.Module):
         self.project_in = nn.Linear(width, inner)
         self.project_out = nn.Linear(inner, width)
         self.codebooks = nn.ModuleList(
-            EuclideanCodebook(dim, codebook_size) for _ in range(num_streams * digits)
+            EuclideanCodebook(dim, codebook_size, dead_share=dead_share) for _ in range(num_streams * digits)
         )
 
     def encode(self, latent: Tensor, num_streams: int | None = None) -> Tensor:
@@ -36,9 +56,12 @@ class ProductQuantizer(nn.Module):
         inner = self.project_in(latent).float()  # distances in bf16 choose other entries
         streams = self.num_streams if num_streams is None else num_streams
         parts = inner.chunk(len(self.codebooks), -1)[: streams * self.digits]
-        entries = [book.encode(part) for book, part in zip(self._books(), parts, strict=False)]
-        places = self.size ** torch.arange(self.digits, device=latent.device)
-        digits = torch.stack(entries, 1).unflatten(1, (streams, self.digits))  # (B, K, digits, T)
+        return self._codes([book.encode(part) for book, part in zip(self._books(), parts, strict=False)])
+
+    def _codes(self, entries: list[Tensor]) -> Tensor:
+        """Codes (B, K, T) of each codebook's entries (B, T)."""
+        digits = torch.stack(entries, 1).unflatten(1, (-1, self.digits))  # (B, K, digits, T)
+        places = self.size ** torch.arange(self.digits, device=digits.device)
         return (digits * places[:, None]).sum(2)
 
     def decode(self, codes: Tensor, first_stream: int = 0) -> Tensor:
@@ -61,6 +84,49 @@ class ProductQuantizer(nn.Module):
             else:
                 parts.append(entries.new_zeros(len(codes), codes.shape[2], entries.shape[1]))
         return self.project_out(torch.cat(parts, -1))
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(
+        self,
+        latent: Tensor,
+        *,
+        keep: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        quantize: bool = True,
+    ) -> ProductQuantized:
+        """Quantize latent (B, T, width) with a straight-through gradient; in training mode codebooks learn.
+
+        Args:
+            keep: (B,) how many streams, from the first on, each item's output uses; all learn, whatever is kept.
+            generator: randomness of revival; the same on every process.
+            quantize: off, the slices pass as they are and nothing is learned (a warm start).
+        """
+        inner = self.project_in(latent.float())
+        slices, entries, commit = [], [], [inner.new_zeros(())]
+        for number, (book, part) in enumerate(
+            zip(self._books(), inner.chunk(len(self.codebooks), -1), strict=True)
+        ):
+            if quantize:
+                chosen = book.encode(part.detach())
+                entry = book.decode(chosen)
+                entries.append(chosen)
+                commit.append(F.mse_loss(part, entry))
+                if self.training:
+                    rows = gather_rows(part.detach().flatten(0, 1))
+                    book.learn(rows, book.encode(rows), generator)
+                part = part + (entry - part).detach()
+            slices.append(part if keep is None else part * (keep > number // self.digits).view(-1, 1, 1))
+        codes = self._codes(entries) if quantize else latent.new_zeros(0, dtype=torch.int64)
+        mean = torch.stack(commit).sum() / len(self.codebooks)
+        return ProductQuantized(self.project_out(torch.cat(slices, -1)), codes, mean)
+
+    @torch.no_grad()
+    def fit(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start every codebook from k-means on latents (N, width) of a trained encoder."""
+        inner = self.project_in(latents).float()
+        for book, part in zip(self._books(), inner.chunk(len(self.codebooks), -1), strict=True):
+            book.init_from(part.contiguous(), generator)
 
     def _books(self) -> list[EuclideanCodebook]:
         return cast("list[EuclideanCodebook]", list(self.codebooks))

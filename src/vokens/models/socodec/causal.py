@@ -42,6 +42,19 @@ class CausalConv(nn.Conv1d):
         return super().forward((past or Past()).extend(input, self.kernel_size[0] - 1))
 
 
+class MelFront(nn.Module):
+    """A log-mel (B, n_mels, 2F), in nepers, to features (B, width, F) at half its rate."""
+
+    def __init__(self, n_mels: int, width: int) -> None:
+        super().__init__()
+        self.first = CausalConv(n_mels, width, 4, stride=2)
+        self.last = CausalConv(width, width, 3)
+
+    def forward(self, mel: Tensor, past: Past | None = None) -> Tensor:
+        past = past or Past()
+        return self.last(F.silu(self.first((mel + 5) / 2.5, past)), past)  # speech: mean -5, deviation 2.5
+
+
 class CausalUpsample(nn.Module):
     """(B, C, T) -> (B, C, stride * T), kernel 2 * stride: each output sees its own column and the one before."""
 

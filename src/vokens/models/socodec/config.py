@@ -26,8 +26,11 @@ class SoCodecConfig:
         width: channels of encoder and decoders, and width of the global vector. groups: of their residual units.
         speaker_channels, speaker_attention, speaker_squeeze: of the ECAPA network that gives the global vector.
         vocoder_width: channels after its first convolution, halved at each of vocoder_strides.
+        features: what the encoder hears: "hubert", as published, or "mel", a log-mel through two convolutions, for
+            which no HuBERT is needed.
         hubert: whether HuBERT is part of this codec; without it, it decodes and does not encode.
-        hubert_width, hubert_layers, hubert_heads, hubert_hidden, hubert_conv_width: sizes of HuBERT.
+        hubert_width: of the encoder's features, whichever they are, and of those that the semantic decoder predicts.
+        hubert_layers, hubert_heads, hubert_hidden, hubert_conv_width: sizes of HuBERT.
         hubert_dtype: "float16" computes its features as the published command does.
         window_seconds: audio up to this length is seen by HuBERT as a whole, as published; longer audio in windows
             of this length, so that memory is bounded. context_seconds: what a window sees on either side of what
@@ -48,6 +51,7 @@ class SoCodecConfig:
     vocoder_width: int = 512
     vocoder_strides: tuple[int, ...] = (5, 4, 2, 2, 2)
     vocoder_kernels: tuple[int, ...] = (11, 8, 4, 4, 4)
+    features: Literal["hubert", "mel"] = "hubert"
     hubert: bool = True
     hubert_width: int = 1024
     hubert_layers: int = 24
@@ -66,6 +70,8 @@ class SoCodecConfig:
                 raise ConfigError(f"{field.name}={value!r} was given: at least 1 is accepted")
         if self.hubert_dtype not in ("float32", "float16"):
             raise ConfigError(f"hubert_dtype={self.hubert_dtype!r}: 'float32' and 'float16' are accepted")
+        if self.features not in ("hubert", "mel"):
+            raise ConfigError(f"features={self.features!r}: 'hubert' and 'mel' are accepted")
         if not self.strides:
             raise ConfigError("no strides were given: at least one is needed, e.g. [2, 3] for 120 ms")
         if len(self.vocoder_strides) != len(self.vocoder_kernels):

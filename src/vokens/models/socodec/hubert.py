@@ -64,6 +64,13 @@ class Hubert(nn.Module):
         return self.model.encoder(hidden, attention_mask=mask).last_hidden_state.float()
 
 
+def hubert_features(hubert: Hubert, wave: Tensor) -> Tensor:
+    """Features (B, width, N / 320) of wave (B, N), N a multiple of 320, each row scaled as a recording of its own."""
+    frames = wave.shape[1] // SSL_HOP
+    spans = [Scaled.of(row).span(0, SSL_HOP * frames + 80) for row in wave]
+    return hubert(spans, [frames] * len(spans)).transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Scaled:
     """A wave (N,) with the silence appended, as a whole of mean 0 and variance 1, of which only spans are written."""

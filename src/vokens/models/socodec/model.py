@@ -22,9 +22,9 @@ from vokens.models.codec import Codec, batches
 from vokens.models.pretrained import build_config
 from vokens.models.socodec import checkpoint as layout
 from vokens.models.socodec import published
-from vokens.models.socodec.causal import Down, Past, Stack, Up
+from vokens.models.socodec.causal import Down, MelFront, Past, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
-from vokens.models.socodec.hubert import Hubert, Scaled
+from vokens.models.socodec.hubert import Hubert, Scaled, hubert_features
 from vokens.models.socodec.vocoder import REACH, Vocoder
 from vokens.nn.ecapa import ECAPA, SHORTEST
 from vokens.quantize.product import ProductQuantizer
@@ -98,7 +98,9 @@ class SoCodec(Codec):
         self.vocoder = Vocoder(
             config.n_mels, config.vocoder_width, config.vocoder_strides, config.vocoder_kernels
         )
-        self.hubert = Hubert(config) if config.hubert else None
+        hears_mel = config.features == "mel"
+        self.front = MelFront(config.n_mels, config.hubert_width) if hears_mel else None
+        self.hubert = Hubert(config) if config.hubert and not hears_mel else None
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +109,7 @@ class SoCodec(Codec):
             state = {
                 name: value for name, value in self.state_dict().items() if not name.startswith("hubert.")
             }
-            encoding = ("hubert", "window_", "context_")
+            encoding = ("hubert", "features", "window_", "context_")
             settings = dataclasses.asdict(self.config)
             settings = {name: value for name, value in settings.items() if not name.startswith(encoding)}
             self._fingerprint = checkpoint.fingerprint(state, settings)
@@ -138,8 +140,10 @@ class SoCodec(Codec):
 
         Raises ConfigError for a codec without HuBERT.
         """
-        hubert = self._hubert()
         wanted = self._wanted(num_codebooks)
+        if self.front is not None:
+            return [self._tokens_of_mel(wave, self.front, wanted) for wave in waves]
+        hubert = self._hubert()
         scaled = [Scaled.of(wave) for wave in waves]
         ratio = self.hop_length // SSL_HOP
         frames = [-(-len(wave) // SSL_HOP) for wave in waves]
@@ -161,16 +165,34 @@ class SoCodec(Codec):
                 codes[w.row][:, w.start : w.end] = found[:, w.start - w.left : w.end - w.left]
         return codes
 
+    def _tokens_of_mel(self, wave: Tensor, front: MelFront, wanted: int) -> Tensor:
+        """Codes (K, T) of wave (N,), in pieces that equal the whole: all that hears the mel is causal."""
+        ahead = self.hop_length - MEL_HOP  # a token hears the mel of its own span
+        wave = F.pad(wave, (0, -len(wave) % self.hop_length + ahead))
+        mel = self.log_mel(wave)[:, ahead // MEL_HOP :].to(self.dtype)
+        kept: tuple[Tensor, ...] = ()
+        codes = []
+        for piece in mel.split(DECODER_TOKENS * self.hop_length // MEL_HOP, 1):
+            past = Past(kept)
+            latent = self.encoder.forward(front(piece.unsqueeze(0), past), past).transpose(1, 2)
+            codes.append(self.codebooks.encode(latent, wanted)[0])
+            kept = past.kept
+        return torch.cat(codes, 1)
+
     def _groups(self, frames: list[int]) -> Iterable[list[int]]:
         """Which windows go through HuBERT together."""
         return [[i] for i in range(len(frames))] if self.device.type == "cpu" else batches(frames, SSL_FRAMES)
 
+    def features(self, wave: Tensor) -> Tensor:
+        """Training: what the encoder hears, (B, hubert_width, N / 320), of wave (B, N), N a multiple of hop_length."""
+        if self.front is not None:
+            ahead = self.hop_length - MEL_HOP
+            return self.front(self.mel(F.pad(wave, (0, ahead)))[..., ahead // MEL_HOP :].to(self.dtype))
+        return hubert_features(self._hubert(), wave).to(self.dtype)
+
     def latent(self, wave: Tensor) -> Tensor:
         """Training: the encoder's output (B, T, width) of wave (B, N), N a multiple of hop_length."""
-        frames = wave.shape[1] // SSL_HOP
-        spans = [Scaled.of(row).span(0, SSL_HOP * frames + 80) for row in wave]
-        features = self._hubert()(spans, [frames] * len(spans))
-        return self.encoder(features.to(self.dtype).transpose(1, 2)).transpose(1, 2)
+        return self.encoder(self.features(wave)).transpose(1, 2)
 
     def _hubert(self) -> Hubert:
         if self.hubert is None:

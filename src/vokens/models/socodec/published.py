@@ -58,6 +58,23 @@ def read_folder(folder: Path) -> Published | None:
     return Published(analyzer.stem, own, read_state_dict(vocoder), weights)
 
 
+def read_hubert(path: Path) -> State:
+    """HuBERT's weights as in its file: fairseq's checkpoint, or transformers' file or folder.
+
+    Raises CheckpointError where there is none.
+    """
+    files = list(_files(path)) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix == ".safetensors" and _is_hubert(_keys(file)):
+            state = read_state_dict(file)
+            inside = {k.removeprefix(INSIDE): v for k, v in state.items() if k.startswith(INSIDE)}
+            return inside or state
+    state = _torch_hubert(files)
+    if state is None:
+        raise CheckpointError(f"{path} holds no HuBERT: {HUBERT} is accepted")
+    return state
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Weight files of a folder, then of the folders in it."""
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):

@@ -9,7 +9,7 @@ depthwise convolutions take 16 to 34 (one core, pieces of 0.6 to 10 s).
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -64,11 +64,12 @@ def _snake(x: Tensor, start: int, end: int, double: Tensor, half: Tensor) -> Ten
     taps = low_pass()
     even = _shifted_sum(x, [2 * tap for tap in taps[::-2]], 0, high - low)
     odd = _shifted_sum(x, [2 * tap for tap in taps[-2::-2]], 1, high - low)
-    for phase in (
-        even,
-        odd,
-    ):  # the constant `half` passes the second filter, whose sum is 1, and is added last
-        phase.addcmul_((phase * double).cos_(), half, value=-1)
+    # The constant `half` passes the second filter, whose sum is 1, and is added last.
+    if torch.is_grad_enabled():
+        even, odd = (phase.addcmul((phase * double).cos(), half, value=-1) for phase in (even, odd))
+    else:
+        for phase in (even, odd):
+            phase.addcmul_((phase * double).cos_(), half, value=-1)
     # Beyond its ends the doubled signal repeats its first sample, which is even, and its last, which is odd.
     before, after = low - (start - 3), end + 3 - high
     if before or after:
@@ -83,10 +84,28 @@ def _snake(x: Tensor, start: int, end: int, double: Tensor, half: Tensor) -> Ten
 
 def _shifted_sum(x: Tensor, taps: Sequence[float], first: int, size: int) -> Tensor:
     """Columns sum_k taps[k] x[first + k + t], t = 0 .. size - 1."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return ShiftedSum.apply(x, tuple(taps), first, size)
     y = x[..., first : first + size] * taps[0]
     for k, tap in enumerate(taps[1:], first + 1):
         y.add_(x[..., k : k + size], alpha=tap)
     return y
+
+
+class ShiftedSum(torch.autograd.Function):
+    """`_shifted_sum` with its gradient as one: torch would write a row of zeros for every tap."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: tuple[float, ...], first: int, size: int) -> Tensor:
+        ctx.taps, ctx.first, ctx.columns = taps, first, x.shape[2]
+        return _shifted_sum(x, taps, first, size)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        before = ctx.first + len(ctx.taps) - 1  # with zeros around it, the gradient meets the taps in reverse
+        after = ctx.columns - ctx.first - grads[0].shape[2]
+        padded = F.pad(grads[0], (before, after))
+        return _shifted_sum(padded, ctx.taps[::-1], 0, ctx.columns), None, None, None
 
 
 def _repeat_ends(x: Tensor, left: int, right: int) -> Tensor:
