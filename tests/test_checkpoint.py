@@ -95,8 +95,8 @@ def test_foreign_files_say_what_they_are(tmp_path):
     torch.save({"config": {"n": 1}}, path)
     with pytest.raises(CheckpointError, match="keys config"):
         read_state_dict(path)
-    torch.save({**STATE, "epoch": 3}, path)
-    with pytest.raises(CheckpointError, match="not tensors, epoch"):
+    torch.save({**STATE, "rate": 3}, path)
+    with pytest.raises(CheckpointError, match="not tensors, rate"):
         read_state_dict(path)
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(CheckpointError, match="cannot read"):
@@ -273,7 +273,7 @@ def test_fingerprint_sees_weights_and_config_only():
     assert fingerprint({"empty": torch.zeros(0, 3)}, {}) != fingerprint({}, {})
 
 
-def test_counts_that_trainers_put_beside_weights_are_left_out(tmp_path: Path) -> None:
+def test_counts_that_trainers_put_beside_weights_are_left_out(tmp_path):
     torch.save({"layer.weight": torch.ones(2), "epoch": 3, "step": 1200}, tmp_path / "flow.pt")
     assert list(read_state_dict(tmp_path / "flow.pt")) == ["layer.weight"]
     torch.save({"layer.weight": torch.ones(2), "rate": 3}, tmp_path / "other.pt")

@@ -24,11 +24,11 @@ from vokens.errors import CheckpointError
 PathLike = str | os.PathLike[str]
 State = dict[str, Tensor]
 _WRAPPERS = (
-_COUNTS = ("epoch", "step", "global_step")  # numbers that trainers put beside the weights
     "state_dict",
     "model",
     "generator",
 )  # what training scripts call the weights in their checkpoints
+_COUNTS = ("epoch", "step", "global_step")  # numbers that trainers put beside the weights
 
 
 # Reading and writing
