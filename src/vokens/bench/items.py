@@ -28,7 +28,9 @@ def find_items(options: Reconstruct) -> list[Item]:
     if options.data.is_dir() and not (options.data / "manifest.jsonl").is_file():
         records = _folder_records(options.data)
     else:
-        records = _manifest_records(options.data / "manifest.jsonl" if options.data.is_dir() else options.data)
+        records = _manifest_records(
+            options.data / "manifest.jsonl" if options.data.is_dir() else options.data
+        )
     chosen = [
         Item(record.id, Path(record.path), record.text, record.language)
         for record in sorted(records, key=lambda record: record.id)
