@@ -130,6 +130,16 @@ def test_a_fresh_flow_starts_at_the_mean_mel(recipe: Path) -> None:
     assert trainer.train_step()["flow"] < 20  # log-mels lie around -8: from zero it would be 60 and more
 
 
+def test_a_fresh_flow_hands_frames_on(recipe: Path) -> None:
+    estimator = trainer_for(recipe, "model.decoder_channels=96").model.flow.estimator
+    x = torch.randn(1, 7, 96)
+    assert torch.equal(estimator.first_conv(x), x + estimator.first_conv.bias)
+    middle = estimator.middle[0].resnet.shortcut
+    torch.testing.assert_close(middle(x), x)
+    given = torch.randn(1, 7, 320)  # x, mu, speaker, prompt
+    torch.testing.assert_close(estimator.first.resnet.shortcut(given), given[..., :96])
+
+
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
     straight = trainer_for(recipe, "accumulate=2")
     for _ in range(2):
