@@ -18,6 +18,7 @@ TASKS = {
     "recogniser": ("vokens.train.recogniser", "RecogniserTrainer"),
     "flow": ("vokens.train.flow", "FlowTrainer"),
     "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
+    "socodec": ("vokens.train.socodec", "SoCodecTrainer"),
 }
 
 

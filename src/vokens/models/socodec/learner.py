@@ -1,0 +1,156 @@
+"""SoCodec's training pass (arXiv 2409.00933 §3): features and voice to mel and features again; beside it, the vocoder.
+
+The voice is heard in shuffled pieces of the recording, so that it cannot carry the words. The judge of mels stands for
+Mega-TTS's (arXiv 2306.03509 §3.1): a stack for each resolution of time, on all windows instead of drawn ones.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from vokens.models.socodec.causal import Past, ResidualUnit
+from vokens.models.socodec.model import SoCodec
+from vokens.models.socodec.vocoder import Vocoder
+from vokens.nn.discriminators import ConvStack
+
+PIECES = 3  # of a voice's clip, which are shuffled
+SHORTEST_CLIP = 100  # mel frames, 1 s
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A batch as the analyzer hears it: of all, `features` or (for a codec that hears mels) `wave` is given."""
+
+    wave: Tensor  # (B, N), N a multiple of hop_length
+    features: Tensor | None  # (B, hubert_width, N / 320)
+    clips: Tensor  # (B, n_mels, F) of the voices
+
+
+@dataclass(frozen=True)
+class SoCodecOutput:
+    """What the training pass returns; the parts that are not trained are None."""
+
+    mel: Tensor | None  # (B, n_mels, N / 160)
+    features: Tensor | None  # (B, hubert_width, N / 320) the semantic decoder's
+    commit: Tensor | None  # ()
+    wave: Tensor | None  # (B, 160 * F) of the vocoder's mels
+
+
+class SoCodecLearner(nn.Module):
+    """A codec in training, without HuBERT, whose features come from outside.
+
+    Args:
+        analyzer, semantic, vocoder: what is trained; the rest of the weights stays as it is. semantic: the semantic
+            decoder's own output, beside the mel.
+        fresh: start the convolutions so that the signal keeps its size through the swish stacks. As PyTorch starts
+            them each halves it, and of 20 of them nothing is left.
+    """
+
+    def __init__(
+        self,
+        codec: SoCodec,
+        *,
+        analyzer: bool = True,
+        semantic: bool = True,
+        vocoder: bool = True,
+        fresh: bool = True,
+    ) -> None:
+        super().__init__()
+        self.codec, self.analyzer, self.semantic = codec, analyzer, semantic
+        if fresh:
+            for stack in (codec.front, codec.encoder, codec.semantic_decoder, codec.mel_decoder):
+                if stack is not None:
+                    keep_size(stack)
+        for part in codec.children():
+            part.requires_grad_(vocoder if isinstance(part, Vocoder) else analyzer)
+        codec.semantic_decoder.last.requires_grad_(analyzer and semantic)
+
+    def forward(
+        self,
+        heard: Heard,
+        *,
+        mels: Tensor | None = None,
+        keep: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        quantize: bool = True,
+    ) -> SoCodecOutput:
+        """Args:
+        mels: (B, n_mels, F) for the vocoder. keep, generator, quantize: as in ProductQuantizer.
+        """
+        wave = None if mels is None else self.codec.vocoder(mels)
+        if not self.analyzer:
+            return SoCodecOutput(None, None, None, wave)
+        codec, past = self.codec, Past()
+        found = codec.codebooks(self.latent(heard), keep=keep, generator=generator, quantize=quantize)
+        voice = codec.speaker(heard.clips).unsqueeze(2)
+        hidden = codec.semantic_decoder.hidden(found.latent.transpose(1, 2) + voice, past)
+        features = codec.semantic_decoder.last(hidden, past) if self.semantic else None
+        return SoCodecOutput(codec.mel_decoder(hidden + voice), features, found.commit, wave)
+
+    def latent(self, heard: Heard) -> Tensor:
+        """The encoder's output (B, T, width)."""
+        features = self.codec.features(heard.wave) if heard.features is None else heard.features
+        return self.codec.encoder(features).transpose(1, 2)
+
+
+def keep_size(stack: nn.Module) -> None:
+    """Weights whose outputs are as large as their inputs, behind a swish (He et al., arXiv 1502.01852)."""
+    for module in stack.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            up = isinstance(module, nn.ConvTranspose1d)
+            seen = (
+                2 * module.in_channels if up else module.in_channels // module.groups * module.kernel_size[0]
+            )
+            nn.init.normal_(module.weight, std=math.sqrt(2 / seen))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in stack.modules():
+        if isinstance(module, ResidualUnit):  # its sum keeps about the size of what passes beside
+            module.conv2.weight.data.mul_(0.3)
+
+
+def voice_clips(mel: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Clips (B, n_mels, F) of mels (B, n_mels, T) with frames (B,) each, that keep the voice and lose the words.
+
+    A clip is a quarter to three quarters of its mel, cut in three pieces that change places; all are repeated to the
+    longest, and to 1 s at least.
+    """
+    clips = []
+    for row, size in zip(mel, frames.tolist(), strict=True):
+        share, place = torch.rand(2, generator=generator).tolist()
+        piece = max(1, int((0.25 + 0.5 * share) * size) // PIECES)
+        start = int(place * max(0, size - PIECES * piece))
+        order = torch.randperm(PIECES, generator=generator).tolist()
+        pieces = [row[:, start + i * piece : start + (i + 1) * piece] for i in order]
+        clips.append(torch.cat(pieces, 1))
+    longest = max(SHORTEST_CLIP, *(clip.shape[1] for clip in clips))
+    return torch.stack([clip.repeat(1, -(-longest // clip.shape[1]))[:, :longest] for clip in clips])
+
+
+class MelJudge(nn.Module):
+    """Patches of a log-mel (B, n_mels, F) as real or not, at its own frames and at means of 2 and 4 of them."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        shapes = [(1, channels, 2), (channels, 2 * channels, 2), (2 * channels, 4 * channels, 1)]
+        self.stacks = nn.ModuleList(
+            ConvStack(
+                [weight_norm(nn.Conv2d(a, b, 3, stride, 1)) for a, b, stride in shapes],
+                weight_norm(nn.Conv2d(shapes[-1][1], 1, 3, padding=1)),
+                slope=0.2,
+            )
+            for _ in range(3)
+        )
+
+    def forward(self, mel: Tensor) -> list[tuple[list[Tensor], list[list[Tensor]]]]:
+        judged = []
+        for stack in cast("list[ConvStack]", list(self.stacks)):
+            logits, features = stack.run((mel.unsqueeze(1) + 5) / 2.5)
+            judged.append(([logits], [features]))
+            mel = F.avg_pool1d(mel, 2)
+        return judged

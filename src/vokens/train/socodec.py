@@ -1,0 +1,431 @@
+"""Training SoCodec (arXiv 2409.00933 §3): the analyzer, its vocoder, or both side by side.
+
+Nothing of the original's training is published: losses and weights are the paper's, what it leaves open (least
+squares, feature matching, the start of the judges) is its authors' earlier trainer's. Randomly many of the first
+streams are kept for each item, which puts what matters most first.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.models.codec import build_config, mask_of
+from vokens.models.socodec import SoCodec, SoCodecConfig
+from vokens.models.socodec.checkpoint import hubert_to_ours
+from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP
+from vokens.models.socodec.hubert import Hubert, hubert_features
+from vokens.models.socodec.learner import Heard, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
+from vokens.models.socodec.published import read_hubert
+from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
+from vokens.train import losses as L
+from vokens.train.build import Discriminators
+from vokens.train.codec import CropConfig
+from vokens.train.config import RunConfig, TeacherConfig, among
+from vokens.train.data import Batch, Crops, pcm_rows, read_clips
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+from vokens.train.recogniser import standard
+from vokens.train.teacher import load_teacher, teacher_rows
+
+ON_ANALYZER = ("mel", "mel_l1", "semantic", "commit", "mel_adversarial", "mel_feature")
+ON_VOCODER = ("wave_mel", "wave_stft", "wave_adversarial", "wave_feature")
+LOSSES = (*ON_ANALYZER, *ON_VOCODER)
+FIT_VECTORS = 50  # for k-means, per codebook entry
+VALID_CLIPS = 32
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Discriminators of mels (`channels`) and of waves (`channels` of spectrograms, periods' widths over `divisor`).
+
+    Attributes:
+        start: the first step with them. learning_rate: theirs; 0 means the codec's.
+    """
+
+    channels: int = 32
+    divisor: int = 1
+    start: int = 0
+    learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class SoCodecRunConfig(RunConfig):
+    """One run; losses and weights are the paper's.
+
+    Attributes:
+        hubert: with model.features = "hubert": its weights, fairseq's file or a folder of transformers. They stay as
+            they are, and the semantic loss wants them back.
+        teacher: with model.features = "mel": whose features the semantic loss wants, if there is one.
+        losses: weight of each loss by name. Of the analyzer: mel (squared nepers), mel_l1, semantic (squared),
+            commit, mel_adversarial, mel_feature. Of the vocoder, which learns from real mels: wave_mel, wave_stft,
+            wave_adversarial, wave_feature. A part without losses is not trained.
+        stream_dropout: share of items of which a random number of first streams is kept.
+        fit_codebooks: until this step latents pass unquantized; then codebooks start from k-means.
+        vocoder_seconds: of each crop that the vocoder makes.
+    """
+
+    task: str = "socodec"
+    system: str = "socodec"
+    out: str = "runs/socodec"
+    data: CropConfig = field(default_factory=lambda: CropConfig(seconds=6.0, batch_size=16))
+    hubert: str = ""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    mel_judge: JudgeConfig = field(default_factory=JudgeConfig)
+    wave_judge: JudgeConfig = field(default_factory=JudgeConfig)
+    losses: dict[str, float] = field(default_factory=lambda: {"commit": 1.0, "semantic": 1000.0, "mel": 10.0})
+    stream_dropout: float = 1.0
+    fit_codebooks: int = 0
+    vocoder_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("socodec",))
+        for name in self.losses:
+            among("losses", name, LOSSES)
+        if set(self.losses) & set(ON_ANALYZER) and not {"mel", "mel_l1"} & set(self.losses):
+            raise ConfigError("losses.mel or losses.mel_l1 is needed: nothing else teaches the mel decoder")
+        if set(self.losses) & set(ON_VOCODER) and not {"wave_mel", "wave_stft"} & set(self.losses):
+            raise ConfigError(
+                "losses.wave_mel or losses.wave_stft is needed: nothing else starts the vocoder"
+            )
+        if not self.losses or self.data.batch_size < 1:
+            raise ConfigError("at least one loss and data.batch_size of at least 1 are needed")
+
+
+class Judges:
+    """Discriminators with their optimizer, and the two turns of a step: they learn, then they judge."""
+
+    def __init__(self, trainer: Trainer[Any, Any], network: nn.Module, config: JudgeConfig) -> None:
+        self.trainer, self.config, self.network = trainer, config, network
+        optim = trainer.config.optim
+        self.rate = config.learning_rate or optim.learning_rate
+        optimizer = torch.optim.AdamW(network.parameters(), lr=self.rate, betas=optim.betas, weight_decay=0.0)
+        self.module, self.optimizer = trainer.accelerator.prepare(network, optimizer)
+
+    @property
+    def active(self) -> bool:
+        """Whether they take part in this step."""
+        return self.trainer.step >= self.config.start
+
+    def learn(self, target: Tensor, output: Tensor, part: int) -> Tensor:
+        """Their own loss, descended: to tell the targets from the outputs, both (B, …)."""
+        trainer = self.trainer
+        if part == 0:
+            trainer.set_rate(self.optimizer, self.rate)
+            self.optimizer.zero_grad()
+        self.module.requires_grad_(True)
+        with trainer.synced(self.module, part):
+            with (
+                trainer.accelerator.autocast()
+            ):  # both in one pass: DDP expects one forward for each backward
+                judged = self.module(torch.cat([target, output.detach()]))
+            halves = [logits.chunk(2) for logits_of, _ in judged for logits in logits_of]
+            total = L.least_squares_discriminator([r for r, _ in halves], [f for _, f in halves])
+            trainer.accelerator.backward(total / trainer.config.accumulate)
+        if part == trainer.config.accumulate - 1:
+            self.optimizer.step()
+        self.module.requires_grad_(False)
+        return total
+
+    def judge(self, target: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the outputs: the adversarial loss, and the feature matching loss."""
+        with self.trainer.accelerator.autocast():
+            with torch.no_grad():
+                real = self.network(target)
+            fake = self.network(output)
+        logits = [x for logits, _ in fake for x in logits]
+        maps = [[x for _, maps in judged for x in maps] for judged in (real, fake)]
+        return L.least_squares_generator(logits), L.feature_matching(*maps)
+
+
+class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
+    """Trains a SoCodec of any size."""
+
+    Config = SoCodecRunConfig
+    sample_rate = RATE
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> SoCodecLearner:
+        config = self.config
+        sizes = build_config(SoCodecConfig, config.model, "model")
+        self.hubert = self._load_hubert(sizes)
+        self.teacher = None
+        if config.teacher.kind:
+            teacher = config.teacher
+            self.teacher = load_teacher(teacher.kind, teacher.source, teacher.layer, str(self.device))
+            if self.teacher.width != sizes.hubert_width:
+                raise ConfigError(
+                    f"the teacher's features are {self.teacher.width} wide: set model.hubert_width to that"
+                )
+        if ("semantic" in config.losses) != (self.hubert is not None or self.teacher is not None):
+            raise ConfigError("give losses.semantic exactly when there are HuBERT or a teacher")
+        codec = SoCodec(dataclasses.replace(sizes, hubert=False))
+        if config.init:
+            start = SoCodec.from_pretrained(config.init).state_dict()
+            start = {name: value for name, value in start.items() if not name.startswith("hubert.")}
+            checkpoint.load_strict(codec, start, config.init)
+        self.spectrum = codec.mel.to(self.device)
+        self.stft = L.STFTLoss().to(self.device)
+        named = set(config.losses)
+        learner = SoCodecLearner(
+            codec,
+            analyzer=bool(named & set(ON_ANALYZER)),
+            semantic="semantic" in named,
+            vocoder=bool(named & set(ON_VOCODER)),
+            fresh=not config.init,
+        )
+        self.sizes = sizes
+        return learner
+
+    def _load_hubert(self, sizes: SoCodecConfig) -> Hubert | None:
+        config = self.config
+        if sizes.features == "mel":
+            if config.hubert:
+                raise ConfigError(
+                    'hubert is for model.features = "hubert"; a codec of mels may have a teacher'
+                )
+            return None
+        if not config.hubert or config.teacher.kind:
+            raise ConfigError(
+                'model.features = "hubert" needs hubert = "…", a folder or file of its weights, and no teacher: '
+                'HuBERT itself is the teacher. Without HuBERT, train with model.features = "mel"'
+            )
+        hubert = Hubert(sizes)
+        state = hubert_to_ours(read_hubert(Path(config.hubert).expanduser()))
+        checkpoint.load_strict(
+            hubert, {name.removeprefix("hubert."): value for name, value in state.items()}, config.hubert
+        )
+        return hubert.eval().requires_grad_(False).to(self.device)
+
+    def load_data(self) -> None:
+        data, hop = self.config.data, self.sizes.hop_length
+        tokens = max(1, round(data.seconds * RATE / hop))
+        self.train = self._crops(data.train, data.train_split, tokens * hop, training=True)
+        self.valid = self._crops(data.valid, data.valid_split, tokens * hop) if data.valid else None
+        if not self.config.init:
+            self._start_from_the_mean()
+
+    def _crops(self, source: str, split: str | None, crop: int, training: bool = False) -> Crops:
+        data, cache = self.config.data, Path(self.config.data.cache)
+        clips = read_clips(source, split, data.language)
+        pcm = pcm_rows(cache, clips, RATE, data.workers)
+        features = None
+        if self.teacher is not None and training:
+            features = teacher_rows(self.teacher, cache, clips, pcm, data.workers)
+            self.mean, self.scale = standard(features)
+        return Crops(
+            pcm,
+            sample_rate=RATE,
+            crop=crop,
+            hop=SSL_HOP,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            teacher=features,
+            grid=self.teacher.grid if self.teacher else (0.02, 0.01),
+        )
+
+    @torch.no_grad()
+    def _start_from_the_mean(self) -> None:
+        """The mel decoder's first mel is the mean one of speech, not zero, 5 nepers above it."""
+        mel = self.spectrum(self.train.batch(0).wave.to(self.device))
+        self.model.codec.mel_decoder.last.get_parameter("bias").copy_(mel.mean((0, 2)).cpu())
+
+    def prepare(self) -> None:
+        super().prepare()
+        config, named = self.config, set(self.config.losses)
+        self.judges: dict[str, Judges] = {}
+        if named & {"mel_adversarial", "mel_feature"}:
+            self.judges["mel"] = Judges(self, MelJudge(config.mel_judge.channels), config.mel_judge)
+        if named & {"wave_adversarial", "wave_feature"}:
+            judges = {
+                "mpd": MultiPeriodDiscriminator(config.wave_judge.divisor),
+                "mrd": MultiResolutionDiscriminator(config.wave_judge.channels),
+            }
+            self.judges["wave"] = Judges(self, Discriminators(judges), config.wave_judge)
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        yield from super().parts()
+        for name, judges in self.judges.items():
+            yield f"{name}_judges", judges.network
+            yield f"{name}_judge_optimizer", judges.optimizer
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        if self.step == self.config.fit_codebooks and self.model.analyzer and not self._fitted():
+            self._fit_codebooks()
+
+    def _fitted(self) -> bool:
+        """Whether the codebooks have a start: weights that training went on from have."""
+        return all(bool(book.inited) for book in self.model.codec.codebooks.codebooks)
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number = self.number(part)
+        batch, generator = self.train.batch(number, rank, world), self.generator(number)
+        wave, frames = batch.wave.to(self.device), -(-batch.lengths // MEL_HOP)
+        mel = self.spectrum(wave)
+        keep = self._keep(len(wave) * world, generator)[rank * len(wave) :][: len(wave)].to(self.device)
+        # Clips and spans differ between processes; revival does not.
+        chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number * 97 + rank)
+        heard, wanted = self._heard(batch, wave, voice_clips(mel, frames, chance))
+        spans = self._spans(frames, chance)
+        with self.accelerator.autocast():
+            output = self.module(
+                heard,
+                mels=None if spans is None else cut(mel, spans, 1),
+                keep=keep,
+                generator=generator,
+                quantize=self.step >= self.config.fit_codebooks,
+            )
+        inside = mask_of(frames, mel.shape[2]).unsqueeze(1).to(self.device)
+        values, report = self._of_analyzer(output, mel, wanted, inside, part)
+        if output.wave is not None and spans is not None:
+            more, told = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
+            values, report = values | more, report | told
+        return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
+
+    def _keep(self, rows: int, generator: torch.Generator) -> Tensor:
+        """How many streams each of the rows keeps (rows,): all, or a number from 1 on, all alike."""
+        streams = self.sizes.num_streams
+        drawn = torch.randint(1, streams + 1, (rows,), generator=generator)
+        dropped = torch.rand(rows, generator=generator) < self.config.stream_dropout
+        return torch.where(dropped, drawn, streams)
+
+    def _heard(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[Heard, Tensor | None]:
+        """What the analyzer hears, and the features (B, hubert_width, F) that the semantic loss wants."""
+        if self.hubert is not None:
+            with torch.no_grad():
+                features = hubert_features(self.hubert, wave)
+            return Heard(wave, features, clips), features
+        wanted = None
+        if batch.teacher is not None:
+            wanted = ((batch.teacher - self.mean) / self.scale).transpose(1, 2).to(self.device)
+        return Heard(wave, None, clips), wanted
+
+    def _spans(self, frames: Tensor, chance: torch.Generator) -> Tensor | None:
+        """First and last mel frame (B, 2) of what the vocoder makes of each crop."""
+        if not set(self.config.losses) & set(ON_VOCODER):
+            return None
+        crop = (
+            round(self.config.data.seconds * RATE / self.sizes.hop_length) * self.sizes.hop_length // MEL_HOP
+        )
+        size = min(crop, round(self.config.vocoder_seconds * RATE / MEL_HOP))
+        start = (torch.rand(len(frames), generator=chance) * (frames - size + 1).clamp(min=1)).long()
+        return torch.stack([start, start + size], 1)
+
+    def _of_analyzer(
+        self, output: SoCodecOutput, mel: Tensor, wanted: Tensor | None, inside: Tensor, part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The analyzer's losses, and what else to report."""
+        if output.mel is None or output.commit is None:
+            return {}, {}
+        found, names = output.mel.float(), self.config.losses
+        values = {"mel": masked_mean((found - mel).square(), inside)}
+        values["mel_l1"] = masked_mean((found - mel).abs(), inside)
+        values["commit"] = output.commit
+        if output.features is not None and wanted is not None:
+            difference = (output.features.float() - wanted).square()
+            values["semantic"] = masked_mean(difference, inside[..., ::2])
+        report = {}
+        judges = self.judges.get("mel")
+        if judges is not None and judges.active:
+            report["mel_judges"] = judges.learn(mel, found, part)
+            values["mel_adversarial"], values["mel_feature"] = judges.judge(mel, found)
+        return {name: value for name, value in values.items() if name in names}, report
+
+    def _of_vocoder(
+        self, found: Tensor, wave: Tensor, part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The vocoder's losses of waves (B, N), and what else to report."""
+        values, names, report = {}, self.config.losses, {}
+        if "wave_mel" in names:
+            values["wave_mel"] = L.spectral_l1(self.spectrum, found, wave)
+        if "wave_stft" in names:
+            values["wave_stft"] = self.stft(found, wave)
+        judges = self.judges.get("wave")
+        if judges is not None and judges.active:
+            report["wave_judges"] = judges.learn(wave[:, None], found[:, None], part)
+            values["wave_adversarial"], values["wave_feature"] = judges.judge(wave[:, None], found[:, None])
+        return {name: value for name, value in values.items() if name in names}, report
+
+    @torch.no_grad()
+    def _fit_codebooks(self) -> None:
+        """Start the codebooks from latents of coming batches, the same on every process."""
+        self.model.eval()
+        world, first, found = self.accelerator.num_processes, self.number(0), []
+        wanted = FIT_VECTORS * self.sizes.codebook_size
+        while sum(len(rows) for rows in found) < wanted:
+            for rank in range(world):
+                batch = self.train.batch(first + len(found) // world, rank, world)
+                heard, _ = self._heard(batch, batch.wave.to(self.device), batch.wave)
+                found.append(self.model.latent(heard).flatten(0, 1).float())
+        self.model.codec.codebooks.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
+        if self.average is not None:
+            self.average.restart(self.model)
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Held-out distances in nepers per mel: of the mel decoded from 1, 2, … streams, and of the vocoder's waves
+        from real mels; and the share of entries that are used, of the averaged weights."""
+        if self.valid is None or self.step < self.config.fit_codebooks:
+            return {}
+        codec, count, measured = self.final_model(), min(VALID_CLIPS, len(self.valid.pcm)), {}
+        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
+        batch = self.valid.fixed(places)
+        wave = batch.wave.to(self.device)
+        mel, frames = self.spectrum(wave), -(-batch.lengths // MEL_HOP)
+        inside = mask_of(frames, mel.shape[2]).unsqueeze(1).to(self.device)
+        found = mel
+        if self.model.analyzer:
+            codes = torch.stack(codec.tokenize(list(wave)))
+            voice = torch.cat(
+                [codec.voice(row[:size]) for row, size in zip(wave, batch.lengths, strict=True)]
+            )
+            for k in range(1, codec.num_codebooks + 1):
+                found = codec.decode_mel(codes[:, :k], voice)
+                measured[f"valid/mel_{k}"] = float(masked_mean((found - mel).abs(), inside))
+            for k in range(codec.num_codebooks):
+                measured[f"valid/use_{k + 1}"] = len(codes[:, k].unique()) / min(
+                    codec.codebook_sizes[k], codes[:, k].numel()
+                )
+        if set(self.config.losses) & set(ON_VOCODER):
+            copied = torch.stack([codec.vocode(row) for row in mel[:8]])
+            measured["valid/wave_mel"] = float(L.spectral_l1(self.spectrum, copied, wave[:8]))
+        if board is not None:
+            for i in range(min(2, count)):
+                board.audio(self.step, f"original_{i}", wave[i])
+                board.audio(self.step, f"resynthesis_{i}", codec.vocode(found[i]))
+        return measured
+
+    def final_model(self) -> SoCodec:
+        """The codec of the averaged (or present) weights, with its HuBERT."""
+        state = {name.removeprefix("codec."): value for name, value in self.final_state().items()}
+        if self.hubert is not None:
+            state |= {f"hubert.{name}": value.cpu() for name, value in self.hubert.state_dict().items()}
+        codec = SoCodec(self.sizes)
+        checkpoint.load_strict(codec, state, "training")
+        codec.name = self.config.name or codec.system
+        return codec.to(self.device).eval().requires_grad_(False)
+
+
+def cut(x: Tensor, spans: Tensor, hop: int) -> Tensor:
+    """Columns start * hop .. end * hop of each row of x (B, …, T), for spans (B, 2) of one length."""
+    rows = [row[..., first * hop : last * hop] for row, (first, last) in zip(x, spans.tolist(), strict=True)]
+    return torch.stack(rows)
+
+
+def masked_mean(x: Tensor, inside: Tensor) -> Tensor:
+    """Mean of x (B, C, T) where inside (B, 1, T) holds."""
+    return (x * inside).sum() / (inside.sum() * x.shape[1]).clamp(min=1)
