@@ -62,7 +62,7 @@ class VocoderConfig(RunConfig):
     Attributes:
         model: what differs from S3Gen's vocoder of 24 kHz (`S3GEN_24K`).
         sines: whose pitch drives them in training: "predicted", as published, or "tracked". A fresh predictor is
-            20 Hz off for thousands of steps, in which a vocoder learns to whisper: tracked ones it uses from the start.
+            20 Hz off for a thousand steps and more; tracked sines are right from the start.
         losses: weight of each loss by name: mel, stft, f0 (Hz), adversarial, feature (2 x sum), relativistic.
     """
 
@@ -176,7 +176,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
     @torch.no_grad()
     def _start_with_levels_of_speech(self) -> None:
         """A fresh network's magnitudes are the mean ones of speech, not 1, a full-scale buzz; and its source comes
-        with a deviation of 1, not 0.2 beside a mel of 2.7, where it was not used for a thousand steps."""
+        with a deviation of 1: at 0.2 beside a mel of 2.7, 1750 steps learned to whisper."""
         vocoder, batch = self.model.vocoder, self._batch(self.train.batch(0))
         wave = batch.wave.to(vocoder.device)
         source = vocoder.m_source(batch.pitch.to(wave), self._draws(range(len(wave)), wave.shape[1]))
