@@ -1,0 +1,58 @@
+"""Sizes of USLM (SpeechTokenizer, arXiv 2308.16692 §3.3; VALL-E, arXiv 2301.02111) and its published habits."""
+
+from dataclasses import dataclass
+
+from vokens.errors import ConfigError
+
+FRONT_ENDS = ("bytes", "phonemes", "espeak")
+
+
+@dataclass(frozen=True)
+class USLMConfig:
+    """Sizes of USLM; the defaults are the released ones, with the faults of the released code mended.
+
+    Attributes:
+        width: D of both networks. heads, layers, feedforward: of each network's transformer.
+        text_symbols: rows of the text embedding. codebook_size, num_codebooks: of the tokenizer's codes.
+        front_end: how text becomes symbols: "bytes" (UTF-8), "espeak" (text to phonemes by espeak-ng) or
+            "phonemes" (phonemes as the user gives them).
+        prefix_mode: what the second network sees of the prompt. 0: its text, and its codes up to the layer
+            before the predicted one, as those of the rest. 1: its text and all its codes. 2: its codes alone.
+        frames_per_symbol: speech ends after so many frames for each symbol of text at the latest.
+        sample_rate, hop_length: of the tokenizer, Hz and samples per frame.
+        published_stop: the length limit counts the prompt's text too, and speech also ends where the end is
+            the likeliest next code and another one was drawn. The released weights were judged with both.
+        published_targets: no training of the first code, which leaves speech without a prompt undefined, and
+            the end counts as a target again at every padded frame.
+    """
+
+    width: int = 1024
+    heads: int = 16
+    layers: int = 12
+    feedforward: int = 4096
+    dropout: float = 0.1
+    text_symbols: int = 512
+    codebook_size: int = 1024
+    num_codebooks: int = 8
+    front_end: str = "bytes"
+    prefix_mode: int = 0
+    frames_per_symbol: int = 16
+    sample_rate: int = 16000
+    hop_length: int = 320
+    published_stop: bool = False
+    published_targets: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ConfigError(f"width={self.width} must be a multiple of 2 * heads, {2 * self.heads}")
+        if self.num_codebooks < 2:
+            raise ConfigError(f"num_codebooks={self.num_codebooks}: 2 or more are accepted, one per network")
+        if self.prefix_mode not in (0, 1, 2):
+            raise ConfigError(f"prefix_mode={self.prefix_mode} was given: 0, 1 and 2 are accepted")
+        if self.front_end not in FRONT_ENDS:
+            raise ConfigError(f"front_end={self.front_end!r} was given: {', '.join(FRONT_ENDS)} are accepted")
+
+    @property
+    def end(self) -> int:
+        """The code that ends speech, one past the codebook."""
+        return self.codebook_size

@@ -1,0 +1,266 @@
+"""USLM (SpeechTokenizer, arXiv 2308.16692 §3.3): text to SpeechTokenizer's tokens, in the voice of a prompt.
+
+The first network continues the prompt's first codebook with a cache of keys and values, the second fills in the
+other seven greedily. Texts of a batch are padded and masked, so that each is spoken as if alone.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.errors import ConfigError, TokensError
+from vokens.flow.noise import Generators, one_each
+from vokens.models.pretrained import Pretrained
+from vokens.models.uslm import checkpoint as layout
+from vokens.models.uslm.config import USLMConfig
+from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
+from vokens.models.uslm.sampling import Sampling, draw
+from vokens.models.uslm.text import PAD, front_end
+from vokens.models.uslm.transformer import Memory
+from vokens.tokens import Tokens
+
+
+class USLM(Pretrained):
+    """Text to tokens that SpeechTokenizer decodes. `vokens.load(folder or published checkpoint)`."""
+
+    system = "uslm"
+    Config = USLMConfig
+
+    def __init__(self, config: USLMConfig) -> None:
+        super().__init__(config)
+        needed = front_end(config.front_end).num_ids
+        if config.text_symbols < needed:
+            raise ConfigError(
+                f"text_symbols={config.text_symbols}: the front end {config.front_end!r} needs {needed}"
+            )
+        self.ar = Autoregressive(config)
+        self.nar = NonAutoregressive(config)
+
+    @property
+    def frame_rate(self) -> float:
+        return self.config.sample_rate / self.config.hop_length
+
+    # What users call ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        texts: str | Sequence[str],
+        prompt: Tokens | None = None,
+        prompt_text: str | Sequence[str] = "",
+        *,
+        sampling: Sampling | None = None,
+        generator: Generators = None,
+        max_frames: int | None = None,
+        spelling: str = "",
+    ) -> Tokens:
+        """Speech of texts as tokens, in the voice of a prompt: `codec.decode(model.generate("Hello.", ...))`.
+
+        Args:
+            texts: one text or a list of them.
+            prompt: SpeechTokenizer's tokens of a few seconds of the voice, `codec.encode("voice.wav")`: one item
+                for all texts or one for each. prompt_text: what is said in it, likewise.
+            sampling: how codes are drawn; the whole distribution by default.
+            generator: of the draws: one that the texts use up together, or one for each, which makes them
+                independent of their company; None stands for torch's own.
+            max_frames: end all speech there at the latest. spelling: another front end than the config's, e.g.
+                "phonemes" for texts that are phonemes already.
+
+        Raises:
+            ConfigError: texts without anything to say or with symbols that the front end does not have.
+            TokensError: a prompt of another codec, or none where the model has not learnt to begin by itself.
+        """
+        wanted = [texts] if isinstance(texts, str) else list(texts)
+        if not wanted:
+            raise ConfigError("an empty list of texts was given: give at least one")
+        spell = front_end(spelling or self.config.front_end)
+        if spell.num_ids > self.config.text_symbols:
+            raise ConfigError(
+                f"spelling={spelling!r} needs {spell.num_ids} symbols, this model has {self.config.text_symbols}"
+            )
+        said = [prompt_text] * len(wanted) if isinstance(prompt_text, str) else list(prompt_text)
+        if len(said) != len(wanted):
+            raise ConfigError(
+                f"{len(said)} prompt texts were given for {len(wanted)} texts: one for all or one each"
+            )
+        ids = [torch.tensor(spell.ids(text, before)) for text, before in zip(wanted, said, strict=True)]
+        alone = [len(spell.ids(text)) for text in wanted]
+        rows = self._prompt_rows(prompt, len(wanted))
+        spoken = self.speak(ids, rows, alone, sampling or Sampling(), generator, max_frames)
+        lengths = torch.tensor([len(row) for row in spoken])
+        return Tokens(
+            codes=nn.utils.rnn.pad_sequence(spoken, batch_first=True).transpose(1, 2).cpu(),
+            lengths=lengths,
+            num_samples=lengths * self.config.hop_length,
+            model="speechtokenizer" if prompt is None else prompt.model,
+            fingerprint="" if prompt is None else prompt.fingerprint,
+            sample_rate=self.config.sample_rate,
+            frame_rate=self.frame_rate,
+            codebook_sizes=(self.config.codebook_size,) * self.config.num_codebooks,
+        )
+
+    def speak(
+        self,
+        ids: Sequence[Tensor],
+        prompts: Sequence[Tensor],
+        own: Sequence[int],
+        sampling: Sampling,
+        generator: Generators = None,
+        max_frames: int | None = None,
+    ) -> list[Tensor]:
+        """Codes (T, K) of each item, without its prompt's.
+
+        Args:
+            ids: (L,) of each text, its prompt's text included. own: of these, the ids of the text itself with
+                the two around it. prompts: codes (P, K) of each, P = 0 for none.
+        """
+        text_lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        text = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=PAD).to(self.device)
+        counted = text_lengths.tolist() if self.config.published_stop else own
+        limits = [self.config.frames_per_symbol * count + 1 for count in counted]
+        if max_frames is not None:
+            if max_frames < 1:
+                raise ConfigError(f"max_frames={max_frames} was given: 1 and above are accepted")
+            limits = [min(limit, max_frames) for limit in limits]
+        firsts = self.continue_first(
+            text, text_lengths, [row[:, 0] for row in prompts], limits, sampling, generator
+        )
+        if self.config.prefix_mode == 2:  # the second network sees the text itself alone, between its ends
+            ids = [
+                torch.cat([row[:1], row[len(row) - count + 1 :]]) for row, count in zip(ids, own, strict=True)
+            ]
+            text_lengths = torch.tensor(own, device=self.device)
+            text = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD).to(self.device)
+        return self.fill_in(text, text_lengths, prompts, firsts)
+
+    def continue_first(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        prompts: Sequence[Tensor],
+        limits: Sequence[int],
+        sampling: Sampling,
+        generator: Generators = None,
+    ) -> list[Tensor]:
+        """New codes (T,) of the first codebook, 1 to limits[row], after text (B, L) and prompts (P,)."""
+        generators = one_each(generator, len(prompts))
+        frames = torch.tensor([len(row) for row in prompts], device=self.device)
+        codes = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(self.device)
+        padded, rows = text.shape[1], torch.arange(len(text), device=self.device)
+        memory = [Memory() for _ in range(self.config.layers)]
+        hidden = self.ar(text, text_lengths, codes, frames, memory)
+        hidden = hidden[rows, torch.where(frames > 0, padded + frames, text_lengths) - 1]
+        spoken: list[list[int]] = [[] for _ in prompts]
+        going = set(range(len(prompts)))
+        while True:
+            logits = self.ar.predict(hidden).float()
+            for row in sorted(going):
+                code = self._next(logits[row], spoken[row], sampling, generators[row])
+                if code != self.config.end:
+                    spoken[row].append(code)
+                if code == self.config.end or len(spoken[row]) == limits[row]:
+                    going.remove(row)
+            if not going:
+                return [torch.tensor(codes, device=self.device) for codes in spoken]
+            last = torch.tensor([row[-1] for row in spoken], device=self.device)
+            hidden = self.ar.step(last, frames, text_lengths, padded, memory)
+            frames = frames + 1  # rows that have ended go on beside the others, unheard
+
+    def _next(
+        self, logits: Tensor, spoken: list[int], sampling: Sampling, generator: torch.Generator | None
+    ) -> int:
+        """The next code of one item, or the end; the first is never the end."""
+        end = self.config.end
+        if not spoken:
+            logits = logits.clone()
+            logits[end] = -torch.inf
+        code = draw(logits, sampling, spoken, generator)
+        ends = self.config.published_stop and int(logits.argmax()) == end
+        return end if ends else code
+
+    def fill_in(
+        self, text: Tensor, text_lengths: Tensor, prompts: Sequence[Tensor], firsts: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """All codes (T, K) of each item, from its prompt's (P, K) and its first codebook's (T,); greedily."""
+        mode, books = self.config.prefix_mode, self.config.num_codebooks
+        starts = torch.tensor([len(row) for row in prompts], device=self.device)
+        lengths = starts + torch.tensor([len(row) for row in firsts], device=self.device)
+        codes = torch.zeros(len(firsts), int(lengths.max()), books, dtype=torch.int64, device=self.device)
+        for row, (before, after) in enumerate(zip(prompts, firsts, strict=True)):
+            codes[row, : len(before)] = before
+            codes[row, len(before) : int(lengths[row]), 0] = after
+        given = (
+            torch.arange(codes.shape[1], device=self.device) < starts[:, None]
+        )  # (B, N): the prompt's frames
+        speech = self.nar.embed(codes[..., 0], 0)
+        if mode:  # all of the prompt from the first stage on
+            for book in range(1, books):
+                speech = speech + self.nar.embed(codes[..., book], book) * given[..., None]
+        for stage in range(1, books):
+            hidden = self.nar(text, text_lengths, speech, lengths, stage)[:, text.shape[1] :]
+            found = self.nar.logits(hidden, stage).argmax(-1)
+            codes[..., stage] = torch.where(given, codes[..., stage], found)
+            added = self.nar.embed(codes[..., stage], stage)
+            speech = speech + (added * ~given[..., None] if mode else added)
+        return [
+            row[start:length]
+            for row, start, length in zip(codes, starts.tolist(), lengths.tolist(), strict=True)
+        ]
+
+    def _prompt_rows(self, prompt: Tokens | None, count: int) -> list[Tensor]:
+        """Codes (P, K) of each item's prompt."""
+        books = self.config.num_codebooks
+        if prompt is None:
+            rows = [torch.zeros(0, books, dtype=torch.int64)] * count
+        else:
+            self._check(prompt, count)
+            rows = [codes[:, :n].T for codes, n in zip(prompt.codes, prompt.lengths.tolist(), strict=True)]
+            rows = rows * count if len(rows) == 1 else rows
+        if self.config.published_targets and min(len(row) for row in rows) == 0:
+            raise TokensError(
+                "a prompt of at least one frame is needed: this model was never trained on an utterance's first "
+                "code. Give prompt=codec.encode('voice.wav') and its prompt_text"
+            )
+        return [row.to(self.device) for row in rows]
+
+    def _check(self, prompt: Tokens, count: int) -> None:
+        expected = (self.config.codebook_size,) * self.config.num_codebooks, self.frame_rate, 0
+        found = prompt.codebook_sizes, prompt.frame_rate, prompt.first_codebook
+        if found != expected:
+            raise TokensError(
+                f"the prompt is {prompt!r}; {self.name} speaks all {self.config.num_codebooks} codebooks of "
+                f"{self.config.codebook_size} at {self.frame_rate:g} Hz: encode it with SpeechTokenizer"
+            )
+        if len(prompt) not in (1, count):
+            raise TokensError(f"{len(prompt)} prompts were given for {count} texts: one for all or one each")
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return layout.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
+        """The model with published weights.
+
+        Args:
+            config: settings of `USLMConfig` that shapes do not say (`heads`, `front_end`, `prefix_mode`), as a
+                dict; the released model's by default. It has 16 heads.
+
+        Raises:
+            CheckpointError: missing, unexpected or misshapen tensors.
+        """
+        found = layout.configure(state, dict(config or {}))
+        with torch.device("meta"):  # 367 million random numbers would be drawn for nothing
+            model = cls(found)
+        model.to_empty(device="cpu")
+        checkpoint.load_strict(model, layout.to_ours(state, found), "in the published layout")
+        return cast(Self, model.eval().requires_grad_(False))
+
+    def to_published(self) -> dict[str, Tensor]:
+        """The weights under the published names, copies included: what the released code loads."""
+        return layout.to_published({k: v.detach() for k, v in self.state_dict().items()}, self.config)

@@ -1,0 +1,93 @@
+"""The two networks of USLM (VALL-E, arXiv 2301.02111 §4.2): one says the first codebook code by code, the other
+hears it and says the remaining codebooks one after another, each for all frames at once.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens.models.uslm.config import USLMConfig
+from vokens.models.uslm.transformer import Memory, Positions, Transformer, attention_mask
+
+
+def _transformer(config: USLMConfig, staged: bool) -> Transformer:
+    sizes = config.width, config.heads, config.layers, config.feedforward
+    return Transformer(*sizes, config.dropout, staged)
+
+
+class Autoregressive(nn.Module):
+    """Text and the first codebook's past to its next code, or the end."""
+
+    def __init__(self, config: USLMConfig) -> None:
+        super().__init__()
+        self.text = nn.Embedding(config.text_symbols, config.width)
+        self.text_positions = Positions(config.width, config.dropout, learned=True)
+        self.speech = nn.Embedding(config.end + 1, config.width)
+        self.speech_positions = Positions(config.width, config.dropout, learned=True)
+        self.transformer = _transformer(config, staged=False)
+        self.predict = nn.Linear(config.width, config.end + 1, bias=False)
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        codes: Tensor,
+        lengths: Tensor,
+        memory: list[Memory] | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L + N, D) of text (B, L) and codes (B, N), padded beyond (B,) lengths.
+
+        `predict` of the row of a code is the next code's logits; of the last row of the text, the first code's.
+        """
+        x = torch.cat([self.text_positions(self.text(text)), self.speech_positions(self.speech(codes))], 1)
+        mask = attention_mask(text_lengths, lengths, (text.shape[1], codes.shape[1]), causal=True)
+        return self.transformer(x, mask, memory=memory)
+
+    def step(
+        self, codes: Tensor, frames: Tensor, text_lengths: Tensor, padded: int, memory: list[Memory]
+    ) -> Tensor:
+        """Hidden states (B, D) of one more code (B,) each, which becomes the code number frames (B,) of its item.
+
+        text_lengths (B,) of `padded`, the text that `forward` with the same memory began with.
+        """
+        x = self.speech_positions(self.speech(codes)[:, None], frames)
+        mask = attention_mask(text_lengths, frames + 1, (padded, int(frames.max()) + 1), causal=False)
+        return self.transformer(x, mask[:, :, :1], memory=memory, places=padded + frames)[:, 0]
+
+
+class NonAutoregressive(nn.Module):
+    """Text, and the codebooks before one, to that one: K - 1 stages, of which stage s predicts codebook s.
+
+    The embedding of codebook s + 1 is also what stage s predicts with, from the second on; the last stage's own
+    is called `predict`.
+    """
+
+    def __init__(self, config: USLMConfig) -> None:
+        super().__init__()
+        rows = [config.codebook_size + (book == 0) for book in range(config.num_codebooks)]
+        self.text = nn.Embedding(config.text_symbols, config.width)
+        self.text_positions = Positions(config.width, config.dropout, learned=False)
+        self.speech = nn.ModuleList([nn.Embedding(count, config.width) for count in rows])
+        self.speech_positions = Positions(config.width, config.dropout, learned=False)
+        self.stages = nn.ParameterList([torch.randn(1, config.width) for _ in rows[1:]])
+        self.transformer = _transformer(config, staged=True)
+        self.predict = nn.Linear(config.width, config.codebook_size, bias=False)
+
+    def forward(
+        self, text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: Tensor, stage: int
+    ) -> Tensor:
+        """Hidden states (B, L + N, D) of text (B, L) and embedded speech (B, N, D) in stage 1 ... K - 1."""
+        x = torch.cat([self.text_positions(self.text(text)), self.speech_positions(speech)], 1)
+        mask = attention_mask(text_lengths, lengths, (text.shape[1], speech.shape[1]), causal=False)
+        return self.transformer(x, mask, self.stages[stage - 1][0])
+
+    def embed(self, codes: Tensor, book: int) -> Tensor:
+        """(B, N, D) of codes (B, N) of a codebook."""
+        return self.speech[book](codes)
+
+    def logits(self, hidden: Tensor, stage: int) -> Tensor:
+        """(..., codebook_size) of hidden states (..., D) of a stage."""
+        if stage == len(self.stages):
+            return self.predict(hidden)
+        weight = self.speech[stage + 1].get_parameter("weight")
+        return F.linear(hidden, weight)

@@ -1,0 +1,140 @@
+"""Text front ends of USLM: a text becomes ids between <bos> (1) and <eos> (2); 0 is padding.
+
+Phonemes have the released table of 90 symbols, ids from 3 in the order of their code points. Bytes need no table,
+no other package and no language.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import Any
+
+from vokens.errors import ConfigError, MissingExtra
+
+PAD, BOS, EOS = 0, 1, 2
+FIRST = 3  # the id of the first symbol
+WORD = "_"  # between words, in the string and as a symbol
+
+# unique_text_tokens.k2symbols of the released model: US English of espeak-ng, some units of two or three signs.
+_RELEASED = (
+    '<eps> ! " ( ) , . : ; ? _ aɪ aɪə aɪɚ aɪʊ aɪʊɹ aʊ b d dʒ e enus es eɪ f fr h i iə iː j k l m n nʲ oʊ oː oːɹ '
+    "p r s t tʃ uː v w x z æ ç ð ø ŋ ɐ ɑ ɑː ɑːɹ ɔ ɔɪ ɔː ɔːɹ ə əl ɚ ɛ ɛɹ ɛː ɜː ɡ ɡʲ ɣ ɪ ɪɹ ɫ ɬ ɲ ɹ ɾ ʃ ʊ ʊɹ ʌ ʒ "
+    "ʔ \u0303 \u0329 θ ᵻ —"
+)
+SYMBOLS = sorted(_RELEASED.split())
+_ID = {symbol: FIRST + place for place, symbol in enumerate(SYMBOLS)}
+
+
+class FrontEnd(ABC):
+    """Text to ids. `num_ids` is the rows that an embedding of them needs."""
+
+    num_ids: int
+
+    @abstractmethod
+    def symbols(self, text: str) -> list[int]:
+        """Ids of the text alone. Raises ConfigError for a text that has none, or symbols outside the table."""
+
+    def ids(self, text: str, prompt_text: str = "") -> list[int]:
+        """Ids of the prompt's text and the text after it, between <bos> and <eos>."""
+        whole = self.join(prompt_text.strip(), text) if prompt_text.strip() else text
+        found = self.symbols(whole)
+        if not found or not self.symbols(text):
+            raise ConfigError(f"the text {text!r} has nothing to say: give at least one letter")
+        return [BOS, *found, EOS]
+
+    def join(self, prompt_text: str, text: str) -> str:
+        """Both texts as one."""
+        return f"{prompt_text} {text}"
+
+
+class Bytes(FrontEnd):
+    """UTF-8 bytes of the text as it is, with outer and repeated white space cut: 3 ... 258."""
+
+    num_ids = FIRST + 256
+
+    def symbols(self, text: str) -> list[int]:
+        return [FIRST + byte for byte in " ".join(text.split()).encode()]
+
+
+class Phonemes(FrontEnd):
+    """Phonemes that the user gives, "h|ə|l|oʊ,_w|ɜː|l|d!": | between phonemes, _ between words."""
+
+    num_ids = FIRST + len(SYMBOLS)
+
+    def symbols(self, text: str) -> list[int]:
+        found = split(text)
+        unknown = sorted({symbol for symbol in found if symbol not in _ID})
+        if unknown:
+            raise ConfigError(
+                f"{unknown} in {text!r} are not among the {len(SYMBOLS)} phonemes of USLM (vokens.models.uslm.text."
+                "SYMBOLS): respell the word, or correct its phonemes and use front_end='phonemes'"
+            )
+        return [_ID[symbol] for symbol in found]
+
+    def join(self, prompt_text: str, text: str) -> str:
+        return f"{prompt_text}{WORD}{text.strip()}"
+
+
+class Espeak(Phonemes):
+    """Text in US English through phonemizer and espeak-ng, which the user installs: both are under the GPL."""
+
+    def symbols(self, text: str) -> list[int]:
+        return super().symbols(phonemise(text))
+
+    def join(self, prompt_text: str, text: str) -> str:
+        return f"{prompt_text} {text}"
+
+
+def split(phonemes: str) -> list[str]:
+    """Symbols of a string such as "h|ə|l|oʊ,_w|ɜː|l|d!", words apart by _; each mark of punctuation is one."""
+    symbols: list[str] = []
+    for word in phonemes.strip().split(WORD):
+        symbols += [*re.findall(r"\w+|[^\w\s|]", word), WORD]
+    return symbols[:-1]
+
+
+def phonemise(text: str) -> str:
+    """Phonemes of a text by espeak-ng, "h|ə|l|oʊ,_w|ɜː|l|d!".
+
+    The marks of a change of language, "(en)", are left out: the released table has none that today's espeak-ng
+    writes. Raises MissingExtra without phonemizer, and ConfigError where it finds no espeak-ng.
+    """
+    backend, separator = _espeak()
+    return backend.phonemize([text.strip()], separator=separator, strip=True, njobs=1)[0]
+
+
+@cache
+def _espeak() -> tuple[Any, Any]:
+    try:
+        from phonemizer.backend import EspeakBackend
+        from phonemizer.backend.espeak.wrapper import EspeakWrapper
+        from phonemizer.separator import Separator
+    except ImportError as error:
+        raise MissingExtra("phonemizer", "espeak", "turning text into phonemes") from error
+    try:  # espeak-ng as a wheel, where there is one
+        from espeakng_loader import get_data_path, get_library_path
+
+        EspeakWrapper.set_library(get_library_path())
+        EspeakWrapper.set_data_path(get_data_path())
+    except ImportError:
+        pass  # the system's
+    try:
+        backend = EspeakBackend(
+            "en-us",
+            preserve_punctuation=True,
+            with_stress=False,
+            tie=False,
+            language_switch="remove-flags",
+            words_mismatch="ignore",
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"{error}: install espeak-ng, or `pip install espeakng-loader`") from error
+    return backend, Separator(word=WORD, syllable="-", phone="|")
+
+
+def front_end(name: str) -> FrontEnd:
+    """The front end of a config's name."""
+    ends: dict[str, type[FrontEnd]] = {"bytes": Bytes, "phonemes": Phonemes, "espeak": Espeak}
+    if name not in ends:
+        raise ConfigError(f"front_end={name!r} was given: {', '.join(ends)} are accepted")
+    return ends[name]()
