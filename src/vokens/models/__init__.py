@@ -23,9 +23,12 @@ SYSTEMS = {
     "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
     "socodec": ("vokens.models.socodec", "SoCodec"),
     "dacvae": ("vokens.models.dacvae", "DACVAE"),
+    "learnable_lm": ("vokens.models.learnable", "LearnableLM"),
     "s3gen": ("vokens.models.s3gen.model", "S3GenModel"),
     "s3gen_flow": ("vokens.models.s3gen.flow", "TokenToMel"),
+    "token_lm": ("vokens.models.socodec.lm", "TokenLM"),
     "hiftnet": ("vokens.models.s3gen.hift", "HiFTNetModel"),
+    "uslm": ("vokens.models.uslm", "USLM"),
 }
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
 

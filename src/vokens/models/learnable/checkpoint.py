@@ -1,0 +1,113 @@
+"""Published weights: Learnable-Speech's and CosyVoice 2's llm.pt, and Qwen2 as transformers saves it.
+
+Shapes say all sizes but the number of heads, which is 8 in the speaker encoder and Qwen2's 64 wide in the backbone,
+unless a config says otherwise.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vokens.checkpoint import NameTable, read_state_dict
+from vokens.errors import CheckpointError
+from vokens.models.learnable.config import LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+
+State = dict[str, Tensor]
+HEAD_WIDTH = 64  # of Qwen2-0.5B
+_EMBEDDING, _TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
+_TABLE = NameTable(
+    [
+        ("llm.model.model.*", "backbone.*"),
+        ("llm_embedding.weight", "marks.weight"),
+        ("speech_embedding.weight", "speech_embedding.weight"),
+        ("llm_decoder.*", "head.*"),
+        ("speaker_encoder.init.*", "speaker_encoder.first.*"),
+        ("speaker_encoder.attn.{i}.norm.*", "speaker_encoder.attention.{i}.norm.*"),
+        ("speaker_encoder.attn.{i}.qkv.*", "speaker_encoder.attention.{i}.qkv.*"),
+        ("speaker_encoder.attn.{i}.proj_out.*", "speaker_encoder.attention.{i}.out.*"),
+        ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
+        ("spk_embed_affine_layer.*", "speaker_project.*"),
+    ],
+    dropped={_TIED: "the head over text, the same tensor as its embedding, is never asked"},
+)
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether the keys are the published layout's, with or without a speaker encoder."""
+    return {_EMBEDDING, "llm_embedding.weight", "llm_decoder.bias"} <= set(keys)
+
+
+def configure(state: State, config: dict[str, Any] | None = None) -> LearnableLMConfig:
+    """The sizes. config: Qwen2's config.json ("num_attention_heads", "rope_theta", ...), with "speaker_heads" beside
+    it where the speaker encoder has not 8. Raises CheckpointError."""
+    given = config or {}
+    layers = _count(state, "llm.model.model.layers.{}.input_layernorm.weight")
+    width = state["llm_embedding.weight"].shape[1]
+    heads = int(given.get("num_attention_heads", width // HEAD_WIDTH))
+    if layers == 0 or heads == 0 or width % heads:
+        raise CheckpointError(
+            f"a backbone {width} wide with {layers} layers: give its heads, config={{'num_attention_heads': n}}"
+        )
+    first = "llm.model.model.layers.0."
+    rope = given.get("rope_parameters") or {}
+    backbone = Qwen2Sizes(
+        vocab_size=state[_EMBEDDING].shape[0],
+        width=width,
+        hidden=state[first + "mlp.up_proj.weight"].shape[0],
+        layers=layers,
+        heads=heads,
+        kv_heads=state[first + "self_attn.k_proj.weight"].shape[0] // (width // heads),
+        max_positions=int(given.get("max_position_embeddings", Qwen2Sizes.max_positions)),
+        rope_theta=float(given.get("rope_theta", rope.get("rope_theta", Qwen2Sizes.rope_theta))),
+        norm_eps=float(given.get("rms_norm_eps", Qwen2Sizes.norm_eps)),
+    )
+    speaker = None
+    if "speaker_encoder.init.weight" in state:
+        speaker = SpeakerConfig(
+            n_mels=state["speaker_encoder.init.weight"].shape[1],
+            width=state["speaker_encoder.init.weight"].shape[0],
+            layers=_count(state, "speaker_encoder.attn.{}.norm.weight"),
+            heads=int(given.get("speaker_heads", SpeakerConfig.heads)),
+            embed_dim=state["spk_embed_affine_layer.weight"].shape[1],
+            published=True,
+        )
+    return LearnableLMConfig(backbone, speaker, speech_tokens=state["llm_decoder.weight"].shape[0] - 3)
+
+
+def to_ours(state: State) -> State:
+    """Published names to ours."""
+    return _TABLE.to_ours(state)
+
+
+def to_published(state: State) -> State:
+    """Our names to the published ones, the tied head of text included."""
+    published = _TABLE.to_published(state)
+    return published | {_TIED: published[_EMBEDDING]}
+
+
+def read_start(source: str | Path) -> State:
+    """Weights to start from, under our names: a published llm.pt, or a transformers folder or file of Qwen2.
+
+    Raises CheckpointError where it is neither.
+    """
+    path = Path(source).expanduser()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    state = {name: value for file in files for name, value in read_state_dict(file).items()}
+    if recognises(state):
+        return to_ours(state)
+    if "model.embed_tokens.weight" in state:
+        table = NameTable([("model.*", "backbone.*")], dropped={"lm_head.weight": "the head over text"})
+        return table.to_ours(state)
+    raise CheckpointError(
+        f"{source} is no start for this model: a published llm.pt, or a transformers folder of Qwen2 with "
+        "*.safetensors is accepted"
+    )
+
+
+def _count(state: State, pattern: str) -> int:
+    count = 0
+    while pattern.format(count) in state:
+        count += 1
+    return count

@@ -1,0 +1,89 @@
+"""Sizes of Learnable-Speech's language model: Qwen2's backbone, the speaker encoder, the tokens and their mix."""
+
+from dataclasses import dataclass
+
+from vokens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Qwen2Sizes:
+    """Sizes of the backbone; the defaults are Qwen2-0.5B's (CosyVoice-BlankEN)."""
+
+    vocab_size: int = 151_936
+    width: int = 896
+    hidden: int = 4864
+    layers: int = 24
+    heads: int = 14
+    kv_heads: int = 2
+    max_positions: int = 32_768
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must be a multiple of the next"
+            )
+
+
+@dataclass(frozen=True)
+class SpeakerConfig:
+    """Sizes of the speaker encoder; the defaults are the published ones.
+
+    Attributes:
+        embed_dim: numbers of a speaker vector. n_mels: of the reference's log-mel.
+        published: the network as published. It looks at frame 0 alone and, through attention, at the others as a
+            set: their order changes nothing, and padding counts as sound. Published weights need it; the default
+            tells frames' order, leaves padding out, and averages over time.
+    """
+
+    n_mels: int = 80
+    width: int = 512
+    layers: int = 6
+    heads: int = 8
+    embed_dim: int = 192
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ConfigError(f"width {self.width} must be a multiple of twice the heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class LearnableLMConfig:
+    """The whole model.
+
+    Attributes:
+        speaker: None is CosyVoice 2's model, which has no speaker token.
+        speech_tokens: codes of the speech tokenizer, 0 ... speech_tokens - 1; three more ids follow them: the end,
+            one that is not used, and "give me more text".
+        mix: text tokens and speech tokens of a group where they alternate (bistream).
+        speech_per_text: least and most speech tokens of one text token when generating.
+    """
+
+    backbone: Qwen2Sizes = Qwen2Sizes()
+    speaker: SpeakerConfig | None = SpeakerConfig()
+    speech_tokens: int = 6561
+    mix: tuple[int, int] = (5, 15)
+    speech_per_text: tuple[float, float] = (2.0, 20.0)
+
+    def __post_init__(self) -> None:
+        if self.speech_tokens < 1 or len(self.mix) != 2 or min(self.mix) < 1:
+            raise ConfigError(f"speech_tokens and both numbers of mix must be positive; got {self}")
+        if len(self.speech_per_text) != 2 or not 0 <= self.speech_per_text[0] <= self.speech_per_text[1]:
+            raise ConfigError(f"speech_per_text is (least, most), got {self.speech_per_text}")
+
+    @property
+    def end(self) -> int:
+        """The id that ends an utterance."""
+        return self.speech_tokens
+
+    @property
+    def fill(self) -> int:
+        """The id that asks for more text."""
+        return self.speech_tokens + 2
+
+    @property
+    def outputs(self) -> int:
+        """All ids the model scores."""
+        return self.speech_tokens + 3

@@ -1,0 +1,82 @@
+"""Where text and speech stand in a sequence, and what is asked at each place (CosyVoice 2, arXiv 2412.10117, §2.3).
+
+Unistream: start, speaker, text, task, speech. Bistream: groups of 5 text and 15 speech tokens, then the rest as in
+unistream. Layouts are made of places alone, so one gather fills in the embeddings of a whole batch.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORE = -1
+START, SPEAKER, TASK, TEXT = 0, 1, 2, 3  # rows of a table: three single ones, then text, then speech
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sequences of B utterances, padded with IGNORE to L.
+
+    Attributes:
+        rows: (B, L) int64, which row of the utterance's table [start, speaker, task, text ..., speech ...] stands here.
+        target: (B, L) int64, the id to come next; IGNORE where none is asked. lengths: (B,) int64.
+    """
+
+    rows: Tensor
+    target: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        text_lengths: list[int],
+        speech: Tensor,
+        speech_lengths: list[int],
+        bistream: list[bool],
+        *,
+        mix: tuple[int, int],
+        end: int,
+        fill: int,
+        speaker: bool,
+    ) -> Self:
+        """Layouts of speech ids (B, S). The table's text part is as wide as the longest text."""
+        widest = max(text_lengths)
+        rows, targets = [], []
+        for i, (text, count, mixed) in enumerate(zip(text_lengths, speech_lengths, bistream, strict=True)):
+            ids = speech[i, :count].cpu()
+            places, wanted = _sequence(text, ids, mix if mixed else None, end, fill)
+            if speaker:
+                places, wanted = [START, SPEAKER, *places[1:]], [IGNORE, *wanted]
+            # speech is counted from its own start, and marked by negative numbers, until the table's width is known
+            rows.append(torch.tensor([p if p >= 0 else TEXT + widest - 1 - p for p in places]))
+            targets.append(torch.tensor(wanted))
+        lengths = torch.tensor([len(row) for row in rows])
+        padded = [pad_sequence(part, batch_first=True, padding_value=IGNORE) for part in (rows, targets)]
+        return cls(padded[0].to(speech.device), padded[1].to(speech.device), lengths.to(speech.device))
+
+    def embed(self, table: Tensor) -> Tensor:
+        """Embeddings (B, L, W) of tables (B, 3 + T + S, W), zeros in the padding."""
+        found = table.gather(1, self.rows.clamp(min=0)[..., None].expand(-1, -1, table.shape[2]))
+        return found * (self.rows >= 0)[..., None]
+
+
+def _sequence(
+    text: int, speech: Tensor, mix: tuple[int, int] | None, end: int, fill: int
+) -> tuple[list[int], list[int]]:
+    """Places and targets of one utterance without its speaker; speech token s is the place -1 - s.
+
+    Groups alternate only where speech outlasts them: more than mix[1] / mix[0] tokens for each of the text.
+    """
+    places, wanted = [START], [IGNORE]
+    ids, said, heard = speech.tolist(), 0, 0
+    if mix is not None and len(ids) * mix[0] > text * mix[1]:
+        while text - said >= mix[0]:
+            places += range(TEXT + said, TEXT + said + mix[0])
+            places += (-1 - s for s in range(heard, heard + mix[1]))
+            wanted += [IGNORE] * (mix[0] - 1) + ids[heard : heard + mix[1]] + [fill]
+            said, heard = said + mix[0], heard + mix[1]
+    places += [*range(TEXT + said, TEXT + text), TASK, *(-1 - s for s in range(heard, len(ids)))]
+    wanted += [IGNORE] * (text - said) + ids[heard:] + [end]
+    return places, wanted

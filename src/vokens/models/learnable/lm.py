@@ -1,0 +1,303 @@
+"""Learnable-Speech's first stage (MiniMax-Speech, arXiv 2505.07916; CosyVoice 2's Qwen2LM with a speaker encoder):
+text tokens to 25 Hz speech tokens, in the voice of a reference.
+
+Text may come in pieces: after every five text tokens fifteen speech tokens are said (`stream_text`).
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens import checkpoint
+from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.flow.noise import Generators, one_each
+from vokens.models.learnable import checkpoint as published
+from vokens.models.learnable.config import LearnableLMConfig
+from vokens.models.learnable.layout import Layout
+from vokens.models.learnable.reader import Reader, build_backbone
+from vokens.models.learnable.speaker import SpeakerEncoder
+from vokens.models.pretrained import Pretrained
+from vokens.nn.sampling import Sampler
+
+Ids = Tensor | Sequence[int]
+
+
+class LearnableLM(Pretrained):
+    """Text tokens to speech tokens. `vokens.load(folder or published llm.pt)`."""
+
+    system = "learnable_lm"
+    Config = LearnableLMConfig
+
+    def __init__(self, config: LearnableLMConfig) -> None:
+        super().__init__(config)
+        width = config.backbone.width
+        self.backbone = build_backbone(config.backbone)
+        self.marks = nn.Embedding(2, width)  # start, task
+        self.speech_embedding = nn.Embedding(config.outputs, width)
+        self.head = nn.Linear(width, config.outputs)
+        self.speaker_encoder = self.speaker_project = None
+        if config.speaker is not None:
+            self.speaker_encoder = SpeakerEncoder(config.speaker)
+            self.speaker_project = nn.Linear(config.speaker.embed_dim, width)
+
+    # Voices ------------------------------------------------------------------------------------------------
+
+    def speaker_of(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Speaker tokens (B, W) of references' log-mels (B, N, n_mels, F), lengths (B, N) frames."""
+        if self.speaker_encoder is None:
+            raise ConfigError("this model has no speaker encoder (config.speaker is None)")
+        return self.speaker_from(self.speaker_encoder.many(mels, lengths))
+
+    def speaker_from(self, vector: Tensor) -> Tensor:
+        """Speaker tokens (B, W) of speaker vectors (B, embed_dim) of any length."""
+        if self.speaker_project is None:
+            raise ConfigError("this model takes no speaker vectors (config.speaker is None)")
+        return self.speaker_project(F.normalize(vector, dim=-1))
+
+    # Training ----------------------------------------------------------------------------------------------
+
+    def inputs(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        *,
+        speaker: Tensor | None = None,
+        bistream: bool | Sequence[bool] = False,
+    ) -> tuple[Tensor, Layout]:
+        """Embeddings (B, L, W) of the sequences and their layout; the arguments are those of `forward`."""
+        rows = [bistream] * len(text) if isinstance(bistream, bool) else list(bistream)
+        layout = Layout.of(
+            text_lengths.tolist(),
+            speech,
+            speech_lengths.tolist(),
+            rows,
+            mix=self.config.mix,
+            end=self.config.end,
+            fill=self.config.fill,
+            speaker=speaker is not None,
+        )
+        words = self._text(text[:, : int(text_lengths.max())])
+        start, task = self.marks.weight.expand(len(text), -1, -1).split(1, 1)
+        voice = torch.zeros_like(start) if speaker is None else speaker[:, None].to(start.dtype)
+        table = torch.cat([start, voice, task, words, self.speech_embedding(speech)], 1)
+        return layout.embed(table), layout
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        *,
+        speaker: Tensor | None = None,
+        bistream: bool | Sequence[bool] = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores (B, L, V) and targets (B, L), -1 where none is asked, for the losses of `learnable.loss`.
+
+        Args:
+            text, speech: ids (B, T) and (B, S), of any value beyond their lengths (B,) but inside the vocabularies.
+            speaker: tokens (B, W) of `speaker_of`; None leaves the token out of the sequence.
+            bistream: which rows alternate text and speech, where they have speech enough for it.
+        """
+        x, layout = self.inputs(
+            text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream
+        )
+        return self.head(self.hidden(x)), layout.target
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """The backbone's states (B, L, W); padding on the right is never looked at."""
+        return self.backbone(inputs_embeds=x, use_cache=False).last_hidden_state
+
+    # Generation --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        text: Sequence[Ids],
+        *,
+        speaker: Tensor | None = None,
+        prompt_text: Ids = (),
+        prompt_speech: Ids = (),
+        sampler: Sampler | None = None,
+        generator: Generators = None,
+        limits: tuple[int, int] | None = None,
+    ) -> list[Tensor]:
+        """Speech tokens, int64 (S,), of each text.
+
+        Args:
+            text: ids of each utterance. speaker: tokens (1, W) or (B, W) of `speaker_of`; zeros where none is given
+                and the model has a speaker encoder.
+            prompt_text, prompt_speech: what the voice said, and its tokens (one-shot); one for all.
+            sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
+                row's draws its own.
+            limits: least and most tokens; else `config.speech_per_text` times the text's, without the prompt's.
+
+        Raises:
+            TokensError: an empty text, or ids outside the vocabularies.
+        """
+        texts, heard = [self._check_text(item) for item in text], self._check_speech(prompt_speech)
+        said = self._check_text(prompt_text, empty=True)
+        voices = self._voices(speaker, len(texts))
+        generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
+        start, task = self.marks.weight.split(1)
+        tail = torch.cat([task, self.speech_embedding(heard)])
+        prefixes = [
+            torch.cat([start, voice, self._text(torch.cat([said, item])), tail])
+            for voice, item in zip(voices, texts, strict=True)
+        ]
+        bounds = [limits or self._limits(len(item)) for item in texts]
+        reader = Reader(self.backbone, self.head)
+        scores = reader.start(prefixes)
+        found: list[list[int]] = [[] for _ in texts]
+        running = [row for row, (_, most) in enumerate(bounds) if most > 0]
+        while running:
+            rows = scores.cpu()
+            for row in list(running):
+                may_end = len(found[row]) >= bounds[row][0]
+                token = self._draw(rows[row], found[row], sampler, generators[row], may_end)
+                if token != self.config.end:
+                    found[row].append(token)
+                if token == self.config.end or len(found[row]) >= bounds[row][1]:
+                    running.remove(row)
+            if running:
+                last = torch.tensor([[tokens[-1] if tokens else 0] for tokens in found], device=self.device)
+                scores = reader.read(self.speech_embedding(last))
+        return [torch.tensor(tokens, dtype=torch.long) for tokens in found]
+
+    @torch.inference_mode()
+    def stream_text(
+        self,
+        text: Iterable[Ids],
+        *,
+        speaker: Tensor | None = None,
+        prompt_text: Ids = (),
+        prompt_speech: Ids = (),
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[int]:
+        """Speech tokens of one utterance, one by one, while its text comes in pieces of any sizes.
+
+        The sequence is that of bistream training: 15 tokens (`config.mix`) are said after every 5 of the text, and
+        what belongs to the rest after the last piece. How the text is cut changes nothing. Arguments as `generate`.
+        """
+        (group, share), sampler = self.config.mix, sampler or Sampler()
+        words = self._check_text(prompt_text, empty=True)
+        heard = self._check_speech(prompt_speech)
+        (voice,) = self._voices(speaker, 1)
+        start, task = self.marks.weight.split(1)
+        reader, pending = Reader(self.backbone, self.head), [start, voice]
+        reader.filling = torch.zeros(1, dtype=torch.long, device=self.device)
+        found: list[int] = []
+        length = 0
+
+        def draw(may_end: bool) -> int:
+            scores = reader.read(torch.cat(pending)[None])[0].cpu()
+            token = self._draw(scores, found, sampler, generator, may_end)
+            pending[:] = [self.speech_embedding.weight[token : token + 1]]
+            return token
+
+        for piece in text:
+            new = self._check_text(piece, empty=True)
+            words, length = torch.cat([words, new]), length + len(new)
+            while len(words) >= group:
+                given = heard[:share]
+                pending += [self._text(words[:group]), self.speech_embedding(given)]
+                words, heard = words[group:], heard[share:]
+                for _ in range(share - len(given)):
+                    found.append(draw(may_end=False))
+                    yield found[-1]
+        if not length:
+            raise TokensError("no text was given to stream_text: give at least one token")
+        pending += [self._text(words), task, self.speech_embedding(heard)]
+        least, most = self._limits(length)
+        while len(found) < most:
+            token = draw(may_end=len(found) >= least)
+            if token == self.config.end:
+                return
+            found.append(token)
+            yield token
+
+    def _draw(
+        self,
+        scores: Tensor,
+        history: list[int],
+        sampler: Sampler,
+        generator: torch.Generator | None,
+        may_end: bool,
+    ) -> int:
+        """A code, or the end where it may come; the ids that are no codes are never drawn."""
+        scores[self.config.speech_tokens + (1 if may_end else 0) :] = -torch.inf
+        return sampler.draw(scores, history, generator)
+
+    def _limits(self, text: int) -> tuple[int, int]:
+        least, most = self.config.speech_per_text
+        return int(text * least), int(text * most)
+
+    def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
+        """Each row's speaker token (1, W), or (0, W) where the model has none."""
+        width = self.config.backbone.width
+        if self.config.speaker is None:
+            if speaker is not None:
+                raise ConfigError("this model takes no speaker token (config.speaker is None)")
+            return [self.marks.weight[:0]] * count
+        if speaker is None:
+            return [torch.zeros_like(self.marks.weight[:1])] * count
+        if speaker.dim() != 2 or len(speaker) not in (1, count) or speaker.shape[1] != width:
+            raise ConfigError(
+                f"speaker {tuple(speaker.shape)} was given: (1, {width}) or ({count}, {width}) is accepted"
+            )
+        return list(speaker.to(self.device, self.dtype).expand(count, -1).split(1))
+
+    def _text(self, ids: Tensor) -> Tensor:
+        return self.backbone.get_input_embeddings()(ids)
+
+    def _check_text(self, ids: Ids, empty: bool = False) -> Tensor:
+        if len(ids) == 0 and not empty:
+            raise TokensError("an empty text was given: give at least one token")
+        return self._check(ids, self.config.backbone.vocab_size, "text")
+
+    def _check_speech(self, ids: Ids) -> Tensor:
+        return self._check(ids, self.config.speech_tokens, "speech")
+
+    def _check(self, ids: Ids, size: int, kind: str) -> Tensor:
+        found = torch.as_tensor(ids, device=self.device).long()
+        if found.dim() != 1 or (len(found) and not 0 <= int(found.min()) <= int(found.max()) < size):
+            raise TokensError(
+                f"{kind} {tuple(found.shape)}: ids (n,) in 0 ... {size - 1} are accepted; got {found.tolist()[:8]}"
+            )
+        return found
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return published.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
+        """Learnable-Speech's weights, or CosyVoice 2's llm.pt, which has no speaker encoder."""
+        model = cls(published.configure(state, config))
+        checkpoint.load_strict(model, published.to_ours(state), "in the published layout")
+        return model.eval().requires_grad_(False)
+
+    def to_published(self) -> dict[str, Tensor]:
+        """The weights under the published names."""
+        return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
+
+    def warm_start(self, source: Any) -> Self:
+        """Start from a published llm.pt (CosyVoice 2's leaves the speaker encoder as it is), or from Qwen2's
+        transformers folder, which fills the backbone alone. Raises CheckpointError where sizes differ."""
+        state = published.read_start(source)
+        own = self.state_dict()
+        whole = "head.weight" in state
+        missing = [name for name in own if name not in state and (whole or name.startswith("backbone."))]
+        missing = [name for name in missing if not name.startswith("speaker_")]
+        if missing:
+            raise CheckpointError(f"{source} lacks {len(missing)} tensors, {missing[0]} the first")
+        checkpoint.load_strict(self, own | state, source)
+        return self

@@ -1,0 +1,93 @@
+"""The learnable speaker encoder (Learnable-Speech; Tortoise's conditioning encoder): log-mel to a unit vector.
+
+One network, as published or corrected: the correction is rotary positions, and padding left out of norm, attention
+and pooling. Its attention starts at zero, so that a fresh network is its first layer.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens.models.learnable.config import SpeakerConfig
+from vokens.nn.attention import rotate, rotation
+
+
+class SpeakerEncoder(nn.Module):
+    """Log-mels (B, n_mels, F) to speaker vectors (B, embed_dim) of length 1."""
+
+    def __init__(self, config: SpeakerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.first = nn.Conv1d(config.n_mels, config.width, 1)
+        self.attention = nn.ModuleList(AttentionBlock(config) for _ in range(config.layers))
+        self.project = nn.Linear(config.width, config.embed_dim)
+
+    def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """mel (B, n_mels, F), lengths (B,) frames, None for all full; the published network ignores them."""
+        mask = None
+        if lengths is not None and not self.config.published:
+            mask = torch.arange(mel.shape[2], device=mel.device) < lengths[:, None].clamp(min=1)
+        x = self.first(mel)
+        for block in self.attention:
+            x = block(x, mask)
+        return F.normalize(self.project(self._pool(x, mask)), dim=-1)
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.config.published:
+            return x[..., 0]
+        if mask is None:
+            return x.mean(-1)
+        return (x * mask[:, None]).sum(-1) / mask.sum(-1, keepdim=True)
+
+    def many(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """One vector (B, embed_dim) from N references each: their mean, of length 1 again.
+
+        mels (B, N, n_mels, F); lengths (B, N) frames, where 0 is a reference that is not there. A row without any
+        gets zeros. The published network ignores lengths here too.
+        """
+        count = mels.shape[1]
+        each = self(mels.flatten(0, 1), None if lengths is None else lengths.flatten()).unflatten(
+            0, (-1, count)
+        )
+        if lengths is not None and not self.config.published:
+            each = each * (lengths > 0)[..., None]
+        return F.normalize(each.mean(1), dim=-1)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over time with a residual; queries, keys and values lie beside each other within each head."""
+
+    def __init__(self, config: SpeakerConfig) -> None:
+        super().__init__()
+        self.heads, self.positions = config.heads, not config.published
+        self.norm = nn.GroupNorm(math.gcd(32, config.width), config.width)
+        self.qkv = nn.Conv1d(config.width, 3 * config.width, 1)
+        self.out = nn.Conv1d(config.width, config.width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, C, T) -> (B, C, T); mask (B, T) bool is True inside each row."""
+        heads = self.qkv(self._normed(x, mask)).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        q, k, v = heads.chunk(3, dim=-1)  # (B, H, T, D)
+        if self.positions:
+            turn = rotation(x.shape[2], q.shape[3], x.device)
+            q, k = rotate(q, turn), rotate(k, turn)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        return x + self.out(y.transpose(2, 3).flatten(1, 2))
+
+    def _normed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """GroupNorm in float32, its statistics from the frames inside the mask."""
+        weight, bias = self.norm.weight.float(), self.norm.bias.float()
+        if mask is None:
+            y = F.group_norm(x.float(), self.norm.num_groups, weight, bias, self.norm.eps)
+            return y.to(x.dtype)
+        groups = x.float().unflatten(1, (self.norm.num_groups, -1))  # (B, G, C / G, T)
+        inside = mask[:, None, None].float()
+        count = inside.sum(-1, keepdim=True) * groups.shape[2]
+        mean = (groups * inside).sum((2, 3), keepdim=True) / count
+        variance = ((groups - mean) * inside).square().sum((2, 3), keepdim=True) / count
+        y = ((groups - mean) * (variance + self.norm.eps).rsqrt()).flatten(1, 2)
+        return (y * weight[:, None] + bias[:, None]).to(x.dtype)

@@ -1,0 +1,324 @@
+"""Learnable-Speech's language model: the published numbers, ragged batches as singles, memory as recomputation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden.weights import fill_
+from safetensors.torch import load_file, save_file
+
+import vokens
+from vokens.errors import CheckpointError, TokensError
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
+from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
+from vokens.nn.sampling import Sampler
+
+pytest.importorskip("transformers")
+FOLDER = Path(__file__).parent / "golden/learnable"
+SPEECH = json.loads((FOLDER / "config.json").read_text())["speech"]
+SALT = SPEECH["salt"]
+GOLDEN = load_file(FOLDER / "lm_tiny.safetensors")
+SPEAKER = load_file(FOLDER / "speaker_encoder.safetensors")
+HEADS = {"num_attention_heads": 4, "speaker_heads": 4, "max_position_embeddings": 512}
+TINY = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
+EMBEDDING, TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= bound * expected.abs().max().clamp(min=1e-3)
+
+
+def published_state() -> dict[str, torch.Tensor]:
+    speaker = SpeakerConfig(width=128, layers=2, heads=4, published=True)
+    model = LearnableLM(LearnableLMConfig(TINY, speaker, speech_tokens=61))
+    state = fill_({name: value.clone() for name, value in model.to_published().items()}, SALT)
+    state[TIED] *= 8.0
+    state[EMBEDDING] = state[TIED].clone()
+    for name in ("llm_embedding.weight", "speech_embedding.weight"):
+        state[name] *= 8.0
+    return state
+
+
+@pytest.fixture(scope="module")
+def lm() -> LearnableLM:
+    return LearnableLM.from_published(published_state(), HEADS)
+
+
+@pytest.fixture(scope="module")
+def corrected() -> LearnableLM:
+    torch.manual_seed(0)
+    speaker = SpeakerConfig(n_mels=80, width=32, layers=2, heads=2, embed_dim=12)
+    model = LearnableLM(LearnableLMConfig(TINY, speaker, speech_tokens=61)).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if name.startswith("speaker_encoder") and "out" in name:
+            weight.normal_(0, 0.2)
+    model.head.weight.normal_(0, 1.0)
+    return model
+
+
+def batch() -> dict[str, torch.Tensor]:
+    names = ("text", "text_lengths", "speech", "speech_lengths")
+    keys = ("text_token", "text_token_len", "speech_token", "speech_token_len")
+    return {name: GOLDEN[key].long() for name, key in zip(names, keys, strict=True)}
+
+
+# The speaker encoder
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_speaker_encoder_matches(size):
+    config = SpeakerConfig(published=True)
+    if size == "tiny":
+        config = SpeakerConfig(80, 128, 2, 4, 48, published=True)
+    encoder = SpeakerEncoder(config).eval().requires_grad_(False)
+    names = {"first": "init", "attention": "attn", "project": "output_proj", "out": "proj_out"}
+    state = encoder.state_dict()
+    there = {".".join(names.get(part, part) for part in name.split(".")): name for name in state}
+    filled = fill_({name: state[ours].clone() for name, ours in there.items()}, SALT)
+    encoder.load_state_dict({there[name]: value for name, value in filled.items()})
+    mel = SPEAKER["mel"]
+    x = encoder.first(mel)
+    close(x[:, ::8], SPEAKER[f"{size}.init.every8"])
+    for i, block in enumerate(encoder.attention):
+        x = block(x, None)
+        if f"{size}.attn.{i}.every8" in SPEAKER:
+            close(x[:, ::8], SPEAKER[f"{size}.attn.{i}.every8"])
+    close(encoder(mel), SPEAKER[f"{size}.out"])
+    padded = torch.nn.functional.pad(mel, (0, 9))
+    close(encoder(padded, torch.tensor([23, 23])), SPEAKER[f"{size}.padded_out"])
+    turned = torch.cat([mel[..., :1], mel[..., 1:].flip(-1)], -1)
+    close(encoder(turned), SPEAKER[f"{size}.tail_reversed_out"])
+    close(encoder(mel[..., :1]), SPEAKER[f"{size}.one_frame_out"])
+
+
+def test_corrected_speaker_encoder_hears_order_but_no_padding(corrected):
+    encoder, mel = corrected.speaker_encoder, SPEAKER["mel"]
+    alone = encoder(mel[:1, :, :15])
+    padded = torch.cat([mel[:1, :, :15], torch.full((1, 80, 8), 5.0)], -1)
+    both = encoder(torch.cat([padded, mel[1:]]), torch.tensor([15, 23]))
+    torch.testing.assert_close(both[:1], alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(both[1:], encoder(mel[1:]), atol=2e-6, rtol=0)
+    turned = torch.cat([mel[..., :1], mel[..., 1:].flip(-1)], -1)
+    assert (encoder(turned) - encoder(mel)).abs().max() > 1e-4
+
+
+def test_references_that_are_not_there_do_not_count(corrected):
+    mels = GOLDEN["reference_mels"]
+    one = corrected.speaker_of(mels[:, :1])
+    some = corrected.speaker_of(mels, torch.tensor([[10, 0]] * 3))
+    torch.testing.assert_close(some, one, atol=2e-6, rtol=0)
+    nothing = corrected.speaker_of(mels, torch.zeros(3, 2, dtype=torch.long))
+    torch.testing.assert_close(nothing, corrected.speaker_project.bias.expand(3, -1))
+
+
+# Training
+
+
+@pytest.mark.parametrize("case", ["uni", "bi", "mixed"])
+def test_sequences_and_losses_match(lm, case):
+    speaker = lm.speaker_of(GOLDEN["reference_mels"])
+    close(speaker[:, None], GOLDEN["speaker_token"])
+    bistream = {"uni": False, "bi": True, "mixed": [False, True, True]}[case]
+    x, layout = lm.inputs(**batch(), speaker=speaker, bistream=bistream)
+    scores, target = lm(**batch(), speaker=speaker, bistream=bistream)
+    assert torch.equal(target, GOLDEN[f"{case}.target"].long())
+    assert torch.equal(layout.lengths, GOLDEN[f"{case}.input_len"].long())
+    close(label_loss(scores, target), GOLDEN[f"{case}.loss"])
+    close(accuracy(scores, target), GOLDEN[f"{case}.acc"])
+    nospk = lm.inputs(**batch(), bistream=bistream)[1]
+    assert torch.equal(nospk.target, GOLDEN[f"{case}.nospk.target"].long())
+    if case != "mixed":
+        valid = (layout.rows >= 0)[..., None]
+        close(x[..., ::8] * valid, GOLDEN[f"{case}.input.every8"] * valid)
+        close(lm.hidden(x)[..., ::8] * valid, GOLDEN[f"{case}.hidden.every8_valid"])
+        close(scores[..., ::4] * valid, GOLDEN[f"{case}.logits.every4_valid"])
+
+
+def test_label_smoothing_variants_match(lm):
+    scores, target = lm(**batch(), speaker=lm.speaker_of(GOLDEN["reference_mels"]))
+    for smoothing in (0.0, 0.1):
+        for norm in (0, 1):
+            key = f"uni.loss.smoothing{smoothing}.norm{norm}"
+            if key in GOLDEN:
+                close(label_loss(scores, target, smoothing=smoothing, per_token=bool(norm)), GOLDEN[key])
+    close(label_loss(*lm(**batch())), GOLDEN["uni.nospk.loss"])
+
+
+def test_gradients_match():
+    model = LearnableLM.from_published(published_state(), HEADS).requires_grad_(True)
+    label_loss(*model(**batch(), speaker=model.speaker_of(GOLDEN["reference_mels"]))).backward()
+    close(model.marks.weight.grad, GOLDEN["uni.grad/llm_embedding.weight"], 1e-4)
+    close(model.speech_embedding.weight.grad, GOLDEN["uni.grad/speech_embedding.weight"], 1e-4)
+    words = model.backbone.get_input_embeddings().weight.grad
+    close(words.norm(), GOLDEN["uni.grad_norm/embed_tokens"], 1e-4)
+    first = model.speaker_encoder.first.weight.grad
+    close(first.norm(), GOLDEN["uni.grad_norm/speaker_encoder.init.weight"], 1e-4)
+
+
+def test_preferences_count_the_real_targets(lm):
+    chosen = sum_log_probs(*lm(**batch()))
+    rejected_batch = batch() | {
+        "speech": GOLDEN["reject_speech_token"].long(),
+        "speech_lengths": GOLDEN["reject_speech_token_len"].long(),
+    }
+    rejected = sum_log_probs(*lm(**rejected_batch))
+    close(chosen, GOLDEN["dpo.sum_logp.chosen"])
+    close(rejected, GOLDEN["dpo.sum_logp.rejected"])
+    same = dpo_loss(chosen, rejected, chosen, rejected)
+    close(same, torch.tensor(2.0).log())
+    assert dpo_loss(chosen + 9, rejected, chosen, rejected, beta=0.1) < same
+
+
+def test_a_ragged_batch_trains_as_single_rows(lm):
+    scores, target = lm(**batch(), bistream=True)
+    for row in range(3):
+        text, speech = (int(batch()[name][row]) for name in ("text_lengths", "speech_lengths"))
+        single = {name: value[row : row + 1] for name, value in batch().items()}
+        single |= {"text": single["text"][:, :text], "speech": single["speech"][:, :speech]}
+        found, wanted = lm(**single, bistream=True)
+        close(scores[row : row + 1, : found.shape[1]], found)
+        assert torch.equal(target[row : row + 1, : found.shape[1]], wanted)
+
+
+# Generation
+
+
+@pytest.mark.parametrize("kind", ["greedy", "ras"])
+def test_generation_matches(lm, kind):
+    facts, text = SPEECH["gen"][kind], GOLDEN["text_token"][0]
+    (found,) = lm.generate(
+        [text[5:9]],
+        speaker=lm.speaker_of(GOLDEN["reference_mels"][:1]),
+        prompt_text=text[:3],
+        prompt_speech=GOLDEN[f"gen.{kind}.prompt_speech"][0],
+        sampler=Sampler(kind),
+        generator=torch.Generator().manual_seed(facts["seed"]),
+        limits=(facts["min_len"], facts["max_len"]),
+    )
+    wanted = GOLDEN[f"gen.{kind}.tokens"].long()
+    assert found[: len(wanted)].tolist() == wanted.tolist()
+
+
+def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
+    texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
+    speaker = corrected.speaker_of(GOLDEN["reference_mels"])
+    greedy = Sampler("greedy")
+    found = corrected.generate(texts, speaker=speaker, sampler=greedy)
+    for row, text in enumerate(texts):
+        (alone,) = corrected.generate([text], speaker=speaker[row : row + 1], sampler=greedy)
+        assert torch.equal(found[row], alone)
+        assert 2 * len(text) <= len(alone) <= 20 * len(text)
+        lengths = torch.tensor([len(text)]), torch.tensor([len(alone)])
+        scores, _ = corrected(text[None], lengths[0], alone[None], lengths[1], speaker=speaker[row : row + 1])
+        asked = scores[0, 2 + len(text) :, :61][: len(alone)]
+        assert torch.equal(asked.argmax(-1), alone) or (scores[..., 61:].argmax() >= 0 and len(alone) == 0)
+
+
+def test_own_generators_make_rows_independent(corrected):
+    texts = [GOLDEN["text_token"][0, :5], GOLDEN["text_token"][1, :3]]
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    found = corrected.generate(texts, generator=generators)
+    (alone,) = corrected.generate(texts[1:], generator=torch.Generator().manual_seed(8))
+    assert torch.equal(found[1], alone)
+
+
+def test_streaming_text_is_the_bistream_sequence(corrected):
+    text, greedy = GOLDEN["text_token"][0, :12], Sampler("greedy")
+    speaker = corrected.speaker_of(GOLDEN["reference_mels"][:1])
+    whole = list(corrected.stream_text([text], speaker=speaker, sampler=greedy))
+    for size in (1, 4, 7):
+        assert list(corrected.stream_text(text.split(size), speaker=speaker, sampler=greedy)) == whole
+    assert len(whole) > 36  # enough for the bistream layout
+    ids = torch.tensor(whole)
+    scores, target = corrected(
+        text[None],
+        torch.tensor([12]),
+        ids[None],
+        torch.tensor([len(ids)]),
+        speaker=speaker,
+        bistream=True,
+    )
+    codes = (target[0] >= 0) & (target[0] < 61)
+    assert torch.equal(target[0][codes], ids)
+    assert torch.equal(scores[0, codes, :61].argmax(-1), ids)
+
+
+def test_streaming_speaks_before_the_text_ends(corrected):
+    asked = []
+
+    def pieces():
+        for word in GOLDEN["text_token"][0].tolist():
+            asked.append(word)
+            yield [word]
+
+    stream = corrected.stream_text(pieces(), sampler=Sampler("greedy"))
+    first = [next(stream) for _ in range(15)]
+    assert len(first) == 15 and len(asked) == 5
+    next(stream)
+    assert len(asked) == 10
+
+
+def test_prompt_speech_fills_the_first_groups(corrected):
+    text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
+    stream = corrected.stream_text(
+        [text], prompt_text=GOLDEN["text_token"][1, :5], prompt_speech=prompt, sampler=Sampler("greedy")
+    )
+    found = list(stream)
+    assert 10 <= len(found) <= 140
+
+
+def test_what_cannot_be_said_is_named(lm):
+    with pytest.raises(TokensError, match="empty text"):
+        lm.generate([[]])
+    with pytest.raises(TokensError, match="ids"):
+        lm.generate([[120]])
+    with pytest.raises(TokensError, match="ids"):
+        lm.generate([[1]], prompt_speech=[61])
+    with pytest.raises(TokensError, match="no text"):
+        list(lm.stream_text([]))
+
+
+# Weights
+
+
+def test_published_names_go_both_ways(lm, tmp_path):
+    state = published_state()
+    back = lm.to_published()
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    torch.save(state | {"epoch": 1, "step": 2}, tmp_path / "llm.pt")
+    loaded = vokens.load(tmp_path / "llm.pt", config=HEADS)
+    assert isinstance(loaded, LearnableLM) and loaded.config == lm.config
+    lm.save_pretrained(tmp_path / "ours")
+    assert vokens.load(tmp_path / "ours").fingerprint == lm.fingerprint
+    with pytest.raises(CheckpointError):
+        LearnableLM.from_published(state | {"extra": torch.zeros(1)}, HEADS)
+
+
+def test_cosyvoice_weights_open_and_start_ours(corrected, tmp_path):
+    state = {k: v for k, v in published_state().items() if not k.startswith(("speaker", "spk"))}
+    plain = LearnableLM.from_published(state, HEADS)
+    assert plain.config.speaker is None
+    close(label_loss(*plain(**batch())), GOLDEN["uni.nospk.loss"])
+    torch.save(state, tmp_path / "llm.pt")
+    model = LearnableLM(corrected.config)
+    before = model.speaker_project.weight.clone()
+    model.warm_start(tmp_path / "llm.pt")
+    assert torch.equal(model.head.weight, plain.head.weight)
+    assert torch.equal(model.speaker_project.weight, before)
+    folder = tmp_path / "qwen2"
+    folder.mkdir()
+    words = {k.removeprefix("llm."): v for k, v in state.items() if k.startswith("llm.") and k != TIED}
+    save_file(
+        {
+            k.removeprefix(
+                "model.",
+            ): v.contiguous()
+            for k, v in words.items()
+        },
+        folder / "model.safetensors",
+    )
+    model = LearnableLM(corrected.config).warm_start(folder)
+    assert torch.equal(model.backbone.state_dict()["norm.weight"], plain.backbone.state_dict()["norm.weight"])
