@@ -19,6 +19,7 @@ TASKS = {
     "flow": ("vokens.train.flow", "FlowTrainer"),
     "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
     "socodec": ("vokens.train.socodec", "SoCodecTrainer"),
+    "token_lm": ("vokens.train.token_lm", "TokenLMTrainer"),
 }
 
 

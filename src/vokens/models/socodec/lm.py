@@ -1,0 +1,226 @@
+"""A language model over K streams of codes, with a delay between them (SoCodec, arXiv 2409.00933 §3.4).
+
+Stream j runs j * delay frames behind the first, so that a frame's later streams know its earlier ones; delay 0
+predicts all at once. A step sums the streams' embeddings, and each has a head. It serves any codec.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vokens.errors import ConfigError, TokensError
+from vokens.models.pretrained import Pretrained
+from vokens.nn.transformer import Cache, CausalTransformer
+from vokens.tokens import Tokens
+
+IGNORED = -100  # targets that nothing is learned from
+
+
+@dataclass(frozen=True)
+class TokenLMConfig:
+    """Sizes of a token LM, and the codec whose codes it knows.
+
+    Attributes:
+        codebook_sizes: of the K streams. delay: frames between one stream and the next, 0 for parallel prediction.
+        vector_width: of the codec's global vector, which then comes first; 0 without.
+        model, fingerprint, sample_rate, frame_rate: of the codec, for the `Tokens` that are sampled.
+    """
+
+    codebook_sizes: tuple[int, ...] = (16384,) * 4
+    delay: int = 1
+    width: int = 1024
+    layers: int = 12
+    heads: int = 16
+    dropout: float = 0.0
+    vector_width: int = 0
+    model: str = ""
+    fingerprint: str = ""
+    sample_rate: int = 16000
+    frame_rate: float = 25 / 3
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ConfigError(f"width {self.width} must be a multiple of twice the {self.heads} heads")
+        if self.delay < 0 or not self.codebook_sizes or min(self.codebook_sizes) < 1:
+            raise ConfigError(
+                f"delay {self.delay}, codebook_sizes {self.codebook_sizes}: at least 0, one of 1"
+            )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn: temperature 0 takes the likeliest; then of the top_k likeliest (0: all) the fewest that
+    hold top_p of the probability. The defaults are the paper's."""
+
+    temperature: float = 0.8
+    top_k: int = 10
+    top_p: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(f"{self}: temperature and top_k of at least 0, top_p in (0, 1] are accepted")
+
+
+def delayed(codes: Tensor, lengths: Tensor, sizes: tuple[int, ...], delay: int) -> Tensor:
+    """Codes (B, K, T) with their ends and delays: (B, K, T + 2 + delay * (K - 1)).
+
+    Stream j of a row of L frames is 1 + delay * j starts (`size + 1`), L codes, and ends (`size`) from there on.
+    """
+    streams, frames = codes.shape[1:]
+    steps = torch.arange(frames + 2 + delay * (streams - 1), device=codes.device)
+    place = steps - 1 - delay * torch.arange(streams, device=codes.device)[:, None]  # (K, S) in the codes
+    ends = torch.tensor(sizes, device=codes.device)[:, None]
+    found = codes.gather(2, place.clamp(0, max(0, frames - 1)).expand(len(codes), -1, -1)) if frames else ends
+    found = torch.where(place < lengths.to(codes.device)[:, None, None], found, ends)
+    return torch.where(place < 0, ends + 1, found)
+
+
+def undelayed(steps: Tensor, sizes: tuple[int, ...], delay: int) -> list[Tensor]:
+    """The codes (K, L) of each row of `delayed` (B, K, S), up to the first end in any of its streams."""
+    streams = steps.shape[1]
+    last = steps.shape[2] - delay * (streams - 1)
+    codes = torch.stack([steps[:, j, 1 + delay * j : last + delay * j] for j in range(streams)], 1)
+    ended = codes >= torch.tensor(sizes, device=codes.device)[:, None]
+    lengths = (ended.any(1).cumsum(1) == 0).sum(1)
+    return [row[:, :length] for row, length in zip(codes, lengths.tolist(), strict=True)]
+
+
+class TokenLM(Pretrained):
+    """p(codes), one step of all streams after the other. `vokens.load(folder)` opens what training saved."""
+
+    system = "token_lm"
+    Config = TokenLMConfig
+
+    def __init__(self, config: TokenLMConfig) -> None:
+        super().__init__(config)
+        width, sizes = config.width, config.codebook_sizes
+        self.embeddings = nn.ModuleList(nn.Embedding(size + 2, width) for size in sizes)  # codes, end, start
+        self.heads = nn.ModuleList(nn.Linear(width, size + 1) for size in sizes)
+        self.vector = nn.Linear(config.vector_width, width) if config.vector_width else None
+        self.transformer = CausalTransformer(width, config.layers, config.heads, config.dropout)
+        for module in (*self.embeddings, *self.heads):
+            nn.init.normal_(module.get_parameter("weight"), std=0.02)
+
+    def forward(
+        self, steps: Tensor, vector: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[list[Tensor], Cache]:
+        """Logits, K of (B, S, size + 1), of what follows each of the steps (B, K, S), and the cache for more.
+
+        vector: (B, vector_width), at the beginning (no cache) of a model that has one.
+        """
+        x = torch.stack([embed(steps[:, j]) for j, embed in enumerate(self.embeddings)]).sum(0)
+        prefix = self._prefix(vector, len(steps)) if cache is None or not cache.length else None
+        if prefix is not None:
+            x = torch.cat([prefix, x], 1)
+        hidden, cache = self.transformer(x, cache)
+        return [head(hidden[:, -steps.shape[2] :]) for head in self.heads], cache
+
+    def _prefix(self, vector: Tensor | None, rows: int) -> Tensor | None:
+        if (vector is None) == (self.vector is not None) or (vector is not None and len(vector) != rows):
+            given = "none" if vector is None else tuple(vector.shape)
+            raise TokensError(f"global vectors: {given} given, ({rows}, {self.config.vector_width}) needed")
+        return None if self.vector is None or vector is None else self.vector(vector).unsqueeze(1)
+
+    def losses(self, codes: Tensor, lengths: Tensor, vector: Tensor | None = None) -> Tensor:
+        """Mean of -ln p of each stream (K,) over its codes and their end, of codes (B, K, T), lengths (B,)."""
+        sizes, delay = self.config.codebook_sizes, self.config.delay
+        steps = delayed(codes, lengths, sizes, delay)
+        logits, _ = self(steps[..., :-1], vector)
+        places = torch.arange(steps.shape[2] - 1, device=codes.device)
+        found = []
+        for j, scores in enumerate(logits):
+            frame = places - delay * j  # of the targets; the end is frame L
+            inside = (frame >= 0) & (frame <= lengths.to(codes.device)[:, None])
+            target = steps[:, j, 1:].masked_fill(~inside, IGNORED)
+            found.append(
+                F.cross_entropy(scores.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+            )
+        return torch.stack(found)
+
+    # Sampling ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        rows: int = 1,
+        *,
+        prompt: Tokens | None = None,
+        vector: Tensor | None = None,
+        max_frames: int = 500,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> Tokens:
+        """Tokens of `rows` utterances, or of those that a prompt's rows go on to, prompt included.
+
+        Row i is a function of its prompt, vector and (seed, i) alone, whatever the others are. The first stream says
+        where a row ends, at most after max_frames, or where its prompt does; the others run to the same frame.
+
+        Args:
+            vector: (rows, vector_width) for a model with global vectors; a prompt brings its own.
+
+        Raises TokensError for a prompt of other codebooks.
+        """
+        sampling, config = sampling or Sampling(), self.config
+        sizes, delay, streams = config.codebook_sizes, config.delay, len(config.codebook_sizes)
+        if prompt is not None:
+            if tuple(prompt.codebook_sizes) != tuple(sizes):
+                raise TokensError(f"a prompt of codebooks {prompt.codebook_sizes}: {sizes} are known here")
+            rows, vector = len(prompt), prompt.global_vector if vector is None else vector
+        vector = None if vector is None or self.vector is None else vector.to(self.device, self.dtype)
+        given = torch.zeros(rows, dtype=torch.int64) if prompt is None else prompt.lengths.cpu()
+        total = max(int(given.max()) if rows else 0, max_frames)
+        codes = torch.zeros(rows, streams, total, dtype=torch.int64)
+        if prompt is not None:
+            codes[..., : prompt.codes.shape[2]] = prompt.codes.cpu()
+        draws = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(rows)]
+        lengths = given.clamp(min=max_frames)
+        cache: Cache | None = None
+        for step in range(total + delay * (streams - 1)):
+            if step - delay * (streams - 1) >= int(lengths.max()):
+                break
+            inputs = delayed(codes, lengths, sizes, delay)[..., step : step + 1]
+            logits, cache = self(inputs.to(self.device), vector, cache)
+            chance = torch.stack([torch.rand(streams, generator=draw) for draw in draws])
+            for j, scores in enumerate(logits):
+                frame = step - delay * j
+                if not 0 <= frame < total:
+                    continue
+                scores = scores[:, 0].float().cpu()
+                may_end = j == 0 and frame > 0
+                drawn = draw_codes(scores if may_end else scores[:, :-1], chance[:, j], sampling)
+                free = (frame >= given) & (frame < lengths)
+                ends = free & (drawn == sizes[j])
+                lengths = torch.where(ends, frame, lengths)
+                codes[:, j, frame] = torch.where(free & ~ends, drawn, codes[:, j, frame])
+        longest = int(lengths.max()) if rows else 0
+        return Tokens(
+            codes=codes[..., :longest],
+            lengths=lengths,
+            num_samples=(lengths * (config.sample_rate / config.frame_rate)).round().long(),
+            model=config.model,
+            fingerprint=config.fingerprint,
+            sample_rate=config.sample_rate,
+            frame_rate=config.frame_rate,
+            codebook_sizes=sizes,
+            global_vector=None if vector is None else vector.float().cpu(),
+        )
+
+
+def draw_codes(logits: Tensor, chance: Tensor, sampling: Sampling) -> Tensor:
+    """Codes (B,) of logits (B, size), each a function of its row and of its chance (B,) in [0, 1)."""
+    if sampling.temperature == 0:
+        return logits.argmax(1)
+    sorted_logits, order = (logits / sampling.temperature).sort(dim=1, descending=True, stable=True)
+    shares = sorted_logits.softmax(1)
+    if sampling.top_k:
+        shares[:, sampling.top_k :] = 0
+        shares = shares / shares.sum(1, keepdim=True)
+    before = shares.cumsum(1) - shares
+    shares = shares.masked_fill(before >= sampling.top_p, 0)  # the likeliest always stays
+    reached = shares.cumsum(1)
+    place = (reached <= (chance * reached[:, -1])[:, None]).sum(1)
+    last = (shares > 0).sum(1) - 1
+    return cast(Tensor, order.gather(1, torch.minimum(place, last)[:, None])[:, 0])

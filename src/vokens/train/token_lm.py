@@ -1,0 +1,154 @@
+"""Training a language model over the tokens of any codec, from a folder that `vokens extract` wrote.
+
+The batch of a step is a function of (seed, step), so a stopped run goes on as if never stopped. What it learns from is
+codes and, where the codec has them, global vectors.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.corpus.data import TokenBatch, TokenBatches, TokenDataset
+from vokens.errors import ConfigError
+from vokens.models.codec import build_config
+from vokens.models.socodec.lm import TokenLM, TokenLMConfig
+from vokens.train.config import DataConfig, RunConfig, among
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+
+VALID_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class TokenDataConfig(DataConfig):
+    """Extracted tokens: `train` and `valid` are output folders of `vokens extract`.
+
+    Attributes:
+        batch_frames: padded frames of a batch, per process. max_frames: longer utterances are left out; 0 keeps all.
+    """
+
+    batch_frames: int = 4000
+    max_frames: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLMRunConfig(RunConfig):
+    """One run. model: what differs from TokenLMConfig; what is the codec's comes from the data."""
+
+    task: str = "token_lm"
+    system: str = "token_lm"
+    out: str = "runs/token_lm"
+    data: TokenDataConfig = field(default_factory=TokenDataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("token_lm",))
+        known = ("codebook_sizes", "vector_width", "model", "fingerprint", "sample_rate", "frame_rate")
+        given = sorted(set(known) & set(self.model))
+        if given:
+            raise ConfigError(f"model.{given[0]} comes from the tokens: leave it out")
+
+
+class TokenLMLearner(nn.Module):
+    """A TokenLM whose pass gives its losses."""
+
+    def __init__(self, lm: TokenLM) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, codes: Tensor, lengths: Tensor, vector: Tensor | None) -> Tensor:
+        return self.lm.losses(codes, lengths, vector)
+
+
+class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
+    """Trains a TokenLM."""
+
+    Config = TokenLMRunConfig
+    exported = "lm"
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> TokenLMLearner:
+        self.dataset = TokenDataset(self.config.data.train)
+        row = self.dataset[0]
+        facts = {
+            name: getattr(self.dataset.facts, name)
+            for name in ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes")
+        }
+        facts["vector_width"] = 0 if row.global_vector is None else len(row.global_vector)
+        lm = TokenLM(build_config(TokenLMConfig, self.config.model | facts, "model"))
+        if self.config.init:
+            checkpoint.load_strict(
+                lm, TokenLM.from_pretrained(self.config.init).state_dict(), self.config.init
+            )
+        return TokenLMLearner(lm)
+
+    def load_data(self) -> None:
+        data, accelerator = self.config.data, self.accelerator
+        self.batches = TokenBatches(
+            self.dataset,
+            data.batch_frames,
+            self.config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            max_frames=data.max_frames or None,
+        )
+        self.epochs = [0]  # the number of each epoch's first batch
+        self.epoch: list[list[int]] = []  # the batches of the last epoch that was begun
+        self.valid = TokenDataset(data.valid) if data.valid else None
+        if self.valid is not None and self.valid.facts.fingerprint != self.dataset.facts.fingerprint:
+            raise ConfigError(
+                f"{data.valid} and {data.train} hold tokens of different codecs: extract with one"
+            )
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.accelerator.autocast():
+            losses = self.module(*self._moved(self._batch(self.number(part))))
+        return losses.mean(), {"nats": losses.mean()} | _named("nats", losses)
+
+    def _batch(self, number: int) -> TokenBatch:
+        """The batch of a number, counted from the start of the run."""
+        while number >= self.epochs[-1]:
+            self.batches.set_epoch(len(self.epochs) - 1)
+            self.epoch = list(self.batches)
+            self.epochs.append(self.epochs[-1] + len(self.epoch))
+        return self.dataset.collate([self.dataset[row] for row in self.epoch[number - self.epochs[-2]]])
+
+    def _moved(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        tokens, vector = batch.tokens, batch.tokens.global_vector
+        moved = None if vector is None else vector.to(self.device)
+        return tokens.codes.to(self.device), tokens.lengths.to(self.device), moved
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Held-out nats per code of each stream, of the averaged weights, over at most 8 batches."""
+        if self.valid is None:
+            return {}
+        lm = self.final_model()
+        longest = int(self.valid.frames.max())
+        batches = TokenBatches(self.valid, max(self.config.data.batch_frames, longest), self.config.seed)
+        found = []
+        for rows in list(batches)[:VALID_BATCHES]:
+            found.append(lm.losses(*self._moved(self.valid.collate([self.valid[row] for row in rows]))))
+        losses = torch.stack(found).mean(0)
+        return {
+            name: float(value)
+            for name, value in ({"valid/nats": losses.mean()} | _named("valid/nats", losses)).items()
+        }
+
+    def final_model(self) -> TokenLM:
+        state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
+        lm = TokenLM(self.model.lm.config)
+        checkpoint.load_strict(lm, state, "training")
+        lm.name = self.config.name or lm.system
+        return lm.to(self.device).eval().requires_grad_(False)
+
+
+def _named(name: str, losses: Tensor) -> dict[str, Tensor]:
+    return {f"{name}_{stream + 1}": value for stream, value in enumerate(losses)}
