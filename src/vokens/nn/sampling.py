@@ -39,7 +39,9 @@ class Sampler:
         if self.kind not in kinds:
             raise ConfigError(f"kind={self.kind!r} was given: {', '.join(kinds)} are accepted")
         if not (0 < self.top_p <= 1 and self.top_k > 0 and self.temperature > 0 and self.window > 0):
-            raise ConfigError(f"top_p in (0, 1], top_k, window and temperature above 0 are accepted; got {self}")
+            raise ConfigError(
+                f"top_p in (0, 1], top_k, window and temperature above 0 are accepted; got {self}"
+            )
 
     def draw(
         self, scores: Tensor, history: Sequence[int] = (), generator: torch.Generator | None = None

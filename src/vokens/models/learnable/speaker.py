@@ -65,8 +65,8 @@ class AttentionBlock(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(32, config.width), config.width)
         self.qkv = nn.Conv1d(config.width, 3 * config.width, 1)
         self.out = nn.Conv1d(config.width, config.width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for weight in self.out.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, C, T) -> (B, C, T); mask (B, T) bool is True inside each row."""
