@@ -181,7 +181,6 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             analyzer=bool(named & set(ON_ANALYZER)),
             semantic="semantic" in named,
             vocoder=bool(named & set(ON_VOCODER)),
-            fresh=not config.init,
         )
         self.sizes = sizes
         return learner
@@ -211,8 +210,8 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         tokens = max(1, round(data.seconds * RATE / hop))
         self.train = self._crops(data.train, data.train_split, tokens * hop, training=True)
         self.valid = self._crops(data.valid, data.valid_split, tokens * hop) if data.valid else None
-        if not self.config.init:
-            self._start_from_the_mean()
+        if self.model.analyzer and not self.config.init:
+            self._start()
 
     def _crops(self, source: str, split: str | None, crop: int, training: bool = False) -> Crops:
         data, cache = self.config.data, Path(self.config.data.cache)
@@ -234,10 +233,13 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         )
 
     @torch.no_grad()
-    def _start_from_the_mean(self) -> None:
-        """The mel decoder's first mel is the mean one of speech, not zero, 5 nepers above it."""
-        mel = self.spectrum(self.train.batch(0).wave.to(self.device))
-        self.model.codec.mel_decoder.last.get_parameter("bias").copy_(mel.mean((0, 2)).cpu())
+    def _start(self) -> None:
+        """Layers keep their input's size, and the first mel is the mean one of speech, not zero, 6 nepers above."""
+        batch, model = self.train.batch(0), self.model.to(self.device)
+        wave = batch.wave.to(self.device)
+        mel = self.spectrum(wave)
+        model.start_from(self._heard(batch, wave, mel)[0])
+        model.codec.mel_decoder.last.get_parameter("bias").copy_(mel.mean((0, 2)))
 
     def prepare(self) -> None:
         super().prepare()

@@ -4,8 +4,8 @@ The voice is heard in shuffled pieces of the recording, so that it cannot carry 
 Mega-TTS's (arXiv 2306.03509 §3.1): a stack for each resolution of time, on all windows instead of drawn ones.
 """
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vokens.models.socodec.causal import Past, ResidualUnit
+from vokens.models.socodec.causal import CausalConv, Past, ResidualUnit
 from vokens.models.socodec.model import SoCodec
 from vokens.models.socodec.vocoder import Vocoder
 from vokens.nn.discriminators import ConvStack
@@ -47,25 +47,13 @@ class SoCodecLearner(nn.Module):
     Args:
         analyzer, semantic, vocoder: what is trained; the rest of the weights stays as it is. semantic: the semantic
             decoder's own output, beside the mel.
-        fresh: start the convolutions so that the signal keeps its size through the swish stacks. As PyTorch starts
-            them each halves it, and of 20 of them nothing is left.
     """
 
     def __init__(
-        self,
-        codec: SoCodec,
-        *,
-        analyzer: bool = True,
-        semantic: bool = True,
-        vocoder: bool = True,
-        fresh: bool = True,
+        self, codec: SoCodec, *, analyzer: bool = True, semantic: bool = True, vocoder: bool = True
     ) -> None:
         super().__init__()
         self.codec, self.analyzer, self.semantic = codec, analyzer, semantic
-        if fresh:
-            for stack in (codec.front, codec.encoder, codec.semantic_decoder, codec.mel_decoder):
-                if stack is not None:
-                    keep_size(stack)
         for part in codec.children():
             part.requires_grad_(vocoder if isinstance(part, Vocoder) else analyzer)
         codec.semantic_decoder.last.requires_grad_(analyzer and semantic)
@@ -92,26 +80,34 @@ class SoCodecLearner(nn.Module):
         features = codec.semantic_decoder.last(hidden, past) if self.semantic else None
         return SoCodecOutput(codec.mel_decoder(hidden + voice), features, found.commit, wave)
 
+    @torch.no_grad()
+    def start_from(self, heard: Heard) -> None:
+        """Scale the layers so that each one's output deviates by 1 on this batch (arXiv 1511.06422), what a residual
+        unit adds by 0.3. As PyTorch starts them a swish stack shrinks all it is given: behind twelve layers a
+        thirtieth was left, and codes hardly reached the mel."""
+        units = [module for module in self.modules() if isinstance(module, ResidualUnit)]
+        branches = {unit.conv2 for unit in units}
+        hooks = []
+        for module in self.modules():
+            if isinstance(module, (CausalConv, nn.ConvTranspose1d, nn.Linear)):
+                nn.init.zeros_(module.get_parameter("bias"))
+                size = 0.3 if module in branches else 1.0
+                hooks.append(module.register_forward_hook(partial(_to_size, size=size)))
+        self(heard, quantize=False)
+        for hook in hooks:
+            hook.remove()
+
     def latent(self, heard: Heard) -> Tensor:
         """The encoder's output (B, T, width)."""
         features = self.codec.features(heard.wave) if heard.features is None else heard.features
         return self.codec.encoder(features).transpose(1, 2)
 
 
-def keep_size(stack: nn.Module) -> None:
-    """Weights whose outputs are as large as their inputs, behind a swish (He et al., arXiv 1502.01852)."""
-    for module in stack.modules():
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            up = isinstance(module, nn.ConvTranspose1d)
-            seen = (
-                2 * module.in_channels if up else module.in_channels // module.groups * module.kernel_size[0]
-            )
-            nn.init.normal_(module.weight, std=math.sqrt(2 / seen))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for module in stack.modules():
-        if isinstance(module, ResidualUnit):  # its sum keeps about the size of what passes beside
-            module.conv2.weight.data.mul_(0.3)
+def _to_size(module: nn.Module, inputs: object, output: Tensor, size: float) -> Tensor:
+    """A forward hook that scales a layer's weight so that its output deviates by `size`."""
+    scale = size / output.std().clamp(min=1e-6)
+    module.get_parameter("weight").mul_(scale)
+    return output * scale
 
 
 def voice_clips(mel: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
