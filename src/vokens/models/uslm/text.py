@@ -7,6 +7,7 @@ no other package and no language.
 import re
 from abc import ABC, abstractmethod
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from vokens.errors import ConfigError, MissingExtra
@@ -106,20 +107,18 @@ def phonemise(text: str) -> str:
 @cache
 def _espeak() -> tuple[Any, Any]:
     try:
-        from phonemizer.backend import EspeakBackend
-        from phonemizer.backend.espeak.wrapper import EspeakWrapper
-        from phonemizer.separator import Separator
+        names = ("phonemizer.backend", "phonemizer.backend.espeak.wrapper", "phonemizer.separator")
+        backends, wrapper, separators = (import_module(name) for name in names)
     except ImportError as error:
         raise MissingExtra("phonemizer", "espeak", "turning text into phonemes") from error
     try:  # espeak-ng as a wheel, where there is one
-        from espeakng_loader import get_data_path, get_library_path
-
-        EspeakWrapper.set_library(get_library_path())
-        EspeakWrapper.set_data_path(get_data_path())
+        wheel = import_module("espeakng_loader")
+        wrapper.EspeakWrapper.set_library(wheel.get_library_path())
+        wrapper.EspeakWrapper.set_data_path(wheel.get_data_path())
     except ImportError:
         pass  # the system's
     try:
-        backend = EspeakBackend(
+        backend = backends.EspeakBackend(
             "en-us",
             preserve_punctuation=True,
             with_stress=False,
@@ -129,7 +128,7 @@ def _espeak() -> tuple[Any, Any]:
         )
     except RuntimeError as error:
         raise ConfigError(f"{error}: install espeak-ng, or `pip install espeakng-loader`") from error
-    return backend, Separator(word=WORD, syllable="-", phone="|")
+    return backend, separators.Separator(word=WORD, syllable="-", phone="|")
 
 
 def front_end(name: str) -> FrontEnd:
