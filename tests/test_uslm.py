@@ -1,8 +1,7 @@
-"""USLM: the published networks' numbers and codes, cache = whole pass, batches as singles, text front ends."""
+"""USLM: the published networks' numbers and codes, cache = whole pass, batches as singles."""
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from safetensors.torch import load_file
 
 import vokens
 from vokens import checkpoint
-from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
+from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig
-from vokens.models.uslm import USLM, Sampling, USLMConfig, text
+from vokens.models.uslm import USLM, Sampling, USLMConfig
 from vokens.models.uslm import checkpoint as layout
 from vokens.models.uslm.loss import next_code_loss, stage_loss
 from vokens.models.uslm.sampling import GREEDY, draw, keep_likeliest
@@ -23,7 +22,6 @@ from vokens.models.uslm.transformer import Memory
 
 GOLDEN = Path(__file__).parent / "golden/uslm"
 FACTS = json.loads((GOLDEN / "config.json").read_text())
-TEXT = json.loads((GOLDEN / "text.json").read_text())
 PUBLISHED = USLMConfig(front_end="espeak", published_stop=True, published_targets=True)
 TINY = replace(PUBLISHED, width=64, heads=4, layers=2, feedforward=256)
 
@@ -334,54 +332,6 @@ def test_released_sizes_match():
         close(hidden[..., ::16], case[f"nar.{stage}.hidden.every16"])
         close(logits[..., ::32], case[f"nar.{stage}.logits.every32"])
         assert torch.equal(logits.argmax(-1), case[f"nar.{stage}.argmax"])
-
-
-# Text ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_released_symbols():
-    assert {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {s: 3 + i for i, s in enumerate(text.SYMBOLS)} == TEXT[
-        "id_of"
-    ]
-
-
-@pytest.mark.parametrize(
-    "case", TEXT["text_cases"] + TEXT["postprocess_cases"], ids=lambda case: case["phonemized"]
-)
-def test_phonemes_match(case):
-    phonemes = text.Phonemes()
-    assert text.split(case["phonemized"]) == case["symbols"]
-    if case["ids"] is not None:
-        assert phonemes.ids(case["phonemized"]) == case["ids"]
-    else:
-        with pytest.raises(ConfigError, match=re.escape(repr(case["unknown"]))):
-            phonemes.ids(case["phonemized"])
-
-
-def test_espeak_says_what_the_published_front_end_says():
-    pytest.importorskip("phonemizer")
-    pytest.importorskip("espeakng_loader")
-    for case in TEXT["text_cases"]:
-        assert text.phonemise(case["text"]) == case["phonemized"]
-        assert text.Espeak().ids(case["text"]) == case["ids"]
-
-
-def test_espeak_is_optional(monkeypatch):
-    monkeypatch.setitem(sys.modules, "phonemizer.backend", None)
-    text._espeak.cache_clear()
-    with pytest.raises(MissingExtra, match="phonemizer"):
-        text.Espeak().ids("hello")
-
-
-def test_bytes_are_every_text():
-    ends = text.Bytes()
-    assert ends.ids("  ab  c ") == [1, 3 + 97, 3 + 98, 3 + 32, 3 + 99, 2]
-    assert ends.ids("é", "a") == [1, 3 + 97, 3 + 32, 3 + 0xC3, 3 + 0xA9, 2]
-    assert text.Phonemes().ids("eɪ", "h|aɪ") == [
-        1,
-        *(text.FIRST + text.SYMBOLS.index(s) for s in ("h", "aɪ", "_", "eɪ")),
-        2,
-    ]
 
 
 # What cannot be asked ------------------------------------------------------------------------------------------

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from vokens.errors import ConfigError
-
-FRONT_ENDS = ("bytes", "phonemes", "espeak")
+from vokens.text.front_end import check_name
 
 
 @dataclass(frozen=True)
@@ -14,8 +13,7 @@ class USLMConfig:
     Attributes:
         width: D of both networks. heads, layers, feedforward: of each network's transformer.
         text_symbols: rows of the text embedding. codebook_size, num_codebooks: of the tokenizer's codes.
-        front_end: how text becomes symbols: "bytes" (UTF-8), "espeak" (text to phonemes by espeak-ng) or
-            "phonemes" (phonemes as the user gives them).
+        front_end: how text becomes symbols, a name of `vokens.text.front_end`: "bytes", "characters", "espeak" ...
         prefix_mode: what the second network sees of the prompt. 0: its text, and its codes up to the layer
             before the predicted one, as those of the rest. 1: its text and all its codes. 2: its codes alone.
         frames_per_symbol: speech ends after so many frames for each symbol of text at the latest.
@@ -49,8 +47,7 @@ class USLMConfig:
             raise ConfigError(f"num_codebooks={self.num_codebooks}: 2 or more are accepted, one per network")
         if self.prefix_mode not in (0, 1, 2):
             raise ConfigError(f"prefix_mode={self.prefix_mode} was given: 0, 1 and 2 are accepted")
-        if self.front_end not in FRONT_ENDS:
-            raise ConfigError(f"front_end={self.front_end!r} was given: {', '.join(FRONT_ENDS)} are accepted")
+        check_name(self.front_end)
 
     @property
     def end(self) -> int:

@@ -18,8 +18,8 @@ from vokens.models.uslm import checkpoint as layout
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
 from vokens.models.uslm.sampling import Sampling, draw
-from vokens.models.uslm.text import PAD, front_end
 from vokens.models.uslm.transformer import Memory
+from vokens.text.front_end import PAD, front_end
 from vokens.tokens import Tokens
 
 

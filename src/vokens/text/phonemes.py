@@ -1,19 +1,16 @@
-"""Text front ends of USLM: a text becomes ids between <bos> (1) and <eos> (2); 0 is padding.
+"""Phonemes as symbols: the released table of USLM (SpeechTokenizer, arXiv 2308.16692), US English of espeak-ng.
 
-Phonemes have the released table of 90 symbols, ids from 3 in the order of their code points. Bytes need no table,
-no other package and no language.
+90 symbols, ids from 3 in the order of their code points. The user gives phonemes, or text and installs espeak-ng.
 """
 
 import re
-from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from vokens.errors import ConfigError, MissingExtra
+from vokens.text.front_end import FIRST, FrontEnd
 
-PAD, BOS, EOS = 0, 1, 2
-FIRST = 3  # the id of the first symbol
 WORD = "_"  # between words, in the string and as a symbol
 
 # unique_text_tokens.k2symbols of the released model: US English of espeak-ng, some units of two or three signs.
@@ -26,37 +23,6 @@ SYMBOLS = sorted(_RELEASED.split())
 _ID = {symbol: FIRST + place for place, symbol in enumerate(SYMBOLS)}
 
 
-class FrontEnd(ABC):
-    """Text to ids. `num_ids` is the rows that an embedding of them needs."""
-
-    num_ids: int
-
-    @abstractmethod
-    def symbols(self, text: str) -> list[int]:
-        """Ids of the text alone. Raises ConfigError for a text that has none, or symbols outside the table."""
-
-    def ids(self, text: str, prompt_text: str = "") -> list[int]:
-        """Ids of the prompt's text and the text after it, between <bos> and <eos>."""
-        whole = self.join(prompt_text.strip(), text) if prompt_text.strip() else text
-        found = self.symbols(whole)
-        if not found or not self.symbols(text):
-            raise ConfigError(f"the text {text!r} has nothing to say: give at least one letter")
-        return [BOS, *found, EOS]
-
-    def join(self, prompt_text: str, text: str) -> str:
-        """Both texts as one."""
-        return f"{prompt_text} {text}"
-
-
-class Bytes(FrontEnd):
-    """UTF-8 bytes of the text as it is, with outer and repeated white space cut: 3 ... 258."""
-
-    num_ids = FIRST + 256
-
-    def symbols(self, text: str) -> list[int]:
-        return [FIRST + byte for byte in " ".join(text.split()).encode()]
-
-
 class Phonemes(FrontEnd):
     """Phonemes that the user gives, "h|ə|l|oʊ,_w|ɜː|l|d!": | between phonemes, _ between words."""
 
@@ -67,7 +33,7 @@ class Phonemes(FrontEnd):
         unknown = sorted({symbol for symbol in found if symbol not in _ID})
         if unknown:
             raise ConfigError(
-                f"{unknown} in {text!r} are not among the {len(SYMBOLS)} phonemes of USLM (vokens.models.uslm.text."
+                f"{unknown} in {text!r} are not among the {len(SYMBOLS)} phonemes of USLM (vokens.text.phonemes."
                 "SYMBOLS): respell the word, or correct its phonemes and use front_end='phonemes'"
             )
         return [_ID[symbol] for symbol in found]
@@ -129,11 +95,3 @@ def _espeak() -> tuple[Any, Any]:
     except RuntimeError as error:
         raise ConfigError(f"{error}: install espeak-ng, or `pip install espeakng-loader`") from error
     return backend, separators.Separator(word=WORD, syllable="-", phone="|")
-
-
-def front_end(name: str) -> FrontEnd:
-    """The front end of a config's name."""
-    ends: dict[str, type[FrontEnd]] = {"bytes": Bytes, "phonemes": Phonemes, "espeak": Espeak}
-    if name not in ends:
-        raise ConfigError(f"front_end={name!r} was given: {', '.join(ends)} are accepted")
-    return ends[name]()

@@ -1,0 +1,119 @@
+"""Front ends: a text becomes ids, from UTF-8 bytes, characters, phonemes or the pieces of a trained tokenizer.
+
+One interface: language models know a front end by its name alone, which stands in their configs. Ids 0 to 2 are
+padding, <bos> and <eos>, and symbols follow, except in a trained tokenizer, which has its own.
+"""
+
+import unicodedata
+from abc import ABC, abstractmethod
+from functools import cache
+
+from vokens.errors import ConfigError
+
+PAD, BOS, EOS = 0, 1, 2
+FIRST = 3  # the id of the first symbol
+NAMES = ("bytes", "characters", "characters:ALPHABET", "phonemes", "espeak", "bpe:FOLDER")
+ALPHABET = " !\"'(),-.:;?abcdefghijklmnopqrstuvwxyz"
+_PLAIN = str.maketrans("’‘“”„«»‐‑–—", '\'\'"""""----')
+
+
+class FrontEnd(ABC):
+    """Text to ids. `num_ids` is the rows that an embedding of them needs."""
+
+    num_ids: int
+
+    @abstractmethod
+    def symbols(self, text: str) -> list[int]:
+        """Ids of the text alone. Raises ConfigError for a text that holds what the front end does not know."""
+
+    def ids(self, text: str, prompt_text: str = "") -> list[int]:
+        """Ids of the prompt's text and the text after it, between <bos> and <eos>.
+
+        Raises ConfigError for a text without any symbol.
+        """
+        if not self.symbols(text):
+            raise ConfigError(f"the text {text!r} has nothing to say: give at least one letter")
+        whole = self.join(prompt_text.strip(), text) if prompt_text.strip() else text
+        return self.enclose(self.symbols(whole))
+
+    def join(self, prompt_text: str, text: str) -> str:
+        """Both texts as one."""
+        return f"{prompt_text} {text}"
+
+    def enclose(self, symbols: list[int]) -> list[int]:
+        """Symbols between their marks of begin and end."""
+        return [BOS, *symbols, EOS]
+
+
+class Bytes(FrontEnd):
+    """UTF-8 bytes of the text as it is, with outer and repeated white space cut: 3 ... 258."""
+
+    num_ids = FIRST + 256
+
+    def symbols(self, text: str) -> list[int]:
+        return [FIRST + byte for byte in " ".join(text.split()).encode()]
+
+
+class Characters(FrontEnd):
+    """Characters of an alphabet, in its order. What it lacks is tried in lower case, without its accent, and as the
+    plain sign of a typographic one; numbers have to be words, as `vokens.text.normalise` makes them."""
+
+    def __init__(self, alphabet: str = ALPHABET) -> None:
+        if not alphabet.strip() or len(set(alphabet)) != len(alphabet):
+            raise ConfigError(f"the alphabet {alphabet!r} was given: at least one letter, each sign once")
+        self._id = {character: FIRST + place for place, character in enumerate(alphabet)}
+        self.num_ids = FIRST + len(alphabet)
+
+    def symbols(self, text: str) -> list[int]:
+        found, unknown = [], set()
+        for character in unicodedata.normalize("NFC", " ".join(text.split())):
+            spelt = self._spelt(character)
+            found += [self._id[sign] for sign in spelt or ""]
+            unknown |= set() if spelt else {character}
+        if unknown:
+            raise ConfigError(
+                f"{sorted(unknown)} in {text!r} are not in this front end's alphabet: write numbers as words "
+                "(vokens.text.normalise), or take front_end='bytes', which knows every text"
+            )
+        return found
+
+    def _spelt(self, character: str) -> str | None:
+        """The character in signs of the alphabet; None where there are none."""
+        plain = character.translate(_PLAIN)
+        for form in (character, plain, plain.lower(), _without_accents(plain.lower())):
+            if form and all(sign in self._id for sign in form):
+                return form
+        return None
+
+
+def _without_accents(character: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+
+
+@cache
+def front_end(name: str) -> FrontEnd:
+    """The front end of a name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained tokenizer.
+
+    Raises ConfigError for other names, and MissingExtra where a tokenizer needs the package "tokenizers".
+    """
+    check_name(name)
+    kind, _, detail = name.partition(":")
+    if kind == "bytes":
+        return Bytes()
+    if kind == "characters":
+        return Characters(detail) if detail else Characters()
+    if kind == "bpe":
+        from vokens.text.bpe import Pieces
+
+        return Pieces(detail)
+    from vokens.text.phonemes import Espeak, Phonemes
+
+    return Phonemes() if kind == "phonemes" else Espeak()
+
+
+def check_name(name: str) -> None:
+    """ConfigError unless a front end may have this name; opens no file."""
+    kind, colon, detail = name.partition(":")
+    detailed = {"characters": not colon or bool(detail), "bpe": bool(detail)}
+    if not detailed.get(kind, not colon and kind in NAMES):
+        raise ConfigError(f"front_end={name!r} was given: {', '.join(NAMES)} are accepted")
