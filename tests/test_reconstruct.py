@@ -16,7 +16,7 @@ from vokens.bench.judges import NotInstalled
 from vokens.bench.options import Reconstruct
 from vokens.bench.peers import ogg_payload, peer
 from vokens.bench.reconstruct import run
-from vokens.bench.summary import summarise
+from vokens.bench.summary import summary_row
 from vokens.errors import ConfigError
 
 RATE = 16000
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory) -> Path:
 
 def options(corpus: Path, out: Path, **changes) -> Reconstruct:
     base = Reconstruct(
-        data=corpus / "manifest.jsonl", out=out, model=None, split="test", processes=1,
+        data=corpus / "manifest.jsonl", out=out, models="", split="test", processes=1,
         peers="original", metrics="si-sdr,mel",
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
@@ -162,13 +162,15 @@ def test_summary_pools_words_and_rates():
         second | {"id": "2", "stoi": None, "seconds": 3.0, "bits": 5000},  # no text
         second | {"id": "3", "stoi": 0.7, "edits": 0, "words": 9},
     ]
-    line = summarise(results, ["a"], [])["rows"][0]
-    assert (line["kbps"], line["rtf"], line["wer"]) == (1.4, 0.3, 10.0)
-    assert (line["stoi"], line["undefined"]) == (0.6, {"stoi": 1})
+    row = summary_row("a", "model", "", results, "ears")
+    values = {name: found["value"] for name, found in row["metric"].items()}
+    assert values == {"bitrate": 1.4, "rtf": 0.3, "wer": 10.0, "stoi": 0.6}
+    assert [row["metric"][name]["n"] for name in ("bitrate", "stoi", "wer")] == [3, 2, 2]
+    assert row["metric"]["wer"]["mode"] == "ears, greedy"
 
 
 def without_time(folder: Path) -> list[dict]:
-    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    results = [json.loads(line) for line in (folder / "reconstruct.jsonl").read_text().splitlines()]
     return sorted(
         ({k: v for k, v in result.items() if k != "compute_seconds"} for result in results),
         key=lambda result: (result["row"], result["id"]),
@@ -186,22 +188,23 @@ def tiny_codec(tmp_path_factory) -> Path:
 
 
 def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
-    whole = options(corpus, tmp_path / "whole", model=str(tiny_codec))
+    whole = options(corpus, tmp_path / "whole", models=str(tiny_codec))
     assert run(whole) == 0
-    rows = json.loads((whole.out / "summary.json").read_text())["rows"]
+    rows = json.loads((whole.out / "reconstruct.json").read_text())["rows"]
     assert [row["row"] for row in rows] == ["mini 1", "mini 1-2", "mini 1-3", "mini 2-3", "original"]
     assert [row["files"] for row in rows] == [3] * 5
-    assert rows[2]["kbps"] == pytest.approx(0.6, rel=0.05)  # 50 Hz x 3 x 4 bits, and the last frames' padding
-    assert "| mini 1-3 | 3 |" in capsys.readouterr().out
+    kbps = rows[2]["metric"]["bitrate"]["value"]
+    assert kbps == pytest.approx(0.6, rel=0.05)  # 50 Hz x 3 x 4 bits, and the last frames' padding
+    assert "mini 1-3 3 (3 s)" in capsys.readouterr().out
 
     parts = dataclasses.replace(whole, out=tmp_path / "parts", limit=1)
     run(parts)
-    cut = (parts.out / "results.jsonl").read_text()[:-20]  # the last line of a run that was killed
-    (parts.out / "results.jsonl").write_text(cut)
+    cut = (parts.out / "reconstruct.jsonl").read_text()[:-20]  # the last line of a run that was killed
+    (parts.out / "reconstruct.jsonl").write_text(cut)
     assert run(dataclasses.replace(whole, out=parts.out)) == 0
     assert without_time(parts.out) == without_time(whole.out)
     tokens = [
-        sorted(path.name for path in (folder / "tokens").iterdir()) for folder in (whole.out, parts.out)
+        sorted(path.name for path in (folder / "tokens/mini").iterdir()) for folder in (whole.out, parts.out)
     ]
     assert tokens[0] == tokens[1] == ["s%2F7.vok", "s%2F8.vok", "s%2F9.vok"]
 
@@ -222,7 +225,7 @@ def test_missing_peers_and_broken_files_do_not_stop_the_rest(corpus, tmp_path, m
     monkeypatch.setenv("VOKENS_EVAL_MODELS", str(tmp_path))
     code = run(options(tmp_path / "data", tmp_path / "out", peers="original,lyra-6"))
     assert code == 1
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "reconstruct.json").read_text())
     assert summary["failed"] == 1
     assert summary["rows"][0]["files"] == 2
     assert "soundstream_encoder.tflite" in summary["notes"]["lyra-6"]
@@ -231,4 +234,4 @@ def test_missing_peers_and_broken_files_do_not_stop_the_rest(corpus, tmp_path, m
 
 def test_missing_judges_stop_at_once(corpus, tmp_path):
     with pytest.raises(ConfigError, match=r"docs/metrics\.md"):
-        run(options(corpus, tmp_path / "out", metrics="wer", models=tmp_path))
+        run(options(corpus, tmp_path / "out", metrics="wer", judges=tmp_path))

@@ -1,1 +1,36 @@
-"""How good is a codec: metrics, the models that judge, other codecs, and the benchmark that joins them."""
+"""How good is a tokenizer: one benchmark for all, as a table of parts that share options and one form of results.
+
+A part joins by a line of `BENCHES`; its results, in the form of `vokens.bench.results`, can then be reported.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A part of the benchmark.
+
+    module: has `run(options) -> int`, the exit code. options: the dataclass of its options as "module:Class"; that
+    module imports no torch. Parts whose options are `vokens.bench.options.Measure` are those that `all` can run.
+    """
+
+    module: str
+    options: str
+    help: str
+
+    def options_class(self) -> type[Any]:
+        """The dataclass of the options."""
+        module, name = self.options.split(":")
+        return getattr(import_module(module), name)
+
+
+BENCHES = {
+    "reconstruct": Bench(
+        "vokens.bench.reconstruct", "vokens.bench.options:Reconstruct", "how good is the resynthesis"
+    ),
+    "all": Bench(
+        "vokens.bench.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
+    ),
+}

@@ -1,11 +1,12 @@
 """Which recordings are measured: lines of a manifest or files of a folder, filtered, ordered by id."""
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import soundfile
 
-from vokens.bench.options import Reconstruct
+from vokens.bench.options import Measure
 from vokens.corpus.sources.addresses import is_url
 from vokens.corpus.sources.records import Record, read_records
 from vokens.errors import ConfigError
@@ -15,24 +16,24 @@ _AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 @dataclass(frozen=True)
 class Item:
-    """One recording; text and language are None where they are not known."""
+    """One recording; what its manifest does not say is None."""
 
     id: str
     path: Path
     text: str | None = None
     language: str | None = None
+    speaker: str | None = None
 
 
-def find_items(options: Reconstruct) -> list[Item]:
+def find_items(options: Measure) -> list[Item]:
     """The recordings that `options` asks for. Raises ConfigError when there are none."""
-    if options.data.is_dir() and not (options.data / "manifest.jsonl").is_file():
-        records = _folder_records(options.data)
+    data = Path(str(files("vokens") / "samples")) if options.data is None else options.data
+    if data.is_dir() and not (data / "manifest.jsonl").is_file():
+        records = _folder_records(data)
     else:
-        records = _manifest_records(
-            options.data / "manifest.jsonl" if options.data.is_dir() else options.data
-        )
+        records = _manifest_records(data / "manifest.jsonl" if data.is_dir() else data)
     chosen = [
-        Item(record.id, Path(record.path), record.text, record.language)
+        Item(record.id, Path(record.path), record.text, record.language, record.speaker)
         for record in sorted(records, key=lambda record: record.id)
         if _labels_fit(record, options) and _length_fits(record, options)
     ]
@@ -41,14 +42,14 @@ def find_items(options: Reconstruct) -> list[Item]:
         chosen = [chosen[int((i + 0.5) * len(chosen) / options.limit)] for i in range(options.limit)]
     if not chosen:
         raise ConfigError(
-            f"{options.data} has {len(records)} recordings, none of them with split={options.split}, "
+            f"{data} has {len(records)} recordings, none of them with split={options.split}, "
             f"language={options.language}, {options.min_seconds:g} to {options.max_seconds:g} s"
             f"{', with text' if options.with_text else ''}: widen the filters"
         )
     return chosen
 
 
-def _labels_fit(record: Record, options: Reconstruct) -> bool:
+def _labels_fit(record: Record, options: Measure) -> bool:
     return (
         (options.split is None or record.split == options.split)
         and (options.language is None or record.language == options.language)
@@ -56,7 +57,7 @@ def _labels_fit(record: Record, options: Reconstruct) -> bool:
     )
 
 
-def _length_fits(record: Record, options: Reconstruct) -> bool:
+def _length_fits(record: Record, options: Measure) -> bool:
     seconds = record.duration or soundfile.info(record.path).duration
     return options.min_seconds <= seconds <= options.max_seconds
 

@@ -42,5 +42,5 @@ def check_files(home: Path, names: tuple[str, ...]) -> None:
     if missing:
         raise NotInstalled(
             f"{home} lacks {', '.join(missing)}. docs/metrics.md, 'The models that judge', has the commands "
-            "that fetch them; another folder is named by --models or VOKENS_EVAL_MODELS."
+            "that fetch them; another folder is named by --judges or VOKENS_EVAL_MODELS."
         )

@@ -1,25 +1,32 @@
-"""What `vokens bench reconstruct` is asked to do; without torch, so that help answers at once."""
+"""What the parts of `vokens bench` are asked to do; without torch, so that help answers at once."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from vokens.errors import ConfigError
 
-METRICS = ("stoi", "estoi", "pesq", "si-sdr", "mel", "speaker", "wer")
+METRICS = (
+    *("stoi", "estoi", "pesq-wb", "pesq-nb", "si-sdr", "mel", "stft", "mcd", "f0", "voicing"),
+    *("speaker", "wer"),
+)
 PEERS = "original,codec2-3200,codec2-1300,opus-6,lyra-3.2,lyra-6"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct:
-    """How good is the resynthesis of a codec, beside that of other codecs, over the files of a corpus."""
+class Measure:
+    """What is measured, on which recordings, and where results go: options of all parts."""
 
-    data: Path
-    """A manifest (.jsonl with id, path, text, language, split, duration), or a folder of audio."""
-    out: Path
-    """Folder of the results. Files that it has already are not measured again."""
-    model: str | None = "mini"
-    """A name of `vokens models`, a hub id, a folder, a published file; None measures the peers alone."""
+    models: Annotated[str, arg(aliases=("--model", "-m"), metavar="NAME,...")] = "mini"
+    """By commas: names of `vokens models`, hub ids, folders, published files."""
+    data: Path | None = None
+    """A manifest (.jsonl with id, path, text, language, split, duration), or a folder of audio. Default: the two
+    recordings that the package brings."""
+    out: Annotated[Path, arg(aliases=("-o",))]
+    """Folder of the results. What it has already is not measured again."""
     split: str | None = None
     """Only lines of the manifest with this split."""
     language: str | None = None
@@ -32,20 +39,40 @@ class Reconstruct:
     """Only files at most this long."""
     limit: int | None = None
     """Only N of these files, evenly spaced in the order of their ids."""
+    device: str = "cpu"
+    """Where the codecs run."""
+    threads: int = 1
+    """Threads that torch computes with."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def model_names(self) -> list[str]:
+        """The models asked for, in order, each once."""
+        return list(dict.fromkeys(split_list(self.models)))
+
+    def selection(self) -> dict[str, object]:
+        """Which recordings are taken: the filters, as the results name them."""
+        names = ("split", "language", "with_text", "min_seconds", "max_seconds", "limit")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Measure):
+    """How good is the resynthesis of codecs, beside that of others, over the files of a corpus."""
+
     codebooks: str | None = None
-    """Rows of the codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
+    """Rows of a codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
     peers: str = PEERS
-    """Codecs beside it: original, codec2-MODE, opus-KBPS, lyra-3.2, lyra-6, lyra-9.2; '' for none."""
+    """Codecs beside them, where installed: original, codec2-MODE, opus-KBPS, lyra-3.2, lyra-6, lyra-9.2; '' for
+    none."""
     metrics: str = ",".join(METRICS)
     """Which numbers to compute."""
     recogniser: str = "moonshine-tiny-en"
     """The model that writes down what is said: moonshine-tiny-en or moonshine-base-en."""
-    models: Path | None = None
+    judges: Path | None = None
     """Folder of the models that judge (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
-    device: str = "cpu"
-    """Where the codec runs."""
     processes: int = 2
-    """Files measured at once, each on one thread."""
+    """Files measured at once."""
 
     def wanted_metrics(self) -> tuple[str, ...]:
         """The metrics asked for, in the order of METRICS; raises ConfigError for others."""
@@ -70,6 +97,18 @@ class Reconstruct:
                 )
             ranges[f"{first}-{last}" if last > first else f"{first}"] = (first - 1, last)
         return ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every(Measure):
+    """Several parts in turn into one folder, each with the options that all share and its own defaults."""
+
+    only: str | None = None
+    """Which parts, by commas; all of them, if not given."""
+
+    def of(self, options: type[Measure]) -> Measure:
+        """The options of one part."""
+        return options(**{field.name: getattr(self, field.name) for field in fields(Measure)})
 
 
 def split_list(text: str) -> list[str]:

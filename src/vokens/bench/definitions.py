@@ -1,0 +1,85 @@
+"""Every number of the benchmark by name: its title, its unit, and the exact mode in which it is taken.
+
+docs/metrics.md has the definitions. A name may go on after a slash with the condition: `agreement/white/20dB`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_DRAWS = 1000  # bootstrap samples of an interval
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a number is. better: "up", "down", or "" where neither is better. digits: after the point in tables."""
+
+    title: str
+    unit: str
+    better: str
+    digits: int
+    mode: str
+
+
+DEFINITIONS = {
+    "bitrate": Definition("bit rate", "kbit/s", "down", 2, "log2 of codebook sizes; peers: what they sent"),
+    "stoi": Definition("STOI", "", "up", 3, "classic, 10 kHz, 150 to 4300 Hz, pystoi"),
+    "estoi": Definition("ESTOI", "", "up", 3, "extended, 10 kHz, 150 to 4300 Hz, pystoi"),
+    "pesq-wb": Definition("PESQ-WB", "MOS-LQO", "up", 2, "P.862.2, 16 kHz, 50 to 7000 Hz, pesq"),
+    "si-sdr": Definition("SI-SDR", "dB", "up", 1, "16 kHz, mean-free"),
+    "mel": Definition("mel distance", "neper", "down", 3, "16 kHz, 80 bands to 8 kHz, 1024/256"),
+    "speaker": Definition("speaker similarity", "", "up", 3, "CAM++ zh-en, 16 kHz, cosine"),
+    "wer": Definition("word error", "%", "down", 1, "Moonshine, greedy"),
+    "rtf": Definition("real-time factor", "s/s", "down", 3, "encode and decode, wall clock"),
+}
+
+
+def definition(name: str) -> Definition:
+    """Of a metric's name, whatever its condition after the slash."""
+    return DEFINITIONS[name.split("/")[0]]
+
+
+def metric(
+    name: str,
+    parts: Sequence[float | None],
+    wholes: Sequence[float] | None = None,
+    *,
+    scale: float = 1.0,
+    mode: str = "",
+) -> dict[str, Any]:
+    """One number over recordings, as results hold it: {"value", "unit", "mode", "n", "ci"}.
+
+    The value is the mean of `parts` (N,), or with `wholes` (N,) the sum of parts over the sum of wholes, times
+    scale. Recordings whose part is None are left out; n says how many are in. ci: the 95 % interval of 1000
+    bootstrap samples over recordings (Efron 1979), seeded; none for fewer than 2. mode: of DEFINITIONS, unless
+    given.
+    """
+    weights = [1.0] * len(parts) if wholes is None else wholes
+    pairs = np.array([(p, w) for p, w in zip(parts, weights, strict=True) if p is not None], float).reshape(
+        -1, 2
+    )
+    found: dict[str, Any] = {
+        "value": None,
+        "unit": definition(name).unit,
+        "mode": mode or definition(name).mode,
+    }
+    found["n"] = len(pairs)
+    total = pairs.sum(0)
+    if total[1] > 0:
+        found["value"] = round(float(scale * total[0] / total[1]), 6)
+    if len(pairs) > 1 and total[1] > 0:
+        draws = np.random.default_rng(0).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), _DRAWS)
+        sums = draws @ pairs
+        sums = sums[sums[:, 1] > 0]
+        low, high = np.quantile(scale * sums[:, 0] / sums[:, 1], [0.025, 0.975])
+        found["ci"] = [round(float(low), 6), round(float(high), 6)]
+    return found
+
+
+def single(name: str, value: float | None, n: int, mode: str = "") -> dict[str, Any]:
+    """One number that belongs to all `n` recordings at once, without an interval."""
+    known = definition(name)
+    rounded = None if value is None or not np.isfinite(value) else round(float(value), 6)
+    return {"value": rounded, "unit": known.unit, "mode": mode or known.mode, "n": n}

@@ -1,0 +1,225 @@
+"""The one form of results that every part of the benchmark writes, so that one report can draw any of them.
+
+FOLDER/<bench>.jsonl   one line per row and recording, written as soon as it is known: {"row", "model", "id",
+                       "fingerprint", and what the part measured}; a stopped run goes on after the last whole
+                       line. A process that runs holds a lock on it.
+FOLDER/<bench>.json    {"bench", "settings", "selection", "machine", "rows", "notes", "failed"}, written whole.
+                       settings: what all lines of the jsonl have in common; another setting is refused.
+                       selection: models and filters of the last run, of which the rows tell.
+                       rows: in the order asked for, [] until the first run ends; each is {"row": label, "model",
+                       "fingerprint", "files", "seconds", "metric": {name: {"value": number or null, "unit",
+                       "mode", "n": recordings, "ci": [low, high]}}}; ci only where there is one. Names and
+                       their titles: `vokens.bench.definitions`; what follows a slash is the condition
+                       ("agreement/white/20dB").
+                       notes: {name: why it was not measured}. failed: recordings that could not be used.
+FOLDER/<bench>.md      the same as a table, which is also printed
+FOLDER/tokens/<model>/<id>.vok   the tokens, shared by all parts
+"""
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+from vokens import __version__
+from vokens.atomic import atomic_write
+from vokens.bench.definitions import definition
+from vokens.bench.options import Measure
+from vokens.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes apart there
+    fcntl = None
+
+Line = dict[str, Any]
+
+
+class Results:
+    """The results of one part of the benchmark in one folder; a context, within which the folder is its own.
+
+    settings: what makes numbers differ, beside the models and the recordings.
+    """
+
+    def __init__(self, options: Measure, bench: str, **settings: Any) -> None:
+        self._options, self._bench = options, bench
+        data = "the samples of the package" if options.data is None else str(options.data.resolve())
+        common = {"vokens": __version__, "data": data, "device": options.device, "seed": options.seed}
+        self._settings = common | settings
+        self._file: IO[str] | None = None
+        self._lines: dict[tuple[str, str], Line] = {}
+
+    def __enter__(self) -> Self:
+        self._options.out.mkdir(parents=True, exist_ok=True)
+        self._file = self._path(".jsonl").open("a+", encoding="utf-8")
+        try:
+            _lock(self._file, self._path(".jsonl"))
+            self._same_settings()
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()  # and with it the lock
+
+    def get(self, row: str, id: str, fingerprint: str = "") -> Line | None:
+        """The line of a row and a recording, if it was measured.
+
+        Raises ConfigError where it was measured with other weights.
+        """
+        line = self._lines.get((row, id))
+        if line is not None and line["fingerprint"] != fingerprint:
+            raise ConfigError(
+                f"{self._path('.jsonl')} holds results of {row} with weights {line['fingerprint'] or 'unknown'}, "
+                f"now they are {fingerprint or 'unknown'}: give another --out"
+            )
+        return line
+
+    def add(self, row: str, model: str, id: str, fingerprint: str = "", **found: Any) -> Line:
+        """Write one line, at once. Not-a-number and infinity become null, floats have 6 digits after the point."""
+        line = {"row": row, "model": model, "id": id, "fingerprint": fingerprint} | _plain(found)
+        self._lines[row, id] = line
+        if self._file is None:
+            raise ConfigError("results are written inside `with results:`")
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        return line
+
+    def finish(self, rows: Sequence[Line], *, notes: Mapping[str, str] | None = None, failed: int = 0,
+               **machine: Any) -> int:  # fmt: skip
+        """Write the summary and the table, print the table; the exit code: 1 if recordings failed."""
+        options = self._options
+        summary = {
+            "bench": self._bench,
+            "settings": self._settings,
+            "selection": {"models": options.model_names()} | options.selection(),
+            "machine": _machine(options) | machine,
+            "rows": list(rows),
+            "notes": dict(notes or {}),
+            "failed": failed,
+        }
+        self._write(".json", json.dumps(summary, indent=2) + "\n")
+        self._write(".md", table(summary))
+        print(table(summary))
+        return 1 if failed else 0
+
+    def _same_settings(self) -> None:
+        """Refuse to add to what was measured otherwise; else note the settings before the first line."""
+        path = self._path(".json")
+        if not path.is_file():
+            self._write(
+                ".json", json.dumps({"bench": self._bench, "settings": self._settings, "rows": []}) + "\n"
+            )
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        differ = [key for key in self._settings if before.get(key) != _json(self._settings[key])]
+        if differ:
+            was, now = ({key: values.get(key) for key in differ} for values in (before, self._settings))
+            raise ConfigError(f"{self._options.out} holds results with {was}, not {now}: give another --out")
+
+    def _read(self) -> None:
+        """The lines so far; a last one that was cut off by the end of its run is removed."""
+        if self._file is None:
+            return
+        self._file.seek(0)
+        text = self._file.read()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._file.truncate(len(whole.encode()))
+        self._lines = {(line["row"], line["id"]): line for line in map(json.loads, whole.splitlines())}
+
+    def _path(self, suffix: str) -> Path:
+        return self._options.out / f"{self._bench}{suffix}"
+
+    def _write(self, suffix: str, text: str) -> None:
+        with atomic_write(self._path(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """A summary as Markdown: a line per number with its unit and mode, a column per row of the results."""
+    rows = summary["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["metric"]))
+    lines = [["number", "unit", "mode", *(row["row"] for row in rows)]]
+    for name in names:
+        known = definition(name)
+        found = [row["metric"].get(name) for row in rows]
+        title = " ".join([known.title, *name.split("/")[1:]])
+        mode = next(value["mode"] for value in found if value is not None)
+        cells = [_cell(value, row, known.digits) for value, row in zip(found, rows, strict=True)]
+        lines.append([title, known.unit, mode, *cells])
+    text = f"# {summary['bench']}\n\n" + _markdown(lines)
+    counts = ", ".join(f"{row['row']} {row['files']} ({row['seconds']:.0f} s)" for row in rows)
+    text += (
+        f"\nRecordings: {counts}. In brackets: of how many, where not of all. Definitions: docs/metrics.md.\n"
+    )
+    for name, reason in summary["notes"].items():
+        text += f"\n{name}: not measured. {reason}\n"
+    if summary["failed"]:
+        text += f"\n{summary['failed']} files failed.\n"
+    return text
+
+
+def _cell(found: Line | None, row: Line, digits: int) -> str:
+    if found is None or found["value"] is None:
+        return "–"
+    return f"{found['value']:.{digits}f}" + (f" ({found['n']})" if found["n"] < row["files"] else "")
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *body = (f"| {' | '.join(line)} |\n" for line in lines)
+    return head + "|---|---|---" + "|---:" * (len(lines[0]) - 3) + "|\n" + "".join(body)
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ConfigError(
+            f"another process is writing {path}: wait until it ends, or give another --out"
+        ) from error
+
+
+def _machine(options: Measure) -> Line:
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(options.device) if "cuda" in options.device else options.device,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return round(float(value), 6) if math.isfinite(value) else None
+    return value
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
