@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from vokens.bench import metrics
 from vokens.errors import AudioError
@@ -204,3 +205,89 @@ def test_what_is_not_defined_is_nan():
 def test_lengths_must_agree():
     with pytest.raises(AudioError, match="equal length"):
         metrics.si_sdr(np.zeros(5), np.zeros(6))
+
+
+# Spectra, cepstra, pitch
+
+
+def magnitudes(wave: np.ndarray, size: int) -> np.ndarray:
+    signal = pytest.importorskip("scipy.signal")
+    padded = np.pad(wave.astype(float), size // 2, mode="reflect")
+    spectra = signal.stft(
+        padded, window="hann", nperseg=size, noverlap=3 * size // 4, boundary=None, padded=False
+    )
+    return np.abs(spectra[2]) * size / 2  # scipy divides by the window's sum
+
+
+def test_narrow_band_pesq_of_the_same_wave_is_the_end_of_its_scale():
+    pytest.importorskip("pesq")
+    clean = speechlike()
+    top = 0.999 + 4 / (1 + math.exp(-1.4945 * 4.5 + 4.6607))  # P.862.1's mapping of the highest raw score
+    assert metrics.pesq_nb(clean, clean) == pytest.approx(top, abs=1e-4)
+    high = np.random.default_rng(0).normal(0, 0.02, len(clean) * 8)
+    spectrum = np.fft.rfft(high[: len(clean)])
+    spectrum[np.fft.rfftfreq(len(clean), 1 / RATE) < 5000] = 0  # noise above its band
+    other = (clean + np.fft.irfft(spectrum, len(clean))).astype(np.float32)
+    assert metrics.pesq_nb(clean, other) > 4.2 > metrics.pesq_wb(clean, other)
+
+
+def test_stft_distance_is_that_of_scipy_and_of_a_gain():
+    clean, other = speechlike(), noisy(speechlike(), 0.01)
+    expected = []
+    for size in (512, 1024, 2048):
+        x, y = (np.maximum(magnitudes(wave, size), 1e-5) for wave in (clean, other))
+        expected.append(np.linalg.norm(x - y) / np.linalg.norm(x) + np.abs(np.log(x / y)).mean())
+    assert metrics.stft_distance(clean, other) == pytest.approx(np.mean(expected), abs=1e-4)
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    assert metrics.stft_distance(noise, 0.5 * noise) == pytest.approx(0.5 + math.log(2), abs=1e-3)
+    assert metrics.stft_distance(noise, noise) == 0
+
+
+def test_mel_cepstral_distortion_is_that_of_scipys_cosine_transform():
+    fft = pytest.importorskip("scipy.fft")
+    from vokens.audio.mel import LogMel
+
+    clean, other = speechlike(), noisy(speechlike(), 0.01)
+    logs = LogMel(metrics.MEL)(torch.from_numpy(np.stack([clean, other]))).double().numpy()
+    cepstra = fft.dct(logs, type=2, axis=1) / 80  # 1/80 sum 2 ln m cos
+    difference = (cepstra[0] - cepstra[1])[1:25]
+    expected = (10 / np.log(10) * np.sqrt(2 * (difference**2).sum(0))).mean()
+    assert metrics.mel_cepstral_distortion(clean, other) == pytest.approx(expected, abs=1e-6)
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    assert metrics.mel_cepstral_distortion(noise, 0.25 * noise) == pytest.approx(
+        0, abs=1e-3
+    )  # level is not in it
+
+
+def test_mel_cepstral_distortion_of_all_cepstra_is_the_spectral_distance_in_decibels(monkeypatch):
+    from vokens.audio.mel import LogMel
+
+    monkeypatch.setattr(metrics, "CEPSTRA", 79)
+    metrics._cosines.cache_clear()
+    try:
+        clean, other = speechlike(), noisy(speechlike(), 0.01)
+        found = metrics.mel_cepstral_distortion(clean, other)
+    finally:
+        metrics._cosines.cache_clear()
+    logs = LogMel(metrics.MEL)(torch.from_numpy(np.stack([clean, other]))).double()
+    decibels = 20 / math.log(10) * (logs[0] - logs[1])  # (80, F); Parseval
+    assert found == pytest.approx(float(decibels.std(0, unbiased=False).mean()), abs=1e-6)
+
+
+def test_pitch_error_of_known_tones():
+    def tone(pitch: float) -> np.ndarray:
+        t = np.arange(RATE) / RATE
+        return 0.1 * sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 8))
+
+    low, high = tone(200.0), tone(200.0 * 2 ** (50 / 1200))
+    cents, voicing = metrics.pitch_error(low, high)
+    assert cents == pytest.approx(50, abs=1)
+    assert voicing == pytest.approx(0, abs=1)
+    half = low.copy()
+    half[RATE // 2 :] = np.random.default_rng(0).normal(0, 0.05, RATE // 2)
+    cents, voicing = metrics.pitch_error(low, half)
+    assert cents < 5
+    assert voicing == pytest.approx(50, abs=4)
+    silence, error = metrics.pitch_error(low, np.zeros(RATE))
+    assert math.isnan(silence)
+    assert error == pytest.approx(100, abs=2)

@@ -12,11 +12,14 @@ from functools import cache
 import numpy as np
 import torch
 
+from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import LogMel, MelConfig
 from vokens.errors import AudioError, MissingExtra
 
 SAMPLE_RATE = 16000
 MEL = MelConfig(SAMPLE_RATE, n_fft=1024, win_length=1024, hop_length=256, n_mels=80, center=True)
+STFT_SIZES = (512, 1024, 2048)
+CEPSTRA = 24
 _STOI_SHORTEST = 0.4  # seconds: STOI compares segments of 384 ms
 
 
@@ -45,6 +48,15 @@ def stoi(reference: np.ndarray, degraded: np.ndarray, extended: bool = False) ->
 
 def pesq_wb(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Wide-band PESQ, MOS-LQO of ITU-T P.862.2, from 1.04 to 4.64; aligns the waves in time itself."""
+    return _pesq(reference, degraded, "wb")
+
+
+def pesq_nb(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Narrow-band PESQ, MOS-LQO of ITU-T P.862.1, from 1.02 to 4.55; aligns the waves in time itself."""
+    return _pesq(reference, degraded, "nb")
+
+
+def _pesq(reference: np.ndarray, degraded: np.ndarray, mode: str) -> float:
     try:
         import pesq
     except ImportError as error:
@@ -52,7 +64,7 @@ def pesq_wb(reference: np.ndarray, degraded: np.ndarray) -> float:
     reference, degraded = _pair(reference, degraded)
     if not degraded.any():  # the package divides by the level of the degraded wave
         return math.nan
-    value = pesq.pesq(SAMPLE_RATE, reference, degraded, "wb", on_error=pesq.PesqError.RETURN_VALUES)
+    value = pesq.pesq(SAMPLE_RATE, reference, degraded, mode, on_error=pesq.PesqError.RETURN_VALUES)
     return math.nan if value < 0 else float(value)  # -1: no utterance found, or under a quarter of a second
 
 
@@ -73,17 +85,73 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
 
 def log_mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Mean absolute difference of natural-log mel magnitudes (recipe: `MEL`), in nepers; 1 is 8.69 dB."""
+    mels = _log_mels(reference, degraded)
+    return math.nan if mels is None else float((mels[0] - mels[1]).abs().mean())
+
+
+def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Mel-cepstral distortion in dB (Kubichek 1993), mean over frames, frame by frame without time warping.
+
+    A frame's is 10 / ln 10 * sqrt(2 * sum of (c_m - c'_m)^2), m = 1..24, where c_m = 2/80 * sum over bands j of
+    ln mel_j * cos(pi m (j + 1/2) / 80), mels as in `log_mel_distance`: the cosine series of the log spectrum,
+    whose distance is the root mean square, in dB, of the difference of the two smoothed spectra without their level.
+    """
+    mels = _log_mels(reference, degraded)
+    if mels is None:
+        return math.nan
+    distance = _cosines() @ (mels[0] - mels[1]).double()  # (24, F)
+    return float(10 / math.log(10) * (2 * distance.square().sum(0)).sqrt().mean())
+
+
+def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Multi-resolution STFT distance (Yamamoto et al. 2020, 1910.11480 eq. 6 to 8), a mean over resolutions.
+
+    Of a resolution: the Frobenius norm of the difference of magnitudes over that of the reference's, plus the mean
+    absolute difference of ln magnitudes. Hann windows of 512, 1024 and 2048 samples, hop a quarter, centred with
+    reflection, magnitudes at least 1e-5.
+    """
+    waves = torch.from_numpy(np.stack(_pair(reference, degraded)).astype(np.float32))
+    if waves.shape[1] <= max(STFT_SIZES) // 2 or not waves[0].any():
+        return math.nan
+    found = []
+    for size in STFT_SIZES:
+        window = torch.hann_window(size)
+        x, y = torch.stft(waves, size, size // 4, window=window, return_complex=True).abs()
+        x, y = x.clamp(min=MEL.floor), y.clamp(min=MEL.floor)
+        found.append((x - y).norm() / x.norm() + (x.log() - y.log()).abs().mean())
+    return float(torch.stack(found).mean())
+
+
+def pitch_error(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, float]:
+    """Root mean square difference of pitch in cents where both are voiced, and the share (%) of frames of which
+    one is voiced and the other is not. Tracks: `vokens.audio.f0`, 60 to 500 Hz, 100 a second."""
+    x, y = (track_pitch(wave, SAMPLE_RATE, SAMPLE_RATE // 100) for wave in _pair(reference, degraded))
+    both = (x > 0) & (y > 0)
+    cents = 1200 * np.log2(y[both] / x[both])
+    rms = float(np.sqrt(np.square(cents, dtype=np.float64).mean())) if both.any() else math.nan
+    return rms, float(100 * ((x > 0) != (y > 0)).mean()) if len(x) else math.nan
+
+
+def _log_mels(reference: np.ndarray, degraded: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Both (80, F), or None for waves too short."""
     waves = torch.from_numpy(np.stack(_pair(reference, degraded)).astype(np.float32))
     if waves.shape[1] <= MEL.padding:
-        return math.nan
+        return None
     with torch.inference_mode():
         ours, theirs = _log_mel()(waves)
-    return float((ours - theirs).abs().mean())
+    return ours, theirs
 
 
 @cache
 def _log_mel() -> LogMel:
     return LogMel(MEL)
+
+
+@cache
+def _cosines() -> torch.Tensor:
+    """(24, 80)"""
+    order, band = torch.arange(1, CEPSTRA + 1).double()[:, None], torch.arange(MEL.n_mels).double() + 0.5
+    return 2 / MEL.n_mels * torch.cos(math.pi * order * band / MEL.n_mels)
 
 
 def normalise_text(text: str) -> list[str]:

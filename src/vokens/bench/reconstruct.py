@@ -36,8 +36,11 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "stoi": metrics.stoi,
     "estoi": lambda a, b: metrics.stoi(a, b, extended=True),
     "pesq-wb": metrics.pesq_wb,
+    "pesq-nb": metrics.pesq_nb,
     "si-sdr": metrics.si_sdr,
     "mel": metrics.log_mel_distance,
+    "stft": metrics.stft_distance,
+    "mcd": metrics.mel_cepstral_distortion,
 }
 
 
@@ -138,6 +141,9 @@ class Worker:
             found: Line = {"seconds": len(wave) / RATE, "bits": heard.bits}
             found["compute_seconds"] = heard.seconds
             found |= {name: f(wave, heard.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
+            if {"f0", "voicing"} & set(self._metrics):
+                pitch = dict(zip(("f0", "voicing"), metrics.pitch_error(wave, heard.wave), strict=True))
+                found |= {name: value for name, value in pitch.items() if name in self._metrics}
             if self._speaker is not None:
                 found["speaker"] = self._similarity(item, wave, heard.wave)
             if self._ears is not None and item.text and item.language == "en":

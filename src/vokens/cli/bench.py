@@ -3,20 +3,23 @@
 vokens bench reconstruct --models mini --data corpus/manifest.jsonl --split test --out results/
 """
 
+from functools import reduce
 from importlib import import_module
-from typing import Annotated, Any, Union
+from operator import or_
+from typing import Annotated, Any
 
 import tyro
 
 from vokens.bench import BENCHES
 
 # One subcommand for each part of the benchmark.
-Arguments: Any = Union[  # noqa: UP007
-    tuple(
+Arguments: Any = reduce(
+    or_,
+    [
         Annotated[bench.options_class(), tyro.conf.subcommand(name, description=bench.help)]
         for name, bench in BENCHES.items()
-    )
-]
+    ],
+)
 
 
 def run(arguments: Any) -> int:
