@@ -10,16 +10,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from vokens.bench import BENCHES
+from vokens.bench import BENCHES, Bench
 
-# One subcommand for each part of the benchmark.
-Arguments: Any = reduce(
-    or_,
-    [
-        Annotated[bench.options_class(), tyro.conf.subcommand(name, description=bench.help)]
-        for name, bench in BENCHES.items()
-    ],
-)
+
+def _subcommand(name: str, bench: Bench) -> Any:
+    options: Any = bench.options_class()
+    return Annotated[options, tyro.conf.subcommand(name, description=bench.help)]
+
+
+Arguments: Any = reduce(or_, [_subcommand(name, bench) for name, bench in BENCHES.items()])
 
 
 def run(arguments: Any) -> int:
