@@ -20,6 +20,8 @@ TASKS = {
     "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
     "socodec": ("vokens.train.socodec", "SoCodecTrainer"),
     "token_lm": ("vokens.train.token_lm", "TokenLMTrainer"),
+    "learnable_lm": ("vokens.train.learnable_lm", "LearnableLMTrainer"),
+    "dacvae": ("vokens.train.dacvae", "VAETrainer"),
 }
 
 

@@ -88,7 +88,8 @@ def to_published(state: State) -> State:
 
 
 def read_start(source: str | Path) -> State:
-    """Weights to start from, under our names: a published llm.pt, or a transformers folder or file of Qwen2.
+    """Weights to start from, under our names: a published llm.pt, a transformers folder or file of Qwen2, or a
+    folder of ours.
 
     Raises CheckpointError where it is neither.
     """
@@ -97,12 +98,14 @@ def read_start(source: str | Path) -> State:
     state = {name: value for file in files for name, value in read_state_dict(file).items()}
     if recognises(state):
         return to_ours(state)
+    if {"marks.weight", "head.weight"} <= set(state):
+        return state
     if "model.embed_tokens.weight" in state:
         table = NameTable([("model.*", "backbone.*")], dropped={"lm_head.weight": "the head over text"})
         return table.to_ours(state)
     raise CheckpointError(
-        f"{source} is no start for this model: a published llm.pt, or a transformers folder of Qwen2 with "
-        "*.safetensors is accepted"
+        f"{source} is no start for this model: a published llm.pt, a transformers folder of Qwen2 with "
+        "*.safetensors, or a trained folder of ours is accepted"
     )
 
 

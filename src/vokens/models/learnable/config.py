@@ -59,6 +59,7 @@ class LearnableLMConfig:
             one that is not used, and "give me more text".
         mix: text tokens and speech tokens of a group where they alternate (bistream).
         speech_per_text: least and most speech tokens of one text token when generating.
+        front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
     """
 
     backbone: Qwen2Sizes = Qwen2Sizes()
@@ -66,6 +67,7 @@ class LearnableLMConfig:
     speech_tokens: int = 6561
     mix: tuple[int, int] = (5, 15)
     speech_per_text: tuple[float, float] = (2.0, 20.0)
+    front_end: str = ""
 
     def __post_init__(self) -> None:
         if self.speech_tokens < 1 or len(self.mix) != 2 or min(self.mix) < 1:

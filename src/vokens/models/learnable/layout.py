@@ -40,12 +40,17 @@ class Layout:
         end: int,
         fill: int,
         speaker: bool,
+        asked: Tensor | None = None,
     ) -> Self:
-        """Layouts of speech ids (B, S). The table's text part is as wide as the longest text."""
+        """Layouts of speech ids (B, S). The table's text part is as wide as the longest text.
+
+        asked: (B, S) bool, which speech tokens are targets; None for all.
+        """
         widest = max(text_lengths)
+        wanted_ids = speech if asked is None else speech.masked_fill(~asked, IGNORE)
         rows, targets = [], []
         for i, (text, count, mixed) in enumerate(zip(text_lengths, speech_lengths, bistream, strict=True)):
-            ids = speech[i, :count].cpu()
+            ids = wanted_ids[i, :count].cpu()
             places, wanted = _sequence(text, ids, mix if mixed else None, end, fill)
             if speaker:
                 places, wanted = [START, SPEAKER, *places[1:]], [IGNORE, *wanted]
@@ -62,16 +67,21 @@ class Layout:
         return found * (self.rows >= 0)[..., None]
 
 
+def alternates(text: int, speech: int, mix: tuple[int, int]) -> bool:
+    """Whether an utterance can be said in groups: with more than mix[1] / mix[0] speech tokens for each of its text."""
+    return speech * mix[0] > text * mix[1]
+
+
 def _sequence(
     text: int, speech: Tensor, mix: tuple[int, int] | None, end: int, fill: int
 ) -> tuple[list[int], list[int]]:
     """Places and targets of one utterance without its speaker; speech token s is the place -1 - s.
 
-    Groups alternate only where speech outlasts them: more than mix[1] / mix[0] tokens for each of the text.
+    Groups alternate only where speech outlasts them.
     """
     places, wanted = [START], [IGNORE]
     ids, said, heard = speech.tolist(), 0, 0
-    if mix is not None and len(ids) * mix[0] > text * mix[1]:
+    if mix is not None and alternates(text, len(ids), mix):
         while text - said >= mix[0]:
             places += range(TEXT + said, TEXT + said + mix[0])
             places += (-1 - s for s in range(heard, heard + mix[1]))

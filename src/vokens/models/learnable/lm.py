@@ -10,19 +10,28 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from vokens import checkpoint
+from vokens.audio import io as audio
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.learnable import checkpoint as published
 from vokens.models.learnable.config import LearnableLMConfig
 from vokens.models.learnable.layout import Layout
 from vokens.models.learnable.reader import Reader, build_backbone
-from vokens.models.learnable.speaker import SpeakerEncoder
+from vokens.models.learnable.speaker import (
+    REFERENCE_RATE,
+    REFERENCE_SECONDS,
+    ReferenceMel,
+    SpeakerEncoder,
+)
 from vokens.models.pretrained import Pretrained
 from vokens.nn.sampling import Sampler
+from vokens.text import front_end
 
 Ids = Tensor | Sequence[int]
+Text = str | Ids  # a text is read by the config's front end
 
 
 class LearnableLM(Pretrained):
@@ -38,12 +47,33 @@ class LearnableLM(Pretrained):
         self.marks = nn.Embedding(2, width)  # start, task
         self.speech_embedding = nn.Embedding(config.outputs, width)
         self.head = nn.Linear(width, config.outputs)
+        for table in (self.marks, self.speech_embedding):
+            nn.init.normal_(table.weight, std=0.02)  # as transformers starts the text's
         self.speaker_encoder = self.speaker_project = None
         if config.speaker is not None:
             self.speaker_encoder = SpeakerEncoder(config.speaker)
             self.speaker_project = nn.Linear(config.speaker.embed_dim, width)
 
     # Voices ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def voice(self, *sources: audio.Source, sample_rate: int | None = None) -> Tensor:
+        """The speaker token (1, W) of one or more recordings of a voice, for `generate`.
+
+        Recordings are heard in pieces of 4 s, as in training, and their vectors averaged; a last piece below 2 s is
+        left out. sample_rate: of arrays.
+        """
+        piece, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
+        mels = []
+        for source in sources:
+            wave, _ = audio.load(source, REFERENCE_RATE, source_rate=sample_rate)
+            parts = torch.from_numpy(wave).split(piece)
+            mels += [mel(part).T for part in parts if part is parts[0] or 2 * len(part) >= piece]
+        if not mels:
+            raise ConfigError("no recording was given: give at least one")
+        lengths = torch.tensor([[len(each) for each in mels]], device=self.device)
+        padded = pad_sequence(mels, batch_first=True).transpose(1, 2)[None]
+        return self.speaker_of(padded.to(self.device, self.dtype), lengths)
 
     def speaker_of(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Speaker tokens (B, W) of references' log-mels (B, N, n_mels, F), lengths (B, N) frames."""
@@ -68,6 +98,7 @@ class LearnableLM(Pretrained):
         *,
         speaker: Tensor | None = None,
         bistream: bool | Sequence[bool] = False,
+        asked: Tensor | None = None,
     ) -> tuple[Tensor, Layout]:
         """Embeddings (B, L, W) of the sequences and their layout; the arguments are those of `forward`."""
         rows = [bistream] * len(text) if isinstance(bistream, bool) else list(bistream)
@@ -80,6 +111,7 @@ class LearnableLM(Pretrained):
             end=self.config.end,
             fill=self.config.fill,
             speaker=speaker is not None,
+            asked=asked,
         )
         words = self._text(text[:, : int(text_lengths.max())])
         start, task = self.marks.weight.expand(len(text), -1, -1).split(1, 1)
@@ -96,6 +128,7 @@ class LearnableLM(Pretrained):
         *,
         speaker: Tensor | None = None,
         bistream: bool | Sequence[bool] = False,
+        asked: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores (B, L, V) and targets (B, L), -1 where none is asked, for the losses of `learnable.loss`.
 
@@ -103,9 +136,10 @@ class LearnableLM(Pretrained):
             text, speech: ids (B, T) and (B, S), of any value beyond their lengths (B,) but inside the vocabularies.
             speaker: tokens (B, W) of `speaker_of`; None leaves the token out of the sequence.
             bistream: which rows alternate text and speech, where they have speech enough for it.
+            asked: (B, S) bool, which speech tokens are targets; None for all. The end and FILL always are.
         """
         x, layout = self.inputs(
-            text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream
+            text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream, asked=asked
         )
         return self.head(self.hidden(x)), layout.target
 
@@ -118,10 +152,10 @@ class LearnableLM(Pretrained):
     @torch.inference_mode()
     def generate(
         self,
-        text: Sequence[Ids],
+        text: Sequence[Text],
         *,
         speaker: Tensor | None = None,
-        prompt_text: Ids = (),
+        prompt_text: Text = "",
         prompt_speech: Ids = (),
         sampler: Sampler | None = None,
         generator: Generators = None,
@@ -130,8 +164,9 @@ class LearnableLM(Pretrained):
         """Speech tokens, int64 (S,), of each text.
 
         Args:
-            text: ids of each utterance. speaker: tokens (1, W) or (B, W) of `speaker_of`; zeros where none is given
-                and the model has a speaker encoder.
+            text: each utterance, as a string where the config names a front end, or as ids.
+            speaker: tokens (1, W) or (B, W) of `voice` or `speaker_of`; zeros where none is given and the model has
+                a speaker encoder.
             prompt_text, prompt_speech: what the voice said, and its tokens (one-shot); one for all.
             sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
                 row's draws its own.
@@ -140,17 +175,17 @@ class LearnableLM(Pretrained):
         Raises:
             TokensError: an empty text, or ids outside the vocabularies.
         """
-        texts, heard = [self._check_text(item) for item in text], self._check_speech(prompt_speech)
-        said = self._check_text(prompt_text, empty=True)
+        texts = [self._read(item, prompt_text) for item in text]
+        heard = self._check_speech(prompt_speech)
         voices = self._voices(speaker, len(texts))
         generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
         start, task = self.marks.weight.split(1)
         tail = torch.cat([task, self.speech_embedding(heard)])
         prefixes = [
-            torch.cat([start, voice, self._text(torch.cat([said, item])), tail])
-            for voice, item in zip(voices, texts, strict=True)
+            torch.cat([start, voice, self._text(ids), tail])
+            for voice, (ids, _) in zip(voices, texts, strict=True)
         ]
-        bounds = [limits or self._limits(len(item)) for item in texts]
+        bounds = [limits or self._limits(own) for _, own in texts]
         reader = Reader(self.backbone, self.head)
         scores = reader.start(prefixes)
         found: list[list[int]] = [[] for _ in texts]
@@ -175,7 +210,7 @@ class LearnableLM(Pretrained):
         text: Iterable[Ids],
         *,
         speaker: Tensor | None = None,
-        prompt_text: Ids = (),
+        prompt_text: Text = "",
         prompt_speech: Ids = (),
         sampler: Sampler | None = None,
         generator: torch.Generator | None = None,
@@ -183,7 +218,8 @@ class LearnableLM(Pretrained):
         """Speech tokens of one utterance, one by one, while its text comes in pieces of any sizes.
 
         The sequence is that of bistream training: 15 tokens (`config.mix`) are said after every 5 of the text, and
-        what belongs to the rest after the last piece. How the text is cut changes nothing. Arguments as `generate`.
+        what belongs to the rest after the last piece. Pieces are ids, which `ids` makes of strings; how the text is
+        cut changes nothing. Other arguments as `generate`.
         """
         (group, share), sampler = self.config.mix, sampler or Sampler()
         words = self._check_text(prompt_text, empty=True)
@@ -256,7 +292,24 @@ class LearnableLM(Pretrained):
     def _text(self, ids: Tensor) -> Tensor:
         return self.backbone.get_input_embeddings()(ids)
 
-    def _check_text(self, ids: Ids, empty: bool = False) -> Tensor:
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text. Raises ConfigError where the config names no front end, or it cannot spell the text."""
+        if not self.config.front_end:
+            raise ConfigError(
+                f"{self.name} was trained on ids and names no front end: give ids, or set config.front_end"
+            )
+        return front_end(self.config.front_end).symbols(text)
+
+    def _read(self, text: Text, prompt_text: Text) -> tuple[Tensor, int]:
+        """Ids of the prompt's text and the text, and how many are the text's own."""
+        own = self._check_text(text)
+        if isinstance(text, str) and isinstance(prompt_text, str) and prompt_text:
+            joined = front_end(self.config.front_end).join(prompt_text.strip(), text)
+            return self._check_text(joined), len(own)
+        return torch.cat([self._check_text(prompt_text, empty=True), own]), len(own)
+
+    def _check_text(self, text: Text, empty: bool = False) -> Tensor:
+        ids = (self.ids(text) if text else []) if isinstance(text, str) else text
         if len(ids) == 0 and not empty:
             raise TokensError("an empty text was given: give at least one token")
         return self._check(ids, self.config.backbone.vocab_size, "text")

@@ -10,8 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens.audio.mel import MEL_24K_80, LogMel
 from vokens.models.learnable.config import SpeakerConfig
 from vokens.nn.attention import rotate, rotation
+
+REFERENCE_RATE = 24000  # Hz
+REFERENCE_SECONDS = (0.5, 4.0)  # of a reference in training
+_QUIET = 1e-4  # a peak below it is not raised to 1: there is no voice
+
+
+class ReferenceMel(nn.Module):
+    """What the speaker encoder hears: log-mels of waves at 24 kHz whose peak is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mel = LogMel(MEL_24K_80)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """(80, F), 50 frames a second, of a wave (N,), which zeros make half a second long at least."""
+        wave = F.pad(wave, (0, max(0, int(REFERENCE_SECONDS[0] * REFERENCE_RATE) - len(wave))))
+        return self.mel((wave / wave.abs().max().clamp(min=_QUIET))[None])[0]
 
 
 class SpeakerEncoder(nn.Module):

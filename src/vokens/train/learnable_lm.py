@@ -1,0 +1,353 @@
+"""Training Learnable-Speech's language model (MiniMax-Speech, arXiv 2505.07916 §3; CosyVoice 2, arXiv 2412.10117 §2.3):
+text to speech tokens in the voice of a reference, which is a piece of another utterance of the same speaker.
+
+Preferences (DPO, arXiv 2305.18290) are a mode of the same task: pairs of tokens, and a reference model that stays as
+it is. What is random about a row is a function of (seed, number of the batch, place in it).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.models.codec import build_config
+from vokens.models.learnable.config import LearnableLMConfig
+from vokens.models.learnable.layout import IGNORE, alternates
+from vokens.models.learnable.lm import LearnableLM
+from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
+from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
+from vokens.text import front_end
+from vokens.train.config import RunConfig, among
+from vokens.train.data import Clip, Rows, pcm_rows
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+from vokens.train.pairs import Pairs, read_pairs
+from vokens.train.text_tokens import TextBatch, TextBatches, TextDataConfig, open_texts, unigram
+
+VALID_BATCHES = 24
+OWN_SHARE = 1 / 3  # the largest part of an utterance that is its own reference
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Learning from pairs; `data.train` then names a file of them (`vokens.train.pairs`).
+
+    Attributes:
+        beta: weight of the preference against staying near the reference model; 0 learns without pairs. CosyVoice: 0.01.
+        reference: folder of the model that stays as it is; "" is SimPO, which has none.
+        per_token: log-probabilities are divided by their number, as SimPO asks.
+        supervised: weight of the usual loss of the chosen tokens beside.
+    """
+
+    beta: float = 0.0
+    reference: str = ""
+    per_token: bool = False
+    supervised: float = 1.0
+
+
+@dataclass(frozen=True)
+class LearnableLMRunConfig(RunConfig):
+    """One run. model: what differs from LearnableLMConfig; the number of speech tokens is the data's, and the backbone
+    has a row for each id of the front end unless the recipe says more.
+
+    Attributes:
+        bistream: share of utterances that alternate text and speech, where they can.
+        smoothing: of labels. length_normalised: mean loss over targets; else their sum over the utterances.
+        init: a published llm.pt, a transformers folder of Qwen2, or a trained folder.
+    """
+
+    task: str = "learnable_lm"
+    system: str = "learnable_lm"
+    out: str = "runs/learnable_lm"
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    bistream: float = 0.5
+    smoothing: float = 0.0
+    length_normalised: bool = True
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("learnable_lm",))
+        if "speech_tokens" in self.model:
+            raise ConfigError("model.speech_tokens comes from the tokens: leave it out")
+        if not self.model.get("front_end"):
+            raise ConfigError('model.front_end is empty: say how text becomes ids, e.g. "characters"')
+        if not (0 <= self.bistream <= 1 and 0 <= self.smoothing < 1):
+            raise ConfigError("bistream and smoothing are shares: 0 to 1 are accepted")
+        if self.preference.beta < 0 or (self.preference.reference and not self.preference.beta):
+            raise ConfigError("preference.beta must be above 0 where preference.reference is given")
+
+
+@dataclass(frozen=True)
+class Voices:
+    """What is drawn for the B rows of a batch.
+
+    Attributes:
+        mels: (B, 1, 80, F), lengths (B, 1) frames, 0 where there is none. bistream: which rows alternate.
+        asked: (B, T) bool, which tokens are targets: not those that the reference was cut from.
+    """
+
+    mels: Tensor
+    lengths: Tensor
+    bistream: list[bool]
+    asked: Tensor | None
+
+    def to(self, device: torch.device) -> "Voices":
+        asked = None if self.asked is None else self.asked.to(device)
+        return replace(self, mels=self.mels.to(device), lengths=self.lengths.to(device), asked=asked)
+
+
+class References:
+    """References of utterances: a piece of another one of the same speaker, else of the utterance itself.
+
+    Args:
+        pcm: samples of all clips at 24 kHz; a clip without any is heard by nobody.
+    """
+
+    def __init__(self, clips: Sequence[Clip], pcm: Rows) -> None:
+        self.pcm, self.mel = pcm, ReferenceMel()
+        self.seconds = np.diff(pcm.offsets) / REFERENCE_RATE
+        self.speaker = [clip.speaker for clip in clips]
+        self.of_speaker: dict[str | None, list[int]] = {}
+        for row, clip in enumerate(clips):
+            if clip.speaker is not None and self.seconds[row]:
+                self.of_speaker.setdefault(clip.speaker, []).append(row)
+
+    def draw(self, row: int, draw: np.random.Generator) -> tuple[Tensor | None, tuple[float, float] | None]:
+        """The reference's mel (80, F), None where there is no sound; and the part of the utterance itself that it is,
+        in seconds, None where it is another's."""
+        where, length, at = draw.random(3)
+        others = [other for other in self.of_speaker.get(self.speaker[row], []) if other != row]
+        if not others and not self.seconds[row]:
+            return None, None
+        heard = others[int(where * len(others))] if others else row
+        most = self.seconds[heard] * (1.0 if others else OWN_SHARE)
+        shortest, longest = REFERENCE_SECONDS
+        taken = min(most, shortest + length * (longest - shortest))
+        start = at * (self.seconds[heard] - taken)
+        first, last = int(start * REFERENCE_RATE), int((start + taken) * REFERENCE_RATE)
+        wave = torch.from_numpy(self.pcm[heard][first:last, 0].astype(np.float32) / 32768)
+        return self.mel(wave), None if others else (start, start + taken)
+
+
+class LMLearner(nn.Module):
+    """A LearnableLM whose pass gives scores and targets."""
+
+    def __init__(self, lm: LearnableLM) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, batch: TextBatch, voices: Voices, every_place: bool = False) -> tuple[Tensor, Tensor]:
+        """Scores (N, V) and targets (N,) of the places that are asked, or (B, L, V) and (B, L) of every place.
+
+        The head over text and padding would cost a small model as much as its backbone.
+        """
+        lm = self.lm
+        x, layout = lm.inputs(
+            batch.text,
+            batch.text_lengths,
+            batch.codes[..., 0],
+            batch.lengths,
+            speaker=None if lm.config.speaker is None else lm.speaker_of(voices.mels, voices.lengths),
+            bistream=voices.bistream,
+            asked=voices.asked,
+        )
+        hidden = lm.hidden(x)
+        if every_place:
+            return lm.head(hidden), layout.target
+        asked = layout.target != IGNORE
+        return lm.head(hidden[asked]), layout.target[asked]
+
+
+class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
+    """Trains a LearnableLM."""
+
+    Config = LearnableLMRunConfig
+    exported = "lm"
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> LMLearner:
+        config, data = self.config, self.config.data
+        self.pairs: Pairs | None = None
+        if config.preference.beta:
+            self.pairs = read_pairs(data.train)
+            corpus = self.pairs.chosen
+        else:
+            corpus = open_texts(data, data.train, data.train_split, self.device)
+        self.corpus, sizes = corpus, corpus.facts.codebook_sizes
+        if len(sizes) != 1:
+            raise ConfigError(f"the tokens have {len(sizes)} codebooks; this model speaks one: S3Tokenizer's")
+        self.spell = front_end(config.model["front_end"])
+        backbone = {"vocab_size": self.spell.num_ids} | config.model.get("backbone", {})
+        values = config.model | {"backbone": backbone, "speech_tokens": sizes[0]}
+        lm = LearnableLM(build_config(LearnableLMConfig, values, "model"))
+        if backbone["vocab_size"] < self.spell.num_ids:
+            raise ConfigError(
+                f"model.backbone.vocab_size = {backbone['vocab_size']}: {self.spell.num_ids} ids of the front end "
+                f"{config.model['front_end']!r} are needed"
+            )
+        if config.init:
+            lm.warm_start(config.init)
+        self.reference: LMLearner | None = None
+        if config.preference.reference:
+            self.reference = LMLearner(LearnableLM.from_pretrained(config.preference.reference))
+            self.reference.to(self.device).eval().requires_grad_(False)
+        return LMLearner(lm)
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._batches(self.corpus)
+        self.references = self._references(self.corpus.clips)
+        self.valid: TextBatches | None = None
+        if data.valid:
+            held_out = open_texts(data, data.valid, data.valid_split, self.device)
+            if held_out.facts.fingerprint != self.corpus.facts.fingerprint:
+                raise ConfigError(f"{data.valid} and {data.train} hold tokens of different codecs")
+            self.valid = self._batches(held_out)
+            self.valid_references = self._references(held_out.clips)
+
+    def _batches(self, corpus: Any) -> TextBatches:
+        data = self.config.data
+        return TextBatches(
+            corpus,
+            self.spell.symbols,
+            batch_frames=data.batch_frames,
+            longest=data.longest,
+            seed=self.config.seed,
+        )
+
+    def _references(self, clips: Sequence[Clip]) -> References:
+        cache = Path(self.config.data.cache)
+        return References(clips, pcm_rows(cache, clips, REFERENCE_RATE, self.config.data.workers))
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number = self.number(part)
+        batch = self.train.batch(number, rank, world)
+        draws = [
+            np.random.default_rng((self.config.seed, number, rank * len(batch.rows) + place))
+            for place in range(len(batch.rows))
+        ]
+        if self.pairs is not None:
+            return self._preference(batch, draws, self.pairs)
+        voices = self._voices(self.references, batch, draws, self.config.bistream)
+        with self.accelerator.autocast():
+            scores, target = self.module(batch.to(self.device), voices.to(self.device))
+        loss = self._loss(scores, target, len(batch.rows))
+        return loss, {"loss": loss, "accuracy": accuracy(scores, target)}
+
+    def _loss(self, scores: Tensor, target: Tensor, rows: int) -> Tensor:
+        loss = label_loss(scores, target, smoothing=self.config.smoothing)
+        return loss if self.config.length_normalised else loss * (target != IGNORE).sum() / rows
+
+    def _preference(
+        self, chosen: TextBatch, draws: Sequence[np.random.Generator], pairs: Pairs
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of pairs: both answers have the same text, voice and layout, and so for the reference model."""
+        settings, rows = self.config.preference, len(chosen.rows)
+        both = pairs.both(chosen)
+        voices = _twice(self._voices(self.references, chosen, draws, self.config.bistream), both, self._mix)
+        both, voices = both.to(self.device), voices.to(self.device)
+        with self.accelerator.autocast():
+            scores, target = self.module(both, voices, True)
+        counts = (target != IGNORE).sum(1) if settings.per_token else 1
+        good, bad = (sum_log_probs(scores, target) / counts).split(rows)
+        kept: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.reference is not None:
+            with torch.no_grad():
+                known = sum_log_probs(*self.reference(both, voices, True)) / counts
+            kept = known[:rows], known[rows:]
+        preference = dpo_loss(good, bad, *kept, beta=settings.beta)
+        loss = self._loss(scores[:rows], target[:rows], rows)
+        values = {"preference": preference, "loss": loss, "preferred": (good > bad).float().mean()}
+        return preference + settings.supervised * loss, values
+
+    @property
+    def _mix(self) -> tuple[int, int]:
+        return self.model.lm.config.mix
+
+    def _voices(
+        self,
+        references: References,
+        batch: TextBatch,
+        draws: Sequence[np.random.Generator],
+        bistream: float,
+    ) -> Voices:
+        """References and layouts of a batch's rows, by the draws of each."""
+        mels, frames, bistreams = [], [], []
+        asked = torch.ones(batch.codes.shape[:2], dtype=torch.bool)
+        rate = self.corpus.facts.frame_rate
+        for place, (row, draw) in enumerate(zip(batch.rows, draws, strict=True)):
+            bistreams.append(bool(draw.random() < bistream))
+            mel, span = references.draw(row, draw)
+            mels.append(torch.zeros(1, 80) if mel is None else mel.T)
+            frames.append([0 if mel is None else mel.shape[1]])
+            if span is not None and self.pairs is None:  # windows reach a token further
+                asked[place, max(0, int(span[0] * rate) - 1) : int(span[1] * rate) + 2] = False
+        return Voices(
+            mels=pad_sequence(mels, batch_first=True).transpose(1, 2)[:, None],
+            lengths=torch.tensor(frames),
+            bistream=bistreams,
+            asked=None if bool(asked.all()) else asked,
+        )
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy where the text is known from
+        the start, nats where it alternates with speech, and the nats of the training tokens' shares, which know
+        nothing of text or past."""
+        if self.valid is None:
+            return {}
+        learner = LMLearner(self.final_model())
+        nats, asked, right = torch.zeros(3), torch.zeros(3), 0.0
+        shares = unigram(self.train)
+        batches = self.valid.fixed()
+        for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
+            for mode in (0, 1):
+                draws = [np.random.default_rng((0, row)) for row in batch.rows]  # the same each time
+                voices = self._voices(self.valid_references, batch, draws, float(mode))
+                scores, target = learner(batch.to(self.device), voices.to(self.device))
+                nats[mode] += float(label_loss(scores, target)) * len(target)
+                asked[mode] += len(target)
+                if mode == 0:
+                    right += float(accuracy(scores, target)) * len(target)
+                    nats[2] -= float(shares[target.cpu()].sum())
+                    asked[2] += len(target)
+        mean = nats / asked
+        return {
+            "valid/nats": float(mean[0]),
+            "valid/perplexity": float(mean[0].exp()),
+            "valid/accuracy": right / float(asked[0]),
+            "valid/nats_bistream": float(mean[1]),
+            "valid/nats_unigram": float(mean[2]),
+        }
+
+    def final_model(self) -> LearnableLM:
+        state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
+        lm = LearnableLM(self.model.lm.config)
+        checkpoint.load_strict(lm, state, "training")
+        lm.name = self.config.name or lm.system
+        return lm.to(self.device).eval().requires_grad_(False)
+
+
+def _twice(voices: Voices, both: TextBatch, mix: tuple[int, int]) -> Voices:
+    """The voices of a pair's two answers; they alternate where both can."""
+    rows = len(voices.bistream)
+    able = [
+        alternates(text, speech, mix)
+        for text, speech in zip(both.text_lengths.tolist(), both.lengths.tolist(), strict=True)
+    ]
+    bistream = [drawn and able[i] and able[i + rows] for i, drawn in enumerate(voices.bistream)]
+    return Voices(voices.mels.repeat(2, 1, 1, 1), voices.lengths.repeat(2, 1), bistream * 2, None)

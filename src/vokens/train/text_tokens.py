@@ -1,0 +1,208 @@
+"""Training data of text to tokens: recordings with texts and the tokens of a codec, and batches of whole utterances.
+
+A source is one `SpokenTexts`; manifests and what `vokens extract` wrote are two, another is one function more. The
+batch of a number is a pure function of (seed, number): rows are sorted by size into buckets, every epoch cuts each
+bucket anew, and how many batches there are never changes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vokens.corpus.data import RUN_FILE, TokenDataset
+from vokens.corpus.items import CodecFacts
+from vokens.errors import ConfigError
+from vokens.models import load
+from vokens.models.codec import Codec
+from vokens.train.config import DataConfig
+from vokens.train.data import Clip, read_clips
+from vokens.train.flow_data import token_rows
+
+BUCKETS = 24
+SMALLEST_BUCKET = 16  # utterances
+
+
+@dataclass(frozen=True)
+class TextDataConfig(DataConfig):
+    """Utterances with texts and tokens. `train` and `valid` are manifests or folders of recordings, whose tokens are
+    made once and cached, or output folders of `vokens extract`.
+
+    Attributes:
+        codec: name or folder of the codec whose tokens are learned; extracted folders bring theirs.
+        batch_frames: padded places (text and tokens) of a batch, per process.
+        longest: utterances of more places are left out.
+    """
+
+    codec: str = ""
+    batch_frames: int = 4000
+    longest: int = 1500
+
+
+@dataclass(frozen=True)
+class SpokenTexts:
+    """Utterances of a corpus, some of which have a text and tokens.
+
+    Attributes:
+        clips: recording, text and speaker of each, where they are known. frames: (n,) how many tokens each has.
+        facts: of the codec. codes: the tokens (T, K) of an utterance's number.
+    """
+
+    clips: Sequence[Clip]
+    frames: np.ndarray
+    facts: CodecFacts
+    codes: Callable[[int], np.ndarray]
+
+
+def open_texts(data: TextDataConfig, source: str, split: str | None, device: torch.device) -> SpokenTexts:
+    """The utterances of a source, whatever its form. Raises ConfigError where a manifest comes without a codec."""
+    if (Path(source) / RUN_FILE).is_file():
+        return extracted_texts(source)
+    if not data.codec:
+        raise ConfigError(f"data.codec is empty: name the codec whose tokens of {source} are to be learned")
+    codec = load(data.codec, device=device)
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"data.codec {data.codec!r} is {codec.system!r}: a codec is needed")
+    clips = read_clips(source, split, data.language)
+    rows = token_rows(Path(data.cache), clips, codec, data.workers)
+    facts = CodecFacts(
+        codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes
+    )
+    return SpokenTexts(clips, np.diff(rows.offsets), facts, lambda number: rows[number])
+
+
+def extracted_texts(folder: str | Path) -> SpokenTexts:
+    """The utterances of a folder that `vokens extract` wrote."""
+    dataset = TokenDataset(folder)
+    rows = [dataset[number] for number in range(len(dataset))]
+    clips = [Clip(row.key, Path(row.audio or ""), row.text, row.language, row.speaker) for row in rows]
+    return SpokenTexts(clips, dataset.frames, dataset.facts, lambda number: dataset[number].codes.T)
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """B utterances."""
+
+    rows: list[int]  # their numbers in the corpus
+    text: Tensor  # (B, L) int64 ids, zero beyond text_lengths
+    text_lengths: Tensor  # (B,)
+    codes: Tensor  # (B, T, K) int64, zero beyond lengths
+    lengths: Tensor  # (B,)
+
+    def to(self, device: torch.device) -> "TextBatch":
+        parts = (self.text, self.text_lengths, self.codes, self.lengths)
+        return TextBatch(self.rows, *(part.to(device) for part in parts))
+
+
+class TextBatches:
+    """Batches of the utterances of a corpus that can be learned.
+
+    Args:
+        spell: ids of a text; utterances whose text it refuses (ConfigError), or finds empty, are left out.
+        batch_frames, longest: as in `TextDataConfig`; a batch has one utterance at least.
+
+    Attributes:
+        usable: numbers of the utterances that are learned. texts: their ids, by number.
+
+    Raises ConfigError where none is left.
+    """
+
+    def __init__(
+        self,
+        corpus: SpokenTexts,
+        spell: Callable[[str], list[int]],
+        *,
+        batch_frames: int,
+        longest: int,
+        seed: int,
+    ) -> None:
+        self.corpus, self.seed = corpus, seed
+        spelt = {
+            row: _spelt(spell, clip.text)
+            for row, clip in enumerate(corpus.clips)
+            if clip.text and corpus.frames[row]
+        }
+        size = {row: len(text) + int(corpus.frames[row]) for row, text in spelt.items()}
+        self.texts = {row: text for row, text in spelt.items() if text and size[row] <= longest}
+        self.usable = sorted(self.texts, key=lambda row: (size[row], row))
+        if not self.usable:
+            raise ConfigError(
+                f"none of {len(corpus.clips)} utterances has a text that can be spelt, tokens, and at most "
+                f"data.longest = {longest} of both together"
+            )
+        count = max(1, min(BUCKETS, len(self.usable) // SMALLEST_BUCKET))
+        self.buckets = np.array_split(np.asarray(self.usable), count)
+        self.sizes = [max(1, batch_frames // size[int(bucket[-1])]) for bucket in self.buckets]
+
+    def rows(self, number: int, rank: int = 0, world: int = 1) -> list[int]:
+        """Utterances of a batch: this process's share of those drawn for all."""
+        epoch, place = divmod(number, self.batches_per_epoch(world))
+        rows = self._epoch(epoch, world)[place]
+        size = len(rows) // world
+        return rows[rank * size : (rank + 1) * size].tolist()
+
+    def batches_per_epoch(self, world: int = 1) -> int:
+        return sum(max(1, len(b) // (n * world)) for b, n in zip(self.buckets, self.sizes, strict=True))
+
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> TextBatch:
+        """The batch of a number, counted from the start of the run."""
+        return self.collate(self.rows(number, rank, world))
+
+    def fixed(self) -> list[TextBatch]:
+        """All utterances once, in order of size."""
+        return [
+            self.collate(bucket[start : start + size].tolist())
+            for bucket, size in zip(self.buckets, self.sizes, strict=True)
+            for start in range(0, len(bucket), size)
+        ]
+
+    def collate(self, rows: list[int]) -> TextBatch:
+        texts = [torch.tensor(self.texts[row]) for row in rows]
+        codes = [torch.from_numpy(self.corpus.codes(row).astype(np.int64)) for row in rows]
+        return TextBatch(
+            rows,
+            pad_sequence(texts, batch_first=True),
+            torch.tensor([len(text) for text in texts]),
+            pad_sequence(codes, batch_first=True),
+            torch.tensor([len(code) for code in codes]),
+        )
+
+    @lru_cache(maxsize=2)  # noqa: B019 (two lists of numbers, as long-lived as the run)
+    def _epoch(self, epoch: int, world: int) -> list[np.ndarray]:
+        draw = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for bucket, per_process in zip(self.buckets, self.sizes, strict=True):
+            size = per_process * world
+            shuffled = draw.permutation(bucket)
+            count = max(1, len(bucket) // size)
+            # A bucket smaller than one batch gives a smaller one, in which all processes have as many rows.
+            even = (
+                shuffled[: count * size]
+                if len(bucket) >= size
+                else np.resize(shuffled, -(-len(bucket) // world) * world)
+            )
+            batches += np.split(even, count)
+        return [batches[place] for place in draw.permutation(len(batches))]
+
+
+def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:
+    """Log-probability (V + 1,) of each token and of the end, by counting; once more than it was seen, each."""
+    size = batches.corpus.facts.codebook_sizes[codebook]
+    counts = torch.ones(size + 1)
+    for row in batches.usable:
+        codes = torch.from_numpy(batches.corpus.codes(row)[:, codebook].astype(np.int64))
+        counts += torch.bincount(codes, minlength=size + 1)
+        counts[size] += 1
+    return (counts / counts.sum()).log()
+
+
+def _spelt(spell: Callable[[str], list[int]], text: str | None) -> list[int]:
+    try:
+        return spell(text or "")
+    except ConfigError:
+        return []
