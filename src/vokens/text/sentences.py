@@ -30,7 +30,8 @@ def sentences(text: str, most: int = MOST, least: int = LEAST, short: int = SHOR
     """Pieces of a text, each with the white space behind it: "".join(pieces) is the text.
 
     Sentences are gathered until a piece has `least` units, unless it would have more than `most`; what has more is cut
-    at commas, else between words. A piece of less than `short` units joins another, which then has up to most + short.
+    at commas, else between words. A piece of less than `short` units joins its neighbour; with one before and
+    one behind, a piece has up to most + 2 * short.
     A text without a letter or digit has no pieces.
 
     Args:
