@@ -24,6 +24,7 @@ SYSTEMS = {
     "socodec": ("vokens.models.socodec", "SoCodec"),
     "dacvae": ("vokens.models.dacvae", "DACVAE"),
     "learnable_lm": ("vokens.models.learnable", "LearnableLM"),
+    "learnable_flow": ("vokens.models.learnable.flow", "LearnableFlow"),
     "s3gen": ("vokens.models.s3gen.model", "S3GenModel"),
     "s3gen_flow": ("vokens.models.s3gen.flow", "TokenToMel"),
     "token_lm": ("vokens.models.socodec.lm", "TokenLM"),

@@ -20,6 +20,8 @@ class S3GenConfig:
         pre_lookahead_len: tokens that the encoder sees ahead.
         decoder_n_blocks: transformer blocks after each resnet; decoder_num_mid_blocks: resnets between first and last.
         meanflow: the estimator is told both ends of a step (IntMeanFlow, arXiv 2510.07979) and needs no guidance.
+        time_scale: of the angles by which the estimator is told times. 1000, as published, makes it so sensitive to
+            time that MeanFlow from scratch, which differentiates by time, needs 16 or less.
         cfm_steps: intervals of the grid. cfm_t_scheduler: "cosine", 1 - cos(pi t / 2), or "linear".
         cfm_solver: "euler", or "midpoint" with two evaluations per step.
         cfm_inference_cfg_rate: strength of classifier-free guidance, 0 for none. cfm_guidance_end: time from
@@ -48,6 +50,7 @@ class S3GenConfig:
     decoder_num_heads: int = 8
     decoder_attention_head_dim: int = 64
     meanflow: bool = False
+    time_scale: float = 1000.0
     cfm_steps: int = 10
     cfm_t_scheduler: Literal["cosine", "linear"] = "cosine"
     cfm_solver: Literal["euler", "midpoint"] = "euler"

@@ -169,6 +169,7 @@ def flow_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "encoder_linear_units": state["encoder.encoders.0.feed_forward.w_1.weight"].shape[0],
             "encoder_num_blocks": _count(state, r"encoder\.encoders\.(\d+)\."),
             "encoder_num_up_blocks": _count(state, r"encoder\.up_encoders\.(\d+)\."),
+            "token_mel_ratio": state["encoder.up_layer.conv.weight"].shape[2] // 2,
             "pre_lookahead_len": state["encoder.pre_lookahead_layer.conv1.weight"].shape[2] - 1,
             "decoder_channels": width,
             "decoder_n_blocks": _count(state, rf"{estimator}\.down_blocks\.0\.1\.(\d+)\."),

@@ -22,9 +22,9 @@ from vokens.nn.conformer import CausalConv, LayerNorm, windowed
 class TimeEmbedding(nn.Module):
     """Times to features, in float32 whatever the weights: 1000 t as an angle is too fine for half precision."""
 
-    def __init__(self, width: int, hidden: int, meanflow: bool) -> None:
+    def __init__(self, width: int, hidden: int, meanflow: bool, scale: float) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.scale = width, scale
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, hidden)
         self.mixer = nn.Linear(2 * hidden, hidden, bias=False) if meanflow else None
@@ -39,7 +39,7 @@ class TimeEmbedding(nn.Module):
     def _embed(self, t: Tensor) -> Tensor:
         half = self.width // 2
         rates = torch.exp(torch.arange(half, device=t.device).float() * -(math.log(10000.0) / (half - 1)))
-        angles = 1000.0 * t.float()[:, None] * rates
+        angles = self.scale * t.float()[:, None] * rates
         return linear32(self.down, F.silu(linear32(self.up, torch.cat([angles.sin(), angles.cos()], 1))))
 
 
@@ -157,7 +157,7 @@ class Estimator(nn.Module):
         super().__init__()
         bins, width = config.mel_bins, config.decoder_channels
         self.bins = bins
-        self.time = TimeEmbedding(4 * bins, 4 * width, config.meanflow)
+        self.time = TimeEmbedding(4 * bins, 4 * width, config.meanflow, config.time_scale)
         self.first = Stage(config, 4 * bins)
         self.first_conv = CausalConv(width, width, 3)
         self.middle = nn.ModuleList(Stage(config, width) for _ in range(config.decoder_num_mid_blocks))

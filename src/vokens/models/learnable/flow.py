@@ -1,0 +1,232 @@
+"""Learnable-Speech's second stage: 25 Hz tokens and a voice to DAC-VAE latents, by flow matching.
+
+The network is CosyVoice 2's (S3Gen's) with latents in the place of mel bands and two or three of them per token. It
+works on normalised latents; what goes in and out here is in the autoencoder's own units.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vokens import audio, checkpoint
+from vokens.errors import AudioError, ConfigError
+from vokens.flow.noise import Generators, PrefixNoise
+from vokens.models.codec import Audio
+from vokens.models.dacvae.latents import Latents
+from vokens.models.learnable import flow_checkpoint as published
+from vokens.models.learnable.flow_config import LearnableFlowConfig
+from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel, SpeakerEncoder
+from vokens.models.pretrained import Pretrained
+from vokens.models.s3gen.flow import Schedule, TokenToMel, Voice
+from vokens.models.s3gen.stream_flow import MelStream
+
+Ids = Tensor | Sequence[int]
+
+
+class LearnableFlow(Pretrained):
+    """Speech tokens in a voice to latents. `vokens.load(folder or published flow checkpoint)`."""
+
+    system = "learnable_flow"
+    Config = LearnableFlowConfig
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: LearnableFlowConfig) -> None:
+        super().__init__(config)
+        width = config.flow.mel_bins
+        self.network = TokenToMel(config.flow)
+        self.speaker_encoder = None if config.speaker is None else SpeakerEncoder(config.speaker)
+        self.register_buffer("mean", torch.tensor(config.mean or [0.0] * width), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std or [1.0] * width), persistent=False)
+
+    @property
+    def latent_dim(self) -> int:
+        return self.config.flow.mel_bins
+
+    @property
+    def ratio(self) -> int:
+        """Latents per token."""
+        return self.config.flow.token_mel_ratio
+
+    # Voices ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def voice(self, *sources: Audio, sample_rate: int | None = None) -> Tensor:
+        """The speaker vector (1, V) of one or more recordings of a voice, heard in pieces of 4 s as in training.
+
+        sample_rate: of arrays. Raises ConfigError where the model has no speaker encoder.
+        """
+        if self.speaker_encoder is None:
+            raise ConfigError(
+                f"{self.name} has no speaker encoder: give vectors of {self.config.flow.speaker_embed_dim} numbers "
+                "from the one that it was trained with"
+            )
+        piece, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
+        mels = []
+        for source in sources:
+            wave, _ = audio.load(source, REFERENCE_RATE, source_rate=sample_rate)
+            mels += [mel(part).T for part in torch.from_numpy(wave).split(piece)]
+        if not mels:
+            raise ConfigError("no recording was given: give at least one")
+        lengths = torch.tensor([[len(each) for each in mels]], device=self.device)
+        padded = pad_sequence(mels, batch_first=True).transpose(1, 2)[None]
+        return self.speaker_encoder.many(padded.to(self.device, self.dtype), lengths)
+
+    # Generation --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens: Ids | Sequence[Ids],
+        speaker: Tensor,
+        *,
+        prompt_tokens: Ids | Sequence[Ids] | None = None,
+        prompt_latents: Tensor | Sequence[Tensor] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        chunked: bool = False,
+        generator: Generators = None,
+        seed: int | None = None,
+    ) -> list[Tensor]:
+        """Latents of a batch of utterances; a row of a batch is what it is alone.
+
+        Args:
+            tokens: ids (S,) or a list of (S,) of any lengths. speaker: vectors (1, V) for all or (B, V).
+            prompt_tokens, prompt_latents: speech that went before in the same voice, one for all or one for each:
+                ids (P,) and its latents (D, F), F about ratio * P.
+            steps: of the solver, guidance: strength of classifier-free guidance; those of the config by default,
+                10 and 0.7 as published. A MeanFlow holds its guidance and takes none.
+            chunked: under the streaming mask, for the result of `stream`.
+            generator: of the noise, one for all rows or one for each. seed: instead, noise that depends on the seed
+                and the place alone, as in `stream`.
+
+        Returns:
+            For each utterance its latents (D, ratio * S) float32 on this model's device.
+
+        Raises:
+            TokensError: no tokens, or ids outside the vocabulary. AudioError: vectors or latents of other sizes.
+            ConfigError: both generator and seed, or wrong counts.
+        """
+        if seed is not None and generator is not None:
+            raise ConfigError("both generator and seed were given: one of them says what the noise is")
+        rows = _rows(tokens)
+        voices = self._voices(len(rows), speaker, prompt_tokens, prompt_latents)
+        noise = None
+        if seed is not None:
+            table, cut = (
+                PrefixNoise(self.latent_dim, seed),
+                [self.network.cut_prompt(each) for each in voices],
+            )
+            counts = [self.ratio * (len(each.tokens) + len(row)) for each, row in zip(cut, rows, strict=True)]
+            noise = [table.frames(0, count) for count in counts]
+        found, frames = self.network.generate(
+            rows,
+            voices,
+            chunks=self.config.flow.chunks() if chunked else None,
+            schedule=self.schedule(steps, guidance),
+            generator=generator,
+            noise=noise,
+        )
+        whole = found * self.std[:, None] + self.mean[:, None]
+        return [row[:, :count] for row, count in zip(whole, frames.tolist(), strict=True)]
+
+    def stream(
+        self,
+        pieces: Iterable[Ids],
+        speaker: Tensor,
+        *,
+        prompt_tokens: Ids | None = None,
+        prompt_latents: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[Tensor]:
+        """Latents (D, t) of one utterance while its tokens arrive, after each chunk (25 tokens) and three more.
+
+        Together they are what `generate` gives with chunked=True and the same seed.
+        """
+        stream = MelStream(
+            self.network, schedule=self.schedule(steps, guidance), noise=PrefixNoise(self.latent_dim, seed)
+        )
+        state = stream.start(self._voices(1, speaker, prompt_tokens, prompt_latents))
+        ids = (torch.as_tensor(piece) for piece in pieces)
+        for found in stream.run(ids, state):
+            yield found[0] * self.std[:, None] + self.mean[:, None]
+
+    def schedule(self, steps: int | None = None, guidance: float | None = None) -> Schedule:
+        """The solver's plan, the config's by default."""
+        return self.network.schedule(steps, guidance=guidance)
+
+    def pack(self, latents: Sequence[Tensor]) -> Latents:
+        """Rows (D, T) of `generate` as what the autoencoder's `decode` takes, cut to whole frames."""
+        lengths = torch.tensor([row.shape[1] for row in latents])
+        values = pad_sequence([row.T.cpu() for row in latents], batch_first=True).transpose(1, 2)
+        config, hop = self.config, round(self.config.sample_rate / self.config.frame_rate)
+        return Latents(
+            values.contiguous(),
+            lengths,
+            lengths * hop,
+            config.latents,
+            config.latents_fingerprint,
+            config.sample_rate,
+            config.frame_rate,
+        )
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Latents (..., D) in the network's units."""
+        return (latents - self.mean) / self.std
+
+    def _voices(self, count: int, speaker: Tensor, tokens: Any, latents: Any) -> list[Voice]:
+        width = self.config.flow.speaker_embed_dim
+        if speaker.dim() != 2 or len(speaker) not in (1, count) or speaker.shape[1] != width:
+            raise AudioError(
+                f"speaker {tuple(speaker.shape)} was given: (1, {width}) or ({count}, {width}) is accepted"
+            )
+        if (tokens is None) != (latents is None):
+            raise ConfigError("a prompt is both prompt_tokens and prompt_latents: one of them was given")
+        prompts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.latent_dim))] * count
+        if tokens is not None:
+            ids, values = _rows(tokens), [latents] if isinstance(latents, Tensor) else list(latents)
+            if len(ids) != len(values) or len(ids) not in (1, count):
+                raise ConfigError(
+                    f"{len(ids)} prompt_tokens and {len(values)} prompt_latents were given for {count} utterances: "
+                    "one of each for all, or one for each"
+                )
+            bad = [
+                tuple(value.shape) for value in values if value.dim() != 2 or len(value) != self.latent_dim
+            ]
+            if bad:
+                raise AudioError(f"prompt_latents of {bad} were given: ({self.latent_dim}, F) is accepted")
+            frames = [self.normalised(value.T.to(self.device, torch.float32)) for value in values]
+            prompts = list(zip(ids, frames, strict=True)) * (count if len(ids) == 1 else 1)
+        vectors = speaker.expand(count, -1)
+        return [Voice(ids, frames, row) for (ids, frames), row in zip(prompts, vectors, strict=True)]
+
+    # Weights -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return published.recognises(keys)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor], config: Mapping[str, Any] | None = None) -> Self:
+        """Learnable-Speech's weights; config: settings that shapes leave open (`flow_checkpoint.configure`)."""
+        model = cls(published.configure(state, config))
+        checkpoint.load_strict(model, published.to_ours(state), "in the published layout")
+        return model.eval().requires_grad_(False)
+
+    def to_published(self) -> dict[str, Tensor]:
+        """The weights under the published names."""
+        return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
+
+
+def _rows(ids: Any) -> list[Tensor]:
+    """Ids (S,), (B, S) or a list of (S,) as rows."""
+    if isinstance(ids, Tensor):
+        return [ids] if ids.dim() == 1 else list(ids)
+    if all(isinstance(item, int) for item in ids):
+        return [torch.tensor(ids, dtype=torch.int64)]
+    return [torch.as_tensor(row) for row in ids]

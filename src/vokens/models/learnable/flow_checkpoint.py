@@ -1,0 +1,101 @@
+"""Published weights of Learnable-Speech's second stage: CosyVoice 2's flow.pt with the speaker encoder beside it.
+
+Shapes say all sizes but the widths of heads: 64 in the estimator, and 8 heads in the speaker encoder.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vokens.checkpoint import NameTable, State, read_state_dict
+from vokens.errors import CheckpointError
+from vokens.models.learnable.config import SpeakerConfig
+from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
+from vokens.models.s3gen.checkpoint import flow_from_published, flow_to_published
+from vokens.models.s3gen.dialects import flow_sizes
+
+_SPEAKER = "speaker_encoder."
+_TABLE = NameTable(
+    [
+        ("speaker_encoder.init.*", "speaker_encoder.first.*"),
+        ("speaker_encoder.attn.{i}.norm.*", "speaker_encoder.attention.{i}.norm.*"),
+        ("speaker_encoder.attn.{i}.qkv.*", "speaker_encoder.attention.{i}.qkv.*"),
+        ("speaker_encoder.attn.{i}.proj_out.*", "speaker_encoder.attention.{i}.out.*"),
+        ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
+    ]
+)
+_MIXER = "decoder.estimator.time_embed_mixer.weight"
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether the keys are the published layout's: a flow that has a speaker encoder."""
+    return {"input_embedding.weight", "encoder_proj.weight", "speaker_encoder.init.weight"} <= set(keys)
+
+
+def configure(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> LearnableFlowConfig:
+    """The sizes. config: settings of the flow that shapes leave open, and "speaker_heads", 8 by default."""
+    given = dict(config or {})
+    heads = int(given.pop("speaker_heads", SpeakerConfig.heads))
+    sizes = flow_sizes(state)
+    if _MIXER in state:
+        sizes |= {
+            "meanflow": True,
+            "cfm_steps": 2,
+            "cfm_t_scheduler": "linear",
+            "cfm_inference_cfg_rate": 0.0,
+        }
+    speaker, first = None, state.get("speaker_encoder.init.weight")
+    if first is not None:
+        speaker = SpeakerConfig(
+            n_mels=first.shape[1],
+            width=first.shape[0],
+            layers=sum(
+                name.startswith("speaker_encoder.attn.") and name.endswith("norm.weight") for name in state
+            ),
+            heads=heads,
+            embed_dim=state["speaker_encoder.output_proj.weight"].shape[0],
+            published=True,
+        )
+    return LearnableFlowConfig(flow=latent_flow(**sizes | given), speaker=speaker)
+
+
+def to_ours(state: Mapping[str, Tensor]) -> State:
+    """Published names to ours. Raises CheckpointError for names that are not of this layout."""
+    speaker = {name: value for name, value in state.items() if name.startswith(_SPEAKER)}
+    flow = flow_from_published({name: value for name, value in state.items() if name not in speaker})
+    return _TABLE.to_ours(speaker) | {f"network.{name}": value for name, value in flow.items()}
+
+
+def to_published(state: Mapping[str, Tensor]) -> State:
+    """Our names to the published ones."""
+    flow = {
+        name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")
+    }
+    return flow_to_published(flow) | _TABLE.to_published(
+        {name: value for name, value in state.items() if name.startswith(_SPEAKER)}
+    )
+
+
+def read_start(source: str | Path) -> State:
+    """The network's weights to start training from, under our names without prefix: CosyVoice 2's flow.pt or a
+    published stage 2, or a folder of ours that holds a flow.
+
+    Raises CheckpointError for other files.
+    """
+    path = Path(source).expanduser()
+    state = read_state_dict(path / "model.safetensors" if path.is_dir() else path)
+    if "input_embedding.weight" in state:
+        state = to_ours(state)
+    if "network.embedding.weight" in state:
+        return {
+            name.removeprefix("network."): value
+            for name, value in state.items()
+            if name.startswith("network.")
+        }
+    if "embedding.weight" in state and "estimator.out.weight" in state:
+        return state
+    raise CheckpointError(
+        f"{source} is no start for a flow: CosyVoice 2's flow.pt, or a folder of a trained flow is accepted"
+    )

@@ -1,0 +1,55 @@
+"""Sizes of Learnable-Speech's second stage: a flow over latents, the voice's encoder, and whose latents they are."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vokens.errors import ConfigError
+from vokens.models.learnable.config import SpeakerConfig
+from vokens.models.s3gen.config import S3GenConfig
+
+
+def latent_flow(**sizes: Any) -> S3GenConfig:
+    """S3Gen's flow over latents: `mel_bins` are numbers of a latent, token_mel_ratio latents per token, and noise is
+    fresh for each utterance."""
+    return replace(S3GenConfig(noise="fresh"), **sizes)
+
+
+@dataclass(frozen=True)
+class LearnableFlowConfig:
+    """The whole model; the defaults are the published 80 numbers at 50 Hz from tokens at 25 Hz.
+
+    Attributes:
+        flow: sizes of the network, mel_bins and token_mel_ratio being those of latents.
+        speaker: the language model's speaker encoder, a frozen copy of which is inside; None where speaker vectors
+            come from elsewhere, such as CAM++.
+        mean, std: of each latent number: the network works on (z - mean) / std. Empty: on z, as published.
+        sample_rate, frame_rate: of the autoencoder, Hz, and its latents per second.
+        latents, latents_fingerprint: name and weights of the autoencoder; empty: any that fits.
+        tokens, tokens_fingerprint: of the speech tokenizer.
+    """
+
+    flow: S3GenConfig = field(default_factory=latent_flow)
+    speaker: SpeakerConfig | None = field(default_factory=lambda: SpeakerConfig(published=True))
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    sample_rate: int = 24000
+    frame_rate: float = 50.0
+    latents: str = ""
+    latents_fingerprint: str = ""
+    tokens: str = ""
+    tokens_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        width = self.flow.mel_bins
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, width):
+            raise ConfigError(
+                f"mean and std of {len(self.mean)} and {len(self.std)} numbers were given: none, or one for each of "
+                f"the {width} latents"
+            )
+        if self.std and min(self.std) <= 0:
+            raise ConfigError(f"std holds {min(self.std)}: a latent that never moves cannot be normalised")
+        if self.speaker is not None and self.speaker.embed_dim != self.flow.speaker_embed_dim:
+            raise ConfigError(
+                f"the speaker encoder makes {self.speaker.embed_dim} numbers and the flow takes "
+                f"{self.flow.speaker_embed_dim}: give equal ones"
+            )
