@@ -30,6 +30,15 @@ BENCHES = {
     "reconstruct": Bench(
         "vokens.bench.reconstruct", "vokens.bench.options:Reconstruct", "how good is the resynthesis"
     ),
+    "tokens": Bench(
+        "vokens.bench.tokens",
+        "vokens.bench.options:TokenStatistics",
+        "rates, use of codebooks, predictability",
+    ),
+    "robust": Bench(
+        "vokens.bench.robust", "vokens.bench.options:Robust", "which tokens stay when the audio changes"
+    ),
+    "speed": Bench("vokens.bench.speed", "vokens.bench.options:Speed", "times real time, and memory"),
     "all": Bench(
         "vokens.bench.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
     ),

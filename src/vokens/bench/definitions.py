@@ -37,6 +37,44 @@ DEFINITIONS = {
     "voicing": Definition("voicing error", "%", "down", 1, "frames of 10 ms, voiced in one alone"),
     "speaker": Definition("speaker similarity", "", "up", 3, "CAM++ zh-en, 16 kHz, cosine"),
     "wer": Definition("word error", "%", "down", 1, "Moonshine, greedy"),
+    "frame-rate": Definition("frame rate", "Hz", "", 3, "as the codec says"),
+    "token-rate": Definition("tokens", "1/s", "down", 1, "codebooks × frames over seconds of audio"),
+    "bitrate-nominal": Definition(
+        "bit rate, nominal", "kbit/s", "down", 3, "frame rate × sum of log2 of sizes"
+    ),
+    "bitrate-effective": Definition(
+        "bit rate, effective", "kbit/s", "down", 3, "frame rate × sum of entropies"
+    ),
+    "used": Definition("entries used", "%", "up", 1, "of a codebook, mean over codebooks"),
+    "entropy": Definition("entropy", "bit", "", 2, "of a codebook's frequencies"),
+    "perplexity": Definition("perplexity", "", "", 0, "2 to the entropy"),
+    "ngram": Definition("n-gram LM", "bit/s", "down", 1, "3-gram Kneser-Ney, held-out, codebooks apart"),
+    "ngram-code": Definition("n-gram LM", "bit", "down", 2, "of a code, 3-gram Kneser-Ney, held-out"),
+    "transformer": Definition(
+        "transformer LM", "bit/s", "down", 1, "3 layers of 128, held-out, codebooks jointly"
+    ),
+    "transformer-code": Definition(
+        "transformer LM", "bit", "down", 2, "of a code, 3 layers of 128, held-out"
+    ),
+    "agreement": Definition("agreement", "%", "up", 1, "equal codes frame by frame, all codebooks"),
+    "agreement-first": Definition("agreement, codebook 1", "%", "up", 1, "equal codes frame by frame"),
+    "ued": Definition("unit edit distance", "%", "down", 1, "edits over codes, all codebooks"),
+    "ued-first": Definition("unit edit distance, codebook 1", "%", "down", 1, "edits over codes"),
+    "miss": Definition("miss rate", "%", "down", 3, "codes that differ, batch of 6 lengths or alone"),
+    "miss-first": Definition(
+        "miss rate, codebook 1", "%", "down", 3, "codes that differ, batch of 6 lengths or alone"
+    ),
+    "encode": Definition("encode", "× real time", "up", 1, "median of repeats, wall clock"),
+    "decode": Definition("decode", "× real time", "up", 1, "median of repeats, wall clock"),
+    "memory-load": Definition(
+        "memory, loaded", "MiB", "down", 0, "resident, after loading less before, float32"
+    ),
+    "memory-encode": Definition(
+        "memory, encode", "MiB", "down", 0, "peak resident, above that of the loaded codec"
+    ),
+    "memory-decode": Definition(
+        "memory, decode", "MiB", "down", 0, "peak resident, above that of the loaded codec"
+    ),
     "rtf": Definition("real-time factor", "s/s", "down", 3, "encode and decode, wall clock"),
 }
 

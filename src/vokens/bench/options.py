@@ -100,6 +100,34 @@ class Reconstruct(Measure):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenStatistics(Measure):
+    """Rates, use of the codebooks, and how well language models predict the tokens."""
+
+    lm_steps: int = 200
+    """Steps, of 32 s of audio each, that the transformer learns; 0 leaves language models out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust(Measure):
+    """Which tokens stay when noise, level, time, another codec, a seam, the batch or the precision change."""
+
+    dtypes: str = "bfloat16"
+    """Precisions to compare with float32, by commas: bfloat16, float16, int8 (S3Tokenizer); '' for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Measure):
+    """Times real time of encoding and decoding, and memory."""
+
+    durations: str = "1,5,20"
+    """Seconds of a recording, by commas."""
+    batches: str = "1,8"
+    """Recordings at a time, by commas."""
+    repeats: int = 3
+    """Of each; the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Every(Measure):
     """Several parts in turn into one folder, each with the options that all share and its own defaults."""
 
