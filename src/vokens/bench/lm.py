@@ -55,7 +55,7 @@ def transformer_bits(
     parts: Parts,
     steps: int,
     seed: int,
-    report: Callable[[int, float], None] = lambda step, nats: None,
+    report: Callable[[int], object] = lambda step: None,
 ) -> list[float]:
     """Bits (K,) that the test part takes under a small transformer over all codebooks, ends of recordings included.
 
@@ -85,7 +85,7 @@ def transformer_bits(
             schedule.step()
             if step in checks:
                 bits = sum(_measure(model, [tokens[i] for i in parts.valid]))
-                report(step, loss.item())
+                report(step)
                 if bits < best:
                     best, state = bits, {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(state)

@@ -66,7 +66,7 @@ def _language_models(
     parts = lm.divide(ids)
     with tqdm(total=options.lm_steps, desc=f"{label}, transformer", unit="step", disable=None) as bar:
         transformer = lm.transformer_bits(
-            every, parts, options.lm_steps, options.seed, lambda step, nats: bar.update(step - bar.n)
+            every, parts, options.lm_steps, options.seed, lambda step: bar.update(step - bar.n)
         )
     found = {
         "test_recordings": len(parts.test),
@@ -81,7 +81,7 @@ def _language_models(
 def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line | None) -> Line:
     """A row of results: of all recordings together, and of each codebook."""
     seconds = sum(float(one.duration) for one in tokens)
-    row = {"row": label, "model": label, "fingerprint": fingerprint, "files": len(tokens)}
+    row: Line = {"row": label, "model": label, "fingerprint": fingerprint, "files": len(tokens)}
     row["seconds"] = round(seconds, 3)
     if not tokens:
         return row | {"metric": {}}
@@ -101,10 +101,9 @@ def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line
         "used": single("used", 100 * float(np.mean(used)), n, over),
     }
     if learnt:
-        tested, test_frames = learnt["test_seconds"], learnt["test_frames"]
         for kind in ("ngram", "transformer"):
-            bits, over_test = learnt[f"{kind}_bits"], learnt["test_recordings"]
-            found[kind] = single(kind, sum(bits) / tested, over_test)
+            rate = sum(learnt[f"{kind}_bits"]) / learnt["test_seconds"]
+            found[kind] = single(kind, rate, learnt["test_recordings"])
     for k, (share, bits) in enumerate(zip(used, entropy, strict=True)):
         book = f"codebook {k + 1}"
         found[f"used/{book}"] = single("used", 100 * share, n, f"{over}, of {first.codebook_sizes[k]}")
@@ -112,6 +111,6 @@ def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line
         found[f"perplexity/{book}"] = single("perplexity", 2**bits, n, over)
         if learnt:
             for kind in ("ngram", "transformer"):
-                value = learnt[f"{kind}_bits"][k] / test_frames
+                value = learnt[f"{kind}_bits"][k] / learnt["test_frames"]
                 found[f"{kind}-code/{book}"] = single(f"{kind}-code", value, learnt["test_recordings"])
     return row | {"metric": found}
