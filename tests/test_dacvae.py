@@ -15,6 +15,8 @@ from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.dacvae import DACVAE, DACVAEConfig, Latents
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae import model as module
+from vokens.models.dacvae.prior import FlowPrior
+from vokens.train.losses import kl_flow
 
 GOLDEN = Path(__file__).parent / "golden/learnable"
 CASES = json.loads((GOLDEN / "config.json").read_text())["dacvae"]
@@ -137,14 +139,25 @@ def test_published_names_come_back(case):
     assert layout.recognises(state.keys())
 
 
+@pytest.fixture(scope="module", params=[*TINY, "stft"])
+def network(request):
+    if request.param != "stft":
+        return build(request.param)
+    torch.manual_seed(0)
+    config = DACVAEConfig(
+        network="stft", latent_dim=6, width=32, expansion=2, encoder_layers=2, decoder_layers=2
+    )
+    return DACVAE(config).eval().requires_grad_(False)
+
+
 def waves(model, *frames):
     generator = torch.Generator().manual_seed(3)
     sizes = [int(count * model.hop_length) for count in frames]
     return [torch.randn(size, generator=generator).mul(0.1).numpy() for size in sizes]
 
 
-def test_ragged_batch_equals_singles(case):
-    model, _ = case
+def test_ragged_batch_equals_singles(network):
+    model = network
     clips = waves(model, 7.3, 2.0, 11.9, 0.4)
     together = model.encode(clips, model.sample_rate)
     again = model.decode(together)
@@ -156,8 +169,8 @@ def test_ragged_batch_equals_singles(case):
         np.testing.assert_allclose(again[row], model.decode(alone)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_windows_equal_the_whole(case, monkeypatch):
-    model, _ = case
+def test_windows_equal_the_whole(network, monkeypatch):
+    model = network
     clips = waves(model, 150.2, 90.0)
     whole = model.encode(clips, model.sample_rate)
     monkeypatch.setattr(module, "WINDOW_SECONDS", 20 / model.frame_rate)
@@ -169,8 +182,8 @@ def test_windows_equal_the_whole(case, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_draws_follow_their_generator(case):
-    model, _ = case
+def test_draws_follow_their_generator(network):
+    model = network
     clip = waves(model, 5)[0]
     one, same = (
         model.encode(clip, model.sample_rate, generator=torch.Generator().manual_seed(1)) for _ in range(2)
@@ -180,8 +193,8 @@ def test_draws_follow_their_generator(case):
     assert not torch.equal(one.values, other.values)
 
 
-def test_folder_and_latents_survive_disk(case, tmp_path):
-    model, _ = case
+def test_folder_and_latents_survive_disk(network, tmp_path):
+    model = network
     again = vokens.load(model.save_pretrained(tmp_path / "vae"))
     clip = waves(model, 4.5)[0]
     latents = again.encode(clip, model.sample_rate)
@@ -211,3 +224,74 @@ def test_clear_errors(case, tmp_path):
     (tmp_path / "no.lat").write_bytes(b"nothing")
     with pytest.raises(TokensError, match=r"Latents\.save"):
         Latents.load(tmp_path / "no.lat")
+    with pytest.raises(ConfigError, match="dac and stft"):
+        DACVAEConfig(network="rnn")
+    with pytest.raises(ConfigError, match="must be even"):
+        DACVAEConfig(latent_dim=7, prior_layers=4)
+
+
+# The flow prior
+
+
+def stirred(layers: int = 4) -> FlowPrior:
+    """A prior away from its start at the identity."""
+    torch.manual_seed(1)
+    prior = FlowPrior(6, 8, layers)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return prior.double().eval().requires_grad_(False)
+
+
+def test_flow_prior_is_invertible_and_keeps_volume():
+    prior, z = stirred(), torch.randn(1, 6, 5, dtype=torch.float64)
+    flowed = prior(z)
+    assert (flowed - z).abs().max() > 0.5
+    torch.testing.assert_close(prior.inverse(flowed), z)
+    jacobian = torch.autograd.functional.jacobian(prior, z).reshape(30, 30)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], torch.zeros((), dtype=torch.float64))
+
+
+def test_flow_prior_starts_as_the_plain_one():
+    torch.manual_seed(0)
+    z, log_std = torch.randn(2, 6, 9), torch.randn(2, 6, 9)
+    torch.testing.assert_close(kl_flow(FlowPrior(6, 8, 4)(z), log_std), kl_flow(z, log_std))
+
+
+def test_flow_prior_of_a_ragged_batch_is_that_of_singles():
+    prior, z = stirred(), torch.randn(2, 6, 9, dtype=torch.float64)
+    lengths = torch.tensor([9, 4])
+    together = prior(z, lengths)
+    torch.testing.assert_close(together[1:, :, :4], prior(z[1:, :, :4]))
+    torch.testing.assert_close(prior.inverse(together, lengths)[1, :, :4], z[1, :, :4])
+
+
+def test_flow_prior_relaxes_the_prior():
+    """Latents that follow one another are not normal; trained on them, the flow finds a nearer normal."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    prior = FlowPrior(2, 16, 4)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        x = torch.randn(32, 1, 8, generator=generator)
+        z = torch.cat([x, x.square() + 0.1 * torch.randn(32, 1, 8, generator=generator)], 1)
+        loss = kl_flow(prior(z), torch.zeros_like(z))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
+
+
+def test_a_model_with_a_flow_prior_decodes_z(tmp_path):
+    torch.manual_seed(0)
+    config = DACVAEConfig(
+        network="stft", latent_dim=6, width=16, encoder_layers=1, decoder_layers=1, prior_layers=2
+    )
+    model = DACVAE(config).eval()
+    wave, noise = 0.1 * torch.randn(1, 960), torch.zeros(1, 6, 2)
+    output = model(wave, noise)
+    assert output.flowed is not None
+    torch.testing.assert_close(output.wave, model.decoder(output.mean)[:, 0])
+    again = vokens.load(model.save_pretrained(tmp_path / "vae"))
+    torch.testing.assert_close(again(wave, noise).flowed, output.flowed.detach())

@@ -1,6 +1,7 @@
 """Waveform discriminators of codec training, at any width: multi-period and multi-scale (HiFi-GAN, 2010.05646
 section 2.3) and multi-scale STFT (EnCodec, 2210.13438 section 3.4), as SpeechTokenizer trains against them, and
-multi-resolution spectrograms (UnivNet, 2106.07889 section 2.2), as HiFT does.
+multi-resolution spectrograms (UnivNet, 2106.07889 section 2.2), as HiFT does, and multi-band spectra (DAC, 2306.06546
+section 3.4), as DAC-VAE does.
 
 Each is a list of convolution stacks that see the same wave folded, averaged or transformed in different ways;
 `forward(wave (B, 1, N))` gives one map of logits and one list of feature maps per stack.
@@ -22,6 +23,8 @@ PERIODS = (2, 3, 5, 7, 11)
 PERIOD_CHANNELS = (32, 128, 512, 1024, 1024)
 SCALE_CHANNELS = (128, 128, 256, 512, 1024, 1024, 1024)
 WINDOWS = (1024, 2048, 512, 256, 128)
+BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # edges, as shares of the spectrum
+BAND_WINDOWS = (2048, 1024, 512)
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # n_fft, hop, window
 
 
@@ -82,15 +85,20 @@ class ConvStack(nn.Module):
 class PeriodDiscriminator(ConvStack):
     """Compares samples one period apart: rows of `period` samples, 2-D kernels of width 1 across the rows."""
 
-    def __init__(self, period: int, channels: Sequence[int] = PERIOD_CHANNELS) -> None:
+    def __init__(
+        self, period: int, channels: Sequence[int] = PERIOD_CHANNELS, always_pad: bool = False
+    ) -> None:
+        """always_pad: DAC adds a whole period where none is missing."""
         shapes = zip([1, *channels[:-1]], channels, (3, 3, 3, 3, 1), strict=True)
         convs = [weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), (2, 0))) for a, b, stride in shapes]
         super().__init__(convs, weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0))), slope=0.1)
-        self.period = period
+        self.period, self.always_pad = period, always_pad
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
         """wave (B, 1, N) -> logits (B, M), 6 feature maps (the last is the logits, as published)."""
-        wave = pad(wave, (0, -wave.shape[-1] % self.period), mode="reflect")
+        missing = -wave.shape[-1] % self.period
+        missing = self.period if self.always_pad and not missing else missing
+        wave = pad(wave, (0, missing), mode="reflect")
         logits, features = self.run(wave.unflatten(-1, (-1, self.period)))
         return logits.flatten(1), [*features, logits]
 
@@ -182,10 +190,52 @@ class SpectrogramDiscriminator(ConvStack):
         return logits.flatten(1), [*features, logits]
 
 
+class BandDiscriminator(nn.Module):
+    """2-D convolutions on the complex spectrum, (B, 2, frames, bins), a stack for each band of them."""
+
+    def __init__(self, n_fft: int, channels: int = 32) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        self.edges = [int(share * (n_fft // 2 + 1)) for share in BANDS]
+
+        def stack() -> nn.ModuleList:
+            shapes = [(2, channels, 1), *[(channels, channels, 2)] * 3]
+            convs = [weight_norm(nn.Conv2d(a, b, (3, 9), (1, stride), (1, 4))) for a, b, stride in shapes]
+            return nn.ModuleList([*convs, weight_norm(nn.Conv2d(channels, channels, 3, padding=1))])
+
+        self.band_convs = nn.ModuleList(stack() for _ in BANDS[1:])
+        self.conv_post = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    window: Tensor
+
+    def spectrum(self, wave: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, 2, ceil(N / hop), bins), the hop a quarter of the window."""
+        hop = self.n_fft // 4
+        beyond = (self.n_fft - hop) // 2
+        wave = pad(wave.float(), (beyond, beyond + -wave.shape[-1] % hop), mode="reflect")
+        # Centred, so reflected once more; the two frames at either end that see only that are dropped.
+        spectrum = torch.stft(
+            wave.squeeze(1), self.n_fft, hop, window=self.window.float(), return_complex=True
+        )
+        return torch.view_as_real(spectrum[..., 2:-2]).permute(0, 3, 2, 1)
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """wave (B, 1, N > 3/8 n_fft) -> logits (B, M), 25 feature maps (without the logits)."""
+        spectrum, ends, features = self.spectrum(wave), [], []
+        for first, last, convs in zip(self.edges[:-1], self.edges[1:], self.band_convs, strict=True):
+            x = spectrum[..., first:last]
+            for conv in convs:
+                x = leaky_relu(conv(x), 0.1)
+                features.append(x)
+            ends.append(x)
+        return self.conv_post(torch.cat(ends, -1)).flatten(1), features
+
+
 class Discriminator(nn.Module):
     """Stacks that judge the same wave."""
 
-    def __init__(self, stacks: Sequence[ConvStack]) -> None:
+    def __init__(self, stacks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.discriminators = nn.ModuleList(stacks)
 
@@ -249,6 +299,43 @@ class MultiResolutionDiscriminator(Discriminator):
         super().__init__([SpectrogramDiscriminator(*sizes, channels) for sizes in resolutions])
 
 
+class DACDiscriminator(Discriminator):
+    """DAC's: five periods and three multi-band spectra; 42.5 M parameters at full size.
+
+    Args:
+        divisor: divides the widths of the first. channels: of the second.
+
+    Every wave is judged without its mean and at a peak of 0.8. Feature maps leave the logits out.
+    """
+
+    def __init__(
+        self,
+        divisor: int = 1,
+        channels: int = 32,
+        periods: Sequence[int] = PERIODS,
+        windows: Sequence[int] = BAND_WINDOWS,
+    ) -> None:
+        widths = narrowed(PERIOD_CHANNELS, divisor)
+        super().__init__(
+            [
+                *[PeriodDiscriminator(period, widths, always_pad=True) for period in periods],
+                *[BandDiscriminator(n_fft, channels) for n_fft in windows],
+            ]
+        )
+
+    def views(self, wave: Tensor) -> list[Tensor]:
+        wave = wave - wave.mean(-1, keepdim=True)
+        return super().views(0.8 * wave / (wave.abs().amax(-1, keepdim=True) + 1e-9))
+
+    def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        logits, features = super().forward(wave)
+        maps = [
+            maps[:-1] if isinstance(stack, PeriodDiscriminator) else maps
+            for stack, maps in zip(self.discriminators, features, strict=True)
+        ]
+        return logits, maps
+
+
 def narrowed(channels: Sequence[int], divisor: int) -> list[int]:
     if divisor < 1 or any(width % divisor for width in channels):
         raise ConfigError(
@@ -263,17 +350,21 @@ NORM_NAMES = {  # of one convolution: published name -> ours
 }
 
 
-def names(stack: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
-    """Rows for the convolutions of a stack; `wrapper` is a level that only the published layout has."""
-    rows = []
-    for conv in (f"discriminators.{stack}.convs.{{i}}", f"discriminators.{stack}.conv_post"):
-        rows.append((f"{conv}{wrapper}.bias", f"{conv}.bias"))
-        for published, ours in NORM_NAMES[norm].items():
-            rows.append((f"{conv}{wrapper}.{published}", f"{conv}.parametrizations.weight.{ours}"))
+def conv_names(conv: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
+    """Rows for a convolution; `wrapper` is a level that only the published layout has."""
+    rows = [(f"{conv}{wrapper}.bias", f"{conv}.bias")]
+    for published, ours in NORM_NAMES[norm].items():
+        rows.append((f"{conv}{wrapper}.{published}", f"{conv}.parametrizations.weight.{ours}"))
     return rows
 
 
-# SpeechTokenizer's training checkpoints, by the names the discriminators have there.
+def names(stack: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
+    """Rows for the convolutions of a stack."""
+    convs = (f"discriminators.{stack}.convs.{{i}}", f"discriminators.{stack}.conv_post")
+    return [row for conv in convs for row in conv_names(conv, norm, wrapper)]
+
+
+# Training checkpoints of SpeechTokenizer, by the names the discriminators have there, and of DAC-VAE.
 PUBLISHED_NAMES = {
     "mpd": NameTable(names("{k}")),
     "msd": NameTable(names("0", "spectral") + names("1") + names("2")),
@@ -283,5 +374,10 @@ PUBLISHED_NAMES = {
             ("discriminators.{k}.convs.0.conv.weight", "discriminators.{k}.convs.0.weight"),
             *names("{k}", wrapper=".conv"),
         ]
+    ),
+    "dac": NameTable(
+        conv_names("discriminators.{k}.convs.{i}", wrapper=".0")
+        + conv_names("discriminators.{k}.band_convs.{b}.{i}", wrapper=".0")
+        + conv_names("discriminators.{k}.conv_post")
     ),
 }

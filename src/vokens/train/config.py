@@ -20,6 +20,7 @@ TASKS = {
     "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
     "socodec": ("vokens.train.socodec", "SoCodecTrainer"),
     "token_lm": ("vokens.train.token_lm", "TokenLMTrainer"),
+    "uslm": ("vokens.train.uslm", "USLMTrainer"),
     "learnable_lm": ("vokens.train.learnable_lm", "LearnableLMTrainer"),
     "dacvae": ("vokens.train.dacvae", "VAETrainer"),
 }

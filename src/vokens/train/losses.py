@@ -104,6 +104,32 @@ class STFTLoss(nn.Module):
         return torch.stack([spectral_l1(spectrum, output, target) for spectrum in self.spectra]).mean()
 
 
+class LinearSTFTLoss(nn.Module):
+    """Sum over windows of mean |M' - M| + 2 mean |log10 M' - log10 M|, M the STFT magnitude, at least 1e-5 in the log.
+
+    Descript's (and DAC-VAE's optional) spectral distance: unlike log distances alone it hears what is loud.
+    """
+
+    def __init__(self, windows: Sequence[int] = (2048, 1024)) -> None:
+        super().__init__()
+        self.windows = tuple(windows)
+
+    def magnitude(self, wave: Tensor, n_fft: int) -> Tensor:
+        beyond = n_fft // 2
+        padded = pad(wave.float()[:, None], (beyond, beyond), mode="reflect")[:, 0]
+        return stft_magnitude(padded, torch.hann_window(n_fft, device=wave.device), n_fft // 4)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        total = []
+        for n_fft in self.windows:
+            with torch.no_grad():
+                wanted = self.magnitude(target.flatten(0, -2), n_fft)
+            found = self.magnitude(output.flatten(0, -2), n_fft)
+            logs = l1_loss(found.clamp(min=1e-5).log10(), wanted.clamp(min=1e-5).log10())
+            total.append(l1_loss(found, wanted) + 2 * logs)
+        return torch.stack(total).sum()
+
+
 class SpectrumLoss(nn.Module):
     """Mean over windows of mean |X' - Y'|, where X' is the complex STFT with its magnitude to the power 0.3.
 
@@ -140,6 +166,25 @@ def spectral_l1(transform: nn.Module, output: Tensor, target: Tensor) -> Tensor:
     with torch.no_grad():
         wanted = transform(target.flatten(0, -2))
     return l1_loss(transform(output.flatten(0, -2)), wanted)
+
+
+# Divergence of a posterior N(mean, exp(log_std)^2) from N(0, 1): mean, log_std, flowed (B, D, T); nats summed over
+# the D numbers of a frame, mean over items and frames.
+
+
+def kl_normal(mean: Tensor, log_std: Tensor) -> Tensor:
+    """The divergence in closed form."""
+    return (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).sum(1).mean() / 2
+
+
+def kl_published(mean: Tensor, log_std: Tensor) -> Tensor:
+    """As DAC-VAE was trained: it takes the log of the standard deviation for that of the variance."""
+    return (mean.square() + log_std.exp() - log_std - 1).sum(1).mean() / 2
+
+
+def kl_flow(flowed: Tensor, log_std: Tensor) -> Tensor:
+    """Of a drawn latent z from the prior under which f(z) is normal, by one sample; flowed = f(z), |det df/dz| = 1."""
+    return (flowed.square() / 2 - log_std - 0.5).sum(1).mean()
 
 
 # Distillation: feature (B, T, D) is the student's, target (B, T', D) the teacher's; the longer one is cut.

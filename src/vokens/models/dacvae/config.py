@@ -12,26 +12,45 @@ class DACVAEConfig:
     """Sizes of DAC-VAE; the defaults are Learnable-Speech's 80 numbers at 50 Hz (configx2.yml).
 
     Attributes:
-        encoder_dim: channels of the first layer, doubled by each stage. encoder_rates: their strides.
-        decoder_dim: channels of the first layer, halved by each stage. decoder_rates: their strides.
+        network: "dac", Descript's convolutions on samples, as published; or "stft", ConvNeXt on short-time spectra,
+            a thirtieth of the work, for what is trained on a CPU.
         latent_dim: D. sample_rate: Hz.
-        conv_slope: of the leaky ReLU behind every plain convolution, the mu and the last one included. The
+        encoder_dim: of "dac", channels of the first layer, doubled by each stage. encoder_rates: their strides.
+        decoder_dim: of "dac", channels of the first layer, halved by each stage. decoder_rates: their strides.
+        conv_slope: of the leaky ReLU behind every plain convolution of "dac", the mu and the last one included. The
             published code has 0.1, by an accident of names that its weights depend on; 1 is none.
+        n_fft: of "stft", window of the spectra in samples; they are n_fft / 4 apart, two to a frame.
+        width, expansion: of "stft", channels of the backbones and of their hidden layers, as a multiple.
+        kernel_size: of "stft", taps of the depthwise convolutions, in frames.
+        encoder_layers, decoder_layers: of "stft".
+        prior_layers: couplings of a learned flow in front of the normal prior (the paper's Flow-VAE has 4); 0: none.
+        prior_width: channels inside a coupling.
         mean, std: of each latent number over speech, where training has stored them: what a generative model
             of latents is trained on is (z - mean) / std. Empty: not known.
     """
 
     sample_rate: int = 24000
+    network: str = "dac"
+    latent_dim: int = 80
     encoder_dim: int = 64
     encoder_rates: tuple[int, ...] = (2, 3, 4, 4, 5)
-    latent_dim: int = 80
     decoder_dim: int = 1536
     decoder_rates: tuple[int, ...] = (5, 4, 4, 3, 2)
     conv_slope: float = 1.0
+    n_fft: int = 960
+    width: int = 256
+    expansion: int = 3
+    kernel_size: int = 7
+    encoder_layers: int = 4
+    decoder_layers: int = 8
+    prior_layers: int = 0
+    prior_width: int = 192
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.network not in ("dac", "stft"):
+            raise ConfigError(f"network = {self.network!r}: dac and stft are accepted")
         if prod(self.encoder_rates) != prod(self.decoder_rates):
             raise ConfigError(
                 f"encoder_rates {self.encoder_rates} take {prod(self.encoder_rates)} samples to a frame, decoder_rates "
@@ -42,6 +61,12 @@ class DACVAEConfig:
                 f"decoder_dim={self.decoder_dim} must be a multiple of {2 ** len(self.decoder_rates)}, "
                 f"for {len(self.decoder_rates)} stages halve it"
             )
+        if self.n_fft % 4:
+            raise ConfigError(
+                f"n_fft={self.n_fft} must be a multiple of 4: spectra are a quarter of it apart"
+            )
+        if self.prior_layers and self.latent_dim % 2:
+            raise ConfigError(f"latent_dim={self.latent_dim} must be even: a coupling moves one half of it")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, self.latent_dim):
                 raise ConfigError(
@@ -50,7 +75,7 @@ class DACVAEConfig:
 
     @property
     def hop_length(self) -> int:
-        return prod(self.encoder_rates)
+        return prod(self.encoder_rates) if self.network == "dac" else self.n_fft // 2
 
 
 _PUBLISHED: dict[str, Any] = {"conv_slope": 0.1}

@@ -5,7 +5,7 @@ Long recordings go through in windows with as much context as the convolutions r
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,11 +18,22 @@ from vokens.models.codec import Audio, batches
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae.config import RELEASES, DACVAEConfig
 from vokens.models.dacvae.latents import Latents
-from vokens.models.dacvae.network import Conv, Decoder, Encoder, reach_of_decoder, reach_of_encoder
+from vokens.models.dacvae.network import Conv, Decoder, Encoder
+from vokens.models.dacvae.prior import FlowPrior
+from vokens.models.dacvae.spectral import SpectralDecoder, SpectralEncoder
 from vokens.models.pretrained import Pretrained
 from vokens.nn.conv import add_weight_norm
 
 WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the released sizes
+
+
+class VAEOutput(NamedTuple):
+    """What the training forward returns."""
+
+    wave: Tensor  # (B, N) resynthesis of a drawn latent
+    mean: Tensor  # (B, D, T) of the posterior
+    log_std: Tensor  # (B, D, T)
+    flowed: Tensor | None  # (B, D, T) f(z) of the drawn latent, where there is a flow prior
 
 
 class DACVAE(Pretrained):
@@ -34,10 +45,14 @@ class DACVAE(Pretrained):
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__(config)
         self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
-        self.encoder = Encoder(config)
-        self.posterior = Conv(config.latent_dim, 2 * config.latent_dim, 1, config.conv_slope)
-        self.decoder = Decoder(config)
-        self._reach = reach_of_encoder(config), reach_of_decoder(config)
+        on_samples, latent_dim = config.network == "dac", config.latent_dim
+        self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
+        slope = config.conv_slope if on_samples else 1.0
+        self.posterior = Conv(self.encoder.channels, 2 * latent_dim, 1, slope)
+        self.decoder = Decoder(config) if on_samples else SpectralDecoder(config)
+        self.prior = (
+            FlowPrior(latent_dim, config.prior_width, config.prior_layers) if config.prior_layers else None
+        )
 
     @property
     def frame_rate(self) -> float:
@@ -121,7 +136,7 @@ class DACVAE(Pretrained):
 
         Rows are filled up with zeros to whole frames; what follows a row's own frames is meaningless.
         """
-        hop, reach = self.hop_length, self._reach[0]
+        hop, reach = self.hop_length, self.encoder.reach
         frames = -(-lengths // hop)
         total = int(frames.max())
         wave = F.pad(wave, (0, total * hop - wave.shape[1]))[:, None]
@@ -138,7 +153,7 @@ class DACVAE(Pretrained):
 
     def decode_batch(self, z: Tensor, lengths: Tensor) -> Tensor:
         """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
-        hop, reach, total = self.hop_length, self._reach[1], z.shape[2]
+        hop, reach, total = self.hop_length, self.decoder.reach, z.shape[2]
         parts = []
         for start, end in self._windows(total):
             left, right = max(0, start - reach), min(total, end + reach)
@@ -148,10 +163,15 @@ class DACVAE(Pretrained):
 
     def posterior_of(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), as the published network has them."""
-        # The leaky ReLU (0.01) before the projection is the published network's own, beside those of conv_slope.
-        x = self.encoder(wave, lengths)
-        mean, log_std = self.posterior(F.leaky_relu(x)).chunk(2, dim=1)
+        mean, log_std = self.posterior(self.encoder(wave, lengths)).chunk(2, dim=1)
         return mean, log_std.clamp(-14, 14)
+
+    def forward(self, wave: Tensor, noise: Tensor) -> VAEOutput:
+        """The training pass: wave (B, N), N a multiple of the hop; noise (B, D, T) standard normal."""
+        mean, log_std = self.posterior_of(wave[:, None])
+        z = mean + noise * log_std.exp()
+        flowed = None if self.prior is None else self.prior(z)
+        return VAEOutput(self.decoder(z)[:, 0], mean, log_std, flowed)
 
     def _windows(self, total: int) -> list[tuple[int, int]]:
         size = max(1, round(WINDOW_SECONDS * self.frame_rate))
@@ -167,8 +187,9 @@ class DACVAE(Pretrained):
     # Weights -----------------------------------------------------------------------------------------------
 
     def add_weight_norm(self) -> Self:
-        """For training: weight norm on all convolutions, as published."""
-        add_weight_norm(self)
+        """For training: weight norm on all convolutions, as published; a prior's start at zero, which has no norm."""
+        for part in (self.encoder, self.posterior, self.decoder):
+            add_weight_norm(part)
         return self
 
     @classmethod

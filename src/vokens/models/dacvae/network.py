@@ -88,6 +88,7 @@ class Encoder(nn.Module):
         channels <<= len(self.rates)
         self.snake = Snake(channels)
         self.last = Conv(channels, config.latent_dim, 3, slope)
+        self.channels, self.reach = config.latent_dim, reach_of_encoder(config)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): samples of each row, multiples of the hop."""
@@ -95,7 +96,8 @@ class Encoder(nn.Module):
         for stage, rate in zip(self.stages, self.rates, strict=True):
             x = stage(x, lengths)
             lengths = None if lengths is None else lengths // rate
-        return self.last(self.snake(x, in_place=True), lengths)
+        # This leaky ReLU (0.01) is the published network's own, beside those of conv_slope.
+        return F.leaky_relu(self.last(self.snake(x, in_place=True), lengths))
 
 
 class DecoderStage(nn.Module):
@@ -133,7 +135,7 @@ class Decoder(nn.Module):
         channels >>= len(config.decoder_rates)
         self.snake = Snake(channels)
         self.last = Conv(channels, 1, 7, slope)
-        self.rates = config.decoder_rates
+        self.rates, self.reach = config.decoder_rates, reach_of_decoder(config)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): frames of each row."""

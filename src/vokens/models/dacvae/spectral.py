@@ -1,0 +1,59 @@
+"""DAC-VAE's light networks: ConvNeXt on short-time spectra at the frame rate, in place of convolutions on samples.
+
+Spectra in, an inverse Fourier transform out (Vocos, arXiv 2306.00814). Rows of a right-padded batch are as if alone.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vokens.models.dacvae.config import DACVAEConfig
+from vokens.nn.convnext import ConvNeXt
+from vokens.nn.stft import SpectrumIn, SpectrumOut
+
+SPECTRA = 2  # to a frame
+
+
+class SpectralEncoder(nn.Module):
+    """Wave (B, 1, N), N a multiple of the hop -> (B, width, N / hop)."""
+
+    def __init__(self, config: DACVAEConfig) -> None:
+        super().__init__()
+        width = self.channels = config.width
+        self.hop = config.hop_length
+        self.spectrum = SpectrumIn(config.n_fft, SPECTRA)
+        self.embed = nn.Linear(self.spectrum.width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.encoder_layers)
+        self.final_norm = nn.LayerNorm(width, eps=1e-6)
+        self.reach = self.backbone.reach + 1  # a spectrum sees less than a frame beyond its own
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """lengths (B,): samples of each row, multiples of the hop."""
+        x = self.norm(self.embed(self.spectrum(wave[:, 0])))
+        mask = None if lengths is None else inside(lengths // self.hop, x)
+        return self.final_norm(self.backbone(x, mask)).mT
+
+
+class SpectralDecoder(nn.Module):
+    """Latents (B, D, T) -> wave (B, 1, hop * T)."""
+
+    def __init__(self, config: DACVAEConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.embed = nn.Linear(config.latent_dim, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.decoder_layers)
+        self.final_norm = nn.LayerNorm(width, eps=1e-6)
+        self.spectrum = SpectrumOut(width, config.n_fft, SPECTRA)
+        self.reach = self.backbone.reach + 2
+
+    def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """lengths (B,): frames of each row."""
+        x = self.norm(self.embed(z.mT))
+        mask = None if lengths is None else inside(lengths, x)
+        return self.spectrum(self.final_norm(self.backbone(x, mask)), mask)[:, None]
+
+
+def inside(lengths: Tensor, x: Tensor) -> Tensor:
+    """(B, T, 1) of ones up to each row's length (B,), in the type of x (B, T, ...)."""
+    return (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None].to(x.dtype)

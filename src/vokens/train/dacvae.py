@@ -1,0 +1,302 @@
+"""Training DAC-VAE: resynthesis from a drawn latent, its divergence from a normal (or flow) prior, discriminators.
+
+Losses and schedule are Learnable-Speech's (its DAC-VAE configs; 2306.06546 section 3). The latents' statistics, which
+generative models of them need, are measured when the model is written.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.dacvae.model import VAEOutput
+from vokens.models.pretrained import build_config
+from vokens.nn.discriminators import DACDiscriminator
+from vokens.train import losses as L
+from vokens.train.codec import CropConfig
+from vokens.train.config import RunConfig, among
+from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+
+JUDGED = ("adversarial", "feature")
+LOSSES = ("wave", "mel", "stft", "linear_stft", "spectrum", "kl", *JUDGED)
+VALID_CLIPS = 32
+STATISTICS_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class JudgesConfig:
+    """The discriminators: multi-period, and multi-band spectra.
+
+    Attributes:
+        divisor: divides the widths of the first. channels: of the second. windows: of its spectra, samples.
+        start: the first step with them. learning_rate: theirs; 0 means the autoencoder's.
+        seconds: of each crop that they hear, 0 for all of it; two thirds of a small run's time are theirs.
+        clip: largest norm of their gradient, 0 for none.
+    """
+
+    divisor: int = 1
+    channels: int = 32
+    windows: tuple[int, ...] = (2048, 1024, 512)
+    start: int = 0
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    clip: float = 10.0
+
+
+@dataclass(frozen=True)
+class VAEConfig(RunConfig):
+    """One run; the defaults are Learnable-Speech's.
+
+    Attributes:
+        model: what differs from the released 80 numbers at 50 Hz (without its accidental leaky ReLUs).
+        mel_windows: of the mel loss, samples; 5 bands to 32 of them.
+        kl: "normal", the divergence, or "published", which reads log sigma as log sigma^2. With prior_layers of the
+            model it is the one under the flow prior.
+        kl_warmup: steps in which its weight rises from 0. At full weight from the start the numbers that would carry
+            phase are given up before the decoder can use them.
+        losses: weight of each loss by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame),
+            adversarial, feature (2 x sum).
+    """
+
+    task: str = "dacvae"
+    system: str = "dacvae"
+    out: str = "runs/dacvae"
+    data: CropConfig = field(default_factory=lambda: CropConfig(seconds=0.38, batch_size=16))
+    judges: JudgesConfig = field(default_factory=JudgesConfig)
+    mel_windows: tuple[int, ...] = L.DAC_WINDOWS
+    kl: str = "normal"
+    kl_warmup: int = 0
+    losses: dict[str, float] = field(
+        default_factory=lambda: {"mel": 15.0, "kl": 0.1, "adversarial": 1.0, "feature": 1.0}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("dacvae",))
+        among("kl", self.kl, ("normal", "published"))
+        for name in self.losses:
+            among("losses", name, LOSSES)
+        if "kl" not in self.losses or not {"mel", "stft", "linear_stft"} & set(self.losses):
+            raise ConfigError(
+                "losses.kl and losses.mel, stft or linear_stft are needed: without a spectral loss nothing is learned, "
+                "without kl the latents grow without bound (give 0 to train a plain autoencoder)"
+            )
+        if self.data.batch_size < 1:
+            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
+
+
+class VAETrainer(Trainer[VAEConfig, DACVAE]):
+    """Trains DAC-VAE on a corpus."""
+
+    Config = VAEConfig
+    exported = "model"
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> DACVAE:
+        config = self.config
+        model = DACVAE(build_config(DACVAEConfig, config.model, "model"))
+        if config.init:
+            model.load_state_dict(DACVAE.from_pretrained(config.init).state_dict())
+        self.sample_rate, self.hop = model.sample_rate, model.hop_length
+        judges, rate = config.judges, model.sample_rate
+        self.discriminators = None
+        if set(JUDGED) & set(config.losses):
+            self.discriminators = DACDiscriminator(judges.divisor, judges.channels, windows=judges.windows)
+        scales = L.dac_scales(rate, config.mel_windows)
+        self.distances = {
+            "wave": L.wave_l1,
+            "mel": L.MelLoss(scales, [1.0] * len(scales)).to(self.device),
+            "stft": L.STFTLoss().to(self.device),
+            "linear_stft": L.LinearSTFTLoss(),
+            "spectrum": L.SpectrumLoss(),
+        }
+        return model.add_weight_norm()
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._crops(data.train, data.train_split)
+        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+
+    def _crops(self, source: str, split: str | None) -> Crops:
+        data = self.config.data
+        clips = read_clips(source, split, data.language)
+        return Crops(
+            pcm_rows(Path(data.cache), clips, self.sample_rate, data.workers),
+            sample_rate=self.sample_rate,
+            crop=max(1, round(data.seconds * self.sample_rate / self.hop)) * self.hop,
+            hop=self.hop,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+        )
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.discriminators is not None:
+            optim = self.config.optim
+            optimizer = torch.optim.AdamW(
+                self.discriminators.parameters(),
+                lr=self._judges_rate(),
+                betas=optim.betas,
+                weight_decay=optim.weight_decay,
+            )
+            self.judges, self.judge_optimizer = self.accelerator.prepare(self.discriminators, optimizer)
+
+    def _judges_rate(self) -> float:
+        return self.config.judges.learning_rate or self.config.optim.learning_rate
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        yield from super().parts()
+        if self.discriminators is not None:
+            yield "discriminators", self.discriminators
+            yield "judge_optimizer", self.judge_optimizer
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    @property
+    def judged(self) -> bool:
+        """Whether the discriminators take part in this step."""
+        return self.discriminators is not None and self.step >= self.config.judges.start
+
+    def begin_step(self) -> None:
+        if self.judged:
+            self.set_rate(self.judge_optimizer, self._judges_rate())
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number = self.number(part)
+        wave = self.train.batch(number, rank, world).wave.to(self.device)
+        noise = self._noise(number, rank, world, wave.shape[1] // self.hop).to(self.device)
+        with self.accelerator.autocast():
+            output = self.module(wave, noise)
+        made = output.wave.float()
+        values, report = self._losses(wave, made, output), {}
+        if self.judged:
+            heard = self._heard(number)
+            report = self._judge_step(wave[:, heard], made[:, heard].detach(), part)
+            values |= self._judged(wave[:, heard], made[:, heard])
+        weights = {name: self.config.losses[name] for name in values}
+        weights["kl"] *= min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
+        return L.weighted_sum(values, weights), report | values
+
+    def _noise(self, number: int, rank: int, world: int, frames: int) -> Tensor:
+        """(B, D, frames) normal, those rows of the world's that are this process's."""
+        size = self.config.data.batch_size
+        drawn = torch.randn(
+            world * size, self.model.config.latent_dim, frames, generator=self.generator(number)
+        )
+        return drawn[rank * size : (rank + 1) * size]
+
+    def _losses(self, target: Tensor, wave: Tensor, output: VAEOutput) -> dict[str, Tensor]:
+        wanted = self.config.losses
+        values = {name: f(wave, target) for name, f in self.distances.items() if name in wanted}
+        return values | {"kl": self._divergence(output)}
+
+    def _heard(self, number: int) -> slice:
+        """The samples of each crop that the discriminators hear in this micro-batch."""
+        size = round(self.config.judges.seconds * self.sample_rate) or self.train.crop
+        place = torch.rand((), generator=self.generator(number))
+        start = int(place * max(0, self.train.crop - size))
+        return slice(start, start + size)
+
+    def _divergence(self, output: VAEOutput) -> Tensor:
+        mean, log_std = output.mean.float(), output.log_std.float()
+        if output.flowed is not None:
+            return L.kl_flow(output.flowed.float(), log_std)
+        return (L.kl_normal if self.config.kl == "normal" else L.kl_published)(mean, log_std)
+
+    def _judged(self, target: Tensor, wave: Tensor) -> dict[str, Tensor]:
+        assert self.discriminators is not None  # the caller asks
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                _, real_maps = self.discriminators(target[:, None])
+            fake, fake_maps = self.discriminators(wave[:, None])
+        values = {
+            "adversarial": L.least_squares_generator(fake),
+            "feature": L.feature_matching(real_maps, fake_maps),
+        }
+        return {name: value for name, value in values.items() if name in self.config.losses}
+
+    def _judge_step(self, target: Tensor, wave: Tensor, part: int) -> dict[str, Tensor]:
+        """The discriminators learn to tell the target from the output."""
+        if part == 0:
+            self.judge_optimizer.zero_grad()
+        self.judges.requires_grad_(True)
+        with self.synced(self.judges, part):
+            with self.accelerator.autocast():  # both in one pass: DDP expects one forward for each backward
+                logits, _ = self.judges(torch.cat([target, wave])[:, None])
+            halves = [x.chunk(2) for x in logits]
+            total = L.least_squares_discriminator([r for r, _ in halves], [f for _, f in halves])
+            self.accelerator.backward(total / self.config.accumulate)
+        if part == self.config.accumulate - 1:
+            if self.config.judges.clip:
+                self.accelerator.clip_grad_norm_(self.judges.parameters(), self.config.judges.clip)
+            self.judge_optimizer.step()
+        self.judges.requires_grad_(False)
+        return {"discriminator": total}
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Held-out mel distance (log10, three DAC scales) of means decoded, KL in nats per frame, and how many of the
+        latent numbers carry more than 0.1 nats."""
+        if self.valid is None:
+            return {}
+        model = self._trained()
+        count = min(VALID_CLIPS, len(self.valid.pcm))
+        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
+        wave = self.valid.fixed(places).wave.to(self.device)
+        mean, log_std = model.posterior_of(wave[:, None])
+        made = model.decoder(mean)[:, 0]
+        mel = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
+        each = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean((0, 2)) / 2
+        if board is not None:
+            for i in range(min(2, count)):
+                board.audio(self.step, f"original_{i}", wave[i])
+                board.audio(self.step, f"resynthesis_{i}", made[i])
+        return {
+            "valid/mel": float(mel(made, wave)),
+            "valid/kl": float(each.sum()),
+            "valid/active": float((each > 0.1).sum()),
+        }
+
+    def final_model(self) -> DACVAE:
+        """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
+        model = self._trained()
+        mean, std = self._statistics(model)
+        config = replace(model.config, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        measured = DACVAE(config)
+        measured.load_state_dict(model.state_dict())
+        measured.name = model.name
+        return measured.to(self.device).eval().requires_grad_(False)
+
+    def _trained(self) -> DACVAE:
+        model = DACVAE(self.model.config)
+        checkpoint.load_strict(model, DACVAE.fold(self.final_state()), "training")
+        model.name = self.config.name or model.system
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def _statistics(self, model: DACVAE) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (D,) of the posterior means over crops of the training data."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for number in range(STATISTICS_BATCHES):
+            batch = self.train.batch(number)
+            frames = (batch.lengths // self.hop).to(self.device)  # whole ones
+            mean, _ = model.posterior_of(batch.wave[:, None].to(self.device))
+            inside = torch.arange(mean.shape[2], device=self.device) < frames[:, None]
+            found = mean.mT[inside].double().cpu()  # (frames, D)
+            count += len(found)
+            total, squares = total + found.sum(0), squares + found.square().sum(0)
+        average = total / max(1, count)
+        return average, (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
