@@ -39,6 +39,11 @@ BENCHES = {
         "vokens.bench.robust", "vokens.bench.options:Robust", "which tokens stay when the audio changes"
     ),
     "speed": Bench("vokens.bench.speed", "vokens.bench.options:Speed", "times real time, and memory"),
+    "slmtok": Bench(
+        "vokens.bench.slmtok",
+        "vokens.bench.slmtok_options:SlmTok",
+        "SLMTokBench: what text the tokens carry, what of it and of the voice is left",
+    ),
     "all": Bench(
         "vokens.bench.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
     ),

@@ -75,6 +75,18 @@ DEFINITIONS = {
     "memory-decode": Definition(
         "memory, decode", "MiB", "down", 0, "peak resident, above that of the loaded codec"
     ),
+    "mi-vclub": Definition("text information, vCLUB", "nat", "up", 0, "of a recording, by the probe"),
+    "mi-vclub-character": Definition(
+        "text information, vCLUB", "bit", "up", 2, "each likelihood per character of its text"
+    ),
+    "mi-lower": Definition("text information, lower bound", "nat", "up", 0, "of a recording, by the probe"),
+    "mi-lower-character": Definition(
+        "text information, lower bound", "bit", "up", 2, "of a character, text bits − probe bits"
+    ),
+    "text-bits": Definition("text bits", "bit", "", 2, "of a character, unheard, 6-gram Kneser-Ney"),
+    "probe-bits": Definition("probe bits", "bit", "down", 2, "of a character, given the tokens"),
+    "probe-cer": Definition("probe character error", "%", "down", 1, "BiLSTM with CTC, greedy"),
+    "probe-wer": Definition("probe word error", "%", "down", 1, "BiLSTM with CTC, greedy"),
     "rtf": Definition("real-time factor", "s/s", "down", 3, "encode and decode, wall clock"),
 }
 

@@ -1,0 +1,53 @@
+"""What `vokens bench slmtok` is asked to do; without torch, so that help answers at once."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from vokens.bench.options import Measure
+from vokens.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlmTok(Measure):
+    """SLMTokBench: what text the tokens carry, and what is left of text and voice in the resynthesis.
+
+    Transcribed recordings alone are used; --split is test and --language en, if not given.
+    """
+
+    codebooks: str = "1,all"
+    """Rows of a tokenizer: N for the first N codebooks, A-B for a range (3-3 for one alone), all."""
+    train_split: str = "train"
+    """Lines of the manifest that the probe is trained on."""
+    train_hours: float = 1.0
+    """Of them, so many hours, evenly spaced in the order of their ids."""
+    probe_steps: int = 500
+    """Updates of the probe; 0 leaves it out, and with it mutual information."""
+    probe_seconds: float = 60.0
+    """Of speech in a batch of the probe."""
+    probe_width: int = 128
+    """Of the probe's LSTM in each direction (the paper's: 1024)."""
+    pairs: int = 16
+    """Texts that each recording is paired with to estimate mutual information from above."""
+    resynthesised: int = 300
+    """Recordings of the resynthesis, evenly spaced; 0 leaves it out."""
+    recogniser: str = "moonshine-tiny-en"
+    """Of the resynthesis: moonshine-tiny-en, moonshine-base-en, whisper:ID or wav2vec2:ID (hub id or folder)."""
+    speaker: str = "campplus-zh-en"
+    """Whose voice it is: campplus-zh-en or wavlm:ID."""
+    judges: Path | None = None
+    """Folder of the offline models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
+
+    def __post_init__(self) -> None:
+        if min(self.train_hours, self.probe_seconds, self.probe_width, self.pairs) <= 0:
+            raise ConfigError("train_hours, probe_seconds, probe_width and pairs are above 0")
+        if min(self.probe_steps, self.resynthesised) < 0:
+            raise ConfigError("probe_steps and resynthesised are 0 or more")
+
+    def measured(self) -> Self:
+        """With the filters of the recordings that are measured."""
+        return replace(self, split=self.split or "test", language=self.language or "en", with_text=True)
+
+    def trained_on(self) -> Self:
+        """With the filters of the recordings that the probe is trained on, of all hours."""
+        return replace(self.measured(), split=self.train_split, limit=None)
