@@ -55,6 +55,11 @@ def test_stream_equals_whole(name: str, case: str, request: pytest.FixtureReques
         np.testing.assert_allclose(np.concatenate(found), whole[0].numpy(), atol=1e-4, rtol=0)
 
 
+def test_a_whole_utterance_at_once_still_comes_chunk_by_chunk(turbo: S3GenModel) -> None:
+    found = [len(sound) for sound in turbo.stream([ids(60)], voice(), first_hop=10, hop=10, context=10)]
+    assert len(found) >= 5
+
+
 def test_sound_comes_while_tokens_arrive(turbo: S3GenModel) -> None:
     given = 0
 

@@ -39,6 +39,7 @@ VERBS = {
     "train": Verb("vokens.cli.train", "train a codec from a recipe"),
     "inspect": Verb("vokens.cli.inspect", "verify what extract wrote, and draw its statistics"),
     "bench": Verb("vokens.cli.bench", "measure codecs against each other"),
+    "serve": Verb("vokens.cli.serve", "tokens and speech over HTTP, in the shape of OpenAI's endpoint"),
     "demo": Verb("vokens.cli.demo", "encode and decode a real sample, offline"),
 }
 

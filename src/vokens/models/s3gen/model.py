@@ -356,12 +356,13 @@ class S3GenModel(Pretrained):
             plan = self._synthesis.schedule(settings)
         noise = PrefixNoise(self.config.flow.mel_bins, seed)
         stream = MelStream(self.flow, chunks=chunks, schedule=plan, noise=noise)
-        return self._stream(stream, tokens, owner, seed)
+        pieces = (part for piece in tokens for part in piece_of(piece).split(chunks.size))
+        return self._stream(stream, pieces, owner, seed)
 
     def _stream(
-        self, stream: MelStream, tokens: Iterable[int | Ids], owner: ReferenceVoice, seed: int
+        self, stream: MelStream, pieces: Iterable[Tensor], owner: ReferenceVoice, seed: int
     ) -> Iterator[np.ndarray]:
-        mels = stream.run((piece_of(piece) for piece in tokens), owner.start(stream))
+        mels = stream.run(pieces, owner.start(stream))
         begin: np.ndarray | None = None  # what the fade at the start still has to see
         fade = trim_fade(torch.ones(1, self.sample_rate // 25), self.sample_rate)[0].numpy()
         done = 0

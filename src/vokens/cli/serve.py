@@ -1,0 +1,81 @@
+"""Serve models over HTTP: tokens in and out, and speech in the shape of OpenAI's endpoint.
+
+vokens serve --models mini        then http://127.0.0.1:8000/docs shows every request that it answers.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vokens.errors import MissingExtra
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    models: tuple[str, ...] = ("mini",)
+    """What to serve: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in: then give an API key."""
+    port: Annotated[int, tyro.conf.arg(metavar="N")] = 8000
+    """Port to listen on."""
+    api_key: str = ""
+    """Clients must send it as `Authorization: Bearer KEY` (default: $VOKENS_API_KEY, else none)."""
+    voices: Path | None = None
+    """Folder of voices: NAME.wav, each with NAME.txt of what it says where known."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Of the CPU; 0 for all."""
+    max_upload: int = 25_000_000
+    """Bytes of a request."""
+    max_seconds: float = 600.0
+    """Seconds of audio in one request."""
+    max_queue: int = 64
+    """Requests that wait for one model."""
+    max_streams: int = 8
+    """Streamed replies of one model at a time."""
+    max_batch: int = 16
+    """Requests computed at a time."""
+    batch_wait: float = 0.005
+    """Seconds that a request waits for company."""
+
+
+def run(arguments: Arguments) -> int:
+    """Serve until Ctrl-C or SIGTERM; requests in progress are finished first."""
+    try:
+        import uvicorn
+
+        from vokens.serve.app import create_app
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", "the server") from error
+    import torch
+
+    from vokens.serve.served import load_models
+    from vokens.serve.settings import Settings
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    settings = Settings(
+        api_key=arguments.api_key or os.environ.get("VOKENS_API_KEY", ""),
+        max_upload=arguments.max_upload,
+        max_seconds=arguments.max_seconds,
+        max_queue=arguments.max_queue,
+        max_streams=arguments.max_streams,
+        max_batch=arguments.max_batch,
+        batch_wait=arguments.batch_wait,
+        voices=arguments.voices,
+    )
+    models = load_models(arguments.models, settings, arguments.device)
+    app = create_app(models, settings)
+    print(f"serving {', '.join(models)} on http://{arguments.host}:{arguments.port} (/docs)", flush=True)
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_graceful_shutdown=30,
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""Speech over HTTP: OpenAI's speech endpoint, tokens in and out, batches across requests."""

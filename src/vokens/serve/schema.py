@@ -1,0 +1,119 @@
+"""The bodies of requests and replies; FastAPI checks them and draws the OpenAPI page from them."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from vokens.errors import TokensError
+from vokens.tokens import Tokens
+
+Format = Literal["wav", "pcm", "opus", "flac", "mp3"]
+Code = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class TokensBody(BaseModel):
+    """Tokens of one recording."""
+
+    model: Name
+    fingerprint: str = Field("", max_length=64, description="of the codec's weights; empty: not checked")
+    sample_rate: int = Field(gt=0, lt=2**31, description="Hz")
+    frame_rate: float = Field(gt=0, lt=1e6, allow_inf_nan=False, description="frames per second")
+    codebook_sizes: list[Annotated[int, Field(ge=1, lt=2**31)]] = Field(min_length=1, max_length=256)
+    first_codebook: int = Field(0, ge=0, lt=256)
+    num_samples: int = Field(
+        ge=0, lt=2**40, description="of the recording, at sample_rate; output is cut to it"
+    )
+    codes: list[list[Code]] = Field(min_length=1, max_length=256, description="one row for each codebook")
+    global_vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(None, max_length=65536)
+
+    def tokens(self) -> Tokens:
+        """As a batch of one. Raises TokensError."""
+        frames = {len(row) for row in self.codes}
+        if len(frames) != 1:
+            raise TokensError(f"codes have rows of {sorted(frames)} frames: all codebooks have as many")
+        vector = None if self.global_vector is None else torch.tensor([self.global_vector])
+        return Tokens(
+            codes=torch.tensor([self.codes], dtype=torch.int64),
+            lengths=torch.tensor([frames.pop()]),
+            num_samples=torch.tensor([self.num_samples]),
+            model=self.model,
+            fingerprint=self.fingerprint,
+            sample_rate=self.sample_rate,
+            frame_rate=self.frame_rate,
+            codebook_sizes=tuple(self.codebook_sizes),
+            first_codebook=self.first_codebook,
+            global_vector=vector,
+        )
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "TokensBody":
+        """The only item of `tokens`."""
+        vector = None if tokens.global_vector is None else tokens.global_vector[0].tolist()
+        return cls(
+            model=tokens.model,
+            fingerprint=tokens.fingerprint,
+            sample_rate=tokens.sample_rate,
+            frame_rate=tokens.frame_rate,
+            codebook_sizes=list(tokens.codebook_sizes),
+            first_codebook=tokens.first_codebook,
+            num_samples=int(tokens.num_samples[0]),
+            codes=tokens.codes[0, :, : int(tokens.lengths[0])].tolist(),
+            global_vector=vector,
+        )
+
+
+class Speech(BaseModel):
+    """OpenAI's speech request; `input` may also be tokens."""
+
+    model: Name
+    input: Annotated[str, Field(min_length=1)] | TokensBody
+    voice: str | dict[str, Any] = Field("", description="a name of /v1/voices")
+    response_format: Format = "mp3"
+    speed: float = Field(1.0, ge=0.25, le=4.0, description="1 is what the models speak at")
+    seed: int = Field(0, ge=0, lt=2**63)
+    stream: bool = Field(False, description="send sound while it is computed")
+
+
+class ModelCard(BaseModel):
+    """One model, as OpenAI lists them, with what vokens knows of it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "vokens"
+    system: str
+    licence: str
+    sample_rate: int
+    frame_rate: float | None
+    codebook_sizes: list[int]
+    can: list[str] = Field(description="of encode, decode, say (texts), speak (tokens in a voice)")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class VoiceList(BaseModel):
+    data: list[str]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    version: str
+    models: list[str]
+
+
+class Problem(BaseModel):
+    """What went wrong, in the shape of OpenAI's errors."""
+
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Failure(BaseModel):
+    error: Problem

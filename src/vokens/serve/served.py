@@ -1,0 +1,146 @@
+"""The models of a server: what each can do, and the functions that the batcher runs on its thread."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import vokens
+from vokens import audio, registry
+from vokens.errors import ConfigError
+from vokens.models.codec import Codec
+from vokens.serve.batcher import Batcher
+from vokens.serve.settings import Settings
+from vokens.tokens import Tokens
+
+_VOICES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice that clients may name: its recording, and what it says ("" where not known)."""
+
+    name: str
+    path: Path
+    text: str = ""
+
+
+@dataclass
+class Served:
+    """One loaded model and its queue.
+
+    Attributes:
+        name: by which clients ask for it.
+    """
+
+    name: str
+    model: Any
+    batcher: Batcher
+    licence: str = ""
+    voices: dict[str, Any] = field(default_factory=dict)  # what the model keeps of voices that were asked for
+
+    @property
+    def encodes(self) -> bool:
+        return isinstance(self.model, Codec)
+
+    @property
+    def decodes(self) -> bool:
+        return isinstance(self.model, Codec) and self.model.decodes
+
+    @property
+    def says(self) -> bool:
+        """Whether it speaks texts."""
+        return hasattr(self.model, "say")
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it speaks tokens in the voice of a recording (S3Gen)."""
+        return hasattr(self.model, "speak") and hasattr(self.model, "voice")
+
+    @property
+    def sample_rate(self) -> int:
+        return int(self.model.sample_rate)
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Of tokens, Hz; None where the model says none."""
+        rate = getattr(self.model, "frame_rate", None)
+        return None if rate is None else float(rate)
+
+    # On the model's thread ---------------------------------------------------------------------------------
+
+    def encode(self, num_codebooks: int | None, waves: Sequence[np.ndarray]) -> list[Tokens]:
+        """Tokens of waves (T,) at the model's rate, each as if alone."""
+        found = self.model.encode(list(waves), self.sample_rate, num_codebooks=num_codebooks)
+        return list(found)
+
+    def decode(self, items: Sequence[Tokens]) -> list[np.ndarray]:
+        """Waves of items that share their codebooks."""
+        return self.model.decode(Tokens.cat(list(items)))
+
+    def speak(self, items: Sequence[tuple[Tokens, Voice, int]]) -> list[np.ndarray]:
+        """Waves of S3 tokens, each in a voice and with a seed of its own."""
+        tokens, voices, seeds = zip(*items, strict=True)
+        return self.model.speak(Tokens.cat(tokens), [self._voice(voice) for voice in voices], seed=seeds)
+
+    def stream(self, tokens: Tokens, voice: Voice, seed: int) -> Iterator[np.ndarray]:
+        """The wave of one item, piece by piece."""
+        return self.model.stream(tokens, self._voice(voice), seed=seed)
+
+    def say(self, voice: Voice | None, seed: int, texts: Sequence[str]) -> list[np.ndarray]:
+        """Waves of texts; each has a generator of its own, so that company changes nothing."""
+        generators = [torch.Generator().manual_seed(seed) for _ in texts]
+        return self.model.say(list(texts), **_heard(voice), generator=generators)
+
+    def say_stream(self, voice: Voice | None, seed: int, text: str) -> Iterator[np.ndarray]:
+        """The wave of a text, piece by piece."""
+        return self.model.say_stream(text, **_heard(voice), generator=torch.Generator().manual_seed(seed))
+
+    def _voice(self, voice: Voice) -> Any:
+        if voice.name not in self.voices:
+            wave, rate = audio.load(voice.path, duration=10.0)
+            self.voices[voice.name] = self.model.voice(wave, rate)
+        return self.voices[voice.name]
+
+
+def _heard(voice: Voice | None) -> dict[str, Any]:
+    return {} if voice is None else {"voice": voice.path, "voice_text": voice.text}
+
+
+def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:
+    """The models by name. A folder is called by its model's own name, or "NAME=FOLDER" gives one.
+
+    Raises ConfigError for two models of one name, and what `vokens.load` raises.
+    """
+    found: dict[str, Served] = {}
+    for text in names:
+        given, equals, source = text.partition("=")
+        model = vokens.load(source if equals else given, device=device)
+        name = given if equals else model.name
+        if name in found:
+            raise ConfigError(
+                f"two models are called {name!r}: give one another name, NAME={source or given}"
+            )
+        licence = registry.MODELS[name].licence if name in registry.MODELS else ""
+        found[name] = Served(name, model, Batcher(settings), licence)
+    if not found:
+        raise ConfigError("no model to serve: name at least one, such as mini")
+    return found
+
+
+def find_voices(folder: Path | None) -> dict[str, Voice]:
+    """The voices of a folder, by file name without suffix."""
+    if folder is None:
+        return {}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _VOICES:
+            said = path.with_suffix(".txt")
+            found[path.stem] = Voice(path.stem, path, said.read_text().strip() if said.exists() else "")
+    return found
+
+
+__all__ = ["Served", "Voice", "find_voices", "load_models"]

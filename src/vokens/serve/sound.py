@@ -1,0 +1,129 @@
+"""Waves as the bytes of a sound file, whole or piece by piece while more is computed."""
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from vokens.audio.resample import resample
+
+MEDIA = {
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+    "opus": "audio/ogg",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+}
+_CODINGS = {"opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_BLOCK = 1 << 14  # samples per call
+
+
+def rate_of(format: str, sample_rate: int) -> int:
+    """The rate at which a format keeps a wave: its own, but for Opus, which knows five."""
+    return 48000 if format == "opus" and sample_rate not in _OPUS_RATES else sample_rate
+
+
+class Writer:
+    """Pieces of a wave (n,) float32 in [-1, 1] to bytes, in the order of a file.
+
+    The header of a wav says "unknown size", as players expect of a stream, unless the number of samples is given.
+    """
+
+    def __init__(self, format: str, sample_rate: int, num_samples: int | None = None) -> None:
+        self.format, self.rate, self.target = format, sample_rate, rate_of(format, sample_rate)
+        self._head = wav_header(sample_rate, num_samples) if format == "wav" else b""
+        self._out = _Tape()
+        self._file: soundfile.SoundFile | None = None
+        self._resampler: soxr.ResampleStream | None = None
+        if format in _CODINGS:
+            container, coding = _CODINGS[format]
+            if self.target != sample_rate:
+                self._resampler = soxr.ResampleStream(sample_rate, self.target, 1, "float32")
+            self._file = soundfile.SoundFile(self._out, "w", self.target, 1, coding, None, container)
+
+    def write(self, wave: np.ndarray) -> bytes:
+        """The bytes that this piece adds; there may be none yet."""
+        if self._file is None:
+            head, self._head = self._head, b""
+            return head + (wave.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+        self._put(wave, last=False)
+        return self._out.take()
+
+    def end(self) -> bytes:
+        """The bytes that close the file."""
+        if self._file is None:
+            return self._head
+        self._put(np.zeros(0, np.float32), last=True)
+        self._file.close()
+        return self._out.take()
+
+    def _put(self, wave: np.ndarray, last: bool) -> None:
+        assert self._file is not None  # the callers have looked
+        if self._resampler is not None:
+            wave = self._resampler.resample_chunk(wave, last)
+        for start in range(0, len(wave), _BLOCK):
+            self._file.write(wave[start : start + _BLOCK].clip(-1, 1))
+
+
+def encode(wave: np.ndarray, sample_rate: int, format: str) -> bytes:
+    """A whole wave as the bytes of a file."""
+    if format in _CODINGS:  # whole files may be written out of order, which gives them their true length
+        container, coding = _CODINGS[format]
+        target = rate_of(format, sample_rate)
+        wave = wave if target == sample_rate else resample(wave, sample_rate, target)
+        file = io.BytesIO()
+        with soundfile.SoundFile(file, "w", target, 1, coding, None, container) as sound:
+            for start in range(0, len(wave), _BLOCK):
+                sound.write(wave[start : start + _BLOCK].clip(-1, 1))
+        return file.getvalue()
+    writer = Writer(format, sample_rate, len(wave))
+    return writer.write(wave) + writer.end()
+
+
+def blocks(content: bytes, size: int = 1 << 16) -> Iterator[bytes]:
+    """The content in pieces of `size` bytes."""
+    return (content[start : start + size] for start in range(0, len(content), size))
+
+
+def wav_header(sample_rate: int, num_samples: int | None) -> bytes:
+    """44 bytes before 16 bit mono samples; with None the sizes say "until the end" (2^32 - 1)."""
+    data = 0xFFFFFFFF if num_samples is None else 2 * num_samples
+    riff = 0xFFFFFFFF if num_samples is None else data + 36
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", data),
+    )
+
+
+class _Tape(io.BytesIO):
+    """A file that only grows, for encoders that write in order; what was taken is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending, self._size, self._place = bytearray(), 0, 0
+
+    def write(self, content: Any) -> int:
+        data = bytes(content)
+        if self._place == self._size:  # a header written again at the end is not sent twice
+            self._pending += data
+            self._size += len(data)
+        self._place += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def take(self) -> bytes:
+        data = bytes(self._pending)
+        self._pending.clear()
+        return data

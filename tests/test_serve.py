@@ -1,0 +1,358 @@
+"""The server: tokens and speech over HTTP are those of the library, requests share batches, limits hold."""
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import speechlike
+from hypothesis import HealthCheck, given, settings
+
+import vokens
+from vokens.errors import ConfigError
+from vokens.serve.settings import Settings
+from vokens.serve.sound import MEDIA, Writer, encode, wav_header
+
+httpx = pytest.importorskip("httpx")
+uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("fastapi")
+
+from vokens.serve.app import create_app  # noqa: E402 (after the packages that it needs)
+from vokens.serve.batcher import Batcher  # noqa: E402
+from vokens.serve.schema import TokensBody  # noqa: E402
+from vokens.serve.served import Served, load_models  # noqa: E402
+
+FUZZ = settings(
+    max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+@contextmanager
+def serving(models: dict[str, Served], settings: Settings) -> Iterator[str]:
+    """The address of a real server that runs in a thread."""
+    config = uvicorn.Config(create_app(models, settings), port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+        assert thread.is_alive()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def wav(wave: np.ndarray, rate: int = 16000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    settings = Settings(max_upload=2_000_000, max_seconds=20, batch_wait=0.05)
+    with serving(load_models(["mini"], settings), settings) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def mini() -> Any:
+    return vokens.load("mini")
+
+
+def post_encode(address: str, content: bytes, **fields: str) -> Any:
+    return httpx.post(
+        f"{address}/v1/tokens/encode", files={"file": ("x", content)}, data={"model": "mini"} | fields
+    )
+
+
+def test_tokens_and_sound_are_those_of_the_library(address: str, mini: Any) -> None:
+    wave = speechlike(12345)
+    reply = post_encode(address, wav(wave))
+    assert reply.status_code == 200, reply.text
+    tokens = mini.encode(wave, 16000)
+    assert reply.json()["codes"] == tokens.codes[0].tolist()
+    sound = httpx.post(f"{address}/v1/tokens/decode", content=reply.content)
+    heard, rate = soundfile.read(io.BytesIO(sound.content), dtype="float32")
+    assert rate == 16000
+    assert len(heard) == 12345
+    np.testing.assert_allclose(heard, mini.decode(tokens)[0].clip(-1, 1), atol=2 / 32768)
+
+
+def test_vok_files_go_in_and_out(address: str, mini: Any, tmp_path: Path) -> None:
+    wave = speechlike(9000)
+    reply = post_encode(address, wav(wave), response_format="vok", num_codebooks="3")
+    (tmp_path / "x.vok").write_bytes(reply.content)
+    tokens = vokens.Tokens.load(tmp_path / "x.vok")
+    assert tokens.codes.equal(mini.encode(wave, 16000, num_codebooks=3).codes)
+    kind = {"content-type": "application/octet-stream"}
+    sound = httpx.post(f"{address}/v1/tokens/decode?response_format=pcm", content=reply.content, headers=kind)
+    assert len(sound.content) == 2 * 9000
+    broken = httpx.post(f"{address}/v1/tokens/decode", content=reply.content[:-5], headers=kind)
+    assert broken.status_code == 400
+    assert "/tmp" not in broken.text
+
+
+def test_requests_share_batches_and_change_nothing(address: str, mini: Any) -> None:
+    waves = [speechlike(4000 + 700 * i, seed=i) for i in range(12)]
+    before = metric(address, "vokens_model_batches")
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda wave: post_encode(address, wav(wave)), waves))
+    for wave, reply in zip(waves, replies, strict=True):
+        assert reply.json()["codes"] == mini.encode(wave, 16000).codes[0].tolist()
+    assert metric(address, "vokens_model_batches") - before < 12
+
+
+def test_one_bad_item_does_not_spoil_the_batch(address: str, mini: Any) -> None:
+    tokens = mini.encode(speechlike(6000), 16000)
+    good = post_encode(address, wav(speechlike(6000))).json()
+    assert good["codes"] == tokens.codes[0].tolist()
+    bad = good | {"fingerprint": "0" * 16}
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(httpx.post, f"{address}/v1/tokens/decode", json=body) for body in (good, bad, good)
+        ]
+        codes = [job.result().status_code for job in jobs]
+    assert codes == [200, 400, 200]
+
+
+def metric(address: str, name: str) -> float:
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"model": "nobody"}, 404, "mini"),
+        ({"codes": [[0, 1], [0]]}, 400, "rows"),
+        ({"codes": [[5000]]}, 400, "codebook"),
+        ({"codes": [["x"]]}, 400, "codes"),
+        ({"num_samples": -1}, 400, "num_samples"),
+        ({"frame_rate": 1e-9}, 413, "at most"),
+    ],
+)
+def test_bad_tokens_get_a_clear_answer(address: str, change: dict[str, Any], status: int, words: str) -> None:
+    body = {"model": "mini", "sample_rate": 16000, "frame_rate": 50.0, "codebook_sizes": [1024]}
+    body |= {"num_samples": 640, "codes": [[1, 2]]} | change
+    reply = httpx.post(f"{address}/v1/tokens/decode", json=body)
+    assert reply.status_code == status, reply.text
+    assert words in reply.json()["error"]["message"]
+
+
+def test_limits_on_uploads(address: str) -> None:
+    assert post_encode(address, b"no sound").status_code == 400
+    assert post_encode(address, b"").status_code == 400
+    assert post_encode(address, b"0" * 2_100_000).status_code == 413
+    long = io.BytesIO()
+    soundfile.write(long, np.zeros(30 * 16000), 16000, format="FLAC")
+    reply = post_encode(address, long.getvalue())  # a small file of many seconds
+    assert reply.status_code == 413
+    assert "20 s" in reply.json()["error"]["message"]
+
+    def parts() -> Iterator[bytes]:  # no content-length: counted while it is read
+        for _ in range(40):
+            yield b"0" * 65536
+
+    chunked = httpx.post(f"{address}/v1/tokens/decode", content=parts())
+    assert chunked.status_code == 413
+    assert chunked.json()["error"]["code"] == "too_large"
+
+
+def test_unknown_routes_and_keys() -> None:
+    settings = Settings(api_key="secret")
+    with serving(load_models(["mini"], settings), settings) as address:
+        assert httpx.get(f"{address}/health").status_code == 200
+        assert httpx.get(f"{address}/nothing").json()["error"]["type"] == "invalid_request_error"
+        assert httpx.get(f"{address}/v1/models").status_code == 401
+        reply = httpx.get(f"{address}/v1/models", headers={"Authorization": "Bearer secret"})
+        assert reply.json()["data"][0]["id"] == "mini"
+        assert httpx.post(f"{address}/v1/models").status_code in (401, 405)
+
+
+class Slow:
+    """Stands for a model whose passes take long: the real one, behind a gate."""
+
+    def __init__(self, served: Served) -> None:
+        self.gate, self.seen = threading.Event(), 0
+        inner = served.model.encode
+
+        def encode(*given: Any, **named: Any) -> Any:
+            self.seen += len(given[0])
+            self.gate.wait(10)
+            return inner(*given, **named)
+
+        served.model.encode = encode
+
+
+def test_a_full_queue_says_so_and_a_client_that_hangs_up_frees_its_place() -> None:
+    settings = Settings(max_queue=2, max_batch=1)
+    models = load_models(["mini"], settings)
+    slow = Slow(models["mini"])
+    content = wav(speechlike(3000))
+    with serving(models, settings) as address, ThreadPoolExecutor(8) as pool:
+
+        def post(patience: float) -> int:
+            try:
+                files = {"file": ("x", content)}
+                return httpx.post(
+                    f"{address}/v1/tokens/encode", files=files, data={"model": "mini"}, timeout=patience
+                ).status_code
+            except httpx.TimeoutException:
+                return 0
+
+        first = pool.submit(post, 20)
+        wait_for(lambda: slow.seen == 1)
+        leaving = [pool.submit(post, 1.0) for _ in range(2)]
+        wait_for(lambda: metric(address, "vokens_model_waiting") == 2)
+        busy = httpx.post(
+            f"{address}/v1/tokens/encode", files={"file": ("x", content)}, data={"model": "mini"}
+        )
+        assert busy.status_code == 503
+        assert busy.headers["retry-after"]
+        assert [job.result() for job in leaving] == [0, 0]  # they hang up
+        time.sleep(0.1)
+        staying = pool.submit(post, 20)  # and this one gets a place
+        time.sleep(0.3)
+        slow.gate.set()
+        assert first.result() == 200
+        assert staying.result() == 200
+        assert slow.seen == 2  # those that left cost nothing
+
+
+def wait_for(condition: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_requests_in_progress_end_before_the_server_does() -> None:
+    settings = Settings()
+    models = load_models(["mini"], settings)
+    slow = Slow(models["mini"])
+    with ThreadPoolExecutor(1) as pool:
+        with serving(models, settings) as address:
+            job = pool.submit(post_encode, address, wav(speechlike(3000)))
+            wait_for(lambda: slow.seen == 1)
+            threading.Timer(0.5, slow.gate.set).start()
+        assert job.result().status_code == 200
+
+
+@pytest.mark.parametrize("format", list(MEDIA))
+@pytest.mark.parametrize("rate", [16000, 22050])
+def test_streamed_sound_is_the_whole_sound(format: str, rate: int) -> None:
+    wave = speechlike(rate, sample_rate=rate)
+    writer = Writer(format, rate)
+    streamed = b"".join(
+        [*(writer.write(wave[start : start + 4000]) for start in range(0, len(wave), 4000)), writer.end()]
+    )
+    whole = encode(wave, rate, format)
+    if format == "wav":
+        assert streamed[:44] == wav_header(rate, None)
+        assert streamed[44:] == whole[44:]
+    elif format == "pcm":
+        assert streamed == whole == encode(wave, rate, "wav")[44:]
+    else:
+        assert abs(len(streamed) - len(whole)) < 0.1 * len(whole)
+        heard, found = soundfile.read(io.BytesIO(whole))
+        assert abs(len(heard) / found - 1) < 0.1
+    if format == "opus":
+        again, _ = soundfile.read(io.BytesIO(streamed))
+        assert len(again) == len(heard)
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served]]:
+    from s3gen_model import build
+
+    voices = tmp_path_factory.mktemp("voices")
+    for name in ("anna", "bert"):
+        soundfile.write(voices / f"{name}.wav", speechlike(40000, seed=len(name)), 16000)
+    settings = Settings(voices=voices, max_streams=1)
+    served = Served("speaker", build("chatterbox-turbo"), Batcher(settings))
+    with serving({"speaker": served}, settings) as address:
+        yield address, served
+
+
+def s3_tokens(count: int) -> dict[str, Any]:
+    codes = [[int(code) for code in np.random.default_rng(count).integers(0, 6561, count)]]
+    facts = {"model": "speech_tokenizer_v2_25hz", "sample_rate": 16000, "frame_rate": 25.0}
+    return facts | {"codebook_sizes": [6561], "num_samples": 640 * count, "codes": codes}
+
+
+def test_openai_client_speaks_tokens_whole_and_streamed(speaker: tuple[str, Served]) -> None:
+    openai = pytest.importorskip("openai")
+    address, served = speaker
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["speaker"]
+    tokens: Any = s3_tokens(30)
+    said: dict[str, Any] = {"model": "speaker", "voice": "anna", "input": tokens, "response_format": "pcm"}
+    whole = client.audio.speech.create(**said).content
+    with client.audio.speech.with_streaming_response.create(**said, extra_body={"stream": True}) as reply:
+        pieces = list(reply.iter_bytes())
+    assert len(pieces) > 1
+    expected = served.model.speak(TokensBody(**tokens).tokens(), served.voices["anna"])[0]
+    assert len(b"".join(pieces)) == len(whole) == 2 * len(expected)
+    heard = np.frombuffer(whole, "<i2") / 32767
+    np.testing.assert_allclose(heard, expected.clip(-1, 1), atol=1e-4)
+    with pytest.raises(openai.NotFoundError, match="anna"):
+        client.audio.speech.create(**said | {"voice": "nobody"})
+    with pytest.raises(openai.BadRequestError, match="cannot do this"):
+        client.audio.speech.create(**said | {"input": "a text"})
+    with pytest.raises(openai.BadRequestError, match="speed"):
+        client.audio.speech.create(**said, speed=2.0)
+    assert client.audio.speech.create(**said | {"response_format": "opus"}).content[:4] == b"OggS"
+
+
+def test_a_streams_client_that_hangs_up_frees_its_place(speaker: tuple[str, Served]) -> None:
+    address, _ = speaker
+    body = {"model": "speaker", "voice": "bert", "input": s3_tokens(2000), "stream": True}
+    body["response_format"] = "pcm"
+    with httpx.stream("POST", f"{address}/v1/audio/speech", json=body, timeout=60) as reply:
+        sound = reply.iter_raw()  # kept: it hangs up when it goes
+        assert next(sound)
+        assert metric(address, "vokens_model_streams") == 1
+        busy = httpx.post(f"{address}/v1/audio/speech", json=body, timeout=60)
+        assert busy.status_code == 503
+    wait_for(lambda: metric(address, "vokens_model_streams") == 0, 30)
+    assert httpx.post(f"{address}/v1/audio/speech", json=body | {"input": s3_tokens(20)}).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fuzzed_with_its_own_openapi_page(address: str) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    count = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        count += 1
+
+        @settings(FUZZ)
+        @given(case=operation.as_strategy())
+        def attack(case: Any) -> None:
+            reply = case.call()
+            assert reply.status_code < 500, reply.text  # 503 would be a full queue: there is one client
+            assert reply.status_code < 400 or "message" in reply.json()["error"]
+
+        attack()
+    assert count >= 7
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_queue"):
+        Settings(max_queue=0)
+    with pytest.raises(ConfigError, match="voices"):
+        Settings(voices=tmp_path / "none")
+    with pytest.raises(ConfigError, match="two models"):
+        load_models(["mini", "mini"], Settings())
