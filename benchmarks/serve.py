@@ -81,15 +81,15 @@ def main() -> None:
         print(
             f"{options.model}, recordings of {seconds:.1f} s, {os.cpu_count()} cores shared with the clients\n"
         )
-        print(
-            "| request | clients | first byte p50 | p95 | requests/s | x real time | failed |\n|---|---|---|---|---|---|---|"
-        )
+        print("| request | clients | first byte p50 | p95 | requests/s | x real time | failed |")
+        print("|---|---|---|---|---|---|---|")
         for name, job in (("encode", encode), ("decode", decode)):
             for clients in options.clients:
                 took, rate, failed = asyncio.run(load(address, job, clients, options.seconds))
                 p50, p95 = (1000 * np.percentile(took, q) for q in (50, 95))
-                cells = f"{name} | {clients} | {p50:.0f} ms | {p95:.0f} ms | {rate:.1f} | {rate * seconds:.0f} | {failed}"
-                print(f"| {cells} |", flush=True)
+                cells = [name, clients, f"{p50:.0f} ms", f"{p95:.0f} ms", f"{rate:.1f}"]
+                cells += [f"{rate * seconds:.0f}", failed]
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
         soak(address, server.pid, encode, decode, options.soak, seconds)
     finally:
         server.terminate()
