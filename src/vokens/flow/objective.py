@@ -30,9 +30,20 @@ def cosine_time(t: Tensor) -> Tensor:
     return 1 - torch.cos(t * torch.pi / 2)
 
 
+def logit_normal_time(t: Tensor) -> Tensor:
+    """Uniform numbers as times with a logit-normal density, mean 0.4 towards the data, deviation 1 (MeanFlow)."""
+    return torch.sigmoid(0.4 + torch.special.ndtri(t.clamp(1e-6, 1 - 1e-6)))
+
+
 def squared_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean over the frames of all items and their channels: ()."""
     return (((predicted - target) * mask) ** 2).sum() / mask.expand_as(target).sum()
+
+
+def item_errors(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean over each item's own frames and their channels: (B,); 0 where it has none."""
+    total = (((predicted - target) * mask) ** 2).flatten(1).sum(1)
+    return total / mask.expand_as(target).flatten(1).sum(1).clamp(min=1)
 
 
 def contrast(predicted: Tensor, target: Tensor, mask: Tensor, partner: Tensor) -> Tensor:
@@ -81,7 +92,13 @@ def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) 
 
 
 def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """One normal draw an item, dealt so that the sum of all distances is least (linear assignment).
+    """One normal draw an item, dealt by `assignment`."""
+    z = _draw(x1, generator)
+    return z[assignment(x1, z, mask)]
+
+
+def assignment(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+    """Which of B noises z each of B items gets, (B,) int64, so that the sum of all distances is least.
 
     Costs are per element of the item, so that long items do not outvote short ones.
 
@@ -92,13 +109,12 @@ def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tens
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise MissingExtra("scipy", "train", "assigning noise to data") from error
-    z = _draw(x1, generator)
     x, m = x1.float() * mask, mask.float().expand_as(x1)
     # cost[i, j] = |x_i - z_j|^2 over the frames of i
     cost = m.flatten(1) @ z.float().square().flatten(1).T - 2 * x.flatten(1) @ z.float().flatten(1).T
     cost = cost / m.flatten(1).sum(1, keepdim=True)
     _, columns = linear_sum_assignment(cost.double().cpu().numpy())
-    return z[torch.from_numpy(np.asarray(columns)).to(z.device)]
+    return torch.from_numpy(np.asarray(columns)).to(z.device)
 
 
 def _draw(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,12 +1,13 @@
-"""Training tokens -> mel by flow matching: S3Gen's first half (CosyVoice 2, arXiv 2412.10117 §2.3), and its
-distillation to one or two steps (IntMeanFlow, arXiv 2510.07979).
+"""Training tokens -> mel by flow matching: S3Gen's first half (CosyVoice 2, arXiv 2412.10117 §2.3), its distillation
+to one or two steps (IntMeanFlow, arXiv 2510.07979), and average velocities from scratch. Latents: `learnable_flow`.
 
-What is random about a row is a function of (seed, number of the row), so n processes see what one would.
+What is random about a row is a function of (seed, number of the row), so n processes see what one would; noise is
+assigned, and targets are contrasted, among the rows of a process.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,18 +18,17 @@ from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
 from vokens.errors import ConfigError
 from vokens.flow import objective
-from vokens.flow.guidance import guide
-from vokens.flow.meanflow import distilled_target
+from vokens.flow.regression import FLOORS, OBJECTIVES, alpha_at, regression_loss
 from vokens.models import load
 from vokens.models.codec import build_config, mask_of
 from vokens.models.s3gen.campplus import open_campplus
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.estimator import Stage
 from vokens.models.s3gen.flow import TokenToMel, Voice
-from vokens.nn.chunks import Reach, reach
 from vokens.train.config import DataConfig, RunConfig, among
-from vokens.train.data import read_clips
+from vokens.train.data import Clip, Rows, read_clips
 from vokens.train.flow_data import FlowBatch, FlowCrops, frame_rows, token_rows, voice_rows
+from vokens.train.flow_learner import Draw, FlowLearner
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 
@@ -36,11 +36,25 @@ VALID_CLIPS = 24
 VOICE_SECONDS = (
     5.0  # of a recording that its speaker vector is computed from: a second costs 45 ms on a CPU core
 )
+DENSITIES = {
+    "uniform": lambda t: t,
+    "cosine": objective.cosine_time,
+    "logit_normal": objective.logit_normal_time,
+}
+# What average velocities need of the network: two times, and, where they are differentiated by time, slow features
+# of it. At the published scale of 1000 the derivative by time is some 240 times that by the point.
+TWO_TIMES: dict[str, Any] = {
+    "meanflow": True,
+    "cfm_steps": 2,
+    "cfm_t_scheduler": "linear",
+    "cfm_inference_cfg_rate": 0.0,
+}
+TIME_SCALE = 16.0
 
 
 @dataclass(frozen=True)
 class FlowDataConfig(DataConfig):
-    """Recordings whose tokens, mels and voices are cached.
+    """Recordings whose tokens, frames and voices are cached.
 
     Attributes:
         tokenizer: name or folder of the S3Tokenizer (25 Hz) whose tokens are spoken.
@@ -73,82 +87,67 @@ class FlowConfig(RunConfig):
     """One run. The shares are CosyVoice's.
 
     Attributes:
-        time: of training, "uniform" or "cosine", denser at the noise (Chatterbox's older recipe).
+        objective: "flow", flow matching, which takes some ten steps; or what takes one or two: "intmeanflow", the
+            distillation of `distil.source`, and from scratch "imf", "alpha" (a curriculum towards MeanFlow), or
+            plain "meanflow".
+        noise_pairing: "none", "knn", each row gets the nearest of `candidates` noises, or "assignment", the rows'
+            noises are dealt so that all distances together are least (immiscible diffusion).
+        contrastive: weight with which other rows' targets are kept away from; 0.05 in the paper, 0 for none.
+        guidance: strength of classifier-free guidance that meanflow, imf and alpha learn to do without.
+        instant: share of their rows with r = t, flow matching.
+        time: density of times, "uniform", "cosine", denser at the noise, or "logit_normal".
         chunked: share of batches under the streaming mask. prompted: share of rows that are given their first
             frames, up to `longest_prompt` of them. unconditioned: share of rows without any condition, for guidance.
-        candidates: noises drawn for each row, of which it gets the nearest (immiscible pairing); 1 is plain.
-        distil: a teacher, whose jumps from t to r are learned; model.meanflow must be set.
+        distil: the teacher of intmeanflow.
     """
 
     task: str = "flow"
     system: str = "s3gen"
     out: str = "runs/flow"
     data: FlowDataConfig = field(default_factory=FlowDataConfig)
+    objective: str = "flow"
+    noise_pairing: str = "none"
+    candidates: int = 8
+    contrastive: float = 0.0
+    guidance: float = 0.0
+    instant: float = 0.5
     time: str = "uniform"
     chunked: float = 0.5
     prompted: float = 0.5
     longest_prompt: float = 0.3
     unconditioned: float = 0.2
-    candidates: int = 1
     distil: TeacherFlow = field(default_factory=TeacherFlow)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("s3gen",))
-        among("time", self.time, ("uniform", "cosine"))
+        among("system", self.system, self.systems)
+        among("objective", self.objective, OBJECTIVES)
+        among("noise_pairing", self.noise_pairing, ("none", "knn", "assignment"))
+        among("time", self.time, tuple(DENSITIES))
         if not self.data.tokenizer or not self.data.speaker:
             raise ConfigError(
-                "data.tokenizer and data.speaker are needed: an S3Tokenizer and CAM++'s weights"
+                "data.tokenizer and data.speaker are needed: an S3Tokenizer, and whose speaker vectors are given"
             )
-        if bool(self.distil.source) != bool(self.model.get("meanflow", False)):
+        if bool(self.distil.source) != (self.objective == "intmeanflow"):
             raise ConfigError(
-                "distil.source (a trained flow) and model.meanflow = true belong together: give both or neither"
+                'distil.source (a trained flow) and objective = "intmeanflow" belong together: give both or neither'
             )
+        if self.guidance and self.objective not in FLOORS:
+            raise ConfigError(
+                f"guidance = {self.guidance} is learned by {', '.join(FLOORS)}: for a flow give it when generating, "
+                "for a distillation as distil.guidance"
+            )
+        if self.candidates < 1 or self.contrastive < 0 or not 0 <= self.instant <= 1:
+            raise ConfigError("candidates from 1, contrastive from 0, and instant from 0 to 1 are accepted")
 
+    systems: ClassVar[tuple[str, ...]] = ("s3gen",)
 
-@dataclass(frozen=True)
-class Draw:
-    """What is random about a batch of B rows."""
-
-    t: Tensor  # (B,) time, and r (B,) the end of the step: r = t without MeanFlow
-    r: Tensor
-    noise: Tensor  # (B, T, D)
-    prompts: Tensor  # (B,) frames that are given
-    conditioned: Tensor  # (B,) bool
-    chunked: bool
-
-
-class FlowLearner(nn.Module):
-    """A TokenToMel with a differentiable pass from tokens to velocity."""
-
-    def __init__(self, flow: TokenToMel) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, batch: FlowBatch, x: Tensor, draw: Draw) -> Tensor:
-        """Velocity (B, T, D) at x (B, T, D), whose times and conditions are drawn."""
-        mu, speaker, prompt, seen = self.given(batch, draw)
-        keep = draw.conditioned.to(mu.dtype)[:, None]
-        conditions = self.flow.estimator.conditions(
-            mu * keep[..., None], speaker * keep, prompt * keep[..., None]
-        )
-        ends = draw.r if self.flow.config.meanflow else None
-        return self.flow.estimator(x, self.flow.estimator.shifts(draw.t, ends), conditions, seen)
-
-    def given(self, batch: FlowBatch, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Reach]:
-        """mu and prompt (B, T, D), speaker (B, D), and what frames see."""
-        flow, ratio = self.flow, self.flow.config.token_mel_ratio
-        chunks = flow.config.chunks() if draw.chunked else None
-        ragged = None if bool((batch.lengths == batch.tokens.shape[1]).all()) else batch.lengths
-        mu = flow.project(flow.encoder(flow.embedding(batch.tokens), ragged, chunks=chunks))
-        prompt = batch.frames.transpose(1, 2) * mask_of(draw.prompts, mu.shape[1])[..., None]
-        seen = reach(
-            mu.shape[1],
-            mu.device,
-            lengths=None if ragged is None else ragged * ratio,
-            chunks=None if chunks is None else chunks.scaled(ratio),
-        )
-        return mu, flow.embed_speaker(batch.voices), prompt, seen
+    def network_settings(self) -> dict[str, Any]:
+        """The recipe's settings of the network, on top of what the objective needs."""
+        if self.objective == "flow":
+            return {"meanflow": False, **self.model}
+        scale = {"time_scale": TIME_SCALE} if self.objective in FLOORS else {}
+        return {**TWO_TIMES, **scale, **self.model}
 
 
 class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
@@ -157,12 +156,18 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     Config = FlowConfig
     exported = "flow"
     sample_rate = 24000
+    frames_are: ClassVar[str] = "mel"
 
     # Building ----------------------------------------------------------------------------------------------
 
     def build_model(self) -> FlowLearner:
         config = self.config
-        sizes = build_config(S3GenConfig, config.model, "model")
+        sizes = self.build_sizes()
+        if sizes.meanflow != (config.objective != "flow"):
+            raise ConfigError(
+                f'model.meanflow = {sizes.meanflow} and objective = "{config.objective}" do not go together: leave '
+                "model.meanflow to the objective"
+            )
         flow = TokenToMel(sizes)
         if config.init:
             self._start_from(flow, config.init)
@@ -170,22 +175,39 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             _pass_on(flow)
         self.teacher = None
         if config.distil.source:
-            self.teacher = FlowLearner(_open_flow(config.distil.source))
+            self.teacher = FlowLearner(self.open_flow(config.distil.source))
             self.teacher.to(self.device).eval().requires_grad_(False)
-        return FlowLearner(flow)
+        return FlowLearner(flow, config.objective, config.guidance)
 
-    def _start_from(self, flow: TokenToMel, folder: str) -> None:
-        """Weights of a trained flow; what tells a MeanFlow both times starts by ignoring the second."""
-        state = _open_flow(folder).state_dict()
+    def build_sizes(self) -> S3GenConfig:
+        """Sizes of the network; the place to open what they follow from."""
+        return build_config(S3GenConfig, self.config.network_settings(), "model")
+
+    def open_flow(self, source: str) -> TokenToMel:
+        """A trained flow to start from or to learn from."""
+        flow = load(source)
+        if not isinstance(flow, TokenToMel):
+            raise ConfigError(f"{source} holds {flow.system!r}: a trained flow is needed")
+        return flow
+
+    def _start_from(self, flow: TokenToMel, source: str) -> None:
+        """Weights of a trained flow; what tells an average velocity both times starts by ignoring the second."""
+        found = self.open_flow(source)
+        if found.config.time_scale != flow.config.time_scale:
+            raise ConfigError(
+                f"{source} was trained with time_scale {found.config.time_scale:g} and this run has "
+                f"{flow.config.time_scale:g}: set model.time_scale to the former, or start afresh"
+            )
+        state = found.state_dict()
         if flow.estimator.time.mixer is not None and "estimator.time.mixer.weight" not in state:
             hidden = flow.estimator.time.mixer.out_features
             state["estimator.time.mixer.weight"] = torch.eye(hidden, 2 * hidden)
-        checkpoint.load_strict(flow, state, folder)
+        checkpoint.load_strict(flow, state, source)
 
     def load_data(self) -> None:
         data = self.config.data
         self.tokenizer = load(data.tokenizer, device=self.device)
-        rate = self.model.flow.config.sampling_rate / 480 / self.model.flow.config.token_mel_ratio
+        rate = self.frame_rate / self.model.flow.config.token_mel_ratio
         if self.tokenizer.decodes or abs(self.tokenizer.frame_rate - rate) > 1e-6:
             raise ConfigError(
                 f"data.tokenizer {data.tokenizer!r} makes {self.tokenizer.frame_rate:g} tokens a second: an "
@@ -195,11 +217,20 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             raise ConfigError(
                 f"the tokenizer has {self.tokenizer.codebook_sizes[0]} tokens: set model.vocab_size to that"
             )
-        self.speaker = open_campplus(data.speaker)
+        self.open_speaker()
         self.train = self._crops(data.train, data.train_split)
         self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
         if not self.config.init:
             self._start_at_the_mean()
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return MEL_24K_80.sample_rate / MEL_24K_80.hop_length
+
+    def open_speaker(self) -> None:
+        """Open what makes speaker vectors, where they are not all cached."""
+        self.speaker = open_campplus(self.config.data.speaker)
 
     def _start_at_the_mean(self) -> None:
         """A fresh network's velocity is the mean mel: log-mels lie around -6, which it would take long to learn."""
@@ -210,23 +241,39 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     def _crops(self, source: str, split: str | None) -> FlowCrops:
         data, cache = self.config.data, Path(self.config.data.cache)
         clips = read_clips(source, split, data.language)
+        mean, std = self.statistics()
+        return FlowCrops(
+            token_rows(cache, clips, self.tokenizer, data.workers),
+            self.frames(cache, clips),
+            self.voices(cache, clips),
+            ratio=self.model.flow.config.token_mel_ratio,
+            crop=max(1, round(data.seconds * self.tokenizer.frame_rate)),
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            mean=mean,
+            std=std,
+        )
+
+    def statistics(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """By which frames are normalised: log-mels are not."""
+        return None, None
+
+    def frames(self, cache: Path, clips: list[Clip]) -> Rows:
+        """The frames (T, D) of each recording."""
         mel = LogMel(MEL_24K_80)
 
         def frames(wave: np.ndarray) -> np.ndarray:
             return mel(torch.from_numpy(wave)[None])[0].T.numpy()
 
+        return frame_rows(cache, "mel24k80", clips, frames, 24000, self.config.data.workers)
+
+    def voices(self, cache: Path, clips: list[Clip]) -> Rows:
+        """The speaker vector of each recording."""
+
         def voice(wave: np.ndarray) -> np.ndarray:
             return self.speaker.embed([torch.from_numpy(wave[: int(VOICE_SECONDS * 16000)])])[0].numpy()
 
-        return FlowCrops(
-            token_rows(cache, clips, self.tokenizer, data.workers),
-            frame_rows(cache, "mel24k80", clips, frames, 24000, data.workers),
-            voice_rows(cache, "campplus", clips, voice, data.workers),
-            ratio=self.model.flow.config.token_mel_ratio,
-            crop=max(1, round(data.seconds * self.tokenizer.frame_rate)),
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-        )
+        return voice_rows(cache, "campplus", clips, voice, self.config.data.workers)
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -240,11 +287,13 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         draw = self._draw(batch, number, rank, world)
         x1, mask = self._targets(batch)
         x, velocity = objective.straight_path(x1, draw.noise, draw.t)
-        target = velocity if self.teacher is None else self._distilled(batch, x, draw)
+        if self.teacher is not None:
+            velocity = self._distilled(batch, x, draw)
         with self.accelerator.autocast():
-            found = self.module(batch, x, draw).float()
-        loss = objective.squared_error(found, target, mask)
-        return loss, {"flow": loss}
+            found, target = self.module(batch, x, velocity, draw, alpha_at(self.step / self.config.steps))
+        settings = self.config
+        loss = regression_loss(settings.objective, found, target, mask, draw.partner, settings.contrastive)
+        return loss, {"flow": objective.squared_error(found, target, mask)}
 
     def _moved(self, batch: FlowBatch) -> FlowBatch:
         return FlowBatch(
@@ -252,7 +301,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         )
 
     def _targets(self, batch: FlowBatch) -> tuple[Tensor, Tensor]:
-        """Mels (B, T, D) and their mask (B, T, 1)."""
+        """Frames (B, T, D) and their mask (B, T, 1)."""
         x1 = batch.frames.transpose(1, 2)
         lengths = batch.lengths * self.model.flow.config.token_mel_ratio
         return x1, mask_of(lengths, x1.shape[1])[..., None].to(x1.dtype)
@@ -263,12 +312,13 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         shared = self.generator(number)  # the same numbers on every process
         numbers = torch.rand(world * size, 6, generator=shared)[rank * size : (rank + 1) * size]
         chunked = bool(torch.rand((), generator=shared) < config.chunked)
-        t = objective.cosine_time(numbers[:, 0]) if config.time == "cosine" else numbers[:, 0]
-        t, r = (t, t) if self.teacher is None else _jumps(*numbers[:, [0, 1, 5]].T)
+        t, r = self._times(*numbers[:, [0, 1, 5]].T)
         frames = batch.lengths.cpu() * self.model.flow.config.token_mel_ratio
         prompts = (numbers[:, 2] * config.longest_prompt * frames).long() * (numbers[:, 3] < config.prompted)
         dropped = 0.0 if self.teacher is not None else config.unconditioned
         first = (number * world + rank) * size
+        contrasted = config.contrastive > 0 and size > 1
+        partner = objective.derangement(size, shared).to(self.device) if contrasted else None
         return Draw(
             t.to(self.device),
             r.to(self.device),
@@ -276,68 +326,80 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             prompts.to(self.device),
             (numbers[:, 4] >= dropped).to(self.device),
             chunked,
+            partner,
         )
 
+    def _times(self, a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+        """t <= r (B,) of uniform numbers (B,)."""
+        if self.teacher is not None:
+            return _jumps(a, b, kind)
+        density = DENSITIES[self.config.time]
+        first, second = density(a), density(b)
+        if self.config.objective == "flow":
+            return first, first
+        both = kind >= self.config.instant
+        t, r = torch.minimum(first, second), torch.maximum(first, second)
+        return torch.where(both, t, first), torch.where(both, r, first)
+
     def _noise(self, batch: FlowBatch, rows: range) -> Tensor:
-        """Noise (B, T, D) of rows by their numbers, zero where they end: neither padding nor company changes it."""
+        """Noise (B, T, D) of rows by their numbers, zero where they end: neither padding nor company changes it, but
+        that they exchange noises under "assignment"."""
         x1, mask = self._targets(batch)
-        noise = torch.zeros_like(x1)
+        pairing = self.config.noise_pairing
+        drawn = torch.zeros_like(x1)
         for place, (row, length) in enumerate(zip(rows, mask.sum((1, 2)).long().tolist(), strict=True)):
             # 2 ** 40 keeps these seeds from those of `generator`.
             own = torch.Generator().manual_seed(self.config.seed * 1_000_003 + row + (1 << 40))
-            of_row = (slice(place, place + 1), slice(length))
-            noise[of_row] = objective.nearest_noise(x1[of_row], mask[of_row], self.config.candidates, own)
-        return noise
+            of_row = (slice(place, place + 1), slice(None if pairing == "assignment" else length))
+            count = self.config.candidates if pairing == "knn" else 1
+            drawn[of_row] = objective.nearest_noise(x1[of_row], mask[of_row], count, own)
+        if pairing == "assignment":
+            drawn = drawn[objective.assignment(x1, drawn, mask)] * mask
+        return drawn
 
     def _distilled(self, batch: FlowBatch, x: Tensor, draw: Draw) -> Tensor:
         """The teacher's mean velocity from t to r, its guidance baked in."""
         assert self.teacher is not None  # the caller asks
-        teacher, settings = self.teacher.flow, self.config.distil
-        with torch.no_grad():
-            mu, speaker, prompt, seen = self.teacher.given(batch, draw)
-            mu, speaker, prompt = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, prompt))
-            both = teacher.estimator.conditions(mu, speaker, prompt)
-        doubled = seen.repeated(2)
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            shifts = teacher.estimator.shifts(torch.cat([t, t]))
-            found = teacher.estimator(torch.cat([x, x]), shifts, both, doubled)
-            return guide(found.float(), settings.guidance)
-
-        return distilled_target(velocity, x, draw.t, draw.r, settings.steps)
+        settings = self.config.distil
+        return self.teacher.distilled(batch, x, draw, settings.steps, settings.guidance)
 
     # Held-out data -----------------------------------------------------------------------------------------
 
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Flow loss at fixed times and noises, and distances of log-mels generated in 1, 2, ... steps to the true
-        ones (nepers per bin, L1). mel_mean is the mean frame's distance: what knowing nothing would give.
+        """Flow loss at fixed times and noises, and distances of frames generated in 1, 2, ... steps to the true ones
+        (L1; nepers per bin for mels). mel_mean is the mean frame's distance: what knowing nothing would give.
         """
         if self.valid is None:
             return {}
         usable = self.valid.usable()
         chosen = usable[:: max(1, len(usable) // VALID_CLIPS)][:VALID_CLIPS]
         batch = self._moved(self.valid.fixed(chosen))
-        flow = self.final_model()
+        flow = self.final_flow()
         x1, mask = self._targets(batch)
         draw = self._draw(batch, 0, 0, 1)  # the same each time
         with torch.no_grad():
             x, velocity = objective.straight_path(x1, draw.noise, draw.t)
-            learner = FlowLearner(flow)
-            target = velocity if self.teacher is None else self._distilled(batch, x, draw)
-            measured = {"valid/flow": float(objective.squared_error(learner(batch, x, draw), target, mask))}
+            if self.teacher is not None:
+                velocity = self._distilled(batch, x, draw)
+            learner = FlowLearner(flow, self.config.objective, self.config.guidance)
+            found, target = learner(batch, x, velocity, draw)
+            measured = {"valid/flow": float(objective.squared_error(found, target, mask))}
         mean = (x1 * mask).sum((0, 1)) / mask.sum()
-        measured["valid/mel_mean"] = float(_distance(mean.expand_as(x1), x1, mask))
+        measured[f"valid/{self.frames_are}_mean"] = float(_distance(mean.expand_as(x1), x1, mask))
         made = x1
-        for steps in (1, 2) if flow.config.meanflow else (1, flow.config.cfm_steps):
+        for steps in self.validated_steps(flow):
             made = self._generated(flow, batch, steps)
-            measured[f"valid/mel_{steps}"] = float(_distance(made, x1, mask))
+            measured[f"valid/{self.frames_are}_{steps}"] = float(_distance(made, x1, mask))
         if board is not None:
-            board.mel_picture(self.step, "mel", x1[0].T)
+            board.mel_picture(self.step, self.frames_are, x1[0].T)
             board.mel_picture(self.step, "generated", made[0].T)
         return measured
 
+    def validated_steps(self, flow: TokenToMel) -> tuple[int, ...]:
+        return (1, 2) if flow.config.meanflow else (1, flow.config.cfm_steps)
+
     def _generated(self, flow: TokenToMel, batch: FlowBatch, steps: int) -> Tensor:
-        """Mels (B, T, D) from tokens and speaker vector alone, the same noise each time."""
+        """Frames (B, T, D) from tokens and speaker vector alone, the same noise each time."""
         empty = batch.frames.new_zeros(0, flow.config.mel_bins)
         voices = [Voice(batch.tokens.new_zeros(0), empty, vector) for vector in batch.voices]
         rows = [row[:count] for row, count in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
@@ -345,12 +407,17 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         made, _ = flow.generate(rows, voices, schedule=flow.schedule(steps), generator=generators)
         return made.transpose(1, 2)
 
-    def final_model(self) -> TokenToMel:
+    def final_flow(self) -> TokenToMel:
+        """The network with the averaged (or present) weights."""
         state = {name.removeprefix("flow."): value for name, value in self.final_state().items()}
         flow = TokenToMel(self.model.flow.config)
         checkpoint.load_strict(flow, state, "training")
-        flow.name = self.config.name or flow.system
         return flow.to(self.device).eval().requires_grad_(False)
+
+    def final_model(self) -> Any:
+        flow = self.final_flow()
+        flow.name = self.config.name or flow.system
+        return flow
 
 
 @torch.no_grad()
@@ -368,6 +435,8 @@ def _pass_on(flow: TokenToMel) -> None:
     for conv in (estimator.first_conv, estimator.last_conv):
         nn.init.zeros_(conv.weight)
         conv.weight[..., -1].fill_diagonal_(1)  # the newest frame of a causal kernel
+    if estimator.time.mixer is not None:  # an average velocity starts by ignoring where its step ends
+        nn.init.eye_(estimator.time.mixer.weight)
 
 
 def _jumps(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,10 +454,3 @@ def _jumps(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
 
 def _distance(found: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((found - target).abs() * mask).sum() / mask.expand_as(target).sum()
-
-
-def _open_flow(folder: str) -> TokenToMel:
-    flow = load(folder)
-    if not isinstance(flow, TokenToMel):
-        raise ConfigError(f"{folder} holds {flow.system!r}: a trained flow is needed")
-    return flow

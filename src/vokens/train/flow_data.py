@@ -7,14 +7,25 @@ Frames are log-mels at 24 kHz for S3Gen and latents for Learnable-Speech. The ba
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vokens import audio
+from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.train.data import Clip, Rows, cached_rows
+
+
+class Ragged(Protocol):
+    """Rows (n, width) of each recording; `data.Rows` is one. offsets: (recordings + 1,) where each one's begin."""
+
+    offsets: np.ndarray
+
+    def __getitem__(self, clip: int) -> np.ndarray: ...
+
 
 Frames = Callable[[np.ndarray], np.ndarray]  # wave (N,) at its rate -> (T, D) float32
 
@@ -68,24 +79,33 @@ class FlowCrops:
     Args:
         ratio: frames per token. crop: tokens of a crop; shorter recordings are taken whole.
         batch_size: crops per process. shortest: recordings of fewer tokens are left out.
+        mean, std: (D,), by which frames are normalised; None leaves them as they are.
     """
 
     def __init__(
         self,
-        tokens: Rows,
-        frames: Rows,
-        voices: Rows,
+        tokens: Ragged,
+        frames: Ragged,
+        voices: Ragged,
         *,
         ratio: int,
         crop: int,
         batch_size: int,
         seed: int,
         shortest: int = 10,
+        mean: np.ndarray | None = None,
+        std: np.ndarray | None = None,
     ) -> None:
         self.tokens, self.frames, self.voices = tokens, frames, voices
         self.ratio, self.crop, self.batch_size, self.seed = ratio, crop, batch_size, seed
         whole = np.minimum(np.diff(tokens.offsets), np.diff(frames.offsets) // ratio)
         self.sizes = np.where((whole >= shortest) & (np.diff(voices.offsets) > 0), whole, 0)
+        if not self.sizes.any():
+            raise ConfigError(
+                f"no recording has {shortest} tokens, {ratio} frames for each of them, and a voice: give longer ones"
+            )
+        self.mean, self.std = mean, std
+        self.width = self.frames[self.usable()[0]].shape[1]
         self.share = np.cumsum(self.sizes) / max(1, self.sizes.sum())  # every second is drawn alike
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> FlowBatch:
@@ -106,13 +126,15 @@ class FlowCrops:
 
     def _collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:
         lengths = [min(self.crop, int(self.sizes[clip])) for clip, _ in drawn]
-        longest, width = max(lengths), self.frames.data.shape[1]
+        longest, width = max(lengths), self.width
         tokens = np.zeros((len(drawn), longest), np.int64)
         frames = np.zeros((len(drawn), width, self.ratio * longest), np.float32)
         for row, ((clip, place), length) in enumerate(zip(drawn, lengths, strict=True)):
             start = int(place * (int(self.sizes[clip]) - length + 1))
             tokens[row, :length] = self.tokens[clip][start : start + length, 0]
             piece = self.frames[clip][self.ratio * start : self.ratio * (start + length)]
+            if self.mean is not None and self.std is not None:
+                piece = (piece - self.mean) / self.std
             frames[row, :, : len(piece)] = piece.T
         voices = np.concatenate([self.voices[clip] for clip, _ in drawn])
         return FlowBatch(

@@ -1,0 +1,71 @@
+"""What a network of velocities regresses on, by the name of the objective, and the loss of it.
+
+"flow": the path's velocity. "meanflow", "imf", "alpha": average velocities from scratch (`vokens.flow.meanflow`).
+"intmeanflow": those of a teacher, which the caller has computed. Any of them with contrastive flow matching.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vokens.flow.meanflow import AverageVelocity, alphaflow_target, imf_velocity, meanflow_target
+from vokens.flow.objective import contrast, expand, item_errors, squared_error
+
+# The constant in each adaptive weight 1 / (error + constant), of errors per element; objectives without: plain means.
+FLOORS = {"meanflow": 1e-3, "imf": 1e-2, "alpha": 1e-3}
+OBJECTIVES = ("flow", *FLOORS, "intmeanflow")
+LEAST_ALPHA = 5e-3  # below it alpha-Flow is MeanFlow, derivative included (2510.20771)
+
+
+def alpha_at(progress: float) -> float:
+    """alpha-Flow's curriculum, from flow matching (1) at the start of a run to MeanFlow (0) at its end: a sigmoid."""
+    return 1 / (1 + math.exp(25 * (min(progress, 1.0) - 0.5)))
+
+
+def regress(
+    objective: str, network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor, alpha: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """What the network found and what it should have been, (B, …) each; gradients go through the first alone.
+
+    v (B, …): the velocity of the path, guided or not, or a teacher's mean velocity from t to r. alpha: of "alpha".
+    """
+    if objective in ("flow", "intmeanflow"):
+        return network(x, t, r), v
+    if objective == "imf":
+        with torch.no_grad():
+            tangent = network(x, t, t)
+        return imf_velocity(network, x, t, r, tangent), v
+    if objective == "alpha" and alpha > LEAST_ALPHA:
+        target = torch.where(expand(r > t, x), alphaflow_target(network, x, t, r, v, alpha), v)
+    else:
+        target = meanflow_target(network, x, t, r, v)
+    return network(x, t, r), target
+
+
+def guided_velocity(v: Tensor, conditional: Tensor, free: Tensor, guidance: float) -> Tensor:
+    """The velocity that a network with guidance baked in regresses on, from its own two velocities at this point.
+
+    Its fixed point is (1 + guidance) v_c - guidance v_free, as `flow.guidance` computes it (iMF, 2512.02012, with
+    1 + guidance as its scale).
+    """
+    return v + guidance / (1 + guidance) * (conditional - free)
+
+
+def regression_loss(
+    objective: str,
+    found: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    partner: Tensor | None = None,
+    contrastive: float = 0.0,
+) -> Tensor:
+    """Loss () of `regress`; partner (B,) and contrastive: whose targets are kept away from, and how strongly."""
+    if objective not in FLOORS:
+        loss = squared_error(found, target, mask)
+        return loss if partner is None else loss - contrastive * contrast(found, target, mask, partner)
+    errors = item_errors(found, target, mask)
+    weights = 1 / (errors.detach() + FLOORS[objective])
+    if partner is not None:
+        errors = errors - contrastive * item_errors(found, target[partner], mask * mask[partner])
+    return (weights * errors).mean()
