@@ -1,0 +1,191 @@
+"""Say what is installed, what is missing for which verb, where models run and where files are kept, with remedies."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+# What each extra of pyproject.toml is for; `dev` is for those who work on vokens itself.
+EXTRAS = {
+    "media": "reading m4a, aac, webm, wma",
+    "plot": "pictures: demo, roundtrip, inspect --picture",
+    "train": "train",
+    "hf": "SoCodec's HuBERT, Learnable-Speech's language model, tokenizers of transformers",
+    "eval": "bench: STOI, PESQ, word error, speaker similarity, Lyra",
+    "onnx": 'backend="onnxruntime", convert to ONNX',
+    "parquet": "extract from and to parquet",
+    "ray": "extract --engine ray",
+    "web": "web",
+    "serve": "serve",
+    "voice": "CAM++ features for S3Gen's voices",
+    "espeak": "phonemes of texts: say",
+}
+# Programs that some verbs call, and the Debian package of each.
+PROGRAMS = {
+    "c2enc": ("codec2", "bench, encode: Codec 2"),
+    "opusenc": ("opus-tools", "bench, encode: Opus"),
+    "espeak-ng": ("espeak-ng", "phonemes of texts: say"),
+}
+State = Literal["ok", "missing", "broken"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    json: bool = False
+    """One json list instead of the table."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; remedy is "" where there is nothing to do."""
+
+    topic: str
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def run(arguments: Arguments) -> int:
+    """Print the findings; 1 if something that every verb needs is broken."""
+    found = [*_core(), *_devices(), *_extras(), *_programs(), *_models(), *_folders()]
+    if arguments.json:
+        print(json.dumps([asdict(item) for item in found], indent=2, ensure_ascii=False))
+    else:
+        print(_page(found))
+    return 1 if any(item.state == "broken" for item in found) else 0
+
+
+def _page(found: list[Finding]) -> str:
+    from vokens.cli.report import table
+
+    marks = {"ok": "+", "missing": "-", "broken": "!"}
+    parts = []
+    for topic in dict.fromkeys(item.topic for item in found):
+        rows = [
+            (f"  {marks[item.state]}", item.name, item.detail, f"-> {item.remedy}" if item.remedy else "")
+            for item in found
+            if item.topic == topic
+        ]
+        parts.append(f"{topic}\n{table(rows)}")
+    return "\n\n".join(parts) + "\n\n+ there   - missing, needed for what its line says   ! broken"
+
+
+def _core() -> list[Finding]:
+    found = [Finding("vokens", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
+    for name in ("vokens", *_requirements().get("", [])):
+        version = _version(name)
+        if version is None:
+            found.append(Finding("vokens", name, "broken", "every verb needs it", f"pip install {name}"))
+        else:
+            found.append(Finding("vokens", name, "ok", version))
+    return found
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a torch that is installed but does not load fails in many ways
+        remedy = "pip install --force-reinstall torch"
+        return [Finding("devices", "torch", "broken", f"does not load: {error}", remedy)]
+    found = [Finding("devices", "cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        found.append(
+            Finding("devices", f"cuda:{number}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+        )
+    if not torch.cuda.is_available():
+        build = "torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"
+        remedy = "https://pytorch.org/get-started has the CUDA builds" if torch.version.cuda is None else ""
+        found.append(Finding("devices", "cuda", "missing", build, remedy))
+    if torch.backends.mps.is_available():
+        found.append(Finding("devices", "mps", "ok", "Apple's GPU"))
+    return found
+
+
+def _extras() -> list[Finding]:
+    found = []
+    requirements = _requirements()
+    for extra, purpose in EXTRAS.items():
+        missing = [name for name in requirements.get(extra, []) if _version(name) is None]
+        if missing:
+            detail = f"{purpose} (lacks {', '.join(missing)})"
+            found.append(Finding("extras", extra, "missing", detail, f"pip install 'vokens[{extra}]'"))
+        else:
+            found.append(Finding("extras", extra, "ok", purpose))
+    return found
+
+
+def _programs() -> list[Finding]:
+    found = []
+    for program, (package, purpose) in PROGRAMS.items():
+        path = shutil.which(program)
+        if path:
+            found.append(Finding("programs", program, "ok", f"{purpose}: {path}"))
+        else:
+            found.append(Finding("programs", program, "missing", purpose, f"apt-get install {package}"))
+    return found
+
+
+def _models() -> list[Finding]:
+    from vokens import registry
+
+    found = []
+    for entry in registry.entries():
+        detail = f"{entry.size_bytes / 1e6:.0f} MB, {entry.licence}"
+        if registry.is_cached(entry):
+            found.append(Finding("models", entry.name, "ok", detail))
+        elif entry.embedded:
+            remedy = "pip install --force-reinstall vokens"
+            found.append(Finding("models", entry.name, "broken", "comes with vokens", remedy))
+        else:
+            found.append(Finding("models", entry.name, "missing", f"{detail}, fetched when first used"))
+    return found
+
+
+def _folders() -> list[Finding]:
+    from vokens import registry
+    from vokens.bench.judges import FILES, models_folder
+
+    judges = models_folder()
+    found = []
+    for name, files in FILES.items():
+        if all((judges / name / file).is_file() for file in files):
+            found.append(Finding("judges", name, "ok", str(judges / name)))
+        else:
+            remedy = "docs/metrics.md has the commands that fetch it"
+            found.append(Finding("judges", name, "missing", "bench", remedy))
+    cache = registry.cache_folder()
+    held = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
+    free = shutil.disk_usage(_existing(cache)).free
+    detail = f"{held / 1e6:.0f} MB held, {free / 1e9:.0f} GB free ($VOKENS_CACHE moves it)"
+    return [*found, Finding("folders", str(cache), "ok", detail)]
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements() -> dict[str, list[str]]:
+    """Names of packages by extra, "" for what is always needed, as the installed vokens states them."""
+    found: dict[str, list[str]] = {}
+    for line in metadata.requires("vokens") or []:
+        extra = re.search(r"extra\s*==\s*[\"']([\w-]+)[\"']", line)
+        name = re.match(r"[\w.-]+", line)
+        if name:
+            found.setdefault(extra[1] if extra else "", []).append(name[0])
+    return found
