@@ -94,10 +94,10 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
         if not codec.decodes:
             notes[label] = "it has no decoder: bench tokens and robust measure it."
             continue
-        ranges = options.codebook_ranges(codec.num_codebooks)
-        rows = {
-            label if codec.num_codebooks == 1 else f"{label} {part}": span for part, span in ranges.items()
-        }
+        rows = {label: (0, codec.num_codebooks)}
+        if codec.num_codebooks > 1 and not getattr(codec, "packets", False):
+            ranges = options.codebook_ranges(codec.num_codebooks)
+            rows = {f"{label} {part}": span for part, span in ranges.items()}
         found.append(System(label, source, codec.fingerprint, rows))
     for name in split_list(options.peers):
         try:
