@@ -32,10 +32,10 @@ class Budget:
         seed: of weights, order and dropout. device: where it computes.
     """
 
-    steps: int = 800
-    seconds: float = 60.0
+    steps: int = 1500
+    seconds: float = 20.0
     width: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     seed: int = 0
     device: str = "cpu"
 

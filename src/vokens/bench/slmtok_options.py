@@ -21,9 +21,9 @@ class SlmTok(Measure):
     """Lines of the manifest that the probe is trained on."""
     train_hours: float = 1.0
     """Of them, so many hours, evenly spaced in the order of their ids."""
-    probe_steps: int = 500
+    probe_steps: int = 1500
     """Updates of the probe; 0 leaves it out, and with it mutual information."""
-    probe_seconds: float = 60.0
+    probe_seconds: float = 20.0
     """Of speech in a batch of the probe."""
     probe_width: int = 128
     """Of the probe's LSTM in each direction (the paper's: 1024)."""
