@@ -17,12 +17,14 @@ TASKS = {
     "codec": ("vokens.train.codec", "CodecTrainer"),
     "recogniser": ("vokens.train.recogniser", "RecogniserTrainer"),
     "flow": ("vokens.train.flow", "FlowTrainer"),
+    "learnable_flow": ("vokens.train.learnable_flow", "LearnableFlowTrainer"),
     "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
     "socodec": ("vokens.train.socodec", "SoCodecTrainer"),
     "token_lm": ("vokens.train.token_lm", "TokenLMTrainer"),
     "uslm": ("vokens.train.uslm", "USLMTrainer"),
     "learnable_lm": ("vokens.train.learnable_lm", "LearnableLMTrainer"),
     "dacvae": ("vokens.train.dacvae", "VAETrainer"),
+    "flow_autoencoder": ("vokens.train.flow_autoencoder", "FlowAutoencoderTrainer"),
 }
 
 

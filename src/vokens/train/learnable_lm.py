@@ -40,7 +40,7 @@ class PreferenceConfig:
     """Learning from pairs; `data.train` then names a file of them (`vokens.train.pairs`).
 
     Attributes:
-        beta: weight of the preference against staying near the reference model; 0 learns without pairs. CosyVoice: 0.01.
+        beta: weight of the preference against staying near the reference model, in CosyVoice 0.01; 0: no pairs.
         reference: folder of the model that stays as it is; "" is SimPO, which has none.
         per_token: log-probabilities are divided by their number, as SimPO asks.
         supervised: weight of the usual loss of the chosen tokens beside.
@@ -305,9 +305,9 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy where the text is known from
-        the start, nats where it alternates with speech, and the nats of the training tokens' shares, which know
-        nothing of text or past."""
+        """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy where
+        the text is known from the start, nats where it alternates with speech, and the nats of the training tokens'
+        shares, which know nothing of text or past."""
         if self.valid is None:
             return {}
         learner = LMLearner(self.final_model())

@@ -45,6 +45,7 @@ class Trainer(Generic[Config, Model]):
         "model",
     )  # settings that a checkpoint to resume must share
     sample_rate: int = 16000
+    unused_parameters: ClassVar[bool] = False  # whether some weights have no part in some steps
 
     def __init__(self, config: Config) -> None:
         try:
@@ -55,7 +56,9 @@ class Trainer(Generic[Config, Model]):
             torch.set_num_threads(config.threads)
         self.config, self.out = config, Path(config.out)
         # Buffers (codebooks, spectral norms) are equal on all processes by construction.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        ddp = DistributedDataParallelKwargs(
+            broadcast_buffers=False, find_unused_parameters=self.unused_parameters
+        )
         self.accelerator: Any = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
         self.device: torch.device = self.accelerator.device
         torch.manual_seed(config.seed)

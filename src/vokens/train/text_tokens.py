@@ -59,8 +59,18 @@ class SpokenTexts:
     codes: Callable[[int], np.ndarray]
 
 
-def open_texts(data: TextDataConfig, source: str, split: str | None, device: torch.device) -> SpokenTexts:
-    """The utterances of a source, whatever its form. Raises ConfigError where a manifest comes without a codec."""
+def open_texts(
+    data: TextDataConfig,
+    source: str,
+    split: str | None,
+    device: torch.device,
+    *,
+    with_text: bool = False,
+) -> SpokenTexts:
+    """The utterances of a source, whatever its form; of a manifest, those with_text alone where that is enough.
+
+    Raises ConfigError where a manifest comes without a codec.
+    """
     if (Path(source) / RUN_FILE).is_file():
         return extracted_texts(source)
     if not data.codec:
@@ -68,7 +78,7 @@ def open_texts(data: TextDataConfig, source: str, split: str | None, device: tor
     codec = load(data.codec, device=device)
     if not isinstance(codec, Codec):
         raise ConfigError(f"data.codec {data.codec!r} is {codec.system!r}: a codec is needed")
-    clips = read_clips(source, split, data.language)
+    clips = read_clips(source, split, data.language, with_text=with_text)
     rows = token_rows(Path(data.cache), clips, codec, data.workers)
     facts = CodecFacts(
         codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes

@@ -17,7 +17,8 @@ class USLMConfig:
         prefix_mode: what the second network sees of the prompt. 0: its text, and its codes up to the layer
             before the predicted one, as those of the rest. 1: its text and all its codes. 2: its codes alone.
         frames_per_symbol: speech ends after so many frames for each symbol of text at the latest.
-        sample_rate, hop_length: of the tokenizer, Hz and samples per frame.
+        sample_rate, hop_length: of the tokenizer, Hz and samples per frame. codec, fingerprint: its name and, where
+            it is known, which weights.
         published_stop: the length limit counts the prompt's text too, and speech also ends where the end is
             the likeliest next code and another one was drawn. The released weights were judged with both.
         published_targets: no training of the first code, which leaves speech without a prompt undefined, and
@@ -37,6 +38,8 @@ class USLMConfig:
     frames_per_symbol: int = 16
     sample_rate: int = 16000
     hop_length: int = 320
+    codec: str = "speechtokenizer"
+    fingerprint: str = ""
     published_stop: bool = False
     published_targets: bool = False
 

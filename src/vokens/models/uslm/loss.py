@@ -10,14 +10,16 @@ from torch.nn import functional as F
 
 from vokens.models.uslm.model import USLM
 
+IGNORE = -100
 
-def next_code_loss(
+
+def next_code(
     model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor
-) -> tuple[Tensor, int]:
-    """Cross-entropy (nats) of the first codebook, summed over targets, and their number.
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, T + 1, V + 1) of the first codebook's codes and the end, and targets (B, T + 1), IGNORE beyond.
 
-    text (B, L) ids with text_lengths (B,), codes (B, T, K) with lengths (B,). Targets are a row's codes and the
-    end. `published_targets` leaves out the first code, and counts an end for every padded frame in the sum.
+    text (B, L) ids with text_lengths (B,), codes (B, T, K) with lengths (B,). `published_targets` leaves out the
+    first code, so T of both, and the end is a target at every padded frame.
     """
     published, end = model.config.published_targets, model.config.end
     frames = torch.arange(codes.shape[1], device=codes.device)
@@ -28,22 +30,28 @@ def next_code_loss(
     starts = hidden[rows, text_lengths - 1][:, None]
     logits = model.ar.predict(torch.cat([starts, hidden[:, text.shape[1] :]], 1)).float()
     if published:
-        logits, targets = logits[:, 1:], targets[:, 1:]
-        counted = int(lengths.sum())
-    else:
-        beyond = torch.arange(targets.shape[1], device=codes.device) > lengths[:, None]
-        targets = targets.masked_fill(beyond, -100)
-        counted = int((lengths + 1).sum())
-    loss = F.cross_entropy(logits.transpose(1, 2), targets, reduction="sum", ignore_index=-100)
-    return loss, counted
+        return logits[:, 1:], targets[:, 1:]
+    beyond = torch.arange(targets.shape[1], device=codes.device) > lengths[:, None]
+    return logits, targets.masked_fill(beyond, IGNORE)
 
 
-def stage_loss(
-    model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor, stage: int
+def next_code_loss(
+    model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor
 ) -> tuple[Tensor, int]:
-    """Cross-entropy (nats) of codebook `stage` (1 ... K - 1) from those before it, summed, and its targets' number.
+    """Cross-entropy (nats) of the first codebook, summed over the targets of `next_code`, and their number.
 
-    Shapes as in `next_code_loss`. The whole utterance is predicted, as in prefix mode 0.
+    `published_targets` counts frames alone, whatever their padding adds to the sum.
+    """
+    loss = entropy(*next_code(model, text, text_lengths, codes, lengths))
+    return loss, int((lengths + (0 if model.config.published_targets else 1)).sum())
+
+
+def stage_codes(
+    model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor, stage: int
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) of codebook `stage` (1 ... K - 1) from those before it, and targets (B, T), IGNORE beyond.
+
+    Shapes as in `next_code`. The whole utterance is predicted, as in prefix mode 0.
     """
     beyond = torch.arange(codes.shape[1], device=codes.device) >= lengths[:, None]
     codes = codes.masked_fill(beyond[..., None], 0)
@@ -51,7 +59,16 @@ def stage_loss(
     for book in range(1, stage):
         speech = speech + model.nar.embed(codes[..., book], book)
     hidden = model.nar(text, text_lengths, speech, lengths, stage)[:, text.shape[1] :]
-    logits = model.nar.logits(hidden, stage).float().transpose(1, 2)
-    targets = codes[..., stage].masked_fill(beyond, -100)
-    loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
-    return loss, int(lengths.sum())
+    return model.nar.logits(hidden, stage).float(), codes[..., stage].masked_fill(beyond, IGNORE)
+
+
+def stage_loss(
+    model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor, stage: int
+) -> tuple[Tensor, int]:
+    """Cross-entropy (nats) of codebook `stage`, summed over the targets of `stage_codes`, and their number."""
+    return entropy(*stage_codes(model, text, text_lengths, codes, lengths, stage)), int(lengths.sum())
+
+
+def entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (nats) of logits (B, T, V) summed over targets (B, T) that are not IGNORE."""
+    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="sum", ignore_index=IGNORE)

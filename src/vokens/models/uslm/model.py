@@ -95,8 +95,8 @@ class USLM(Pretrained):
             codes=nn.utils.rnn.pad_sequence(spoken, batch_first=True).transpose(1, 2).cpu(),
             lengths=lengths,
             num_samples=lengths * self.config.hop_length,
-            model="speechtokenizer" if prompt is None else prompt.model,
-            fingerprint="" if prompt is None else prompt.fingerprint,
+            model=self.config.codec if prompt is None else prompt.model,
+            fingerprint=self.config.fingerprint if prompt is None else prompt.fingerprint,
             sample_rate=self.config.sample_rate,
             frame_rate=self.frame_rate,
             codebook_sizes=(self.config.codebook_size,) * self.config.num_codebooks,
@@ -232,7 +232,13 @@ class USLM(Pretrained):
         if found != expected:
             raise TokensError(
                 f"the prompt is {prompt!r}; {self.name} speaks all {self.config.num_codebooks} codebooks of "
-                f"{self.config.codebook_size} at {self.frame_rate:g} Hz: encode it with SpeechTokenizer"
+                f"{self.config.codebook_size} at {self.frame_rate:g} Hz: encode it with {self.config.codec}"
+            )
+        known = self.config.fingerprint
+        if known and prompt.fingerprint and prompt.fingerprint != known:
+            raise TokensError(
+                f"the prompt is {prompt!r} (fingerprint {prompt.fingerprint}); {self.name} speaks the tokens of "
+                f"{self.config.codec!r} (fingerprint {known}): encode the prompt with that codec"
             )
         if len(prompt) not in (1, count):
             raise TokensError(f"{len(prompt)} prompts were given for {count} texts: one for all or one each")

@@ -72,6 +72,9 @@ class NonAutoregressive(nn.Module):
         self.stages = nn.ParameterList([torch.randn(1, config.width) for _ in rows[1:]])
         self.transformer = _transformer(config, staged=True)
         self.predict = nn.Linear(config.width, config.codebook_size, bias=False)
+        # Embeddings start with deviation 1, and predict: without this, with logits of deviation sqrt(width).
+        last = self.transformer.norm.get_submodule("project").get_parameter("bias")
+        nn.init.constant_(last[: config.width], config.width**-0.5)
 
     def forward(
         self, text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: Tensor, stage: int

@@ -106,6 +106,10 @@ class Norm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, 2 * width) if staged else None
+        if self.project is not None:  # a fresh network's stages are alike
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias[width:])
+            nn.init.ones_(self.project.bias[:width])
 
     def forward(self, x: Tensor, stage: Tensor | None) -> Tensor:
         """x (B, T, D), stage (D,) or None."""

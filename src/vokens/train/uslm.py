@@ -1,0 +1,182 @@
+"""Training USLM (SpeechTokenizer, arXiv 2308.16692 §3.3): text to the first codebook, code by code, and from there to
+the others, a stage for each.
+
+The two networks share nothing, so they may be trained in one run or in two, the second started from the first. A batch
+trains the first network, stage 1, and a stage that is drawn for it.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.models.codec import build_config
+from vokens.models.uslm.config import USLMConfig
+from vokens.models.uslm.loss import IGNORE, entropy, next_code, next_code_loss, stage_codes, stage_loss
+from vokens.models.uslm.model import USLM
+from vokens.text import front_end
+from vokens.train.config import RunConfig, among
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+from vokens.train.text_tokens import SpokenTexts, TextBatch, TextBatches, TextDataConfig, open_texts, unigram
+
+VALID_BATCHES = 24
+_OF_THE_TOKENS = ("codebook_size", "num_codebooks", "sample_rate", "hop_length", "codec", "fingerprint")
+
+
+@dataclass(frozen=True)
+class USLMRunConfig(RunConfig):
+    """One run. model: what differs from USLMConfig; what is the tokenizer's comes from the data.
+
+    Attributes:
+        networks: which are trained, "ar" (the first codebook), "nar" (the others) or "both". The other one keeps the
+            weights of `init`, a trained folder.
+    """
+
+    task: str = "uslm"
+    system: str = "uslm"
+    out: str = "runs/uslm"
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    networks: str = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("uslm",))
+        among("networks", self.networks, ("both", "ar", "nar"))
+        given = [name for name in _OF_THE_TOKENS if name in self.model]
+        if given:
+            raise ConfigError(f"model.{given[0]} comes from the tokens: leave it out")
+
+
+class USLMLearner(nn.Module):
+    """A USLM whose pass gives its losses."""
+
+    def __init__(self, lm: USLM, networks: str) -> None:
+        super().__init__()
+        self.lm, self.networks = lm, networks
+        lm.ar.requires_grad_(networks != "nar")
+        lm.nar.requires_grad_(networks != "ar")
+        lm.nar.text_positions.requires_grad_(False)  # their scales stay 1
+        lm.nar.speech_positions.requires_grad_(False)
+
+    def forward(self, batch: TextBatch, stage: int) -> dict[str, Tensor]:
+        """Nats per target of the first codebook, of the second, and of codebook `stage`."""
+        given = batch.text, batch.text_lengths, batch.codes, batch.lengths
+        losses: dict[str, Tensor] = {}
+        if self.networks != "nar":
+            total, count = next_code_loss(self.lm, *given)
+            losses["first"] = total / count
+        if self.networks != "ar":
+            for name, number in {"stage_1": 1, "stage_drawn": stage}.items():
+                total, count = stage_loss(self.lm, *given, number)
+                losses[name] = total / count
+        return losses
+
+
+class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
+    """Trains a USLM."""
+
+    Config = USLMRunConfig
+    exported = "lm"
+    unused_parameters = True  # embeddings of the codebooks from the drawn stage on
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> USLMLearner:
+        config = self.config
+        data = config.data
+        self.corpus = open_texts(data, data.train, data.train_split, self.device, with_text=True)
+        facts, sizes = self.corpus.facts, set(self.corpus.facts.codebook_sizes)
+        if len(sizes) != 1:
+            raise ConfigError(f"codebooks of {sorted(sizes)} codes: USLM takes codebooks of one size")
+        of_the_tokens = {
+            "codebook_size": sizes.pop(),
+            "num_codebooks": len(facts.codebook_sizes),
+            "sample_rate": facts.sample_rate,
+            "hop_length": round(facts.sample_rate / facts.frame_rate),
+            "codec": facts.model,
+            "fingerprint": facts.fingerprint,
+        }
+        lm = USLM(build_config(USLMConfig, config.model | of_the_tokens, "model"))
+        if config.init:
+            checkpoint.load_strict(lm, USLM.from_pretrained(config.init).state_dict(), config.init)
+        return USLMLearner(lm, config.networks)
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._batches(self.corpus)
+        self.valid: TextBatches | None = None
+        if data.valid:
+            held_out = open_texts(data, data.valid, data.valid_split, self.device, with_text=True)
+            if held_out.facts.fingerprint != self.corpus.facts.fingerprint:
+                raise ConfigError(f"{data.valid} and {data.train} hold tokens of different codecs")
+            self.valid = self._batches(held_out)
+
+    def _batches(self, corpus: SpokenTexts) -> TextBatches:
+        data = self.config.data
+        return TextBatches(
+            corpus,
+            front_end(self.model.lm.config.front_end).ids,
+            batch_frames=data.batch_frames,
+            longest=data.longest,
+            seed=self.config.seed,
+        )
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number = self.number(part)
+        last = self.model.lm.config.num_codebooks - 1
+        stage = int(torch.randint(min(2, last), last + 1, (), generator=self.generator(number)))
+        with self.accelerator.autocast():
+            losses = self.module(self.train.batch(number, rank, world).to(self.device), stage)
+        return sum(losses.values(), torch.zeros((), device=self.device)), losses
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """On held-out texts, at most 24 batches of all lengths: nats per code, perplexity and accuracy of the first
+        codebook, nats and accuracy of each stage, and the nats of the first codebook's shares in training, which
+        know nothing of text or past."""
+        if self.valid is None:
+            return {}
+        lm = self.final_model()
+        stages = range(1, lm.config.num_codebooks)
+        found = {name: torch.zeros(3) for name in ("first", *(f"stage_{stage}" for stage in stages))}
+        shares, alone = unigram(self.train), 0.0
+        batches = self.valid.fixed()
+        for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
+            moved = batch.to(self.device)
+            given = moved.text, moved.text_lengths, moved.codes, moved.lengths
+            logits, targets = next_code(lm, *given)
+            found["first"] += _counted(logits, targets)
+            alone -= float(shares[targets[targets != IGNORE].cpu()].sum())
+            for stage in stages:
+                found[f"stage_{stage}"] += _counted(*stage_codes(lm, *given, stage))
+        measured = {}
+        for name, (nats, right, count) in found.items():
+            measured |= {f"valid/{name}": float(nats / count), f"valid/{name}_accuracy": float(right / count)}
+        first = found["first"]
+        return {
+            "valid/perplexity": float((first[0] / first[2]).exp()),
+            "valid/first_unigram": alone / float(first[2]),
+            **measured,
+        }
+
+    def final_model(self) -> USLM:
+        state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
+        lm = USLM(self.model.lm.config)
+        checkpoint.load_strict(lm, state, "training")
+        lm.name = self.config.name or lm.system
+        return lm.to(self.device).eval().requires_grad_(False)
+
+
+def _counted(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats, right guesses and targets, summed: (3,)."""
+    asked = targets != IGNORE
+    right = (logits.argmax(-1) == targets)[asked].sum()
+    return torch.stack([entropy(logits, targets), right, asked.sum()]).float().cpu()
