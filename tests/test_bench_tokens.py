@@ -148,6 +148,9 @@ def test_speed_measures_what_it_says(tiny_codec_folder, tmp_path) -> None:
     line = bench.time(0.6, 3)
     assert line["seconds"] == pytest.approx(1.8)
     assert len(line["encode_seconds"]) == len(line["decode_seconds"]) == 2
+    times, bytes_more = bench._repeat(lambda: np.ones(10_000_000))
+    assert len(times) == 2
+    assert 8e7 <= bytes_more + 2**22 <= 2e8  # the array, and what other work has kept since loading
     line |= {"encode_seconds": [0.1, 0.9, 0.2], "decode_seconds": [], "decode_bytes": None}
     row = speed.summary_row("x", "", {"load_bytes": 2**21}, {"0.6 s × 3": line}, 1)
     assert row["metric"]["encode/0.6 s × 3"]["value"] == 9

@@ -66,14 +66,12 @@ DEFINITIONS = {
     ),
     "encode": Definition("encode", "× real time", "up", 1, "median of repeats, wall clock"),
     "decode": Definition("decode", "× real time", "up", 1, "median of repeats, wall clock"),
-    "memory-load": Definition(
-        "memory, loaded", "MiB", "down", 0, "resident, after loading less before, float32"
-    ),
+    "memory-load": Definition("memory, loaded", "MiB", "down", 0, "after loading less before, float32"),
     "memory-encode": Definition(
-        "memory, encode", "MiB", "down", 0, "peak resident, above that of the loaded codec"
+        "memory, encode", "MiB", "down", 0, "highest, above that of the loaded codec"
     ),
     "memory-decode": Definition(
-        "memory, decode", "MiB", "down", 0, "peak resident, above that of the loaded codec"
+        "memory, decode", "MiB", "down", 0, "highest, above that of the loaded codec"
     ),
     "mi-vclub": Definition("text information, vCLUB", "nat", "up", 0, "of a recording, by the probe"),
     "mi-vclub-character": Definition(

@@ -20,7 +20,7 @@ from vokens.tokens import Tokens
 ORDER = 3
 WIDTH, LAYERS, HEADS, DROPOUT = 128, 3, 4, 0.1
 RATE, WARM_UP = 2e-3, 20  # of AdamW, then a cosine to a tenth
-STEP_SECONDS = 32.0  # audio of a step
+STEP_SECONDS = 16.0  # audio of a step
 CHECKS = 8  # looks at the validation part, over the training
 FEWEST = 10  # recordings
 
@@ -59,7 +59,7 @@ def transformer_bits(
 ) -> list[float]:
     """Bits (K,) that the test part takes under a small transformer over all codebooks, ends of recordings included.
 
-    A TokenLM with a delay of one frame between codebooks, always of the same size, trained for `steps` steps of 32 s of
+    A TokenLM with a delay of one frame between codebooks, always of the same size, trained for `steps` steps of 16 s of
     audio each; of 8 states on the way the one that is best on the validation part.
     """
     first = tokens[0]
@@ -110,7 +110,7 @@ def _rate(step: int, steps: int) -> float:
 def _batches(
     tokens: Sequence[Tokens], rows: Sequence[int], generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Without end: rows in random order, as many at a time as fit into 32 s, at least one."""
+    """Without end: rows in random order, as many at a time as fit into 16 s, at least one."""
     group: list[int] = []
     seconds = 0.0
     while True:

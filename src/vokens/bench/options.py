@@ -104,7 +104,7 @@ class TokenStatistics(Measure):
     """Rates, use of the codebooks, and how well language models predict the tokens."""
 
     lm_steps: int = 200
-    """Steps, of 32 s of audio each, that the transformer learns; 0 leaves language models out."""
+    """Steps, of 16 s of audio each, that the transformer learns; 0 leaves language models out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,9 +79,10 @@ class Bench:
 
     def __init__(self, source: str, options: Speed, items: list[Item]) -> None:
         torch.set_num_threads(options.threads)
-        before = memory()
+        self._device = torch.device(options.device)
+        before = memory(self._device)
         self.codec: Codec = open_codec(source, options)
-        self._loaded = memory()
+        self._loaded = memory(self._device)
         self.load_bytes = self._loaded - before
         self._options, self._items = options, items
 
@@ -100,13 +101,13 @@ class Bench:
 
     def _repeat(self, work: Callable[[], object]) -> tuple[list[float], int]:
         times = []
-        _forget_peak()
+        _forget_peak(self._device)
         work()
         for _ in range(self._options.repeats):
             start = time.perf_counter()
             work()
             times.append(time.perf_counter() - start)
-        return times, max(0, peak_memory() - self._loaded)
+        return times, max(0, peak_memory(self._device) - self._loaded)
 
     def _waves(self, seconds: float, batch: int) -> list[np.ndarray]:
         """`batch` waves of `seconds` at 16 kHz: the recordings one after another, again from the first if need be."""
@@ -121,16 +122,20 @@ class Bench:
         return list(np.concatenate(parts)[:needed].reshape(batch, -1))
 
 
-def memory() -> int:
-    """Bytes of memory of this process (Linux), or its most so far."""
+def memory(device: torch.device) -> int:
+    """Bytes of memory: of this process (resident), or of its tensors on a CUDA device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/statm")
     if status.is_file():
         return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_memory()
+    return peak_memory(device)  # elsewhere than on Linux, the most so far
 
 
-def peak_memory() -> int:
-    """The most bytes of memory that this process had, on Linux since `_forget_peak`."""
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that it had, since `_forget_peak` where that can be said."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -142,7 +147,10 @@ def peak_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _forget_peak() -> None:
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text(
             "5"
