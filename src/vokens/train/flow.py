@@ -27,7 +27,7 @@ from vokens.models.s3gen.estimator import Stage
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.train.config import DataConfig, RunConfig, among
 from vokens.train.data import Clip, Rows, read_clips
-from vokens.train.flow_data import FlowBatch, FlowCrops, frame_rows, token_rows, voice_rows
+from vokens.train.flow_data import FlowBatch, FlowCrops, Ragged, frame_rows, token_rows, voice_rows
 from vokens.train.flow_learner import Draw, FlowLearner
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
@@ -180,7 +180,9 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         return FlowLearner(flow, config.objective, config.guidance)
 
     def build_sizes(self) -> S3GenConfig:
-        """Sizes of the network; the place to open what they follow from."""
+        """Sizes of the network; the place to open what makes tokens and speaker vectors."""
+        self.tokenizer = load(self.config.data.tokenizer)
+        self.open_speaker()
         return build_config(S3GenConfig, self.config.network_settings(), "model")
 
     def open_flow(self, source: str) -> TokenToMel:
@@ -206,7 +208,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def load_data(self) -> None:
         data = self.config.data
-        self.tokenizer = load(data.tokenizer, device=self.device)
+        self.tokenizer.to(self.device)
         rate = self.frame_rate / self.model.flow.config.token_mel_ratio
         if self.tokenizer.decodes or abs(self.tokenizer.frame_rate - rate) > 1e-6:
             raise ConfigError(
@@ -217,7 +219,6 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             raise ConfigError(
                 f"the tokenizer has {self.tokenizer.codebook_sizes[0]} tokens: set model.vocab_size to that"
             )
-        self.open_speaker()
         self.train = self._crops(data.train, data.train_split)
         self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
         if not self.config.init:
@@ -229,7 +230,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         return MEL_24K_80.sample_rate / MEL_24K_80.hop_length
 
     def open_speaker(self) -> None:
-        """Open what makes speaker vectors, where they are not all cached."""
+        """Open what makes speaker vectors."""
         self.speaker = open_campplus(self.config.data.speaker)
 
     def _start_at_the_mean(self) -> None:
@@ -241,21 +242,26 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     def _crops(self, source: str, split: str | None) -> FlowCrops:
         data, cache = self.config.data, Path(self.config.data.cache)
         clips = read_clips(source, split, data.language)
-        mean, std = self.statistics()
+        tokens = token_rows(cache, clips, self.tokenizer, data.workers)
+        return self.crops_of(tokens, self.frames(cache, clips), self.voices(cache, clips))
+
+    def crops_of(self, tokens: Ragged, frames: Ragged, voices: Ragged) -> FlowCrops:
+        """Crops of recordings: tokens (T, 1), frames (ratio * T, D) and a speaker vector (1, V) of each."""
+        mean, std = self.statistics(frames)
         return FlowCrops(
-            token_rows(cache, clips, self.tokenizer, data.workers),
-            self.frames(cache, clips),
-            self.voices(cache, clips),
+            tokens,
+            frames,
+            voices,
             ratio=self.model.flow.config.token_mel_ratio,
-            crop=max(1, round(data.seconds * self.tokenizer.frame_rate)),
-            batch_size=data.batch_size,
+            crop=max(1, round(self.config.data.seconds * self.tokenizer.frame_rate)),
+            batch_size=self.config.data.batch_size,
             seed=self.config.seed,
             mean=mean,
             std=std,
         )
 
-    def statistics(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """By which frames are normalised: log-mels are not."""
+    def statistics(self, frames: Ragged) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Mean and deviation by which frames are normalised: log-mels are not."""
         return None, None
 
     def frames(self, cache: Path, clips: list[Clip]) -> Rows:

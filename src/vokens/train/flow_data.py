@@ -136,7 +136,7 @@ class FlowCrops:
             if self.mean is not None and self.std is not None:
                 piece = (piece - self.mean) / self.std
             frames[row, :, : len(piece)] = piece.T
-        voices = np.concatenate([self.voices[clip] for clip, _ in drawn])
+        voices = np.concatenate([self.voices[clip] for clip, _ in drawn]).astype(np.float32)
         return FlowBatch(
             torch.from_numpy(tokens),
             torch.from_numpy(frames),

@@ -1,0 +1,239 @@
+"""Training tokens -> latents: every objective, pairing and contrast learns and composes; rates set the ratio; what is
+written opens, speaks and is decoded."""
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import build_tiny_s3tokenizer, speechlike
+from test_train_flow import RECIPE
+
+import vokens
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.flow import objective
+from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+from vokens.models.learnable.flow import LearnableFlow
+from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.train.config import read_recipe, trainer_of
+from vokens.train.learnable_flow import LearnableFlowTrainer
+
+RATE = 24000
+
+
+def build_vae(hop: int, **settings: object) -> DACVAE:
+    torch.manual_seed(0)
+    rates = (8, hop // 8)
+    sizes = {"encoder_dim": 2, "encoder_rates": rates, "decoder_dim": 8, "decoder_rates": rates[::-1]}
+    return DACVAE(DACVAEConfig(**sizes, latent_dim=6, **settings))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("latents")
+    speech = folder / "speech"
+    speech.mkdir()
+    for i, seconds in enumerate((1.4, 0.6, 1.0)):
+        wave = speechlike(int(seconds * RATE), seed=i, sample_rate=RATE)
+        soundfile.write(speech / f"{i}.wav", wave, RATE)
+    build_tiny_s3tokenizer().save_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    checkpoint.save_safetensors(folder / "campplus.safetensors", CAMPPlus().state_dict())
+    build_vae(480).save_pretrained(folder / "latents")
+    build_vae(320, mean=(1.0,) * 6, std=(2.0,) * 6).save_pretrained(folder / "latents75")
+    return {"train": speech, "valid": speech, "tokenizer": folder / "tokenizer", "cache": folder / "cache",
+            "latents": folder / "latents", "speaker": folder / "campplus.safetensors"}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(places: dict[str, Path], tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    lines = "".join(f'{name} = "{place}"\n' for name, place in places.items())
+    text = RECIPE.replace('task = "flow"', f'task = "learnable_flow"\nout = "{tmp_path / "run"}"')
+    text = text.replace("vocab_size = 81\n", "").replace('noise = "fresh"\n', "")
+    path.write_text(text.replace("[data]\n", "[data]\n" + lines))
+    return path
+
+
+def trainer_for(recipe: Path, *changes: str) -> LearnableFlowTrainer:
+    return LearnableFlowTrainer(read_recipe(recipe, changes))
+
+
+# Objectives
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("objective=flow", "noise_pairing=none", "contrastive=0.0"),
+        ("objective=flow", "noise_pairing=assignment"),
+        ("objective=imf", "noise_pairing=knn", "guidance=0.7"),
+        ("objective=alpha", "noise_pairing=assignment"),
+        ("objective=meanflow", "noise_pairing=none"),
+    ],
+)
+def test_every_objective_learns(recipe: Path, changes: tuple[str, ...]) -> None:
+    """By heart and at fixed draws, the error against the objective's own target falls."""
+    trainer = trainer_for(recipe, *changes, "steps=10", "chunked=0.0")
+    before = trainer.validate()
+    for _ in range(10):
+        assert trainer.train_step()["flow"] < 1e3
+    after = trainer.validate()
+    assert after["valid/flow"] < before["valid/flow"]
+    assert {"valid/latent_1", "valid/latent_2", "valid/latent_10", "valid/latent_mean"} <= after.keys()
+    network = trainer.model.flow
+    assert network.config.meanflow == (trainer.config.objective != "flow")
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+def test_distillation_composes(recipe: Path, tmp_path: Path) -> None:
+    teacher = trainer_for(recipe)
+    teacher.export()
+    folder = tmp_path / "run" / "flow"
+    changes = (
+        "objective=intmeanflow",
+        "noise_pairing=assignment",
+        f"distil.source={folder}",
+        f"init={folder}",
+    )
+    student = trainer_for(recipe, *changes)
+    ours, theirs = student.model.flow.state_dict(), teacher.model.flow.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in teacher.final_flow().state_dict().items())
+    assert set(ours) - set(theirs) == {"estimator.time.mixer.weight"}
+    assert student.train_step()["flow"] < 1e3
+    with pytest.raises(ConfigError, match="time_scale"):
+        trainer_for(recipe, "objective=imf", f"init={folder}")
+    trainer_for(recipe, "objective=imf", f"init={folder}", "model.time_scale=1000.0")
+
+
+def test_pairings_bring_noise_nearer(recipe: Path) -> None:
+    def distances(pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
+        trainer = trainer_for(recipe, f"noise_pairing={pairing}", "data.batch_size=8")
+        batch = trainer.train.fixed([0] * 8)
+        noise = trainer._noise(batch, range(8))
+        x1, mask = trainer._targets(batch)
+        return objective.item_errors(noise, x1, mask), noise
+
+    (plain, drawn), (nearest, _), (dealt, exchanged) = map(distances, ("none", "knn", "assignment"))
+    assert nearest.mean() < plain.mean()
+    assert (dealt.mean() - plain.mean()) <= 1e-6  # equal items: any dealing costs the same
+    assert torch.equal(drawn.flatten(1).sum(1).sort()[0], exchanged.flatten(1).sum(1).sort()[0])
+
+
+def test_assigned_noise_ends_where_the_row_ends(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "noise_pairing=assignment", "data.batch_size=3")
+    batch = trainer.train.fixed([0, 1, 2])
+    noise = trainer._noise(batch, range(3))
+    _, mask = trainer._targets(batch)
+    assert not (noise * (1 - mask)).any()
+    assert ((noise != 0).all(2).sum(1) == 2 * batch.lengths).all()
+
+
+def test_a_row_is_contrasted_with_another(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "contrastive=0.05", "data.batch_size=4")
+    batch = trainer.train.batch(0)
+    for number in range(20):
+        partner = trainer._draw(batch, number, 0, 1).partner
+        assert partner is not None
+        assert sorted(partner.tolist()) == [0, 1, 2, 3]
+        assert (partner != torch.arange(4)).all()
+    assert trainer_for(recipe, "contrastive=0.0")._draw(batch, 0, 0, 1).partner is None
+
+
+# Data
+
+
+def test_latents_are_normalised(recipe: Path, places: dict[str, Path]) -> None:
+    trainer = trainer_for(recipe)
+    batch = trainer.train.fixed([0, 2])
+    model = trainer.final_model()
+    vae = vokens.load(places["latents"])
+    rows = [vae.encode(places["train"] / f"{i}.wav") for i in range(3)]
+    whole = [model.normalised(row.values[0].T) for row in rows]
+    every = torch.cat(whole)
+    torch.testing.assert_close(every.mean(0), torch.zeros(6), atol=2e-2, rtol=0)
+    torch.testing.assert_close(every.std(0), torch.ones(6), atol=2e-2, rtol=0)
+    frames = batch.frames[0, :, : 2 * int(batch.lengths[0])].T
+    apart = [
+        (whole[0][i : i + len(frames)] - frames).abs().max() for i in range(len(whole[0]) - len(frames) + 1)
+    ]
+    assert min(apart) < 0.02
+
+
+def test_three_latents_per_token(recipe: Path, places: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(recipe, f"data.latents={places['latents']}75")
+    trainer.run()
+    flow = vokens.load(tmp_path / "run" / "flow")
+    assert isinstance(flow, LearnableFlow)
+    assert (flow.ratio, flow.latent_dim, flow.config.frame_rate) == (3, 6, 75.0)
+    assert flow.config.mean == (1.0,) * 6
+    vector = trainer.train.fixed([0]).voices
+    latents = flow.generate([1, 2, 3, 4], vector, seed=0)
+    assert latents[0].shape == (6, 12)
+    waves = vokens.load(f"{places['latents']}75").decode(flow.pack(latents))
+    assert len(waves[0]) == 4 * 960
+
+
+def test_voices_of_the_language_model(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    sizes = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
+    torch.manual_seed(0)
+    speaker = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12)
+    lm = LearnableLM(LearnableLMConfig(sizes, speaker, speech_tokens=81))
+    lm.save_pretrained(tmp_path / "lm")
+    trainer = trainer_for(recipe, f"data.speaker={tmp_path / 'lm'}")
+    assert trainer.train.fixed([0]).voices.shape == (1, 12)
+    trainer.export()
+    flow = vokens.load(tmp_path / "run" / "flow")
+    assert isinstance(flow, LearnableFlow)
+    assert flow.speaker_encoder is not None
+    for name, value in lm.speaker_encoder.state_dict().items():
+        assert torch.equal(flow.speaker_encoder.state_dict()[name], value)
+    wave, _ = vokens.audio.load(read_recipe(recipe).data.train + "/1.wav", RATE)
+    found = flow.voice(wave, sample_rate=RATE)
+    torch.testing.assert_close(found, trainer.train.fixed([1]).voices, atol=2e-3, rtol=0)
+
+
+def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
+    changes = ("objective=alpha", "noise_pairing=assignment", "contrastive=0.05")
+    straight = trainer_for(recipe, *changes)
+    straight.train_step()
+    straight.save()
+    expected = straight.train_step()
+    again = trainer_for(recipe, *changes)
+    again._resume()
+    assert again.train_step() == expected
+
+
+def test_a_published_flow_is_a_start(recipe: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(recipe)
+    state = trainer.final_model().to_published()
+    checkpoint.save_safetensors(tmp_path / "flow.safetensors", state)
+    changes = (f"init={tmp_path / 'flow.safetensors'}",)
+    again = trainer_for(recipe, *changes)
+    for name, value in trainer.model.flow.state_dict().items():
+        assert torch.equal(again.model.flow.state_dict()[name], value)
+
+
+# Settings
+
+
+def test_the_recipe_is_valid() -> None:
+    path = Path(__file__).parent.parent / "recipes" / "learnable_flow_mini.toml"
+    assert trainer_of(read_recipe(path, ["data.train=somewhere"]).task) is LearnableFlowTrainer
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("data.latents=", "data.latents"),
+        ("model.mel_bins=80", "leave these to the data"),
+        ("model.token_mel_ratio=3", "leave these to the data"),
+        ("system=s3gen", "learnable_flow"),
+    ],
+)
+def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        trainer_for(recipe, change)
