@@ -16,7 +16,7 @@ from torch import Tensor
 from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
-from vokens.models.dacvae.model import VAEOutput
+from vokens.models.dacvae.model import Autoencoder, VAEOutput
 from vokens.models.pretrained import build_config
 from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
@@ -273,9 +273,7 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
     def final_model(self) -> DACVAE:
         """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
         model = self._trained()
-        mean, std = self._statistics(model)
-        config = replace(model.config, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
-        measured = DACVAE(config)
+        measured = DACVAE(replace(model.config, **latent_statistics(model, self.train)))
         measured.load_state_dict(model.state_dict())
         measured.name = model.name
         return measured.to(self.device).eval().requires_grad_(False)
@@ -286,17 +284,19 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
         model.name = self.config.name or model.system
         return model.to(self.device).eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def _statistics(self, model: DACVAE) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (D,) of the posterior means over crops of the training data."""
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        for number in range(STATISTICS_BATCHES):
-            batch = self.train.batch(number)
-            frames = (batch.lengths // self.hop).to(self.device)  # whole ones
-            mean, _ = model.posterior_of(batch.wave[:, None].to(self.device))
-            inside = torch.arange(mean.shape[2], device=self.device) < frames[:, None]
-            found = mean.mT[inside].double().cpu()  # (frames, D)
-            count += len(found)
-            total, squares = total + found.sum(0), squares + found.square().sum(0)
-        average = total / max(1, count)
-        return average, (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
+
+@torch.inference_mode()
+def latent_statistics(model: Autoencoder, crops: Crops) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation of each latent number (posterior means) over crops of the training data: `mean`, `std`."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for number in range(STATISTICS_BATCHES):
+        batch = crops.batch(number)
+        frames = (batch.lengths // model.hop_length).to(model.device)  # whole ones
+        mean, _ = model.posterior_of(batch.wave[:, None].to(model.device))
+        inside = torch.arange(mean.shape[2], device=model.device) < frames[:, None]
+        found = mean.mT[inside].double().cpu()  # (frames, D)
+        count += len(found)
+        total, squares = total + found.sum(0), squares + found.square().sum(0)
+    average = total / max(1, count)
+    spread = (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
+    return {"mean": tuple(average.tolist()), "std": tuple(spread.tolist())}

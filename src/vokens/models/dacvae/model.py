@@ -4,7 +4,7 @@ numbers per frame and back, for generative models of continuous latents.
 Long recordings go through in windows with as much context as the convolutions reach, which gives the same numbers.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -36,23 +36,16 @@ class VAEOutput(NamedTuple):
     flowed: Tensor | None  # (B, D, T) f(z) of the drawn latent, where there is a flow prior
 
 
-class DACVAE(Pretrained):
-    """Speech to continuous latents and back. `vokens.load(folder or published checkpoint)`."""
-
-    system = "dacvae"
-    Config = DACVAEConfig
+class Autoencoder(Pretrained):
+    """Speech to continuous latents; what makes speech of them is a subclass's."""
 
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__(config)
         self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
-        on_samples, latent_dim = config.network == "dac", config.latent_dim
+        on_samples = config.network == "dac"
         self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
         slope = config.conv_slope if on_samples else 1.0
-        self.posterior = Conv(self.encoder.channels, 2 * latent_dim, 1, slope)
-        self.decoder = Decoder(config) if on_samples else SpectralDecoder(config)
-        self.prior = (
-            FlowPrior(latent_dim, config.prior_width, config.prior_layers) if config.prior_layers else None
-        )
+        self.posterior = Conv(self.encoder.channels, 2 * config.latent_dim, 1, slope)
 
     @property
     def frame_rate(self) -> float:
@@ -103,13 +96,9 @@ class DACVAE(Pretrained):
             values, lengths, num_samples, self.name, self.fingerprint, self.sample_rate, self.frame_rate
         )
 
-    @torch.inference_mode()
-    def decode(self, latents: Latents, *, batch_seconds: float = 60.0) -> list[np.ndarray]:
-        """Speech of latents: a list of float32 (T,) at `sample_rate`, cut to the original lengths.
-
-        Raises:
-            TokensError: latents of another width or of other weights.
-        """
+    def _decoded(
+        self, latents: Latents, decode_batch: Callable[[Tensor, Tensor], Tensor], batch_seconds: float
+    ) -> list[np.ndarray]:
         if latents.values.shape[1] != self.config.latent_dim:
             raise TokensError(
                 f"latents of {latents.values.shape[1]} numbers were given, {self.name} has {self.config.latent_dim}"
@@ -124,7 +113,7 @@ class DACVAE(Pretrained):
         for rows in batches(frames, int(batch_seconds * self.frame_rate)):
             longest = max(frames[row] for row in rows)
             z = latents.values[rows, :, :longest].to(self.device, self.dtype)
-            wave = self.decode_batch(z, latents.lengths[rows].to(self.device))
+            wave = decode_batch(z, latents.lengths[rows].to(self.device))
             for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
                 waves[row] = item[: int(latents.num_samples[row])].copy()
         return waves
@@ -141,9 +130,9 @@ class DACVAE(Pretrained):
         total = int(frames.max())
         wave = F.pad(wave, (0, total * hop - wave.shape[1]))[:, None]
         parts = []
-        for start, end in self._windows(total):
+        for start, end in self.windows(total):
             left, right = max(0, start - reach), min(total, end + reach)
-            ends = _ends(frames - left, right - left)
+            ends = ends_in(frames - left, right - left)
             found = self.posterior_of(
                 wave[..., left * hop : right * hop], None if ends is None else ends * hop
             )
@@ -151,29 +140,13 @@ class DACVAE(Pretrained):
         mean, log_std = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         return mean, log_std
 
-    def decode_batch(self, z: Tensor, lengths: Tensor) -> Tensor:
-        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
-        hop, reach, total = self.hop_length, self.decoder.reach, z.shape[2]
-        parts = []
-        for start, end in self._windows(total):
-            left, right = max(0, start - reach), min(total, end + reach)
-            wave = self.decoder(z[..., left:right], _ends(lengths - left, right - left))
-            parts.append(wave[:, 0, (start - left) * hop : (end - left) * hop])
-        return torch.cat(parts, 1)
-
     def posterior_of(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), as the published network has them."""
         mean, log_std = self.posterior(self.encoder(wave, lengths)).chunk(2, dim=1)
         return mean, log_std.clamp(-14, 14)
 
-    def forward(self, wave: Tensor, noise: Tensor) -> VAEOutput:
-        """The training pass: wave (B, N), N a multiple of the hop; noise (B, D, T) standard normal."""
-        mean, log_std = self.posterior_of(wave[:, None])
-        z = mean + noise * log_std.exp()
-        flowed = None if self.prior is None else self.prior(z)
-        return VAEOutput(self.decoder(z)[:, 0], mean, log_std, flowed)
-
-    def _windows(self, total: int) -> list[tuple[int, int]]:
+    def windows(self, total: int) -> list[tuple[int, int]]:
+        """(first, end) of the spans of frames that are computed at once."""
         size = max(1, round(WINDOW_SECONDS * self.frame_rate))
         return [(start, min(total, start + size)) for start in range(0, total, size)]
 
@@ -183,6 +156,48 @@ class DACVAE(Pretrained):
                 f"an array was given without its rate: pass sample_rate= (this model works at {self.sample_rate} Hz)"
             )
         return audio.load(source, self.sample_rate, source_rate=sample_rate)[0]
+
+
+class DACVAE(Autoencoder):
+    """Speech to continuous latents and back. `vokens.load(folder or published checkpoint)`."""
+
+    system = "dacvae"
+    Config = DACVAEConfig
+
+    def __init__(self, config: DACVAEConfig) -> None:
+        super().__init__(config)
+        self.decoder = Decoder(config) if config.network == "dac" else SpectralDecoder(config)
+        self.prior = (
+            FlowPrior(config.latent_dim, config.prior_width, config.prior_layers)
+            if config.prior_layers
+            else None
+        )
+
+    @torch.inference_mode()
+    def decode(self, latents: Latents, *, batch_seconds: float = 60.0) -> list[np.ndarray]:
+        """Speech of latents: a list of float32 (T,) at `sample_rate`, cut to the original lengths.
+
+        Raises:
+            TokensError: latents of another width or of other weights.
+        """
+        return self._decoded(latents, self.decode_batch, batch_seconds)
+
+    def decode_batch(self, z: Tensor, lengths: Tensor) -> Tensor:
+        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
+        hop, reach, total = self.hop_length, self.decoder.reach, z.shape[2]
+        parts = []
+        for start, end in self.windows(total):
+            left, right = max(0, start - reach), min(total, end + reach)
+            wave = self.decoder(z[..., left:right], ends_in(lengths - left, right - left))
+            parts.append(wave[:, 0, (start - left) * hop : (end - left) * hop])
+        return torch.cat(parts, 1)
+
+    def forward(self, wave: Tensor, noise: Tensor) -> VAEOutput:
+        """The training pass: wave (B, N), N a multiple of the hop; noise (B, D, T) standard normal."""
+        mean, log_std = self.posterior_of(wave[:, None])
+        z = mean + noise * log_std.exp()
+        flowed = None if self.prior is None else self.prior(z)
+        return VAEOutput(self.decoder(z)[:, 0], mean, log_std, flowed)
 
     # Weights -----------------------------------------------------------------------------------------------
 
@@ -217,7 +232,7 @@ class DACVAE(Pretrained):
         return layout.to_published(state, self.config)
 
 
-def _ends(lengths: Tensor, size: int) -> Tensor | None:
+def ends_in(lengths: Tensor, size: int) -> Tensor | None:
     """Where rows end inside a window of `size` frames; None if all fill it."""
     ends = lengths.clamp(0, size)
     return None if bool((ends == size).all()) else ends

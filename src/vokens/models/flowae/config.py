@@ -1,0 +1,31 @@
+"""Sizes of the flow-matching autoencoder."""
+
+from dataclasses import dataclass
+
+from vokens.errors import ConfigError
+from vokens.models.dacvae.config import DACVAEConfig
+
+
+@dataclass(frozen=True)
+class FlowAEConfig(DACVAEConfig):
+    """DAC-VAE's sizes for the encoder (those of its decoder are unused), and the flow's.
+
+    Attributes:
+        flow_width, flow_layers: of the flow's ConvNeXt backbone; kernel_size and expansion are the encoder's.
+        power: of the magnitudes of the spectra that the flow makes; 1 would leave them as they are.
+        steps: of the solver, when decoding is not told otherwise.
+    """
+
+    flow_width: int = 256
+    flow_layers: int = 8
+    power: float = 0.3
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or not 0 < self.power <= 1:
+            raise ConfigError(
+                f"steps={self.steps} and power={self.power}: at least 1 step and a power in (0, 1] are accepted"
+            )
+        if self.hop_length % 2:
+            raise ConfigError(f"a hop of {self.hop_length} samples must be even: a frame has two spectra")

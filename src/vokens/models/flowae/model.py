@@ -1,0 +1,111 @@
+"""The flow-matching autoencoder (Learnable-Speech's "flowae"): DAC-VAE's encoder, and a decoder that is a flow from
+noise to the wave's spectra, conditioned on the latents.
+
+The noise of a frame depends on its place alone, so that windows and batches change nothing. Each step of the solver
+looks further: windows carry as much context as all steps together reach.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens.errors import ConfigError
+from vokens.flow.noise import PrefixNoise
+from vokens.flow.objective import expand, straight_path
+from vokens.flow.solver import integrate, time_grid
+from vokens.models.dacvae.latents import Latents
+from vokens.models.dacvae.model import Autoencoder, ends_in
+from vokens.models.dacvae.spectral import inside
+from vokens.models.flowae.config import FlowAEConfig
+from vokens.models.flowae.network import FlowDecoder, velocity
+
+
+class FlowDraws(NamedTuple):
+    """The randomness of a training pass over B crops of T frames."""
+
+    posterior: Tensor  # (B, D, T) standard normal, for the latents
+    start: Tensor  # (B, N) standard normal, the wave that the flow starts from
+    time: Tensor  # (B,) in [0, 1), of the path
+    disturbing: Tensor  # (B, T, D) standard normal, added to the latents
+    share: Tensor  # (B,) in [0, 1], share of `disturbing` in them; 0 leaves them alone
+
+
+class FlowOutput(NamedTuple):
+    """What the training forward returns."""
+
+    found: Tensor  # (B, T, C) predicted velocity
+    wanted: Tensor  # (B, T, C) that of the data
+    mean: Tensor  # (B, D, T) of the posterior
+    log_std: Tensor  # (B, D, T)
+
+
+class FlowAE(Autoencoder):
+    """Speech to DAC-VAE's latents, and back by a flow. `vokens.load(folder)`."""
+
+    system = "flowae"
+    Config = FlowAEConfig
+    config: FlowAEConfig
+
+    def __init__(self, config: FlowAEConfig) -> None:
+        super().__init__(config)
+        self.flow = FlowDecoder(config)
+
+    @torch.inference_mode()
+    def decode(
+        self, latents: Latents, *, steps: int | None = None, seed: int = 0, batch_seconds: float = 60.0
+    ) -> list[np.ndarray]:
+        """Speech of latents: a list of float32 (T,) at `sample_rate`, cut to the original lengths.
+
+        Args:
+            steps: of the solver; None: the config's. One gives the mean of the spectra that the latents allow.
+            seed: of the noise. The same seed gives the same wave, alone and in any batch.
+
+        Raises:
+            TokensError: latents of another width or of other weights. ConfigError: no steps.
+        """
+        return self._decoded(latents, partial(self.decode_batch, steps=steps, seed=seed), batch_seconds)
+
+    def decode_batch(self, z: Tensor, lengths: Tensor, steps: int | None = None, seed: int = 0) -> Tensor:
+        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
+        steps = self.config.steps if steps is None else steps
+        if steps < 1:
+            raise ConfigError(f"{steps} steps were asked for: at least 1 is accepted")
+        hop, total, reach = self.hop_length, z.shape[2], steps * self.flow.reach + 3  # spectra see 1 frame
+        noise, parts = PrefixNoise(hop, seed), []
+        for start, end in self.windows(total):
+            left, right = max(0, start - reach), min(total, end + reach)
+            white = noise.frames(left, right).to(self.device)
+            wave = self._span(z[..., left:right], white, ends_in(lengths - left, right - left), steps)
+            parts.append(wave[:, (start - left) * hop : (end - left) * hop])
+        return torch.cat(parts, 1)
+
+    def _span(self, z: Tensor, white: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
+        """Wave (B, T * hop) of latents (B, D, T), with white noise (T, hop)."""
+        condition = self.flow.normalised(z)
+        white = white.expand(len(z), -1, -1)
+        mask = None if lengths is None else inside(lengths, white)
+        white = white if mask is None else white * mask
+        grid = time_grid(steps, "cosine").to(self.device)
+
+        def towards_data(x: Tensor, number: int) -> Tensor:
+            t = grid[number].expand(len(x))
+            clean = self.flow(x, t, condition, mask)
+            return (clean - x) / (1 - expand(t, x))  # t is below 1: the last step ends at `clean`
+
+        spectra = integrate(towards_data, self.flow.spectra.of_noise(white.flatten(1)), grid)
+        return self.flow.spectra.to_speech(spectra if mask is None else spectra * mask)
+
+    def forward(self, wave: Tensor, draws: FlowDraws) -> FlowOutput:
+        """The training pass: wave (B, N), N a multiple of the hop."""
+        mean, log_std = self.posterior_of(wave[:, None])
+        z = self.flow.normalised(mean + draws.posterior * log_std.exp())
+        share = expand(draws.share, z)
+        z = (1 - share) * z + share * draws.disturbing
+        spectra = self.flow.spectra
+        target = spectra.of_speech(wave)
+        x, _ = straight_path(target, spectra.of_noise(draws.start), draws.time, sigma_min=0.0)
+        found = velocity(self.flow(x, draws.time, z).float(), x, draws.time)
+        return FlowOutput(found, velocity(target, x, draws.time), mean, log_std)

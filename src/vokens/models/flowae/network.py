@@ -1,0 +1,129 @@
+"""The flow's network: compressed complex spectra of a wave from noise and latents, two spectra to a frame.
+
+The network predicts the clean spectra and not the velocity: clean speech is simple, while a velocity carries all of the
+noise, which no narrow network can pass on (arXiv 2511.13720). Spectra and a ConvNeXt at the frame rate as in RFWave
+(2403.05010), magnitudes compressed so that quiet bands count (2008.05214).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vokens.models.flowae.config import FlowAEConfig
+from vokens.nn.convnext import ConvNeXtBlock
+from vokens.nn.stft import overlap_add
+
+SPECTRA = 2  # to a frame
+TIME_WIDTH = 64
+# Velocities (clean - x) / (1 - t) are learned as if no nearer to the data than this: they have no bound there.
+NEAR = 0.25
+
+
+class Spectra(nn.Module):
+    """Waves (B, T * hop) to spectra (B, T, channels) and back: real and imaginary parts with magnitude to a power, each
+    bin divided by its deviation over speech (`scale`)."""
+
+    window: Tensor
+    scale: Tensor
+
+    def __init__(self, hop: int, power: float) -> None:
+        super().__init__()
+        self.n_fft, self.step, self.power = 2 * hop, hop // SPECTRA, power
+        self.bins = hop + 1
+        self.channels = SPECTRA * 2 * self.bins
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("scale", torch.ones(self.bins))
+
+    def complex_of(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts (B, F, bins) of wave (B, N)."""
+        beyond = (self.n_fft - self.step) // 2
+        frames = F.pad(wave, (beyond, beyond)).unfold(1, self.n_fft, self.step)
+        spectrum = torch.fft.rfft(frames * self.window, norm="ortho")
+        return spectrum.real, spectrum.imag
+
+    def of_speech(self, wave: Tensor) -> Tensor:
+        real, imag = self.compressed(wave)
+        return self._join(real / self.scale, imag / self.scale)
+
+    def compressed(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts (B, F, bins) of wave (B, N), with magnitude to the power."""
+        real, imag = self.complex_of(wave)
+        gain = (real.square() + imag.square() + 1e-10).pow((self.power - 1) / 2)
+        return real * gain, imag * gain
+
+    @torch.no_grad()
+    def fit(self, wave: Tensor) -> None:
+        """Set `scale` from speech (B, N): the spectra then have a deviation of 1 in every bin."""
+        real, imag = self.compressed(wave)
+        power = (real.square() + imag.square()).mean((0, 1)) / 2
+        self.scale.copy_(power.sqrt().clamp(min=1e-3))
+
+    def of_noise(self, wave: Tensor) -> Tensor:
+        """White noise of deviation 1 as spectra of deviation 1, uncompressed."""
+        real, imag = self.complex_of(wave)
+        gain = (2 * self.n_fft / self.window.square().sum()).sqrt()
+        return self._join(real * gain, imag * gain)
+
+    def to_speech(self, spectra: Tensor) -> Tensor:
+        """Wave (B, T * hop) of spectra (B, T, channels)."""
+        parts = spectra.float().reshape(len(spectra), -1, 2, self.bins) * self.scale
+        real, imag = parts.unbind(2)
+        gain = (real.square() + imag.square() + 1e-10).pow((1 / self.power - 1) / 2)
+        frames = torch.fft.irfft(torch.complex(real * gain, imag * gain), n=self.n_fft, norm="ortho")
+        # Hann squared at 75 % overlap sums to 1.5.
+        return overlap_add(frames * self.window / 1.5, self.step)
+
+    def _join(self, real: Tensor, imag: Tensor) -> Tensor:
+        return torch.stack([real, imag], 2).reshape(len(real), -1, self.channels)
+
+
+class FlowDecoder(nn.Module):
+    """What the clean spectra are, given those at a time of the path and the latents.
+
+    `shift` and `spread` (D,) bring latents to a mean of 0 and a deviation of 1, where they have been set.
+    """
+
+    shift: Tensor
+    spread: Tensor
+
+    def __init__(self, config: FlowAEConfig) -> None:
+        super().__init__()
+        width, layers = config.flow_width, config.flow_layers
+        self.spectra = Spectra(config.hop_length, config.power)
+        self.enter = nn.Linear(self.spectra.channels + config.latent_dim, width)
+        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, layers * width))
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, width * config.expansion, config.kernel_size, 1 / layers)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.leave = nn.Linear(width, self.spectra.channels)
+        self.reach = layers * (config.kernel_size // 2)
+        self.register_buffer("shift", torch.zeros(config.latent_dim))
+        self.register_buffer("spread", torch.ones(config.latent_dim))
+
+    def normalised(self, z: Tensor) -> Tensor:
+        """(B, T, D) of latents (B, D, T)."""
+        return (z.mT - self.shift) / self.spread
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Clean spectra (B, T, C) from x (B, T, C) at times t (B,), 0 noise and 1 data, and normalised latents
+        z (B, T, D); mask (B, T, 1) is 1 inside and 0 beyond each row's end."""
+        h = self.enter(torch.cat([x.to(z), z], 2))
+        shifts = self.time(waves_of(t).to(z)).unsqueeze(1).chunk(len(self.blocks), 2)
+        for block, shift in zip(self.blocks, shifts, strict=True):
+            h = h + shift
+            h = block(h if mask is None else h * mask)
+        return self.leave(self.norm(h))
+
+
+def waves_of(t: Tensor) -> Tensor:
+    """(B, TIME_WIDTH): sines and cosines of times t (B,), of periods from 2 pi down to 2 pi / 100."""
+    rates = torch.logspace(0, 2, TIME_WIDTH // 2, device=t.device)
+    angles = t[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def velocity(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Velocity (B, T, C) that leads from x at times t (B,) to the clean spectra at time 1."""
+    return (clean - x) / (1 - t).clamp(min=NEAR)[:, None, None]

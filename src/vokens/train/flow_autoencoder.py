@@ -1,0 +1,191 @@
+"""Training the flow-matching autoencoder: a flow decoder on the latents of a trained DAC-VAE, or both together.
+
+Latents are disturbed in some of the crops (DiTo's noise synchronisation, arXiv 2501.18593): a decoder of latents that a
+model generates must forgive. Such a crop learns only those times of the path that are noisier than its latents.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import checkpoint
+from vokens.errors import ConfigError
+from vokens.flow.objective import cosine_time, squared_error
+from vokens.models import load
+from vokens.models.dacvae import DACVAE
+from vokens.models.flowae import FlowAE, FlowAEConfig
+from vokens.models.flowae.model import FlowDraws
+from vokens.models.pretrained import build_config
+from vokens.train import losses as L
+from vokens.train.codec import CropConfig
+from vokens.train.config import RunConfig, among
+from vokens.train.dacvae import latent_statistics
+from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.log import Board
+from vokens.train.loop import Trainer
+
+VALID_CLIPS = 16
+FIT_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class FlowAutoencoderConfig(RunConfig):
+    """One run.
+
+    Attributes:
+        autoencoder: a trained DAC-VAE (folder, name or file) whose encoder, kept as it is, gives the latents; "" trains
+            an encoder too, of the sizes in model.
+        augment: share of crops whose latents are disturbed.
+        losses: weight of each by name: flow, and kl (nats per frame) where the encoder is trained.
+    """
+
+    task: str = "flow_autoencoder"
+    system: str = "flowae"
+    out: str = "runs/flowae"
+    data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.0, batch_size=8))
+    autoencoder: str = ""
+    augment: float = 0.1
+    losses: dict[str, float] = field(default_factory=lambda: {"flow": 1.0})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among("system", self.system, ("flowae",))
+        wanted = {"flow"} if self.autoencoder else {"flow", "kl"}
+        if set(self.losses) != wanted:
+            raise ConfigError(
+                f"losses has {sorted(self.losses)}: give flow, and kl exactly where autoencoder is empty, for then the "
+                "encoder is trained"
+            )
+        if not 0 <= self.augment <= 1:
+            raise ConfigError(f"augment = {self.augment}: a share from 0 to 1 is accepted")
+        if self.data.batch_size < 1:
+            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
+
+
+class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
+    """Trains a FlowAE on a corpus."""
+
+    Config = FlowAutoencoderConfig
+    exported = "model"
+    network = ("system", "model", "autoencoder")
+
+    # Building ----------------------------------------------------------------------------------------------
+
+    def build_model(self) -> FlowAE:
+        config = self.config
+        if config.autoencoder:
+            model = self._on_latents_of(load(config.autoencoder))
+        else:
+            model = FlowAE(build_config(FlowAEConfig, config.model, "model"))
+        if config.init:
+            model.load_state_dict(FlowAE.from_pretrained(config.init).state_dict())
+        self.sample_rate, self.hop = model.sample_rate, model.hop_length
+        return model
+
+    def _on_latents_of(self, trained: Any) -> FlowAE:
+        """A fresh flow behind a trained encoder, which does not learn."""
+        if not isinstance(trained, DACVAE):
+            raise ConfigError(
+                f"autoencoder = {self.config.autoencoder!r} is a {trained.system}: a dacvae is accepted"
+            )
+        sizes = {**asdict(trained.config), "prior_layers": 0, **self.config.model}
+        model = FlowAE(build_config(FlowAEConfig, sizes, "model"))
+        for name in ("encoder", "posterior"):
+            part = model.get_submodule(name)
+            part.load_state_dict(trained.get_submodule(name).state_dict())
+            part.requires_grad_(False)
+        if model.config.mean:
+            model.flow.shift.copy_(torch.tensor(model.config.mean))
+            model.flow.spread.copy_(torch.tensor(model.config.std))
+        return model
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._crops(data.train, data.train_split)
+        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+        if not self.config.init:
+            waves = [self.train.batch(number).wave for number in range(FIT_BATCHES)]
+            self.model.flow.spectra.fit(torch.cat(waves))
+
+    def _crops(self, source: str, split: str | None) -> Crops:
+        data = self.config.data
+        clips = read_clips(source, split, data.language)
+        return Crops(
+            pcm_rows(Path(data.cache), clips, self.sample_rate, data.workers),
+            sample_rate=self.sample_rate,
+            crop=max(1, round(data.seconds * self.sample_rate / self.hop)) * self.hop,
+            hop=self.hop,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+        )
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number = self.number(part)
+        wave = self.train.batch(number, rank, world).wave.to(self.device)
+        draws = FlowDraws(*(draw.to(self.device) for draw in self._draws(number, rank, world)))
+        with self.accelerator.autocast():
+            output = self.module(wave, draws)
+        values = {"flow": squared_error(output.found, output.wanted, torch.ones_like(wave[:, :1, None]))}
+        if "kl" in self.config.losses:
+            values["kl"] = L.kl_normal(output.mean.float(), output.log_std.float())
+        return L.weighted_sum(values, self.config.losses), values
+
+    def _draws(self, number: int, rank: int, world: int) -> FlowDraws:
+        """Those rows of the world's that are this process's."""
+        generator, size = self.generator(number), self.config.data.batch_size
+        rows, width = world * size, self.model.config.latent_dim
+        frames = self.train.crop // self.hop
+        draws = FlowDraws(
+            torch.randn(rows, width, frames, generator=generator),
+            torch.randn(rows, self.train.crop, generator=generator),
+            torch.rand(rows, generator=generator),
+            torch.randn(rows, frames, width, generator=generator),
+            torch.rand(rows, generator=generator),
+        )
+        disturbed = torch.rand(rows, generator=generator) < self.config.augment
+        share = draws.share * disturbed
+        draws = draws._replace(share=share, time=(1 - share) * cosine_time(draws.time))
+        return FlowDraws(*(draw[rank * size : (rank + 1) * size] for draw in draws))
+
+    # What comes out of it ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self, board: Board | None = None) -> dict[str, float]:
+        """Held-out mel distance (log10, three DAC scales) of waves decoded in 1 step and in the config's steps."""
+        if self.valid is None:
+            return {}
+        model = self._trained()
+        count = min(VALID_CLIPS, len(self.valid.pcm))
+        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
+        wave = self.valid.fixed(places).wave.to(self.device)
+        mean, _ = model.posterior_of(wave[:, None])
+        lengths = torch.full((count,), mean.shape[2], device=self.device)
+        mel = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
+        measured = {}
+        for steps in sorted({1, model.config.steps}):
+            made = model.decode_batch(mean, lengths, steps)
+            measured[f"valid/mel_{steps}"] = float(mel(made, wave))
+            if board is not None:
+                board.audio(self.step, f"resynthesis_{steps}", made[0])
+        return measured
+
+    def final_model(self) -> FlowAE:
+        """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
+        model = self._trained()
+        measured = FlowAE(replace(model.config, **latent_statistics(model, self.train)))
+        measured.load_state_dict(model.state_dict())
+        measured.name = model.name
+        return measured.to(self.device).eval().requires_grad_(False)
+
+    def _trained(self) -> FlowAE:
+        model = FlowAE(self.model.config)
+        checkpoint.load_strict(model, self.final_state(), "training")
+        model.name = self.config.name or model.system
+        return model.to(self.device).eval().requires_grad_(False)

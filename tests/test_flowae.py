@@ -1,0 +1,238 @@
+"""The flow-matching autoencoder: spectra there and back, rows alone, windows, seeds, steps; and its training."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+
+import vokens
+from vokens.errors import ConfigError, TokensError
+from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.dacvae import model as module
+from vokens.models.flowae import FlowAE, FlowAEConfig
+from vokens.models.flowae.network import Spectra, velocity
+from vokens.train.config import build, read_recipe, trainer_of
+from vokens.train.flow_autoencoder import FlowAutoencoderConfig, FlowAutoencoderTrainer
+
+RATE = 24000
+SIZES = {
+    "network": "stft",
+    "latent_dim": 6,
+    "n_fft": 240,
+    "width": 16,
+    "expansion": 2,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+}
+RECIPE = """
+task = "flow_autoencoder"
+name = "tiny"
+steps = 3
+ema = 0.9
+threads = 1
+log_every = 1
+validate_every = 3
+save_every = 100
+[model]
+flow_width = 32
+flow_layers = 1
+[data]
+seconds = 0.12
+batch_size = 2
+[optim]
+learning_rate = 3e-3
+schedule = "constant"
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> FlowAE:
+    torch.manual_seed(0)
+    config = FlowAEConfig(**SIZES, flow_width=16, flow_layers=2, kernel_size=5, steps=2)
+    return FlowAE(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for i, samples in enumerate((24000, 14400, 1500)):  # the last is shorter than a crop
+        soundfile.write(folder / f"{i}.wav", speechlike(samples, seed=i, sample_rate=RATE), RATE)
+    torch.manual_seed(1)
+    vae = DACVAE(DACVAEConfig(**SIZES, mean=(0.5,) * 6, std=(2.0,) * 6))
+    vae.save_pretrained(folder.parent / "vae")
+    return folder
+
+
+@pytest.fixture
+def recipe(speech: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
+    path.write_text(
+        f'out = "{tmp_path / "run"}"\nautoencoder = "{next(speech.parent.glob("vae"))}"\n'
+        + RECIPE.replace("[data]\n", data)
+    )
+    return path
+
+
+def trainer_for(recipe: Path, *changes: str) -> FlowAutoencoderTrainer:
+    return FlowAutoencoderTrainer(read_recipe(recipe, changes))
+
+
+# Spectra
+
+
+def test_spectra_come_back_as_the_wave() -> None:
+    wave = torch.from_numpy(speechlike(4800, sample_rate=RATE)).float()[None]
+    spectra = Spectra(120, 0.3)
+    spectra.fit(wave)
+    features = spectra.of_speech(wave)
+    assert features.shape == (1, 40, spectra.channels)
+    assert features.square().mean() == pytest.approx(1, rel=0.05)
+    inner = slice(120, -120)  # the ends have fewer windows over them
+    torch.testing.assert_close(spectra.to_speech(features)[:, inner], wave[:, inner], atol=1e-4, rtol=1e-3)
+
+
+def test_noise_has_a_deviation_of_one() -> None:
+    white = torch.randn(1, 24000, generator=torch.Generator().manual_seed(0))
+    noise = Spectra(120, 0.3).of_noise(white)
+    assert noise.mean() == pytest.approx(0, abs=0.02)
+    assert noise[:, 2:-2].std() == pytest.approx(1, rel=0.02)
+
+
+def test_velocity_leads_to_the_clean_spectra() -> None:
+    x, clean, t = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.tensor([0.0, 0.5])
+    torch.testing.assert_close(x + (1 - t)[:, None, None] * velocity(clean, x, t), clean)
+
+
+# Decoding
+
+
+def test_ragged_batch_equals_singles(model: FlowAE) -> None:
+    clips = [speechlike(n, seed=n, sample_rate=RATE) for n in (1500, 400, 2333)]
+    together = model.encode(clips, RATE)
+    waves = model.decode(together)
+    for clip, wave in zip(clips, waves, strict=True):
+        alone = model.decode(model.encode(clip, RATE))[0]
+        assert wave.shape == clip.shape
+        np.testing.assert_allclose(wave, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_windows_equal_the_whole(model: FlowAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = model.encode([speechlike(n, seed=n, sample_rate=RATE) for n in (9000, 6100)], RATE)
+    for steps in (1, 3):
+        whole = model.decode(latents, steps=steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "WINDOW_SECONDS", 20 / model.frame_rate)
+            pieces = model.decode(latents, steps=steps)
+        for one, other in zip(pieces, whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_seed_and_steps_decide(model: FlowAE) -> None:
+    latents = model.encode(speechlike(1500, sample_rate=RATE), RATE)
+    (wave,) = model.decode(latents)
+    np.testing.assert_array_equal(wave, model.decode(latents, steps=2)[0])
+    assert not np.array_equal(wave, model.decode(latents, seed=1)[0])
+    assert not np.array_equal(wave, model.decode(latents, steps=3)[0])
+    with pytest.raises(ConfigError, match="at least 1"):
+        model.decode(latents, steps=0)
+    with pytest.raises(TokensError, match="other weights"):
+        model.decode(replace(latents, fingerprint="0" * 16))
+
+
+# Training
+
+
+def test_the_flow_is_learned(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "optim.learning_rate=1e-2")
+    found = [trainer.train_step()["flow"] for _ in range(30)]
+    assert np.median(found[-10:]) < 0.7 * np.median(found[:10])
+
+
+def test_the_encoder_stays_or_learns(recipe: Path, speech: Path) -> None:
+    vae = DACVAE.from_pretrained(speech.parent / "vae")
+    trainer = trainer_for(recipe)
+    trainer.train_step()
+    for name in ("encoder", "posterior"):
+        for key, value in vae.get_submodule(name).state_dict().items():
+            torch.testing.assert_close(
+                trainer.model.get_submodule(name).state_dict()[key], value, rtol=0, atol=0
+            )
+    assert trainer.model.flow.spread.tolist() == [2.0] * 6
+    sizes = "model={network='stft', latent_dim=6, n_fft=240, width=16, flow_width=32, flow_layers=1}"
+    both = trainer_for(recipe, "autoencoder=", "losses={flow=1.0, kl=0.01}", sizes)
+    before = both.model.posterior.weight.detach().clone()
+    values = both.train_step()
+    assert {"flow", "kl"} <= values.keys()
+    assert not torch.equal(both.model.posterior.weight, before)
+
+
+def test_disturbed_crops_learn_noisier_times_alone(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "augment=0.5", "data.batch_size=64")
+    draws = trainer._draws(0, 0, 1)
+    disturbed = draws.share > 0
+    assert 0.3 < disturbed.float().mean() < 0.7
+    assert (draws.time <= 1 - draws.share).all()
+    assert not trainer_for(recipe, "augment=0.0")._draws(0, 0, 1).share.any()
+
+
+def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
+    straight = trainer_for(recipe, "accumulate=2")
+    for _ in range(2):
+        straight.train_step()
+    straight.save()
+    expected = straight.train_step()
+    again = trainer_for(recipe, "accumulate=2")
+    again._resume()
+    assert again.step == 2
+    assert again.train_step() == expected
+
+
+def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
+    one, two = trainer_for(recipe, "data.batch_size=4"), trainer_for(recipe)
+    whole = one._draws(3, 0, 1)
+    for rank in range(2):
+        for mine, all_rows in zip(two._draws(3, rank, 2), whole, strict=True):
+            torch.testing.assert_close(mine, all_rows[2 * rank : 2 * rank + 2], atol=0, rtol=0)
+
+
+def test_the_trained_model_opens_and_decodes(recipe: Path, tmp_path: Path) -> None:
+    trainer_for(recipe).run()
+    model = vokens.load(tmp_path / "run" / "model")
+    assert isinstance(model, FlowAE)
+    assert (model.name, len(model.config.mean)) == ("tiny", 6)
+    clip = speechlike(3000, sample_rate=RATE)
+    (wave,) = model.decode(model.encode(clip, RATE), steps=4)
+    assert wave.shape == clip.shape
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"valid/mel_1", "valid/mel_4"} <= lines[-1].keys()
+
+
+# Settings
+
+
+def test_the_recipe_is_valid() -> None:
+    path = Path(__file__).parent.parent / "recipes" / "flowae_mini.toml"
+    config = read_recipe(path, ["data.train=somewhere"])
+    assert trainer_of(config.task) is FlowAutoencoderTrainer
+    assert build(FlowAutoencoderConfig, json.loads(json.dumps(asdict(config))), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("losses={kl=1.0}", "give flow"),
+        ("losses={flow=1.0, kl=1.0}", "exactly where"),
+        ("augment=2.0", "from 0 to 1"),
+        ("autoencoder=mini", "dacvae is accepted"),
+        ("model.power=0.0", "power"),
+    ],
+)
+def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        trainer_for(recipe, change)
