@@ -23,6 +23,7 @@ SYSTEMS = {
     "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
     "socodec": ("vokens.models.socodec", "SoCodec"),
     "dacvae": ("vokens.models.dacvae", "DACVAE"),
+    "flowae": ("vokens.models.flowae", "FlowAE"),
     "learnable_lm": ("vokens.models.learnable", "LearnableLM"),
     "learnable_flow": ("vokens.models.learnable.flow", "LearnableFlow"),
     "s3gen": ("vokens.models.s3gen.model", "S3GenModel"),
