@@ -39,6 +39,7 @@ ON_ANALYZER = ("mel", "mel_l1", "semantic", "commit", "mel_adversarial", "mel_fe
 ON_VOCODER = ("wave_mel", "wave_stft", "wave_adversarial", "wave_feature")
 LOSSES = (*ON_ANALYZER, *ON_VOCODER)
 FIT_VECTORS = 50  # for k-means, per codebook entry
+FIT_MOST = 65_536  # in all, unless there are more entries: 2 hours at 8.3 Hz
 VALID_CLIPS = 32
 
 
@@ -297,8 +298,13 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
 
     def _keep(self, rows: int, generator: torch.Generator) -> Tensor:
-        """How many streams each of the rows keeps (rows,): all, or a number from 1 on, all alike."""
+        """How many streams each of the rows keeps (rows,): all, or a number from 1 on, all alike.
+
+        All before the codebooks' start: the order is worked out among codes, and latents that come and go have no
+        clusters to fit."""
         streams = self.sizes.num_streams
+        if self.step < self.config.fit_codebooks:
+            return torch.full((rows,), streams)
         drawn = torch.randint(1, streams + 1, (rows,), generator=generator)
         dropped = torch.rand(rows, generator=generator) < self.config.stream_dropout
         return torch.where(dropped, drawn, streams)
@@ -365,7 +371,8 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         """Start the codebooks from latents of coming batches, the same on every process."""
         self.model.eval()
         world, first, found = self.accelerator.num_processes, self.number(0), []
-        wanted = FIT_VECTORS * self.sizes.codebook_size
+        size = self.sizes.codebook_size
+        wanted = max(size, min(FIT_VECTORS * size, FIT_MOST))
         while sum(len(rows) for rows in found) < wanted:
             for rank in range(world):
                 batch = self.train.batch(first + len(found) // world, rank, world)

@@ -25,7 +25,8 @@ class SoCodecConfig:
         strides: of the encoder, from HuBERT's 50 frames per second on; the decoders mirror them.
         width: channels of encoder and decoders, and width of the global vector. groups: of their residual units.
         speaker_channels, speaker_attention, speaker_squeeze: of the ECAPA network that gives the global vector.
-        vocoder_width: channels after its first convolution, halved at each of vocoder_strides.
+        vocoder: "bigvgan", as published, of vocoder_width channels after its first convolution, halved at each of
+            vocoder_strides; or "vocos", of vocoder_layers blocks of vocoder_width channels, many times faster.
         features: what the encoder hears: "hubert", as published, or "mel", a log-mel through two convolutions, for
             which no HuBERT is needed.
         hubert: whether HuBERT is part of this codec; without it, it decodes and does not encode.
@@ -48,7 +49,9 @@ class SoCodecConfig:
     speaker_channels: tuple[int, ...] = (256, 256, 256, 256, 768)
     speaker_attention: int = 64
     speaker_squeeze: int = 64
+    vocoder: Literal["bigvgan", "vocos"] = "bigvgan"
     vocoder_width: int = 512
+    vocoder_layers: int = 8
     vocoder_strides: tuple[int, ...] = (5, 4, 2, 2, 2)
     vocoder_kernels: tuple[int, ...] = (11, 8, 4, 4, 4)
     features: Literal["hubert", "mel"] = "hubert"
@@ -72,6 +75,8 @@ class SoCodecConfig:
             raise ConfigError(f"hubert_dtype={self.hubert_dtype!r}: 'float32' and 'float16' are accepted")
         if self.features not in ("hubert", "mel"):
             raise ConfigError(f"features={self.features!r}: 'hubert' and 'mel' are accepted")
+        if self.vocoder not in ("bigvgan", "vocos"):
+            raise ConfigError(f"vocoder={self.vocoder!r}: 'bigvgan' and 'vocos' are accepted")
         if not self.strides:
             raise ConfigError("no strides were given: at least one is needed, e.g. [2, 3] for 120 ms")
         if len(self.vocoder_strides) != len(self.vocoder_kernels):

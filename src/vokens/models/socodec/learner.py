@@ -15,7 +15,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from vokens.models.socodec.causal import CausalConv, Past, ResidualUnit
 from vokens.models.socodec.model import SoCodec
-from vokens.models.socodec.vocoder import Vocoder
 from vokens.nn.discriminators import ConvStack
 
 PIECES = 3  # of a voice's clip, which are shuffled
@@ -55,7 +54,7 @@ class SoCodecLearner(nn.Module):
         super().__init__()
         self.codec, self.analyzer, self.semantic = codec, analyzer, semantic
         for part in codec.children():
-            part.requires_grad_(vocoder if isinstance(part, Vocoder) else analyzer)
+            part.requires_grad_(vocoder if part is codec.vocoder else analyzer)
         codec.semantic_decoder.last.requires_grad_(analyzer and semantic)
 
     def forward(
@@ -82,17 +81,30 @@ class SoCodecLearner(nn.Module):
 
     @torch.no_grad()
     def start_from(self, heard: Heard) -> None:
-        """Scale the layers so that each one's output deviates by 1 on this batch (arXiv 1511.06422), what a residual
-        unit adds by 0.3. As PyTorch starts them a swish stack shrinks all it is given: behind twelve layers a
-        thirtieth was left, and codes hardly reached the mel."""
-        units = [module for module in self.modules() if isinstance(module, ResidualUnit)]
-        branches = {unit.conv2 for unit in units}
+        """Weights with which content reaches the mel from the first step on; PyTorch's let through next to nothing.
+
+        Each channel of each layer deviates by 0.5 from 0 on this batch (arXiv 1602.07868 §3), where swish is nearly
+        straight; what residual units add and what comes out, by 0.1. Columns before a layer's own weigh a tenth, and
+        a column is repeated when it becomes several. A linear map from the tokens to their mels then leaves 47 % of
+        the variance, before 90 %, and steps 25 to 100, which went by without a gain, are gone.
+        """
+        codec = self.codec
+        parts = (codec.front, codec.encoder, codec.codebooks, codec.semantic_decoder, codec.mel_decoder)
+        modules = [module for part in parts if part is not None for module in part.modules()]
+        small = {module.conv2 for module in modules if isinstance(module, ResidualUnit)}
+        small |= {codec.semantic_decoder.last, codec.mel_decoder.last}
         hooks = []
-        for module in self.modules():
+        for module in modules:
+            if isinstance(module, CausalConv):
+                module.weight[..., : -module.stride[0]] *= 0.1
+            elif isinstance(module, nn.ConvTranspose1d):
+                own = module.stride[0]
+                module.weight[..., :own] = module.weight[..., :1]
+                module.weight[..., own:] *= 0.1
             if isinstance(module, (CausalConv, nn.ConvTranspose1d, nn.Linear)):
-                nn.init.zeros_(module.get_parameter("bias"))
-                size = 0.3 if module in branches else 1.0
-                hooks.append(module.register_forward_hook(partial(_to_size, size=size)))
+                hooks.append(
+                    module.register_forward_hook(partial(_to_size, size=0.1 if module in small else 0.5))
+                )
         self(heard, quantize=False)
         for hook in hooks:
             hook.remove()
@@ -104,10 +116,16 @@ class SoCodecLearner(nn.Module):
 
 
 def _to_size(module: nn.Module, inputs: object, output: Tensor, size: float) -> Tensor:
-    """A forward hook that scales a layer's weight so that its output deviates by `size`."""
-    scale = size / output.std().clamp(min=1e-6)
-    module.get_parameter("weight").mul_(scale)
-    return output * scale
+    """A forward hook that scales and shifts a layer so that each channel of its output deviates by `size` from 0."""
+    channels = -1 if isinstance(module, nn.Linear) else 1
+    others = [axis for axis in range(output.ndim) if axis != channels % output.ndim]
+    scale = size / output.std(others, keepdim=True).clamp(min=1e-6)
+    mean = output.mean(others, keepdim=True)
+    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+    outputs = 1 if isinstance(module, nn.ConvTranspose1d) else 0
+    weight.mul_(scale.view([-1 if axis == outputs else 1 for axis in range(weight.ndim)]))
+    bias.sub_(mean.flatten()).mul_(scale.flatten())
+    return (output - mean) * scale
 
 
 def voice_clips(mel: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,8 @@ from vokens.models.socodec import published
 from vokens.models.socodec.causal import Down, MelFront, Past, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
 from vokens.models.socodec.hubert import Hubert, Scaled, hubert_features
-from vokens.models.socodec.vocoder import REACH, Vocoder
+from vokens.models.socodec.vocoder import Vocoder
+from vokens.models.socodec.vocos import Vocos
 from vokens.nn.ecapa import ECAPA, SHORTEST
 from vokens.quantize.product import ProductQuantizer
 
@@ -95,9 +96,13 @@ class SoCodec(Codec):
             width, width, config.hubert_width, [Up(width, stride, groups) for stride in config.strides[::-1]]
         )
         self.mel_decoder = Stack(width, width, config.n_mels, [Up(width, SSL_HOP // MEL_HOP, groups)])
-        self.vocoder = Vocoder(
-            config.n_mels, config.vocoder_width, config.vocoder_strides, config.vocoder_kernels
-        )
+        self.vocoder: Vocoder | Vocos
+        if config.vocoder == "vocos":
+            self.vocoder = Vocos(config.n_mels, config.vocoder_width, config.vocoder_layers)
+        else:
+            self.vocoder = Vocoder(
+                config.n_mels, config.vocoder_width, config.vocoder_strides, config.vocoder_kernels
+            )
         hears_mel = config.features == "mel"
         self.front = MelFront(config.n_mels, config.hubert_width) if hears_mel else None
         self.hubert = Hubert(config) if config.hubert and not hears_mel else None
@@ -275,12 +280,12 @@ class SoCodec(Codec):
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Wave (160 * F,) of a log-mel (n_mels, F), in pieces that bound memory."""
-        total = mel.shape[1]
+        total, reach = mel.shape[1], self.vocoder.reach
         step = VOCODER_FRAMES if mel.device.type == "cpu" else VOCODER_FRAMES_ON_DEVICE
         pieces = []
         for start in range(0, total, step):
-            left, size = max(0, start - REACH), min(step, total - start)
-            wave = self.vocoder(mel[None, :, left : start + size + REACH])[0]
+            left, size = max(0, start - reach), min(step, total - start)
+            wave = self.vocoder(mel[None, :, left : start + size + reach])[0]
             pieces.append(wave.narrow(0, (start - left) * MEL_HOP, size * MEL_HOP))
         return torch.cat(pieces)
 
@@ -298,15 +303,16 @@ class SoCodec(Codec):
         """Decode the next codes (B, k, n), n >= 1: wave (B, m), and the state for the codes after them.
 
         All waves, with that of `finish`, are what `decode` gives for all codes at once. A token is heard when it
-        comes, but for its last 130 ms, which the vocoder keeps until it knows what follows.
+        comes, but for its last 130 ms (with a Vocos, 290), which the vocoder keeps until it knows what follows.
         """
+        reach = self.vocoder.reach
         mel, past = self._mel_step(codes.to(self.device), state.voice, state.past, first_codebook)
         pending = state.pending + mel.shape[2]
         mel = torch.cat([state.mel, mel], 2)
-        ready = max(0, pending - REACH)
+        ready = max(0, pending - reach)
         wave = self._wave_of(mel, mel.shape[2] - pending, ready) if ready else mel.new_zeros(len(mel), 0)
         pending -= ready
-        return wave, DecoderState(state.voice, past, mel[..., -(pending + REACH) :].clone(), pending)
+        return wave, DecoderState(state.voice, past, mel[..., -(pending + reach) :].clone(), pending)
 
     @torch.inference_mode()
     def finish(self, state: DecoderState) -> Tensor:

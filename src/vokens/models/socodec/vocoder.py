@@ -145,6 +145,11 @@ class Vocoder(nn.Module):
         self.activation = SnakeBeta(width)
         self.last = nn.Conv1d(width, 1, 7, padding=3)
 
+    @property
+    def reach(self) -> int:
+        """Mel frames on either side that a sample sees."""
+        return REACH
+
     def forward(self, mel: Tensor) -> Tensor:
         x = self.first(mel)
         for i, up in enumerate(self.ups):
