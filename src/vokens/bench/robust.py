@@ -109,7 +109,8 @@ class Probe:
         cut = frames * self.codec.hop_length
         if not 0 < cut < len(whole):
             return {}
-        joined = np.concatenate([_codes(self.codec, part) for part in (whole[:cut], whole[cut:])], axis=1)
+        before, after = (_codes(self.codec, part) for part in (whole[:cut], whole[cut:]))
+        joined = np.concatenate([before[:, :frames], after], axis=1)  # some codecs add a frame at the end
         span = min(joined.shape[1], clean.shape[1])
         near = np.abs(np.arange(span) + 0.5 - frames) < NEAR * self.codec.frame_rate
         parts = {f"seam/within {NEAR} s": near, "seam/farther": ~near}
