@@ -24,6 +24,7 @@ SYSTEMS = {
     "socodec": ("vokens.models.socodec", "SoCodec"),
     "dacvae": ("vokens.models.dacvae", "DACVAE"),
     "flowae": ("vokens.models.flowae", "FlowAE"),
+    "learnable": ("vokens.models.learnable.voice", "LearnableSpeech"),
     "learnable_lm": ("vokens.models.learnable", "LearnableLM"),
     "learnable_flow": ("vokens.models.learnable.flow", "LearnableFlow"),
     "s3gen": ("vokens.models.s3gen.model", "S3GenModel"),
@@ -114,6 +115,10 @@ def _open_folder(folder: Path, config: Any) -> Codec:
     settings = _read_config(folder / "config.json") if (folder / "config.json").exists() else None
     if settings is not None and "system" in settings:
         cls = system(settings["system"])
+        if not (folder / "model.safetensors").exists():  # a model of several folders
+            whole = cls.from_folder(folder, config)
+            if whole is not None:
+                return whole
         codec = cls(build_config(cls.Config, settings["config"], str(folder / "config.json")))
         codec.name = settings.get("name", codec.system)
         state = checkpoint.read_state_dict(folder / "model.safetensors")

@@ -1,0 +1,125 @@
+"""Learnable-Speech's language model with an S3Gen in the place of its second stage, which is CosyVoice 2's pipeline
+(arXiv 2412.10117): text to S3 tokens, to a mel, to a wave."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import audio
+from vokens.errors import AudioError, ConfigError
+from vokens.models.codec import Audio
+from vokens.models.learnable.lm import LearnableLM
+from vokens.models.learnable.voice import PROMPT_SECONDS, HeardVoice, stream_tokens
+from vokens.models.pretrained import Pretrained
+from vokens.models.s3gen import ReferenceVoice, S3GenModel
+from vokens.models.speaking import Manner, Speaker, generator_of
+from vokens.nn.sampling import Sampler
+
+REFERENCE_SECONDS = 10.0  # of a recording that S3Gen hears, as Chatterbox does
+
+
+@dataclass(frozen=True)
+class S3Voice:
+    """A voice as both models know it."""
+
+    lm: HeardVoice
+    s3gen: ReferenceVoice
+
+
+class WithS3Gen(Speaker):
+    """Text to speech. lm: text to tokens; s3gen: tokens to speech, with what hears a voice."""
+
+    def __init__(self, lm: LearnableLM, s3gen: Pretrained | None) -> None:
+        if not isinstance(s3gen, S3GenModel):
+            given = "none" if s3gen is None else f"a {s3gen.system}"
+            raise ConfigError(
+                f"{lm.name} makes S3 tokens; an S3Gen makes sound of them, and {given} was given as "
+                "decoder: name one, such as cosyvoice2_s3gen or a folder"
+            )
+        if lm.config.speech_tokens > s3gen.config.flow.vocab_size:
+            raise ConfigError(
+                f"{lm.name} has {lm.config.speech_tokens} tokens and {s3gen.name} knows "
+                f"{s3gen.config.flow.vocab_size}: give models of one tokenizer"
+            )
+        self.lm, self.s3gen = lm, s3gen
+        self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, Sampler(), lm.config.front_end
+
+    @torch.inference_mode()
+    def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> S3Voice:
+        """As `Speaker.voice`. Raises AudioError for a prompt of more than 30 s."""
+        wave, rate = audio.load(source, source_rate=sample_rate)
+        if text.strip() and len(wave) > PROMPT_SECONDS * rate:
+            raise AudioError(
+                f"the voice's recording has {len(wave) / rate:.1f} s: a prompt may have {PROMPT_SECONDS:g} s; cut it "
+                "and its text, or leave the text out"
+            )
+        speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
+        tokens = torch.zeros(0, dtype=torch.int64)
+        if text.strip():
+            tokens = self.s3gen.heard(wave, rate).codes[0, 0]
+        reference = self.s3gen.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
+        return S3Voice(HeardVoice(speaker, torch.zeros(1, 0), text.strip(), tokens, None), reference)
+
+    @torch.inference_mode()
+    def utter(
+        self, pieces: Sequence[str], voice: S3Voice | None, seeds: Sequence[int], manner: Manner
+    ) -> list[np.ndarray]:
+        heard = self._known(voice)
+        tokens = self.lm.generate(
+            pieces,
+            speaker=heard.lm.speaker,
+            prompt_text=heard.lm.text,
+            prompt_speech=heard.lm.tokens,
+            sampler=manner.sampler,
+            generator=[generator_of(seed) for seed in seeds],
+        )
+        waves = [np.zeros(0, np.float32)] * len(pieces)
+        rows = [row for row, ids in enumerate(tokens) if len(ids)]
+        if rows:
+            said = self.s3gen.speak(
+                [tokens[row] for row in rows],
+                heard.s3gen,
+                seed=[seeds[row] for row in rows],
+                n_cfm_timesteps=manner.steps,
+                guidance=manner.guidance,
+            )
+            for row, wave in zip(rows, said, strict=True):
+                waves[row] = wave
+        return waves
+
+    def utter_stream(
+        self, piece: str, voice: S3Voice | None, seed: int, manner: Manner
+    ) -> Iterator[np.ndarray]:
+        """What `S3GenModel.stream` gives of the language model's tokens."""
+        heard = self._known(voice)
+        tokens = self._tokens(piece, heard.lm, manner, seed)
+        first = next(tokens, None)
+        if first is None:
+            return
+        yield from self.s3gen.stream(
+            _chained(first, tokens),
+            heard.s3gen,
+            n_cfm_timesteps=manner.steps,
+            guidance=manner.guidance,
+            seed=seed,
+        )
+
+    @torch.inference_mode()
+    def _tokens(self, piece: str, voice: HeardVoice, manner: Manner, seed: int) -> Iterator[Tensor]:
+        for token in stream_tokens(self.lm, piece, voice, manner.sampler or self.sampler, generator_of(seed)):
+            yield torch.tensor([token])
+
+    def _known(self, voice: S3Voice | None) -> S3Voice:
+        if voice is None:
+            raise ConfigError(
+                f"{self.s3gen.name} speaks in a voice: give a recording of one, 3 s to 10 s long"
+            )
+        return voice
+
+
+def _chained(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
+    yield first
+    yield from others

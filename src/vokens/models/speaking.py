@@ -1,0 +1,214 @@
+"""What every speaking model offers: text in, speech out, in the voice of a recording, for whole texts or as a stream.
+
+A system says how it hears a voice and how it utters short texts; words for figures, sentences, batches, pauses and
+random numbers stand here once. What a text becomes does not depend on its company.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens.errors import ConfigError
+from vokens.flow.noise import Generators, one_each
+from vokens.models.codec import Audio
+from vokens.models.pretrained import Pretrained
+from vokens.nn.sampling import Sampler
+from vokens.text import normalise, sentences
+
+PAUSE = 0.2  # s between the pieces of a long text
+BATCH = 8  # pieces that are uttered together
+# system -> (module, class): what makes a speaker of a model and of another that turns its tokens into sound.
+PARTNERED = {
+    "learnable_lm": ("vokens.models.learnable.with_s3gen", "WithS3Gen"),
+    "uslm": ("vokens.models.uslm.voice", "USLMSpeech"),
+}
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How speech is drawn; None leaves it to the model.
+
+    Attributes:
+        sampler: of the language model's tokens. steps: of the flow's solver; guidance: its strength of guidance.
+    """
+
+    sampler: Sampler | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+
+class Speaker(ABC):
+    """Text to speech.
+
+    Attributes:
+        sample_rate: Hz of what is said. sampler: how tokens are drawn where `say` is given nothing else.
+        front_end: name of what makes ids of text; "phonemes" takes text as it is.
+    """
+
+    sample_rate: int
+    sampler: Sampler
+    front_end: str
+
+    # What a system implements ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> Any:
+        """A voice, to be given to `say` any number of times.
+
+        Args:
+            source: a recording of it, as in `Codec.encode`. text: what is said there, which makes it a prompt that
+                speech goes on from (one-shot); without, only the speaker is heard (zero-shot).
+        """
+
+    @abstractmethod
+    def utter(
+        self, pieces: Sequence[str], voice: Any, seeds: Sequence[int], manner: Manner
+    ) -> list[np.ndarray]:
+        """Waves (T,) float32 of short texts in a voice of `voice`, or None; a row of a batch is what it is alone."""
+
+    def utter_stream(self, piece: str, voice: Any, seed: int, manner: Manner) -> Iterator[np.ndarray]:
+        """The wave of a short text as it comes; whole, for systems that cannot say its begin before its end."""
+        yield from self.utter([piece], voice, [seed], manner)
+
+    # What users call ---------------------------------------------------------------------------------------
+
+    def say(
+        self,
+        texts: str | Sequence[str],
+        voice: Any = None,
+        *,
+        voice_text: str = "",
+        sample_rate: int | None = None,
+        sampler: Sampler | None = None,
+        generator: Generators = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        language: str = "en",
+        spell_out: bool = True,
+        pause: float = PAUSE,
+        batch_size: int = BATCH,
+    ) -> list[np.ndarray]:
+        """Speech of texts of any length: a list of float32 (T,) at `sample_rate` of the model.
+
+        Args:
+            voice: a recording, path or array, or what `voice` made; None for models that need none.
+            voice_text: what the recording says. sample_rate: of an array.
+            sampler, steps, guidance: see `Manner`. generator: one for all texts, or one for each, which makes a text
+                independent of its company.
+            language, spell_out: see `pieces`. pause: seconds of silence between the pieces of a text.
+            batch_size: pieces uttered together. It bounds memory and changes nothing else.
+
+        Raises:
+            ConfigError: texts with nothing to say, or with what the front end cannot spell; a voice that is missing.
+        """
+        each = [texts] if isinstance(texts, str) else list(texts)
+        found = [self.pieces(text, language, spell_out) for text in each]
+        heard = self._heard(voice, voice_text, sample_rate)
+        numbers = [
+            (number, piece, seed)
+            for number, (pieces, own) in enumerate(zip(found, one_each(generator, len(each)), strict=True))
+            for piece, seed in zip(pieces, _seeds(own, len(pieces)), strict=True)
+        ]
+        manner = Manner(sampler or self.sampler, steps, guidance)
+        said: list[list[np.ndarray]] = [[] for _ in each]
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(numbers)
+        order = sorted(range(len(numbers)), key=lambda place: len(numbers[place][1]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            pieces, seeds = [numbers[row][1] for row in rows], [numbers[row][2] for row in rows]
+            for row, wave in zip(rows, self.utter(pieces, heard, seeds, manner), strict=True):
+                waves[row] = wave
+        for (number, _, _), wave in zip(numbers, waves, strict=True):
+            said[number] += [self._silence(pause), wave] if said[number] else [wave]
+        return [np.concatenate(parts) for parts in said]
+
+    def say_stream(
+        self,
+        text: str,
+        voice: Any = None,
+        *,
+        voice_text: str = "",
+        sample_rate: int | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        language: str = "en",
+        spell_out: bool = True,
+        pause: float = PAUSE,
+    ) -> Iterator[np.ndarray]:
+        """Speech (n,) float32 of one text as it comes; arguments as in `say`, errors before the first sound."""
+        pieces = self.pieces(text, language, spell_out)
+        heard = self._heard(voice, voice_text, sample_rate)
+        manner = Manner(sampler or self.sampler, steps, guidance)
+        return self._streamed(pieces, heard, _seeds(generator, len(pieces)), manner, pause)
+
+    def _streamed(
+        self, pieces: list[str], voice: Any, seeds: list[int], manner: Manner, pause: float
+    ) -> Iterator[np.ndarray]:
+        for number, (piece, seed) in enumerate(zip(pieces, seeds, strict=True)):
+            if number:
+                yield self._silence(pause)
+            yield from self.utter_stream(piece, voice, seed, manner)
+
+    def pieces(self, text: str, language: str = "en", spell_out: bool = True) -> list[str]:
+        """The short texts that a text is uttered in.
+
+        Args:
+            language: of `vokens.text.normalise`, which makes words of figures. spell_out: whether it does so.
+
+        Raises ConfigError for a text without a letter.
+        """
+        as_it_is = self.front_end == "phonemes"
+        found = sentences(normalise(text, language) if spell_out and not as_it_is else text)
+        if not found:
+            raise ConfigError(f"the text {text[:40]!r} has nothing to say: give at least one letter")
+        return [text.strip()] if as_it_is else [piece.strip() for piece in found]
+
+    def _heard(self, voice: Any, text: str, sample_rate: int | None) -> Any:
+        if isinstance(voice, (str, Path, bytes, np.ndarray, Tensor)):
+            return self.voice(voice, text, sample_rate=sample_rate)
+        if text:
+            raise ConfigError("voice_text was given without a recording: it says what the recording says")
+        return voice
+
+    def _silence(self, seconds: float) -> np.ndarray:
+        return np.zeros(round(seconds * self.sample_rate), np.float32)
+
+
+def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:
+    """A model as a speaker.
+
+    Args:
+        decoder: what turns the model's tokens into sound, where that is another model: a codec for USLM, an S3Gen for
+            Learnable-Speech's language model. By default the one that the model names.
+
+    Raises ConfigError for models that do not speak.
+    """
+    if isinstance(model, Speaker):
+        if decoder is not None:
+            raise ConfigError(f"{model.name} is whole: it takes no decoder")
+        return model
+    if model.system not in PARTNERED:
+        raise ConfigError(
+            f"{model.name} is a {model.system} and speaks no text: learnable, {', '.join(PARTNERED)} do"
+        )
+    module, name = PARTNERED[model.system]
+    return getattr(import_module(module), name)(model, decoder)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """The generator of a piece."""
+    return torch.Generator().manual_seed(seed)
+
+
+def _seeds(generator: torch.Generator | None, count: int) -> list[int]:
+    """A seed for each piece of a text."""
+    return torch.randint(2**31, (count,), generator=generator).tolist()

@@ -1,0 +1,81 @@
+"""USLM with the codec whose tokens it has learnt: text to speech, going on from a prompt in its voice.
+
+The second network needs all of a sentence's first codebook, so a stream comes sentence by sentence.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vokens import audio
+from vokens.errors import ConfigError
+from vokens.models.codec import Audio, Codec
+from vokens.models.pretrained import Pretrained
+from vokens.models.speaking import Manner, Speaker, generator_of
+from vokens.models.uslm.model import USLM
+from vokens.models.uslm.sampling import Sampling
+from vokens.nn.sampling import Sampler
+from vokens.tokens import Tokens
+
+RELEASED_CODEC = "speechtokenizer_hubert_avg"
+
+
+class USLMSpeech(Speaker):
+    """Text to speech. uslm: text to tokens. codec: tokens to speech; the released SpeechTokenizer by default."""
+
+    def __init__(self, uslm: USLM, codec: Pretrained | None = None) -> None:
+        if codec is None:
+            from vokens.models import load
+
+            codec = load(RELEASED_CODEC, device=uslm.device)
+        if not isinstance(codec, Codec) or not codec.decodes:
+            raise ConfigError(f"{codec.name} is a {codec.system}: {uslm.name} needs a codec that decodes")
+        settings = uslm.config
+        needed = (settings.codebook_size,) * settings.num_codebooks, uslm.frame_rate
+        if (codec.codebook_sizes, codec.frame_rate) != needed:
+            raise ConfigError(
+                f"{codec.name} has codebooks {codec.codebook_sizes} at {codec.frame_rate:g} Hz: {uslm.name} speaks "
+                f"{needed[0]} at {needed[1]:g} Hz; name the codec that it was trained with"
+            )
+        self.uslm, self.codec = uslm, codec
+        self.sample_rate, self.front_end = codec.sample_rate, settings.front_end
+        self.sampler = Sampler("full")
+
+    def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> tuple[Tokens, str]:
+        """A prompt and its text, without which it cannot be gone on from."""
+        if not text.strip():
+            raise ConfigError(f"{self.uslm.name} goes on from its prompt: say what the recording says, too")
+        wave, rate = audio.load(source, source_rate=sample_rate)
+        return self.codec.encode(wave, rate), text.strip()
+
+    def utter(
+        self,
+        pieces: Sequence[str],
+        voice: tuple[Tokens, str] | None,
+        seeds: Sequence[int],
+        manner: Manner,
+    ) -> list[np.ndarray]:
+        prompt, said = voice if voice is not None else (None, "")
+        tokens = self.uslm.generate(
+            pieces,
+            prompt,
+            said,
+            sampling=sampling_of(manner.sampler or self.sampler),
+            generator=[generator_of(seed) for seed in seeds],
+        )
+        return self.codec.decode(tokens)
+
+
+def sampling_of(sampler: Sampler) -> Sampling:
+    """A sampler as this model's law of one draw."""
+    if sampler.kind == "greedy":
+        return Sampling(temperature=0.0)
+    if sampler.kind == "full":
+        return Sampling(sampler.temperature)
+    return Sampling(
+        sampler.temperature,
+        sampler.top_k,
+        sampler.top_p,
+        sampler.window,
+        sampler.repeats if sampler.kind == "ras" else 1.0,
+    )

@@ -1,0 +1,312 @@
+"""Text in, speech out: batches as singles, streams as whole, long texts as their sentences; the verb end to end."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny_speechtokenizer, speechlike
+from s3gen_weights import reduced
+
+import vokens
+from vokens.errors import AudioError, CheckpointError, ConfigError
+from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+from vokens.models.learnable.flow import LearnableFlow
+from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
+from vokens.models.learnable.voice import LearnableSpeech, decode_stream, stream_tokens
+from vokens.models.learnable.with_s3gen import WithS3Gen
+from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.models.speaking import PAUSE, Manner, Speaker, speaker
+from vokens.models.uslm import USLM, USLMConfig
+from vokens.models.uslm.voice import USLMSpeech, sampling_of
+from vokens.nn.sampling import Sampler
+from vokens.text import front_end, normalise
+
+pytest.importorskip("transformers")
+TEXTS = ["Hello there.", "It was 5 o'clock, and late", "No, it was not!"]
+LONG = "The fox, which was quick, ran over 3 dogs in the long morning. They slept on. " * 4
+
+
+def tiny_lm(tokens: int) -> LearnableLM:
+    voice = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12)
+    sizes = Qwen2Sizes(front_end("characters").num_ids, 32, 64, 1, 2, 2, 512)
+    config = LearnableLMConfig(sizes, voice, tokens, speech_per_text=(0.1, 0.2), front_end="characters")
+    torch.manual_seed(0)
+    lm = LearnableLM(config).eval().requires_grad_(False)
+    lm.head.weight.normal_(0, 1.0)
+    lm.speech_embedding.weight.normal_(0, 1.0)
+    return lm
+
+
+def tiny_speech() -> LearnableSpeech:
+    """All parts, small and random: 27 tokens, latents of 6 numbers, two for each token."""
+    flow = latent_flow(
+        vocab_size=27,
+        token_embed_dim=32,
+        mel_bins=6,
+        speaker_embed_dim=12,
+        encoder_attention_heads=2,
+        encoder_linear_units=48,
+        encoder_num_blocks=1,
+        encoder_num_up_blocks=1,
+        decoder_channels=32,
+        decoder_n_blocks=1,
+        decoder_num_mid_blocks=1,
+        decoder_num_heads=2,
+        decoder_attention_head_dim=16,
+        chunk_size=3,
+    )
+    lm = tiny_lm(27)
+    vae = DACVAE(DACVAEConfig(latent_dim=6, encoder_dim=2, decoder_dim=32))
+    tokenizer = S3Tokenizer(S3TokenizerConfig(width=32, heads=2, layers=1, n_mels=80, codebook_size=27))
+    return LearnableSpeech.from_parts(
+        lm=lm,
+        flow=LearnableFlow(LearnableFlowConfig(flow, lm.config.speaker, (0.1,) * 6, (2.0,) * 6)),
+        autoencoder=vae,
+        tokenizer=tokenizer,
+    )
+
+
+def tiny_s3gen() -> S3GenModel:
+    flow = replace(reduced("chatterbox-turbo"), encoder_num_blocks=1, decoder_num_mid_blocks=1)
+    config = S3GenModelConfig.of_flow(flow)
+    vocoder = replace(config.mel2wav, base_channels=32, f0_predictor_cond_channels=32)
+    tokenizer = S3TokenizerConfig(width=64, heads=1, layers=1)
+    torch.manual_seed(0)
+    return S3GenModel(replace(config, mel2wav=vocoder, tokenizer=tokenizer)).named("s3gen")
+
+
+def tiny_uslm() -> USLM:
+    sizes = {"width": 32, "heads": 2, "layers": 1, "feedforward": 64, "codebook_size": 32}
+    torch.manual_seed(0)
+    return USLM(USLMConfig(**sizes)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def learnable() -> LearnableSpeech:
+    return tiny_speech()
+
+
+@pytest.fixture(scope="module")
+def speakers(learnable) -> dict[str, Speaker]:
+    return {
+        "learnable": learnable,
+        "with_s3gen": WithS3Gen(tiny_lm(6561), tiny_s3gen()),
+        "uslm": USLMSpeech(tiny_uslm(), build_tiny_speechtokenizer()),
+    }
+
+
+SYSTEMS = pytest.mark.parametrize("system", ["learnable", "with_s3gen", "uslm"])
+
+
+def wave() -> np.ndarray:
+    return speechlike(9600, 1)
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert len(found)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * max(1.0, np.abs(expected).max()))
+
+
+# Every speaker
+
+
+@SYSTEMS
+@pytest.mark.parametrize("said", ["", "one"])
+def test_a_text_in_a_batch_is_what_it_is_alone(speakers, system, said):
+    model = speakers[system]
+    said = said or ("x" if system == "uslm" else "")
+    voice = model.voice(wave(), said, sample_rate=16000)
+    together = model.say(TEXTS, voice, generator=seeded(1, 2, 3), batch_size=2)
+    for row, text in enumerate(TEXTS):
+        (alone,) = model.say(text, voice, generator=seeded(row + 1))
+        close(together[row], alone)
+
+
+@SYSTEMS
+def test_a_long_text_is_its_sentences(speakers, system):
+    model = speakers[system]
+    pieces = model.pieces(LONG)
+    assert len(pieces) > 1
+    assert " ".join(pieces) == normalise(LONG)
+    voice = model.voice(wave(), "one", sample_rate=16000)
+    (whole,) = model.say(LONG, voice, generator=seeded(4), pause=0.5)
+    seeds = torch.randint(2**31, (len(pieces),), generator=seeded(4)[0]).tolist()
+    parts = [
+        model.utter([p], voice, [s], Manner(model.sampler))[0] for p, s in zip(pieces, seeds, strict=True)
+    ]
+    silence = np.zeros(model.sample_rate // 2, np.float32)
+    close(whole, np.concatenate([x for part in parts for x in (silence, part)][1:]))
+
+
+@SYSTEMS
+def test_seeds_make_takes(speakers, system):
+    model = speakers[system]
+    voice = model.voice(wave(), "one", sample_rate=16000)
+    one, same, other = (model.say("Hello there", voice, generator=seeded(seed))[0] for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert one.shape != other.shape or not np.allclose(one, other)
+
+
+@SYSTEMS
+def test_streams_come_in_pieces_with_the_same_pauses(speakers, system):
+    model = speakers[system]
+    voice = model.voice(wave(), "one", sample_rate=16000)
+    greedy = Sampler("greedy")
+    pieces = list(model.say_stream(LONG, voice, sampler=greedy))
+    (whole,) = model.say(LONG, voice, sampler=greedy)
+    assert len(pieces) > 2
+    assert len(np.concatenate(pieces)) == len(whole)  # as many tokens; the noise and the mask are a stream's
+    assert any(len(piece) == PAUSE * model.sample_rate and not piece.any() for piece in pieces)
+
+
+@SYSTEMS
+def test_what_cannot_be_said(speakers, system):
+    model = speakers[system]
+    with pytest.raises(ConfigError, match="nothing to say"):
+        model.say(["Hi", " ... "], wave(), voice_text="one", sample_rate=16000)
+    with pytest.raises(ConfigError, match="without a recording"):
+        model.say("Hi", voice_text="one")
+    with pytest.raises(ConfigError, match="generators"):
+        model.say(TEXTS, generator=seeded(1))
+
+
+# Learnable-Speech
+
+
+@pytest.mark.parametrize("said", ["", "one two"])
+def test_streamed_tokens_are_those_of_generate(learnable, said):
+    voice = learnable.voice(wave(), said, sample_rate=16000)
+    assert (voice.latents is None) == (not said)
+    for sampler in (Sampler("greedy"), Sampler()):
+        found = list(stream_tokens(learnable.lm, "hello there", voice, sampler, *seeded(3)))
+        (expected,) = learnable.lm.generate(
+            ["hello there"],
+            speaker=voice.speaker,
+            prompt_text=said,
+            prompt_speech=voice.tokens,
+            sampler=sampler,
+            generator=seeded(3),
+        )
+        assert found == expected.tolist()
+
+
+@pytest.mark.parametrize("said", ["", "one two"])
+def test_a_stream_is_the_whole_under_the_same_mask(learnable, said):
+    voice = learnable.voice(wave(), said, sample_rate=16000)
+    text, manner = "a text that is long enough for chunks of sound, " * 3, Manner(Sampler(), steps=2)
+    pieces = list(learnable.utter_stream(text, voice, 7, manner))
+    tokens = list(stream_tokens(learnable.lm, text, voice, Sampler(), *seeded(7)))
+    latents = learnable.flow.generate(
+        tokens,
+        voice.vector,
+        prompt_tokens=voice.prompt,
+        prompt_latents=voice.latents,
+        steps=2,
+        chunked=True,
+        seed=7,
+    )
+    (whole,) = learnable.autoencoder.decode(learnable.flow.pack(latents))
+    assert len(pieces) > 2
+    close(np.concatenate(pieces), whole)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("sizes", [[1] * 60, [7, 1, 30, 22], [60], [2, 58]])
+def test_decoding_in_pieces_is_decoding_at_once(learnable, sizes):
+    vae = learnable.autoencoder
+    z = torch.randn(6, 60, generator=torch.Generator().manual_seed(0))
+    whole = vae.decode_batch(z[None], torch.tensor([60]))[0].numpy()
+    pieces = list(decode_stream(vae, z.split(sizes, 1)))
+    close(np.concatenate(pieces), whole)
+    assert max(map(len, pieces)) <= (max(sizes) + vae.decoder.reach) * vae.hop_length
+
+
+def test_zero_shot_hears_the_speaker_alone(learnable):
+    voice = learnable.voice(wave(), sample_rate=16000)
+    assert len(voice.tokens) == 0
+    told = learnable.voice(wave(), "one", sample_rate=16000)
+    assert torch.equal(told.vector, voice.vector)
+    assert len(told.tokens) == 15  # 0.6 s at 25 Hz
+    assert told.latents.shape == (6, 30)
+    with pytest.raises(ConfigError, match="give a recording"):
+        learnable.say("Hi")
+    with pytest.raises(AudioError, match="30 s"):
+        learnable.voice(np.zeros(31 * 800, np.float32), "one", sample_rate=800)
+
+
+def test_a_folder_of_folders(learnable, tmp_path):
+    folder = learnable.save_pretrained(tmp_path / "learnable")
+    assert {path.name for path in folder.iterdir()} == {
+        "autoencoder", "config.json", "flow", "lm", "README.md", "tokenizer",
+    }  # fmt: skip
+    again = vokens.load(folder)
+    assert isinstance(again, LearnableSpeech)
+    assert again.fingerprint == learnable.fingerprint
+    assert vokens.load(folder / "lm").fingerprint == learnable.lm.fingerprint
+    said = [model.say("Hi", wave(), sample_rate=16000, generator=seeded(1)) for model in (learnable, again)]
+    assert np.array_equal(said[0][0], said[1][0])
+    mute = LearnableSpeech.from_parts(
+        lm=folder / "lm", flow=folder / "flow", autoencoder=folder / "autoencoder"
+    )
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        mute.voice(wave(), "one", sample_rate=16000)
+    assert vokens.load(mute.save_pretrained(tmp_path / "mute")).tokenizer is None
+    (folder / "flow").rename(folder / "elsewhere")
+    with pytest.raises(CheckpointError, match="lacks flow"):
+        vokens.load(folder)
+
+
+def test_parts_that_do_not_fit(learnable):
+    parts = {"lm": learnable.lm, "flow": learnable.flow, "autoencoder": learnable.autoencoder}
+    with pytest.raises(ConfigError, match="tokens of the language model and of the flow"):
+        LearnableSpeech.from_parts(**parts | {"lm": tiny_lm(81)})
+    with pytest.raises(ConfigError, match="latents"):
+        LearnableSpeech.from_parts(
+            **parts | {"autoencoder": DACVAE(DACVAEConfig(encoder_dim=2, decoder_dim=32))}
+        )
+    with pytest.raises(CheckpointError, match="LearnableFlow is needed"):
+        LearnableSpeech.from_parts(**parts | {"flow": "mini"})
+
+
+# Partners
+
+
+def test_models_as_speakers(learnable, speakers):
+    assert speaker(learnable) is learnable
+    lm, s3gen, codec = tiny_lm(6561), speakers["with_s3gen"].s3gen, build_tiny_speechtokenizer()
+    assert isinstance(speaker(lm, s3gen), WithS3Gen)
+    assert isinstance(speaker(tiny_uslm(), codec), USLMSpeech)
+    for model, decoder, words in (
+        (codec, None, "speaks no text"),
+        (lm, None, "an S3Gen makes sound"),
+        (tiny_uslm(), s3gen, "needs a codec"),
+        (learnable, codec, "takes no decoder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            speaker(model, decoder)
+
+
+def test_uslm_goes_on_from_a_prompt(speakers):
+    model = speakers["uslm"]
+    with pytest.raises(ConfigError, match="say what the recording says"):
+        model.say("Hi", wave(), sample_rate=16000)
+    assert sampling_of(Sampler("greedy")).temperature == 0
+    law = sampling_of(Sampler("ras", 0.7, 30, 12, 0.2, temperature=0.9))
+    assert (law.top_p, law.top_k, law.window, law.repetition, law.temperature) == (0.7, 30, 12, 0.2, 0.9)
+
+
+def test_uslm_says_phonemes_as_they_are():
+    model = USLMSpeech(
+        USLM(replace(tiny_uslm().config, front_end="phonemes")).eval(), build_tiny_speechtokenizer()
+    )
+    assert model.pieces("h|ə|l|oʊ,_w|ɜː|l|d!") == ["h|ə|l|oʊ,_w|ɜː|l|d!"]
+    assert len(model.say("h|ə|l|oʊ", wave(), voice_text="w|ɜː|l|d", sample_rate=16000)[0])
