@@ -1,14 +1,18 @@
 """Text in, speech out: batches as singles, streams as whole, long texts as their sentences; the verb end to end."""
 
+import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import build_tiny_speechtokenizer, speechlike
 from s3gen_weights import reduced
 
 import vokens
+from vokens.cli import main
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
@@ -80,7 +84,14 @@ def tiny_s3gen() -> S3GenModel:
 
 
 def tiny_uslm() -> USLM:
-    sizes = {"width": 32, "heads": 2, "layers": 1, "feedforward": 64, "codebook_size": 32}
+    sizes = {
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+        "feedforward": 64,
+        "codebook_size": 32,
+        "frames_per_symbol": 1,
+    }
     torch.manual_seed(0)
     return USLM(USLMConfig(**sizes)).eval().requires_grad_(False)
 
@@ -310,3 +321,123 @@ def test_uslm_says_phonemes_as_they_are():
     )
     assert model.pieces("h|ə|l|oʊ,_w|ɜː|l|d!") == ["h|ə|l|oʊ,_w|ɜː|l|d!"]
     assert len(model.say("h|ə|l|oʊ", wave(), voice_text="w|ɜː|l|d", sample_rate=16000)[0])
+
+
+# The verb
+
+
+@pytest.fixture(scope="module")
+def folders(learnable, speakers, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    learnable.save_pretrained(root / "learnable")
+    speakers["uslm"].uslm.save_pretrained(root / "runs/uslm/model")
+    speakers["uslm"].codec.save_pretrained(root / "codec")
+    return root
+
+
+@pytest.fixture
+def here(folders, tmp_path, monkeypatch) -> Path:
+    """A folder with the models and ref.wav."""
+    for path in folders.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    soundfile.write(tmp_path / "ref.wav", wave(), 16000)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said(*words: str) -> int:
+    return main(["say", *words, "--model", "learnable", "--voice", "ref.wav", "--steps", "1"])
+
+
+def samples(path: str | Path) -> np.ndarray:
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def test_a_text_becomes_a_file(here, capsys):
+    assert said("It was", "5 o'clock.", "-o", "out.flac", "--seed", "3") == 0
+    assert "wrote out.flac" in capsys.readouterr().err
+    model = vokens.load("learnable")
+    (expected,) = model.say("It was 5 o'clock.", "ref.wav", steps=1, generator=seeded(3))
+    assert soundfile.info("out.flac").samplerate == 24000
+    np.testing.assert_allclose(samples("out.flac"), expected.clip(-1, 1), atol=1e-4)
+    assert said("Hello there.") == said("Hello there.", "-o", "folder/") == 0
+    assert np.array_equal(samples("said.wav"), samples("folder/said.wav"))
+    assert said("Hello there.") == 2  # said.wav exists
+    assert said("Hello there.", "--force", "--voice-text", "one") == 0
+
+
+def test_lines_of_a_file_become_files_and_a_second_run_goes_on(here, capsys):
+    Path("lines.txt").write_text("Hello there.\n\nname\tIt was not there.\nNo, it was not!\n")
+    assert said("--file", "lines.txt", "-o", "out") == 0
+    names = ["0001.wav", "0004.wav", "name.wav"]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    assert "3 of 3 done" in capsys.readouterr().err
+    first = samples("out/0001.wav")
+    Path("out/0004.wav").unlink()
+    times = Path("out/name.wav").stat().st_mtime_ns
+    assert said("--file", "lines.txt", "-o", "out") == 0
+    assert "2 of 3 exist" in capsys.readouterr().err
+    assert Path("out/name.wav").stat().st_mtime_ns == times
+    assert said("No, it was not!", "-o", "alone.wav") == 0  # a line alone is the line among others
+    np.testing.assert_allclose(samples("alone.wav"), samples("out/0004.wav"), atol=1e-4)
+    assert said("--file", "lines.txt", "-o", "out", "--force") == 0
+    assert np.array_equal(samples("out/0001.wav"), first)
+
+
+def test_a_line_that_fails_leaves_the_others(here, capsys):
+    Path("lines.txt").write_text("Hello there.\nwith a sign {} in it\nNo, it was not!\n")
+    assert said("--file", "lines.txt", "-o", "out") == 1
+    captured = capsys.readouterr().err
+    assert "line 2" in captured
+    assert "2 of 3 done" in captured
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0001.wav", "0003.wav"]
+
+
+def test_standard_input_and_output(here, capfdbinary, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello there, all of you who are here."))
+    assert said("-", "-o", "-", "--stream", "--format", "pcm") == 0
+    raw = np.frombuffer(capfdbinary.readouterr().out, "<i2")
+    assert said("Hello there, all of you who are here.", "--stream", "-o", "-") == 0
+    header = capfdbinary.readouterr().out
+    assert header[:4] == b"RIFF"
+    assert np.array_equal(np.frombuffer(header[44:], "<i2"), raw)
+    assert said("Hello there, all of you who are here.", "--stream", "-o", "streamed.wav") == 0
+    assert len(samples("streamed.wav")) == len(raw)
+    assert said("Hello there, all of you who are here.", "-o", "-", "--format", "pcm") == 0
+    assert len(np.frombuffer(capfdbinary.readouterr().out, "<i2")) == len(raw)
+
+
+def test_uslm_with_its_codec(here):
+    words = ["say", "Hello", "--model", "runs/uslm/model", "--decoder", "codec", "-o", "uslm.wav"]
+    assert main([*words, "--voice", "ref.wav", "--voice-text", "one", "--top-p", "0.9"]) == 0
+    assert main([*words, "--temperature", "0", "--force"]) == 0  # without a prompt
+    assert soundfile.info("uslm.wav").samplerate == 16000
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["Hi"], "found here: runs/uslm/model"),
+        ([], "neither was given"),
+        (["Hi", "--file", "x"], "both were given"),
+        (["Hi", "-o", "x.txt", "-m", "learnable"], "ends in .txt"),
+        (["Hi", "-o", "x.mp3", "--stream", "-m", "learnable"], "--stream writes"),
+        (["Hi", "-o", "x.mp3", "--format", "wav", "-m", "learnable"], "disagree"),
+        (["--file", "missing", "-o", "out"], "cannot be read"),
+        (["--file", "ref.txt"], "give a folder"),
+        (["--file", "twice.txt", "-o", "out"], "both called"),
+        (["--file", "outside.txt", "-o", "out"], "inside the folder"),
+        (["Hi", "-m", "learnable"], "give a recording"),
+        (["Hi", "-m", "learnable", "--voice-text", "one"], "without --voice"),
+        (["Hi", "-m", "codec"], "speaks no text"),
+        (["Hi", "-m", "learnable/lm"], "an S3Gen makes sound"),
+        (["Hi", "--seed", "-1"], "--seed from 0"),
+        (["...", "-m", "learnable", "--voice", "ref.wav"], "nothing to say"),
+    ],
+)
+def test_errors_say_what_to_do(here, capsys, words, reason):
+    Path("twice.txt").write_text("a\tHello\na\tHello\n")
+    Path("outside.txt").write_text("../a\tHello\n")
+    assert main(["say", *words]) == 2
+    assert reason in capsys.readouterr().err
+    assert not list(here.glob("*.mp3"))

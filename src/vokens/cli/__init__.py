@@ -29,6 +29,7 @@ VERBS = {
     "encode": Verb("vokens.cli.encode", "speech to tokens: files, folders, globs or stdin"),
     "decode": Verb("vokens.cli.decode", "tokens to speech"),
     "speak": Verb("vokens.cli.speak", "S3 tokens to speech in the voice of a recording"),
+    "say": Verb("vokens.cli.say", "a text to speech: arguments, lines of a file or stdin"),
     "convert-voice": Verb("vokens.cli.convert_voice", "speech in the voice of another recording"),
     "convert": Verb("vokens.cli.convert_model", "published weights to a folder of ours"),
     "roundtrip": Verb("vokens.cli.roundtrip", "speech to tokens to speech, with numbers and a picture"),

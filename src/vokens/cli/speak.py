@@ -134,7 +134,8 @@ def speak_all(
 
 
 def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
-    """Sound as it comes: to a file that appears when it is whole, or to standard output, 16 bit."""
+    """Sound as it comes: to a file that appears when it is whole, or to standard output, 16 bit, where the
+    suffix .pcm means no header."""
     import numpy as np
     import soundfile
 
@@ -142,7 +143,8 @@ def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
 
     if job.target is None:
         out = sys.stdout.buffer
-        out.write(_endless_header(rate))
+        if job.suffix != ".pcm":
+            out.write(_endless_header(rate))
         for piece in pieces:
             out.write((np.clip(piece, -1, 1) * 32767).round().astype("<i2").tobytes())
             out.flush()

@@ -5,7 +5,7 @@ random numbers stand here once. What a text becomes does not depend on its compa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -94,6 +94,7 @@ class Speaker(ABC):
         spell_out: bool = True,
         pause: float = PAUSE,
         batch_size: int = BATCH,
+        tell: Callable[[int, int], None] | None = None,
     ) -> list[np.ndarray]:
         """Speech of texts of any length: a list of float32 (T,) at `sample_rate` of the model.
 
@@ -104,6 +105,7 @@ class Speaker(ABC):
                 independent of its company.
             language, spell_out: see `pieces`. pause: seconds of silence between the pieces of a text.
             batch_size: pieces uttered together. It bounds memory and changes nothing else.
+            tell: called after each batch with the pieces that are done and their number in all.
 
         Raises:
             ConfigError: texts with nothing to say, or with what the front end cannot spell; a voice that is missing.
@@ -125,6 +127,8 @@ class Speaker(ABC):
             pieces, seeds = [numbers[row][1] for row in rows], [numbers[row][2] for row in rows]
             for row, wave in zip(rows, self.utter(pieces, heard, seeds, manner), strict=True):
                 waves[row] = wave
+            if tell is not None:
+                tell(min(start + batch_size, len(order)), len(order))
         for (number, _, _), wave in zip(numbers, waves, strict=True):
             said[number] += [self._silence(pause), wave] if said[number] else [wave]
         return [np.concatenate(parts) for parts in said]
