@@ -116,7 +116,11 @@ class Wav2Vec2:
     def transcribe(self, wave: np.ndarray) -> str:
         heard = self._processor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
         best = self._model(heard.input_values).logits.argmax(-1)
-        return self._processor.batch_decode(best)[0].strip()
+        text = self._processor.batch_decode(best)[0]
+        # skip_special_tokens would drop the blanks before repeats are joined, and "ll" would be read as "l".
+        for mark in self._processor.tokenizer.all_special_tokens:
+            text = text.replace(mark, "")
+        return text.strip()
 
 
 class WavLM:

@@ -191,7 +191,7 @@ def log_likelihoods(
         chosen = [number] if others is None else others[number].tolist()
         frames = probe(item.codes, item.lengths)
         scores.append(
-            _ctc(
+            ctc_scores(
                 frames.expand(len(chosen), -1, -1),
                 probe.frames(item.lengths).expand(len(chosen)),
                 [texts[other] for other in chosen],
@@ -202,10 +202,10 @@ def log_likelihoods(
 
 
 def _log_likelihoods(probe: Probe, codes: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> Tensor:
-    return _ctc(probe(codes, lengths), probe.frames(lengths), texts)
+    return ctc_scores(probe(codes, lengths), probe.frames(lengths), texts)
 
 
-def _ctc(frames: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> Tensor:
+def ctc_scores(frames: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> Tensor:
     """ln q (B,) of texts over frames (B, F, symbols) with lengths (B,)."""
     flat = torch.tensor([symbol for text in texts for symbol in text], device=frames.device)
     sizes = torch.tensor([len(text) for text in texts], device=frames.device)
