@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import speechlike
 from hypothesis import HealthCheck, given, settings
 
@@ -279,7 +280,7 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Ser
     for name in ("anna", "bert"):
         soundfile.write(voices / f"{name}.wav", speechlike(40000, seed=len(name)), 16000)
     settings = Settings(voices=voices, max_streams=1)
-    served = Served("speaker", build("chatterbox-turbo"), Batcher(settings))
+    served = Served("speaker", build("chatterbox-turbo"), Batcher(settings), "s3gen")
     with serving({"speaker": served}, settings) as address:
         yield address, served
 
@@ -326,6 +327,28 @@ def test_a_streams_client_that_hangs_up_frees_its_place(speaker: tuple[str, Serv
         assert busy.status_code == 503
     wait_for(lambda: metric(address, "vokens_model_streams") == 0, 30)
     assert httpx.post(f"{address}/v1/audio/speech", json=body | {"input": s3_tokens(20)}).status_code == 200
+
+
+def test_texts_are_said_in_a_voice_whole_and_streamed(tmp_path: Path) -> None:
+    from test_say import tiny_speech
+
+    soundfile.write(tmp_path / "anna.wav", speechlike(32000), 16000)
+    limits = Settings(voices=tmp_path, max_text=200)
+    model = tiny_speech()
+    with serving({"tts": Served("tts", model, Batcher(limits), "learnable")}, limits) as address:
+        body = {"model": "tts", "input": "Good morning. It is 9 o'clock.", "voice": "anna", "seed": 3}
+        body["response_format"] = "pcm"
+        with ThreadPoolExecutor(3) as pool:
+            replies = list(pool.map(lambda _: httpx.post(f"{address}/v1/audio/speech", json=body), range(3)))
+        generator = torch.Generator().manual_seed(3)
+        (expected,) = model.say(body["input"], tmp_path / "anna.wav", generator=generator)
+        for reply in replies:  # in one batch
+            heard = np.frombuffer(reply.content, "<i2") / 32767
+            np.testing.assert_allclose(heard, expected.clip(-1, 1), atol=1e-3)
+        streamed = httpx.post(f"{address}/v1/audio/speech", json=body | {"stream": True})
+        assert len(streamed.content) > 0
+        for change, status in (({"input": " . "}, 400), ({"input": "a" * 201}, 413), ({"speed": 2}, 400)):
+            assert httpx.post(f"{address}/v1/audio/speech", json=body | change).status_code == status
 
 
 @pytest.mark.filterwarnings("ignore")

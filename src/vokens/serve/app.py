@@ -327,7 +327,7 @@ def _card(served: Served) -> ModelCard:
     }
     return ModelCard(
         id=served.name,
-        system=model.system,
+        system=served.system,
         licence=served.licence,
         sample_rate=served.sample_rate,
         frame_rate=served.frame_rate,

@@ -12,10 +12,13 @@ import vokens
 from vokens import audio, registry
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
+from vokens.models.s3gen import S3GenModel
+from vokens.models.speaking import PARTNERED, Speaker, speaker
 from vokens.serve.batcher import Batcher
 from vokens.serve.settings import Settings
 from vokens.tokens import Tokens
 
+REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
 _VOICES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -33,12 +36,13 @@ class Served:
     """One loaded model and its queue.
 
     Attributes:
-        name: by which clients ask for it.
+        name: by which clients ask for it. system: of its implementation.
     """
 
     name: str
     model: Any
     batcher: Batcher
+    system: str
     licence: str = ""
     voices: dict[str, Any] = field(default_factory=dict)  # what the model keeps of voices that were asked for
 
@@ -53,12 +57,12 @@ class Served:
     @property
     def says(self) -> bool:
         """Whether it speaks texts."""
-        return hasattr(self.model, "say")
+        return isinstance(self.model, Speaker)
 
     @property
     def speaks(self) -> bool:
         """Whether it speaks tokens in the voice of a recording (S3Gen)."""
-        return hasattr(self.model, "speak") and hasattr(self.model, "voice")
+        return isinstance(self.model, S3GenModel)
 
     @property
     def sample_rate(self) -> int:
@@ -93,21 +97,22 @@ class Served:
     def say(self, voice: Voice | None, seed: int, texts: Sequence[str]) -> list[np.ndarray]:
         """Waves of texts; each has a generator of its own, so that company changes nothing."""
         generators = [torch.Generator().manual_seed(seed) for _ in texts]
-        return self.model.say(list(texts), **_heard(voice), generator=generators)
+        return self.model.say(list(texts), self._voice(voice), generator=generators)
 
     def say_stream(self, voice: Voice | None, seed: int, text: str) -> Iterator[np.ndarray]:
         """The wave of a text, piece by piece."""
-        return self.model.say_stream(text, **_heard(voice), generator=torch.Generator().manual_seed(seed))
+        return self.model.say_stream(text, self._voice(voice), generator=torch.Generator().manual_seed(seed))
 
-    def _voice(self, voice: Voice) -> Any:
+    def _voice(self, voice: Voice | None) -> Any:
+        """What the model makes of a voice, once; a prompt where the recording's text is known."""
+        if voice is None:
+            return None
         if voice.name not in self.voices:
-            wave, rate = audio.load(voice.path, duration=10.0)
-            self.voices[voice.name] = self.model.voice(wave, rate)
+            if self.says:
+                self.voices[voice.name] = self.model.voice(voice.path, voice.text)
+            else:
+                self.voices[voice.name] = self.model.voice(*audio.load(voice.path, duration=REFERENCE))
         return self.voices[voice.name]
-
-
-def _heard(voice: Voice | None) -> dict[str, Any]:
-    return {} if voice is None else {"voice": voice.path, "voice_text": voice.text}
 
 
 def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:
@@ -125,7 +130,8 @@ def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -
                 f"two models are called {name!r}: give one another name, NAME={source or given}"
             )
         licence = registry.MODELS[name].licence if name in registry.MODELS else ""
-        found[name] = Served(name, model, Batcher(settings), licence)
+        able = speaker(model) if model.system in PARTNERED else model
+        found[name] = Served(name, able, Batcher(settings), model.system, licence)
     if not found:
         raise ConfigError("no model to serve: name at least one, such as mini")
     return found
