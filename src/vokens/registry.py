@@ -6,9 +6,11 @@ A new codec is one `Entry`. Files are kept in one folder per name, under VOKENS_
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import log2
 from pathlib import Path
+from typing import Any
 
 from vokens.download import download, hub_endpoint, hub_url
 from vokens.errors import ConfigError, DownloadError
@@ -42,7 +44,11 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A codec that can be loaded by name."""
+    """A codec that can be loaded by name.
+
+    settings: its config, where its name says it and no file does. shared: the folder of its files, where several
+    names have the same. bits_per_second: of codecs whose codebooks differ in size.
+    """
 
     name: str
     system: str
@@ -54,6 +60,16 @@ class Entry:
     licence: str
     source: str
     files: tuple[File, ...]
+    settings: Mapping[str, Any] | None = None
+    shared: str = ""
+    bits_per_second: float | None = None
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second of audio."""
+        if self.bits_per_second is not None:
+            return self.bits_per_second
+        return self.frame_rate * self.num_codebooks * log2(self.codebook_size)
 
     @property
     def size_bytes(self) -> int:
@@ -97,6 +113,82 @@ def _s3gen(name: str, description: str, licence: str, source: str, files: tuple[
 def _cosyvoice2(path: str, size: int, sha256: str | None = None) -> File:
     address = f"https://www.modelscope.cn/models/iic/CosyVoice2-0.5B/resolve/master/{path}"
     return File(path, sha256=sha256, size=size, address=address)
+
+
+def _hub(
+    name: str, system: str, about: str, facts: tuple[int, float, int, int], licence: str, size: int
+) -> Entry:
+    """A tokenizer that transformers ships. facts: rate (Hz), frames per second, codebooks, entries of each."""
+    files = (File("config.json", name), File("model.safetensors", name, size=size))
+    return Entry(name, system, about, *facts, licence, name, files)
+
+
+def _opus(kbps: int) -> Entry:
+    about, books = "Opus at a constant bitrate; needs libopus", kbps * 60 // 8
+    settings = {"kbps": float(kbps)}
+    return Entry(
+        f"opus-{kbps}",
+        "opus",
+        about,
+        16000,
+        1000 / 60,
+        books,
+        256,
+        "BSD-3-Clause",
+        "Debian libopus0",
+        (),
+        settings,
+    )
+
+
+def _codec2(mode: str, bits: int, samples: int) -> Entry:
+    """bits: of a frame; samples: of a frame, at 8 kHz."""
+    rate = 8000 / samples
+    return Entry(
+        f"codec2-{mode}",
+        "codec2",
+        "Codec2, a vocoder for radio; needs its programs",
+        8000,
+        rate,
+        -(-bits // 8),
+        256,
+        "LGPL-2.1",
+        "Debian codec2",
+        (),
+        {"mode": mode},
+        bits_per_second=bits * rate,
+    )
+
+
+def _lyra(kbps: str, stages: int) -> Entry:
+    place = "https://raw.githubusercontent.com/google/lyra/main/lyra/model_coeffs"
+    files = tuple(
+        File(f"{name}.tflite", sha256=sha256, size=size, address=f"{place}/{name}.tflite")
+        for name, size, sha256 in (
+            ("lyragan", 1475160, "50e7839cda4f30599a3a34cfaddcd9c98449b049eee884e1a74295780448ad06"),
+            ("quantizer", 329012, "841ee05989687d32d1f616a8ad1419fc7eda37599d3c05c7cf5a0d60ccf8ac5c"),
+            (
+                "soundstream_encoder",
+                1779200,
+                "237da0b16226fb0a68d49551c81bebf614e42142af72764448359f68581e88f1",
+            ),
+        )
+    )
+    about, settings = "Lyra v2; needs ai-edge-litert", {"stages": stages}
+    return Entry(
+        f"lyra-{kbps}",
+        "lyra",
+        about,
+        16000,
+        50.0,
+        stages,
+        16,
+        "Apache-2.0",
+        "google/lyra",
+        files,
+        settings,
+        "lyra-v2",
+    )
 
 
 _ENTRIES = (
@@ -237,6 +329,76 @@ _ENTRIES = (
             ),
         ),
     ),
+    # Sizes: 4 bytes for each number of the weights where the hub's listing was not seen.
+    _hub(
+        "facebook/encodec_24khz",
+        "encodec",
+        "EnCodec, general audio",
+        (24000, 75.0, 32, 1024),
+        "MIT (of the code; none stated for the weights)",
+        93_100_000,
+    ),
+    _hub("descript/dac_16khz", "dac", "Descript audio codec", (16000, 50.0, 12, 1024), "MIT", 297_000_000),
+    _hub("descript/dac_24khz", "dac", "Descript audio codec", (24000, 75.0, 32, 1024), "MIT", 299_000_000),
+    _hub(
+        "descript/dac_44khz", "dac", "Descript audio codec", (44100, 44100 / 512, 9, 1024), "MIT", 306_483_108
+    ),
+    _hub(
+        "kyutai/mimi",
+        "mimi",
+        "first codebook semantic (WavLM); of Moshi",
+        (24000, 12.5, 32, 2048),
+        "CC-BY-4.0",
+        384_605_572,
+    ),
+    _hub(
+        "hf-audio/xcodec-hubert-librispeech",
+        "xcodec",
+        "X-codec: a HuBERT beside the convolutions",
+        (16000, 50.0, 8, 1024),
+        "none stated",
+        709_936_164,
+    ),
+    _hub(
+        "HKUSTAudio/xcodec2-hf",
+        "xcodec2",
+        "X-codec 2: one code each 20 ms; of Llasa",
+        (16000, 50.0, 1, 65536),
+        "CC-BY-NC-4.0",
+        2_517_126_824,
+    ),
+    _hub(
+        "neuphonic/neucodec",
+        "neucodec",
+        "NeuCodec: after X-codec 2, speaks at 24 kHz",
+        (24000, 50.0, 1, 65536),
+        "Apache-2.0",
+        2_519_750_824,
+    ),
+    _hub(
+        "bosonai/higgs-audio-v2-tokenizer",
+        "higgs_audio_v2_tokenizer",
+        "Higgs Audio v2: after X-codec, half its frames",
+        (24000, 25.0, 8, 1024),
+        "Boson Higgs Audio 2 community licence",
+        648_076_568,
+    ),
+    *(_opus(kbps) for kbps in (6, 9, 12, 16, 24)),
+    *(
+        _codec2(mode, bits, samples)
+        for mode, bits, samples in (
+            ("3200", 64, 160),
+            ("2400", 48, 160),
+            ("1600", 64, 320),
+            ("1400", 56, 320),
+            ("1300", 52, 320),
+            ("1200", 48, 320),
+            ("700C", 28, 320),
+        )
+    ),
+    _lyra("3.2", 16),
+    _lyra("6", 30),
+    _lyra("9.2", 46),
 )
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
@@ -266,7 +428,14 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where the files of a codec are, or will be."""
-    return _MODELS_FOLDER / entry.name / "weights" if entry.embedded else cache_folder(cache_dir) / entry.name
+    if entry.embedded:
+        return _MODELS_FOLDER / entry.name / "weights"
+    place = cache_folder(cache_dir) / (entry.shared or entry.name)
+    # The benchmark keeps the models that judge, and shared ones beside them, in a folder of its own.
+    judges = Path(os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser() / entry.shared
+    if entry.shared and cache_dir is None and all((judges / file.path).exists() for file in entry.files):
+        return judges
+    return place
 
 
 def is_cached(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from math import log2
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def _facts(entry: "Entry", cached: bool) -> dict[str, Any]:
         "frame_rate": entry.frame_rate,
         "num_codebooks": entry.num_codebooks,
         "codebook_size": entry.codebook_size,
-        "bitrate": entry.frame_rate * entry.num_codebooks * log2(entry.codebook_size),
+        "bitrate": entry.bitrate,
         "licence": entry.licence,
         "size_bytes": entry.size_bytes,
         "source": entry.source,

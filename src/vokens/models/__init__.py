@@ -32,6 +32,16 @@ SYSTEMS = {
     "token_lm": ("vokens.models.socodec.lm", "TokenLM"),
     "hiftnet": ("vokens.models.s3gen.hift", "HiFTNetModel"),
     "uslm": ("vokens.models.uslm", "USLM"),
+    "encodec": ("vokens.models.adapters", "EnCodec"),
+    "dac": ("vokens.models.adapters", "DAC"),
+    "mimi": ("vokens.models.adapters", "Mimi"),
+    "xcodec": ("vokens.models.adapters", "XCodec"),
+    "xcodec2": ("vokens.models.adapters", "XCodec2"),
+    "neucodec": ("vokens.models.adapters", "NeuCodec"),
+    "higgs_audio_v2_tokenizer": ("vokens.models.adapters", "HiggsV2"),
+    "opus": ("vokens.models.adapters", "Opus"),
+    "codec2": ("vokens.models.adapters", "Codec2"),
+    "lyra": ("vokens.models.adapters", "Lyra"),
 }
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
 
@@ -75,7 +85,7 @@ def load(
     if backend == "onnxruntime":
         codec, device = _open_session(path, config, str(device)), "cpu"
     elif backend == "torch":
-        codec = _open_folder(path, config) if path.is_dir() else _open_file(path, config)
+        codec = _open_setting(name, path) or (_open_folder if path.is_dir() else _open_file)(path, config)
     else:
         raise ConfigError(f"backend={backend!r} was given: 'torch' and 'onnxruntime' are accepted")
     if name:
@@ -93,7 +103,7 @@ def _find(
 ) -> tuple[Path, str]:
     """Where the files are, and the model id when the source gives one."""
     path = Path(source).expanduser()
-    if str(source) in registry.MODELS:
+    if str(source) in registry.MODELS and (revision is None or "/" not in str(source)):
         entry = registry.get(str(source))
         return registry.fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
     if path.exists():
@@ -108,6 +118,15 @@ def _find(
         return registry.hub_snapshot(source, **options), source
     registry.get(str(source))  # raises, with the nearest names
     raise CheckpointError(f"{source} was not found")
+
+
+def _open_setting(name: str, folder: Path) -> Codec | None:
+    """A codec whose name says its config ("opus-6"); its files, if it has any, are in the folder."""
+    entry = registry.MODELS.get(name)
+    if entry is None or entry.settings is None:
+        return None
+    cls = system(entry.system)
+    return cls.from_folder(folder, build_config(cls.Config, dict(entry.settings), name))
 
 
 def _open_folder(folder: Path, config: Any) -> Codec:

@@ -1,0 +1,16 @@
+"""Tokenizers of others behind the same calls: those that transformers ships, and Opus, Codec2 and Lyra v2.
+
+One file per family, each a `Codec`: encode, decode, extract, bench and roundtrip take them by name. What they need
+(transformers, a system library, ai-edge-litert) is asked for when one is made, not before. docs/adapters.md.
+"""
+
+from vokens.models.adapters.codec2 import Codec2
+from vokens.models.adapters.dac import DAC
+from vokens.models.adapters.encodec import EnCodec
+from vokens.models.adapters.lyra import Lyra
+from vokens.models.adapters.mimi import Mimi
+from vokens.models.adapters.opus import Opus
+from vokens.models.adapters.xcodec import HiggsV2, XCodec
+from vokens.models.adapters.xcodec2 import NeuCodec, XCodec2
+
+__all__ = ["DAC", "Codec2", "EnCodec", "HiggsV2", "Lyra", "Mimi", "NeuCodec", "Opus", "XCodec", "XCodec2"]

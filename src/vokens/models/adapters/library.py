@@ -1,0 +1,116 @@
+"""Codecs that a library computes: no network of ours, one recording at a time, packets that stay whole.
+
+A packet's bytes are its codes: as many codebooks of 256 entries as it has bytes, the last one smaller where its
+bits do not fill a byte. So `bitrate` is what is sent, and tokens of a library travel like all others.
+"""
+
+import ctypes
+from collections.abc import Collection
+from ctypes.util import find_library
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens.errors import ConfigError, TokensError, VokensError
+from vokens.models.codec import Codec
+from vokens.tokens import Tokens
+
+
+class LibraryCodec(Codec):
+    """A codec without a network of ours.
+
+    delay: samples by which the library's decoder lags behind what its encoder heard; it is taken off here.
+    packets: whether the codes of a frame are one packet, of which parts mean nothing.
+    """
+
+    packets: ClassVar[bool] = True
+    delay: int = 0
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return False
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Any) -> Self | None:
+        """The codec of a setting: there are no files to look for."""
+        return cls(config) if isinstance(config, cls.Config) else None
+
+    # What a library implements -----------------------------------------------------------------------------
+
+    def encode_row(self, wave: np.ndarray, frames: int) -> np.ndarray:
+        """Codes (K, frames) of a wave (frames * hop_length,) float32 in [-1, 1]."""
+        raise NotImplementedError
+
+    def decode_row(self, codes: np.ndarray, first_codebook: int) -> np.ndarray:
+        """Wave (T * hop_length,) float32 of codes (K, T), still late by `delay`."""
+        raise NotImplementedError
+
+    # What `Codec` asks for ---------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def set_dtype(self, dtype: torch.dtype) -> Self:
+        raise ConfigError(f"{dtype} was given: {self.name} is computed by a library, leave the type out")
+
+    def num_frames(self, num_samples: Tensor | int) -> Any:
+        """Frames until the last sample has left the decoder: ceil((N + delay) / hop_length)."""
+        return -(-(num_samples + self.delay) // self.hop_length)
+
+    def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+        frames = self.num_frames(lengths)
+        codes = torch.zeros(len(wave), num_codebooks, int(frames.max()), dtype=torch.int64)
+        for row, (samples, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
+            heard = np.zeros(count * self.hop_length, np.float32)
+            heard[:samples] = wave[row, :samples].cpu().numpy()
+            codes[row, :, :count] = torch.from_numpy(self.encode_row(heard, count)[:num_codebooks])
+        return codes, frames
+
+    def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
+        waves = torch.zeros(len(codes), codes.shape[2] * self.hop_length)
+        for row, count in enumerate(lengths.tolist()):
+            late = self.decode_row(codes[row, :, :count].cpu().numpy(), first_codebook)
+            waves[row, : len(late) - self.delay] = torch.from_numpy(late[self.delay :])
+        return waves
+
+    def _wanted(self, num_codebooks: int | None) -> int:
+        if self.packets and num_codebooks not in (None, self.num_codebooks):
+            raise ConfigError(
+                f"num_codebooks={num_codebooks} was given: the {self.num_codebooks} bytes of a packet of {self.name} "
+                "go together"
+            )
+        return super()._wanted(num_codebooks)
+
+    def _check(self, tokens: Tokens) -> None:
+        super()._check(tokens)
+        if self.packets and tokens.num_codebooks != self.num_codebooks:
+            raise TokensError(
+                f"{tokens.num_codebooks} codebooks were given: the {self.num_codebooks} bytes of a packet of "
+                f"{self.name} go together"
+            )
+
+
+class NotInstalled(VokensError, ImportError):
+    """A library of the system is not there: the message has the command that installs it."""
+
+
+def open_library(name: str, package: str, purpose: str) -> ctypes.CDLL:
+    """A shared library of the system. Raises NotInstalled."""
+    path = find_library(name)
+    if path is None:
+        raise NotInstalled(
+            f"{purpose} needs the library lib{name}, which is not installed: apt-get install {package} "
+            f"(macOS: brew install {name})"
+        )
+    return ctypes.CDLL(path)
+
+
+__all__ = ["LibraryCodec", "NotInstalled", "open_library"]
