@@ -212,6 +212,17 @@ def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
         run(dataclasses.replace(whole, metrics="mel"))
 
 
+def test_several_models_in_one_run(corpus, tiny_codec, tmp_path):
+    chosen = options(corpus, tmp_path, models=f"{tiny_codec},mini", limit=1, codebooks="3", metrics="mel")
+    assert run(chosen) == 0
+    lines = [json.loads(line) for line in (tmp_path / "reconstruct.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [f"{tiny_codec} 1-3", "mini 1-3", "original"]
+    assert lines[0]["mel"] > lines[1]["mel"] > lines[2]["mel"] == 0  # random weights, trained ones, none
+    before = (tmp_path / "reconstruct.jsonl").read_bytes()
+    assert run(chosen) == 0
+    assert (tmp_path / "reconstruct.jsonl").read_bytes() == before
+
+
 @pytest.mark.slow  # two fresh processes import torch
 def test_two_processes_give_what_one_gives(corpus, tmp_path):
     for processes in (1, 2):

@@ -99,7 +99,10 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
             ranges = options.codebook_ranges(codec.num_codebooks)
             rows = {f"{label} {part}": span for part, span in ranges.items()}
         found.append(System(label, source, codec.fingerprint, rows))
+    asked = {system.label for system in found}
     for name in split_list(options.peers):
+        if name in asked:
+            continue
         try:
             found.append(System(peer(name, options.judges).name, name, "", {name: (0, 1)}, peer=True))
         except (NotInstalled, MissingExtra) as error:

@@ -152,7 +152,7 @@ def table(summary: Mapping[str, Any]) -> str:
         known = definition(name)
         found = [row["metric"].get(name) for row in rows]
         title = " ".join([known.title, *name.split("/")[1:]])
-        mode = next(value["mode"] for value in found if value is not None)
+        mode = "; ".join(dict.fromkeys(value["mode"] for value in found if value is not None))
         cells = [_cell(value, row, known.digits) for value, row in zip(found, rows, strict=True)]
         lines.append([title, known.unit, mode, *cells])
     text = f"# {summary['bench']}\n\n" + _markdown(lines)
