@@ -49,8 +49,7 @@ class Probe(nn.Module):
 
     def __init__(self, codebook_sizes: Sequence[int], frame_rate: float, width: int) -> None:
         super().__init__()
-        self.stack = max(1, round(frame_rate / STEP_RATE))
-        self.emissions = math.ceil(EMISSION_RATE * self.stack / frame_rate)
+        self.stack, self.emissions = grid(frame_rate)
         self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in codebook_sizes)
         self.layers = nn.ModuleList(BiLSTM(size, width) for size in (self.stack * width, 2 * width))
         self.out = nn.Linear(2 * width, self.emissions * (1 + len(ALPHABET)))
@@ -73,6 +72,12 @@ class Probe(nn.Module):
         for layer in self.layers:
             x = layer(F.dropout(x, DROPOUT, self.training), steps)
         return self.out(x).unflatten(-1, (self.emissions, -1)).flatten(1, 2).log_softmax(-1)
+
+
+def grid(frame_rate: float) -> tuple[int, int]:
+    """Frames of tokens that are read in one step, and CTC frames that it emits."""
+    stack = max(1, round(frame_rate / STEP_RATE))
+    return stack, math.ceil(EMISSION_RATE * stack / frame_rate)
 
 
 class BiLSTM(nn.Module):
@@ -163,8 +168,8 @@ def _cut(tokens: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 def fits(text: Sequence[int], num_frames: int, frame_rate: float) -> bool:
     """Whether a text can be spelled over so many frames of tokens at all."""
-    probe = Probe((1,), frame_rate, 1)
-    return frames_needed(text) <= int(probe.frames(torch.tensor(num_frames)))
+    stack, emissions = grid(frame_rate)
+    return frames_needed(text) <= -(-num_frames // stack) * emissions
 
 
 @torch.inference_mode()

@@ -40,17 +40,21 @@ _END = 0  # the end of a text, for that model
 
 @dataclass(frozen=True)
 class Spoken:
-    """Recordings with what is said in them, as symbols of the probe's alphabet."""
+    """Recordings with what is said in them, as symbols of the probe's alphabet; others need other characters."""
 
     items: list[Item]
     texts: list[list[int]]
+    others: list[Item]
 
 
 def run(options: SlmTok) -> int:
     """Measure, and write the results; 1 if some recordings could not be used."""
     test = spoken(find_items(options.measured()))
-    train = spoken(_train_items(options)) if options.probe_steps else Spoken([], [])
+    train = spoken(_train_items(options)) if options.probe_steps else Spoken([], [], [])
     notes: dict[str, str] = {}
+    other = len(test.others) + len(train.others)
+    if other:
+        notes[f"{other} recordings"] = f"Their texts need other characters than {ALPHABET!r} and punctuation."
     rows: list[Line] = []
     names = ("train_split", "train_hours", "probe_steps", "probe_seconds", "probe_width", "pairs")
     asked = {name: getattr(options, name) for name in (*names, "recogniser", "speaker")}
@@ -68,6 +72,7 @@ def run(options: SlmTok) -> int:
                 probed = None
                 if options.probe_steps:
                     probed = _probe(results, row, label, codec, span, train, test, options)
+                    notes |= _left_out(row, probed)
                 lines = []
                 if heard and codec.decodes:
                     say = partial(_resynthesis, codec, label, span, options)
@@ -80,7 +85,7 @@ def run(options: SlmTok) -> int:
 
 
 def spoken(items: Sequence[Item]) -> Spoken:
-    """Those whose texts the alphabet can spell. Raises ConfigError when there are none."""
+    """Recordings by whether the alphabet can spell their texts. Raises ConfigError when it can spell none."""
     texts = [spell(item.text or "", ALPHABET) for item in items]
     pairs = [(item, text) for item, text in zip(items, texts, strict=True) if text is not None]
     if not pairs:
@@ -88,7 +93,8 @@ def spoken(items: Sequence[Item]) -> Spoken:
             f"none of {len(items)} texts is spelled with {ALPHABET!r} and punctuation alone: "
             "SLMTokBench is defined for English"
         )
-    return Spoken([item for item, _ in pairs], [text for _, text in pairs])
+    others = [item for item, text in zip(items, texts, strict=True) if text is None]
+    return Spoken([item for item, _ in pairs], [text for _, text in pairs], others)
 
 
 def _train_items(options: SlmTok) -> list[Item]:
@@ -151,15 +157,8 @@ def _probe(
         seed=options.seed,
         device=options.device,
     )
-    return results.add(
-        row,
-        label,
-        name,
-        codec.fingerprint,
-        **alignment(
-            *_fitting(encoded[0], train.texts), *_fitting(encoded[1], test.texts), budget, options.pairs, row
-        ),
-    )
+    found = alignment(encoded[0], train.texts, encoded[1], test.texts, budget, options.pairs, row)
+    return results.add(row, label, name, codec.fingerprint, **found)
 
 
 def alignment(
@@ -175,8 +174,11 @@ def alignment(
 
     Of every test recording: characters and words with the probe's edits; ln q(text | tokens) of its own text and the
     mean of others' (per text and per character); ln p(text) of the character model; all in nats. impossible: the
-    share of others' texts that do not fit, and are left out.
+    share of others' texts that do not fit the recording, and are left out. left_out: recordings of train and test that
+    are too short for their own texts.
     """
+    given = len(train), len(test)
+    (train, train_texts), (test, test_texts) = _fitting(train, train_texts), _fitting(test, test_texts)
     with tqdm(total=budget.steps, desc=f"{title} probe", unit="step", disable=None) as bar:
         probe = train_probe(train, train_texts, budget, lambda step, loss: _show(bar, loss))
     heard = transcribe(probe, test)
@@ -198,6 +200,7 @@ def alignment(
         "vclub_per_character": vclub(matched / sizes, shuffled / sizes[others]).tolist(),
         "lower": barber_agakov(matched, prior).tolist(),
         "impossible": float((~shuffled.isfinite()).double().mean()),
+        "left_out": [given[0] - len(train), given[1] - len(test)],
         "train_seconds": float(train.duration.sum()),
     }
 
@@ -226,6 +229,17 @@ def _fitting(tokens: Tokens, texts: list[list[int]]) -> tuple[Tokens, list[list[
     """Those whose text can be spelled in the frames that a probe has for them."""
     kept = [i for i, text in enumerate(texts) if fits(text, int(tokens.lengths[i]), tokens.frame_rate)]
     return Tokens.cat([tokens[i] for i in kept]), [texts[i] for i in kept]
+
+
+def _left_out(row: str, probed: Line) -> dict[str, str]:
+    """Notes on what is not in the numbers of a row."""
+    share, (train, test) = probed["impossible"], probed["left_out"]
+    notes = {}
+    if share:
+        notes[f"{row}: {100 * share:.1f} % of the pairs of vCLUB"] = "The text is too long for the recording."
+    if train or test:
+        notes[f"{row}: {train} recordings to train on, {test} to test"] = "Too short for their texts."
+    return notes
 
 
 # Preservation --------------------------------------------------------------------------------------------------
