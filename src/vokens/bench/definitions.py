@@ -24,7 +24,7 @@ class Definition:
 
 
 DEFINITIONS = {
-    "bitrate": Definition("bit rate", "kbit/s", "down", 2, "log2 of codebook sizes; peers: what they sent"),
+    "bitrate": Definition("bit rate", "kbit/s", "down", 2, "log2 of codebook sizes, all frames"),
     "stoi": Definition("STOI", "", "up", 3, "classic, 10 kHz, 150 to 4300 Hz, pystoi"),
     "estoi": Definition("ESTOI", "", "up", 3, "extended, 10 kHz, 150 to 4300 Hz, pystoi"),
     "pesq-wb": Definition("PESQ-WB", "MOS-LQO", "up", 2, "P.862.2, 16 kHz, 50 to 7000 Hz, pesq"),

@@ -63,8 +63,8 @@ class Reconstruct(Measure):
     codebooks: str | None = None
     """Rows of a codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
     peers: str = PEERS
-    """Codecs beside them, where installed: original, codec2-MODE, opus-KBPS, lyra-3.2, lyra-6, lyra-9.2; '' for
-    none."""
+    """Codecs beside them, whole, where installed: original (the recording itself) and names of `vokens models`; ''
+    for none."""
     metrics: str = ",".join(METRICS)
     """Which numbers to compute."""
     recogniser: str = "moonshine-tiny-en"

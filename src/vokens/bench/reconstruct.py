@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vokens import registry
 from vokens.audio import load, resample
 from vokens.bench import metrics
 from vokens.bench.codecs import labels, open_codec, token_path
 from vokens.bench.items import Item, find_items
-from vokens.bench.judges import NotInstalled, find_judge
+from vokens.bench.judges import find_judge
 from vokens.bench.options import Reconstruct, split_list
-from vokens.bench.peers import Peer, peer
 from vokens.bench.recognise import Moonshine
 from vokens.bench.results import Line, Results
 from vokens.bench.speaker import SpeakerJudge
 from vokens.bench.summary import summary_row
-from vokens.errors import ConfigError, MissingExtra, VokensError
+from vokens.errors import ConfigError, DownloadError, MissingExtra, VokensError
 from vokens.models.codec import Codec
 
 RATE = metrics.SAMPLE_RATE
@@ -46,13 +46,17 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclass(frozen=True)
 class System:
-    """A codec, ours or a peer, and the rows of results that it gives: label -> half-open range of codebooks."""
+    """A codec and the rows of results that it gives: label -> half-open range of codebooks."""
 
     label: str
     source: str
     fingerprint: str
     rows: dict[str, tuple[int, int]]
-    peer: bool = False
+
+
+ORIGINAL = System(
+    "original", "", "", {"original": (0, 0)}
+)  # no codec: what judges say of the recording itself
 
 
 def run(options: Reconstruct) -> int:
@@ -91,23 +95,34 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
     found, notes = [], {}
     for label, source in labels(options).items():
         codec = open_codec(source, options)
-        if not codec.decodes:
-            notes[label] = "it has no decoder: bench tokens and robust measure it."
-            continue
         rows = {label: (0, codec.num_codebooks)}
-        if codec.num_codebooks > 1 and not getattr(codec, "packets", False):
+        if codec.num_codebooks > 1 and not getattr(codec, "packets", False):  # parts of a packet mean nothing
             ranges = options.codebook_ranges(codec.num_codebooks)
             rows = {f"{label} {part}": span for part, span in ranges.items()}
-        found.append(System(label, source, codec.fingerprint, rows))
+        if codec.decodes:
+            found.append(System(label, source, codec.fingerprint, rows))
+        else:
+            notes[label] = "it has no decoder: bench tokens and robust measure it."
     asked = {system.label for system in found}
     for name in split_list(options.peers):
-        if name in asked:
-            continue
-        try:
-            found.append(System(peer(name, options.judges).name, name, "", {name: (0, 1)}, peer=True))
-        except (NotInstalled, MissingExtra) as error:
-            notes[name] = str(error)
+        if name == ORIGINAL.label:
+            found.append(ORIGINAL)
+        elif name not in asked:
+            try:
+                codec = _open_peer(name, options)
+                found.append(System(name, name, codec.fingerprint, {name: (0, codec.num_codebooks)}))
+            except ConfigError:
+                raise
+            except VokensError as error:  # of what it needs, something is not installed
+                notes[name] = str(error)
     return found, notes
+
+
+def _open_peer(name: str, options: Reconstruct) -> Codec:
+    """The codec of that name. Raises ConfigError for no such name, DownloadError for what is not on this machine."""
+    if not registry.is_cached(registry.get(name)):
+        raise DownloadError(f"its files are not on this machine: vokens.load({name!r}) fetches them")
+    return open_codec(name, options)
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ class Worker:
         self._options = options
         self._metrics = options.wanted_metrics()
         self._system: System | None = None
-        self._codec: Codec | Peer | None = None
+        self._codec: Codec | None = None
         self._speaker = self._ears = None
         self._voices: dict[str, np.ndarray] = {}  # of the recordings
         if "speaker" in self._metrics:
@@ -157,18 +172,13 @@ class Worker:
     def _resynthesise(
         self, system: System, item: Item, wave: np.ndarray, rows: Sequence[str]
     ) -> Iterator[Heard]:
-        if self._system != system:
+        if system == ORIGINAL:
+            yield Heard(system.label, wave, 16 * len(wave), 0.0)  # as 16-bit PCM
+            return
+        if self._codec is None or self._system != system:
             self._codec, self._system = None, system  # one at a time in memory
-            if system.peer:
-                self._codec = peer(system.source, self._options.judges)
-            else:
-                self._codec = open_codec(system.source, self._options)
-        if isinstance(self._codec, Codec):
-            yield from self._ours(self._codec, system, item, wave, rows)
-        elif self._codec is not None:
-            start = time.perf_counter()
-            heard, bits = self._codec.roundtrip(wave, RATE)
-            yield Heard(self._codec.name, heard, bits, time.perf_counter() - start)
+            self._codec = open_codec(system.source, self._options)
+        yield from self._ours(self._codec, system, item, wave, rows)
 
     def _ours(
         self, codec: Codec, system: System, item: Item, wave: np.ndarray, rows: Sequence[str]
