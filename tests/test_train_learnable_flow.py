@@ -220,8 +220,9 @@ def test_a_published_flow_is_a_start(recipe: Path, tmp_path: Path) -> None:
 # Settings
 
 
-def test_the_recipe_is_valid() -> None:
-    path = Path(__file__).parent.parent / "recipes" / "learnable_flow_mini.toml"
+@pytest.mark.parametrize("name", ["learnable_flow_mini", "learnable_flow_distill"])
+def test_the_recipes_are_valid(name: str) -> None:
+    path = Path(__file__).parent.parent / "recipes" / f"{name}.toml"
     assert trainer_of(read_recipe(path, ["data.train=somewhere"]).task) is LearnableFlowTrainer
 
 

@@ -373,7 +373,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Flow loss at fixed times and noises, and distances of frames generated in 1, 2, ... steps to the true ones
-        (L1; nepers per bin for mels). mel_mean is the mean frame's distance: what knowing nothing would give.
+        (L1; nepers per bin for mels). mel_mean is the mean frame's distance: what knowing nothing would give. spread
+        is how much frames vary, against the true ones: too few steps give their mean, which varies too little.
         """
         if self.valid is None:
             return {}
@@ -396,6 +397,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         for steps in self.validated_steps(flow):
             made = self._generated(flow, batch, steps)
             measured[f"valid/{self.frames_are}_{steps}"] = float(_distance(made, x1, mask))
+            measured[f"valid/spread_{steps}"] = float(_spread(made, mask) / _spread(x1, mask))
         if board is not None:
             board.mel_picture(self.step, self.frames_are, x1[0].T)
             board.mel_picture(self.step, "generated", made[0].T)
@@ -460,3 +462,9 @@ def _jumps(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
 
 def _distance(found: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((found - target).abs() * mask).sum() / mask.expand_as(target).sum()
+
+
+def _spread(frames: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation over all frames of each channel, their mean: ()."""
+    mean = (frames * mask).sum((0, 1)) / mask.sum()
+    return (((frames - mean) * mask).square().sum((0, 1)) / mask.sum()).sqrt().mean()

@@ -1,0 +1,491 @@
+"""Learnable-Speech's two stages beside a straightforward composition of the same networks, in one run.
+
+    python benchmarks/learnable.py [--full] [--threads 1] [--repeats 5]
+
+The composition is written here in the published manner: layouts and losses row by row over all places, attention of
+three products with its scores in memory, convolutions over channels first, all conditions at every step of the solver,
+a norm read back for each gradient. It has the same weights, and losses and latents must agree before anything is timed.
+Both sides take turns; the best of the repeats counts. --full: released sizes, otherwise small ones for a CPU.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
+
+from vokens.flow import objective
+from vokens.models.codec import mask_of
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+from vokens.models.learnable.flow_config import latent_flow
+from vokens.models.learnable.loss import label_loss
+from vokens.models.s3gen.checkpoint import flow_to_published
+from vokens.models.s3gen.flow import TokenToMel, Voice
+from vokens.nn.sampling import Sampler
+from vokens.train.flow_data import FlowBatch
+from vokens.train.flow_learner import Draw, FlowLearner
+
+SMALL_FLOW = {
+    "mel_bins": 32,
+    "token_embed_dim": 192,
+    "encoder_attention_heads": 4,
+    "encoder_linear_units": 512,
+    "encoder_num_blocks": 3,
+    "encoder_num_up_blocks": 2,
+    "decoder_channels": 160,
+    "decoder_n_blocks": 1,
+    "decoder_num_mid_blocks": 4,
+    "decoder_num_heads": 4,
+    "decoder_attention_head_dim": 32,
+}
+SMALL_LM = Qwen2Sizes(1000, 192, 576, 4, 4, 2, 4096)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def take_turns(repeats: int, *calls: Callable[[], Any]) -> list[float]:
+    """Best wall time of each call in seconds."""
+    best = [math.inf] * len(calls)
+    for _ in range(repeats):
+        for place, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[place] = min(best[place], time.perf_counter() - start)
+    return best
+
+
+# The composition: stage 1 ----------------------------------------------------------------------------------------
+
+
+def plain_lm_loss(lm: LearnableLM, text: list[Tensor], speech: list[Tensor], speaker: Tensor) -> Tensor:
+    """Unistream sequences put together utterance by utterance, scores and divergence at every place."""
+    words = lm.backbone.get_input_embeddings()
+    rows, targets = [], []
+    for ids, codes, voice in zip(text, speech, speaker, strict=True):
+        start, task = lm.marks.weight[0:1], lm.marks.weight[1:2]
+        rows.append(torch.cat([start, voice[None], words(ids), task, lm.speech_embedding(codes)]))
+        quiet = torch.full((2 + len(ids),), -1)
+        targets.append(torch.cat([quiet, codes, torch.tensor([lm.config.end])]))
+    lengths = [len(row) for row in rows]
+    x = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1.0)
+    target = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-1)
+    mask = mask_of(torch.tensor(lengths), x.shape[1])
+    scores = lm.head(lm.backbone(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state)
+    flat, asked = target.flatten(), target.flatten() >= 0
+    wanted = torch.zeros(len(flat), scores.shape[2])
+    wanted.scatter_(1, flat.clamp(min=0)[:, None], 1.0)
+    divergence = F.kl_div(scores.flatten(0, 1).log_softmax(1), wanted, reduction="none").sum(1)
+    return divergence.masked_fill(~asked, 0).sum() / asked.sum()
+
+
+@torch.inference_mode()
+def recomputed(lm: LearnableLM, text: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """`count` tokens, the whole sequence being read again for each."""
+    marks, sampler, found = lm.marks.weight, Sampler(), []
+    voice = torch.zeros_like(marks[:1])
+    x = torch.cat([marks[:1], voice, lm.backbone.get_input_embeddings()(text), marks[1:]])
+    while len(found) < count:
+        scores = lm.head(lm.backbone(inputs_embeds=x[None], use_cache=False).last_hidden_state[0, -1])
+        scores[lm.config.speech_tokens :] = -torch.inf
+        found.append(sampler.draw(scores, found, generator))
+        x = torch.cat([x, lm.speech_embedding.weight[found[-1:]]])
+    return found
+
+
+# The composition: stage 2. Modules are named as in the published weights -------------------------------------------
+
+
+class PlainRelativeAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.linear_q, self.linear_k, self.linear_v = (nn.Linear(width, width) for _ in range(3))
+        self.linear_out, self.linear_pos = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.zeros(heads, width // heads))
+        self.pos_bias_v = nn.Parameter(torch.zeros(heads, width // heads))
+
+    def forward(self, x: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.linear_q(x)), split(self.linear_k(x)), split(self.linear_v(x))
+        p = split(self.linear_pos(table)[None])
+        content = (q + self.pos_bias_u[:, None]) @ k.transpose(2, 3)
+        place = (q + self.pos_bias_v[:, None]) @ p.transpose(2, 3)
+        place = F.pad(place, (1, 0)).reshape(*place.shape[:2], -1, place.shape[2])[:, :, 1:]
+        place = place.reshape(*q.shape[:3], -1)[..., : q.shape[2]]
+        scores = (content + place) / math.sqrt(q.shape[3])
+        weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(3).masked_fill(~mask[:, None], 0.0)
+        return self.linear_out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class PlainConformerLayer(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm_mha, self.norm_ff = nn.LayerNorm(width, 1e-12), nn.LayerNorm(width, 1e-12)
+        self.self_attn = PlainRelativeAttention(width, heads)
+        self.feed_forward = nn.ModuleDict({"w_1": nn.Linear(width, hidden), "w_2": nn.Linear(hidden, width)})
+
+    def forward(self, x: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+        x = x + self.self_attn(self.norm_mha(x), mask, table)
+        return x + self.feed_forward["w_2"](F.silu(self.feed_forward["w_1"](self.norm_ff(x))))
+
+
+class PlainEncoder(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, heads, hidden = (
+            config.token_embed_dim,
+            config.encoder_attention_heads,
+            config.encoder_linear_units,
+        )
+
+        def layers(count: int) -> nn.ModuleList:
+            return nn.ModuleList(PlainConformerLayer(width, heads, hidden) for _ in range(count))
+
+        def embed() -> nn.ModuleDict:
+            return nn.ModuleDict({"out": nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))})
+
+        self.width, self.ratio, self.ahead = width, config.token_mel_ratio, config.pre_lookahead_len
+        self.embed, self.up_embed = embed(), embed()
+        self.pre_lookahead_layer = nn.ModuleDict(
+            {"conv1": nn.Conv1d(width, width, self.ahead + 1), "conv2": nn.Conv1d(width, width, 3)}
+        )
+        self.encoders, self.up_encoders = (
+            layers(config.encoder_num_blocks),
+            layers(config.encoder_num_up_blocks),
+        )
+        self.up_layer = nn.ModuleDict({"conv": nn.Conv1d(width, width, 2 * self.ratio + 1)})
+        self.after_norm = nn.LayerNorm(width)
+
+    def table(self, count: int) -> Tensor:
+        distance = torch.arange(count - 1, -count, -1).float()[:, None]
+        rates = torch.exp(torch.arange(0, self.width, 2).float() * -(math.log(10000.0) / self.width))
+        table = torch.zeros(2 * count - 1, self.width)
+        table[:, 0::2], table[:, 1::2] = (distance * rates).sin(), (distance * rates).cos()
+        return table
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = mask_of(lengths, x.shape[1])[:, None]
+        x = self.embed["out"](x) * math.sqrt(self.width) * mask.transpose(1, 2)
+        y = F.pad(x.transpose(1, 2), (0, self.ahead))
+        y = F.pad(F.leaky_relu(self.pre_lookahead_layer["conv1"](y)), (2, 0))
+        x = x + self.pre_lookahead_layer["conv2"](y).transpose(1, 2)
+        table = self.table(x.shape[1])
+        for layer in self.encoders:
+            x = layer(x, mask, table)
+        y = F.interpolate(x.transpose(1, 2), scale_factor=float(self.ratio), mode="nearest")
+        x = self.up_layer["conv"](F.pad(y, (2 * self.ratio, 0))).transpose(1, 2)
+        mask = mask_of(lengths * self.ratio, x.shape[1])[:, None]
+        x = self.up_embed["out"](x) * math.sqrt(self.width)
+        table = self.table(x.shape[1])
+        for layer in self.up_encoders:
+            x = layer(x, mask, table)
+        return self.after_norm(x)
+
+
+class PlainBlock(nn.Module):
+    """A causal convolution, a norm over channels through two transpositions, Mish."""
+
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"0": nn.Conv1d(inner, width, 3), "2": nn.LayerNorm(width)})
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.block["0"](F.pad(x * mask, (2, 0)))
+        return F.mish(self.block["2"](y.transpose(1, 2)).transpose(1, 2)) * mask
+
+
+class PlainResnet(nn.Module):
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.block1, self.block2 = PlainBlock(inner, width), PlainBlock(width, width)
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(4 * width, width))
+        self.res_conv = nn.Conv1d(inner, width, 1)
+
+    def forward(self, x: Tensor, mask: Tensor, time: Tensor) -> Tensor:
+        y = self.block1(x, mask) + self.mlp(time)[..., None]
+        return self.block2(y, mask) + self.res_conv(x * mask)
+
+
+class PlainTransformer(nn.Module):
+    def __init__(self, width: int, heads: int, head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
+        parts = {f"to_{x}": nn.Linear(width, heads * head, bias=False) for x in "qkv"}
+        self.attn1 = nn.ModuleDict({**parts, "to_out": nn.ModuleList([nn.Linear(heads * head, width)])})
+        up = nn.ModuleDict({"proj": nn.Linear(width, 4 * width)})
+        self.ff = nn.ModuleDict({"net": nn.ModuleDict({"0": up, "2": nn.Linear(4 * width, width)})})
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        y = self.norm1(x)
+        q, k, v = (
+            self.attn1[f"to_{part}"](y).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in "qkv"
+        )
+        weights = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + bias[:, None]).softmax(3)
+        x = x + self.attn1["to_out"][0]((weights @ v).transpose(1, 2).flatten(2))
+        net = self.ff["net"]
+        return x + net["2"](F.gelu(net["0"]["proj"](self.norm3(x))))
+
+
+class PlainEstimator(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, bins = config.decoder_channels, config.mel_bins
+        self.bins = bins
+
+        def stage(inner: int, *last: nn.Module) -> nn.ModuleList:
+            blocks = nn.ModuleList(
+                PlainTransformer(width, config.decoder_num_heads, config.decoder_attention_head_dim)
+                for _ in range(config.decoder_n_blocks)
+            )
+            return nn.ModuleList([PlainResnet(inner, width), blocks, *last])
+
+        self.time_mlp = nn.ModuleDict(
+            {"linear_1": nn.Linear(4 * bins, 4 * width), "linear_2": nn.Linear(4 * width, 4 * width)}
+        )
+        self.down_blocks = nn.ModuleList([stage(4 * bins, nn.Conv1d(width, width, 3))])
+        self.mid_blocks = nn.ModuleList(stage(width) for _ in range(config.decoder_num_mid_blocks))
+        self.up_blocks = nn.ModuleList([stage(2 * width, nn.Conv1d(width, width, 3))])
+        self.final_block, self.final_proj = PlainBlock(width, width), nn.Conv1d(width, bins, 1)
+
+    def forward(self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spk: Tensor, cond: Tensor) -> Tensor:
+        half = 2 * self.bins
+        angles = 1000 * t[:, None] * torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
+        time = self.time_mlp["linear_2"](
+            F.silu(self.time_mlp["linear_1"](torch.cat([angles.sin(), angles.cos()], 1)))
+        )
+        x = torch.cat([x, mu, spk[..., None].expand(-1, -1, x.shape[2]), cond], 1)
+        bias = (1.0 - mask.bool().repeat(1, x.shape[2], 1).float()) * -1e10
+
+        def stage(parts: Any, x: Tensor) -> Tensor:
+            x = parts[0](x, mask, time).transpose(1, 2).contiguous()
+            for block in parts[1]:
+                x = block(x, bias)
+            return x.transpose(1, 2).contiguous()
+
+        x = skip = stage(self.down_blocks[0], x)
+        x = self.down_blocks[0][2](F.pad(x * mask, (2, 0)))
+        for parts in self.mid_blocks:
+            x = stage(parts, x)
+        x = stage(self.up_blocks[0], torch.cat([x, skip], 1))
+        x = self.final_block(self.up_blocks[0][2](F.pad(x * mask, (2, 0))), mask)
+        return self.final_proj(x * mask) * mask
+
+
+class PlainFlow(nn.Module):
+    """The published second stage without its speaker encoder."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, bins = config.token_embed_dim, config.mel_bins
+        self.config = config
+        self.input_embedding = nn.Embedding(config.vocab_size, width)
+        self.spk_embed_affine_layer = nn.Linear(config.speaker_embed_dim, bins)
+        self.encoder, self.encoder_proj = PlainEncoder(config), nn.Linear(width, bins)
+        self.decoder = nn.ModuleDict({"estimator": PlainEstimator(config)})
+
+    def given(self, tokens: Tensor, lengths: Tensor, voices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu = self.encoder_proj(self.encoder(self.input_embedding(tokens), lengths)).transpose(1, 2)
+        mask = mask_of(lengths * self.config.token_mel_ratio, mu.shape[2])[:, None].float()
+        return mu, mask, self.spk_embed_affine_layer(F.normalize(voices, dim=1))
+
+    def loss(self, batch: FlowBatch, draw: Draw) -> Tensor:
+        mu, mask, spk = self.given(batch.tokens, batch.lengths, batch.voices)
+        cond = torch.zeros_like(mu)
+        for row, count in enumerate(draw.prompts.tolist()):
+            cond[row, :, :count] = batch.frames[row, :, :count]
+        noise, t = draw.noise.transpose(1, 2), draw.t[:, None, None]
+        x = (1 - (1 - 1e-6) * t) * noise + t * batch.frames
+        u = batch.frames - (1 - 1e-6) * noise
+        keep = draw.conditioned.float()
+        found = self.decoder["estimator"](
+            x, mask, mu * keep[:, None, None], draw.t, spk * keep[:, None], cond * keep[:, None, None]
+        )
+        return F.mse_loss(found * mask, u * mask, reduction="sum") / (mask.sum() * u.shape[1])
+
+    @torch.inference_mode()
+    def generate(self, tokens: Tensor, voice: Tensor, noise: Tensor, steps: int, rate: float) -> Tensor:
+        mu, mask, spk = self.given(tokens[None], torch.tensor([len(tokens)]), voice[None])
+        x, times = noise.T[None], 1 - torch.cos(torch.linspace(0, 1, steps + 1) * math.pi / 2)
+        nothing, none = torch.zeros_like(mu), torch.zeros_like(spk)
+        for t, width in zip(times[:-1], times.diff(), strict=True):
+            both = self.decoder["estimator"](
+                torch.cat([x, x]),
+                torch.cat([mask, mask]),
+                torch.cat([mu, nothing]),
+                t.expand(2),
+                torch.cat([spk, none]),
+                torch.cat([nothing, nothing]),
+            )
+            x = x + width * ((1 + rate) * both[:1] - rate * both[1:])
+        return x[0]
+
+
+# The comparisons ---------------------------------------------------------------------------------------------------
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor], by_parameter: bool) -> Callable[[], None]:
+    """Loss, gradients, clipping and AdamW; by_parameter reads each gradient's norm back, as the published loop."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        if by_parameter:
+            _ = math.sqrt(sum(p.grad.norm().item() ** 2 for p in model.parameters() if p.grad is not None))
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def report(what: str, unit: str, ours: float, plain: float) -> None:
+    print(f"{what:<45} {unit:<10} {ours:>10.4g} {plain:>12.4g} {ours / plain:>7.2f}", flush=True)
+
+
+def compare_lm(args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    sizes = Qwen2Sizes() if args.full else SMALL_LM
+    lm = LearnableLM(LearnableLMConfig(sizes, SpeakerConfig(width=64, layers=1, heads=2)))
+    counts = [(12 + 3 * row, 60 + 17 * row) for row in range(args.batch)]
+    text = [torch.randint(1000, (n,), generator=seeded(n)) for n, _ in counts]
+    speech = [torch.randint(6561, (n,), generator=seeded(n)) for _, n in counts]
+    speaker = torch.randn(len(counts), sizes.width, generator=seeded(1))
+    lengths = torch.tensor(counts)
+    padded = [nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (text, speech)]
+
+    def ours() -> Tensor:
+        return label_loss(*lm(padded[0], lengths[:, 0], padded[1], lengths[:, 1], speaker=speaker))
+
+    def plain() -> Tensor:
+        return plain_lm_loss(lm, text, speech, speaker)
+
+    agree("losses of the language model", ours().detach(), plain().detach(), 1e-5)
+    best = take_turns(args.repeats, training_step(lm, ours, False), training_step(lm, plain, True))
+    report("stage 1, training", "steps / s", 1 / best[0], 1 / best[1])
+    total = sum(n for _, n in counts)
+    report("stage 1, training", "tokens / s", total / best[0], total / best[1])
+    lm.eval().requires_grad_(False)
+    count = 50 if args.full else 200
+    limits = {"limits": (count, count), "generator": None}
+
+    def cached() -> list[int]:
+        return lm.generate([text[-1]], **{**limits, "generator": seeded(0)})[0].tolist()
+
+    def again() -> list[int]:
+        return recomputed(lm, text[-1], count, seeded(0))
+
+    same = sum(a == b for a, b in zip(cached(), again(), strict=True))
+    print(f"(sampling: {same} of {count} tokens agree)")
+    best = take_turns(max(1, args.repeats // 2), cached, again)
+    report(f"stage 1, sampling {count}", "tokens / s", count / best[0], count / best[1])
+    many = [text[-1]] * args.batch
+    wide = take_turns(1, lambda: lm.generate(many, **{**limits, "generator": seeded(0)}))[0]
+    report(
+        f"stage 1, sampling {count}, batch {args.batch}",
+        "tokens / s",
+        args.batch * count / wide,
+        count / best[1],
+    )
+
+
+def compare_flow(args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    config = latent_flow(**({} if args.full else SMALL_FLOW))
+    flow, plain = TokenToMel(config), PlainFlow(config)
+    plain.load_state_dict(flow_to_published(flow.state_dict()))
+    learner, ratio, bins = FlowLearner(flow), config.token_mel_ratio, config.mel_bins
+    lengths = torch.tensor([100 - 7 * row for row in range(args.batch)])
+    tokens = torch.randint(6561, (args.batch, 100), generator=seeded(0)) * mask_of(lengths, 100)
+    mask = mask_of(lengths * ratio, 100 * ratio)[:, None]
+    frames = torch.randn(args.batch, bins, 100 * ratio, generator=seeded(1)) * mask
+    voices = torch.randn(args.batch, config.speaker_embed_dim, generator=seeded(2))
+    batch, t = (
+        FlowBatch(tokens, frames, lengths, voices),
+        torch.rand(args.batch, generator=seeded(3)),
+    )
+    noise = torch.randn(args.batch, 100 * ratio, bins, generator=seeded(4)) * mask.transpose(1, 2)
+    keep = torch.arange(args.batch) != 1
+    draw = Draw(t, t, noise, torch.arange(args.batch) * 3, keep, chunked=False)
+
+    def ours() -> Tensor:
+        x, v = objective.straight_path(frames.transpose(1, 2), noise, t)
+        found, target = learner(batch, x, v, draw)
+        return objective.squared_error(found, target, mask.transpose(1, 2).float())
+
+    agree("losses of the flow", ours().detach(), plain.loss(batch, draw).detach(), 1e-4)
+    theirs = training_step(plain, lambda: plain.loss(batch, draw), True)
+    best = take_turns(args.repeats, training_step(flow, ours, False), theirs)
+    report("stage 2, training", "steps / s", 1 / best[0], 1 / best[1])
+    total = int(lengths.sum())
+    report("stage 2, training", "tokens / s", total / best[0], total / best[1])
+    plain.load_state_dict(flow_to_published(flow.state_dict()))
+    flow.eval().requires_grad_(False)
+    row, start = (
+        torch.randint(6561, (args.tokens,), generator=seeded(5)),
+        torch.randn(args.tokens * ratio, bins),
+    )
+    voice = Voice(row[:0], frames.new_zeros(0, bins), voices[0])
+
+    def decode(steps: int) -> Tensor:
+        return flow.generate(row, voice, schedule=flow.schedule(steps), noise=[start])[0][0]
+
+    agree("latents", decode(10), plain.generate(row, voices[0], start, 10, 0.7), 1e-4)
+    for steps in (1, 2, 10):
+        best = take_turns(
+            args.repeats,
+            lambda steps=steps: decode(steps),
+            lambda steps=steps: plain.generate(row, voices[0], start, steps, 0.7),
+        )
+        report(
+            f"stage 2, {steps} steps with guidance",
+            "tokens / s",
+            args.tokens / best[0],
+            args.tokens / best[1],
+        )
+    unguided = flow.schedule(1, guidance=0.0)
+    one = take_turns(args.repeats, lambda: flow.generate(row, voice, schedule=unguided, noise=[start]))[0]
+    report("stage 2, 1 step without, against 10 with", "tokens / s", args.tokens / one, args.tokens / best[1])
+
+
+def agree(what: str, ours: Tensor, plain: Tensor, bound: float) -> None:
+    apart = float((ours - plain).abs().max() / plain.abs().max())
+    print(f"({what} agree to {apart:.1e})")
+    if apart > bound:
+        sys.exit(f"{what} differ by {apart:.1e} of the largest: nothing to compare")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument(
+        "--tokens", type=int, default=250, help="of the utterance that is decoded, 25 a second"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(
+        f"torch {torch.__version__}, {args.threads} threads, {'released' if args.full else 'small'} sizes\n"
+    )
+    print(f"{'':<45} {'':<10} {'vokens':>10} {'composition':>12} {'ratio':>7}")
+    compare_lm(args)
+    compare_flow(args)
+
+
+if __name__ == "__main__":
+    main()
