@@ -9,10 +9,11 @@ from golden.weights import fill_
 from safetensors.torch import load_file, save_file
 
 import vokens
-from vokens.errors import CheckpointError, TokensError
+from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.reader import Reader
+from vokens.models.learnable.speaker import ReferenceMel
 from vokens.nn.sampling import Sampler
 
 pytest.importorskip("transformers")
@@ -282,6 +283,48 @@ def test_prompt_speech_fills_the_first_groups(corrected):
     )
     found = list(stream)
     assert 10 <= len(found) <= 42
+
+
+def test_texts_are_read_by_the_front_end_of_the_config():
+    torch.manual_seed(0)
+    config = LearnableLMConfig(
+        TINY, None, speech_tokens=61, front_end="characters", speech_per_text=(1.0, 2.0)
+    )
+    model = LearnableLM(config).eval()
+    said = model.generate(["Hello.", "yes"], prompt_text="well ", sampler=Sampler("greedy"))
+    ids = [model.ids("well Hello."), model.ids("well yes")]
+    alone = [model.generate([ids[0]], sampler=Sampler("greedy"), limits=(6, 12))[0]]
+    alone += [model.generate([ids[1]], sampler=Sampler("greedy"), limits=(3, 6))[0]]
+    assert all(torch.equal(a, b) for a, b in zip(said, alone, strict=True))
+    with pytest.raises(TokensError, match="empty"):
+        model.generate([""])
+    with pytest.raises(ConfigError, match="front end"):
+        LearnableLM(LearnableLMConfig(TINY, None, speech_tokens=61)).generate(["Hello."])
+
+
+def test_a_voice_is_the_mean_of_its_pieces(corrected):
+    wave = torch.sin(torch.arange(24000 * 9) * 0.1 * (1 + torch.arange(24000 * 9) / 90000))
+    first, second = (corrected.voice(part, sample_rate=24000) for part in wave[: 24000 * 8].split(96000))
+    both = corrected.voice(wave, sample_rate=24000)  # the ninth second is left out
+    vectors = [
+        corrected.speaker_encoder(ReferenceMel()(part)[None]) for part in wave[: 24000 * 8].split(96000)
+    ]
+    close(both, corrected.speaker_from(sum(vectors) / 2))
+    close(corrected.voice(wave[:96000], wave[96000:192000], sample_rate=24000), both)
+    assert (first - second).abs().max() > 1e-4
+    louder = corrected.voice(wave * 0.3, sample_rate=24000)
+    assert (louder - both).abs().max() < 1e-4
+    assert corrected.voice(wave[:2400], sample_rate=24000).shape == (1, 64)
+
+
+def test_hidden_tokens_are_no_targets(lm):
+    asked = torch.ones(batch()["speech"].shape, dtype=torch.bool)
+    asked[:, 3:5] = False
+    for bistream in (False, True):
+        _, whole = lm(**batch(), bistream=bistream)
+        _, target = lm(**batch(), bistream=bistream, asked=asked)
+        assert int((whole >= 0).sum() - (target >= 0).sum()) == 2 * len(whole)
+        assert torch.equal(target[target >= 0], whole[target >= 0])
 
 
 def test_what_cannot_be_said_is_named(lm):

@@ -343,6 +343,9 @@ def test_requests_that_cannot_be_met(ours, published, codec):
         published.generate("h|aɪ", spelling="phonemes")
     with pytest.raises(TokensError, match="all 8 codebooks"):
         ours.generate("hi", prompt.select(0, 3))
+    other = USLM(replace(TINY, codec="another", fingerprint="f00d"))
+    with pytest.raises(TokensError, match="another"):
+        other.generate("hi", replace(prompt, fingerprint="beef"))
     with pytest.raises(TokensError, match="2 prompts"):
         ours.generate(["a", "b", "c"], vokens.Tokens.cat([prompt, prompt]))
     for texts, options in (

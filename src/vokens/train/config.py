@@ -115,6 +115,9 @@ class RunConfig:
         ema: decay of the averaged weights that are validated and saved; 0 saves the weights themselves.
         accumulate: forward passes per step. precision: "no", "bf16" or "fp16". threads: of the CPU, 0 for all.
         keep: checkpoints that stay on disk.
+        best: a measure of the validation, "valid/nats" or the like; what users load is then also kept of the
+            `keep_best` steps where it was least ("-valid/accuracy": largest), in out/best.
+        tracker: "wandb" or "comet_ml" shows the curves there too, in the project "vokens"; they want an account.
     """
 
     task: str = "codec"
@@ -135,16 +138,19 @@ class RunConfig:
     validate_every: int = 1000
     save_every: int = 1000
     keep: int = 3
+    best: str = ""
+    keep_best: int = 1
+    tracker: str = ""
 
     def __post_init__(self) -> None:
         among("precision", self.precision, ("no", "bf16", "fp16"))
+        among("tracker", self.tracker, ("", "wandb", "comet_ml"))
         among("optim.schedule", self.optim.schedule, ("cosine", "constant", "decay"))
         if not self.data.train:
             raise ConfigError("data.train is empty: name a manifest or a folder of audio")
-        if min(self.steps, self.accumulate, self.log_every, self.validate_every, self.save_every) < 1:
-            raise ConfigError(
-                "steps, accumulate, log_every, validate_every and save_every must be at least 1"
-            )
+        counts = ("steps", "accumulate", "log_every", "validate_every", "save_every", "keep", "keep_best")
+        if min(getattr(self, name) for name in counts) < 1:
+            raise ConfigError(f"{', '.join(counts)} must be at least 1")
 
 
 def trainer_of(task: str) -> Any:

@@ -1,5 +1,6 @@
-"""What a run shows: one progress line with ETA, TensorBoard curves, audio and mel pictures."""
+"""What a run shows: one progress line with ETA, TensorBoard curves, audio and mel pictures, curves elsewhere."""
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,26 @@ class Board:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class Tracker:
+    """Curves on Weights & Biases ("wandb") or Comet ("comet_ml"), through accelerate; "" shows nothing.
+
+    Raises MissingExtra.
+    """
+
+    PROJECT = "vokens"
+
+    def __init__(self, kind: str) -> None:
+        if kind and importlib.util.find_spec(kind) is None:  # accelerate would go on without a word
+            raise MissingExtra(kind, "track", f"tracker = {kind!r}")
+        self.kind = kind
+
+    def start(self, accelerator: Any, name: str, folder: Path, config: dict[str, Any]) -> None:
+        """Begin, on the main process, a run of this name with these settings; its files lie in the folder."""
+        if self.kind:
+            options = {"wandb": {"name": name, "dir": str(folder)}, "comet_ml": {}}
+            accelerator.init_trackers(self.PROJECT, config, {self.kind: options[self.kind]})
 
 
 class Progress:

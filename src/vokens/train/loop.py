@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vokens.errors import CheckpointError, MissingExtra
 from vokens.train.config import RunConfig, to_dict
-from vokens.train.log import Board, Progress
+from vokens.train.log import Board, Progress, Tracker
 from vokens.train.optim import parameter_groups, schedule
-from vokens.train.state import Average, Metrics, checkpoints, load_checkpoint, save_checkpoint
+from vokens.train.state import Average, Best, Metrics, checkpoints, load_checkpoint, save_checkpoint
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,7 +59,10 @@ class Trainer(Generic[Config, Model]):
         ddp = DistributedDataParallelKwargs(
             broadcast_buffers=False, find_unused_parameters=self.unused_parameters
         )
-        self.accelerator: Any = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
+        self.tracker = Tracker(config.tracker)
+        self.accelerator: Any = Accelerator(
+            mixed_precision=config.precision, kwargs_handlers=[ddp], log_with=config.tracker or None
+        )
         self.device: torch.device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.model: Model = self.build_model()
@@ -172,11 +175,16 @@ class Trainer(Generic[Config, Model]):
         Ctrl-C and SIGTERM finish the step, save, and return; run again with resume to go on.
         """
         main = self.accelerator.is_main_process
+        best = Best(self.out / "best", self.config.best, self.config.keep_best)
         if resume:
             self._resume()
         elif main:
             for old in checkpoints(self.out / "checkpoints"):
                 old.unlink()
+            best.clear()
+        self.tracker.start(
+            self.accelerator, self.config.name or self.out.name, self.out, to_dict(self.config)
+        )
         progress = Progress(self.config.steps, self.step, main)
         board = Board(self.out / "tensorboard", self.sample_rate) if main else None
         metrics = Metrics(self.out / "metrics.jsonl", self.step) if main else None
@@ -187,12 +195,17 @@ class Trainer(Generic[Config, Model]):
                 if self.step % self.config.log_every == 0 and board and metrics:
                     values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
                     metrics.write(self.step, values)
-                    board.scalars(self.step, {f"train/{name}": value for name, value in values.items()})
+                    curves = {f"train/{name}": value for name, value in values.items()}
+                    board.scalars(self.step, curves)
+                    self.accelerator.log(curves, self.step)
                     progress.show(values)
                 if self.step % self.config.validate_every == 0 and board and metrics:
                     measured = self.validate(board)
                     metrics.write(self.step, measured)
                     board.scalars(self.step, measured)
+                    self.accelerator.log(measured, self.step)
+                    if self.config.best:
+                        best.offer(self.step, measured, self.final_model().save_pretrained)
                     progress.say(
                         f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
                     )
@@ -201,6 +214,8 @@ class Trainer(Generic[Config, Model]):
             if stopped:
                 progress.say(f"stopped at step {self.step}: saved; run the same command to go on")
         self.save()
+        for tracker in self.accelerator.trackers:  # end_training would end the process group too
+            tracker.finish()
         progress.close()
         if board and metrics:
             board.close()

@@ -1,4 +1,4 @@
-"""What a training run keeps on disk: checkpoints that resume exactly, and metrics as json lines.
+"""What a training run keeps on disk: checkpoints that resume exactly, the best models, and metrics as json lines.
 
 A checkpoint is one file of tensors and plain values, written under a temporary name and renamed when whole, and
 read back with weights_only.
@@ -6,6 +6,8 @@ read back with weights_only.
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from vokens.atomic import atomic_write
-from vokens.errors import CheckpointError
+from vokens.errors import CheckpointError, ConfigError
 
 
 class Average:
@@ -76,6 +78,49 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error}): remove it to resume before it"
         ) from error
+
+
+class Best:
+    """The models that a measure of the validation likes best: folder/step_XXXXXXXX, and their measures in a json file.
+
+    measure: its name; with "-" before it, larger is better. keep: how many models stay.
+    """
+
+    def __init__(self, folder: Path, measure: str, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.name, self.sign = measure.removeprefix("-"), -1 if measure.startswith("-") else 1
+
+    def measures(self) -> dict[int, float]:
+        """The measure of each kept step, best first."""
+        try:
+            found = json.loads((self.folder / "measures.json").read_text())[self.name]
+        except (OSError, KeyError):
+            return {}
+        return {int(step): value for step, value in found.items()}
+
+    def offer(self, step: int, measured: dict[str, float], save: Callable[[Path], Any]) -> None:
+        """Keep this step's model, which `save` writes, if it is among the best. Raises ConfigError for an unknown
+        measure."""
+        if self.name not in measured:
+            raise ConfigError(
+                f"best = {self.name!r}: the validation measures {', '.join(measured) or 'nothing'}"
+            )
+        found = self.measures() | {step: measured[self.name]}
+        ranked = sorted(found, key=lambda step: (self.sign * found[step], step))
+        if step in ranked[: self.keep]:
+            save(self._of(step))
+            with atomic_write(self.folder / "measures.json") as partial:
+                best = {str(step): found[step] for step in ranked[: self.keep]}
+                partial.write_text(json.dumps({self.name: best}) + "\n")
+            for dropped in ranked[self.keep :]:
+                shutil.rmtree(self._of(dropped), ignore_errors=True)
+
+    def clear(self) -> None:
+        """Forget all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
 
 
 class Metrics:
