@@ -21,6 +21,7 @@ from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.learnable.voice import LearnableSpeech, decode_stream, stream_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.speaking import PAUSE, Manner, Speaker, speaker
@@ -45,13 +46,13 @@ def tiny_lm(tokens: int) -> LearnableLM:
     return lm
 
 
-def tiny_speech() -> LearnableSpeech:
+def tiny_speech(campplus: bool = False) -> LearnableSpeech:
     """All parts, small and random: 27 tokens, latents of 6 numbers, two for each token."""
     flow = latent_flow(
         vocab_size=27,
         token_embed_dim=32,
         mel_bins=6,
-        speaker_embed_dim=12,
+        speaker_embed_dim=192 if campplus else 12,
         encoder_attention_heads=2,
         encoder_linear_units=48,
         encoder_num_blocks=1,
@@ -68,9 +69,12 @@ def tiny_speech() -> LearnableSpeech:
     tokenizer = S3Tokenizer(S3TokenizerConfig(width=32, heads=2, layers=1, n_mels=80, codebook_size=27))
     return LearnableSpeech.from_parts(
         lm=lm,
-        flow=LearnableFlow(LearnableFlowConfig(flow, lm.config.speaker, (0.1,) * 6, (2.0,) * 6)),
+        flow=LearnableFlow(
+            LearnableFlowConfig(flow, None if campplus else lm.config.speaker, (0.1,) * 6, (2.0,) * 6)
+        ),
         autoencoder=vae,
         tokenizer=tokenizer,
+        speaker=CAMPPlus().eval().requires_grad_(False) if campplus else None,
     )
 
 
@@ -149,10 +153,10 @@ def test_a_long_text_is_its_sentences(speakers, system):
     assert len(pieces) > 1
     assert " ".join(pieces) == normalise(LONG)
     voice = model.voice(wave(), "one", sample_rate=16000)
-    (whole,) = model.say(LONG, voice, generator=seeded(4), pause=0.5)
+    (whole,) = model.say(LONG, voice, generator=seeded(4), pause=0.5, steps=2)
     seeds = torch.randint(2**31, (len(pieces),), generator=seeded(4)[0]).tolist()
     parts = [
-        model.utter([p], voice, [s], Manner(model.sampler))[0] for p, s in zip(pieces, seeds, strict=True)
+        model.utter([p], voice, [s], Manner(model.sampler, 2))[0] for p, s in zip(pieces, seeds, strict=True)
     ]
     silence = np.zeros(model.sample_rate // 2, np.float32)
     close(whole, np.concatenate([x for part in parts for x in (silence, part)][1:]))
@@ -172,8 +176,8 @@ def test_streams_come_in_pieces_with_the_same_pauses(speakers, system):
     model = speakers[system]
     voice = model.voice(wave(), "one", sample_rate=16000)
     greedy = Sampler("greedy")
-    pieces = list(model.say_stream(LONG, voice, sampler=greedy))
-    (whole,) = model.say(LONG, voice, sampler=greedy)
+    pieces = list(model.say_stream(LONG, voice, sampler=greedy, steps=2))
+    (whole,) = model.say(LONG, voice, sampler=greedy, steps=2)
     assert len(pieces) > 2
     assert len(np.concatenate(pieces)) == len(whole)  # as many tokens; the noise and the mask are a stream's
     assert any(len(piece) == PAUSE * model.sample_rate and not piece.any() for piece in pieces)
@@ -288,6 +292,19 @@ def test_parts_that_do_not_fit(learnable):
         LearnableSpeech.from_parts(**parts | {"flow": "mini"})
 
 
+def test_a_flow_of_campplus_vectors(tmp_path):
+    model = tiny_speech(campplus=True)
+    again = vokens.load(model.save_pretrained(tmp_path / "model"))
+    voices = [each.voice(wave(), sample_rate=16000) for each in (model, again)]
+    assert voices[0].vector.shape == (1, 192)
+    assert torch.equal(voices[0].vector, voices[1].vector)
+    heard = model.speaker.embed([torch.from_numpy(wave())])
+    assert torch.equal(voices[0].vector, heard)
+    assert len(again.say("Hello there.", voices[1], steps=1)[0])
+    with pytest.raises(ConfigError, match="CAM"):
+        LearnableSpeech.from_parts(lm=model.lm, flow=model.flow, autoencoder=model.autoencoder)
+
+
 # Partners
 
 
@@ -313,6 +330,13 @@ def test_uslm_goes_on_from_a_prompt(speakers):
     assert sampling_of(Sampler("greedy")).temperature == 0
     law = sampling_of(Sampler("ras", 0.7, 30, 12, 0.2, temperature=0.9))
     assert (law.top_p, law.top_k, law.window, law.repetition, law.temperature) == (0.7, 30, 12, 0.2, 0.9)
+
+
+def test_uslm_knows_its_codec_by_name():
+    model = speaker(USLM(replace(tiny_uslm().config, codec="mini", codebook_size=1024)))
+    assert model.codec.name == "mini"
+    with pytest.raises(ConfigError, match="cannot be had"):
+        speaker(USLM(replace(tiny_uslm().config, codec="nowhere")))
 
 
 def test_uslm_says_phonemes_as_they_are():

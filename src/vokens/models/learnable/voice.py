@@ -16,19 +16,23 @@ from torch import Tensor
 
 from vokens import audio
 from vokens.atomic import atomic_write
+from vokens.checkpoint import save_safetensors
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.learnable.reader import Reader
-from vokens.models.pretrained import Pretrained
+from vokens.models.pretrained import Pretrained, build_config
+from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
 from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.nn.sampling import Sampler
 from vokens.text import front_end
 
 Part = TypeVar("Part", bound=Pretrained)
-PARTS = ("lm", "flow", "autoencoder", "tokenizer")  # of a folder; the tokenizer may be missing
+PARTS = ("lm", "flow", "autoencoder", "tokenizer", "speaker")  # of a folder; the last two may be missing
+CAMPPLUS_RATE = 16000
+SPEAKER_SECONDS = 10.0  # of a recording that CAM++ hears, as Chatterbox does
 PROMPT_SECONDS = 30.0  # the longest prompt: S3Tokenizer's window
 
 
@@ -38,9 +42,11 @@ class LearnableConfig:
 
     Attributes:
         tokenizer: whether there is one; without, voices have no text (no one-shot).
+        speaker: whether CAM++ is there, for a flow without a speaker encoder of its own.
     """
 
     tokenizer: bool = True
+    speaker: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class LearnableSpeech(Pretrained, Speaker):
 
     Args:
         lm, flow, autoencoder: the parts. tokenizer: of a prompt's speech, whose tokens the others have learnt.
+        speaker: CAM++, where the flow was trained with its vectors.
 
     Raises ConfigError for parts that do not fit each other.
     """
@@ -77,11 +84,17 @@ class LearnableSpeech(Pretrained, Speaker):
     Config = LearnableConfig
 
     def __init__(
-        self, lm: LearnableLM, flow: LearnableFlow, autoencoder: DACVAE, tokenizer: Codec | None = None
+        self,
+        lm: LearnableLM,
+        flow: LearnableFlow,
+        autoencoder: DACVAE,
+        tokenizer: Codec | None = None,
+        speaker: CAMPPlus | None = None,
     ) -> None:
-        super().__init__(LearnableConfig(tokenizer is not None))
-        _check(lm, flow, autoencoder, tokenizer)
+        super().__init__(LearnableConfig(tokenizer is not None, speaker is not None))
+        _check(lm, flow, autoencoder, tokenizer, speaker)
         self.lm, self.flow, self.autoencoder, self.tokenizer = lm, flow, autoencoder, tokenizer
+        self.speaker = speaker
         self.sample_rate, self.sampler, self.front_end = (
             autoencoder.sample_rate,
             Sampler(),
@@ -96,11 +109,13 @@ class LearnableSpeech(Pretrained, Speaker):
         flow: str | Path | LearnableFlow,
         autoencoder: str | Path | DACVAE,
         tokenizer: str | Path | Codec | None = None,
+        speaker: str | Path | CAMPPlus | None = None,
     ) -> Self:
         """One model of parts that were trained apart: folders, published files, names or models."""
         tokens = None if tokenizer is None else _opened(tokenizer, Codec)
         parts = _opened(lm, LearnableLM), _opened(flow, LearnableFlow), _opened(autoencoder, DACVAE)
-        return cls(*parts, tokens).eval().requires_grad_(False)
+        heard = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
+        return cls(*parts, tokens, heard).eval().requires_grad_(False)
 
     # Speaking ----------------------------------------------------------------------------------------------
 
@@ -110,7 +125,7 @@ class LearnableSpeech(Pretrained, Speaker):
         tokenizer."""
         wave, rate = audio.load(source, source_rate=sample_rate)
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
-        vector = self.flow.voice(wave, sample_rate=rate)
+        vector = self._vector(wave, rate)
         if not text.strip():
             return HeardVoice(speaker, vector, "", torch.zeros(0, dtype=torch.int64), None)
         if self.tokenizer is None:
@@ -123,6 +138,15 @@ class LearnableSpeech(Pretrained, Speaker):
         tokens = self.tokenizer.encode(wave, rate).codes[0, 0]
         return HeardVoice(
             speaker, vector, text.strip(), tokens, self.autoencoder.encode(wave, rate).values[0]
+        )
+
+    def _vector(self, wave: np.ndarray, rate: int) -> Tensor:
+        """The flow's speaker vector (1, V)."""
+        if self.speaker is None:
+            return self.flow.voice(wave, sample_rate=rate)
+        heard, _ = audio.load(wave, CAMPPLUS_RATE, source_rate=rate)
+        return self.speaker.embed(
+            [torch.from_numpy(heard[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.device)]
         )
 
     @torch.inference_mode()
@@ -212,6 +236,9 @@ class LearnableSpeech(Pretrained, Speaker):
         folder = Path(folder)
         for name, part in self._parts().items():
             part.save_pretrained(folder / name, dtype=dtype if name in ("lm", "flow") else None)
+        if self.speaker is not None:
+            (folder / "speaker").mkdir(exist_ok=True)
+            save_safetensors(folder / "speaker/model.safetensors", self.speaker.state_dict())
         config = {"system": self.system, "name": self.name, "config": asdict(self.config)}
         for name, text in (
             ("README.md", card or self.card()),
@@ -229,7 +256,8 @@ class LearnableSpeech(Pretrained, Speaker):
         settings = json.loads((folder / "config.json").read_text())
         if settings.get("system") != cls.system:
             return None
-        wanted = [name for name in PARTS if name != "tokenizer" or settings["config"]["tokenizer"]]
+        there = build_config(LearnableConfig, settings["config"], str(folder / "config.json"))
+        wanted = [name for name in PARTS if getattr(there, name, True)]
         missing = [name for name in wanted if not (folder / name).is_dir()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}: the folder is not whole")
@@ -309,8 +337,20 @@ def _pieces(first: int, others: Iterable[int]) -> Iterator[Tensor]:
         yield torch.tensor([token])
 
 
-def _check(lm: LearnableLM, flow: LearnableFlow, autoencoder: DACVAE, tokenizer: Codec | None) -> None:
+def _check(
+    lm: LearnableLM,
+    flow: LearnableFlow,
+    autoencoder: DACVAE,
+    tokenizer: Codec | None,
+    speaker: CAMPPlus | None,
+) -> None:
     """ConfigError for parts that do not fit each other."""
+    if (flow.speaker_encoder is None) != (speaker is not None):
+        raise ConfigError(
+            "the flow has a speaker encoder of its own, and speaker= was given: leave it out"
+            if speaker is not None
+            else "the flow has no speaker encoder: give speaker=, CAM++'s weights, whose vectors it was trained with"
+        )
     vae, settings = autoencoder.config, flow.config
     pairs = {
         "the flow's latents and the autoencoder's": (flow.latent_dim, vae.latent_dim),

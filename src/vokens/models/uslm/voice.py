@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vokens import audio
-from vokens.errors import ConfigError
+from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Audio, Codec
 from vokens.models.pretrained import Pretrained
 from vokens.models.speaking import Manner, Speaker, generator_of
@@ -17,20 +17,27 @@ from vokens.models.uslm.sampling import Sampling
 from vokens.nn.sampling import Sampler
 from vokens.tokens import Tokens
 
-RELEASED_CODEC = "speechtokenizer_hubert_avg"
+# The codec that a config means by its system's name.
+RELEASED = {"speechtokenizer": "speechtokenizer_hubert_avg"}
 
 
 class USLMSpeech(Speaker):
-    """Text to speech. uslm: text to tokens. codec: tokens to speech; the released SpeechTokenizer by default."""
+    """Text to speech. uslm: text to tokens. codec: tokens to speech; that of the config's name by default."""
 
     def __init__(self, uslm: USLM, codec: Pretrained | None = None) -> None:
+        settings = uslm.config
         if codec is None:
             from vokens.models import load
 
-            codec = load(RELEASED_CODEC, device=uslm.device)
+            name = RELEASED.get(settings.codec, settings.codec)
+            try:
+                codec = load(name, device=uslm.device)
+            except VokensError as error:
+                raise ConfigError(
+                    f"the codec of {uslm.name}, {name!r}, cannot be had: {error}; name it"
+                ) from error
         if not isinstance(codec, Codec) or not codec.decodes:
             raise ConfigError(f"{codec.name} is a {codec.system}: {uslm.name} needs a codec that decodes")
-        settings = uslm.config
         needed = (settings.codebook_size,) * settings.num_codebooks, uslm.frame_rate
         if (codec.codebook_sizes, codec.frame_rate) != needed:
             raise ConfigError(
