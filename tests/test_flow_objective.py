@@ -9,7 +9,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from vokens.flow import meanflow, objective
+from vokens.flow.guidance import guide
 from vokens.flow.objective import expand
+from vokens.flow.regression import LEAST_ALPHA, alpha_at, guided_velocity, regress, regression_loss
 
 TOY = load_file(Path(__file__).parent / "golden/learnable/meanflow_toy.safetensors")
 EXACT = 1e-12
@@ -205,18 +207,21 @@ class Net(nn.Module):
 CENTRES = torch.tensor([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]])
 
 
-def one_step_distance(loss, steps=1500):
+def one_step_distance(name, steps=1500):
     """Median distance of one-step samples to the nearest of four narrow Gaussians."""
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(steps):
+    mask = torch.ones(256, 1)
+    for step in range(steps):
         x1 = CENTRES[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2)
         z, t, r = torch.randn(256, 2), torch.rand(256), torch.rand(256)
         t, r = torch.minimum(t, r), torch.maximum(t, r)
         r = torch.where(torch.rand(256) < 0.5, t, r)
+        x, v = objective.straight_path(x1, z, t, 0.0)
+        found, target = regress(name, net, x, t, t if name == "flow" else r, v, alpha_at(step / steps))
         optimizer.zero_grad()
-        loss(net, *objective.straight_path(x1, z, t, 0.0), t, r).backward()
+        regression_loss(name, found, target, mask).backward()
         optimizer.step()
     z = torch.randn(1000, 2)
     with torch.no_grad():
@@ -225,15 +230,75 @@ def one_step_distance(loss, steps=1500):
 
 
 def test_improved_meanflow_samples_in_one_step_where_flow_matching_cannot():
-    def plain(net, x, v, t, r):
-        return (net(x, t, t) - v).square().sum(1).mean()
+    assert one_step_distance("imf") < 0.5
+    assert one_step_distance("flow", 400) > 1.5
 
-    def improved(net, x, v, t, r):
-        with torch.no_grad():
-            tangent = net(x, t, t)
-        return meanflow.adaptive(
-            (meanflow.imf_velocity(net, x, t, r, tangent) - v).square().sum(1), floor=1e-2
-        )
 
-    assert one_step_distance(improved) < 0.5
-    assert one_step_distance(plain, 400) > 1.5
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "bound"), [("meanflow", 0.5), ("alpha", 1.0)])
+def test_other_objectives_sample_in_one_step(name, bound):
+    assert one_step_distance(name, 2500) < bound
+
+
+# By name ------------------------------------------------------------------------------------------------------
+
+
+def test_objectives_by_name_are_their_equations():
+    x, t, r, v = drawn()
+    u = network()
+    tangent = u(x, t, t)
+    expected = {
+        "flow": (u(x, t, r), v),
+        "intmeanflow": (u(x, t, r), v),
+        "meanflow": (u(x, t, r), meanflow.meanflow_target(u, x, t, r, v)),
+        "imf": (meanflow.imf_velocity(u, x, t, r, tangent), v),
+    }
+    for name, (found, target) in expected.items():
+        ours = regress(name, u, x, t, r, v)
+        assert torch.equal(ours[0], found), name
+        assert torch.equal(ours[1], target), name
+    mixed = regress("alpha", u, x, t, r, v, 0.5)[1]
+    jumping = (r > t)[:, None]
+    assert torch.equal(mixed, torch.where(jumping, meanflow.alphaflow_target(u, x, t, r, v, 0.5), v))
+    assert torch.equal(regress("alpha", u, x, t, r, v, 1e-3)[1], expected["meanflow"][1])
+
+
+def test_the_curriculum_goes_from_flow_matching_to_meanflow():
+    values = [alpha_at(step / 100) for step in range(101)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.999
+    assert values[-1] < LEAST_ALPHA
+    assert alpha_at(1e6) < LEAST_ALPHA
+
+
+def test_guidance_that_is_learned_is_the_samplers():
+    generator = torch.Generator().manual_seed(0)
+    v, free = torch.randn(2, 3, 4, generator=generator)
+    for rate in (0.3, 0.7):
+        guided = guide(torch.cat([v, free]), rate)
+        torch.testing.assert_close(guided_velocity(v, guided, free, rate), guided)
+
+
+def test_weighted_losses_count_items_alike_and_contrast_pushes_away():
+    found = torch.zeros(2, 1, 4)
+    target = torch.stack([torch.full((1, 4), 1.0), torch.full((1, 4), 10.0)])
+    mask = torch.ones(2, 1, 4)
+    torch.testing.assert_close(objective.item_errors(found, target, mask), torch.tensor([1.0, 100.0]))
+    assert abs(regression_loss("imf", found, target, mask) - 1) < 0.01
+    assert regression_loss("flow", found, target, mask) == 50.5
+    partner = torch.tensor([1, 0])
+    for name in ("flow", "imf", "intmeanflow"):
+        point = found.clone().requires_grad_()
+        plain = regression_loss(name, point, target, mask)
+        with_contrast = regression_loss(name, point, target, mask, partner, 0.05)
+        assert with_contrast < plain
+        towards = torch.autograd.grad(plain - with_contrast, point)[0]
+        assert (towards * target[partner] < 0).all()  # descending the contrast moves away from the partner's
+
+
+def test_times_have_their_densities():
+    t = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    assert abs(objective.logit_normal_time(t).logit().mean() - 0.4) < 0.03
+    assert abs(objective.logit_normal_time(t).logit().std() - 1.0) < 0.03
+    assert abs(objective.cosine_time(t).median() - (1 - 2**-0.5)) < 0.02
+    assert objective.logit_normal_time(torch.tensor([0.0, 1.0])).isfinite().all()
