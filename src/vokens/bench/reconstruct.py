@@ -54,9 +54,8 @@ class System:
     rows: dict[str, tuple[int, int]]
 
 
-ORIGINAL = System(
-    "original", "", "", {"original": (0, 0)}
-)  # no codec: what judges say of the recording itself
+# No codec: what the judges say of the recording itself.
+ORIGINAL = System("original", "", "", {"original": (0, 0)})
 
 
 def run(options: Reconstruct) -> int:
