@@ -313,6 +313,8 @@ def test_what_cannot_be_measured(corpus, tiny_codec_folder, whisper, wavlm, tmp_
         run(dataclasses.replace(options, train_split="nowhere"))
     with pytest.raises(ConfigError, match="split=test"):
         run(dataclasses.replace(options, data=None))
-    with pytest.raises(ConfigError, match="above 0"):
+    with pytest.raises(ConfigError, match="--pairs is 0"):
         dataclasses.replace(options, pairs=0)
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        dataclasses.replace(options, probe_steps=0, resynthesised=0)
     assert spell("Übung", ALPHABET) is None

@@ -39,10 +39,16 @@ class SlmTok(Measure):
     """Folder of the offline models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
 
     def __post_init__(self) -> None:
-        if min(self.train_hours, self.probe_seconds, self.probe_width, self.pairs) <= 0:
-            raise ConfigError("train_hours, probe_seconds, probe_width and pairs are above 0")
-        if min(self.probe_steps, self.resynthesised) < 0:
-            raise ConfigError("probe_steps and resynthesised are 0 or more")
+        for name in ("train_hours", "probe_seconds", "probe_width", "pairs"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
+        for name in ("probe_steps", "resynthesised"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: 0 leaves it out")
+        if not self.probe_steps and not self.resynthesised:
+            raise ConfigError(
+                "--probe-steps 0 and --resynthesised 0 leave nothing to measure: give one of them"
+            )
 
     def measured(self) -> Self:
         """With the filters of the recordings that are measured."""
