@@ -44,6 +44,9 @@ BENCHES = {
         "vokens.bench.slmtok_options:SlmTok",
         "SLMTokBench: what text the tokens carry, what of it and of the voice is left",
     ),
+    "report": Bench(
+        "vokens.bench.report", "vokens.bench.report_options:Report", "a page of results: tables, plots, sounds"
+    ),
     "all": Bench(
         "vokens.bench.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
     ),

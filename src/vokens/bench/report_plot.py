@@ -1,0 +1,125 @@
+"""Rate against quality as SVG, drawn by hand: a few kilobytes, no library, colours from the page's style sheet.
+
+Bit rates are spread over three decades, so the axis is logarithmic. Every number is rounded to a tenth of a pixel:
+the same results give the same bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log10
+
+WIDTH, HEIGHT = 440, 300  # of the view box
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 14, 40  # margins
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of results: its bit rate (kbit/s), its number and, where there is one, the interval of it."""
+
+    label: str
+    rate: float
+    value: float
+    interval: tuple[float, float] | None = None
+    joined: bool = True  # by a line with others of its series
+
+
+@dataclass(frozen=True)
+class Series:
+    """A codec at several rates; color: 0 to 7, its place in the palette."""
+
+    name: str
+    color: int
+    points: tuple[Point, ...]
+
+
+def rate_plot(series: Sequence[Series], title: str, digits: int, ceiling: float | None = None) -> str:
+    """An <svg>. ceiling: what the recordings themselves reach, a dashed line."""
+    points = [point for one in series for point in one.points]
+    values = [point.value for point in points] + ([] if ceiling is None else [ceiling])
+    rates = [point.rate for point in points]
+    if not points:
+        return ""
+    across = _Log(min(rates), max(rates), _LEFT, WIDTH - _RIGHT)
+    up = _Linear(min(values), max(values), HEIGHT - _BOTTOM, _TOP)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} against bit rate">']
+    parts += _grid(across, up)
+    if ceiling is not None:
+        y = up(ceiling)
+        parts.append(
+            f'<line class="ceiling" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}">'
+            f"<title>the recordings themselves: {ceiling:.{digits}f}</title></line>"
+        )
+    parts += [_series(one, across, up, digits) for one in series]
+    return "".join([*parts, "</svg>"])
+
+
+def _series(series: Series, across: "_Log", up: "_Linear", digits: int) -> str:
+    joined = sorted((p for p in series.points if p.joined), key=lambda point: point.rate)
+    path = " ".join(f"{across(p.rate):.1f},{up(p.value):.1f}" for p in joined)
+    parts = [f'<g class="series c{series.color}" data-series="{escape(series.name)}">']
+    if len(joined) > 1:
+        parts.append(f'<polyline points="{path}"/>')
+    for point in series.points:
+        x, y = across(point.rate), up(point.value)
+        said = f"{point.label}: {point.value:.{digits}f} at {point.rate:.2f} kbit/s"
+        if point.interval is not None:
+            low, high = (up(value) for value in point.interval)
+            said += f" (95 %: {point.interval[0]:.{digits}f} to {point.interval[1]:.{digits}f})"
+            parts.append(f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        hollow = "" if point.joined else ' class="hollow"'
+        parts.append(
+            f'<circle{hollow} cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(said)}</title></circle>'
+        )
+    return "".join([*parts, "</g>"])
+
+
+def _grid(across: "_Log", up: "_Linear") -> list[str]:
+    parts = []
+    for value in up.ticks():
+        y = up(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in across.ticks():
+        x = across(value)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{value:g}</text>'
+        )
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">kbit/s</text>')
+    return parts
+
+
+class _Linear:
+    """Values to pixels, with a margin of a twentieth at both ends."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+        self._low, self._high, self._start, self._end = low - margin, high + margin, start, end
+
+    def __call__(self, value: float) -> float:
+        share = (value - self._low) / (self._high - self._low)
+        return self._start + min(max(share, 0.0), 1.0) * (self._end - self._start)
+
+    def ticks(self) -> list[float]:
+        """About five round numbers."""
+        rough = (self._high - self._low) / 5
+        power = 10.0 ** floor(log10(rough))
+        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+        first, last = ceil(self._low / step), floor(self._high / step)
+        return [round(k * step, 10) for k in range(first, last + 1)]
+
+
+class _Log(_Linear):
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        super().__init__(log10(low), log10(high), start, end)
+
+    def __call__(self, value: float) -> float:
+        return super().__call__(log10(value))
+
+    def ticks(self) -> list[float]:
+        """Of 1, 2, 5 in every decade, those in sight."""
+        powers = range(floor(self._low), ceil(self._high) + 1)
+        every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        return [value for value in every if self._low <= log10(value) <= self._high]
