@@ -48,6 +48,7 @@ class JudgeConfig:
     """Discriminators of mels (`channels`) and of waves (`channels` of spectrograms, periods' widths over `divisor`).
 
     Attributes:
+        channels: for waves, 0 is without those of spectrograms, which take four fifths of the judges' time on a CPU.
         start: the first step with them. learning_rate: theirs; 0 means the codec's.
     """
 
@@ -71,6 +72,7 @@ class SoCodecRunConfig(RunConfig):
         stream_dropout: share of items of which a random number of first streams is kept.
         fit_codebooks: until this step latents pass unquantized; then codebooks start from k-means.
         vocoder_seconds: of each crop that the vocoder makes.
+        init: as always; where its vocoder is another than model.vocoder and the settings with it, that starts anew.
     """
 
     task: str = "socodec"
@@ -171,9 +173,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             raise ConfigError("give losses.semantic exactly when there are HuBERT or a teacher")
         codec = SoCodec(dataclasses.replace(sizes, hubert=False))
         if config.init:
-            start = SoCodec.from_pretrained(config.init).state_dict()
-            start = {name: value for name, value in start.items() if not name.startswith("hubert.")}
-            checkpoint.load_strict(codec, start, config.init)
+            self._load_init(codec)
         self.spectrum = codec.mel.to(self.device)
         self.stft = L.STFTLoss().to(self.device)
         named = set(config.losses)
@@ -185,6 +185,22 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         )
         self.sizes = sizes
         return learner
+
+    def _load_init(self, codec: SoCodec) -> None:
+        """Weights to go on from; a vocoder of another kind or size than theirs starts anew."""
+        source, losses = self.config.init, self.config.losses
+        start = SoCodec.from_pretrained(source).state_dict()
+        start = {name: value for name, value in start.items() if not name.startswith("hubert.")}
+        fresh = {name: value for name, value in codec.state_dict().items() if name.startswith("vocoder.")}
+        given = {name: value.shape for name, value in start.items() if name.startswith("vocoder.")}
+        if given != {name: value.shape for name, value in fresh.items()}:
+            if not set(losses) & set(ON_VOCODER):
+                raise ConfigError(
+                    f"{source} has another vocoder than model.vocoder and the settings with it ask for: "
+                    "give losses that train one (wave_mel, …), or leave these settings as they are there"
+                )
+            start = {name: value for name, value in start.items() if name not in given} | fresh
+        checkpoint.load_strict(codec, start, source)
 
     def _load_hubert(self, sizes: SoCodecConfig) -> Hubert | None:
         config = self.config
@@ -240,7 +256,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         wave = batch.wave.to(self.device)
         mel = self.spectrum(wave)
         model.start_from(self._heard(batch, wave, mel)[0])
-        model.codec.mel_decoder.last.get_parameter("bias").copy_(mel.mean((0, 2)))
+        model.codec.mel_decoder.last.get_parameter("bias").add_(mel.mean((0, 2)))
 
     def prepare(self) -> None:
         super().prepare()
@@ -249,10 +265,9 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         if named & {"mel_adversarial", "mel_feature"}:
             self.judges["mel"] = Judges(self, MelJudge(config.mel_judge.channels), config.mel_judge)
         if named & {"wave_adversarial", "wave_feature"}:
-            judges = {
-                "mpd": MultiPeriodDiscriminator(config.wave_judge.divisor),
-                "mrd": MultiResolutionDiscriminator(config.wave_judge.channels),
-            }
+            judges: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_judge.divisor)}
+            if config.wave_judge.channels:
+                judges["mrd"] = MultiResolutionDiscriminator(config.wave_judge.channels)
             self.judges["wave"] = Judges(self, Discriminators(judges), config.wave_judge)
 
     def parts(self) -> Iterator[tuple[str, Any]]:
@@ -388,7 +403,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out distances in nepers per mel: of the mel decoded from 1, 2, … streams, and of the vocoder's waves
         from real mels; and the share of entries that are used, of the averaged weights."""
-        if self.valid is None or self.step < self.config.fit_codebooks:
+        if self.valid is None or (self.model.analyzer and not self._fitted()):
             return {}
         codec, count, measured = self.final_model(), min(VALID_CLIPS, len(self.valid.pcm)), {}
         places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()

@@ -1,0 +1,100 @@
+"""SoCodec's light vocoder: pieces and streams equal the whole, it takes BigVGAN's place in a codec, and learns."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+from torch.testing import assert_close
+
+import vokens
+from vokens.errors import ConfigError
+from vokens.models.socodec import SoCodec, SoCodecConfig, model
+from vokens.train.config import read_recipe
+from vokens.train.socodec import SoCodecTrainer
+
+SIZES = SoCodecConfig(
+    features="mel",
+    hubert_width=16,
+    width=32,
+    groups=4,
+    codebook_size=8,
+    codebook_dim=4,
+    speaker_channels=(8, 8, 8, 8, 16),
+    speaker_attention=8,
+    speaker_squeeze=4,
+    vocoder="vocos",
+    vocoder_width=24,
+    vocoder_layers=2,
+)
+
+
+def codec(sizes: SoCodecConfig = SIZES) -> SoCodec:
+    torch.manual_seed(0)
+    return SoCodec(sizes).eval().requires_grad_(False)
+
+
+def test_pieces_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    mel = torch.randn(80, 90, generator=torch.Generator().manual_seed(0)) * 2.5 - 5
+    whole = codec().vocode(mel)
+    assert whole.shape == (90 * 160,)
+    monkeypatch.setattr(model, "VOCODER_FRAMES", 17)
+    assert_close(codec().vocode(mel), whole, rtol=0, atol=1e-6)
+
+
+def test_a_sample_sees_as_far_as_is_said() -> None:
+    vocoder, reach = codec().vocoder, codec().vocoder.reach
+    mel = torch.zeros(1, 80, 80)
+    changed = mel.clone()
+    changed[..., 40] = 3.0
+    moved = (vocoder(mel) != vocoder(changed))[0].nonzero()
+    assert 40 - reach <= int(moved.min()) // 160 <= 40 <= int(moved.max()) // 160 <= 40 + reach
+    assert int(moved.max()) // 160 >= 40 + reach - 1
+
+
+@pytest.mark.parametrize("sizes", [(21,), (1,) * 21, (3, 1, 10, 7)])
+def test_stream_equals_whole(sizes: tuple[int, ...]) -> None:
+    vocos = codec()
+    tokens = vocos.encode([speechlike(40_000, seed=1), speechlike(40_000, seed=2)], 16000)
+    state, heard = vocos.init_state(tokens.global_vector), []
+    for codes in tokens.codes.split(sizes, 2):
+        sound, state = vocos.step(codes, state)
+        heard.append(sound)
+    heard.append(vocos.finish(state))
+    whole = vocos.decode_global_batch(tokens.codes, tokens.lengths, 0, tokens.global_vector)
+    assert_close(torch.cat(heard, 1), whole, rtol=0, atol=1e-5)
+
+
+def test_a_trained_codec_gets_another_vocoder(tmp_path: Path) -> None:
+    old = codec(dataclasses.replace(SIZES, vocoder="bigvgan", vocoder_width=32))
+    old.save_pretrained(tmp_path / "old")
+    (tmp_path / "speech").mkdir()
+    soundfile.write(tmp_path / "speech" / "0.wav", speechlike(16000, seed=0), 16000)
+    settings = dataclasses.asdict(SIZES)
+    recipe = tmp_path / "recipe.toml"
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
+    recipe.write_text(
+        f'task = "socodec"\nout = "{tmp_path / "run"}"\ninit = "{tmp_path / "old"}"\nsteps = 30\nthreads = 1\n'
+        f'vocoder_seconds = 0.2\n[data]\ntrain = "{tmp_path / "speech"}"\ncache = "{tmp_path / "cache"}"\n'
+        "seconds = 0.72\nbatch_size = 2\n[optim]\nlearning_rate = 2e-3\n"
+        "[losses]\nwave_mel = 1.0\nwave_stft = 1.0\n[model]\n" + "\n".join(lines)
+    )
+    with pytest.raises(ConfigError, match="another vocoder"):
+        SoCodecTrainer(read_recipe(recipe, ["losses={mel=1.0}"]))
+    trainer = SoCodecTrainer(read_recipe(recipe))
+    losses = [trainer.train_step()["wave_mel"] for _ in range(30)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    trainer.save()
+    new = vokens.load(tmp_path / "run" / "codec")
+    tokens = old.encode(speechlike(8000, seed=3), 16000)
+    assert torch.equal(new.encode(speechlike(8000, seed=3), 16000).codes, tokens.codes)
+    mels = [each.decode_mel(tokens.codes, tokens.global_vector) for each in (old, new)]
+    assert torch.equal(*mels)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
