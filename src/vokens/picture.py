@@ -85,6 +85,26 @@ def roundtrip_figure(original: np.ndarray, decoded: np.ndarray, tokens: Tokens, 
     return figure
 
 
+def tokens_figure(wave: np.ndarray, tokens: Tokens, name: str = "") -> "Figure":
+    """A wave (T,) decoded from the one item of tokens: its mel, and the tokens aligned under it. 1600 x 800 pixels.
+
+    Raises MissingExtra without matplotlib.
+    """
+    matplotlib, figure_type = matplotlib_figure()
+    rate = tokens.sample_rate
+    mel = log_mel(wave, rate)
+    with matplotlib.rc_context(THEME):
+        figure = figure_type(figsize=(_SIZE[0], 8.0), dpi=_DPI, layout="constrained")
+        figure.suptitle(_headline(tokens, name), x=0.012, ha="left", fontsize=18, fontweight="bold")
+        above, below = figure.subplots(2, 1, sharex=True)
+        draw_mel(above, mel, rate, len(wave) / rate, float(mel.max()))
+        draw_tokens(below, tokens)
+        below.set_xlabel("time (s)")
+        figure.align_ylabels([above, below])
+        above.set_xlim(0, len(wave) / rate or 1.0)
+    return figure
+
+
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a figure; the suffix (.png, .svg, .pdf) chooses the format. Whole or not at all."""
     matplotlib, _ = matplotlib_figure()

@@ -40,6 +40,7 @@ VERBS = {
     "train": Verb("vokens.cli.train", "train a codec from a recipe"),
     "inspect": Verb("vokens.cli.inspect", "verify what extract wrote, and draw its statistics"),
     "bench": Verb("vokens.cli.bench", "measure codecs against each other"),
+    "web": Verb("vokens.cli.web", "a page in the browser: record, hear and see tokens"),
     "serve": Verb("vokens.cli.serve", "tokens and speech over HTTP, in the shape of OpenAI's endpoint"),
     "doctor": Verb("vokens.cli.doctor", "what is installed, what is missing for which verb, and remedies"),
     "demo": Verb("vokens.cli.demo", "encode and decode a real sample, offline"),

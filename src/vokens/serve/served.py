@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-import vokens
 from vokens import audio, registry
-from vokens.errors import ConfigError
 from vokens.models.codec import Codec
+from vokens.models.named import load_named
 from vokens.models.s3gen import S3GenModel
 from vokens.models.speaking import PARTNERED, Speaker, speaker
 from vokens.serve.batcher import Batcher
@@ -116,24 +115,12 @@ class Served:
 
 
 def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:
-    """The models by name. A folder is called by its model's own name, or "NAME=FOLDER" gives one.
-
-    Raises ConfigError for two models of one name, and what `vokens.load` raises.
-    """
-    found: dict[str, Served] = {}
-    for text in names:
-        given, equals, source = text.partition("=")
-        model = vokens.load(source if equals else given, device=device)
-        name = given if equals else model.name
-        if name in found:
-            raise ConfigError(
-                f"two models are called {name!r}: give one another name, NAME={source or given}"
-            )
+    """The models of `names`, as `load_named` takes them, each with a queue."""
+    found = {}
+    for name, model in load_named(names, device).items():
         licence = registry.MODELS[name].licence if name in registry.MODELS else ""
         able = speaker(model) if model.system in PARTNERED else model
         found[name] = Served(name, able, Batcher(settings), model.system, licence)
-    if not found:
-        raise ConfigError("no model to serve: name at least one, such as mini")
     return found
 
 
