@@ -375,7 +375,7 @@ def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_p
         ("lm", "data.train=nowhere.jsonl", "data.codec"),
         ("uslm", "model.codebook_size=3", "comes from the tokens"),
         ("uslm", "networks=all", "both, ar, nar"),
-        ("uslm", "best=valid/nothing", "measures valid/perplexity"),
+        ("uslm", "best=valid/nothing", "measures valid/first"),
         ("uslm", "keep_best=0", "at least 1"),
         ("uslm", "tracker=paper", "wandb"),
     ],

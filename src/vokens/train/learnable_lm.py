@@ -306,32 +306,31 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy where
-        the text is known from the start, nats where it alternates with speech, and the nats of the training tokens'
-        shares, which know nothing of text or past."""
+        the text is known from the start; nats where it alternates with speech, where it is another utterance's, and
+        of the training tokens' shares, which know nothing of text or past."""
         if self.valid is None:
             return {}
         learner = LMLearner(self.final_model())
-        nats, asked, right = torch.zeros(3), torch.zeros(3), 0.0
+        found = {
+            name: torch.zeros(3) for name in ("nats", "nats_bistream", "nats_other_text", "nats_unigram")
+        }
         shares = unigram(self.train)
         batches = self.valid.fixed()
         for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
-            for mode in (0, 1):
+            for name in ("nats", "nats_bistream", "nats_other_text"):
                 draws = [np.random.default_rng((0, row)) for row in batch.rows]  # the same each time
-                voices = self._voices(self.valid_references, batch, draws, float(mode))
-                scores, target = learner(batch.to(self.device), voices.to(self.device))
-                nats[mode] += float(label_loss(scores, target)) * len(target)
-                asked[mode] += len(target)
-                if mode == 0:
-                    right += float(accuracy(scores, target)) * len(target)
-                    nats[2] -= float(shares[target.cpu()].sum())
-                    asked[2] += len(target)
-        mean = nats / asked
+                voices = self._voices(self.valid_references, batch, draws, float(name == "nats_bistream"))
+                heard = batch.swapped() if name == "nats_other_text" else batch
+                scores, target = learner(heard.to(self.device), voices.to(self.device))
+                count, right = len(target), float(accuracy(scores, target))
+                found[name] += torch.tensor([float(label_loss(scores, target)), right, 1.0]) * count
+                if name == "nats":
+                    found["nats_unigram"] += torch.tensor([-float(shares[target.cpu()].sum()), 0, count])
+        mean = {name: float(total[0] / total[2]) for name, total in found.items()}
         return {
-            "valid/nats": float(mean[0]),
-            "valid/perplexity": float(mean[0].exp()),
-            "valid/accuracy": right / float(asked[0]),
-            "valid/nats_bistream": float(mean[1]),
-            "valid/nats_unigram": float(mean[2]),
+            **{f"valid/{name}": value for name, value in mean.items()},
+            "valid/perplexity": float(np.exp(mean["nats"])),
+            "valid/accuracy": float(found["nats"][1] / found["nats"][2]),
         }
 
     def final_model(self) -> LearnableLM:

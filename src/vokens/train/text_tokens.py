@@ -6,7 +6,7 @@ bucket anew, and how many batches there are never changes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -107,6 +107,10 @@ class TextBatch:
     def to(self, device: torch.device) -> "TextBatch":
         parts = (self.text, self.text_lengths, self.codes, self.lengths)
         return TextBatch(self.rows, *(part.to(device) for part in parts))
+
+    def swapped(self) -> "TextBatch":
+        """Each utterance with the text of another: what a model loses by it is what it hears of the text."""
+        return replace(self, text=self.text.roll(1, 0), text_lengths=self.text_lengths.roll(1))
 
 
 class TextBatches:

@@ -7,6 +7,7 @@ trains the first network, stage 1, and a stage that is drawn for it.
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class USLMLearner(nn.Module):
 
     def forward(self, batch: TextBatch, stage: int) -> dict[str, Tensor]:
         """Nats per target of the first codebook, of the second, and of codebook `stage`."""
-        given = batch.text, batch.text_lengths, batch.codes, batch.lengths
+        given = _given(batch)
         losses: dict[str, Tensor] = {}
         if self.networks != "nar":
             total, count = next_code_loss(self.lm, *given)
@@ -139,33 +140,30 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """On held-out texts, at most 24 batches of all lengths: nats per code, perplexity and accuracy of the first
-        codebook, nats and accuracy of each stage, and the nats of the first codebook's shares in training, which
-        know nothing of text or past."""
+        """On held-out texts, at most 24 batches of all lengths: nats per code and accuracy of each codebook, perplexity
+        of the first; nats of the first with another utterance's text, and of its shares in training, which know
+        nothing of text or past."""
         if self.valid is None:
             return {}
         lm = self.final_model()
-        stages = range(1, lm.config.num_codebooks)
-        found = {name: torch.zeros(3) for name in ("first", *(f"stage_{stage}" for stage in stages))}
-        shares, alone = unigram(self.train), 0.0
+        books = {f"stage_{stage}": stage for stage in range(1, lm.config.num_codebooks)}
+        found = {name: torch.zeros(3) for name in ("first", *books, "first_other_text", "first_unigram")}
+        shares = unigram(self.train)
         batches = self.valid.fixed()
         for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
-            moved = batch.to(self.device)
-            given = moved.text, moved.text_lengths, moved.codes, moved.lengths
+            given = _given(batch.to(self.device))
             logits, targets = next_code(lm, *given)
             found["first"] += _counted(logits, targets)
-            alone -= float(shares[targets[targets != IGNORE].cpu()].sum())
-            for stage in stages:
-                found[f"stage_{stage}"] += _counted(*stage_codes(lm, *given, stage))
-        measured = {}
-        for name, (nats, right, count) in found.items():
-            measured |= {f"valid/{name}": float(nats / count), f"valid/{name}_accuracy": float(right / count)}
-        first = found["first"]
-        return {
-            "valid/perplexity": float((first[0] / first[2]).exp()),
-            "valid/first_unigram": alone / float(first[2]),
-            **measured,
+            found["first_other_text"] += _counted(*next_code(lm, *_given(batch.swapped().to(self.device))))
+            known = shares[targets[targets != IGNORE].cpu()]
+            found["first_unigram"] += torch.tensor([-float(known.sum()), 0, len(known)])
+            for name, stage in books.items():
+                found[name] += _counted(*stage_codes(lm, *given, stage))
+        nats = {f"valid/{name}": float(total[0] / total[2]) for name, total in found.items()}
+        right = {
+            f"valid/{name}_accuracy": float(found[name][1] / found[name][2]) for name in ("first", *books)
         }
+        return {**nats, **right, "valid/perplexity": float(np.exp(nats["valid/first"]))}
 
     def final_model(self) -> USLM:
         state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
@@ -173,6 +171,10 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         checkpoint.load_strict(lm, state, "training")
         lm.name = self.config.name or lm.system
         return lm.to(self.device).eval().requires_grad_(False)
+
+
+def _given(batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return batch.text, batch.text_lengths, batch.codes, batch.lengths
 
 
 def _counted(logits: Tensor, targets: Tensor) -> Tensor:
