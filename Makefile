@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := media,plot,train,hf,eval,onnx,voice,parquet,ray,dev
+EXTRAS := media,plot,train,hf,eval,onnx,voice,parquet,ray,web,serve,dev
 
 .PHONY: setup demo check test test-all peers bench clean
 
