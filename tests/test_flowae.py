@@ -112,6 +112,12 @@ def test_velocity_leads_to_the_clean_spectra() -> None:
 # Decoding
 
 
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    """Within 1e-5 of the largest sample."""
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_ragged_batch_equals_singles(model: FlowAE) -> None:
     clips = [speechlike(n, seed=n, sample_rate=RATE) for n in (1500, 400, 2333)]
     together = model.encode(clips, RATE)
@@ -119,7 +125,7 @@ def test_ragged_batch_equals_singles(model: FlowAE) -> None:
     for clip, wave in zip(clips, waves, strict=True):
         alone = model.decode(model.encode(clip, RATE))[0]
         assert wave.shape == clip.shape
-        np.testing.assert_allclose(wave, alone, rtol=1e-4, atol=1e-6)
+        close(wave, alone)
 
 
 def test_windows_equal_the_whole(model: FlowAE, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +136,7 @@ def test_windows_equal_the_whole(model: FlowAE, monkeypatch: pytest.MonkeyPatch)
             patch.setattr(module, "WINDOW_SECONDS", 20 / model.frame_rate)
             pieces = model.decode(latents, steps=steps)
         for one, other in zip(pieces, whole, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+            close(one, other)
 
 
 def test_seed_and_steps_decide(model: FlowAE) -> None:
@@ -149,9 +155,18 @@ def test_seed_and_steps_decide(model: FlowAE) -> None:
 
 
 def test_the_flow_is_learned(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "optim.learning_rate=1e-2")
-    found = [trainer.train_step()["flow"] for _ in range(30)]
-    assert np.median(found[-10:]) < 0.7 * np.median(found[:10])
+    trainer = trainer_for(recipe, "optim.learning_rate=1e-2", "augment=0.0")
+
+    def loss_of_the_same_draws() -> float:
+        done, trainer.step = trainer.step, 1000
+        losses = [float(trainer.micro_step(part)[0].detach()) for part in range(6)]
+        trainer.step = done
+        return float(np.mean(losses))
+
+    before = loss_of_the_same_draws()
+    for _ in range(25):
+        trainer.train_step()
+    assert loss_of_the_same_draws() < 0.8 * before
 
 
 def test_the_encoder_stays_or_learns(recipe: Path, speech: Path) -> None:

@@ -225,7 +225,7 @@ class BandDiscriminator(nn.Module):
         spectrum, ends, features = self.spectrum(wave), [], []
         for first, last, convs in zip(self.edges[:-1], self.edges[1:], self.band_convs, strict=True):
             x = spectrum[..., first:last]
-            for conv in convs:
+            for conv in convs.children():
                 x = leaky_relu(conv(x), 0.1)
                 features.append(x)
             ends.append(x)

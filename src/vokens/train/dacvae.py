@@ -120,6 +120,7 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
             "linear_stft": L.LinearSTFTLoss(),
             "spectrum": L.SpectrumLoss(),
         }
+        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
         return model.add_weight_norm()
 
     def load_data(self) -> None:
@@ -258,14 +259,13 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
         wave = self.valid.fixed(places).wave.to(self.device)
         mean, log_std = model.posterior_of(wave[:, None])
         made = model.decoder(mean)[:, 0]
-        mel = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
         each = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean((0, 2)) / 2
         if board is not None:
             for i in range(min(2, count)):
                 board.audio(self.step, f"original_{i}", wave[i])
                 board.audio(self.step, f"resynthesis_{i}", made[i])
         return {
-            "valid/mel": float(mel(made, wave)),
+            "valid/mel": float(self.measure(made, wave)),
             "valid/kl": float(each.sum()),
             "valid/active": float((each > 0.1).sum()),
         }
@@ -273,7 +273,8 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
     def final_model(self) -> DACVAE:
         """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
         model = self._trained()
-        measured = DACVAE(replace(model.config, **latent_statistics(model, self.train)))
+        mean, std = latent_statistics(model, self.train)
+        measured = DACVAE(replace(model.config, mean=mean, std=std))
         measured.load_state_dict(model.state_dict())
         measured.name = model.name
         return measured.to(self.device).eval().requires_grad_(False)
@@ -286,8 +287,8 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
 
 
 @torch.inference_mode()
-def latent_statistics(model: Autoencoder, crops: Crops) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation of each latent number (posterior means) over crops of the training data: `mean`, `std`."""
+def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each latent number (posterior means) over crops of the training data."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for number in range(STATISTICS_BATCHES):
         batch = crops.batch(number)
@@ -299,4 +300,4 @@ def latent_statistics(model: Autoencoder, crops: Crops) -> dict[str, tuple[float
         total, squares = total + found.sum(0), squares + found.square().sum(0)
     average = total / max(1, count)
     spread = (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
-    return {"mean": tuple(average.tolist()), "std": tuple(spread.tolist())}
+    return tuple(average.tolist()), tuple(spread.tolist())

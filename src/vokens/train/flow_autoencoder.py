@@ -84,6 +84,7 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
         if config.init:
             model.load_state_dict(FlowAE.from_pretrained(config.init).state_dict())
         self.sample_rate, self.hop = model.sample_rate, model.hop_length
+        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
         return model
 
     def _on_latents_of(self, trained: Any) -> FlowAE:
@@ -167,11 +168,10 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
         wave = self.valid.fixed(places).wave.to(self.device)
         mean, _ = model.posterior_of(wave[:, None])
         lengths = torch.full((count,), mean.shape[2], device=self.device)
-        mel = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
         measured = {}
         for steps in sorted({1, model.config.steps}):
             made = model.decode_batch(mean, lengths, steps)
-            measured[f"valid/mel_{steps}"] = float(mel(made, wave))
+            measured[f"valid/mel_{steps}"] = float(self.measure(made, wave))
             if board is not None:
                 board.audio(self.step, f"resynthesis_{steps}", made[0])
         return measured
@@ -179,7 +179,8 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
     def final_model(self) -> FlowAE:
         """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
         model = self._trained()
-        measured = FlowAE(replace(model.config, **latent_statistics(model, self.train)))
+        mean, std = latent_statistics(model, self.train)
+        measured = FlowAE(replace(model.config, mean=mean, std=std))
         measured.load_state_dict(model.state_dict())
         measured.name = model.name
         return measured.to(self.device).eval().requires_grad_(False)

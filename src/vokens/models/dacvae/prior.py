@@ -13,7 +13,7 @@ LAYERS, KERNEL = 4, 5
 
 
 class Coupling(nn.Module):
-    """(x, y) -> (x, y + m(x)), m a stack of gated convolutions; halves of (B, D, T)."""
+    """m of (x, y) -> (x, y + m(x)), a stack of gated convolutions; x and y are halves of (B, D, T)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Coupling(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.get_parameter("leave.bias"))
 
-    def shift(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """m(x) (B, D / 2, T)."""
         x = self.enter(x)
         skipped = torch.zeros_like(x)
@@ -48,12 +48,12 @@ class FlowPrior(nn.Module):
         """f(z); lengths (B,): frames of each row."""
         for coupling in self.couplings:
             x, y = z.chunk(2, 1)
-            z = torch.cat([x, y + coupling.shift(x, lengths)], 1).flip(1)
+            z = torch.cat([x, y + coupling(x, lengths)], 1).flip(1)
         return z
 
     def inverse(self, flowed: Tensor, lengths: Tensor | None = None) -> Tensor:
         """z with f(z) = flowed."""
         for coupling in reversed(self.couplings):
             x, y = flowed.flip(1).chunk(2, 1)
-            flowed = torch.cat([x, y - coupling.shift(x, lengths)], 1)
+            flowed = torch.cat([x, y - coupling(x, lengths)], 1)
         return flowed

@@ -1,8 +1,9 @@
 """The flow's network: compressed complex spectra of a wave from noise and latents, two spectra to a frame.
 
 The network predicts the clean spectra and not the velocity: clean speech is simple, while a velocity carries all of the
-noise, which no narrow network can pass on (arXiv 2511.13720). Spectra and a ConvNeXt at the frame rate as in RFWave
-(2403.05010), magnitudes compressed so that quiet bands count (2008.05214).
+noise, which no narrow network can pass on (arXiv 2511.13720). To what it makes it adds the present spectra under a gain
+for each bin, as a Wiener filter has, for fine structure that is there already need not pass through it either. A
+ConvNeXt on spectra is RFWave's (2403.05010), compressed magnitudes 2008.05214's.
 """
 
 import torch
@@ -15,8 +16,9 @@ from vokens.nn.stft import overlap_add
 
 SPECTRA = 2  # to a frame
 TIME_WIDTH = 64
-# Velocities (clean - x) / (1 - t) are learned as if no nearer to the data than this: they have no bound there.
-NEAR = 0.25
+# Velocities (clean - x) / (1 - t) are learned as if no nearer to the data than this. Near it the network would have to
+# repeat what it sees, which a width below the number of channels cannot: a weight without bound on a loss without hope.
+NEAR = 0.5
 
 
 class Spectra(nn.Module):
@@ -97,7 +99,7 @@ class FlowDecoder(nn.Module):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.leave = nn.Linear(width, self.spectra.channels)
+        self.leave = nn.Linear(width, self.spectra.channels + SPECTRA * self.spectra.bins)
         self.reach = layers * (config.kernel_size // 2)
         self.register_buffer("shift", torch.zeros(config.latent_dim))
         self.register_buffer("spread", torch.ones(config.latent_dim))
@@ -114,7 +116,9 @@ class FlowDecoder(nn.Module):
         for block, shift in zip(self.blocks, shifts, strict=True):
             h = h + shift
             h = block(h if mask is None else h * mask)
-        return self.leave(self.norm(h))
+        made, gain = self.leave(self.norm(h)).split([x.shape[2], SPECTRA * self.spectra.bins], 2)
+        kept = x.unflatten(2, (SPECTRA, 2, -1)) * gain.unflatten(2, (SPECTRA, 1, -1))
+        return made + kept.flatten(2)
 
 
 def waves_of(t: Tensor) -> Tensor:
