@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := media,plot,train,hf,eval,onnx,voice,parquet,ray,web,serve,dev
 
-.PHONY: setup demo check test test-all peers bench clean
+.PHONY: setup demo check test test-all peers bench docs clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ peers: setup  ## the published packages, without the dependencies they wrongly a
 
 bench: setup peers  ## the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/speechtokenizer.py
+
+docs: setup  ## the site, in build/site; any warning is an error
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
