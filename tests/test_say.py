@@ -1,6 +1,8 @@
 """Text in, speech out: batches as singles, streams as whole, long texts as their sentences; the verb end to end."""
 
 import io
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +37,8 @@ TEXTS = ["Hello there.", "It was 5 o'clock, and late", "No, it was not!"]
 LONG = "The fox, which was quick, ran over 3 dogs in the long morning. They slept on. " * 4
 
 
-def tiny_lm(tokens: int) -> LearnableLM:
-    voice = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12)
+def tiny_lm(tokens: int, hears: bool = True) -> LearnableLM:
+    voice = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12) if hears else None
     sizes = Qwen2Sizes(front_end("characters").num_ids, 32, 64, 1, 2, 2, 512)
     config = LearnableLMConfig(sizes, voice, tokens, speech_per_text=(0.1, 0.2), front_end="characters")
     torch.manual_seed(0)
@@ -323,6 +325,16 @@ def test_models_as_speakers(learnable, speakers):
             speaker(model, decoder)
 
 
+def test_a_language_model_without_speaker_token(speakers):
+    """CosyVoice 2's: the prompt alone says who speaks."""
+    model = speaker(tiny_lm(6561, hears=False), speakers["with_s3gen"].s3gen)
+    voice = model.voice(wave(), "one", sample_rate=16000)
+    greedy = Sampler("greedy")
+    (whole,) = model.say("Hello there.", voice, sampler=greedy, steps=1)
+    streamed = model.say_stream("Hello there.", voice, sampler=greedy, steps=1)
+    assert len(np.concatenate(list(streamed))) == len(whole) > 0
+
+
 def test_uslm_goes_on_from_a_prompt(speakers):
     model = speakers["uslm"]
     with pytest.raises(ConfigError, match="say what the recording says"):
@@ -465,3 +477,28 @@ def test_errors_say_what_to_do(here, capsys, words, reason):
     assert main(["say", *words]) == 2
     assert reason in capsys.readouterr().err
     assert not list(here.glob("*.mp3"))
+
+
+def test_the_page_runs(here, speakers, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs/say.md").read_text()
+    for part in ("lm", "flow", "autoencoder", "tokenizer"):
+        Path(part).symlink_to(here / "learnable" / part)
+    Path("uslm").symlink_to(here / "runs/uslm/model")
+    Path("book.txt").write_text(LONG)
+    Path("lines.txt").write_text("Hello there.\nname\tIt was not there.\n")
+    lines = [line for block in re.findall(r"```console\n(.*?)```", page, re.S) for line in block.splitlines()]
+    assert len(lines) == 8
+    for line in lines:
+        words, _, source = line.partition(" | ")[0].partition(" < ")
+        if "--decoder s3gen" in words or "-o -" in words:  # tested above
+            continue
+        if source:
+            monkeypatch.setattr("sys.stdin", io.StringIO(Path(source).read_text()))
+        assert main(shlex.split(words)[1:]) == 0, line
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, names)
+        for call, result in re.findall(r'(normalise\(".*?"\))\s+# (.*)', block):
+            assert eval(call, names) == result
+    assert len(names["waves"]) == 2
+    assert isinstance(vokens.load("together"), LearnableSpeech)
