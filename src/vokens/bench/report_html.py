@@ -39,8 +39,9 @@ def _head(title: str, summaries: Sequence[Row], names: dict[str, str]) -> str:
     models = {row["model"] for row in rows} - {_BASE}
     seconds = max((row["seconds"] for row in rows), default=0)
     recordings = max((row["files"] for row in rows), default=0)
-    length = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-    links = [f'<a href="#{name}">{escape(said)}</a>' for name, said in names.items()]
+    units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+    length = next(f"{seconds / size:.3g} {unit}" for size, unit in units if seconds >= 2 * size or size == 1)
+    links = [f'<a href="#{name}">{escape(said[0].upper() + said[1:])}</a>' for name, said in names.items()]
     facts = f"{_count(len(models), 'codec')} on {_count(recordings, 'recording')}, {length} of speech"
     return (
         f'<header><div><h1>{escape(title)}</h1><p class="lead">{facts}</p></div>'
@@ -77,7 +78,7 @@ def _plots(rows: Sequence[Row]) -> str:
     )
     note = (
         "Each line is one codec at several rates or numbers of codebooks; bars are 95 % intervals over recordings. "
-        "Hollow: codebooks without the first. Dashed: the recordings themselves."
+        "Dashed: the recordings themselves."
     )
     return (
         f'<section id="plots"><h2>Quality against bit rate</h2><div class="chips">{chips}</div>'
@@ -97,10 +98,11 @@ def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
         found, rate = row["metric"].get(name), row["metric"].get("bitrate", {}).get("value")
         if row["model"] == _BASE or _family(row) != family or not rate or not found or found["value"] is None:
             continue
-        label = row["row"].removeprefix(row["model"]).strip()
-        joined = not label or label.split("-")[0] == "1"
+        books = row["row"].removeprefix(row["model"]).strip()
+        if books and books.split("-")[0] != "1":
+            continue  # later codebooks alone are no rate to choose; the table has them
         interval = tuple(found["ci"]) if found.get("ci") else None
-        points.append(Point(row["row"], rate, found["value"], interval, joined))
+        points.append(Point(row["row"], rate, found["value"], interval))
     return tuple(points)
 
 

@@ -21,7 +21,6 @@ class Point:
     rate: float
     value: float
     interval: tuple[float, float] | None = None
-    joined: bool = True  # by a line with others of its series
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,19 @@ def rate_plot(series: Sequence[Series], title: str, digits: int, ceiling: float 
 
 
 def _series(series: Series, across: "_Log", up: "_Linear", digits: int) -> str:
-    joined = sorted((p for p in series.points if p.joined), key=lambda point: point.rate)
-    path = " ".join(f"{across(p.rate):.1f},{up(p.value):.1f}" for p in joined)
+    points = sorted(series.points, key=lambda point: point.rate)
+    path = " ".join(f"{across(p.rate):.1f},{up(p.value):.1f}" for p in points)
     parts = [f'<g class="series c{series.color}" data-series="{escape(series.name)}">']
-    if len(joined) > 1:
+    if len(points) > 1:
         parts.append(f'<polyline points="{path}"/>')
-    for point in series.points:
+    for point in points:
         x, y = across(point.rate), up(point.value)
         said = f"{point.label}: {point.value:.{digits}f} at {point.rate:.2f} kbit/s"
         if point.interval is not None:
             low, high = (up(value) for value in point.interval)
             said += f" (95 %: {point.interval[0]:.{digits}f} to {point.interval[1]:.{digits}f})"
             parts.append(f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-        hollow = "" if point.joined else ' class="hollow"'
-        parts.append(
-            f'<circle{hollow} cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(said)}</title></circle>'
-        )
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(said)}</title></circle>')
     return "".join([*parts, "</g>"])
 
 

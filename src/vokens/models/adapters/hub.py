@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vokens.errors import CheckpointError, ConfigError, MissingExtra
@@ -40,6 +40,7 @@ class HubCodec(Codec):
 
     Config = HubConfig
     classes: ClassVar[tuple[str, str]]  # of transformers: the network's and its config's
+    network: Any  # a PreTrainedModel
 
     def __init__(self, config: HubConfig) -> None:
         super().__init__(config)
@@ -99,7 +100,7 @@ class HubCodec(Codec):
         return cls.of(network, values)
 
     @classmethod
-    def of(cls, network: nn.Module, values: dict[str, Any] | None = None) -> Self:
+    def of(cls, network: Any, values: dict[str, Any] | None = None) -> Self:
         """The codec around a network of transformers that is in memory."""
         values = json.loads(network.config.to_json_string()) if values is None else values
         codec = cls.__new__(cls)
@@ -107,7 +108,7 @@ class HubCodec(Codec):
         codec._set_up(network)
         return codec
 
-    def _set_up(self, network: nn.Module) -> None:
+    def _set_up(self, network: Any) -> None:
         self.network = network
         self.sample_rate, self.hop_length, self.codebook_sizes = self.sizes(network.config)
 
@@ -147,10 +148,10 @@ def transformers_class(name: str) -> Any:
     """A class of transformers. Raises MissingExtra without it, or where it is too old to have that class."""
     try:
         import transformers
-
-        return getattr(transformers, name)
     except ImportError as error:
         raise MissingExtra("transformers", "hf", "This tokenizer") from error
+    try:
+        return getattr(transformers, name)
     except AttributeError as error:
         raise ConfigError(
             f"transformers {transformers.__version__} has no {name}: pip install --upgrade transformers"
@@ -168,8 +169,7 @@ def _hub_config(folder: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' warnings about what `from_folder` checks itself, or its progress bar."""
-    from transformers.utils import logging as theirs
-
+    theirs = transformers_class("utils").logging
     bar, level = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
     theirs.disable_progress_bar()
     theirs.set_verbosity(logging.ERROR)

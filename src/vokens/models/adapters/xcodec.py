@@ -46,7 +46,9 @@ class HiggsV2(XCodec):
 class ProjectedBook(nn.Module):
     """A codebook in a smaller space: linear in, nearest entry, linear out."""
 
-    def __init__(self, config: Any, codebook: nn.Module) -> None:
+    codebook: Any
+
+    def __init__(self, config: Any, codebook: Any) -> None:
         super().__init__()
         self.codebook = codebook
         self.project_in = nn.Linear(config.hidden_size, config.codebook_dim)
@@ -63,7 +65,9 @@ class ProjectedBook(nn.Module):
 def _higgs_network() -> Any:
     """X-codec's class with what Higgs changes; made when it is wanted, as transformers is optional."""
 
-    class HiggsNetwork(transformers_class("XcodecModel")):
+    base: Any = transformers_class("XcodecModel")
+
+    class HiggsNetwork(base):
         config_class = transformers_class("HiggsAudioV2TokenizerConfig")
         base_model_prefix = "higgs_audio_v2_tokenizer"
         _keys_to_ignore_on_load_unexpected = ("semantic_model.masked_spec_embed",)
