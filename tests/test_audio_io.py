@@ -356,3 +356,10 @@ def test_places_that_cannot_be_written(wav: Path, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match="cannot write"):
             save(path, tone(), RATE)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_views_of_arrays_are_read_like_copies() -> None:
+    wave = np.linspace(-0.5, 0.5, 1000, dtype=np.float32)
+    found, _ = load(wave[::-1], source_rate=16000)
+    torch.from_numpy(found)  # refuses views that run backwards
+    np.testing.assert_array_equal(found, wave[::-1].copy())

@@ -82,7 +82,7 @@ def load(
         )
     if sample_rate is not None:
         wave, rate = resample(wave, rate, sample_rate), sample_rate
-    return wave, rate
+    return np.ascontiguousarray(wave), rate  # torch takes no views that run backwards
 
 
 def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) -> None:
