@@ -383,7 +383,7 @@ _ENTRIES = (
         "Boson Higgs Audio 2 community licence",
         648_076_568,
     ),
-    *(_opus(kbps) for kbps in (6, 9, 12, 16, 24)),
+    *(_opus(kbps) for kbps in (6, 8, 12, 16, 24)),
     *(
         _codec2(mode, bits, samples)
         for mode, bits, samples in (

@@ -99,6 +99,9 @@ def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
         if row["model"] == _BASE or _family(row) != family or not rate or not found or found["value"] is None:
             continue
         books = row["row"].removeprefix(row["model"]).strip()
+        entry = MODELS.get(row["model"])
+        if entry is not None and entry.settings is not None and books not in ("", f"1-{entry.num_codebooks}"):
+            continue  # its rates have names of their own
         if books and books.split("-")[0] != "1":
             continue  # later codebooks alone are no rate to choose; the table has them
         interval = tuple(found["ci"]) if found.get("ci") else None
