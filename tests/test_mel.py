@@ -162,3 +162,11 @@ def test_errors() -> None:
         mel_filterbank(16000, 400, 80, 0.0, 9000.0)
     with pytest.raises(ConfigError, match="bark"):
         mel_filterbank(16000, 400, 80, scale="bark")
+
+
+def test_bands_asked_for_in_inference_serve_training() -> None:
+    with torch.inference_mode():
+        bands = mel_filterbank(16000, 512, 23)
+    weight = torch.ones(257, requires_grad=True)
+    (bands @ weight).sum().backward()
+    assert weight.grad is not None

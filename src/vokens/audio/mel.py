@@ -105,6 +105,7 @@ def _mel_to_hz(mel: np.ndarray, scale: MelScale) -> np.ndarray:
 
 
 @lru_cache
+@torch.inference_mode(False)  # shared: training may want what inference asked for first
 def mel_filterbank(
     sample_rate: int,
     n_fft: int,
