@@ -88,8 +88,10 @@ def test_a_trained_codec_gets_another_vocoder(tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     trainer.save()
     new = vokens.load(tmp_path / "run" / "codec")
+    assert isinstance(new, SoCodec)
     tokens = old.encode(speechlike(8000, seed=3), 16000)
     assert torch.equal(new.encode(speechlike(8000, seed=3), 16000).codes, tokens.codes)
+    assert tokens.global_vector is not None
     mels = [each.decode_mel(tokens.codes, tokens.global_vector) for each in (old, new)]
     assert torch.equal(*mels)
 
