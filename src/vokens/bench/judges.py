@@ -17,6 +17,7 @@ FILES = {
     "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
     "moonshine-base-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
     "campplus-zh-en": ("campplus_cn_en_common.pt",),
+    "dnsmos": ("sig_bak_ovr.onnx",),
     "lyra-v2": ("soundstream_encoder.tflite", "quantizer.tflite", "lyragan.tflite"),
 }
 

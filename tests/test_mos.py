@@ -1,0 +1,40 @@
+"""DNSMOS: the published package's numbers, and more noise is rated lower; runs only where the graph lies."""
+
+import numpy as np
+import pytest
+from conftest import speechlike
+
+from vokens.bench.judges import NotInstalled, find_judge
+from vokens.bench.mos import DNSMOS
+
+# Of PyPI's speechmos 0.0.1.1 (dnsmos.run, rate 16000): the seconds of `signal` below -> overall, speech, noise.
+PUBLISHED = {
+    0.7: (1.3191539, 1.8532455, 1.3633441),
+    4.0: (1.1443581, 1.2038143, 1.0882852),
+    12.5: (1.2873816, 1.6375486, 1.2420014),
+}
+
+
+def signal(seconds: float) -> np.ndarray:
+    return speechlike(round(seconds * 16000))
+
+
+@pytest.fixture(scope="module")
+def judge() -> DNSMOS:
+    try:
+        return DNSMOS(find_judge("dnsmos"))
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("seconds", PUBLISHED)
+def test_published_numbers(judge: DNSMOS, seconds: float) -> None:
+    found = judge.rate(signal(seconds))
+    names = ("dnsmos", "dnsmos-sig", "dnsmos-bak")
+    np.testing.assert_allclose([found[name] for name in names], PUBLISHED[seconds], atol=1e-4)
+
+
+def test_noise_is_rated_lower(judge: DNSMOS) -> None:
+    noise = np.random.default_rng(0).standard_normal(16000 * 4).astype(np.float32)
+    rated = [judge.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
+    assert rated[0] > rated[1] > rated[2]
