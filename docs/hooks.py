@@ -1,4 +1,8 @@
-"""Links of the pages to files beside docs/ lead to the repository, where the site has no such page."""
+"""What the site makes of the pages before they become HTML.
+
+Links to files beside docs/ lead to the repository, where the site has no such page; "python notest", which tests leave
+alone, is Python to a reader.
+"""
 
 import re
 from typing import Any
@@ -6,6 +10,9 @@ from typing import Any
 SOURCE = "https://github.com/vokens/vokens/blob/main/"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """mkdocs calls it with the text of each page."""
+    markdown = markdown.replace("```python notest", "```python")
+    if "/" in page.file.src_uri:  # there ".." is docs/
+        return markdown
     return re.sub(r"\]\(\.\./([^)]+)\)", rf"]({SOURCE}\1)", markdown)

@@ -47,7 +47,7 @@ class TokenDataset(Dataset[Row]):
 
     Args:
         folder: what `vokens extract` wrote. Its run.json names the form and the codec.
-        output, facts: both, for a folder without run.json.
+        output: its form, and facts of the codec, for a folder without run.json.
         opened: shards held open at a time.
 
     Attributes:
@@ -114,7 +114,7 @@ class TokenBatches(Sampler[list[int]]):
     Args:
         batch_frames: padded frames of a batch, B·T at most.
         max_frames: longer rows are left out; so are, always, rows without frames.
-        rank, world: this process, of how many.
+        rank: the number of this process; world: how many there are.
         window: shards whose rows are mixed; below the `opened` of the dataset, or files are opened again and again.
 
     Raises ConfigError for a row that no batch can hold, and where a process would get no batch.

@@ -72,9 +72,11 @@ def load(
             checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id.
         config: for published files: the published config, as a path or a dict, or the name of the release where
             the weights leave it open.
-        device, dtype: where the network lives and what it computes in: "float32", "bfloat16", "float16", and
-            S3Tokenizer on the CPU also "int8".
-        cache_dir: where downloads are kept. local_files_only: never download. revision: of a hub id.
+        device: where the network lives.
+        dtype: what it computes in: "float32", "bfloat16", "float16", and S3Tokenizer on the CPU also "int8".
+        cache_dir: where downloads are kept.
+        local_files_only: never download.
+        revision: of a hub id.
         backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
     Raises:

@@ -100,10 +100,12 @@ class Speaker(ABC):
 
         Args:
             voice: a recording, path or array, or what `voice` made; None for models that need none.
-            voice_text: what the recording says. sample_rate: of an array.
-            sampler, steps, guidance: see `Manner`. generator: one for all texts, or one for each, which makes a text
-                independent of its company.
-            language, spell_out: see `pieces`. pause: seconds of silence between the pieces of a text.
+            voice_text: what the recording says.
+            sample_rate: of an array.
+            sampler: see `Manner`, and for steps and guidance too.
+            generator: one for all texts, or one for each, which makes a text independent of its company.
+            language: see `pieces`, and for spell_out too.
+            pause: seconds of silence between the pieces of a text.
             batch_size: pieces uttered together. It bounds memory and changes nothing else.
             tell: called after each batch with the pieces that are done and their number in all.
 

@@ -95,8 +95,8 @@ class LearnableFlow(Pretrained):
 
         Args:
             tokens: ids (S,) or a list of (S,) of any lengths. speaker: vectors (1, V) for all or (B, V).
-            prompt_tokens, prompt_latents: speech that went before in the same voice, one for all or one for each:
-                ids (P,) and its latents (D, F), F about ratio * P.
+            prompt_tokens: ids (P,) of speech that went before in the same voice, one for all or one for each.
+            prompt_latents: its latents (D, F), F about ratio * P.
             steps: of the solver, guidance: strength of classifier-free guidance; those of the config by default,
                 10 and 0.7 as published. A MeanFlow holds its guidance and takes none.
             chunked: under the streaming mask, for the result of `stream`.

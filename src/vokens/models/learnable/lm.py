@@ -133,7 +133,8 @@ class LearnableLM(Pretrained):
         """Scores (B, L, V) and targets (B, L), -1 where none is asked, for the losses of `learnable.loss`.
 
         Args:
-            text, speech: ids (B, T) and (B, S), of any value beyond their lengths (B,) but inside the vocabularies.
+            text: ids (B, T), of any value beyond their lengths (B,) but inside the vocabulary.
+            speech: the same (B, S).
             speaker: tokens (B, W) of `speaker_of`; None leaves the token out of the sequence.
             bistream: which rows alternate text and speech, where they have speech enough for it.
             asked: (B, S) bool, which speech tokens are targets; None for all. The end and FILL always are.
@@ -167,7 +168,8 @@ class LearnableLM(Pretrained):
             text: each utterance, as a string where the config names a front end, or as ids.
             speaker: tokens (1, W) or (B, W) of `voice` or `speaker_of`; zeros where none is given and the model has
                 a speaker encoder.
-            prompt_text, prompt_speech: what the voice said, and its tokens (one-shot); one for all.
+            prompt_text: what the voice said (one-shot); one for all.
+            prompt_speech: its tokens.
             sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
                 row's draws its own.
             limits: least and most tokens; else `config.speech_per_text` times the text's, without the prompt's.

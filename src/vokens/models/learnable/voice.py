@@ -74,7 +74,8 @@ class LearnableSpeech(Pretrained, Speaker):
     """Text to speech in a voice. `vokens.load(folder)`, `LearnableSpeech.from_parts(...)`, then `say`.
 
     Args:
-        lm, flow, autoencoder: the parts. tokenizer: of a prompt's speech, whose tokens the others have learnt.
+        lm: text to tokens. flow: tokens to latents. autoencoder: latents to sound.
+        tokenizer: of a prompt's speech, whose tokens the others have learnt.
         speaker: CAM++, where the flow was trained with its vectors.
 
     Raises ConfigError for parts that do not fit each other.

@@ -45,7 +45,7 @@ class S3GenModel(Pretrained):
 
     Args:
         config: of all parts; an S3GenConfig means the published model around such a flow.
-        tokenizer, speaker_encoder, flow, mel2wav: parts that exist; others are made.
+        tokenizer: a part that exists, as speaker_encoder, flow and mel2wav; others are made.
 
     Attributes:
         watermark: wave (N,) float32 and its rate in Hz to the wave that is given out; None for none.
@@ -101,8 +101,11 @@ class S3GenModel(Pretrained):
         """One model of parts that were trained apart; `save_pretrained` makes it one folder.
 
         Args:
-            flow, mel2wav: folders that training wrote. speaker: a file of CAM++'s weights. tokenizer: whose tokens
-                the flow has learnt. Without speaker or tokenizer the model speaks only in voices made elsewhere.
+            flow: a folder that training wrote.
+            mel2wav: another.
+            speaker: a file of CAM++'s weights.
+            tokenizer: whose tokens the flow has learnt. Without speaker or tokenizer the model speaks only in voices
+                made elsewhere.
 
         Raises:
             CheckpointError: another system than expected. ConfigError: parts that do not fit each other.
@@ -203,7 +206,7 @@ class S3GenModel(Pretrained):
 
         Args:
             speech_tokens: ids (N,), (B, N), or a list of (N,). speech_token_lens: (B,) how many of each row count.
-            ref_wav, ref_sr: as in `embed_ref`, one row for all or one each; or ref_dict, which embed_ref made.
+            ref_wav: with ref_sr, as in `embed_ref`, one row for all or one each; or ref_dict, which embed_ref made.
             finalize: as in `forward`. cache_source: as in `HiFTNetModel.inference`. sampling: see `Sampling`.
 
         Returns:
