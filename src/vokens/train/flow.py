@@ -124,10 +124,7 @@ class FlowConfig(RunConfig):
         among("objective", self.objective, OBJECTIVES)
         among("noise_pairing", self.noise_pairing, ("none", "knn", "assignment"))
         among("time", self.time, tuple(DENSITIES))
-        if not self.data.tokenizer or not self.data.speaker:
-            raise ConfigError(
-                "data.tokenizer and data.speaker are needed: an S3Tokenizer, and whose speaker vectors are given"
-            )
+        self.check_sources()
         if bool(self.distil.source) != (self.objective == "intmeanflow"):
             raise ConfigError(
                 'distil.source (a trained flow) and objective = "intmeanflow" belong together: give both or neither'
@@ -141,6 +138,13 @@ class FlowConfig(RunConfig):
             raise ConfigError("candidates from 1, contrastive from 0, and instant from 0 to 1 are accepted")
 
     systems: ClassVar[tuple[str, ...]] = ("s3gen",)
+
+    def check_sources(self) -> None:
+        """Raise ConfigError unless the data says whose tokens and voices are given."""
+        if not self.data.tokenizer or not self.data.speaker:
+            raise ConfigError(
+                "data.tokenizer and data.speaker are needed: an S3Tokenizer, and whose speaker vectors are given"
+            )
 
     def network_settings(self) -> dict[str, Any]:
         """The recipe's settings of the network, on top of what the objective needs."""
@@ -208,6 +212,15 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def load_data(self) -> None:
         data = self.config.data
+        self.check_tokenizer()
+        self.train = self._crops(data.train, data.train_split)
+        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+        if not self.config.init:
+            self._start_at_the_mean()
+
+    def check_tokenizer(self) -> None:
+        """Raise ConfigError unless the tokens are those that the network is built for."""
+        data = self.config.data
         self.tokenizer.to(self.device)
         rate = self.frame_rate / self.model.flow.config.token_mel_ratio
         if self.tokenizer.decodes or abs(self.tokenizer.frame_rate - rate) > 1e-6:
@@ -219,10 +232,11 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             raise ConfigError(
                 f"the tokenizer has {self.tokenizer.codebook_sizes[0]} tokens: set model.vocab_size to that"
             )
-        self.train = self._crops(data.train, data.train_split)
-        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
-        if not self.config.init:
-            self._start_at_the_mean()
+
+    @property
+    def token_rate(self) -> float:
+        """Tokens per second."""
+        return self.tokenizer.frame_rate
 
     @property
     def frame_rate(self) -> float:
@@ -253,7 +267,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             frames,
             voices,
             ratio=self.model.flow.config.token_mel_ratio,
-            crop=max(1, round(self.config.data.seconds * self.tokenizer.frame_rate)),
+            crop=max(1, round(self.config.data.seconds * self.token_rate)),
             batch_size=self.config.data.batch_size,
             seed=self.config.seed,
             mean=mean,

@@ -2,9 +2,10 @@
 
 What differs is what frames are, normalised latents of an autoencoder whose rate sets the latents per token, and that
 speaker vectors may come from the language model's speaker encoder, a frozen copy of which is written with the flow.
+Tokens and latents may also be Learnable-Speech's files.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -14,9 +15,10 @@ import torch
 from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.models import load
-from vokens.models.codec import build_config
+from vokens.models.codec import Codec, build_config
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable import LearnableLM, SpeakerEncoder
+from vokens.models.learnable import checkpoint as published_lm
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.flow_checkpoint import read_start
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
@@ -28,7 +30,8 @@ from vokens.models.s3gen.dialects import flow_sizes
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.train.data import Clip, Rows
 from vokens.train.flow import FlowConfig, FlowDataConfig, FlowTrainer
-from vokens.train.flow_data import Ragged, frame_rows
+from vokens.train.flow_data import FlowCrops, Ragged, frame_rows
+from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published, ratio_of
 
 STATISTICS_FRAMES = (
     100_000  # from which mean and deviation are measured where the autoencoder does not know them
@@ -37,14 +40,18 @@ STATISTICS_FRAMES = (
 
 @dataclass(frozen=True)
 class LatentDataConfig(FlowDataConfig):
-    """Recordings whose tokens, latents and voices are cached.
+    """Recordings whose tokens, latents and voices are cached, or Learnable-Speech's train_index.json or data.list.
 
     Attributes:
-        latents: name or folder of the DAC-VAE whose latents are made.
-        speaker: folder or file of CAM++'s weights, or folder of a trained `learnable_lm`, for its speaker encoder.
+        latents: name or folder of the DAC-VAE whose latents are made. Of published files the DAC-VAE and the
+            tokenizer may be given, so that the flow knows them; no more is needed than the files.
+        speaker: folder or file of CAM++'s weights, or folder or published file of a `learnable_lm`, for its speaker
+            encoder.
+        normalise: latents by their mean and deviation; the published code does not.
     """
 
     latents: str = ""
+    normalise: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,62 @@ class LearnableFlowRun(FlowConfig):
 
     systems: ClassVar[tuple[str, ...]] = ("learnable_flow",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.data.latents:
+    def check_sources(self) -> None:
+        data = self.data
+        if is_published(data.train):
+            if not data.speaker:
+                raise ConfigError("data.speaker is empty: name CAM++'s weights, or a trained learnable_lm")
+            if data.valid and not is_published(data.valid):
+                raise ConfigError(f"data.valid {data.valid}: an index or list as data.train, {data.train}")
+            return
+        super().check_sources()
+        if not data.latents:
             raise ConfigError("data.latents is empty: name the folder of a trained DAC-VAE")
+
+
+@dataclass(frozen=True)
+class TokensAndLatents:
+    """What a flow is told of the tokens that it is given and of the latents that it makes.
+
+    Attributes:
+        width: numbers of a latent. vocabulary: of tokens. mean, std: of each number; empty where they are not known.
+        latents, latents_fingerprint, tokens, tokens_fingerprint: of their models, empty where they are not known.
+    """
+
+    width: int
+    vocabulary: int = 6561
+    sample_rate: int = 24000
+    frame_rate: float = 50.0
+    token_rate: float = TOKEN_RATE
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    latents: str = ""
+    latents_fingerprint: str = ""
+    tokens: str = ""
+    tokens_fingerprint: str = ""
+
+    def of_autoencoder(self, vae: DACVAE) -> "TokensAndLatents":
+        """The same with what an autoencoder says."""
+        return replace(
+            self,
+            width=vae.config.latent_dim,
+            sample_rate=vae.sample_rate,
+            frame_rate=vae.frame_rate,
+            mean=vae.config.mean,
+            std=vae.config.std,
+            latents=vae.name,
+            latents_fingerprint=vae.fingerprint,
+        )
+
+    def of_tokenizer(self, tokenizer: Codec) -> "TokensAndLatents":
+        """The same with what a tokenizer says."""
+        return replace(
+            self,
+            vocabulary=tokenizer.codebook_sizes[0],
+            token_rate=tokenizer.frame_rate,
+            tokens=tokenizer.name,
+            tokens_fingerprint=tokenizer.fingerprint,
+        )
 
 
 class LearnableFlowTrainer(FlowTrainer):
@@ -81,21 +140,27 @@ class LearnableFlowTrainer(FlowTrainer):
 
     def build_sizes(self) -> S3GenConfig:
         data = self.data
-        self.autoencoder = open_autoencoder(data.latents)
-        self.tokenizer = load(data.tokenizer)
+        self.facts = self._facts_of_files() if is_published(data.train) else TokensAndLatents(0)
+        if data.latents:
+            self.autoencoder = open_autoencoder(data.latents)
+            self.facts = self.facts.of_autoencoder(self.autoencoder)
+        if data.tokenizer:
+            self.tokenizer = load(data.tokenizer)
+            self.facts = self.facts.of_tokenizer(self.tokenizer)
+        facts = self.facts
         self.open_speaker()
-        ratio = self.autoencoder.frame_rate / self.tokenizer.frame_rate
+        ratio = facts.frame_rate / facts.token_rate
         if ratio < 1 or abs(ratio - round(ratio)) > 1e-6:
             raise ConfigError(
-                f"{data.latents} makes {self.autoencoder.frame_rate:g} latents a second and {data.tokenizer} "
-                f"{self.tokenizer.frame_rate:g} tokens: a whole number of latents per token is accepted"
+                f"{data.latents} makes {facts.frame_rate:g} latents a second and {data.tokenizer} "
+                f"{facts.token_rate:g} tokens: a whole number of latents per token is accepted"
             )
         found = {
-            "mel_bins": self.autoencoder.config.latent_dim,
+            "mel_bins": facts.width,
             "token_mel_ratio": round(ratio),
-            "vocab_size": self.tokenizer.codebook_sizes[0],
+            "vocab_size": facts.vocabulary,
             "speaker_embed_dim": self.voice_width,
-            "sampling_rate": self.autoencoder.sample_rate,
+            "sampling_rate": facts.sample_rate,
         }
         settings = self.config.network_settings()
         wrong = {name: settings[name] for name in found if settings.get(name, found[name]) != found[name]}
@@ -103,11 +168,24 @@ class LearnableFlowTrainer(FlowTrainer):
             raise ConfigError(f"model has {wrong}, the data {found}: leave these to the data")
         return build_config(S3GenConfig, {"noise": "fresh", **found, **settings}, "model")
 
+    def _facts_of_files(self) -> TokensAndLatents:
+        """What published files of the training data say of themselves."""
+        files = PublishedFiles(self.data.train)
+        tokens, latents = self._rows_of_files(files)
+        ratio = ratio_of(tokens, latents)
+        return TokensAndLatents(
+            latents[0].shape[1], sample_rate=files.sample_rate, frame_rate=ratio * TOKEN_RATE
+        )
+
+    def _rows_of_files(self, files: PublishedFiles) -> tuple[Rows, Rows]:
+        cache, workers = Path(self.data.cache), self.data.workers
+        return files.tokens(cache, workers), files.latents(cache, workers)
+
     def open_speaker(self) -> None:
         """CAM++, or the speaker encoder of a language model, whose frozen copy goes with the flow."""
         path = Path(self.data.speaker).expanduser()
         self.encoder: SpeakerEncoder | None = None
-        if not (path / "config.json").exists():
+        if not (path / "config.json").exists() and not _is_published_lm(path):
             super().open_speaker()
             self.voice_width = EMBEDDING
             return
@@ -137,15 +215,32 @@ class LearnableFlowTrainer(FlowTrainer):
 
     @property
     def frame_rate(self) -> float:
-        return self.autoencoder.frame_rate
+        return self.facts.frame_rate
+
+    @property
+    def token_rate(self) -> float:
+        return self.facts.token_rate
+
+    def check_tokenizer(self) -> None:
+        if not is_published(self.data.train):
+            super().check_tokenizer()
 
     def load_data(self) -> None:
-        vae = self.autoencoder
-        self.mean, self.std = (np.asarray(x, np.float32) for x in (vae.config.mean, vae.config.std))
+        known = (self.facts.mean, self.facts.std) if self.data.normalise else ((), ())
+        self.mean, self.std = (np.asarray(values, np.float32) for values in known)
         super().load_data()
 
-    def statistics(self, frames: Ragged) -> tuple[np.ndarray, np.ndarray]:
+    def _crops(self, source: str, split: str | None) -> FlowCrops:
+        if not is_published(source):
+            return super()._crops(source, split)
+        files = PublishedFiles(source)
+        tokens, latents = self._rows_of_files(files)
+        return self.crops_of(tokens, latents, self.voices(Path(self.data.cache), files.clips))
+
+    def statistics(self, frames: Ragged) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The autoencoder's; measured on the first latents of the training data where it does not know them."""
+        if not self.data.normalise:
+            return None, None
         if not len(self.mean):
             counts = frames.offsets.searchsorted(STATISTICS_FRAMES) + 1
             some = np.concatenate([frames[clip] for clip in range(min(counts, len(frames.offsets) - 1))])
@@ -180,18 +275,18 @@ class LearnableFlowTrainer(FlowTrainer):
         return (1, 2, 10)
 
     def final_model(self) -> LearnableFlow:
-        vae = self.autoencoder
+        facts = self.facts
         config = LearnableFlowConfig(
             flow=self.model.flow.config,
             speaker=None if self.encoder is None else self.encoder.config,
             mean=tuple(self.mean.tolist()),
             std=tuple(np.maximum(self.std, 1e-5).tolist()),
-            sample_rate=vae.sample_rate,
-            frame_rate=vae.frame_rate,
-            latents=vae.name,
-            latents_fingerprint=vae.fingerprint,
-            tokens=self.tokenizer.name,
-            tokens_fingerprint=self.tokenizer.fingerprint,
+            sample_rate=facts.sample_rate,
+            frame_rate=facts.frame_rate,
+            latents=facts.latents,
+            latents_fingerprint=facts.latents_fingerprint,
+            tokens=facts.tokens,
+            tokens_fingerprint=facts.tokens_fingerprint,
         )
         model = LearnableFlow(config)
         model.network.load_state_dict(self.final_flow().state_dict())
@@ -199,6 +294,10 @@ class LearnableFlowTrainer(FlowTrainer):
             model.speaker_encoder.load_state_dict(self.encoder.state_dict())
         model.name = self.config.name or model.system
         return model.to(self.device).eval().requires_grad_(False)
+
+
+def _is_published_lm(path: Path) -> bool:
+    return path.is_file() and published_lm.recognises(checkpoint.read_state_dict(path))
 
 
 def open_autoencoder(source: str) -> DACVAE:

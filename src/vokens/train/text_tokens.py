@@ -1,6 +1,6 @@
 """Training data of text to tokens: recordings with texts and the tokens of a codec, and batches of whole utterances.
 
-A source is one `SpokenTexts`; manifests and what `vokens extract` wrote are two, another is one function more. The
+A source is one `SpokenTexts`: a manifest, what `vokens extract` wrote, or Learnable-Speech's files. The
 batch of a number is a pure function of (seed, number): rows are sorted by size into buckets, every epoch cuts each
 bucket anew, and how many batches there are never changes.
 """
@@ -23,7 +23,9 @@ from vokens.models.codec import Codec
 from vokens.train.config import DataConfig
 from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import token_rows
+from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published
 
+PUBLISHED = CodecFacts("speech_tokenizer_v2_25hz", "", 16000, TOKEN_RATE, (6561,))
 BUCKETS = 24
 SMALLEST_BUCKET = 16  # utterances
 
@@ -31,10 +33,11 @@ SMALLEST_BUCKET = 16  # utterances
 @dataclass(frozen=True)
 class TextDataConfig(DataConfig):
     """Utterances with texts and tokens. `train` and `valid` are manifests or folders of recordings, whose tokens are
-    made once and cached, or output folders of `vokens extract`.
+    made once and cached, output folders of `vokens extract`, or Learnable-Speech's train_index.json or data.list.
 
     Attributes:
-        codec: name or folder of the codec whose tokens are learned; extracted folders bring theirs.
+        codec: name or folder of the codec whose tokens are learned; extracted folders bring theirs, and published
+            files are taken for speech_tokenizer_v2_25hz's where it is empty.
         batch_frames: padded places (text and tokens) of a batch, per process.
         longest: utterances of more places are left out.
     """
@@ -73,17 +76,22 @@ def open_texts(
     """
     if (Path(source) / RUN_FILE).is_file():
         return extracted_texts(source)
+    if is_published(source):
+        return published_texts(data, source, device)
     if not data.codec:
         raise ConfigError(f"data.codec is empty: name the codec whose tokens of {source} are to be learned")
-    codec = load(data.codec, device=device)
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"data.codec {data.codec!r} is {codec.system!r}: a codec is needed")
+    codec = _open_codec(data.codec, device)
     clips = read_clips(source, split, data.language, with_text=with_text)
     rows = token_rows(Path(data.cache), clips, codec, data.workers)
-    facts = CodecFacts(
-        codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes
-    )
-    return SpokenTexts(clips, np.diff(rows.offsets), facts, lambda number: rows[number])
+    return SpokenTexts(clips, np.diff(rows.offsets), _facts(codec), lambda number: rows[number])
+
+
+def published_texts(data: TextDataConfig, source: str, device: torch.device) -> SpokenTexts:
+    """The utterances of Learnable-Speech's index or list."""
+    facts = PUBLISHED if not data.codec else _facts(_open_codec(data.codec, device))
+    files = PublishedFiles(source)
+    rows = files.tokens(Path(data.cache), data.workers, facts.codebook_sizes[0])
+    return SpokenTexts(files.clips, np.diff(rows.offsets), facts, lambda number: rows[number])
 
 
 def extracted_texts(folder: str | Path) -> SpokenTexts:
@@ -213,6 +221,19 @@ def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:
         counts += torch.bincount(codes, minlength=size + 1)
         counts[size] += 1
     return (counts / counts.sum()).log()
+
+
+def _open_codec(name: str, device: torch.device) -> Codec:
+    codec = load(name, device=device)
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"data.codec {name!r} is {codec.system!r}: a codec is needed")
+    return codec
+
+
+def _facts(codec: Codec) -> CodecFacts:
+    return CodecFacts(
+        codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes
+    )
 
 
 def _spelt(spell: Callable[[str], list[int]], text: str | None) -> list[int]:

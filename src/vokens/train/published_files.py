@@ -1,0 +1,247 @@
+"""Learnable-Speech's data files as training data: `X.wav` with `X.txt`, `X_fsq.pt` and `X_latent2x.pt` beside it,
+listed in a `train_index.json` or a `data.list` (primepake/learnable-speech 2453af9).
+
+Nothing is unpickled but tensors and plain values. Tokens and latents go once into the cache of the run.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens.errors import ConfigError, TokensError
+from vokens.train.data import AUDIO_SUFFIXES, Clip, Rows, cached_rows
+
+LISTS = (".list", ".json")  # suffixes of a list of sources and of an index
+LATENTS = ("_latent2x.pt", "_latent.pt")  # the second is the older name
+TOKEN_RATE = 25.0  # of S3Tokenizer v2, Hz
+NO_SPEAKER = "default"  # what an index calls the voice of a file whose name says none
+
+
+@dataclass(frozen=True)
+class Item:
+    """A recording and what lies beside it; names are the index's."""
+
+    utt: str
+    spk: str
+    wav: Path
+    text_path: Path
+    token_path: Path
+    latent_path: Path
+
+    @property
+    def files(self) -> tuple[Path, Path, Path, Path]:
+        return self.wav, self.text_path, self.token_path, self.latent_path
+
+    @property
+    def missing(self) -> list[Path]:
+        """Files that are not there, or empty."""
+        return [path for path in self.files if not path.is_file() or not path.stat().st_size]
+
+
+def is_published(source: str | Path) -> bool:
+    """Whether a source of training data is an index or a list of sources."""
+    return Path(source).suffix in LISTS
+
+
+def beside(wav: Path, utt: str = "") -> Item:
+    """The item of a recording, by the names of the published scripts. utt: another name than the file's."""
+    latents = [wav.with_name(wav.stem + ending) for ending in LATENTS]
+    present = [path for path in latents if path.exists()]
+    speaker = wav.stem.split("_")[0] if "_" in wav.stem else NO_SPEAKER
+    return Item(
+        utt or wav.stem,
+        speaker,
+        wav,
+        wav.with_suffix(".txt"),
+        wav.with_name(f"{wav.stem}_fsq.pt"),
+        (present or latents)[0],
+    )
+
+
+def recordings(source: Path) -> list[Path]:
+    """Audio files below a folder, in order, or those that a text file names, a path in a line; # begins a comment.
+
+    Raises ConfigError for what is neither.
+    """
+    if source.is_dir():
+        return sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    if source.is_file():
+        return [_near(line, source) for line in _lines(source)]
+    raise ConfigError(f"{source} is neither a folder of recordings nor a file that lists them")
+
+
+def read_items(source: str | Path) -> list[Item]:
+    """The items of an index (*.json), of a list of sources, of a text file of recordings, or of a folder.
+
+    A line of a list of sources is any of the others. Relative paths count from where the run was started, or from the
+    file that holds them. Raises ConfigError for files of other contents.
+    """
+    source = Path(source)
+    if source.suffix == ".list":
+        if not source.is_file():
+            raise ConfigError(f"{source} is not there: a list of sources has an index.json in each line")
+        return [item for line in _lines(source) for item in read_items(_near(line, source))]
+    if source.suffix == ".json":
+        return list(_indexed(source))
+    return [beside(path) for path in recordings(source)]
+
+
+def read_text(path: Path) -> str:
+    """The text of an utterance: its lines without outer blanks, joined by nothing, as published."""
+    return "".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def read_tokens(path: Path, codebook_size: int = 6561) -> np.ndarray:
+    """Ids (L,) int32 of an `X_fsq.pt`, a tensor or a list. Raises TokensError."""
+    content = _read(path)
+    ids = torch.as_tensor(content) if isinstance(content, list) and content else content
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point() or not len(ids):
+        raise TokensError(f"{path} holds no ids: one row of whole numbers is expected")
+    if int(ids.min()) < 0 or int(ids.max()) >= codebook_size:
+        raise TokensError(
+            f"{path} holds ids from {int(ids.min())} to {int(ids.max())}, not of 0 ... {codebook_size - 1}"
+        )
+    return ids.to(torch.int32).numpy()
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """What an `X_latent2x.pt` holds that training asks for. z: (T, D) float32."""
+
+    z: np.ndarray
+    sample_rate: int
+
+
+def read_latents(path: Path) -> LatentFile:
+    """A file of latents. Raises TokensError."""
+    content = _read(path)
+    try:
+        z, rate = content["z"], int(content["sample_rate"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokensError(f"{path} holds no latents: a dict with z and sample_rate is expected") from error
+    if not isinstance(z, Tensor) or z.dim() != 2 or not z.numel() or not bool(z.isfinite().all()):
+        raise TokensError(f"{path}: z must be (D, T) finite numbers")
+    return LatentFile(z.float().T.contiguous().numpy(), rate)
+
+
+class PublishedFiles:
+    """The utterances of an index or list whose files are all there.
+
+    Attributes:
+        items; clips: the same with their texts, as other sources have them. A speaker "default" is nobody.
+
+    Raises ConfigError where none is whole, naming the first thing that lacks.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        found = read_items(source)
+        self.source, self.items = source, [item for item in found if not item.missing]
+        if not self.items:
+            lacking = f", {found[0].missing[0]} the first" if found else ""
+            raise ConfigError(
+                f"none of the {len(found)} utterances of {source} has audio, text, ids and latents{lacking}: "
+                "run extract_fsq and extract_dac_latents"
+            )
+        if len(self.items) < len(found):
+            print(
+                f"{source}: {len(found) - len(self.items)} of {len(found)} utterances lack files and are left out"
+            )
+        self.clips = [
+            Clip(
+                item.utt,
+                item.wav,
+                read_text(item.text_path),
+                speaker=None if item.spk == NO_SPEAKER else item.spk,
+            )
+            for item in self.items
+        ]
+
+    def tokens(self, cache: Path, workers: int, codebook_size: int = 6561) -> Rows:
+        """Ids (L, 1) of each utterance."""
+
+        def ids(number: int) -> np.ndarray:
+            return read_tokens(self.items[number].token_path, codebook_size)[:, None]
+
+        return self._rows(cache, "fsq", [item.token_path for item in self.items], ids, workers)
+
+    def latents(self, cache: Path, workers: int) -> Rows:
+        """Latents (T, D) of each utterance, in half precision as those that training makes itself."""
+
+        def z(number: int) -> np.ndarray:
+            return read_latents(self.items[number].latent_path).z.astype(np.float16)
+
+        return self._rows(cache, "latent", [item.latent_path for item in self.items], z, workers)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio that the latents stand for, Hz."""
+        return read_latents(self.items[0].latent_path).sample_rate
+
+    def _rows(
+        self,
+        cache: Path,
+        name: str,
+        paths: Sequence[Path],
+        compute: Callable[[int], np.ndarray],
+        workers: int,
+    ) -> Rows:
+        """Cached rows, whose name changes with the files."""
+        facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+        return cached_rows(cache, f"{name}-{digest}", self.clips, compute, workers, f"reading {name} files")
+
+
+def ratio_of(tokens: Rows, latents: Rows) -> int:
+    """Latents per token: the whole number that the utterances' counts say.
+
+    Raises ConfigError where they say none.
+    """
+    counts, frames = np.diff(tokens.offsets), np.diff(latents.offsets)
+    both = (counts > 0) & (frames > 0)
+    found = float(frames[both].sum() / counts[both].sum()) if both.any() else 0.0
+    ratio = round(found)
+    if ratio < 1 or abs(found - ratio) > 0.1 * ratio:
+        raise ConfigError(
+            f"there are {found:.2f} latents to a token, not a whole number of them: ids and latents are of different "
+            "audio, or of models that do not belong together"
+        )
+    return ratio
+
+
+def _indexed(path: Path) -> Iterator[Item]:
+    try:
+        for row in json.loads(path.read_text(encoding="utf-8"))["data"]:
+            names = ("wav", "text_path", "token_path", "latent_path")
+            wav, text, token, latent = (_near(row[name], path) for name in names)
+            yield Item(str(row["utt"]), str(row.get("spk", NO_SPEAKER)), wav, text, token, latent)
+    except OSError as error:
+        raise ConfigError(f"the index {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no index ({error!r}): generate_json_index writes one, whose data are utterances"
+        ) from error
+
+
+def _near(path: str, file: Path) -> Path:
+    """A path as it is, or from the folder of the file that names it, where it is there."""
+    plain = Path(path).expanduser()
+    return plain if plain.is_absolute() or plain.exists() else file.parent / plain
+
+
+def _lines(path: Path) -> list[str]:
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles and archives raise almost any type
+        raise TokensError(f"{path} cannot be read as tensors and plain values ({error})") from error
