@@ -19,7 +19,9 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("vokens ")
 ]
-NEED_MORE = ("vokens train", "vokens bench", "vokens speak", "vokens convert-voice")  # data, or weights
+NEED_MORE = tuple(  # data, weights, or a reader at the keyboard
+    f"vokens {verb}" for verb in ("train", "bench", "speak", "convert-voice", "say", "web", "serve")
+)
 OFFLINE = [line for line in COMMANDS if not line.startswith(NEED_MORE)]
 
 
