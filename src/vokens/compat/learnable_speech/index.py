@@ -1,0 +1,160 @@
+"""`generate_json_index`: the list of what has all its files, as training reads it, by the published flags.
+
+Beyond the published script: latents are found under the name that extraction gives them, and utterances are named by
+their path, so that equal file names in two folders are two utterances.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vokens.atomic import atomic_write
+from vokens.errors import ConfigError
+from vokens.train.published_files import Item, beside, recordings
+
+SPLITS = ("train", "val", "test")
+SEED = 42  # of the published shuffle
+GB, MB = 1024**3, 1024**2
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    write_index(arguments.input, Path(arguments.output), arguments.split)
+    return 0
+
+
+def write_index(
+    inputs: Iterable[str], output: Path, shares: Sequence[float] | None = None
+) -> dict[str, Path]:
+    """Write the index of all inputs, and one of each split where shares are given.
+
+    Args:
+        inputs: folders, or text files that list recordings.
+        output: the index, *.json; splits lie beside it as *_train.json, *_val.json and *_test.json.
+        shares: of train, val and test, 1 together.
+
+    Returns:
+        The files by the name of their split, "" being the whole.
+
+    Raises ConfigError where no recording has all its files.
+    """
+    if output.suffix != ".json":
+        raise ConfigError(f"--output {output} was given: a name that ends in .json is accepted")
+    if shares and (abs(sum(shares) - 1) > 1e-3 or min(shares) < 0):
+        raise ConfigError(f"--split {' '.join(map(str, shares))} was given: three shares of 1 are accepted")
+    rows = [_row(item) for item in find(inputs)]
+    parts = {"": rows} | (split(rows, shares) if shares else {})
+    written = {}
+    for name, part in parts.items():
+        path = output if not name else output.with_name(f"{output.stem}_{name}.json")
+        _write(path, part, name)
+        written[name] = path
+        print(f"{path}: {len(part)} utterances" + f", split {name}" * bool(name))
+    facts = statistics(rows)
+    print(
+        f"{facts['num_speakers']} speakers by the part of file names before '_', {facts['total_size_gb']:.2f} GB"
+    )
+    return written
+
+
+def find(inputs: Iterable[str]) -> list[Item]:
+    """Items of all recordings that have all their files, in the order of their file names; says how many have not."""
+    waves = sorted(
+        {Path(os.path.abspath(path)) for name in inputs for path in recordings(Path(name).expanduser())}
+    )
+    if not waves:
+        raise ConfigError("--input names no recording")
+    root = Path(os.path.commonpath([path.parent for path in waves]))
+    items = [beside(path, path.relative_to(root).with_suffix("").as_posix()) for path in waves]
+    lacking = [item for item in items if item.missing]
+    if len(lacking) == len(items):
+        raise ConfigError(
+            f"none of {len(items)} recordings has its files: {lacking[0].missing[0]} is not there or empty; run "
+            "extract_fsq and extract_dac_latents, and write a .txt beside each recording"
+        )
+    if lacking:
+        print(
+            f"{len(lacking)} of {len(items)} recordings lack files and are left out, the first for want of "
+            f"{lacking[0].missing[0]}",
+            file=sys.stderr,
+        )
+    whole = [item for item in items if not item.missing]
+    return sorted(whole, key=lambda item: (item.wav.stem, item.utt))
+
+
+def split(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
+    """Rows dealt to train, val and test, as the published script deals them."""
+    shuffled = list(rows)
+    random.Random(SEED).shuffle(shuffled)
+    first, second = int(len(rows) * shares[0]), int(len(rows) * (shares[0] + shares[1]))
+    return dict(zip(SPLITS, (shuffled[:first], shuffled[first:second], shuffled[second:]), strict=True))
+
+
+def statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the published index says of itself."""
+    sizes = {kind: sum(row[f"{kind}_size"] for row in rows) for kind in ("wav", "txt", "token", "latent")}
+    speakers = Counter(row["spk"] for row in rows)
+    return {
+        "total_files": len(rows),
+        "total_size_gb": sum(sizes.values()) / GB,
+        "speakers": dict(speakers),
+        "file_sizes": {
+            "wav_total_gb": sizes["wav"] / GB,
+            "txt_total_mb": sizes["txt"] / MB,
+            "token_total_gb": sizes["token"] / GB,
+            "latent_total_gb": sizes["latent"] / GB,
+        },
+        "num_speakers": len(speakers),
+    }
+
+
+def _row(item: Item) -> dict[str, Any]:
+    wav, text, token, latent = item.files
+    sizes = {
+        f"{kind}_size": path.stat().st_size
+        for kind, path in zip(("wav", "txt", "token", "latent"), item.files, strict=True)
+    }
+    return {
+        "utt": item.utt,
+        "spk": item.spk,
+        "wav": str(wav),
+        "text_path": str(text),
+        "token_path": str(token),
+        "latent_path": str(latent),
+        **sizes,
+        "mtime": wav.stat().st_mtime,
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
+    head = {"version": "1.0", "created": datetime.now().isoformat()} | ({"split": name} if name else {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(
+            json.dumps(
+                {**head, "statistics": statistics(rows), "data": list(rows)}, indent=2, ensure_ascii=False
+            ),
+            encoding="utf-8",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="generate_json_index", description=__doc__)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="folders, or text files with a recording in each line")
+    add("--output", default="dataset_index.json", help="the index (dataset_index.json)")
+    add(
+        "--split",
+        nargs=3,
+        type=float,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="also one index of each share, e.g. 0.9 0.05 0.05",
+    )
+    return parser

@@ -1,0 +1,295 @@
+"""`extract_dac_latents`: `X_latent2x.pt` beside each recording, by the published flags, on GPUs or a CPU.
+
+As published, a recording is not filled up to whole frames, and z is one draw from the posterior; here the draw is a
+function of the audio, so that extracting twice gives the same file, and long recordings go through in windows.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vokens import audio
+from vokens.atomic import atomic_write
+from vokens.errors import AudioError, ConfigError, VokensError
+from vokens.models import load
+from vokens.models.dacvae import DACVAE
+from vokens.train.published_files import recordings
+
+ENDING = "_latent2x.pt"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this is, and where it computes."""
+
+    rank: int
+    world: int
+    device: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 done, 1 some recordings failed."""
+    arguments = _parser().parse_args(argv)
+    paths = _paths(arguments)
+    if arguments.clean_tmp:
+        for folder in Path(arguments.tmp_dir).glob(
+            "gpu_*"
+        ):  # what runs leave there; anything else is the user's
+            shutil.rmtree(folder)
+    devices = torch.cuda.device_count()
+    if arguments.num_gpus is not None and not 0 <= arguments.num_gpus <= devices:
+        raise ConfigError(f"--num_gpus {arguments.num_gpus}: 0 (CPU) to {devices} are accepted here")
+    gpus = devices if arguments.num_gpus is None else arguments.num_gpus
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+    if world > 1:  # under torchrun every process is one of them
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        _extract(Place(rank, world, f"cuda:{local % gpus}" if gpus else "cpu"), arguments, paths)
+    elif gpus > 1:
+        world = gpus
+        torch.multiprocessing.spawn(_extract_on, (gpus, arguments, paths), nprocs=gpus)
+    else:
+        _extract(Place(0, 1, "cuda:0" if gpus else "cpu"), arguments, paths)
+    # Under torchrun each process writes what there is at its end, so that the last one writes all.
+    failed = _summarise(arguments, world, paths, whole=rank == 0 and "WORLD_SIZE" not in os.environ)
+    return int(failed > 0 and "WORLD_SIZE" not in os.environ)
+
+
+def posterior(vae: DACVAE, wave: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log of the standard deviation (D, T) of a wave (N,), as the published script has them.
+
+    Raises AudioError for a recording that is too short for one frame.
+    """
+    if vae.config.network != "dac":  # ours on spectra knows whole frames alone
+        mean, log_std = vae.encode_batch(wave[None], torch.tensor([len(wave)], device=wave.device))
+        return mean[0], log_std[0]
+    total, reach, hop = frames_of(len(wave), vae.config.encoder_rates), vae.encoder.reach, vae.hop_length
+    if total < 1:
+        raise AudioError(f"{len(wave)} samples are too short for one frame of {hop}")
+    parts = []
+    for start, end in vae.windows(total):
+        left, right = max(0, start - reach), end + reach
+        piece = wave[left * hop : right * hop if right < total else len(wave)]
+        found = vae.posterior_of(piece[None, None])
+        parts.append([part[0, :, start - left : end - left] for part in found])
+    mean, log_std = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return mean, log_std
+
+
+def frames_of(samples: int, rates: Sequence[int]) -> int:
+    """Frames of a recording that is not filled up: each stage has a kernel of two strides and pads half of one."""
+    for stride in rates:
+        samples = (samples + 2 * -(-stride // 2) - 2 * stride) // stride + 1
+    return samples
+
+
+@torch.inference_mode()
+def latents_of(vae: DACVAE, path: Path) -> dict[str, Any]:
+    """The content of a file of latents: tensors of the CPU and plain values, by the published names."""
+    wave, _ = audio.load(path, vae.sample_rate)
+    wave = np.clip(wave, -1, 1)
+    mean, log_std = (part.float().cpu() for part in posterior(vae, torch.from_numpy(wave).to(vae.device)))
+    generator = torch.Generator().manual_seed(zlib.crc32(wave.tobytes()))
+    z = mean + torch.randn(mean.shape, generator=generator) * log_std.exp()
+    return {
+        "z": z.clone(),
+        "mu": mean.clone(),
+        "logs": log_std.clone(),
+        "sample_rate": vae.sample_rate,
+        "compression_ratio": len(wave) // z.shape[1],
+        "original_duration": len(wave) / vae.sample_rate,
+        "original_samples": len(wave),
+        "latent_shape": list(z.shape),
+        "original_path": str(path),
+    }
+
+
+# The work --------------------------------------------------------------------------------------------------
+
+
+def _extract_on(rank: int, world: int, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
+    _extract(Place(rank, world, f"cuda:{rank}"), arguments, paths)
+
+
+def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Write the latents of this process's share, and what was done to `metadata_gpu<rank>.json`."""
+    vae = open_vae(arguments.checkpoint, arguments.config).to(place.device)
+    mine = paths[place.rank :: place.world]
+    todo = [path for path in mine if not (arguments.skip_existing and _target(path).exists())]
+    heard = np.random.default_rng(place.rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
+    done, decoded = [], []
+    for number, path in enumerate(tqdm(todo, "latents", unit="file", disable=place.rank > 0)):
+        try:
+            content = latents_of(vae, path)
+            with atomic_write(_target(path)) as partial:
+                torch.save(content, partial)
+            if number in heard:
+                decoded.append(_decode(vae, content, path, Path(arguments.tmp_dir) / f"gpu_{place.rank}"))
+        except (VokensError, OSError) as error:
+            tqdm.write(f"extract_dac_latents: {path} failed: {error}", file=sys.stderr)
+            done.append({"path": str(path), "error": str(error), "status": "failed"})
+            continue
+        done.append(
+            {
+                "path": str(path),
+                "output_path": str(_target(path)),
+                "latent_shape": content["latent_shape"],
+                "duration": content["original_duration"],
+                "compression_ratio": content["compression_ratio"],
+            }
+        )
+    _write_json(_part(arguments, place.rank), {"files": done, "decoded": decoded})
+
+
+@torch.inference_mode()
+def _decode(vae: DACVAE, content: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
+    """Write a recording and its resynthesis of z for the ear; their distance."""
+    z = content["z"][None].to(vae.device)
+    made = vae.decode_batch(z, torch.tensor([z.shape[2]], device=vae.device))[0].float().cpu().numpy()
+    wave = np.clip(audio.load(path, vae.sample_rate)[0], -1, 1)
+    folder = folder / path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sound in (("original", wave), ("reconstructed", made)):
+        soundfile.write(folder / f"{path.stem}_{name}.wav", sound, vae.sample_rate)
+    shorter = min(len(wave), len(made))
+    error = float(np.mean((wave[:shorter] - made[:shorter]) ** 2))
+    facts = {
+        "original_path": str(path),
+        "mse": error,
+        "snr": float(10 * np.log10(np.var(wave[:shorter]) / (error + 1e-10) + 1e-10)),
+        "latent_shape": content["latent_shape"],
+        "compression_ratio": content["compression_ratio"],
+    }
+    _write_json(folder / "info.json", facts)
+    return facts
+
+
+def open_vae(checkpoint: str, config: str | None) -> DACVAE:
+    """The autoencoder of a published checkpoint or of a folder of ours.
+
+    config: the published config.yml; the weights know their sizes, so it is only compared with them.
+
+    Raises ConfigError for other models, and for a config that is of another one.
+    """
+    vae = load(checkpoint)
+    if not isinstance(vae, DACVAE):
+        raise ConfigError(f"--checkpoint {checkpoint} holds {vae.system!r}: a DAC-VAE is accepted")
+    if config:
+        from vokens.compat.learnable_speech.settings import read_yaml
+
+        said, found = read_yaml(config).get("vae", {}), asdict(vae.config)
+        names = ("latent_dim", "encoder_dim", "encoder_rates", "decoder_dim", "decoder_rates", "sample_rate")
+        wrong = {
+            name: (said[name], found[name])
+            for name in names
+            if name in said and np.any(np.asarray(said[name]) != np.asarray(found[name]))
+        }
+        if wrong:
+            raise ConfigError(f"--config {config} is of another model; it says, the weights have: {wrong}")
+    return vae
+
+
+def _paths(arguments: argparse.Namespace) -> list[Path]:
+    if not arguments.root_path and not arguments.file_list:
+        raise ConfigError("give --root_path, a folder, or --file_list, a recording in each line")
+    paths = recordings(Path(arguments.file_list or arguments.root_path))
+    if not paths:
+        raise ConfigError(f"{arguments.file_list or arguments.root_path} names no recording")
+    return list(dict.fromkeys(paths))
+
+
+# What was done ---------------------------------------------------------------------------------------------
+
+
+def _summarise(arguments: argparse.Namespace, world: int, paths: Sequence[Path], whole: bool) -> int:
+    """Join the processes' parts to metadata.json, failed_files.json and summary.json; how many failed.
+
+    whole: no other process goes on, so the parts are removed.
+    """
+    folder = Path(arguments.output_dir)
+    parts = [
+        json.loads(part.read_text()) for rank in range(world) if (part := _part(arguments, rank)).exists()
+    ]
+    rows = {row["path"]: row for part in parts for row in part["files"]}
+    if arguments.skip_existing and (folder / "metadata.json").exists():  # what earlier runs did
+        known = {row["path"]: row for row in json.loads((folder / "metadata.json").read_text())["files"]}
+        rows = {str(path): known[str(path)] for path in paths if str(path) in known} | rows
+    done = [row for row in rows.values() if "error" not in row]
+    failed = [row for row in rows.values() if "error" in row]
+    seconds = sum(row["duration"] for row in done)
+    snr = [row["snr"] for part in parts for row in part["decoded"]]
+    summary = {
+        "total_files": len(done),
+        "failed_files": len(failed),
+        "total_duration_hours": seconds / 3600,
+        "latent_dimensions": dict(Counter(str(row["latent_shape"]) for row in done)),
+        "compression_ratios": dict(Counter(str(row["compression_ratio"]) for row in done)),
+        "average_duration": seconds / len(done) if done else 0,
+        "decode_samples": len(snr),
+    } | ({"average_snr": float(np.mean(snr))} if snr else {})
+    _write_json(
+        folder / "metadata.json", {"total_files": len(done), "failed_files": len(failed), "files": done}
+    )
+    _write_json(folder / "summary.json", summary)
+    (folder / "failed_files.json").unlink(missing_ok=True)
+    if failed:
+        _write_json(folder / "failed_files.json", failed)
+    if whole:
+        for rank in range(world):
+            _part(arguments, rank).unlink(missing_ok=True)
+        print(
+            f"{len(done)} recordings have latents, {seconds / 3600:.2f} h, {len(failed)} failed: "
+            f"{folder / 'summary.json'}"
+        )
+    return len(failed)
+
+
+def _part(arguments: argparse.Namespace, rank: int) -> Path:
+    return Path(arguments.output_dir) / f"metadata_gpu{rank}.json"
+
+
+def _target(path: Path) -> Path:
+    return path.with_name(path.stem + ENDING)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="extract_dac_latents", description=__doc__)
+    add = parser.add_argument
+    add("--root_path", help="folder with recordings; latents are written beside them")
+    add("--output_dir", required=True, help="folder for metadata.json, summary.json and failed_files.json")
+    add(
+        "--checkpoint",
+        required=True,
+        help="the published checkpoint.pt, a release's name, or a folder of ours",
+    )
+    add("--config", help="the published config.yml, which is compared with the weights")
+    add("--num_gpus", type=int, help="GPUs to use (all); 0 is the CPU. Under torchrun each process takes one")
+    add("--file_list", help="a recording in each line, instead of --root_path; # begins a comment")
+    add(
+        "--skip_existing",
+        action="store_true",
+        help=f"leave out recordings that have X{ENDING}; removes nothing",
+    )
+    add("--tmp_dir", default="./tmp", help="folder for resyntheses to listen to (./tmp)")
+    add("--num_decode_samples", type=int, default=5, help="resyntheses per process (5)")
+    add("--clean_tmp", action="store_true", help="first remove what earlier runs left in --tmp_dir")
+    return parser

@@ -1,0 +1,162 @@
+"""Learnable-Speech's config.yaml as settings of our runs. It is HyperPyYAML, whose tags make objects and run functions:
+here they are read as plain values, and nothing is made or run.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vokens.errors import ConfigError, MissingExtra
+
+_REFERENCE = re.compile(r"<([^<>]+)>")
+_SEED = 1986  # the published one
+TOKEN_RATE = 25  # Hz
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML file. Objects of !new, !name and !apply are the values that they are made of; `!ref <a[b]>`
+    is the value it names, where it names one, else the text.
+
+    Raises ConfigError for files that are no YAML mapping.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtra("pyyaml", "train", "a config.yaml") from error
+
+    class Plain(yaml.SafeLoader):
+        """Unknown tags are left off."""
+
+    def plain(loader: Plain, tag: str, node: Any) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return loader.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.SequenceNode):
+            return loader.construct_sequence(node, deep=True)
+        return _Reference(node.value) if tag == "ref" else loader.construct_scalar(node)
+
+    Plain.add_multi_constructor("!", plain)
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, Plain)
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config {path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the config {path} holds no settings: a YAML mapping is expected")
+    return _resolved(values, lambda text: _named(values, text))
+
+
+class _Reference(str):
+    """The text of a !ref."""
+
+
+def _resolved(value: Any, find: Callable[[str], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _resolved(inner, find) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner, find) for inner in value]
+    return find(value) if isinstance(value, _Reference) else value
+
+
+def _named(values: dict[str, Any], text: str) -> Any:
+    """The value that a reference names; the text where it is more than a name."""
+    found = _REFERENCE.fullmatch(text.strip())
+    for _ in range(8):  # references to references
+        if found is None:
+            return str(text)
+        value: Any = values
+        for name in found[1].replace("]", "").split("["):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, _Reference):
+            return value
+        text = value
+        found = _REFERENCE.fullmatch(text.strip())
+    return str(text)
+
+
+def common(values: dict[str, Any]) -> dict[str, Any]:
+    """Seed, optimiser and intervals, as settings of `RunConfig`."""
+    train = values.get("train_conf") or {}
+    optim, scheduler = train.get("optim_conf") or {}, train.get("scheduler_conf") or {}
+    seeds = [
+        value for name, value in values.items() if name.startswith("__set_seed") and isinstance(value, list)
+    ]
+    save = int(train.get("save_per_step") or 0)
+    return {
+        "seed": int(seeds[0][0]) if seeds and seeds[0] else _SEED,
+        "accumulate": int(train.get("accum_grad", 1)),
+        "log_every": int(train.get("log_interval", 5)),
+        "save_every": save if save > 0 else 2000,
+        "validate_every": save if save > 0 else 2000,
+        "optim": {
+            "learning_rate": float(optim.get("lr", 5e-5)),
+            "betas": tuple(float(beta) for beta in optim.get("betas", (0.9, 0.999))),
+            "weight_decay": float(optim.get("weight_decay", 0.01)),
+            "warmup": int(scheduler.get("warmup_steps", 500)),
+            "schedule": "constant",
+            "clip": float(train.get("grad_clip", 1.0)),
+        },
+    }
+
+
+def epochs(values: dict[str, Any]) -> int:
+    """How many epochs the config asks for."""
+    return int((values.get("train_conf") or {}).get("max_epoch", 2000))
+
+
+def max_frames(values: dict[str, Any]) -> int:
+    """Latent frames of a batch."""
+    return int((values.get("batch") or {}).get("max_frames_in_batch", 5000))
+
+
+def ratio(values: dict[str, Any]) -> int:
+    """Latents per token that the config speaks of."""
+    return int(values.get("token_latent_ratio", 3))
+
+
+def language_model(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `LearnableLMRunConfig`, but for data and backbone."""
+    lm = values.get("llm") or {}
+    return {
+        "smoothing": float(lm.get("lsm_weight", 0.0)),
+        "length_normalised": bool(lm.get("length_normalized_loss", True)),
+        "model": {"mix": tuple(lm.get("mix_ratio", (5, 15)))},
+    }
+
+
+def flow(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `LearnableFlowRun`, but for data; what the files say is not asked of the config."""
+    whole = values.get("flow") or {}
+    encoder, decoder = whole.get("encoder") or {}, whole.get("decoder") or {}
+    estimator = decoder.get("estimator") or {}
+    cfm = decoder.get("cfm_params") or {}
+    cfm = cfm.get("content", cfm)
+    sizes = {
+        "token_embed_dim": whole.get("input_size"),
+        "pre_lookahead_len": whole.get("pre_lookahead_len"),
+        "encoder_attention_heads": encoder.get("attention_heads"),
+        "encoder_linear_units": encoder.get("linear_units"),
+        "encoder_num_blocks": encoder.get("num_blocks"),
+        "encoder_num_up_blocks": encoder.get("num_up_blocks"),
+        "decoder_channels": (estimator.get("channels") or [None])[0],
+        "decoder_n_blocks": estimator.get("n_blocks"),
+        "decoder_num_mid_blocks": estimator.get("num_mid_blocks"),
+        "decoder_num_heads": estimator.get("num_heads"),
+        "decoder_attention_head_dim": estimator.get("attention_head_dim"),
+        "chunk_size": values.get("chunk_size"),
+        "cfm_inference_cfg_rate": cfm.get("inference_cfg_rate"),
+        "cfm_t_scheduler": cfm.get("t_scheduler"),
+    }
+    return {
+        "noise_pairing": "knn" if cfm.get("use_immiscible", True) else "none",
+        "candidates": int(cfm.get("immiscible_k", 8)),
+        "contrastive": float(cfm.get("contrastive_lambda", 0.05))
+        if cfm.get("use_contrastive_fm", True)
+        else 0.0,
+        "time": "cosine" if cfm.get("t_scheduler", "cosine") == "cosine" else "uniform",
+        "unconditioned": float(cfm.get("training_cfg_rate", 0.2)),
+        "chunked": 0.0,  # the published training never streams
+        "model": {name: value for name, value in sizes.items() if value is not None},
+    }

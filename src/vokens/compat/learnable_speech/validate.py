@@ -1,0 +1,89 @@
+"""`validate_data`: reads every file that training will read, and says what is wrong with it.
+
+The published script asks for files of an older layout; this one asks for those that training reads now.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from vokens.errors import ConfigError, VokensError
+from vokens.train.published_files import (
+    TOKEN_RATE,
+    Item,
+    beside,
+    read_latents,
+    read_text,
+    read_tokens,
+    recordings,
+)
+
+SLACK = 2  # tokens by which ids and audio may differ: frames at the borders
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An utterance that can be read: seconds of audio, counts of ids and latents, numbers of a latent."""
+
+    seconds: float
+    tokens: int
+    latents: int
+    width: int
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="validate_data", description=__doc__)
+    parser.add_argument(
+        "--src_dir", required=True, help="folder, or a text file with a recording in each line"
+    )
+    arguments = parser.parse_args(argv)
+    waves = recordings(Path(arguments.src_dir))
+    if not waves:
+        raise ConfigError(f"--src_dir {arguments.src_dir} holds no recording")
+    sound, wrong = [], []
+    for wave in waves:
+        try:
+            sound.append(check(beside(wave)))
+        except (VokensError, OSError, soundfile.SoundFileError, UnicodeDecodeError) as error:
+            wrong.append(f"{wave}: {error}")
+    for line in wrong[:SHOWN]:
+        print(line, file=sys.stderr)
+    if len(wrong) > SHOWN:
+        print(f"... and {len(wrong) - SHOWN} more", file=sys.stderr)
+    hours = sum(item.seconds for item in sound) / 3600
+    widths = sorted({item.width for item in sound})
+    ratios = sorted({round(item.latents / item.tokens) for item in sound})
+    print(
+        f"{len(sound)} of {len(waves)} recordings can be trained on: {hours:.2f} h, "
+        f"latents of {widths} numbers, {ratios} to a token"
+    )
+    if len(widths) > 1 or len(ratios) > 1:
+        print("latents of several models are mixed: training needs those of one", file=sys.stderr)
+        return 1
+    return int(bool(wrong))
+
+
+def check(item: Item) -> Checked:
+    """What an utterance holds. Raises VokensError for the first thing that training could not use."""
+    if item.missing:
+        raise ConfigError(f"{item.missing[0].name} is not there or empty")
+    if not read_text(item.text_path):
+        raise ConfigError(f"{item.text_path.name} has no text")
+    seconds = soundfile.info(item.wav).duration
+    tokens = len(read_tokens(item.token_path))
+    latents = read_latents(item.latent_path).z
+    if abs(tokens - seconds * TOKEN_RATE) > SLACK:
+        raise ConfigError(
+            f"{tokens} ids to {seconds:.2f} s of audio: {seconds * TOKEN_RATE:.0f} are expected"
+        )
+    ratio = max(1, round(len(latents) / tokens))
+    if abs(len(latents) - ratio * tokens) > SLACK * ratio:
+        raise ConfigError(
+            f"{len(latents)} latents to {tokens} ids: a whole number of times as many is expected"
+        )
+    return Checked(seconds, tokens, len(latents), latents.shape[1])
