@@ -46,8 +46,16 @@ class Item:
 
 
 def is_published(source: str | Path) -> bool:
-    """Whether a source of training data is an index or a list of sources."""
-    return Path(source).suffix in LISTS
+    """Whether a source of training data is an index or a list of sources; a *.json of json lines is a manifest."""
+    path = Path(source)
+    if path.suffix != ".json" or not path.is_file():
+        return path.suffix in LISTS
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    try:
+        return "data" in json.loads(first)
+    except ValueError:  # an object over several lines
+        return True
 
 
 def beside(wav: Path, utt: str = "") -> Item:
