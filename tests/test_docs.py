@@ -3,6 +3,7 @@
 Published weights are stood in for by tiny random models of the same systems, under the names that the pages load.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -198,14 +200,17 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
     assert exempt == ["serve.md"]  # a client of a server that the page starts; test_serve.py has one
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """The words after `vokens` of every command in a block of the page."""
+VERB_LINE = r"(?:(?:torchrun|accelerate launch)\b.* -m )?vokens (.+)"
+COMPAT_LINE = r"(?:python|torchrun\b.*) -m (vokens\.compat\.\w+ .+)"
+
+
+def commands(text: str, pattern: str = VERB_LINE) -> Iterator[list[str]]:
+    """The words of every command in a block of the page that the pattern finds, which are its first group."""
     blocks = re.findall(r"^```(?:console|bash|sh)\n(.*?)^```", text, re.S | re.M)
     blocks += re.findall(r"(?:^    .*\n)+", text, re.M)
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         line = re.split(r"\s#|\s[|<>]\s", line.strip())[0]
-        found = re.match(r"(?:(?:torchrun|accelerate launch)\b.* -m )?vokens (.+)", line)
-        if found:
+        if found := re.match(pattern, line):
             yield shlex.split(found[1])
 
 
@@ -220,6 +225,31 @@ def test_commands_of_the_page_are_understood(page: str, monkeypatch: pytest.Monk
         )
         if verb == "train" and arguments.recipe.startswith("recipes/"):
             read_recipe(arguments.recipe, arguments.set)
+
+
+COMPAT = {
+    "vokens.compat.s3tokenizer": "vokens.compat.s3tokenizer.__main__",
+    "vokens.compat.socodec": "vokens.compat.socodec",
+    "vokens.compat.learnable_speech": "vokens.compat.learnable_speech.__main__",
+}
+
+
+class Understood(Exception):
+    """Raised in the place of the work, once the flags have been parsed."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(commands(TEXTS[page], COMPAT_LINE))])
+def test_commands_of_other_packages_are_understood(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop_after(parser: argparse.ArgumentParser, *given: Any) -> None:
+        parse(parser, *given)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_after)
+    for module, *words in commands(TEXTS[page], COMPAT_LINE):
+        with pytest.raises(Understood):
+            import_module(COMPAT[module]).main(words)
 
 
 @pytest.mark.parametrize("page", PAGES)
