@@ -1,7 +1,7 @@
 """What the site makes of the pages before they become HTML.
 
 Links to files beside docs/ lead to the repository, where the site has no such page; "python notest", which tests leave
-alone, is Python to a reader.
+alone, is Python to a reader, and commands have the colours of a shell.
 """
 
 import re
@@ -13,6 +13,7 @@ SOURCE = "https://github.com/vokens/vokens/blob/main/"
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """mkdocs calls it with the text of each page."""
     markdown = markdown.replace("```python notest", "```python")
+    markdown = markdown.replace("```console", "```sh")  # "console" would grey all that has no prompt
     if "/" in page.file.src_uri:  # there ".." is docs/
         return markdown
     return re.sub(r"\]\(\.\./([^)]+)\)", rf"]({SOURCE}\1)", markdown)

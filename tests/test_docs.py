@@ -51,7 +51,7 @@ def tiny_s3tokenizer() -> Pretrained:
     from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 
     torch.manual_seed(0)
-    return S3Tokenizer(S3TokenizerConfig(width=32, heads=2, layers=1)).eval()
+    return S3Tokenizer(S3TokenizerConfig(width=32, heads=1, layers=1)).eval()
 
 
 def tiny_dacvae() -> Pretrained:
