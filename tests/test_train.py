@@ -165,7 +165,7 @@ def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731"]
     distributed = [*run, "-m", "vokens", "train", str(recipe), *common]
     distributed += ["--set", f"out={two}", "--set", "data.batch_size=2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(distributed, capture_output=True, env=environment, text=True)
     assert result.returncode == 0, result.stderr
     a, b = (torch.load(checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (one, two))

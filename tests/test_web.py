@@ -1,5 +1,6 @@
 """The page's recordings, tokens and streams, without a browser; test_web_browser.py has one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 
 from vokens.web.listen import Listener
-from vokens.web.page import WAITING, Streams, create_app
+from vokens.web.page import KEPT, Streams, create_app
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +65,26 @@ def test_long_and_wrong_files_get_friendly_messages(listener: Listener, tmp_path
         listener.load(tmp_path / "wrong.wav")
 
 
-def test_a_stream_is_fetched_once_and_the_oldest_are_forgotten() -> None:
+def test_a_take_is_computed_once_and_heard_again_and_the_oldest_are_forgotten() -> None:
     from fastapi import HTTPException
 
-    streams = Streams()
-    wave = speechlike(1000)
-    first = streams.add(iter([wave[:400], wave[400:]]), 16000)
-    content = b"".join(streams.take(first.rsplit("/", 1)[1]))
-    assert len(content) == 44 + 2 * 1000
-    with pytest.raises(HTTPException):
-        streams.take(first.rsplit("/", 1)[1])
-    addresses = [streams.add(iter(()), 16000) for _ in range(WAITING + 1)]
+    streams, wave = Streams(), speechlike(1000)
+    given: list[int] = []
+
+    def pieces() -> Iterator[np.ndarray]:
+        for start in (0, 400):
+            given.append(start)
+            yield wave[start : start + (400 if start == 0 else 600)]
+
+    ticket = streams.add(pieces(), 16000).rsplit("/", 1)[1]
+    early = iter(streams.take(ticket))
+    head = next(early)
+    assert given == [0]  # the rest is computed when it is asked for
+    whole = b"".join(streams.take(ticket))  # a player asks again from the start
+    assert whole == head + b"".join(early)
+    assert len(whole) == 44 + 2 * 1000
+    assert given == [0, 400]
+    addresses = [streams.add(iter(()), 16000) for _ in range(KEPT + 1)]
     with pytest.raises(HTTPException):
         streams.take(addresses[0].rsplit("/", 1)[1])
 

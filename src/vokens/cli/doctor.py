@@ -16,6 +16,7 @@ EXTRAS = {
     "media": "reading m4a, aac, webm, wma",
     "plot": "pictures: demo, roundtrip, inspect --picture",
     "train": "train",
+    "track": "train with tracker = wandb or comet_ml",
     "hf": "SoCodec's HuBERT, Learnable-Speech's language model, tokenizers of transformers",
     "eval": "bench: STOI, PESQ, word error, speaker similarity, Lyra",
     "onnx": 'backend="onnxruntime", convert to ONNX',

@@ -5,6 +5,7 @@ A task is a subclass in a file of its own, named in `config.TASKS`. Everything r
 """
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -60,8 +61,13 @@ class Trainer(Generic[Config, Model]):
             broadcast_buffers=False, find_unused_parameters=self.unused_parameters
         )
         self.tracker = Tracker(config.tracker)
+        # Without it accelerate takes torchrun's processes for strangers on a machine that has no GPU.
+        together = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
         self.accelerator: Any = Accelerator(
-            mixed_precision=config.precision, kwargs_handlers=[ddp], log_with=config.tracker or None
+            cpu=together,
+            mixed_precision=config.precision,
+            kwargs_handlers=[ddp],
+            log_with=config.tracker or None,
         )
         self.device: torch.device = self.accelerator.device
         torch.manual_seed(config.seed)

@@ -1,17 +1,18 @@
 """The page: one tab for codecs, one for token files, and tabs for voices and texts where a model for them is there.
 
 Streams of speech are ordinary sound addresses of this server, which browsers play while they arrive: `Streams` hands
-out an address for a stream that is about to begin.
+them out.
 """
 
 import base64
 import html
 import secrets
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from vokens.models.speaking import Speaker
 from vokens.serve.sound import Writer
 from vokens.web.listen import Heard, Listener
 
-WAITING = 64  # streams that nobody has fetched yet
+KEPT = 16  # takes of speech; a minute is 3 MB
 REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
 FONTS = ["system-ui", "sans-serif"]  # of the machine: the page works without a network
 STYLE = """
@@ -48,40 +49,52 @@ def create_app(models: dict[str, Any], max_seconds: float = 60.0) -> FastAPI:
 
     @app.get("/stream/{ticket}")
     def stream(ticket: str) -> StreamingResponse:
-        return StreamingResponse(streams.take(ticket), media_type="audio/wav")
+        return StreamingResponse(iter(streams.take(ticket)), media_type="audio/wav")
 
     page = create_page(models, streams, max_seconds)
     theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
     return gr.mount_gradio_app(app, page, path="/", theme=theme, css=STYLE, show_error=True)
 
 
+class Take:
+    """The bytes of one speech as a wav file, computed once and heard any number of times: players ask twice."""
+
+    def __init__(self, pieces: Iterator[np.ndarray], rate: int) -> None:
+        self._pieces, self._writer = pieces, Writer("wav", rate)
+        self._bytes: list[bytes] = []
+        self._done, self._lock = False, threading.Lock()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for place in count():
+            with self._lock:
+                if place == len(self._bytes) and not self._done:
+                    piece = next(self._pieces, None)
+                    self._done = piece is None
+                    self._bytes.append(self._writer.end() if piece is None else self._writer.write(piece))
+            if place == len(self._bytes):
+                return
+            yield self._bytes[place]
+
+
 class Streams:
-    """Speech that is about to begin: each has an address, which works once."""
+    """Speech that is being computed, or was lately: each has an address."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, tuple[Iterator[np.ndarray], int]] = OrderedDict()
+        self._takes: OrderedDict[str, Take] = OrderedDict()
 
     def add(self, pieces: Iterator[np.ndarray], rate: int) -> str:
-        """The address of a stream that goes on when it is fetched."""
+        """The address of a stream, which goes on when it is fetched."""
         ticket = secrets.token_urlsafe(16)
-        self._waiting[ticket] = pieces, rate
-        while len(self._waiting) > WAITING:
-            self._waiting.popitem(last=False)
+        self._takes[ticket] = Take(pieces, rate)
+        while len(self._takes) > KEPT:
+            self._takes.popitem(last=False)
         return f"/stream/{ticket}"
 
-    def take(self, ticket: str) -> Iterator[bytes]:
+    def take(self, ticket: str) -> Take:
         """The bytes of a wav file, as they are computed."""
-        if ticket not in self._waiting:
-            raise HTTPException(404, "this stream was played already: press the button again")
-        pieces, rate = self._waiting.pop(ticket)
-        writer = Writer("wav", rate)
-
-        def sound() -> Iterator[bytes]:
-            for piece in pieces:
-                yield writer.write(piece)
-            yield writer.end()
-
-        return sound()
+        if ticket not in self._takes:
+            raise HTTPException(404, "this speech is forgotten: press the button again")
+        return self._takes[ticket]
 
 
 def create_page(models: dict[str, Any], streams: Streams, max_seconds: float) -> gr.Blocks:
