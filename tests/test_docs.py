@@ -4,7 +4,6 @@ Published weights are stood in for by tiny random models of the same systems, un
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -136,7 +135,6 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 GIVEN = {  # what a page names without making it
     "learnable_flow.md": {"tokens": [torch.arange(5), torch.arange(3)], "speaker": torch.ones(1, 12)},
-    "socodec.md": {"dataclasses": dataclasses},
 }
 SHORTER = (("num_workers=4", "num_workers=0"), ("max_frames=100", "max_frames=8"))
 

@@ -45,7 +45,9 @@ BENCHES = {
         "SLMTokBench: what text the tokens carry, what of it and of the voice is left",
     ),
     "report": Bench(
-        "vokens.bench.report", "vokens.bench.report_options:Report", "a page of results: tables, plots, sounds"
+        "vokens.bench.report",
+        "vokens.bench.report_options:Report",
+        "a page of results: tables, plots, sounds",
     ),
     "all": Bench(
         "vokens.bench.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
