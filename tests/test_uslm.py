@@ -345,7 +345,7 @@ def test_requests_that_cannot_be_met(ours, published, codec):
         ours.generate("hi", prompt.select(0, 3))
     other = USLM(replace(TINY, codec="another", fingerprint="f00d"))
     with pytest.raises(TokensError, match="another"):
-        other.generate("hi", replace(prompt, fingerprint="beef"))
+        other.generate("h|aɪ", replace(prompt, fingerprint="beef"), spelling="phonemes")
     with pytest.raises(TokensError, match="2 prompts"):
         ours.generate(["a", "b", "c"], vokens.Tokens.cat([prompt, prompt]))
     for texts, options in (
