@@ -1,9 +1,10 @@
-"""DNSMOS: the published package's numbers, and more noise is rated lower; runs only where the graph lies."""
+"""DNSMOS and Distill-MOS: the published packages' numbers, and more noise is rated lower; run only where the files lie."""
 
 import numpy as np
 import pytest
 from conftest import speechlike
 
+from vokens.bench.distill_mos import DistillMOS
 from vokens.bench.judges import NotInstalled, find_judge
 from vokens.bench.mos import DNSMOS
 
@@ -38,3 +39,26 @@ def test_noise_is_rated_lower(judge: DNSMOS) -> None:
     noise = np.random.default_rng(0).standard_normal(16000 * 4).astype(np.float32)
     rated = [judge.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
     assert rated[0] > rated[1] > rated[2]
+
+
+# Of PyPI's distillmos 0.9.1 (ConvTransformerSQAModel): the seconds of `signal` -> rating.
+DISTILLED = {0.7: 1.9865202, 4.0: 1.4238923, 12.5: 1.4574303}
+
+
+@pytest.fixture(scope="module")
+def distilled() -> DistillMOS:
+    try:
+        return DistillMOS(find_judge("distillmos"))
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("seconds", DISTILLED)
+def test_published_numbers_of_distill_mos(distilled: DistillMOS, seconds: float) -> None:
+    assert distilled.rate(signal(seconds))["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
+    assert distilled.rate(signal(seconds) / 8)["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
+
+
+def test_distill_mos_hears_long_recordings_in_parts(distilled: DistillMOS) -> None:
+    wave = np.tile(signal(7.68), 12)  # 85 windows over 92 s, those on the tile's grid alike
+    assert abs(distilled.rate(wave)["distill-mos"] - distilled.rate(signal(7.68))["distill-mos"]) < 0.5

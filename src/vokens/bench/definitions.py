@@ -39,6 +39,7 @@ DEFINITIONS = {
     "dnsmos": Definition("DNSMOS", "MOS", "up", 2, "P.835 overall, 16 kHz, no reference"),
     "dnsmos-sig": Definition("DNSMOS, speech", "MOS", "up", 2, "P.835 signal, 16 kHz, no reference"),
     "dnsmos-bak": Definition("DNSMOS, noise", "MOS", "up", 2, "P.835 background, 16 kHz, no reference"),
+    "distill-mos": Definition("Distill-MOS", "MOS", "up", 2, "version 7, 16 kHz, no reference"),
     "wer": Definition("word error", "%", "down", 1, "Moonshine, greedy"),
     "frame-rate": Definition("frame rate", "Hz", "", 3, "as the codec says"),
     "token-rate": Definition("tokens", "1/s", "down", 1, "codebooks × frames over seconds of audio"),

@@ -18,6 +18,7 @@ FILES = {
     "moonshine-base-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
     "campplus-zh-en": ("campplus_cn_en_common.pt",),
     "dnsmos": ("sig_bak_ovr.onnx",),
+    "distillmos": ("distill_mos_v7.pt",),
     "lyra-v2": ("soundstream_encoder.tflite", "quantizer.tflite", "lyragan.tflite"),
 }
 

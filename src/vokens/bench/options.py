@@ -11,7 +11,7 @@ from vokens.errors import ConfigError
 
 METRICS = (
     *("stoi", "estoi", "pesq-wb", "pesq-nb", "si-sdr", "mel", "stft", "mcd", "f0", "voicing"),
-    *("speaker", "dnsmos", "dnsmos-sig", "dnsmos-bak", "wer"),
+    *("speaker", "dnsmos", "dnsmos-sig", "dnsmos-bak", "distill-mos", "wer"),
 )
 PEERS = "original,codec2-3200,codec2-1300,opus-6,lyra-3.2,lyra-6"
 

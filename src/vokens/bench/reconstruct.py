@@ -21,6 +21,7 @@ from vokens import registry
 from vokens.audio import load, resample
 from vokens.bench import metrics
 from vokens.bench.codecs import labels, open_codec, token_path
+from vokens.bench.distill_mos import DistillMOS
 from vokens.bench.items import Item, find_items
 from vokens.bench.judges import find_judge
 from vokens.bench.mos import DNSMOS
@@ -43,7 +44,11 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "stft": metrics.stft_distance,
     "mcd": metrics.mel_cepstral_distortion,
 }
-RATINGS = {"dnsmos", "dnsmos-sig", "dnsmos-bak"}
+# Judges that hear no original, by folder: the network, and the ratings it gives.
+LISTENERS = {
+    "dnsmos": (DNSMOS, {"dnsmos", "dnsmos-sig", "dnsmos-bak"}),
+    "distillmos": (DistillMOS, {"distill-mos"}),
+}
 
 
 @dataclass(frozen=True)
@@ -145,12 +150,15 @@ class Worker:
         self._metrics = options.wanted_metrics()
         self._system: System | None = None
         self._codec: Codec | None = None
-        self._speaker = self._ears = self._listener = None
+        self._speaker = self._ears = None
         self._voices: dict[str, np.ndarray] = {}  # of the recordings
         if "speaker" in self._metrics:
             self._speaker = SpeakerJudge(find_judge("campplus-zh-en", options.judges))
-        if RATINGS & set(self._metrics):
-            self._listener = DNSMOS(find_judge("dnsmos", options.judges))
+        self._listeners = [
+            network(find_judge(folder, options.judges))
+            for folder, (network, ratings) in LISTENERS.items()
+            if ratings & set(self._metrics)
+        ]
         if "wer" in self._metrics:
             self._ears = Moonshine(find_judge(options.recogniser, options.judges), threads=1)
 
@@ -167,8 +175,8 @@ class Worker:
                 found |= {name: value for name, value in pitch.items() if name in self._metrics}
             if self._speaker is not None:
                 found["speaker"] = self._similarity(item, wave, heard.wave)
-            if self._listener is not None:
-                rated = self._listener.rate(heard.wave)
+            for listener in self._listeners:
+                rated = listener.rate(heard.wave)
                 found |= {name: value for name, value in rated.items() if name in self._metrics}
             if self._ears is not None and item.text and item.language == "en":
                 found |= _word_error(self._ears.transcribe(heard.wave), item.text)
