@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.models import system
@@ -16,13 +14,7 @@ from vokens.nn.discriminators import (
 )
 from vokens.train import losses as L
 from vokens.train.config import AdversarialConfig, RunConfig
-
-
-class Discriminators(nn.ModuleDict):
-    """The discriminators of a run, called together: wave (B, 1, N) -> [(logits, features)]."""
-
-    def forward(self, wave: Tensor) -> list[tuple[list[Tensor], list[list[Tensor]]]]:
-        return [judge(wave) for judge in self.values()]
+from vokens.train.judges import Discriminators
 
 
 def build_codec(config: RunConfig) -> Codec:

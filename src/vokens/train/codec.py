@@ -21,6 +21,7 @@ from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators, mel_recipe
 from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among
 from vokens.train.data import Batch, Crops, Rows, pcm_rows, read_clips
+from vokens.train.judges import Contest, Judges, generator_losses
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
@@ -156,44 +157,44 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
 
     def prepare(self) -> None:
         super().prepare()
+        self.judges: Judges | None = None
         if self.discriminators is not None:
-            optim = self.config.optim
-            rate = self.config.adversarial.learning_rate or optim.learning_rate
-            optimizer = torch.optim.AdamW(
-                self.discriminators.parameters(), lr=rate, betas=optim.betas, weight_decay=0.0
+            settings = self.config.adversarial
+            matching = {"published": L.feature_matching, "normalised": L.normalised_feature_matching}
+            loss = L.ADVERSARIAL[settings.loss]
+            contest = Contest(
+                loss.discriminator, generator_losses(loss.generator, matching[settings.feature])
             )
-            self.judges, self.judge_optimizer = self.accelerator.prepare(self.discriminators, optimizer)
+            self.judges = Judges(
+                self,
+                self.discriminators,
+                contest,
+                start=settings.start,
+                learning_rate=settings.learning_rate,
+            )
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         yield from super().parts()
         if self.balancer is not None:
             yield "balancer", self.balancer
-        if self.discriminators is not None:
-            yield "discriminators", self.discriminators
-            yield "judge_optimizer", self.judge_optimizer
+        if self.judges is not None:
+            yield from self.judges.parts()
 
     # One step ----------------------------------------------------------------------------------------------
 
-    @property
-    def adversarial(self) -> bool:
-        """Whether the discriminators take part in this step."""
-        return self.discriminators is not None and self.step >= self.config.adversarial.start
-
     def begin_step(self) -> None:
-        config = self.config
-        if self.adversarial:
-            self.set_rate(
-                self.judge_optimizer, config.adversarial.learning_rate or config.optim.learning_rate
-            )
-        if config.fit_codebooks and self.step == config.fit_codebooks:
+        if self.config.fit_codebooks and self.step == self.config.fit_codebooks:
             self._fit_codebooks()
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch, generator, keep = self._batch(part)
         with self.accelerator.autocast():
             output = self._forward(batch, keep, generator)
-        report = self._judge_step(batch.wave, output.wave.detach(), part) if self.adversarial else {}
-        values = self._losses(batch, output, self.adversarial)
+        values, report = self._losses(batch, output), {}
+        if self.judges is not None and self.judges.active:
+            target, wave = batch.wave[:, None], output.wave[:, None]
+            report["discriminator"] = self.judges.learn(target, wave, part)
+            values |= self.judges.judge(target, wave.float())
         return self._total(values, output.wave), report | values
 
     def _batch(self, part: int) -> tuple[Batch, torch.Generator, Tensor | None]:
@@ -231,7 +232,7 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         quantize = self.step >= self.config.fit_codebooks
         return self.module(batch.wave, keep=keep, generator=generator, quantize=quantize)
 
-    def _losses(self, batch: Batch, output: CodecOutput, adversarial: bool) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch, output: CodecOutput) -> dict[str, Tensor]:
         wanted, wave = self.config.losses, output.wave.float()
         values: dict[str, Tensor] = {}
         if "wave" in wanted:
@@ -248,46 +249,7 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
             distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]
             frames = (-(-batch.lengths // self.hop)).to(self.device)
             values["distill"] = distill(output.semantic.float(), batch.teacher, frames)
-        if adversarial:
-            values |= self._judged(batch.wave, wave)
         return values
-
-    def _judged(self, target: Tensor, wave: Tensor) -> dict[str, Tensor]:
-        settings = self.config.adversarial
-        assert self.discriminators is not None  # the caller says adversarial
-        matching = {"published": L.feature_matching, "normalised": L.normalised_feature_matching}[
-            settings.feature
-        ]
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                real = self.discriminators(target.unsqueeze(1))
-            fake = self.discriminators(wave.unsqueeze(1))
-        return {
-            "adversarial": torch.stack(
-                [L.ADVERSARIAL[settings.loss].generator(logits) for logits, _ in fake]
-            ).sum(),
-            "feature": torch.stack([matching(r[1], f[1]) for r, f in zip(real, fake, strict=True)]).sum(),
-        }
-
-    def _judge_step(self, target: Tensor, wave: Tensor, part: int) -> dict[str, Tensor]:
-        """The discriminators learn to tell the target from the output."""
-        if part == 0:
-            self.judge_optimizer.zero_grad()
-        self.judges.requires_grad_(True)
-        last = part == self.config.accumulate - 1
-        loss = L.ADVERSARIAL[self.config.adversarial.loss].discriminator
-        with self.synced(self.judges, part):
-            with self.accelerator.autocast():  # both in one pass: DDP expects one forward for each backward
-                judged = self.judges(torch.cat([target, wave]).unsqueeze(1))
-            halves = [[logits.chunk(2) for logits in logits_of] for logits_of, _ in judged]
-            total = torch.stack(
-                [loss([r for r, _ in pairs], [f for _, f in pairs]) for pairs in halves]
-            ).sum()
-            self.accelerator.backward(total / self.config.accumulate)
-        if last:
-            self.judge_optimizer.step()
-        self.judges.requires_grad_(False)
-        return {"discriminator": total}
 
     def _total(self, values: dict[str, Tensor], wave: Tensor) -> Tensor:
         weights = {name: self.config.losses[name] for name in values}

@@ -23,6 +23,7 @@ from vokens.train import losses as L
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
 from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.judges import Contest, Discriminators, Judges
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 
@@ -111,7 +112,8 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
         judges, rate = config.judges, model.sample_rate
         self.discriminators = None
         if set(JUDGED) & set(config.losses):
-            self.discriminators = DACDiscriminator(judges.divisor, judges.channels, windows=judges.windows)
+            network = DACDiscriminator(judges.divisor, judges.channels, windows=judges.windows)
+            self.discriminators = Discriminators({"dac": network})
         scales = L.dac_scales(rate, config.mel_windows)
         self.distances = {
             "wave": L.wave_l1,
@@ -142,35 +144,26 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
 
     def prepare(self) -> None:
         super().prepare()
+        self.judges: Judges | None = None
         if self.discriminators is not None:
-            optim = self.config.optim
-            optimizer = torch.optim.AdamW(
-                self.discriminators.parameters(),
-                lr=self._judges_rate(),
-                betas=optim.betas,
-                weight_decay=optim.weight_decay,
+            settings, usual = self.config.judges, Contest()
+            wanted = {name: loss for name, loss in usual.generator.items() if name in self.config.losses}
+            self.judges = Judges(
+                self,
+                self.discriminators,
+                Contest(usual.discriminator, wanted),
+                start=settings.start,
+                learning_rate=settings.learning_rate,
+                weight_decay=self.config.optim.weight_decay,
+                clip=settings.clip,
             )
-            self.judges, self.judge_optimizer = self.accelerator.prepare(self.discriminators, optimizer)
-
-    def _judges_rate(self) -> float:
-        return self.config.judges.learning_rate or self.config.optim.learning_rate
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         yield from super().parts()
-        if self.discriminators is not None:
-            yield "discriminators", self.discriminators
-            yield "judge_optimizer", self.judge_optimizer
+        if self.judges is not None:
+            yield from self.judges.parts()
 
     # One step ----------------------------------------------------------------------------------------------
-
-    @property
-    def judged(self) -> bool:
-        """Whether the discriminators take part in this step."""
-        return self.discriminators is not None and self.step >= self.config.judges.start
-
-    def begin_step(self) -> None:
-        if self.judged:
-            self.set_rate(self.judge_optimizer, self._judges_rate())
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -181,10 +174,11 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
             output = self.module(wave, noise)
         made = output.wave.float()
         values, report = self._losses(wave, made, output), {}
-        if self.judged:
+        if self.judges is not None and self.judges.active:
             heard = self._heard(number)
-            report = self._judge_step(wave[:, heard], made[:, heard].detach(), part)
-            values |= self._judged(wave[:, heard], made[:, heard])
+            target, output = wave[:, None, heard], made[:, None, heard]
+            report["discriminator"] = self.judges.learn(target, output, part)
+            values |= self.judges.judge(target, output)
         weights = {name: self.config.losses[name] for name in values}
         weights["kl"] *= min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
         return L.weighted_sum(values, weights), report | values
@@ -214,36 +208,6 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
         if output.flowed is not None:
             return L.kl_flow(output.flowed.float(), log_std)
         return (L.kl_normal if self.config.kl == "normal" else L.kl_published)(mean, log_std)
-
-    def _judged(self, target: Tensor, wave: Tensor) -> dict[str, Tensor]:
-        assert self.discriminators is not None  # the caller asks
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                _, real_maps = self.discriminators(target[:, None])
-            fake, fake_maps = self.discriminators(wave[:, None])
-        values = {
-            "adversarial": L.least_squares_generator(fake),
-            "feature": L.feature_matching(real_maps, fake_maps),
-        }
-        return {name: value for name, value in values.items() if name in self.config.losses}
-
-    def _judge_step(self, target: Tensor, wave: Tensor, part: int) -> dict[str, Tensor]:
-        """The discriminators learn to tell the target from the output."""
-        if part == 0:
-            self.judge_optimizer.zero_grad()
-        self.judges.requires_grad_(True)
-        with self.synced(self.judges, part):
-            with self.accelerator.autocast():  # both in one pass: DDP expects one forward for each backward
-                logits, _ = self.judges(torch.cat([target, wave])[:, None])
-            halves = [x.chunk(2) for x in logits]
-            total = L.least_squares_discriminator([r for r, _ in halves], [f for _, f in halves])
-            self.accelerator.backward(total / self.config.accumulate)
-        if part == self.config.accumulate - 1:
-            if self.config.judges.clip:
-                self.accelerator.clip_grad_norm_(self.judges.parameters(), self.config.judges.clip)
-            self.judge_optimizer.step()
-        self.judges.requires_grad_(False)
-        return {"discriminator": total}
 
     # What comes out of it ----------------------------------------------------------------------------------
 

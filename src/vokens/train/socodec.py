@@ -26,10 +26,10 @@ from vokens.models.socodec.learner import Heard, MelJudge, SoCodecLearner, SoCod
 from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.train import losses as L
-from vokens.train.build import Discriminators
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, TeacherConfig, among
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
+from vokens.train.judges import Contest, Discriminators, Judges
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.recogniser import standard
@@ -101,52 +101,6 @@ class SoCodecRunConfig(RunConfig):
             )
         if not self.losses or self.data.batch_size < 1:
             raise ConfigError("at least one loss and data.batch_size of at least 1 are needed")
-
-
-class Judges:
-    """Discriminators with their optimizer, and the two turns of a step: they learn, then they judge."""
-
-    def __init__(self, trainer: Trainer[Any, Any], network: nn.Module, config: JudgeConfig) -> None:
-        self.trainer, self.config, self.network = trainer, config, network
-        optim = trainer.config.optim
-        self.rate = config.learning_rate or optim.learning_rate
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self.rate, betas=optim.betas, weight_decay=0.0)
-        self.module, self.optimizer = trainer.accelerator.prepare(network, optimizer)
-
-    @property
-    def active(self) -> bool:
-        """Whether they take part in this step."""
-        return self.trainer.step >= self.config.start
-
-    def learn(self, target: Tensor, output: Tensor, part: int) -> Tensor:
-        """Their own loss, descended: to tell the targets from the outputs, both (B, …)."""
-        trainer = self.trainer
-        if part == 0:
-            trainer.set_rate(self.optimizer, self.rate)
-            self.optimizer.zero_grad()
-        self.module.requires_grad_(True)
-        with trainer.synced(self.module, part):
-            with (
-                trainer.accelerator.autocast()
-            ):  # both in one pass: DDP expects one forward for each backward
-                judged = self.module(torch.cat([target, output.detach()]))
-            halves = [logits.chunk(2) for logits_of, _ in judged for logits in logits_of]
-            total = L.least_squares_discriminator([r for r, _ in halves], [f for _, f in halves])
-            trainer.accelerator.backward(total / trainer.config.accumulate)
-        if part == trainer.config.accumulate - 1:
-            self.optimizer.step()
-        self.module.requires_grad_(False)
-        return total
-
-    def judge(self, target: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the outputs: the adversarial loss, and the feature matching loss."""
-        with self.trainer.accelerator.autocast():
-            with torch.no_grad():
-                real = self.network(target)
-            fake = self.network(output)
-        logits = [x for logits, _ in fake for x in logits]
-        maps = [[x for _, maps in judged for x in maps] for judged in (real, fake)]
-        return L.least_squares_generator(logits), L.feature_matching(*maps)
 
 
 class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
@@ -263,18 +217,29 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         config, named = self.config, set(self.config.losses)
         self.judges: dict[str, Judges] = {}
         if named & {"mel_adversarial", "mel_feature"}:
-            self.judges["mel"] = Judges(self, MelJudge(config.mel_judge.channels), config.mel_judge)
+            self.judges["mel"] = self._judges(MelJudge(config.mel_judge.channels), config.mel_judge, "mel")
         if named & {"wave_adversarial", "wave_feature"}:
             judges: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_judge.divisor)}
             if config.wave_judge.channels:
                 judges["mrd"] = MultiResolutionDiscriminator(config.wave_judge.channels)
-            self.judges["wave"] = Judges(self, Discriminators(judges), config.wave_judge)
+            self.judges["wave"] = self._judges(Discriminators(judges), config.wave_judge, "wave")
+
+    def _judges(self, network: nn.Module, config: JudgeConfig, kind: str) -> Judges:
+        usual = Contest()
+        named = {f"{kind}_{name}": loss for name, loss in usual.generator.items()}
+        wanted = {name: loss for name, loss in named.items() if name in self.config.losses}
+        return Judges(
+            self,
+            network,
+            Contest(usual.discriminator, wanted),
+            start=config.start,
+            learning_rate=config.learning_rate,
+        )
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         yield from super().parts()
         for name, judges in self.judges.items():
-            yield f"{name}_judges", judges.network
-            yield f"{name}_judge_optimizer", judges.optimizer
+            yield from judges.parts(f"{name}_")
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -363,7 +328,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         judges = self.judges.get("mel")
         if judges is not None and judges.active:
             report["mel_judges"] = judges.learn(mel, found, part)
-            values["mel_adversarial"], values["mel_feature"] = judges.judge(mel, found)
+            values |= judges.judge(mel, found)
         return {name: value for name, value in values.items() if name in names}, report
 
     def _of_vocoder(
@@ -378,8 +343,8 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         judges = self.judges.get("wave")
         if judges is not None and judges.active:
             report["wave_judges"] = judges.learn(wave[:, None], found[:, None], part)
-            values["wave_adversarial"], values["wave_feature"] = judges.judge(wave[:, None], found[:, None])
-        return {name: value for name, value in values.items() if name in names}, report
+            values |= judges.judge(wave[:, None], found[:, None])
+        return values, report
 
     @torch.no_grad()
     def _fit_codebooks(self) -> None:

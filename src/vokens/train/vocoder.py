@@ -26,10 +26,10 @@ from vokens.models.s3gen.hift_loss import MEL_LOSS, relativistic
 from vokens.models.s3gen.hift_source import Draws, PublishedDraws
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.train import losses as L
-from vokens.train.build import Discriminators
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
 from vokens.train.data import Clip, Crops, Rows, cached_rows, pcm_rows, read_clips
+from vokens.train.judges import Contest, Discriminators, Judges
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 
@@ -189,32 +189,23 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
 
     def prepare(self) -> None:
         super().prepare()
+        self.judges: Judges | None = None
         if self.discriminators is not None:
-            optim = self.config.optim
-            optimizer = torch.optim.AdamW(
-                self.discriminators.parameters(), lr=self._judges_rate(), betas=optim.betas, weight_decay=0.0
+            settings = self.config.judges
+            self.judges = Judges(
+                self,
+                self.discriminators,
+                contest(self.config.losses),
+                start=settings.start,
+                learning_rate=settings.learning_rate,
             )
-            self.judges, self.judge_optimizer = self.accelerator.prepare(self.discriminators, optimizer)
-
-    def _judges_rate(self) -> float:
-        return self.config.judges.learning_rate or self.config.optim.learning_rate
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         yield from super().parts()
-        if self.discriminators is not None:
-            yield "discriminators", self.discriminators
-            yield "judge_optimizer", self.judge_optimizer
+        if self.judges is not None:
+            yield from self.judges.parts()
 
     # One step ----------------------------------------------------------------------------------------------
-
-    @property
-    def judged(self) -> bool:
-        """Whether the discriminators take part in this step."""
-        return self.discriminators is not None and self.step >= self.config.judges.start
-
-    def begin_step(self) -> None:
-        if self.judged:
-            self.set_rate(self.judge_optimizer, self._judges_rate())
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -226,8 +217,10 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         with self.accelerator.autocast():
             wave, pitch = self.module(batch.mel, draws, tracked)
         wave = wave.float()
-        report = self._judge_step(batch.wave, wave.detach(), part) if self.judged else {}
-        values = self._losses(batch, wave, pitch)
+        values, report = self._losses(batch, wave, pitch), {}
+        if self.judges is not None and self.judges.active:
+            report["discriminator"] = self.judges.learn(batch.wave[:, None], wave[:, None], part)
+            values |= self.judges.judge(batch.wave[:, None], wave[:, None])
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
 
     def _batch(self, crops: Any) -> VocoderBatch:
@@ -250,40 +243,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
             values["mel"] = L.spectral_l1(self.mel, wave, batch.wave)
         if "stft" in wanted:
             values["stft"] = self.stft(wave, batch.wave)
-        return values | (self._judged(batch.wave, wave) if self.judged else {})
-
-    def _judged(self, target: Tensor, wave: Tensor) -> dict[str, Tensor]:
-        assert self.discriminators is not None  # the caller asks
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                real = self.discriminators(target[:, None])
-            fake = self.discriminators(wave[:, None])
-        real_logits, fake_logits = ([x for logits, _ in parts for x in logits] for parts in (real, fake))
-        real_maps, fake_maps = ([x for _, maps in parts for x in maps] for parts in (real, fake))
-        values = {
-            "adversarial": L.least_squares_generator(fake_logits),
-            "feature": L.feature_matching(real_maps, fake_maps),
-            "relativistic": relativistic(fake_logits, real_logits),
-        }
-        return {name: value for name, value in values.items() if name in self.config.losses}
-
-    def _judge_step(self, target: Tensor, wave: Tensor, part: int) -> dict[str, Tensor]:
-        """The discriminators learn to tell the target from the output."""
-        if part == 0:
-            self.judge_optimizer.zero_grad()
-        self.judges.requires_grad_(True)
-        with self.synced(self.judges, part):
-            with self.accelerator.autocast():  # both in one pass: DDP expects one forward for each backward
-                judged = self.judges(torch.cat([target, wave])[:, None])
-            halves = [logits.chunk(2) for logits_of, _ in judged for logits in logits_of]
-            real, fake = [r for r, _ in halves], [f for _, f in halves]
-            total = L.least_squares_discriminator(real, fake)
-            total = total + self.config.losses.get("relativistic", 0.0) * relativistic(real, fake)
-            self.accelerator.backward(total / self.config.accumulate)
-        if part == self.config.accumulate - 1:
-            self.judge_optimizer.step()
-        self.judges.requires_grad_(False)
-        return {"discriminator": total}
+        return values
 
     # What comes out of it ----------------------------------------------------------------------------------
 
@@ -317,6 +277,16 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         checkpoint.load_strict(vocoder, HiFTNetModel.fold(state), "training")
         vocoder.name = self.config.name or vocoder.system
         return vocoder.to(self.device).eval().requires_grad_(False)
+
+
+def contest(weights: dict[str, float]) -> Contest:
+    """Least squares and feature matching; both sides also learn from the relativistic loss, where it has a weight."""
+    weight, usual = weights.get("relativistic", 0.0), Contest()
+    generator = usual.generator | {"relativistic": lambda target, output: relativistic(output[0], target[0])}
+    return Contest(
+        lambda target, output: usual.discriminator(target, output) + weight * relativistic(target, output),
+        {name: loss for name, loss in generator.items() if name in weights},
+    )
 
 
 def mel_and_pitch_rows(folder: Path, clips: list[Clip], pcm: Rows, workers: int) -> Rows:
