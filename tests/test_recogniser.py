@@ -337,8 +337,8 @@ def corpus(tmp_path: Path, count: int) -> tuple[Utterances, Utterances]:
 
 def test_batches_are_a_function_of_their_number_and_split_over_processes(tmp_path: Path) -> None:
     one, two = corpus(tmp_path, 100)
-    two.rows = [rows // 2 for rows in one.rows]
-    one.rows = [2 * rows for rows in two.rows]
+    two.buckets.sizes = [rows // 2 for rows in one.buckets.sizes]
+    one.buckets.sizes = [2 * rows for rows in two.buckets.sizes]
     assert one.batches_per_epoch() == two.batches_per_epoch(2)
     for number in (0, 1, 3 * one.batches_per_epoch() + 2):
         whole, again = one.batch(number), one.batch(number)

@@ -1,13 +1,10 @@
 """Training data of text to tokens: recordings with texts and the tokens of a codec, and batches of whole utterances.
 
-A source is one `SpokenTexts`: a manifest, what `vokens extract` wrote, or Learnable-Speech's files. The
-batch of a number is a pure function of (seed, number): rows are sorted by size into buckets, every epoch cuts each
-bucket anew, and how many batches there are never changes.
+A source is one `SpokenTexts`: a manifest, what `vokens extract` wrote, or Learnable-Speech's files.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +17,13 @@ from vokens.corpus.items import CodecFacts
 from vokens.errors import ConfigError
 from vokens.models import load
 from vokens.models.codec import Codec
+from vokens.train.buckets import Buckets
 from vokens.train.config import DataConfig
 from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import token_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published
 
 PUBLISHED = CodecFacts("speech_tokenizer_v2_25hz", "", 16000, TOKEN_RATE, (6561,))
-BUCKETS = 24
 SMALLEST_BUCKET = 16  # utterances
 
 
@@ -157,19 +154,21 @@ class TextBatches:
                 f"none of {len(corpus.clips)} utterances has a text that can be spelt, tokens, and at most "
                 f"data.longest = {longest} of both together"
             )
-        count = max(1, min(BUCKETS, len(self.usable) // SMALLEST_BUCKET))
-        self.buckets = np.array_split(np.asarray(self.usable), count)
-        self.sizes = [max(1, batch_frames // size[int(bucket[-1])]) for bucket in self.buckets]
+        self.buckets = Buckets(
+            self.usable,
+            lambda row: batch_frames // size[row],
+            smallest=SMALLEST_BUCKET,
+            seed=seed,
+        )
 
     def rows(self, number: int, rank: int = 0, world: int = 1) -> list[int]:
         """Utterances of a batch: this process's share of those drawn for all."""
-        epoch, place = divmod(number, self.batches_per_epoch(world))
-        rows = self._epoch(epoch, world)[place]
+        rows = self.buckets.rows(number, world)
         size = len(rows) // world
         return rows[rank * size : (rank + 1) * size].tolist()
 
     def batches_per_epoch(self, world: int = 1) -> int:
-        return sum(max(1, len(b) // (n * world)) for b, n in zip(self.buckets, self.sizes, strict=True))
+        return self.buckets.batches_per_epoch(world)
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> TextBatch:
         """The batch of a number, counted from the start of the run."""
@@ -177,11 +176,7 @@ class TextBatches:
 
     def fixed(self) -> list[TextBatch]:
         """All utterances once, in order of size."""
-        return [
-            self.collate(bucket[start : start + size].tolist())
-            for bucket, size in zip(self.buckets, self.sizes, strict=True)
-            for start in range(0, len(bucket), size)
-        ]
+        return [self.collate(rows) for rows in self.buckets.fixed()]
 
     def collate(self, rows: list[int]) -> TextBatch:
         texts = [torch.tensor(self.texts[row]) for row in rows]
@@ -193,23 +188,6 @@ class TextBatches:
             pad_sequence(codes, batch_first=True),
             torch.tensor([len(code) for code in codes]),
         )
-
-    @lru_cache(maxsize=2)  # noqa: B019 (two lists of numbers, as long-lived as the run)
-    def _epoch(self, epoch: int, world: int) -> list[np.ndarray]:
-        draw = np.random.default_rng((self.seed, epoch))
-        batches = []
-        for bucket, per_process in zip(self.buckets, self.sizes, strict=True):
-            size = per_process * world
-            shuffled = draw.permutation(bucket)
-            count = max(1, len(bucket) // size)
-            # A bucket smaller than one batch gives a smaller one, in which all processes have as many rows.
-            even = (
-                shuffled[: count * size]
-                if len(bucket) >= size
-                else np.resize(shuffled, -(-len(bucket) // world) * world)
-            )
-            batches += np.split(even, count)
-        return [batches[place] for place in draw.permutation(len(batches))]
 
 
 def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:

@@ -1,12 +1,10 @@
 """Batches of whole utterances with their texts, of similar durations, for recognition.
 
-Utterances are sorted into buckets by duration. Every epoch cuts each bucket anew into batches and shuffles them: how
-many there are never changes, so the batch of a step is a pure function of (seed, step), and so is its augmentation.
+The batch of a step is a pure function of (seed, step), and so is its augmentation.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import soxr
@@ -14,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vokens.errors import ConfigError
+from vokens.train.buckets import Buckets
 from vokens.train.data import Rows, features_at
 
-BUCKETS = 24
 SMALLEST_BUCKET = 32  # utterances
 
 
@@ -83,16 +81,17 @@ class Utterances:
         self.sample_rate, self.hop, self.seed, self.speeds = sample_rate, hop, seed, speeds
         self.teacher, self.grid = teacher, grid
         samples = np.diff(pcm.offsets)[np.asarray(clips)]
-        self.order = np.argsort(samples, kind="stable")
-        count = max(1, min(BUCKETS, len(clips) // SMALLEST_BUCKET))
-        self.buckets = np.array_split(self.order, count)
-        longest = [samples[bucket[-1]] / sample_rate / min(speeds) for bucket in self.buckets]
-        self.rows = [max(1, int(seconds / duration)) for duration in longest]  # of a batch, per process
+        slowest = sample_rate * min(speeds)
+        self.buckets = Buckets(
+            np.argsort(samples, kind="stable"),
+            lambda row: int(seconds / (samples[row] / slowest)),
+            smallest=SMALLEST_BUCKET,
+            seed=seed,
+        )
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> UtteranceBatch:
         """The batch of a number: this process's share of the rows drawn for all."""
-        epoch, place = divmod(number, self.batches_per_epoch(world))
-        rows = self._epoch(epoch, world)[place]
+        rows = self.buckets.rows(number, world)
         draw = np.random.default_rng((self.seed, number, 1))
         speeds = draw.choice(np.asarray(self.speeds), len(rows))
         size = len(rows) // world
@@ -100,33 +99,11 @@ class Utterances:
         return self._collate(rows[mine], speeds[mine])
 
     def batches_per_epoch(self, world: int = 1) -> int:
-        return sum(max(1, len(b) // (n * world)) for b, n in zip(self.buckets, self.rows, strict=True))
+        return self.buckets.batches_per_epoch(world)
 
     def fixed(self) -> list[tuple[list[int], UtteranceBatch]]:
         """All utterances once, as they are, in batches, with their places in `clips`."""
-        found = []
-        for bucket, size in zip(self.buckets, self.rows, strict=True):
-            for start in range(0, len(bucket), size):
-                rows = bucket[start : start + size]
-                found.append((rows.tolist(), self._collate(rows, np.ones(len(rows)))))
-        return found
-
-    @lru_cache(maxsize=2)  # noqa: B019 (two lists of numbers, as long-lived as the run)
-    def _epoch(self, epoch: int, world: int) -> list[np.ndarray]:
-        draw = np.random.default_rng((self.seed, epoch))
-        batches = []
-        for bucket, per_process in zip(self.buckets, self.rows, strict=True):
-            size = per_process * world
-            shuffled = draw.permutation(bucket)
-            count = max(1, len(bucket) // size)
-            # A bucket smaller than one batch gives a smaller one, in which all processes have as many rows.
-            even = (
-                shuffled[: count * size]
-                if len(bucket) >= size
-                else np.resize(shuffled, -(-len(bucket) // world) * world)
-            )
-            batches += np.split(even, count)
-        return [batches[place] for place in draw.permutation(len(batches))]
+        return [(rows, self._collate(rows, np.ones(len(rows)))) for rows in self.buckets.fixed()]
 
     def _collate(self, rows: Sequence[int] | np.ndarray, speeds: np.ndarray) -> UtteranceBatch:
         waves = [self._wave(int(row), float(speed)) for row, speed in zip(rows, speeds, strict=True)]
