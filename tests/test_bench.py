@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import speechlike
 
-from vokens.bench import BENCHES, codecs, robust
+from vokens.bench import BENCHES, codecs, every, robust
 from vokens.bench.definitions import DEFINITIONS, metric, single
 from vokens.bench.options import Every, Measure, Reconstruct, Robust, TokenStatistics
 from vokens.bench.results import Results, table
@@ -199,15 +199,28 @@ def test_several_parts_and_models_from_the_command_line(
     assert main([*command, "tokens,sleep", "--out", str(out)]) == 2
 
 
+def test_all_leaves_out_what_the_data_do_not_allow(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    possible = {name: BENCHES[name] for name in ("slmtok", "tokens")}  # the first needs transcripts
+    monkeypatch.setattr("vokens.bench.every.BENCHES", possible)
+    options = Every(out=tmp_path, data=corpus, limit=1)
+    assert every.run(options) == 1
+    assert (tmp_path / "tokens.json").is_file()
+    assert "slmtok was left out: " in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="transcri"):
+        every.run(dataclasses.replace(options, only="slmtok"))
+
+
 def test_what_all_runs_has_the_options_that_all_share(tmp_path: Path) -> None:
-    every = Every(out=tmp_path, models="a, b,a", limit=3)
+    asked = Every(out=tmp_path, models="a, b,a", limit=3)
     for name, bench in BENCHES.items():
         options = bench.options_class()
         if issubclass(options, Measure) and options is not Every:
-            found = every.of(options)
+            found = asked.of(options)
             assert (found.limit, found.model_names(), found.out) == (3, ["a", "b"], tmp_path), name
-    assert every.of(TokenStatistics) == TokenStatistics(out=tmp_path, models="a, b,a", limit=3)
-    assert dataclasses.replace(every, only="x").only == "x"
+    assert asked.of(TokenStatistics) == TokenStatistics(out=tmp_path, models="a, b,a", limit=3)
+    assert dataclasses.replace(asked, only="x").only == "x"
 
 
 def test_labels(tiny_codec_folder: Path, tmp_path: Path) -> None:

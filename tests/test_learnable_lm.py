@@ -1,6 +1,7 @@
 """Learnable-Speech's language model: the published numbers, ragged batches as singles, memory as recomputation."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def corrected() -> LearnableLM:
         if name.startswith("speaker_encoder") and "out" in name:
             weight.normal_(0, 0.2)
     model.head.weight.normal_(0, 1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def beside(corrected) -> LearnableLM:
+    """The same weights, with speech beside its text."""
+    model = (
+        LearnableLM(replace(corrected.config, positions="progress", pace=4.5)).eval().requires_grad_(False)
+    )
+    model.load_state_dict(corrected.state_dict())
     return model
 
 
@@ -231,6 +242,58 @@ def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
         assert torch.equal(asked.argmax(-1), alone)
 
 
+def test_speech_beside_its_text_is_read_as_it_is_learned(beside):
+    """At each utterance's own pace; in a batch too, and one by one."""
+    speaker = beside.speaker_of(GOLDEN["reference_mels"])
+    texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
+    for row, text in enumerate(texts):
+        voice, count = speaker[row : row + 1], 20 + row
+        options = {"speaker": voice, "sampler": Sampler("greedy"), "pace": count / len(text)}
+        (said,) = beside.generate([text], limits=(count, count), **options)
+        lengths = torch.tensor([len(text)]), torch.tensor([count])
+        scores, _ = beside(text[None], lengths[0], said[None], lengths[1], speaker=voice)
+        assert torch.equal(scores[0, 2 + len(text) :, :61][:count].argmax(-1), said)
+        at_another = beside(text[None], lengths[0], said[None, :-3], lengths[1] - 3, speaker=voice)[0]
+        assert not torch.equal(at_another[:, :-4], scores[:, :-7])
+    together = beside.generate(texts, speaker=speaker, sampler=Sampler("greedy"))
+    for row, text in enumerate(texts):
+        options = {"speaker": speaker[row : row + 1], "sampler": Sampler("greedy")}
+        assert torch.equal(together[row], beside.generate([text], **options)[0])
+        assert together[row].tolist() == list(beside.stream(text, **options))
+
+
+def test_a_prompt_sets_the_pace(beside):
+    text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
+    options = {
+        "prompt_text": GOLDEN["text_token"][1, :5],
+        "prompt_speech": prompt,
+        "sampler": Sampler("greedy"),
+    }
+    (said,) = beside.generate([text], **options)
+    assert torch.equal(said, beside.generate([text], pace=20 / 5, **options)[0])
+    assert said.tolist() == list(beside.stream(text, **options))
+
+
+def test_places_of_text_and_speech(beside):
+    _, layout = beside.inputs(**batch(), speaker=beside.speaker_of(GOLDEN["reference_mels"]))
+    texts, speeches = batch()["text_lengths"], batch()["speech_lengths"]
+    found = beside.positions(layout, texts, speeches)
+    for row, (text, speech) in enumerate(zip(texts.tolist(), speeches.tolist(), strict=True)):
+        heard = 2 + (torch.arange(speech) + 0.5) / speech * text
+        wanted = torch.cat([torch.arange(2 + text), torch.tensor([2.0]), heard])
+        close(found[row, : len(wanted)], wanted)
+
+
+def test_paces_that_cannot_be(corrected, beside):
+    with pytest.raises(ConfigError, match="positions"):
+        corrected.generate([[1, 2]], pace=2.0)
+    with pytest.raises(ConfigError, match="above 0"):
+        beside.generate([[1, 2]], pace=0.0)
+    for values in ({"positions": "progress"}, {"pace": 2.0}, {"positions": "elsewhere"}):
+        with pytest.raises(ConfigError, match="positions"):
+            replace(corrected.config, **values)
+
+
 def test_own_generators_make_rows_independent(corrected):
     texts = [GOLDEN["text_token"][0, :5], GOLDEN["text_token"][1, :3]]
     generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
@@ -239,7 +302,9 @@ def test_own_generators_make_rows_independent(corrected):
     assert torch.equal(found[1], alone)
 
 
-def test_streaming_text_is_the_bistream_sequence(corrected):
+@pytest.mark.parametrize("kind", ["corrected", "beside"])
+def test_streaming_text_is_the_bistream_sequence(kind, request):
+    corrected = request.getfixturevalue(kind)
     text, greedy = GOLDEN["text_token"][0, :12], Sampler("greedy")
     speaker = corrected.speaker_of(GOLDEN["reference_mels"][:1])
     whole = list(corrected.stream_text([text], speaker=speaker, sampler=greedy))

@@ -1,4 +1,4 @@
-"""DNSMOS and Distill-MOS: the published packages' numbers, and more noise is rated lower; run only where the files lie."""
+"""DNSMOS and Distill-MOS: the published packages' numbers, and noise is rated lower; run only where the files lie."""
 
 import numpy as np
 import pytest

@@ -20,7 +20,7 @@ from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
-from vokens.models.learnable.voice import LearnableSpeech, decode_stream, stream_tokens
+from vokens.models.learnable.voice import LearnableSpeech, decode_stream, speech_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel
 from vokens.models.s3gen.campplus import CAMPPlus
@@ -199,16 +199,16 @@ def test_what_cannot_be_said(speakers, system):
 # Learnable-Speech
 
 
-@pytest.mark.parametrize("said", ["", "one two"])
-def test_streamed_tokens_are_those_of_generate(learnable, said):
-    voice = learnable.voice(wave(), said, sample_rate=16000)
-    assert (voice.latents is None) == (not said)
+@pytest.mark.parametrize("words", ["", "one two"])
+def test_streamed_tokens_are_those_of_generate(learnable, words):
+    voice = learnable.voice(wave(), words, sample_rate=16000)
+    assert (voice.latents is None) == (not words)
     for sampler in (Sampler("greedy"), Sampler()):
-        found = list(stream_tokens(learnable.lm, "hello there", voice, sampler, *seeded(3)))
+        found = list(speech_tokens(learnable.lm, "hello there", voice, Manner(sampler), 3))
         (expected,) = learnable.lm.generate(
             ["hello there"],
             speaker=voice.speaker,
-            prompt_text=said,
+            prompt_text=words,
             prompt_speech=voice.tokens,
             sampler=sampler,
             generator=seeded(3),
@@ -216,12 +216,12 @@ def test_streamed_tokens_are_those_of_generate(learnable, said):
         assert found == expected.tolist()
 
 
-@pytest.mark.parametrize("said", ["", "one two"])
-def test_a_stream_is_the_whole_under_the_same_mask(learnable, said):
-    voice = learnable.voice(wave(), said, sample_rate=16000)
+@pytest.mark.parametrize("words", ["", "one two"])
+def test_a_stream_is_the_whole_under_the_same_mask(learnable, words):
+    voice = learnable.voice(wave(), words, sample_rate=16000)
     text, manner = "a text that is long enough for chunks of sound, " * 3, Manner(Sampler(), steps=2)
     pieces = list(learnable.utter_stream(text, voice, 7, manner))
-    tokens = list(stream_tokens(learnable.lm, text, voice, Sampler(), *seeded(7)))
+    tokens = list(speech_tokens(learnable.lm, text, voice, manner, 7))
     latents = learnable.flow.generate(
         tokens,
         voice.vector,

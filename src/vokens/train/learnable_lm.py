@@ -54,11 +54,13 @@ class PreferenceConfig:
 
 @dataclass(frozen=True)
 class LearnableLMRunConfig(RunConfig):
-    """One run. model: what differs from LearnableLMConfig; the number of speech tokens is the data's, and the backbone
-    has a row for each id of the front end unless the recipe says more.
+    """One run. model: what differs from LearnableLMConfig; the number of speech tokens and their pace are the data's,
+    and the backbone has a row for each id of the front end unless the recipe says more.
 
     Attributes:
         bistream: share of utterances that alternate text and speech, where they can.
+        token_dropout: share of tokens that are not read (word dropout, arXiv 1511.06349 §3.1): they say so much about
+            those that follow that little data teach no more; what is missing must come from the text.
         smoothing: of labels. length_normalised: mean loss over targets; else their sum over the utterances.
         init: a published llm.pt, a transformers folder of Qwen2, or a trained folder.
     """
@@ -68,6 +70,7 @@ class LearnableLMRunConfig(RunConfig):
     out: str = "runs/learnable_lm"
     data: TextDataConfig = field(default_factory=TextDataConfig)
     bistream: float = 0.5
+    token_dropout: float = 0.0
     smoothing: float = 0.0
     length_normalised: bool = True
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -75,12 +78,13 @@ class LearnableLMRunConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         among("system", self.system, ("learnable_lm",))
-        if "speech_tokens" in self.model:
-            raise ConfigError("model.speech_tokens comes from the tokens: leave it out")
+        for name in ("speech_tokens", "pace"):
+            if name in self.model:
+                raise ConfigError(f"model.{name} comes from the tokens: leave it out")
         if not self.model.get("front_end"):
             raise ConfigError('model.front_end is empty: say how text becomes ids, e.g. "characters"')
-        if not (0 <= self.bistream <= 1 and 0 <= self.smoothing < 1):
-            raise ConfigError("bistream and smoothing are shares: 0 to 1 are accepted")
+        if not (0 <= self.bistream <= 1 and 0 <= self.smoothing < 1 and 0 <= self.token_dropout < 1):
+            raise ConfigError("bistream, token_dropout and smoothing are shares: 0 to 1 are accepted")
         if self.preference.beta < 0 or (self.preference.reference and not self.preference.beta):
             raise ConfigError("preference.beta must be above 0 where preference.reference is given")
 
@@ -92,16 +96,18 @@ class Voices:
     Attributes:
         mels: (B, 1, 80, F), lengths (B, 1) frames, 0 where there is none. bistream: which rows alternate.
         asked: (B, T) bool, which tokens are targets: not those that the reference was cut from.
+        silenced: (B, T) bool, which tokens are not read, though they are targets.
     """
 
     mels: Tensor
     lengths: Tensor
     bistream: list[bool]
     asked: Tensor | None
+    silenced: Tensor | None
 
     def to(self, device: torch.device) -> "Voices":
-        asked = None if self.asked is None else self.asked.to(device)
-        return replace(self, mels=self.mels.to(device), lengths=self.lengths.to(device), asked=asked)
+        moved = {name: getattr(self, name) for name in ("mels", "lengths", "asked", "silenced")}
+        return replace(self, **{name: x if x is None else x.to(device) for name, x in moved.items()})
 
 
 class References:
@@ -159,7 +165,9 @@ class LMLearner(nn.Module):
             bistream=voices.bistream,
             asked=voices.asked,
         )
-        hidden = lm.hidden(x)
+        if voices.silenced is not None:
+            x = x.masked_fill(layout.speech(voices.silenced)[..., None], 0.0)
+        hidden = lm.hidden(x, lm.positions(layout, batch.text_lengths, batch.lengths))
         if every_place:
             return lm.head(hidden), layout.target
         asked = layout.target != IGNORE
@@ -188,6 +196,9 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         self.spell = front_end(config.model["front_end"])
         backbone = {"vocab_size": self.spell.num_ids} | config.model.get("backbone", {})
         values = config.model | {"backbone": backbone, "speech_tokens": sizes[0]}
+        self.train = self._batches(self.corpus)
+        if values.get("positions") == "progress":
+            values["pace"] = self.train.pace
         lm = LearnableLM(build_config(LearnableLMConfig, values, "model"))
         if backbone["vocab_size"] < self.spell.num_ids:
             raise ConfigError(
@@ -204,7 +215,6 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
 
     def load_data(self) -> None:
         data = self.config.data
-        self.train = self._batches(self.corpus)
         self.references = self._references(self.corpus.clips)
         self.valid: TextBatches | None = None
         if data.valid:
@@ -240,7 +250,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         ]
         if self.pairs is not None:
             return self._preference(batch, draws, self.pairs)
-        voices = self._voices(self.references, batch, draws, self.config.bistream)
+        voices = self._voices(self.references, batch, draws, self.config.bistream, self.config.token_dropout)
         with self.accelerator.autocast():
             scores, target = self.module(batch.to(self.device), voices.to(self.device))
         loss = self._loss(scores, target, len(batch.rows))
@@ -282,16 +292,20 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         batch: TextBatch,
         draws: Sequence[np.random.Generator],
         bistream: float,
+        dropout: float = 0.0,
     ) -> Voices:
         """References and layouts of a batch's rows, by the draws of each."""
         mels, frames, bistreams = [], [], []
         asked = torch.ones(batch.codes.shape[:2], dtype=torch.bool)
+        silenced = torch.zeros(batch.codes.shape[:2], dtype=torch.bool)
         rate = self.corpus.facts.frame_rate
         for place, (row, draw) in enumerate(zip(batch.rows, draws, strict=True)):
             bistreams.append(bool(draw.random() < bistream))
             mel, span = references.draw(row, draw)
             mels.append(torch.zeros(1, 80) if mel is None else mel.T)
             frames.append([0 if mel is None else mel.shape[1]])
+            if dropout:
+                silenced[place] = torch.from_numpy(draw.random(silenced.shape[1]) < dropout)
             if span is not None and self.pairs is None:  # windows reach a token further
                 asked[place, max(0, int(span[0] * rate) - 1) : int(span[1] * rate) + 2] = False
         return Voices(
@@ -299,6 +313,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             lengths=torch.tensor(frames),
             bistream=bistreams,
             asked=None if bool(asked.all()) else asked,
+            silenced=silenced if dropout else None,
         )
 
     # What comes out of it ----------------------------------------------------------------------------------
@@ -349,4 +364,4 @@ def _twice(voices: Voices, both: TextBatch, mix: tuple[int, int]) -> Voices:
         for text, speech in zip(both.text_lengths.tolist(), both.lengths.tolist(), strict=True)
     ]
     bistream = [drawn and able[i] and able[i + rows] for i, drawn in enumerate(voices.bistream)]
-    return Voices(voices.mels.repeat(2, 1, 1, 1), voices.lengths.repeat(2, 1), bistream * 2, None)
+    return Voices(voices.mels.repeat(2, 1, 1, 1), voices.lengths.repeat(2, 1), bistream * 2, None, None)

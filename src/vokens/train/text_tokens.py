@@ -167,6 +167,12 @@ class TextBatches:
         size = len(rows) // world
         return rows[rank * size : (rank + 1) * size].tolist()
 
+    @property
+    def pace(self) -> float:
+        """Tokens of one id of a text, over all that is learned."""
+        frames = sum(int(self.corpus.frames[row]) for row in self.usable)
+        return frames / sum(len(self.texts[row]) for row in self.usable)
+
     def batches_per_epoch(self, world: int = 1) -> int:
         return self.buckets.batches_per_epoch(world)
 

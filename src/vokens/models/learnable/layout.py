@@ -22,11 +22,14 @@ class Layout:
     Attributes:
         rows: (B, L) int64, which row of the utterance's table [start, speaker, task, text ..., speech ...] stands here.
         target: (B, L) int64, the id to come next; IGNORE where none is asked. lengths: (B,) int64.
+        mixed: (B,) bool, which alternate. widest: T, text rows of the table.
     """
 
     rows: Tensor
     target: Tensor
     lengths: Tensor
+    mixed: Tensor
+    widest: int
 
     @classmethod
     def of(
@@ -48,10 +51,11 @@ class Layout:
         """
         widest = max(text_lengths)
         wanted_ids = speech if asked is None else speech.masked_fill(~asked, IGNORE)
-        rows, targets = [], []
+        rows, targets, mixes = [], [], []
         for i, (text, count, mixed) in enumerate(zip(text_lengths, speech_lengths, bistream, strict=True)):
             ids = wanted_ids[i, :count].cpu()
-            places, wanted = _sequence(text, ids, mix if mixed else None, end, fill)
+            mixes.append(mixed and alternates(text, count, mix))
+            places, wanted = _sequence(text, ids, mix if mixes[-1] else None, end, fill)
             if speaker:
                 places, wanted = [START, SPEAKER, *places[1:]], [IGNORE, *wanted]
             # speech is counted from its own start, and marked by negative numbers, until the table's width is known
@@ -59,12 +63,43 @@ class Layout:
             targets.append(torch.tensor(wanted))
         lengths = torch.tensor([len(row) for row in rows])
         padded = [pad_sequence(part, batch_first=True, padding_value=IGNORE) for part in (rows, targets)]
-        return cls(padded[0].to(speech.device), padded[1].to(speech.device), lengths.to(speech.device))
+        device = speech.device
+        return cls(
+            padded[0].to(device),
+            padded[1].to(device),
+            lengths.to(device),
+            torch.tensor(mixes).to(device),
+            widest,
+        )
 
     def embed(self, table: Tensor) -> Tensor:
         """Embeddings (B, L, W) of tables (B, 3 + T + S, W), zeros in the padding."""
         found = table.gather(1, self.rows.clamp(min=0)[..., None].expand(-1, -1, table.shape[2]))
         return found * (self.rows >= 0)[..., None]
+
+    def speech(self, values: Tensor) -> Tensor:
+        """What (B, S) says of each speech token, at its place (B, L); False elsewhere."""
+        place = self.rows - TEXT - self.widest
+        return values.gather(1, place.clamp(min=0)) & (place >= 0)
+
+    def progress(self, pace: Tensor) -> Tensor:
+        """Positions (B, L) float32 of speech beside its text, for paces (B,): see `text_position`."""
+        rows, pace = self.rows, pace[:, None]
+        is_speech = rows >= TEXT + self.widest
+        said = is_speech.cumsum(1)
+        position = torch.where(rows < TEXT, rows.clamp(min=0), text_position(rows - TEXT)).float()
+        position = torch.where(rows == TASK, speech_position(said, pace, 0.0), position)
+        return torch.where(is_speech, speech_position(rows - TEXT - self.widest, pace), position)
+
+
+def text_position(n: Tensor) -> Tensor:
+    """Rotary positions of text ids n, behind the start and the speaker."""
+    return n + 2
+
+
+def speech_position(s: Tensor, pace: Tensor | float, middle: float = 0.5) -> Tensor:
+    """Rotary positions of speech tokens s, `pace` of which belong to a text id: where that text stands."""
+    return text_position((s + middle) / pace)
 
 
 def alternates(text: int, speech: int, mix: tuple[int, int]) -> bool:
@@ -77,11 +112,11 @@ def _sequence(
 ) -> tuple[list[int], list[int]]:
     """Places and targets of one utterance without its speaker; speech token s is the place -1 - s.
 
-    Groups alternate only where speech outlasts them.
+    Groups alternate where `mix` is given; speech outlasts them.
     """
     places, wanted = [START], [IGNORE]
     ids, said, heard = speech.tolist(), 0, 0
-    if mix is not None and alternates(text, len(ids), mix):
+    if mix is not None:
         while text - said >= mix[0]:
             places += range(TEXT + said, TEXT + said + mix[0])
             places += (-1 - s for s in range(heard, heard + mix[1]))

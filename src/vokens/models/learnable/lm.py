@@ -18,7 +18,7 @@ from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.learnable import checkpoint as published
 from vokens.models.learnable.config import LearnableLMConfig
-from vokens.models.learnable.layout import Layout
+from vokens.models.learnable.layout import Layout, speech_position, text_position
 from vokens.models.learnable.reader import Reader, build_backbone
 from vokens.models.learnable.speaker import (
     REFERENCE_RATE,
@@ -142,11 +142,23 @@ class LearnableLM(Pretrained):
         x, layout = self.inputs(
             text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream, asked=asked
         )
-        return self.head(self.hidden(x)), layout.target
+        return self.head(self.hidden(x, self.positions(layout, text_lengths, speech_lengths))), layout.target
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """The backbone's states (B, L, W); padding on the right is never looked at."""
-        return self.backbone(inputs_embeds=x, use_cache=False).last_hidden_state
+    def positions(self, layout: Layout, text_lengths: Tensor, speech_lengths: Tensor) -> Tensor | None:
+        """Positions (B, L) of layouts, None for 0, 1, 2 …: at each utterance's own pace; where text and speech
+        alternate, which is done before its end is known, at the config's."""
+        if self.config.positions == "sequence":
+            return None
+        own = speech_lengths / text_lengths
+        return layout.progress(torch.where(layout.mixed, torch.full_like(own, self.config.pace), own))
+
+    def hidden(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The backbone's states (B, L, W) at positions (B, L); padding on the right is never looked at."""
+        mask = None  # without one, jumps of positions would part sequences
+        if positions is not None:
+            mask = torch.ones(positions.shape, dtype=torch.long, device=x.device)
+        found = self.backbone(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=False)
+        return found.last_hidden_state
 
     # Generation --------------------------------------------------------------------------------------------
 
@@ -161,6 +173,7 @@ class LearnableLM(Pretrained):
         sampler: Sampler | None = None,
         generator: Generators = None,
         limits: tuple[int, int] | None = None,
+        pace: float | None = None,
     ) -> list[Tensor]:
         """Speech tokens, int64 (S,), of each text.
 
@@ -173,6 +186,8 @@ class LearnableLM(Pretrained):
             sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
                 row's draws its own.
             limits: least and most tokens; else `config.speech_per_text` times the text's, without the prompt's.
+            pace: speech tokens of a text id, for models with positions = "progress"; else the prompt's, else the
+                config's.
 
         Raises:
             TokensError: an empty text, or ids outside the vocabularies.
@@ -181,15 +196,14 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         voices = self._voices(speaker, len(texts))
         generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
-        start, task = self.marks.weight.split(1)
-        tail = torch.cat([task, self.speech_embedding(heard)])
-        prefixes = [
-            torch.cat([start, voice, self._text(ids), tail])
-            for voice, (ids, _) in zip(voices, texts, strict=True)
+        prefixes = [self._prefix(ids, heard, voice) for voice, (ids, _) in zip(voices, texts, strict=True)]
+        paces = torch.tensor([self._pace(pace, len(ids) - own, len(heard)) for ids, own in texts])
+        places = [
+            self._places(ids, heard, each) for (ids, _), each in zip(texts, paces.tolist(), strict=True)
         ]
         bounds = [limits or self._limits(own) for _, own in texts]
         reader = Reader(self.backbone, self.head)
-        scores = reader.start(prefixes)
+        scores = reader.start(prefixes, places if self.beside else None)
         found: list[list[int]] = [[] for _ in texts]
         running = [row for row, (_, most) in enumerate(bounds) if most > 0]
         while running:
@@ -203,8 +217,40 @@ class LearnableLM(Pretrained):
                     running.remove(row)
             if running:
                 last = torch.tensor([[tokens[-1] if tokens else 0] for tokens in found], device=self.device)
-                scores = reader.read(self.speech_embedding(last))
+                said = torch.tensor([[len(heard) + max(0, len(tokens) - 1)] for tokens in found])
+                at = speech_position(said, paces[:, None]).to(self.device) if self.beside else None
+                scores = reader.read(self.speech_embedding(last), at)
         return [torch.tensor(tokens, dtype=torch.long) for tokens in found]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        text: Text,
+        *,
+        speaker: Tensor | None = None,
+        prompt_text: Text = "",
+        prompt_speech: Ids = (),
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        pace: float | None = None,
+    ) -> Iterator[int]:
+        """The tokens that `generate` gives for one text, as soon as each is drawn."""
+        (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
+        heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
+        pace, (least, most) = self._pace(pace, len(ids) - own, len(heard)), self._limits(own)
+        reader = Reader(self.backbone, self.head)
+        places = [self._places(ids, heard, pace)] if self.beside else None
+        scores = reader.start([self._prefix(ids, heard, voice)], places)
+        found: list[int] = []
+        while len(found) < most:
+            token = self._draw(scores[0].cpu(), found, sampler, generator, len(found) >= least)
+            if token == self.config.end:
+                return
+            found.append(token)
+            yield token
+            place = torch.tensor([[len(heard) + len(found) - 1]], device=self.device)
+            at = speech_position(place, pace) if self.beside else None
+            scores = reader.read(self.speech_embedding.weight[token][None, None], at)
 
     @torch.inference_mode()
     def stream_text(
@@ -228,30 +274,54 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         (voice,) = self._voices(speaker, 1)
         start, task = self.marks.weight.split(1)
-        reader, pending = Reader(self.backbone, self.head), [start, voice]
+        reader, pace = Reader(self.backbone, self.head), self._pace(None, 0, 0)
         reader.filling = torch.zeros(1, dtype=torch.long, device=self.device)
+        pending: list[Tensor] = []
+        places: list[Tensor] = []
         found: list[int] = []
-        length = 0
+        length = written = spoken = 0
+
+        def write(x: Tensor, position: Tensor) -> None:
+            pending.append(x)
+            places.append(position.to(self.device).float())
+
+        def put_text(ids: Tensor) -> None:
+            nonlocal written
+            write(self._text(ids), text_position(torch.arange(written, written + len(ids))))
+            written += len(ids)
+
+        def put_speech(ids: Tensor) -> None:
+            nonlocal spoken
+            write(self.speech_embedding(ids), speech_position(torch.arange(spoken, spoken + len(ids)), pace))
+            spoken += len(ids)
 
         def draw(may_end: bool) -> int:
-            scores = reader.read(torch.cat(pending)[None])[0].cpu()
+            at = torch.cat(places)[None] if self.beside else None
+            scores = reader.read(torch.cat(pending)[None], at)[0].cpu()
+            pending.clear()
+            places.clear()
             token = self._draw(scores, found, sampler, generator, may_end)
-            pending[:] = [self.speech_embedding.weight[token : token + 1]]
+            put_speech(torch.tensor([token], device=self.device))
             return token
+
+        write(torch.cat([start, voice]), torch.arange(1 + len(voice)))
 
         for piece in text:
             new = self._check_text(piece, empty=True)
             words, length = torch.cat([words, new]), length + len(new)
             while len(words) >= group:
                 given = heard[:share]
-                pending += [self._text(words[:group]), self.speech_embedding(given)]
+                put_text(words[:group])
+                put_speech(given)
                 words, heard = words[group:], heard[share:]
                 for _ in range(share - len(given)):
                     found.append(draw(may_end=False))
                     yield found[-1]
         if not length:
             raise TokensError("no text was given to stream_text: give at least one token")
-        pending += [self._text(words), task, self.speech_embedding(heard)]
+        put_text(words)
+        write(task, speech_position(torch.tensor([spoken]), pace, 0.0))
+        put_speech(heard)
         least, most = self._limits(length)
         while len(found) < most:
             token = draw(may_end=len(found) >= least)
@@ -271,6 +341,36 @@ class LearnableLM(Pretrained):
         """A code, or the end where it may come; the ids that are no codes are never drawn."""
         scores[self.config.speech_tokens + (1 if may_end else 0) :] = -torch.inf
         return sampler.draw(scores, history, generator)
+
+    @property
+    def beside(self) -> bool:
+        """Whether speech runs beside its text."""
+        return self.config.positions == "progress"
+
+    def _prefix(self, ids: Tensor, heard: Tensor, voice: Tensor) -> Tensor:
+        """Embeddings (n, W) of what stands before the first token to be said."""
+        start, task = self.marks.weight.split(1)
+        return torch.cat([start, voice, self._text(ids), task, self.speech_embedding(heard)])
+
+    def _places(self, ids: Tensor, heard: Tensor, pace: float) -> Tensor:
+        """Positions (n,) of the same, of speech beside its text."""
+        marks = 1 if self.config.speaker is None else 2
+        places = (
+            torch.arange(marks),
+            text_position(torch.arange(len(ids))),
+            speech_position(torch.zeros(1), pace, 0.0),
+            speech_position(torch.arange(len(heard)), pace),
+        )
+        return torch.cat([place.float() for place in places]).to(self.device)
+
+    def _pace(self, asked: float | None, text: int, speech: int) -> float:
+        """Speech tokens of a text id: what is asked, else that of a prompt's text and speech, else the config's."""
+        if asked is not None and (not self.beside or asked <= 0):
+            raise ConfigError(
+                f'pace = {asked}: a number above 0 is accepted, of models with positions = "progress"; here they are '
+                f"{self.config.positions!r}"
+            )
+        return asked or (speech / text if text and speech else self.config.pace or 1.0)
 
     def _limits(self, text: int) -> tuple[int, int]:
         least, most = self.config.speech_per_text

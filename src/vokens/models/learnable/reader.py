@@ -44,20 +44,24 @@ class Reader:
         self.filling = torch.zeros(0, dtype=torch.long)
         self.read_so_far = 0
 
-    def start(self, prefixes: list[Tensor]) -> Tensor:
-        """Scores (B, V) float32 behind prefixes (n, W) of any lengths."""
+    def start(self, prefixes: list[Tensor], positions: list[Tensor] | None = None) -> Tensor:
+        """Scores (B, V) float32 behind prefixes (n, W) of any lengths, at positions (n,) if they are not 0, 1, 2 …"""
         longest = max(len(prefix) for prefix in prefixes)
         self.filling = torch.tensor([longest - len(prefix) for prefix in prefixes], device=prefixes[0].device)
-        return self.read(pad_sequence(prefixes, batch_first=True, padding_side="left"))
+        at = None
+        if positions is not None:
+            at = pad_sequence(positions, batch_first=True, padding_side="left")
+        return self.read(pad_sequence(prefixes, batch_first=True, padding_side="left"), at)
 
-    def read(self, x: Tensor) -> Tensor:
-        """Scores (B, V) float32 behind x (B, n, W), which follows what was read."""
+    def read(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Scores (B, V) float32 behind x (B, n, W), which follows what was read, at positions (B, n)."""
         total = self.read_so_far + x.shape[1]
         places = torch.arange(total, device=x.device)
         mask = None
-        if bool(self.filling.any()):
+        if positions is not None or bool(self.filling.any()):  # without a mask, jumps would part sequences
             mask = places >= self.filling[:, None]
-        positions = (places[self.read_so_far :] - self.filling[:, None]).clamp(min=0)
+        if positions is None:
+            positions = (places[self.read_so_far :] - self.filling[:, None]).clamp(min=0)
         found = self.backbone(
             inputs_embeds=x,
             attention_mask=mask,

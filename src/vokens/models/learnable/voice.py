@@ -22,12 +22,10 @@ from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
-from vokens.models.learnable.reader import Reader
 from vokens.models.pretrained import Pretrained, build_config
 from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
 from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.nn.sampling import Sampler
-from vokens.text import front_end
 
 Part = TypeVar("Part", bound=Pretrained)
 PARTS = ("lm", "flow", "autoencoder", "tokenizer", "speaker")  # of a folder; the last two may be missing
@@ -187,7 +185,7 @@ class LearnableSpeech(Pretrained, Speaker):
         """Sound after each chunk of the flow's; what `generate` and `decode` give of the same tokens under the flow's
         chunk mask with this seed's noise."""
         heard = self._known(voice)
-        tokens = stream_tokens(self.lm, piece, heard, manner.sampler or self.sampler, generator_of(seed))
+        tokens = speech_tokens(self.lm, piece, heard, manner, seed)
         first = next(tokens, None)
         if first is None:
             return
@@ -270,29 +268,16 @@ class LearnableSpeech(Pretrained, Speaker):
 # Streams ------------------------------------------------------------------------------------------------------------
 
 
-def stream_tokens(
-    lm: LearnableLM, text: str, voice: HeardVoice, sampler: Sampler, generator: torch.Generator | None = None
-) -> Iterator[int]:
-    """Speech tokens of one text, one by one: those of `lm.generate`."""
-    config, own = lm.config, lm.ids(text)
-    ids = lm.ids(front_end(config.front_end).join(voice.text, text)) if voice.text else own
-    start, task = lm.marks.weight.split(1)
-    speaker = [] if voice.speaker is None else [voice.speaker]
-    words = lm.backbone.get_input_embeddings()(torch.tensor(ids, device=lm.device))
-    prompt = lm.speech_embedding(voice.tokens.to(lm.device))
-    reader = Reader(lm.backbone, lm.head)
-    scores = reader.start([torch.cat([start, *speaker, words, task, prompt])])
-    least, most = (int(len(own) * times) for times in config.speech_per_text)
-    said: list[int] = []
-    while len(said) < most:
-        row = scores[0].cpu()
-        row[config.speech_tokens + (1 if len(said) >= least else 0) :] = -torch.inf
-        token = sampler.draw(row, said, generator)
-        if token == config.end:
-            return
-        said.append(token)
-        yield token
-        scores = reader.read(lm.speech_embedding(torch.tensor([[token]], device=lm.device)))
+def speech_tokens(lm: LearnableLM, text: str, voice: HeardVoice, manner: Manner, seed: int) -> Iterator[int]:
+    """The speech tokens of a text in a voice, one by one."""
+    return lm.stream(
+        text,
+        speaker=voice.speaker,
+        prompt_text=voice.text,
+        prompt_speech=voice.tokens,
+        sampler=manner.sampler,
+        generator=generator_of(seed),
+    )
 
 
 def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:

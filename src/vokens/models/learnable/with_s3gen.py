@@ -12,7 +12,7 @@ from vokens import audio
 from vokens.errors import AudioError, ConfigError
 from vokens.models.codec import Audio
 from vokens.models.learnable.lm import LearnableLM
-from vokens.models.learnable.voice import PROMPT_SECONDS, HeardVoice, stream_tokens
+from vokens.models.learnable.voice import PROMPT_SECONDS, HeardVoice, speech_tokens
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
 from vokens.models.speaking import Manner, Speaker, generator_of
@@ -109,7 +109,7 @@ class WithS3Gen(Speaker):
 
     @torch.inference_mode()
     def _tokens(self, piece: str, voice: HeardVoice, manner: Manner, seed: int) -> Iterator[Tensor]:
-        for token in stream_tokens(self.lm, piece, voice, manner.sampler or self.sampler, generator_of(seed)):
+        for token in speech_tokens(self.lm, piece, voice, manner, seed):
             yield torch.tensor([token])
 
     def _known(self, voice: S3Voice | None) -> S3Voice:
