@@ -2,7 +2,7 @@
 followed, references come from where they should."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +262,19 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> No
     assert len(target) == int(batch.lengths.sum()) + len(batch.rows) - int(
         sum((~row[:n]).sum() for row, n in zip(voices.asked, batch.lengths, strict=True))
     )
+
+
+def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
+    run = trainer("lm", "token_dropout=0.5")
+    batch = run.train.batch(0)
+    draws = [np.random.default_rng(row) for row in batch.rows]
+    voices = run._voices(run.references, batch, draws, 0.0, run.config.token_dropout)
+    assert 0.3 < voices.silenced.float().mean() < 0.7
+    scores, target = run.model(batch, voices)
+    changed = replace(batch, codes=torch.where(voices.silenced[..., None], (batch.codes + 1) % 11, batch.codes))
+    others, wanted = run.model(changed, voices)
+    assert torch.equal(scores, others)
+    assert not torch.equal(target, wanted)
 
 
 def test_half_of_the_rows_alternate_whatever_the_company(trainer) -> None:
