@@ -194,6 +194,10 @@ def test_what_cannot_be_said(speakers, system):
         model.say("Hi", voice_text="one")
     with pytest.raises(ConfigError, match="generators"):
         model.say(TEXTS, generator=seeded(1))
+    with pytest.raises(ConfigError, match="speed"):
+        model.say("Hi", speed=2.0)
+    with pytest.raises(ConfigError, match="speed"):
+        model.say_stream("Hi", speed=2.0)
 
 
 # Learnable-Speech
@@ -214,6 +218,20 @@ def test_streamed_tokens_are_those_of_generate(learnable, words):
             generator=seeded(3),
         )
         assert found == expected.tolist()
+
+
+def test_a_model_with_paces_speaks_at_other_speeds(learnable) -> None:
+    config = replace(learnable.lm.config, positions="progress", pace=2.0, speech_per_text=(2.0, 2.0))
+    lm = LearnableLM(config).eval().requires_grad_(False)
+    lm.load_state_dict(learnable.lm.state_dict())
+    model = LearnableSpeech(lm, learnable.flow, learnable.autoencoder)
+    lengths = [
+        len(model.say("hello there", wave(), sample_rate=16000, speed=speed)[0]) for speed in (1.0, 2.0)
+    ]
+    assert lengths[0] == 2 * lengths[1]
+    manner = Manner(Sampler(), speed=2.0)
+    heard = model.voice(wave(), sample_rate=16000)
+    assert len(list(speech_tokens(lm, "hello there", heard, manner, 0))) == 11  # of 11 characters
 
 
 @pytest.mark.parametrize("words", ["", "one two"])

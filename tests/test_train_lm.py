@@ -271,7 +271,9 @@ def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
     voices = run._voices(run.references, batch, draws, 0.0, run.config.token_dropout)
     assert 0.3 < voices.silenced.float().mean() < 0.7
     scores, target = run.model(batch, voices)
-    changed = replace(batch, codes=torch.where(voices.silenced[..., None], (batch.codes + 1) % 11, batch.codes))
+    changed = replace(
+        batch, codes=torch.where(voices.silenced[..., None], (batch.codes + 1) % 11, batch.codes)
+    )
     others, wanted = run.model(changed, voices)
     assert torch.equal(scores, others)
     assert not torch.equal(target, wanted)

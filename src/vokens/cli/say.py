@@ -56,6 +56,8 @@ class Draws:
     """Steps of the flow: fewer are faster and coarser."""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="G", help_behavior_hint="")] = None
     """Strength of the flow's guidance."""
+    speed: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
+    """2 is twice as fast, for models that can."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
         "sampler": _sampler(speaker.sampler, draws),
         "steps": draws.steps,
         "guidance": draws.guidance,
+        "speed": draws.speed,
         "language": arguments.language,
         "spell_out": not arguments.as_it_is,
         "pause": arguments.pause,

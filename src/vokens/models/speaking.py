@@ -6,7 +6,7 @@ random numbers stand here once. What a text becomes does not depend on its compa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,13 @@ class Manner:
 
     Attributes:
         sampler: of the language model's tokens. steps: of the flow's solver; guidance: its strength of guidance.
+        speed: 2 is twice as fast as the model, or the prompt, speaks.
     """
 
     sampler: Sampler | None = None
     steps: int | None = None
     guidance: float | None = None
+    speed: float = 1.0
 
 
 class Speaker(ABC):
@@ -50,11 +52,13 @@ class Speaker(ABC):
     Attributes:
         sample_rate: Hz of what is said. sampler: how tokens are drawn where `say` is given nothing else.
         front_end: name of what makes ids of text; "phonemes" takes text as it is.
+        paced: whether it can speak at another speed.
     """
 
     sample_rate: int
     sampler: Sampler
     front_end: str
+    paced: bool = False
 
     # What a system implements ------------------------------------------------------------------------------
 
@@ -90,6 +94,7 @@ class Speaker(ABC):
         generator: Generators = None,
         steps: int | None = None,
         guidance: float | None = None,
+        speed: float = 1.0,
         language: str = "en",
         spell_out: bool = True,
         pause: float = PAUSE,
@@ -102,7 +107,7 @@ class Speaker(ABC):
             voice: a recording, path or array, or what `voice` made; None for models that need none.
             voice_text: what the recording says.
             sample_rate: of an array.
-            sampler: see `Manner`, and for steps and guidance too.
+            sampler: see `Manner`, and for steps, guidance and speed too.
             generator: one for all texts, or one for each, which makes a text independent of its company.
             language: see `pieces`, and for spell_out too.
             pause: seconds of silence between the pieces of a text.
@@ -120,7 +125,7 @@ class Speaker(ABC):
             for number, (pieces, own) in enumerate(zip(found, one_each(generator, len(each)), strict=True))
             for piece, seed in zip(pieces, _seeds(own, len(pieces)), strict=True)
         ]
-        manner = Manner(sampler or self.sampler, steps, guidance)
+        manner = self._manner(Manner(sampler, steps, guidance, speed))
         said: list[list[np.ndarray]] = [[] for _ in each]
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(numbers)
         order = sorted(range(len(numbers)), key=lambda place: len(numbers[place][1]))
@@ -146,6 +151,7 @@ class Speaker(ABC):
         generator: torch.Generator | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        speed: float = 1.0,
         language: str = "en",
         spell_out: bool = True,
         pause: float = PAUSE,
@@ -153,7 +159,7 @@ class Speaker(ABC):
         """Speech (n,) float32 of one text as it comes; arguments as in `say`, errors before the first sound."""
         pieces = self.pieces(text, language, spell_out)
         heard = self._heard(voice, voice_text, sample_rate)
-        manner = Manner(sampler or self.sampler, steps, guidance)
+        manner = self._manner(Manner(sampler, steps, guidance, speed))
         return self._streamed(pieces, heard, _seeds(generator, len(pieces)), manner, pause)
 
     def _streamed(
@@ -184,6 +190,18 @@ class Speaker(ABC):
         if text:
             raise ConfigError("voice_text was given without a recording: it says what the recording says")
         return voice
+
+    def _manner(self, asked: Manner) -> Manner:
+        if asked.speed <= 0 or (asked.speed != 1 and not self.paced):
+            raise ConfigError(
+                f"speed = {asked.speed}: numbers above 0 are accepted"
+                + (
+                    ""
+                    if self.paced
+                    else "; this model has one speed, 1, for its language model learned no other"
+                )
+            )
+        return replace(asked, sampler=asked.sampler or self.sampler)
 
     def _silence(self, seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * self.sample_rate), np.float32)

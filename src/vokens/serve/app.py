@@ -180,10 +180,10 @@ def create_app(models: Mapping[str, Served], settings: Settings) -> FastAPI:
     @app.post("/v1/audio/speech", dependencies=[key], response_class=Response, responses=_SOUND)
     async def speech(request: Request, body: Speech) -> Response:
         """Speech of a text, or of tokens, in a voice where the model takes one."""
-        if body.speed != 1:
-            raise problem(400, "speed: the models here speak at 1 only", "speed")
         voice = voice_of(body.voice)
         if isinstance(body.input, TokensBody):
+            if body.speed != 1:
+                raise problem(400, "speed: tokens have their own", "speed")
             return await speech_of_tokens(request, body, body.input.tokens(), voice)
         model = served(body.model, "says")
         if len(body.input) > settings.max_text:
@@ -195,8 +195,11 @@ def create_app(models: Mapping[str, Served], settings: Settings) -> FastAPI:
         if not body.input.strip():
             raise problem(400, "the input has nothing to say: give at least one word", "input")
         if body.stream:
-            return await streamed(model, partial(model.say_stream, voice, body.seed, body.input), body)
-        kind, say = ("say", body.voice and str(body.voice), body.seed), partial(model.say, voice, body.seed)
+            return await streamed(
+                model, partial(model.say_stream, voice, body.seed, body.speed, body.input), body
+            )
+        kind = ("say", body.voice and str(body.voice), body.seed, body.speed)
+        say = partial(model.say, voice, body.seed, body.speed)
         wave = await unless_gone(request, model.batcher.submit(kind, say, body.input, len(body.input) / 10))
         return _sound(wave, model.sample_rate, body.response_format)
 

@@ -71,7 +71,7 @@ class Speech(BaseModel):
     input: Annotated[str, Field(min_length=1)] | TokensBody
     voice: str | dict[str, Any] = Field("", description="a name of /v1/voices")
     response_format: Format = "mp3"
-    speed: float = Field(1.0, ge=0.25, le=4.0, description="1 is what the models speak at")
+    speed: float = Field(1.0, ge=0.25, le=4.0, description="2 is twice as fast, where the model can")
     seed: int = Field(0, ge=0, lt=2**63)
     stream: bool = Field(False, description="send sound while it is computed")
 

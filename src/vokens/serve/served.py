@@ -93,14 +93,15 @@ class Served:
         """The wave of one item, piece by piece."""
         return self.model.stream(tokens, self._voice(voice), seed=seed)
 
-    def say(self, voice: Voice | None, seed: int, texts: Sequence[str]) -> list[np.ndarray]:
+    def say(self, voice: Voice | None, seed: int, speed: float, texts: Sequence[str]) -> list[np.ndarray]:
         """Waves of texts; each has a generator of its own, so that company changes nothing."""
         generators = [torch.Generator().manual_seed(seed) for _ in texts]
-        return self.model.say(list(texts), self._voice(voice), generator=generators)
+        return self.model.say(list(texts), self._voice(voice), generator=generators, speed=speed)
 
-    def say_stream(self, voice: Voice | None, seed: int, text: str) -> Iterator[np.ndarray]:
+    def say_stream(self, voice: Voice | None, seed: int, speed: float, text: str) -> Iterator[np.ndarray]:
         """The wave of a text, piece by piece."""
-        return self.model.say_stream(text, self._voice(voice), generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return self.model.say_stream(text, self._voice(voice), generator=generator, speed=speed)
 
     def _voice(self, voice: Voice | None) -> Any:
         """What the model makes of a voice, once; a prompt where the recording's text is known."""

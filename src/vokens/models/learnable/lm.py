@@ -173,7 +173,7 @@ class LearnableLM(Pretrained):
         sampler: Sampler | None = None,
         generator: Generators = None,
         limits: tuple[int, int] | None = None,
-        pace: float | None = None,
+        speed: float = 1.0,
     ) -> list[Tensor]:
         """Speech tokens, int64 (S,), of each text.
 
@@ -185,9 +185,10 @@ class LearnableLM(Pretrained):
             prompt_speech: its tokens.
             sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
                 row's draws its own.
-            limits: least and most tokens; else `config.speech_per_text` times the text's, without the prompt's.
-            pace: speech tokens of a text id, for models with positions = "progress"; else the prompt's, else the
-                config's.
+            limits: least and most tokens; else `config.speech_per_text` times the text's, without the prompt's, over
+                the speed.
+            speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
+                models with positions = "progress" alone.
 
         Raises:
             TokensError: an empty text, or ids outside the vocabularies.
@@ -197,11 +198,11 @@ class LearnableLM(Pretrained):
         voices = self._voices(speaker, len(texts))
         generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
         prefixes = [self._prefix(ids, heard, voice) for voice, (ids, _) in zip(voices, texts, strict=True)]
-        paces = torch.tensor([self._pace(pace, len(ids) - own, len(heard)) for ids, own in texts])
+        paces = torch.tensor([self._pace(speed, len(ids) - own, len(heard)) for ids, own in texts])
         places = [
             self._places(ids, heard, each) for (ids, _), each in zip(texts, paces.tolist(), strict=True)
         ]
-        bounds = [limits or self._limits(own) for _, own in texts]
+        bounds = [limits or self._limits(own, speed) for _, own in texts]
         reader = Reader(self.backbone, self.head)
         scores = reader.start(prefixes, places if self.beside else None)
         found: list[list[int]] = [[] for _ in texts]
@@ -232,12 +233,12 @@ class LearnableLM(Pretrained):
         prompt_speech: Ids = (),
         sampler: Sampler | None = None,
         generator: torch.Generator | None = None,
-        pace: float | None = None,
+        speed: float = 1.0,
     ) -> Iterator[int]:
         """The tokens that `generate` gives for one text, as soon as each is drawn."""
         (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
         heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
-        pace, (least, most) = self._pace(pace, len(ids) - own, len(heard)), self._limits(own)
+        pace, (least, most) = self._pace(speed, len(ids) - own, len(heard)), self._limits(own, speed)
         reader = Reader(self.backbone, self.head)
         places = [self._places(ids, heard, pace)] if self.beside else None
         scores = reader.start([self._prefix(ids, heard, voice)], places)
@@ -274,7 +275,7 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         (voice,) = self._voices(speaker, 1)
         start, task = self.marks.weight.split(1)
-        reader, pace = Reader(self.backbone, self.head), self._pace(None, 0, 0)
+        reader, pace = Reader(self.backbone, self.head), self._pace(1.0, 0, 0)
         reader.filling = torch.zeros(1, dtype=torch.long, device=self.device)
         pending: list[Tensor] = []
         places: list[Tensor] = []
@@ -363,18 +364,18 @@ class LearnableLM(Pretrained):
         )
         return torch.cat([place.float() for place in places]).to(self.device)
 
-    def _pace(self, asked: float | None, text: int, speech: int) -> float:
-        """Speech tokens of a text id: what is asked, else that of a prompt's text and speech, else the config's."""
-        if asked is not None and (not self.beside or asked <= 0):
+    def _pace(self, speed: float, text: int, speech: int) -> float:
+        """Speech tokens of a text id: as many as a prompt's text has, else the config's number, at a speed."""
+        if speed <= 0 or (speed != 1 and not self.beside):
             raise ConfigError(
-                f'pace = {asked}: a number above 0 is accepted, of models with positions = "progress"; here they are '
-                f"{self.config.positions!r}"
+                f"speed = {speed}: numbers above 0 are accepted, other than 1 of models with positions = "
+                f'"progress"; here they are {self.config.positions!r}'
             )
-        return asked or (speech / text if text and speech else self.config.pace or 1.0)
+        return (speech / text if text and speech else self.config.pace or 1.0) / speed
 
-    def _limits(self, text: int) -> tuple[int, int]:
+    def _limits(self, text: int, speed: float = 1.0) -> tuple[int, int]:
         least, most = self.config.speech_per_text
-        return int(text * least), int(text * most)
+        return int(text * least / speed), int(text * most / speed)
 
     def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
         """Each row's speaker token (1, W), or (0, W) where the model has none."""

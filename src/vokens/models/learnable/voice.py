@@ -99,6 +99,7 @@ class LearnableSpeech(Pretrained, Speaker):
             Sampler(),
             lm.config.front_end,
         )
+        self.paced = lm.beside
 
     @classmethod
     def from_parts(
@@ -161,6 +162,7 @@ class LearnableSpeech(Pretrained, Speaker):
             prompt_speech=heard.tokens,
             sampler=manner.sampler,
             generator=generators,
+            speed=manner.speed,
         )
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
@@ -277,6 +279,7 @@ def speech_tokens(lm: LearnableLM, text: str, voice: HeardVoice, manner: Manner,
         prompt_speech=voice.tokens,
         sampler=manner.sampler,
         generator=generator_of(seed),
+        speed=manner.speed,
     )
 
 

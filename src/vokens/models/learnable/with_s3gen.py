@@ -46,6 +46,7 @@ class WithS3Gen(Speaker):
             )
         self.lm, self.s3gen = lm, s3gen
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, Sampler(), lm.config.front_end
+        self.paced = lm.beside
 
     @torch.inference_mode()
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> S3Voice:
@@ -75,6 +76,7 @@ class WithS3Gen(Speaker):
             prompt_speech=heard.lm.tokens,
             sampler=manner.sampler,
             generator=[generator_of(seed) for seed in seeds],
+            speed=manner.speed,
         )
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
