@@ -1,14 +1,14 @@
 """The flow-matching autoencoder: spectra there and back, rows alone, windows, seeds, steps; and its training."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import speechlike
+from training import check_recipe, next_step_after_resuming, write_recipe, write_speech
 
 import vokens
 from vokens.errors import ConfigError, TokensError
@@ -16,8 +16,8 @@ from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.dacvae import model as module
 from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.network import Spectra, velocity
-from vokens.train.config import build, read_recipe, trainer_of
-from vokens.train.flow_autoencoder import FlowAutoencoderConfig, FlowAutoencoderTrainer
+from vokens.train.config import read_recipe
+from vokens.train.flow_autoencoder import FlowAutoencoderTrainer
 
 RATE = 24000
 SIZES = {
@@ -59,9 +59,7 @@ def model() -> FlowAE:
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    for i, samples in enumerate((24000, 14400, 1500)):  # the last is shorter than a crop
-        soundfile.write(folder / f"{i}.wav", speechlike(samples, seed=i, sample_rate=RATE), RATE)
+    folder = write_speech(tmp_path_factory.mktemp("speech"), RATE)
     torch.manual_seed(1)
     vae = DACVAE(DACVAEConfig(**SIZES, mean=(0.5,) * 6, std=(2.0,) * 6))
     vae.save_pretrained(folder.parent / "vae")
@@ -70,13 +68,8 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(speech: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
-    path.write_text(
-        f'out = "{tmp_path / "run"}"\nautoencoder = "{next(speech.parent.glob("vae"))}"\n'
-        + RECIPE.replace("[data]\n", data)
-    )
-    return path
+    text = f'autoencoder = "{next(speech.parent.glob("vae"))}"\n' + RECIPE
+    return write_recipe(tmp_path, text, speech)
 
 
 def trainer_for(recipe: Path, *changes: str) -> FlowAutoencoderTrainer:
@@ -197,15 +190,7 @@ def test_disturbed_crops_learn_noisier_times_alone(recipe: Path) -> None:
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    straight = trainer_for(recipe, "accumulate=2")
-    for _ in range(2):
-        straight.train_step()
-    straight.save()
-    expected = straight.train_step()
-    again = trainer_for(recipe, "accumulate=2")
-    again._resume()
-    assert again.step == 2
-    assert again.train_step() == expected
+    next_step_after_resuming(lambda: trainer_for(recipe, "accumulate=2"), 2)
 
 
 def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
@@ -232,10 +217,7 @@ def test_the_trained_model_opens_and_decodes(recipe: Path, tmp_path: Path) -> No
 
 
 def test_the_recipe_is_valid() -> None:
-    path = Path(__file__).parent.parent / "recipes" / "flowae_mini.toml"
-    config = read_recipe(path, ["data.train=somewhere"])
-    assert trainer_of(config.task) is FlowAutoencoderTrainer
-    assert build(FlowAutoencoderConfig, json.loads(json.dumps(asdict(config))), "again") == config
+    check_recipe("flowae_mini.toml", FlowAutoencoderTrainer)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
 """DAC-VAE's training: published losses and discriminators, resuming, processes, latents' statistics, what opens."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import speechlike
 from golden.weights import fill_
 from safetensors.torch import load_file
+from training import check_recipe, next_step_after_resuming, write_recipe, write_speech
 
 import vokens
 from vokens.checkpoint import load_strict
@@ -18,8 +17,8 @@ from vokens.errors import ConfigError
 from vokens.models.dacvae import DACVAE
 from vokens.nn.discriminators import PUBLISHED_NAMES, BandDiscriminator, DACDiscriminator
 from vokens.train import losses as L
-from vokens.train.config import build, read_recipe, trainer_of
-from vokens.train.dacvae import VAEConfig, VAETrainer
+from vokens.train.config import read_recipe
+from vokens.train.dacvae import VAETrainer
 
 RATE = 24000
 GOLDEN = Path(__file__).parent / "golden/learnable/dacvae_losses.safetensors"
@@ -73,18 +72,12 @@ def golden() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    for i, samples in enumerate((24000, 14400, 1500)):  # the last is shorter than a crop
-        soundfile.write(folder / f"{i}.wav", speechlike(samples, seed=i, sample_rate=RATE), RATE)
-    return folder
+    return write_speech(tmp_path_factory.mktemp("speech"), RATE)
 
 
 @pytest.fixture
 def recipe(speech: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
-    path.write_text(f'out = "{tmp_path / "run"}"\n' + RECIPE.replace("[data]\n", data))
-    return path
+    return write_recipe(tmp_path, RECIPE, speech)
 
 
 def trainer_for(recipe: Path, *changes: str) -> VAETrainer:
@@ -182,16 +175,11 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
 
 @pytest.mark.parametrize("changes", [(), ("model.prior_layers=2", "model.prior_width=8")])
 def test_resuming_gives_the_identical_next_loss(recipe: Path, changes: tuple[str, ...]) -> None:
-    straight = trainer_for(recipe, "accumulate=2", "judges.seconds=0.06", *changes)
-    for _ in range(3):  # the discriminators have begun
-        straight.train_step()
-    straight.save()
-    expected = straight.train_step()
-    again = trainer_for(recipe, "accumulate=2", "judges.seconds=0.06", *changes)
-    again._resume()
-    assert again.step == 3
-    assert again.train_step() == expected
-    assert {"discriminator", "adversarial", "feature", "kl"} <= expected.keys()
+    changes = ("accumulate=2", "judges.seconds=0.06", *changes)
+    found = next_step_after_resuming(
+        lambda: trainer_for(recipe, *changes), 3
+    )  # the discriminators have begun
+    assert {"discriminator", "adversarial", "feature", "kl"} <= found.keys()
 
 
 def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
@@ -236,9 +224,7 @@ def test_the_trained_model_opens_with_the_statistics_of_its_latents(recipe: Path
 
 @pytest.mark.parametrize("name", ["dacvae.toml", "dacvae_mini.toml"])
 def test_the_recipes_are_valid(name: str) -> None:
-    config = read_recipe(RECIPES / name, ["data.train=somewhere"])
-    assert trainer_of(config.task) is VAETrainer
-    assert build(VAEConfig, json.loads(json.dumps(asdict(config))), "again") == config
+    check_recipe(name, VAETrainer)
 
 
 @pytest.mark.parametrize(

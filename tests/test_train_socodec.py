@@ -9,6 +9,7 @@ import torch
 from conftest import speechlike
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from training import next_step_after_resuming, write_recipe, write_speech
 
 import vokens
 from vokens.errors import ConfigError
@@ -76,18 +77,12 @@ ANALYZER = "losses={commit=0.2, mel=1.0, mel_l1=1.0}"
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    for i, samples in enumerate((16000, 11520, 4000)):  # the last is shorter than a crop
-        soundfile.write(folder / f"{i}.wav", speechlike(samples, seed=i), 16000)
-    return folder
+    return write_speech(tmp_path_factory.mktemp("speech"), 16000, (1.0, 0.72, 0.25))
 
 
 @pytest.fixture
 def recipe(speech: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
-    path.write_text(f'out = "{tmp_path / "run"}"\n' + RECIPE.replace("[data]\n", data))
-    return path
+    return write_recipe(tmp_path, RECIPE, speech)
 
 
 def trainer_for(recipe: Path, *changes: str) -> SoCodecTrainer:
@@ -227,15 +222,9 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    straight = trainer_for(recipe, "accumulate=2")
-    for _ in range(4):  # codebooks have started, and the judges
-        straight.train_step()
-    straight.save()
-    expected = straight.train_step()
-    again = trainer_for(recipe, "accumulate=2")
-    again._resume()
-    assert again.step == 4
-    assert again.train_step() == expected
+    next_step_after_resuming(
+        lambda: trainer_for(recipe, "accumulate=2"), 4
+    )  # codebooks have started, and the judges
 
 
 def test_voices_are_clips_in_another_order() -> None:

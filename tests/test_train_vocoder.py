@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import speechlike
+from training import check_recipe, next_step_after_resuming, write_recipe, write_speech
 
 import vokens
 from vokens.audio import LogMel
@@ -16,8 +16,8 @@ from vokens.errors import ConfigError
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.hift_loss import relativistic
 from vokens.nn.discriminators import MultiResolutionDiscriminator
-from vokens.train.config import build, read_recipe, trainer_of
-from vokens.train.vocoder import SILENT, VocoderConfig, VocoderTrainer
+from vokens.train.config import read_recipe
+from vokens.train.vocoder import SILENT, VocoderTrainer
 
 RATE = 24000
 RECIPE = """
@@ -53,18 +53,12 @@ schedule = "constant"
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    for i, samples in enumerate((24000, 14400, 1500)):  # the last is shorter than a crop
-        soundfile.write(folder / f"{i}.wav", speechlike(samples, seed=i, sample_rate=RATE), RATE)
-    return folder
+    return write_speech(tmp_path_factory.mktemp("speech"), RATE)
 
 
 @pytest.fixture
 def recipe(speech: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
-    path.write_text(f'out = "{tmp_path / "run"}"\n' + RECIPE.replace("[data]\n", data))
-    return path
+    return write_recipe(tmp_path, RECIPE, speech)
 
 
 def trainer_for(recipe: Path, *changes: str) -> VocoderTrainer:
@@ -107,16 +101,10 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    straight = trainer_for(recipe, "accumulate=2")
-    for _ in range(3):  # the discriminators have begun
-        straight.train_step()
-    straight.save()
-    expected = straight.train_step()
-    again = trainer_for(recipe, "accumulate=2")
-    again._resume()
-    assert again.step == 3
-    assert again.train_step() == expected
-    assert {"discriminator", "relativistic", "feature"} <= expected.keys()
+    found = next_step_after_resuming(
+        lambda: trainer_for(recipe, "accumulate=2"), 3
+    )  # the discriminators have begun
+    assert {"discriminator", "relativistic", "feature"} <= found.keys()
 
 
 def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
@@ -217,11 +205,7 @@ def test_multi_resolution_discriminator_sizes() -> None:
 
 
 def test_the_recipe_is_valid() -> None:
-    path = Path(__file__).parent.parent / "recipes" / "hift_mini.toml"
-    config = read_recipe(path, ["data.train=somewhere"])
-    assert trainer_of(config.task) is VocoderTrainer
-    values = json.loads(json.dumps(__import__("dataclasses").asdict(config)))
-    assert build(VocoderConfig, values, "again") == config
+    check_recipe("hift_mini.toml", VocoderTrainer)
 
 
 @pytest.mark.parametrize(
