@@ -5,32 +5,27 @@ generative models of them need, are measured when the model is written.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
-from vokens.models.dacvae.model import Autoencoder, VAEOutput
+from vokens.models.dacvae.model import VAEOutput
 from vokens.models.pretrained import build_config
 from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
+from vokens.train.autoencoder import AutoencoderTrainer
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
-from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.judges import Contest, Discriminators, Judges
 from vokens.train.log import Board
-from vokens.train.loop import Trainer
 
 JUDGED = ("adversarial", "feature")
 LOSSES = ("wave", "mel", "stft", "linear_stft", "spectrum", "kl", *JUDGED)
 VALID_CLIPS = 32
-STATISTICS_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -95,11 +90,10 @@ class VAEConfig(RunConfig):
             raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
 
-class VAETrainer(Trainer[VAEConfig, DACVAE]):
+class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
     """Trains DAC-VAE on a corpus."""
 
     Config = VAEConfig
-    exported = "model"
 
     # Building ----------------------------------------------------------------------------------------------
 
@@ -108,7 +102,7 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
         model = DACVAE(build_config(DACVAEConfig, config.model, "model"))
         if config.init:
             model.load_state_dict(DACVAE.from_pretrained(config.init).state_dict())
-        self.sample_rate, self.hop = model.sample_rate, model.hop_length
+        self.measured_at(model)
         judges, rate = config.judges, model.sample_rate
         self.discriminators = None
         if set(JUDGED) & set(config.losses):
@@ -122,25 +116,7 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
             "linear_stft": L.LinearSTFTLoss(),
             "spectrum": L.SpectrumLoss(),
         }
-        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
         return model.add_weight_norm()
-
-    def load_data(self) -> None:
-        data = self.config.data
-        self.train = self._crops(data.train, data.train_split)
-        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
-
-    def _crops(self, source: str, split: str | None) -> Crops:
-        data = self.config.data
-        clips = read_clips(source, split, data.language)
-        return Crops(
-            pcm_rows(Path(data.cache), clips, self.sample_rate, data.workers),
-            sample_rate=self.sample_rate,
-            crop=max(1, round(data.seconds * self.sample_rate / self.hop)) * self.hop,
-            hop=self.hop,
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-        )
 
     def prepare(self) -> None:
         super().prepare()
@@ -217,15 +193,12 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
         latent numbers carry more than 0.1 nats."""
         if self.valid is None:
             return {}
-        model = self._trained()
-        count = min(VALID_CLIPS, len(self.valid.pcm))
-        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
-        wave = self.valid.fixed(places).wave.to(self.device)
+        model, wave = self.trained(), self.held_out(self.valid, VALID_CLIPS)
         mean, log_std = model.posterior_of(wave[:, None])
         made = model.decoder(mean)[:, 0]
         each = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean((0, 2)) / 2
         if board is not None:
-            for i in range(min(2, count)):
+            for i in range(min(2, len(wave))):
                 board.audio(self.step, f"original_{i}", wave[i])
                 board.audio(self.step, f"resynthesis_{i}", made[i])
         return {
@@ -233,35 +206,3 @@ class VAETrainer(Trainer[VAEConfig, DACVAE]):
             "valid/kl": float(each.sum()),
             "valid/active": float((each > 0.1).sum()),
         }
-
-    def final_model(self) -> DACVAE:
-        """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
-        model = self._trained()
-        mean, std = latent_statistics(model, self.train)
-        measured = DACVAE(replace(model.config, mean=mean, std=std))
-        measured.load_state_dict(model.state_dict())
-        measured.name = model.name
-        return measured.to(self.device).eval().requires_grad_(False)
-
-    def _trained(self) -> DACVAE:
-        model = DACVAE(self.model.config)
-        checkpoint.load_strict(model, DACVAE.fold(self.final_state()), "training")
-        model.name = self.config.name or model.system
-        return model.to(self.device).eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each latent number (posterior means) over crops of the training data."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for number in range(STATISTICS_BATCHES):
-        batch = crops.batch(number)
-        frames = (batch.lengths // model.hop_length).to(model.device)  # whole ones
-        mean, _ = model.posterior_of(batch.wave[:, None].to(model.device))
-        inside = torch.arange(mean.shape[2], device=model.device) < frames[:, None]
-        found = mean.mT[inside].double().cpu()  # (frames, D)
-        count += len(found)
-        total, squares = total + found.sum(0), squares + found.square().sum(0)
-    average = total / max(1, count)
-    spread = (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
-    return tuple(average.tolist()), tuple(spread.tolist())

@@ -4,15 +4,12 @@ Latents are disturbed in some of the crops (DiTo's noise synchronisation, arXiv 
 model generates must forgive. Such a crop learns only those times of the path that are noisier than its latents.
 """
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.flow.objective import cosine_time, squared_error
 from vokens.models import load
@@ -21,12 +18,10 @@ from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.model import FlowDraws
 from vokens.models.pretrained import build_config
 from vokens.train import losses as L
+from vokens.train.autoencoder import AutoencoderTrainer
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
-from vokens.train.dacvae import latent_statistics
-from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.log import Board
-from vokens.train.loop import Trainer
 
 VALID_CLIPS = 16
 FIT_BATCHES = 16
@@ -66,11 +61,10 @@ class FlowAutoencoderConfig(RunConfig):
             raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
 
-class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
+class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
     """Trains a FlowAE on a corpus."""
 
     Config = FlowAutoencoderConfig
-    exported = "model"
     network = ("system", "model", "autoencoder")
 
     # Building ----------------------------------------------------------------------------------------------
@@ -83,8 +77,7 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
             model = FlowAE(build_config(FlowAEConfig, config.model, "model"))
         if config.init:
             model.load_state_dict(FlowAE.from_pretrained(config.init).state_dict())
-        self.sample_rate, self.hop = model.sample_rate, model.hop_length
-        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
+        self.measured_at(model)
         return model
 
     def _on_latents_of(self, trained: Any) -> FlowAE:
@@ -105,24 +98,10 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
         return model
 
     def load_data(self) -> None:
-        data = self.config.data
-        self.train = self._crops(data.train, data.train_split)
-        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+        super().load_data()
         if not self.config.init:
             waves = [self.train.batch(number).wave for number in range(FIT_BATCHES)]
             self.model.flow.spectra.fit(torch.cat(waves))
-
-    def _crops(self, source: str, split: str | None) -> Crops:
-        data = self.config.data
-        clips = read_clips(source, split, data.language)
-        return Crops(
-            pcm_rows(Path(data.cache), clips, self.sample_rate, data.workers),
-            sample_rate=self.sample_rate,
-            crop=max(1, round(data.seconds * self.sample_rate / self.hop)) * self.hop,
-            hop=self.hop,
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-        )
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -162,12 +141,9 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
         """Held-out mel distance (log10, three DAC scales) of waves decoded in 1 step and in the config's steps."""
         if self.valid is None:
             return {}
-        model = self._trained()
-        count = min(VALID_CLIPS, len(self.valid.pcm))
-        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
-        wave = self.valid.fixed(places).wave.to(self.device)
+        model, wave = self.trained(), self.held_out(self.valid, VALID_CLIPS)
         mean, _ = model.posterior_of(wave[:, None])
-        lengths = torch.full((count,), mean.shape[2], device=self.device)
+        lengths = torch.full((len(wave),), mean.shape[2], device=self.device)
         measured = {}
         for steps in sorted({1, model.config.steps}):
             made = model.decode_batch(mean, lengths, steps)
@@ -175,18 +151,3 @@ class FlowAutoencoderTrainer(Trainer[FlowAutoencoderConfig, FlowAE]):
             if board is not None:
                 board.audio(self.step, f"resynthesis_{steps}", made[0])
         return measured
-
-    def final_model(self) -> FlowAE:
-        """The autoencoder of the averaged (or present) weights, with the statistics of its latents."""
-        model = self._trained()
-        mean, std = latent_statistics(model, self.train)
-        measured = FlowAE(replace(model.config, mean=mean, std=std))
-        measured.load_state_dict(model.state_dict())
-        measured.name = model.name
-        return measured.to(self.device).eval().requires_grad_(False)
-
-    def _trained(self) -> FlowAE:
-        model = FlowAE(self.model.config)
-        checkpoint.load_strict(model, self.final_state(), "training")
-        model.name = self.config.name or model.system
-        return model.to(self.device).eval().requires_grad_(False)

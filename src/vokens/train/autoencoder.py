@@ -1,0 +1,89 @@
+"""What trainings of autoencoders share: crops of a corpus, and a model that carries the statistics of its latents."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import checkpoint
+from vokens.models.dacvae.model import Autoencoder
+from vokens.train import losses as L
+from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.loop import Trainer
+
+STATISTICS_BATCHES = 32
+
+Config = TypeVar("Config", bound=Any)
+Model = TypeVar("Model", bound=Autoencoder)
+
+
+class AutoencoderTrainer(Trainer[Config, Model]):
+    """A task implements build_model, which ends with `measured_at`, micro_step and validate."""
+
+    exported = "model"
+
+    def measured_at(self, model: Model) -> None:
+        """Take over the rates of a model, and the mel distance (log10, three DAC scales) at its sample rate."""
+        self.sample_rate, self.hop = model.sample_rate, model.hop_length
+        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._crops(data.train, data.train_split)
+        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+
+    def _crops(self, source: str, split: str | None) -> Crops:
+        data = self.config.data
+        clips = read_clips(source, split, data.language)
+        return Crops(
+            pcm_rows(Path(data.cache), clips, self.sample_rate, data.workers),
+            sample_rate=self.sample_rate,
+            crop=max(1, round(data.seconds * self.sample_rate / self.hop)) * self.hop,
+            hop=self.hop,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+        )
+
+    def held_out(self, valid: Crops, most: int) -> Tensor:
+        """Waves (B, N) of at most `most` recordings, evenly spaced."""
+        count = min(most, len(valid.pcm))
+        places = np.linspace(0, len(valid.pcm) - 1, count).round().astype(int).tolist()
+        return valid.fixed(places).wave.to(self.device)
+
+    def trained(self) -> Model:
+        """The model of the averaged (or present) weights."""
+        model = type(self.model)(self.model.config)
+        checkpoint.load_strict(model, model.fold(self.final_state()), "training")
+        return self._ready(model)
+
+    def final_model(self) -> Model:
+        """The same, with the statistics of its latents."""
+        model = self.trained()
+        mean, std = latent_statistics(model, self.train)
+        measured = type(model)(replace(model.config, mean=mean, std=std))
+        measured.load_state_dict(model.state_dict())
+        return self._ready(measured)
+
+    def _ready(self, model: Model) -> Model:
+        model.name = self.config.name or model.system
+        return model.to(self.device).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each latent number (posterior means) over crops of the training data."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for number in range(STATISTICS_BATCHES):
+        batch = crops.batch(number)
+        frames = (batch.lengths // model.hop_length).to(model.device)  # whole ones
+        mean, _ = model.posterior_of(batch.wave[:, None].to(model.device))
+        inside = torch.arange(mean.shape[2], device=model.device) < frames[:, None]
+        found = mean.mT[inside].double().cpu()  # (frames, D)
+        count += len(found)
+        total, squares = total + found.sum(0), squares + found.square().sum(0)
+    average = total / max(1, count)
+    spread = (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
+    return tuple(average.tolist()), tuple(spread.tolist())
