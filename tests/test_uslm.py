@@ -16,7 +16,7 @@ from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from vokens.models.uslm import USLM, Sampling, USLMConfig
 from vokens.models.uslm import checkpoint as layout
-from vokens.models.uslm.loss import next_code_loss, stage_loss
+from vokens.models.uslm.loss import next_code, next_code_loss, stage_loss
 from vokens.models.uslm.sampling import GREEDY, draw, keep_likeliest
 from vokens.models.uslm.transformer import Memory
 
@@ -163,13 +163,15 @@ def test_filters_and_draws_match(golden):
 
 
 @torch.inference_mode()
-def test_cache_is_the_whole_pass(published, golden):
+@pytest.mark.parametrize("pace", [None, torch.tensor([2.5])])
+def test_cache_is_the_whole_pass(published, golden, pace):
     x, codes = golden["x"], golden["y"][..., 0]
-    whole = published.ar(x, counts(x)[0], codes, counts(codes)[0])[:, x.shape[1] :]
+    whole = published.ar(x, counts(x)[0], codes, counts(codes)[0], pace=pace)[:, x.shape[1] :]
     memory = [Memory() for _ in range(TINY.layers)]
-    published.ar(x, counts(x)[0], codes[:, :3], torch.tensor([3]), memory)
+    published.ar(x, counts(x)[0], codes[:, :3], torch.tensor([3]), memory, pace)
     for place in range(3, codes.shape[1]):
-        found = published.ar.step(codes[:, place], torch.tensor([place]), counts(x)[0], x.shape[1], memory)
+        at = torch.tensor([place])
+        found = published.ar.step(codes[:, place], at, counts(x)[0], x.shape[1], memory, pace)
         close(found, whole[:, place])
 
 
@@ -198,6 +200,22 @@ def _ours_state(config: USLMConfig) -> dict[str, torch.Tensor]:
     return layout.to_ours(weights(config, 3.0), config)
 
 
+@torch.inference_mode()
+def test_speech_beside_its_text_is_read_as_it_is_learned(ours):
+    """An utterance said at the pace that it then has; half the pace stands elsewhere."""
+    model = USLM(replace(ours.config, positions="progress", pace=2.0)).eval().requires_grad_(False)
+    model.load_state_dict(ours.state_dict())
+    ids = torch.tensor([[1, 9, 8, 7, 6, 2]])
+    paces = torch.tensor([12 / 6])
+    (said,) = model.continue_first(ids, counts(ids)[0], [ids[0, :0]], [12], GREEDY, pace=paces)
+    codes = torch.stack([said] * TINY.num_codebooks, -1)[None]
+    logits, _ = next_code(model, ids, counts(ids)[0], codes, torch.tensor([len(said)]))
+    assert len(said) == 12
+    assert torch.equal(logits[0, :12, : TINY.codebook_size].argmax(-1), said)
+    shorter, _ = next_code(model, ids, counts(ids)[0], codes[:, :6], torch.tensor([6]))
+    assert not torch.equal(shorter[0, 3], logits[0, 3])
+
+
 @pytest.fixture(scope="module")
 def codec():
     config = SpeechTokenizerConfig(n_filters=2, dimension=16, semantic_dim=16, lstm_layers=1)
@@ -205,10 +223,11 @@ def codec():
     return SpeechTokenizer(config).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize(("mode", "pace"), [(0, 0.0), (1, 0.0), (2, 0.0), (0, 3.0)])
 @pytest.mark.parametrize("law", [GREEDY, Sampling(0.9, top_k=50, top_p=0.9, repetition=0.1)])
-def test_batch_is_single(ours, codec, mode, law):
-    model = USLM(replace(ours.config, prefix_mode=mode)).eval()
+def test_batch_is_single(ours, codec, mode, pace, law):
+    positions = "progress" if pace else "sequence"
+    model = USLM(replace(ours.config, prefix_mode=mode, positions=positions, pace=pace)).eval()
     model.load_state_dict(ours.state_dict())
     waves = [tensor(f"wave{n}", (n,)).clamp(-1, 1) for n in (3200, 640, 1500)]
     prompts = codec.encode(waves, 16000)

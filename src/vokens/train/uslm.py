@@ -6,6 +6,7 @@ trains the first network, stage 1, and a stage that is drawn for it.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,15 @@ from vokens.train.loop import Trainer
 from vokens.train.text_tokens import SpokenTexts, TextBatch, TextBatches, TextDataConfig, open_texts, unigram
 
 VALID_BATCHES = 24
-_OF_THE_TOKENS = ("codebook_size", "num_codebooks", "sample_rate", "hop_length", "codec", "fingerprint")
+_OF_THE_TOKENS = (
+    "pace",
+    "codebook_size",
+    "num_codebooks",
+    "sample_rate",
+    "hop_length",
+    "codec",
+    "fingerprint",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class USLMRunConfig(RunConfig):
     """One run. model: what differs from USLMConfig; what is the tokenizer's comes from the data.
 
     Attributes:
+        token_dropout: share of codes that the first network does not read (word dropout, arXiv 1511.06349 §3.1).
         networks: which are trained, "ar" (the first codebook), "nar" (the others) or "both". The other one keeps the
             weights of `init`, a trained folder.
     """
@@ -40,6 +50,7 @@ class USLMRunConfig(RunConfig):
     system: str = "uslm"
     out: str = "runs/uslm"
     data: TextDataConfig = field(default_factory=TextDataConfig)
+    token_dropout: float = 0.0
     networks: str = "both"
 
     def __post_init__(self) -> None:
@@ -62,12 +73,13 @@ class USLMLearner(nn.Module):
         lm.nar.text_positions.requires_grad_(False)  # their scales stay 1
         lm.nar.speech_positions.requires_grad_(False)
 
-    def forward(self, batch: TextBatch, stage: int) -> dict[str, Tensor]:
-        """Nats per target of the first codebook, of the second, and of codebook `stage`."""
+    def forward(self, batch: TextBatch, stage: int, silenced: Tensor | None = None) -> dict[str, Tensor]:
+        """Nats per target of the first codebook, of the second, and of codebook `stage`; codes (B, T) that are silenced
+        are not read by the first network."""
         given = _given(batch)
         losses: dict[str, Tensor] = {}
         if self.networks != "nar":
-            total, count = next_code_loss(self.lm, *given)
+            total, count = next_code_loss(self.lm, *given, silenced)
             losses["first"] = total / count
         if self.networks != "ar":
             for name, number in {"stage_1": 1, "stage_drawn": stage}.items():
@@ -92,7 +104,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         facts, sizes = self.corpus.facts, set(self.corpus.facts.codebook_sizes)
         if len(sizes) != 1:
             raise ConfigError(f"codebooks of {sorted(sizes)} codes: USLM takes codebooks of one size")
-        of_the_tokens = {
+        of_the_tokens: dict[str, Any] = {
             "codebook_size": sizes.pop(),
             "num_codebooks": len(facts.codebook_sizes),
             "sample_rate": facts.sample_rate,
@@ -100,6 +112,9 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
             "codec": facts.model,
             "fingerprint": facts.fingerprint,
         }
+        self.train = self._batches(self.corpus)
+        if config.model.get("positions") == "progress":
+            of_the_tokens["pace"] = self.train.pace
         lm = USLM(build_config(USLMConfig, config.model | of_the_tokens, "model"))
         if config.init:
             checkpoint.load_strict(lm, USLM.from_pretrained(config.init).state_dict(), config.init)
@@ -107,7 +122,6 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
 
     def load_data(self) -> None:
         data = self.config.data
-        self.train = self._batches(self.corpus)
         self.valid: TextBatches | None = None
         if data.valid:
             held_out = open_texts(data, data.valid, data.valid_split, self.device, with_text=True)
@@ -119,7 +133,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         data = self.config.data
         return TextBatches(
             corpus,
-            front_end(self.model.lm.config.front_end).ids,
+            front_end(self.config.model.get("front_end", USLMConfig.front_end)).ids,
             batch_frames=data.batch_frames,
             longest=data.longest,
             seed=self.config.seed,
@@ -132,8 +146,13 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         number = self.number(part)
         last = self.model.lm.config.num_codebooks - 1
         stage = int(torch.randint(min(2, last), last + 1, (), generator=self.generator(number)))
+        batch, silenced = self.train.batch(number, rank, world).to(self.device), None
+        if self.config.token_dropout:
+            draw = np.random.default_rng((self.config.seed, number, rank))
+            silenced = torch.from_numpy(draw.random(batch.codes.shape[:2]) < self.config.token_dropout)
+            silenced = silenced.to(self.device)
         with self.accelerator.autocast():
-            losses = self.module(self.train.batch(number, rank, world).to(self.device), stage)
+            losses = self.module(batch, stage, silenced)
         return sum(losses.values(), torch.zeros((), device=self.device)), losses
 
     # What comes out of it ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vokens.errors import ConfigError
+from vokens.nn.progress import check_positions
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ class LearnableLMConfig:
         mix: text tokens and speech tokens of a group where they alternate (bistream).
         speech_per_text: least and most speech tokens of one text token when generating.
         front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
-        positions: "sequence", one after another, as published; or "progress", where speech runs beside its text: a
-            speech token has the rotary position of the text that is due (VoiceStar's, arXiv 2505.19462). Little data
-            then suffice to learn which text belongs to which speech, and the pace can be chosen.
+        positions: "sequence", one after another, as published; or "progress", speech beside its text (`nn.progress`).
         pace: speech tokens of one text id, on the average; "progress" needs it.
     """
 
@@ -76,13 +75,7 @@ class LearnableLMConfig:
     pace: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.positions not in ("sequence", "progress") or (self.positions == "progress") != (
-            self.pace > 0
-        ):
-            raise ConfigError(
-                f'positions = {self.positions!r} with pace = {self.pace}: "sequence" is accepted without a pace, and '
-                '"progress" with one above 0'
-            )
+        check_positions(self.positions, self.pace)
         if self.speech_tokens < 1 or len(self.mix) != 2 or min(self.mix) < 1:
             raise ConfigError(f"speech_tokens and both numbers of mix must be positive; got {self}")
         if len(self.speech_per_text) != 2 or not 0 <= self.speech_per_text[0] <= self.speech_per_text[1]:

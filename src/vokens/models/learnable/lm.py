@@ -27,6 +27,7 @@ from vokens.models.learnable.speaker import (
     SpeakerEncoder,
 )
 from vokens.models.pretrained import Pretrained
+from vokens.nn.progress import pace_of
 from vokens.nn.sampling import Sampler
 from vokens.text import front_end
 
@@ -198,7 +199,9 @@ class LearnableLM(Pretrained):
         voices = self._voices(speaker, len(texts))
         generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
         prefixes = [self._prefix(ids, heard, voice) for voice, (ids, _) in zip(voices, texts, strict=True)]
-        paces = torch.tensor([self._pace(speed, len(ids) - own, len(heard)) for ids, own in texts])
+        paces = torch.tensor(
+            [pace_of(self.config.pace, len(ids) - own, len(heard), speed) for ids, own in texts]
+        )
         places = [
             self._places(ids, heard, each) for (ids, _), each in zip(texts, paces.tolist(), strict=True)
         ]
@@ -238,7 +241,10 @@ class LearnableLM(Pretrained):
         """The tokens that `generate` gives for one text, as soon as each is drawn."""
         (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
         heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
-        pace, (least, most) = self._pace(speed, len(ids) - own, len(heard)), self._limits(own, speed)
+        pace, (least, most) = (
+            pace_of(self.config.pace, len(ids) - own, len(heard), speed),
+            self._limits(own, speed),
+        )
         reader = Reader(self.backbone, self.head)
         places = [self._places(ids, heard, pace)] if self.beside else None
         scores = reader.start([self._prefix(ids, heard, voice)], places)
@@ -275,7 +281,7 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         (voice,) = self._voices(speaker, 1)
         start, task = self.marks.weight.split(1)
-        reader, pace = Reader(self.backbone, self.head), self._pace(1.0, 0, 0)
+        reader, pace = Reader(self.backbone, self.head), self.config.pace or 1.0
         reader.filling = torch.zeros(1, dtype=torch.long, device=self.device)
         pending: list[Tensor] = []
         places: list[Tensor] = []
@@ -363,15 +369,6 @@ class LearnableLM(Pretrained):
             speech_position(torch.arange(len(heard)), pace),
         )
         return torch.cat([place.float() for place in places]).to(self.device)
-
-    def _pace(self, speed: float, text: int, speech: int) -> float:
-        """Speech tokens of a text id: as many as a prompt's text has, else the config's number, at a speed."""
-        if speed <= 0 or (speed != 1 and not self.beside):
-            raise ConfigError(
-                f"speed = {speed}: numbers above 0 are accepted, other than 1 of models with positions = "
-                f'"progress"; here they are {self.config.positions!r}'
-            )
-        return (speech / text if text and speech else self.config.pace or 1.0) / speed
 
     def _limits(self, text: int, speed: float = 1.0) -> tuple[int, int]:
         least, most = self.config.speech_per_text

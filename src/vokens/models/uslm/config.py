@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vokens.errors import ConfigError
+from vokens.nn.progress import check_positions
 from vokens.text.front_end import check_name
 
 
@@ -19,6 +20,8 @@ class USLMConfig:
         frames_per_symbol: speech ends after so many frames for each symbol of text at the latest.
         sample_rate, hop_length: of the tokenizer, Hz and samples per frame. codec, fingerprint: its name and, where
             it is known, which weights.
+        positions: in the first network: "sequence", as published; or "progress", speech beside its text
+            (`nn.progress`), for which pace is the frames of a symbol on the average. The second hears what is said.
         published_stop: the length limit counts the prompt's text too, and speech also ends where the end is
             the likeliest next code and another one was drawn. The released weights were judged with both.
         published_targets: no training of the first code, which leaves speech without a prompt undefined, and
@@ -40,6 +43,8 @@ class USLMConfig:
     hop_length: int = 320
     codec: str = "speechtokenizer"
     fingerprint: str = ""
+    positions: str = "sequence"
+    pace: float = 0.0
     published_stop: bool = False
     published_targets: bool = False
 
@@ -51,6 +56,7 @@ class USLMConfig:
         if self.prefix_mode not in (0, 1, 2):
             raise ConfigError(f"prefix_mode={self.prefix_mode} was given: 0, 1 and 2 are accepted")
         check_name(self.front_end)
+        check_positions(self.positions, self.pace)
 
     @property
     def end(self) -> int:

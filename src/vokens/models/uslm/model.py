@@ -19,6 +19,7 @@ from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
 from vokens.models.uslm.sampling import Sampling, draw
 from vokens.models.uslm.transformer import Memory
+from vokens.nn.progress import pace_of
 from vokens.text.front_end import PAD, front_end
 from vokens.tokens import Tokens
 
@@ -56,6 +57,7 @@ class USLM(Pretrained):
         generator: Generators = None,
         max_frames: int | None = None,
         spelling: str = "",
+        speed: float = 1.0,
     ) -> Tokens:
         """Speech of texts as tokens, in the voice of a prompt: `codec.decode(model.generate("Hello.", ...))`.
 
@@ -68,6 +70,8 @@ class USLM(Pretrained):
                 independent of their company; None stands for torch's own.
             max_frames: end all speech there at the latest. spelling: another front end than the config's, e.g.
                 "phonemes" for texts that are phonemes already.
+            speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
+                models with positions = "progress" alone.
 
         Raises:
             ConfigError: texts without anything to say or with symbols that the front end does not have.
@@ -89,7 +93,7 @@ class USLM(Pretrained):
         ids = [torch.tensor(spell.ids(text, before)) for text, before in zip(wanted, said, strict=True)]
         alone = [len(spell.ids(text)) for text in wanted]
         rows = self._prompt_rows(prompt, len(wanted))
-        spoken = self.speak(ids, rows, alone, sampling or Sampling(), generator, max_frames)
+        spoken = self.speak(ids, rows, alone, sampling or Sampling(), generator, max_frames, speed)
         lengths = torch.tensor([len(row) for row in spoken])
         return Tokens(
             codes=nn.utils.rnn.pad_sequence(spoken, batch_first=True).transpose(1, 2).cpu(),
@@ -110,6 +114,7 @@ class USLM(Pretrained):
         sampling: Sampling,
         generator: Generators = None,
         max_frames: int | None = None,
+        speed: float = 1.0,
     ) -> list[Tensor]:
         """Codes (T, K) of each item, without its prompt's.
 
@@ -125,8 +130,18 @@ class USLM(Pretrained):
             if max_frames < 1:
                 raise ConfigError(f"max_frames={max_frames} was given: 1 and above are accepted")
             limits = [min(limit, max_frames) for limit in limits]
+        paces = [
+            pace_of(self.config.pace, len(row) - count, len(prompt), speed)
+            for row, count, prompt in zip(ids, own, prompts, strict=True)
+        ]
         firsts = self.continue_first(
-            text, text_lengths, [row[:, 0] for row in prompts], limits, sampling, generator
+            text,
+            text_lengths,
+            [row[:, 0] for row in prompts],
+            limits,
+            sampling,
+            generator,
+            torch.tensor(paces, device=self.device) if self.config.pace else None,
         )
         if self.config.prefix_mode == 2:  # the second network sees the text itself alone, between its ends
             ids = [
@@ -144,14 +159,15 @@ class USLM(Pretrained):
         limits: Sequence[int],
         sampling: Sampling,
         generator: Generators = None,
+        pace: Tensor | None = None,
     ) -> list[Tensor]:
-        """New codes (T,) of the first codebook, 1 to limits[row], after text (B, L) and prompts (P,)."""
+        """New codes (T,) of the first codebook, 1 to limits[row], after text (B, L) and prompts (P,), at paces (B,)."""
         generators = one_each(generator, len(prompts))
         frames = torch.tensor([len(row) for row in prompts], device=self.device)
         codes = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(self.device)
         padded, rows = text.shape[1], torch.arange(len(text), device=self.device)
         memory = [Memory() for _ in range(self.config.layers)]
-        hidden = self.ar(text, text_lengths, codes, frames, memory)
+        hidden = self.ar(text, text_lengths, codes, frames, memory, pace)
         hidden = hidden[rows, torch.where(frames > 0, padded + frames, text_lengths) - 1]
         spoken: list[list[int]] = [[] for _ in prompts]
         going = set(range(len(prompts)))
@@ -166,7 +182,7 @@ class USLM(Pretrained):
             if not going:
                 return [torch.tensor(codes, device=self.device) for codes in spoken]
             last = torch.tensor([row[-1] for row in spoken], device=self.device)
-            hidden = self.ar.step(last, frames, text_lengths, padded, memory)
+            hidden = self.ar.step(last, frames, text_lengths, padded, memory, pace)
             frames = frames + 1  # rows that have ended go on beside the others, unheard
 
     def _next(

@@ -10,6 +10,12 @@ from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.transformer import Memory, Positions, Transformer, attention_mask
 
 
+def beside(frames: Tensor, pace: Tensor | None) -> Tensor:
+    """Places (B, N) of frames (N,) or (B, N): their own numbers, or those of the text that is due at paces (B,)."""
+    frames = frames if frames.dim() == 2 else frames[None]
+    return frames if pace is None else frames / pace[:, None]
+
+
 def _transformer(config: USLMConfig, staged: bool) -> Transformer:
     sizes = config.width, config.heads, config.layers, config.feedforward
     return Transformer(*sizes, config.dropout, staged)
@@ -34,23 +40,39 @@ class Autoregressive(nn.Module):
         codes: Tensor,
         lengths: Tensor,
         memory: list[Memory] | None = None,
+        pace: Tensor | None = None,
+        silenced: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L + N, D) of text (B, L) and codes (B, N), padded beyond (B,) lengths.
 
+        pace: codes (B,) of a symbol of text, where speech runs beside it. silenced: (B, N), codes that are not read.
+
         `predict` of the row of a code is the next code's logits; of the last row of the text, the first code's.
         """
-        x = torch.cat([self.text_positions(self.text(text)), self.speech_positions(self.speech(codes))], 1)
+        speech = self.speech(codes)
+        if silenced is not None:
+            speech = speech.masked_fill(silenced[..., None], 0.0)
+        speech = self.speech_positions(
+            speech, beside(torch.arange(codes.shape[1], device=codes.device), pace)
+        )
+        x = torch.cat([self.text_positions(self.text(text)), speech], 1)
         mask = attention_mask(text_lengths, lengths, (text.shape[1], codes.shape[1]), causal=True)
         return self.transformer(x, mask, memory=memory)
 
     def step(
-        self, codes: Tensor, frames: Tensor, text_lengths: Tensor, padded: int, memory: list[Memory]
+        self,
+        codes: Tensor,
+        frames: Tensor,
+        text_lengths: Tensor,
+        padded: int,
+        memory: list[Memory],
+        pace: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, D) of one more code (B,) each, which becomes the code number frames (B,) of its item.
 
         text_lengths (B,) of `padded`, the text that `forward` with the same memory began with.
         """
-        x = self.speech_positions(self.speech(codes)[:, None], frames)
+        x = self.speech_positions(self.speech(codes)[:, None], beside(frames[:, None], pace))
         mask = attention_mask(text_lengths, frames + 1, (padded, int(frames.max()) + 1), causal=False)
         return self.transformer(x, mask[:, :, :1], memory=memory, places=padded + frames)[:, 0]
 
@@ -78,7 +100,12 @@ class NonAutoregressive(nn.Module):
             nn.init.normal_(table.get_parameter("weight"), std=config.width**-0.5)
 
     def forward(
-        self, text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: Tensor, stage: int
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        speech: Tensor,
+        lengths: Tensor,
+        stage: int,
     ) -> Tensor:
         """Hidden states (B, L + N, D) of text (B, L) and embedded speech (B, N, D) in stage 1 ... K - 1."""
         x = torch.cat([self.text_positions(self.text(text)), self.speech_positions(speech)], 1)

@@ -1,6 +1,7 @@
 """The transformer of both networks of USLM: pre-norm, ReLU, sine positions, norms that a stage scales (VALL-E §4.2).
 
-A sequence is text, then speech, each padded on its right and counted from position 0. With a memory of keys and
+A sequence is text, then speech, each padded on its right and counted from position 0 (speech at a pace of its own
+where it has one). With a memory of keys and
 values a code is a step of one row per item; text never looks at speech, so the result is the whole pass's.
 """
 
@@ -28,11 +29,10 @@ class Positions(nn.Module):
         self.scale = nn.Parameter(torch.ones(1), requires_grad=learned)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:
-        """x (B, T, D), whose rows begin at positions start (B,), by default 0."""
-        places = torch.arange(x.shape[1], device=x.device)[None]
-        if start is not None:
-            places = places + start[:, None]
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """x (B, T, D) at places (B, T), by default 0, 1, 2 …"""
+        if places is None:
+            places = torch.arange(x.shape[1], device=x.device)[None]
         return self.dropout(x + self.scale * sines(places, self.width).to(x.dtype))
 
 

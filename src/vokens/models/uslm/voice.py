@@ -46,7 +46,7 @@ class USLMSpeech(Speaker):
             )
         self.uslm, self.codec = uslm, codec
         self.sample_rate, self.front_end = codec.sample_rate, settings.front_end
-        self.sampler = Sampler("full")
+        self.sampler, self.paced = Sampler("full"), settings.positions == "progress"
 
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> tuple[Tokens, str]:
         """A prompt and its text, without which it cannot be gone on from."""
@@ -69,6 +69,7 @@ class USLMSpeech(Speaker):
             said,
             sampling=sampling_of(manner.sampler or self.sampler),
             generator=[generator_of(seed) for seed in seeds],
+            speed=manner.speed,
         )
         return self.codec.decode(tokens)
 
