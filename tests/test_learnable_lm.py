@@ -208,7 +208,7 @@ def published_generation(lm: LearnableLM, kind: str) -> list[int]:
     words = lm.backbone.get_input_embeddings()(torch.cat([text[:3], text[5:9]]))
     prompt = lm.speech_embedding(GOLDEN[f"gen.{kind}.prompt_speech"][0].long())
     reader, generator = Reader(lm.backbone, lm.head), torch.Generator().manual_seed(facts["seed"])
-    scores = reader.start([torch.cat([start, voice, words, task, prompt])])
+    scores = reader.start([(torch.cat([start, voice, words, task, prompt]), None)])
     close(scores[0].log_softmax(0), GOLDEN[f"gen.{kind}.logp_first"])
     found: list[int] = []
     for step in range(facts["max_len"]):

@@ -198,16 +198,15 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         voices = self._voices(speaker, len(texts))
         generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
-        prefixes = [self._prefix(ids, heard, voice) for voice, (ids, _) in zip(voices, texts, strict=True)]
-        paces = torch.tensor(
-            [pace_of(self.config.pace, len(ids) - own, len(heard), speed) for ids, own in texts]
-        )
-        places = [
-            self._places(ids, heard, each) for (ids, _), each in zip(texts, paces.tolist(), strict=True)
+        paces = [pace_of(self.config.pace, len(ids) - own, len(heard), speed) for ids, own in texts]
+        scripts = [
+            Script(self, voice, pace).text(ids).task().speech(heard)
+            for voice, (ids, _), pace in zip(voices, texts, paces, strict=True)
         ]
         bounds = [limits or self._limits(own, speed) for _, own in texts]
         reader = Reader(self.backbone, self.head)
-        scores = reader.start(prefixes, places if self.beside else None)
+        scores = reader.start([script.take() for script in scripts])
+        pace_of_rows = torch.tensor(paces)[:, None]
         found: list[list[int]] = [[] for _ in texts]
         running = [row for row, (_, most) in enumerate(bounds) if most > 0]
         while running:
@@ -222,7 +221,7 @@ class LearnableLM(Pretrained):
             if running:
                 last = torch.tensor([[tokens[-1] if tokens else 0] for tokens in found], device=self.device)
                 said = torch.tensor([[len(heard) + max(0, len(tokens) - 1)] for tokens in found])
-                at = speech_position(said, paces[:, None]).to(self.device) if self.beside else None
+                at = speech_position(said, pace_of_rows).to(self.device) if self.beside else None
                 scores = reader.read(self.speech_embedding(last), at)
         return [torch.tensor(tokens, dtype=torch.long) for tokens in found]
 
@@ -241,23 +240,12 @@ class LearnableLM(Pretrained):
         """The tokens that `generate` gives for one text, as soon as each is drawn."""
         (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
         heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
-        pace, (least, most) = (
+        pace, reader = (
             pace_of(self.config.pace, len(ids) - own, len(heard), speed),
-            self._limits(own, speed),
+            Reader(self.backbone, self.head),
         )
-        reader = Reader(self.backbone, self.head)
-        places = [self._places(ids, heard, pace)] if self.beside else None
-        scores = reader.start([self._prefix(ids, heard, voice)], places)
-        found: list[int] = []
-        while len(found) < most:
-            token = self._draw(scores[0].cpu(), found, sampler, generator, len(found) >= least)
-            if token == self.config.end:
-                return
-            found.append(token)
-            yield token
-            place = torch.tensor([[len(heard) + len(found) - 1]], device=self.device)
-            at = speech_position(place, pace) if self.beside else None
-            scores = reader.read(self.speech_embedding.weight[token][None, None], at)
+        script = Script(self, voice, pace).text(ids).task().speech(heard)
+        yield from self._spoken(reader, script, [], self._limits(own, speed), sampler, generator)
 
     @torch.inference_mode()
     def stream_text(
@@ -280,61 +268,40 @@ class LearnableLM(Pretrained):
         words = self._check_text(prompt_text, empty=True)
         heard = self._check_speech(prompt_speech)
         (voice,) = self._voices(speaker, 1)
-        start, task = self.marks.weight.split(1)
-        reader, pace = Reader(self.backbone, self.head), self.config.pace or 1.0
-        reader.filling = torch.zeros(1, dtype=torch.long, device=self.device)
-        pending: list[Tensor] = []
-        places: list[Tensor] = []
-        found: list[int] = []
-        length = written = spoken = 0
-
-        def write(x: Tensor, position: Tensor) -> None:
-            pending.append(x)
-            places.append(position.to(self.device).float())
-
-        def put_text(ids: Tensor) -> None:
-            nonlocal written
-            write(self._text(ids), text_position(torch.arange(written, written + len(ids))))
-            written += len(ids)
-
-        def put_speech(ids: Tensor) -> None:
-            nonlocal spoken
-            write(self.speech_embedding(ids), speech_position(torch.arange(spoken, spoken + len(ids)), pace))
-            spoken += len(ids)
-
-        def draw(may_end: bool) -> int:
-            at = torch.cat(places)[None] if self.beside else None
-            scores = reader.read(torch.cat(pending)[None], at)[0].cpu()
-            pending.clear()
-            places.clear()
-            token = self._draw(scores, found, sampler, generator, may_end)
-            put_speech(torch.tensor([token], device=self.device))
-            return token
-
-        write(torch.cat([start, voice]), torch.arange(1 + len(voice)))
-
+        reader, found, length = Reader(self.backbone, self.head), [], 0
+        script = Script(self, voice, self.config.pace or 1.0)
         for piece in text:
             new = self._check_text(piece, empty=True)
             words, length = torch.cat([words, new]), length + len(new)
             while len(words) >= group:
                 given = heard[:share]
-                put_text(words[:group])
-                put_speech(given)
+                script.text(words[:group]).speech(given)
                 words, heard = words[group:], heard[share:]
-                for _ in range(share - len(given)):
-                    found.append(draw(may_end=False))
-                    yield found[-1]
+                count = share - len(given)
+                yield from self._spoken(reader, script, found, (count, count), sampler, generator)
         if not length:
             raise TokensError("no text was given to stream_text: give at least one token")
-        put_text(words)
-        write(task, speech_position(torch.tensor([spoken]), pace, 0.0))
-        put_speech(heard)
-        least, most = self._limits(length)
-        while len(found) < most:
-            token = draw(may_end=len(found) >= least)
+        script.text(words).task().speech(heard)
+        least, most = (limit - len(found) for limit in self._limits(length))
+        yield from self._spoken(reader, script, found, (least, most), sampler, generator)
+
+    def _spoken(
+        self,
+        reader: Reader,
+        script: "Script",
+        found: list[int],
+        limits: tuple[int, int],
+        sampler: Sampler,
+        generator: torch.Generator | None,
+    ) -> Iterator[int]:
+        """Tokens that follow what the script holds, at least and at most so many; `found` has all so far."""
+        for count in range(limits[1]):
+            scores = reader.more(*script.take())[0].cpu()
+            token = self._draw(scores, found, sampler, generator, may_end=count >= limits[0])
             if token == self.config.end:
                 return
             found.append(token)
+            script.speech(torch.tensor([token], device=self.device))
             yield token
 
     def _draw(
@@ -353,22 +320,6 @@ class LearnableLM(Pretrained):
     def beside(self) -> bool:
         """Whether speech runs beside its text."""
         return self.config.positions == "progress"
-
-    def _prefix(self, ids: Tensor, heard: Tensor, voice: Tensor) -> Tensor:
-        """Embeddings (n, W) of what stands before the first token to be said."""
-        start, task = self.marks.weight.split(1)
-        return torch.cat([start, voice, self._text(ids), task, self.speech_embedding(heard)])
-
-    def _places(self, ids: Tensor, heard: Tensor, pace: float) -> Tensor:
-        """Positions (n,) of the same, of speech beside its text."""
-        marks = 1 if self.config.speaker is None else 2
-        places = (
-            torch.arange(marks),
-            text_position(torch.arange(len(ids))),
-            speech_position(torch.zeros(1), pace, 0.0),
-            speech_position(torch.arange(len(heard)), pace),
-        )
-        return torch.cat([place.float() for place in places]).to(self.device)
 
     def _limits(self, text: int, speed: float = 1.0) -> tuple[int, int]:
         least, most = self.config.speech_per_text
@@ -454,3 +405,37 @@ class LearnableLM(Pretrained):
             raise CheckpointError(f"{source} lacks {len(missing)} tensors, {missing[0]} the first")
         checkpoint.load_strict(self, own | state, source)
         return self
+
+
+class Script:
+    """One utterance's sequence as it is written: what was not read yet, and where it stands."""
+
+    def __init__(self, lm: LearnableLM, voice: Tensor, pace: float) -> None:
+        self.lm, self.pace, self.texts, self.speeches = lm, pace, 0, 0
+        start, self.task_mark = lm.marks.weight.split(1)
+        self.pending = [torch.cat([start, voice])]
+        self.places = [torch.arange(1.0 + len(voice))]
+
+    def text(self, ids: Tensor) -> Self:
+        self.places.append(text_position(torch.arange(self.texts, self.texts + len(ids))).float())
+        self.pending.append(self.lm._text(ids))
+        self.texts += len(ids)
+        return self
+
+    def task(self) -> Self:
+        self.places.append(speech_position(torch.tensor([self.speeches]), self.pace, 0.0))
+        self.pending.append(self.task_mark)
+        return self
+
+    def speech(self, ids: Tensor) -> Self:
+        said = torch.arange(self.speeches, self.speeches + len(ids))
+        self.places.append(speech_position(said, self.pace))
+        self.pending.append(self.lm.speech_embedding(ids))
+        self.speeches += len(ids)
+        return self
+
+    def take(self) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (n, W) of what was written since, and positions (n,) where they are not 0, 1, 2 …"""
+        found = torch.cat(self.pending), torch.cat(self.places).to(self.lm.device)
+        self.pending, self.places = [], []
+        return found if self.lm.beside else (found[0], None)

@@ -44,14 +44,20 @@ class Reader:
         self.filling = torch.zeros(0, dtype=torch.long)
         self.read_so_far = 0
 
-    def start(self, prefixes: list[Tensor], positions: list[Tensor] | None = None) -> Tensor:
+    def start(self, prefixes: list[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Scores (B, V) float32 behind prefixes (n, W) of any lengths, at positions (n,) if they are not 0, 1, 2 …"""
-        longest = max(len(prefix) for prefix in prefixes)
-        self.filling = torch.tensor([longest - len(prefix) for prefix in prefixes], device=prefixes[0].device)
-        at = None
-        if positions is not None:
-            at = pad_sequence(positions, batch_first=True, padding_side="left")
-        return self.read(pad_sequence(prefixes, batch_first=True, padding_side="left"), at)
+        longest = max(len(x) for x, _ in prefixes)
+        device = prefixes[0][0].device
+        self.filling = torch.tensor([longest - len(x) for x, _ in prefixes], device=device)
+        places = [at for _, at in prefixes if at is not None]
+        at = pad_sequence(places, batch_first=True, padding_side="left") if places else None
+        return self.read(pad_sequence([x for x, _ in prefixes], batch_first=True, padding_side="left"), at)
+
+    def more(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Scores (1, V) behind x (n, W) of a single utterance."""
+        if not self.read_so_far:
+            return self.start([(x, positions)])
+        return self.read(x[None], None if positions is None else positions[None])
 
     def read(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Scores (B, V) float32 behind x (B, n, W), which follows what was read, at positions (B, n)."""
