@@ -202,16 +202,18 @@ def _say_tab(models: dict[str, Speaker], streams: Streams) -> None:
     with gr.Row():
         name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
         seed = gr.Number(0, label="Seed: another is another take", precision=0, minimum=0)
+        paced = any(model.paced for model in models.values())
+        speed = gr.Slider(0.5, 2.0, 1.0, step=0.1, label="Speed, of models that can", visible=paced)
     go, player = gr.Button("Say it", variant="primary", elem_id="say"), gr.HTML(elem_classes="player")
 
-    def say(text: str, path: str | None, said: str, name: str, seed: float) -> str:
+    def say(text: str, path: str | None, said: str, name: str, seed: float, speed: float) -> str:
         with friendly():
             model, generator = models[name], torch.Generator().manual_seed(int(seed))
             heard = model.voice(Path(path), said) if path else None
-            pieces = begun(model.say_stream(text, heard, generator=generator))
+            pieces = begun(model.say_stream(text, heard, generator=generator, speed=speed))
             return play(streams.add(pieces, model.sample_rate))
 
-    go.click(say, [text, voice, said, name, seed], player)
+    go.click(say, [text, voice, said, name, seed, speed], player)
 
 
 def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
