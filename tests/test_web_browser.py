@@ -22,7 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
-from test_say import tiny_speech  # noqa: E402 (after the packages that it needs)
+from test_say import tiny_s3gen, tiny_speech  # noqa: E402 (after the packages that it needs)
 
 from vokens.web.page import create_app  # noqa: E402
 
@@ -31,7 +31,8 @@ PATIENCE = 90_000  # ms: the machine may be busy
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    app = create_app({"mini": vokens.load("mini"), "tts": tiny_speech()}, max_seconds=10)
+    models = {"mini": vokens.load("mini"), "tts": tiny_speech(), "s3gen": tiny_s3gen()}
+    app = create_app(models, max_seconds=10)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -56,9 +57,9 @@ def page(address: str) -> Iterator[Any]:
         browser.close()
 
 
-def upload(page: Any, path: Path) -> None:
-    page.set_input_files("#recording input[type=file]", path)
-    page.wait_for_selector("#recording canvas, #recording #waveform, #recording audio", state="attached")
+def upload(page: Any, path: Path, place: str = "#recording") -> None:
+    page.set_input_files(f"{place} input[type=file]", path)
+    page.wait_for_selector(f"{place} canvas, {place} #waveform, {place} audio", state="attached")
 
 
 def bit_rate(page: Any) -> str:
@@ -115,9 +116,21 @@ def test_a_text_plays_while_it_is_computed(page: Any, tmp_path: Path) -> None:
     page.click("#say")
     page.get_by_text("speaks in a voice").wait_for()
     soundfile.write(tmp_path / "voice.wav", speechlike(48000), 16000)
-    page.set_input_files("#voice input[type=file]", tmp_path / "voice.wav")
-    page.wait_for_selector("#voice canvas, #voice #waveform, #voice audio", state="attached")
+    upload(page, tmp_path / "voice.wav", "#voice")
     page.click("#say")
     page.wait_for_selector(".player audio", state="attached")
     played = "document.querySelector('.player audio').currentTime > 0.1"
     page.wait_for_function(played)
+
+
+def test_what_is_said_plays_in_another_voice(page: Any, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Convert a voice").click()
+    soundfile.write(tmp_path / "said.wav", speechlike(24000), 16000)
+    soundfile.write(tmp_path / "voice.wav", speechlike(48000, seed=1), 16000)
+    upload(page, tmp_path / "said.wav", "#source")
+    page.click("#convert")
+    page.get_by_text("the voice, too").wait_for()
+    upload(page, tmp_path / "voice.wav", "#target")
+    page.click("#convert")
+    page.wait_for_selector(".player audio", state="attached")
+    page.wait_for_function("document.querySelector('.player audio').currentTime > 0.1")

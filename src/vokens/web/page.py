@@ -173,10 +173,10 @@ def _show(heard: Heard, name: str) -> None:
 
 def _convert_tab(models: dict[str, S3GenModel], streams: Streams, listener: Listener) -> None:
     with gr.Row():
-        source = gr.Audio(label="What is said", type="filepath")
-        voice = gr.Audio(label="The voice, 3 to 10 s", type="filepath")
+        source = gr.Audio(label="What is said", type="filepath", elem_id="source")
+        voice = gr.Audio(label="The voice, 3 to 10 s", type="filepath", elem_id="target")
     name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
-    go, player = gr.Button("Convert", variant="primary"), gr.HTML(elem_classes="player")
+    go, player = gr.Button("Convert", variant="primary", elem_id="convert"), gr.HTML(elem_classes="player")
 
     def convert(path: str | None, of: str | None, name: str) -> str:
         with friendly():
