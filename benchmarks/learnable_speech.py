@@ -1,13 +1,14 @@
 """How well a whole Learnable-Speech speaks: held-out texts, in the voice of another recording of the same speaker.
 
-    python benchmarks/learnable_speech.py --model FOLDER --data MANIFEST [--limit 20] [--uslm FOLDER] [--out FOLDER]
+    python benchmarks/learnable_speech.py --model FOLDER --data MANIFEST [--limit 20] [--temperature 0.7]
+        [--uslm FOLDER] [--out FOLDER]
 
 FOLDER is what `LearnableSpeech.save_pretrained` wrote. Rows, from the recording to speech out of text alone:
 
     recording        as it is
     autoencoder      through latents and back
     flow, N steps    its tokens to latents to sound: what the language model could reach at best
-    said             its text, zero-shot: the speaker's vectors of another recording
+    said, N steps    its text, zero-shot: the speaker's vectors of another recording
     uslm             its text through a USLM, which goes on from the other recording and its text
 
 Columns: wer (Moonshine tiny, %), voice (cosine of CAM++ with the recording), dnsmos (P.835 overall), seconds of sound,
@@ -19,7 +20,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +61,11 @@ def chosen(path: Path, split: str, limit: int) -> list[tuple[Record, Record]]:
 
 
 def ways(
-    model: LearnableSpeech, others: dict[str, Speaker], record: Record, reference: Record, seed: int
+    model: LearnableSpeech,
+    others: dict[str, tuple[Speaker, dict[str, Any]]],
+    record: Record,
+    reference: Record,
+    seed: int,
 ) -> Iterator[tuple[str, Callable[[], np.ndarray], int]]:
     """(row, what makes the wave, its rate)."""
     rate = model.sample_rate
@@ -78,11 +85,10 @@ def ways(
     yield "autoencoder", through, rate
     for steps in STEPS:
         yield f"flow, {steps} step{'s' * (steps > 1)}", lambda steps=steps: flowed(steps), rate
-    for name, other in others.items():
-        text = reference.text or ""
-        asked = {"voice_text": text} if name == "uslm" else {}
+    for name, (other, manner) in others.items():
+        prompt = {"voice_text": reference.text or ""} if name == "uslm" else {}
 
-        def said(other: Speaker = other, asked: dict[str, str] = asked) -> np.ndarray:
+        def said(other: Speaker = other, asked: dict[str, Any] = manner | prompt) -> np.ndarray:
             generator = torch.Generator().manual_seed(seed)
             return other.say((record.text or "").lower(), reference.path, generator=generator, **asked)[0]
 
@@ -100,12 +106,16 @@ def main() -> None:
     parser.add_argument("--judges", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the language model's tokens")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = load(args.model)
-    others: dict[str, Speaker] = {"said": model}
+    law = replace(model.sampler, temperature=args.temperature)
+    others: dict[str, tuple[Speaker, dict[str, Any]]] = {
+        f"said, {steps} steps": (model, {"steps": steps, "sampler": law}) for steps in STEPS[1:]
+    }
     if args.uslm:
-        others["uslm"] = speaker(load(args.uslm))
+        others["uslm"] = speaker(load(args.uslm)), {}
     ears = Moonshine(find_judge("moonshine-tiny-en", args.judges))
     voices = SpeakerJudge(find_judge("campplus-zh-en", args.judges))
     listener = DNSMOS(find_judge("dnsmos", args.judges))
