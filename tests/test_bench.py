@@ -208,7 +208,7 @@ def test_all_leaves_out_what_the_data_do_not_allow(
     assert every.run(options) == 1
     assert (tmp_path / "tokens.json").is_file()
     assert "slmtok was left out: " in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="transcri"):
+    with pytest.raises(ConfigError, match="with text"):
         every.run(dataclasses.replace(options, only="slmtok"))
 
 
