@@ -237,7 +237,7 @@ def test_improved_meanflow_samples_in_one_step_where_flow_matching_cannot():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "bound"), [("meanflow", 0.5), ("alpha", 1.0)])
 def test_other_objectives_sample_in_one_step(name, bound):
-    assert one_step_distance(name, 2500) < bound
+    assert one_step_distance(name, 6000) < bound  # MeanFlow: 0.60 after 2500, 0.44 after 5000
 
 
 # By name ------------------------------------------------------------------------------------------------------
