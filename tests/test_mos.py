@@ -1,5 +1,7 @@
 """DNSMOS and Distill-MOS: the published packages' numbers, and noise is rated lower; run only where the files lie."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import speechlike
@@ -20,12 +22,16 @@ def signal(seconds: float) -> np.ndarray:
     return speechlike(round(seconds * 16000))
 
 
-@pytest.fixture(scope="module")
-def judge() -> DNSMOS:
+def folder_of(name: str) -> Path:
     try:
-        return DNSMOS(find_judge("dnsmos"))
+        return find_judge(name)
     except NotInstalled as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def judge() -> DNSMOS:
+    return DNSMOS(folder_of("dnsmos"))
 
 
 @pytest.mark.parametrize("seconds", PUBLISHED)
@@ -47,10 +53,7 @@ DISTILLED = {0.7: 1.9865202, 4.0: 1.4238923, 12.5: 1.4574303}
 
 @pytest.fixture(scope="module")
 def distilled() -> DistillMOS:
-    try:
-        return DistillMOS(find_judge("distillmos"))
-    except NotInstalled as reason:
-        pytest.skip(str(reason))
+    return DistillMOS(folder_of("distillmos"))
 
 
 @pytest.mark.parametrize("seconds", DISTILLED)

@@ -11,95 +11,24 @@ import pytest
 import soundfile
 import torch
 from conftest import build_tiny_speechtokenizer, speechlike
-from s3gen_weights import reduced
+from speakers import tiny_lm, tiny_s3gen, tiny_speech, tiny_uslm
 
 import vokens
 from vokens.cli import main
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
-from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
-from vokens.models.learnable.flow import LearnableFlow
-from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
+from vokens.models.learnable import LearnableLM
 from vokens.models.learnable.voice import LearnableSpeech, decode_stream, speech_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
-from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.campplus import CAMPPlus
-from vokens.models.s3gen.model_config import S3GenModelConfig
-from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.speaking import PAUSE, Manner, Speaker, speaker
-from vokens.models.uslm import USLM, USLMConfig
+from vokens.models.uslm import USLM
 from vokens.models.uslm.voice import USLMSpeech, sampling_of
 from vokens.nn.sampling import Sampler
-from vokens.text import front_end, normalise
+from vokens.text import normalise
 
 pytest.importorskip("transformers")
 TEXTS = ["Hello there.", "It was 5 o'clock, and late", "No, it was not!"]
 LONG = "The fox, which was quick, ran over 3 dogs in the long morning. They slept on. " * 4
-
-
-def tiny_lm(tokens: int, hears: bool = True) -> LearnableLM:
-    voice = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12) if hears else None
-    sizes = Qwen2Sizes(front_end("characters").num_ids, 32, 64, 1, 2, 2, 512)
-    config = LearnableLMConfig(sizes, voice, tokens, speech_per_text=(0.1, 0.2), front_end="characters")
-    torch.manual_seed(0)
-    lm = LearnableLM(config).eval().requires_grad_(False)
-    lm.head.weight.normal_(0, 1.0)
-    lm.speech_embedding.weight.normal_(0, 1.0)
-    return lm
-
-
-def tiny_speech(campplus: bool = False) -> LearnableSpeech:
-    """All parts, small and random: 27 tokens, latents of 6 numbers, two for each token."""
-    flow = latent_flow(
-        vocab_size=27,
-        token_embed_dim=32,
-        mel_bins=6,
-        speaker_embed_dim=192 if campplus else 12,
-        encoder_attention_heads=2,
-        encoder_linear_units=48,
-        encoder_num_blocks=1,
-        encoder_num_up_blocks=1,
-        decoder_channels=32,
-        decoder_n_blocks=1,
-        decoder_num_mid_blocks=1,
-        decoder_num_heads=2,
-        decoder_attention_head_dim=16,
-        chunk_size=3,
-    )
-    lm = tiny_lm(27)
-    vae = DACVAE(DACVAEConfig(latent_dim=6, encoder_dim=2, decoder_dim=32))
-    tokenizer = S3Tokenizer(S3TokenizerConfig(width=32, heads=2, layers=1, n_mels=80, codebook_size=27))
-    return LearnableSpeech.from_parts(
-        lm=lm,
-        flow=LearnableFlow(
-            LearnableFlowConfig(flow, None if campplus else lm.config.speaker, (0.1,) * 6, (2.0,) * 6)
-        ),
-        autoencoder=vae,
-        tokenizer=tokenizer,
-        speaker=CAMPPlus().eval().requires_grad_(False) if campplus else None,
-    )
-
-
-def tiny_s3gen() -> S3GenModel:
-    flow = replace(reduced("chatterbox-turbo"), encoder_num_blocks=1, decoder_num_mid_blocks=1)
-    config = S3GenModelConfig.of_flow(flow)
-    vocoder = replace(config.mel2wav, base_channels=32, f0_predictor_cond_channels=32)
-    tokenizer = S3TokenizerConfig(width=64, heads=1, layers=1)
-    torch.manual_seed(0)
-    return S3GenModel(replace(config, mel2wav=vocoder, tokenizer=tokenizer)).named("s3gen")
-
-
-def tiny_uslm() -> USLM:
-    sizes = {
-        "width": 32,
-        "heads": 2,
-        "layers": 1,
-        "feedforward": 64,
-        "codebook_size": 32,
-        "frames_per_symbol": 1,
-    }
-    torch.manual_seed(0)
-    return USLM(USLMConfig(**sizes)).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

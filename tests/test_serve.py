@@ -330,7 +330,7 @@ def test_a_streams_client_that_hangs_up_frees_its_place(speaker: tuple[str, Serv
 
 
 def test_texts_are_said_in_a_voice_whole_and_streamed(tmp_path: Path) -> None:
-    from test_say import tiny_speech
+    from speakers import tiny_speech
 
     soundfile.write(tmp_path / "anna.wav", speechlike(32000), 16000)
     limits = Settings(voices=tmp_path, max_text=200)

@@ -26,6 +26,7 @@ from vokens.train.data import Clip, cached_rows
 from vokens.train.learnable_lm import LearnableLMTrainer, References
 from vokens.train.loop import Trainer
 from vokens.train.state import Best
+from vokens.train.text_tokens import TextBatch, draws_of, silenced
 from vokens.train.uslm import USLMTrainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -262,6 +263,16 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> No
     assert len(target) == int(batch.lengths.sum()) + len(batch.rows) - int(
         sum((~row[:n]).sum() for row, n in zip(voices.asked, batch.lengths, strict=True))
     )
+
+
+def test_what_is_silenced_is_the_same_for_any_number_of_processes() -> None:
+    codes, count = torch.zeros(8, 30, 1, dtype=torch.long), torch.full((8,), 30)
+    whole = TextBatch(list(range(8)), codes, count, codes, count)
+    found = silenced(whole, 0.3, draws_of(whole, 1, 5, 0))
+    assert 0.2 < found.float().mean() < 0.4
+    for rank in (0, 1):
+        half = TextBatch(whole.rows[:4], codes[:4], count[:4], codes[:4], count[:4])
+        assert torch.equal(silenced(half, 0.3, draws_of(half, 1, 5, rank)), found[4 * rank :][:4])
 
 
 def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:

@@ -91,7 +91,7 @@ def test_a_take_is_computed_once_and_heard_again_and_the_oldest_are_forgotten() 
 
 def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
     from s3gen_model import build
-    from test_say import tiny_speech
+    from speakers import tiny_speech
 
     models = {"mini": mini, "voice": build("chatterbox-turbo"), "tts": tiny_speech()}
     app = create_app(models)

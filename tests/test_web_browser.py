@@ -22,7 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
-from test_say import tiny_s3gen, tiny_speech  # noqa: E402 (after the packages that it needs)
+from speakers import tiny_s3gen, tiny_speech  # noqa: E402 (after the packages that it needs)
 
 from vokens.web.page import create_app  # noqa: E402
 

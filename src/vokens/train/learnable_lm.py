@@ -29,7 +29,15 @@ from vokens.train.data import Clip, Rows, pcm_rows
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.pairs import Pairs, read_pairs
-from vokens.train.text_tokens import TextBatch, TextBatches, TextDataConfig, open_texts, unigram
+from vokens.train.text_tokens import (
+    TextBatch,
+    TextBatches,
+    TextDataConfig,
+    draws_of,
+    open_texts,
+    silenced,
+    unigram,
+)
 
 VALID_BATCHES = 24
 OWN_SHARE = 1 / 3  # the largest part of an utterance that is its own reference
@@ -244,10 +252,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
         batch = self.train.batch(number, rank, world)
-        draws = [
-            np.random.default_rng((self.config.seed, number, rank * len(batch.rows) + place))
-            for place in range(len(batch.rows))
-        ]
+        draws = draws_of(batch, self.config.seed, number, rank)
         if self.pairs is not None:
             return self._preference(batch, draws, self.pairs)
         voices = self._voices(self.references, batch, draws, self.config.bistream, self.config.token_dropout)
@@ -297,15 +302,12 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         """References and layouts of a batch's rows, by the draws of each."""
         mels, frames, bistreams = [], [], []
         asked = torch.ones(batch.codes.shape[:2], dtype=torch.bool)
-        silenced = torch.zeros(batch.codes.shape[:2], dtype=torch.bool)
         rate = self.corpus.facts.frame_rate
         for place, (row, draw) in enumerate(zip(batch.rows, draws, strict=True)):
             bistreams.append(bool(draw.random() < bistream))
             mel, span = references.draw(row, draw)
             mels.append(torch.zeros(1, 80) if mel is None else mel.T)
             frames.append([0 if mel is None else mel.shape[1]])
-            if dropout:
-                silenced[place] = torch.from_numpy(draw.random(silenced.shape[1]) < dropout)
             if span is not None and self.pairs is None:  # windows reach a token further
                 asked[place, max(0, int(span[0] * rate) - 1) : int(span[1] * rate) + 2] = False
         return Voices(
@@ -313,7 +315,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             lengths=torch.tensor(frames),
             bistream=bistreams,
             asked=None if bool(asked.all()) else asked,
-            silenced=silenced if dropout else None,
+            silenced=silenced(batch, dropout, draws),
         )
 
     # What comes out of it ----------------------------------------------------------------------------------

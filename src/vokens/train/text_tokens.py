@@ -118,6 +118,20 @@ class TextBatch:
         return replace(self, text=self.text.roll(1, 0), text_lengths=self.text_lengths.roll(1))
 
 
+def draws_of(batch: TextBatch, seed: int, number: int, rank: int) -> list[np.random.Generator]:
+    """A generator for each row of this process's share of a batch: the same however many processes share it."""
+    first = rank * len(batch.rows)
+    return [np.random.default_rng((seed, number, first + place)) for place in range(len(batch.rows))]
+
+
+def silenced(batch: TextBatch, share: float, draws: Sequence[np.random.Generator]) -> Tensor | None:
+    """Which tokens (B, T) are not read, drawn by each row's generator; None where the share is 0."""
+    if not share:
+        return None
+    frames = batch.codes.shape[1]
+    return torch.from_numpy(np.stack([draw.random(frames) < share for draw in draws]))
+
+
 class TextBatches:
     """Batches of the utterances of a corpus that can be learned.
 

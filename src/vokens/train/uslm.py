@@ -22,7 +22,16 @@ from vokens.text import front_end
 from vokens.train.config import RunConfig, among
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
-from vokens.train.text_tokens import SpokenTexts, TextBatch, TextBatches, TextDataConfig, open_texts, unigram
+from vokens.train.text_tokens import (
+    SpokenTexts,
+    TextBatch,
+    TextBatches,
+    TextDataConfig,
+    draws_of,
+    open_texts,
+    silenced,
+    unigram,
+)
 
 VALID_BATCHES = 24
 _OF_THE_TOKENS = (
@@ -146,13 +155,11 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         number = self.number(part)
         last = self.model.lm.config.num_codebooks - 1
         stage = int(torch.randint(min(2, last), last + 1, (), generator=self.generator(number)))
-        batch, silenced = self.train.batch(number, rank, world).to(self.device), None
-        if self.config.token_dropout:
-            draw = np.random.default_rng((self.config.seed, number, rank))
-            silenced = torch.from_numpy(draw.random(batch.codes.shape[:2]) < self.config.token_dropout)
-            silenced = silenced.to(self.device)
+        batch = self.train.batch(number, rank, world)
+        unread = silenced(batch, self.config.token_dropout, draws_of(batch, self.config.seed, number, rank))
+        batch, unread = batch.to(self.device), None if unread is None else unread.to(self.device)
         with self.accelerator.autocast():
-            losses = self.module(batch, stage, silenced)
+            losses = self.module(batch, stage, unread)
         return sum(losses.values(), torch.zeros((), device=self.device)), losses
 
     # What comes out of it ----------------------------------------------------------------------------------

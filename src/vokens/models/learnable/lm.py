@@ -240,10 +240,8 @@ class LearnableLM(Pretrained):
         """The tokens that `generate` gives for one text, as soon as each is drawn."""
         (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
         heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
-        pace, reader = (
-            pace_of(self.config.pace, len(ids) - own, len(heard), speed),
-            Reader(self.backbone, self.head),
-        )
+        pace = pace_of(self.config.pace, len(ids) - own, len(heard), speed)
+        reader = Reader(self.backbone, self.head)
         script = Script(self, voice, pace).text(ids).task().speech(heard)
         yield from self._spoken(reader, script, [], self._limits(own, speed), sampler, generator)
 
