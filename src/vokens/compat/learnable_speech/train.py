@@ -48,10 +48,6 @@ def main(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(folder / "recipe.toml", recipe, arguments)
     config = read_recipe(folder / "recipe.toml", arguments.set)
-    if (
-        "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
-    ):  # else accelerate takes torchrun's processes on CPUs for strangers
-        os.environ.setdefault("ACCELERATE_USE_CPU", "1")
     trainer = trainer_of(config.task)(config)
     first = trainer.accelerator.is_main_process
     per_epoch = batches_of_epoch(trainer)
