@@ -2,20 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := media,plot,train,hf,eval,onnx,voice,parquet,ray,web,serve,dev
+EXTRAS := media,plot,train,hf,eval,onnx,espeak,parquet,ray,web,serve,dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: setup demo check test test-all peers bench docs clean
+.PHONY: setup demo check test test-all peers bench docs release-check clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	$(PIP) torch
+	$(PIP) -e ".[plot]"
 	touch $@
 
-demo: setup  ## encode and decode a real sample with the embedded codec
+$(VENV)/.installed: $(VENV)/.core
+	$(PIP) --upgrade pip
+	$(PIP) -e ".[$(EXTRAS)]"
+	touch $@
+
+demo: $(VENV)/.core  ## the core and matplotlib alone: encode and decode a real sample with the embedded codec
 	$(BIN)/vokens demo
 
 check: setup  ## lint, format, types
@@ -30,15 +35,18 @@ test-all: check peers  ## with the long checks and parity with the published pac
 	$(BIN)/python -m pytest -n 2 -m ""
 
 peers: setup  ## the published packages, without the dependencies they wrongly ask for
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt --group peers
-	test -d $(VENV)/peers-s3gen/chatterbox || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peers-s3gen --group peers-s3gen
+	$(PIP) --no-deps --group peers
+	test -d $(VENV)/peers-s3gen/chatterbox || $(PIP) --no-deps --target $(VENV)/peers-s3gen --group peers-s3gen
 
 bench: setup peers  ## the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/speechtokenizer.py
 
 docs: setup  ## the site, in build/site; any warning is an error
-	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	$(PIP) --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+release-check: setup  ## build sdist and wheel, and try the wheel where nothing else is installed
+	.ci/release-check $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -11,7 +11,7 @@ Names are imported when first used, so that `import vokens` does not load torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vokens._version import __version__
 
 if TYPE_CHECKING:
     from vokens.models import load

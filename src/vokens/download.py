@@ -19,7 +19,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from vokens import __version__
+from vokens._version import __version__
 from vokens.errors import DownloadError
 
 TIMEOUT = 30.0  # seconds without a byte

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from vokens import __version__
+from vokens._version import __version__
 from vokens.atomic import atomic_write
 from vokens.bench.definitions import definition
 from vokens.bench.options import Measure

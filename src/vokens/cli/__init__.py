@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 
-from vokens import __version__
+from vokens._version import __version__
 from vokens.errors import ConfigError, VokensError
 
 

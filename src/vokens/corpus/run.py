@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vokens import __version__
+from vokens._version import __version__
 from vokens.corpus.items import CodecFacts, Span, Utterance
 from vokens.corpus.lease import Leases
 from vokens.corpus.outputs import Output, get_output

@@ -20,7 +20,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from vokens import __version__, audio
+from vokens import audio
+from vokens._version import __version__
 from vokens.errors import VokensError
 from vokens.serve.batcher import Busy
 from vokens.serve.meter import Meter
