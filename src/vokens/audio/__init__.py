@@ -3,5 +3,15 @@
 from vokens.audio.io import load, save
 from vokens.audio.mel import LogMel, MelConfig, mel_filterbank
 from vokens.audio.resample import resample, sinc_resample
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 
-__all__ = ["LogMel", "MelConfig", "load", "mel_filterbank", "resample", "save", "sinc_resample"]
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "LogMel",
+    "MelConfig",
+    "load",
+    "mel_filterbank",
+    "resample",
+    "save",
+    "sinc_resample",
+]

@@ -19,6 +19,7 @@ import soundfile
 import torch
 
 from vokens.audio.resample import check_rate, resample
+from vokens.audio_suffixes import ENCODINGS
 from vokens.errors import AudioError, MissingExtra
 
 Source = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
@@ -36,13 +37,6 @@ _CUT = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILI
 _UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32: such a file is whole
 _UNKNOWN_FRAMES = 2**62  # a flac from a pipe: libsndfile says 2^63 - 1 and cannot read it; PyAV can
 _MP3_SHORTFALL = 0.9  # the length of an mp3 without a header is an estimate from its bit rate
-_SUFFIXES = {
-    ".wav": ("WAV", "PCM_16"),
-    ".flac": ("FLAC", "PCM_16"),
-    ".ogg": ("OGG", "VORBIS"),
-    ".opus": ("OGG", "OPUS"),
-    ".mp3": ("MP3", "MPEG_LAYER_III"),
-}
 _BLOCK = 1 << 16  # samples per call: libsndfile 1.2 overflows its stack on minutes of Vorbis at once
 
 
@@ -93,10 +87,10 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) ->
     empty or non-finite waves, and folders that cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise AudioError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(_SUFFIXES)}")
+    if path.suffix.lower() not in ENCODINGS:
+        raise AudioError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(ENCODINGS)}")
     check_rate(sample_rate)
-    container, encoding = _SUFFIXES[path.suffix.lower()]
+    container, encoding = ENCODINGS[path.suffix.lower()]
     frames = np.atleast_2d(_floats(wave)).T  # (T, C)
     if frames.ndim != 2 or frames.size == 0 or frames.shape[1] > MAX_CHANNELS:
         raise AudioError(f"a wave to save is (T,) or (C, T), C <= {MAX_CHANNELS}; got {np.shape(wave)}")

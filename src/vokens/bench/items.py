@@ -6,12 +6,11 @@ from pathlib import Path
 
 import soundfile
 
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.bench.options import Measure
 from vokens.corpus.sources.addresses import is_url
 from vokens.corpus.sources.records import Record, read_records
 from vokens.errors import ConfigError
-
-_AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _length_fits(record: Record, options: Measure) -> bool:
 
 
 def _folder_records(folder: Path) -> list[Record]:
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in _AUDIO]
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
     return [Record(path.relative_to(folder).as_posix(), str(path)) for path in paths]
 
 

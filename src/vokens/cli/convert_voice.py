@@ -8,8 +8,9 @@ vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice s
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.convert import Loaded
-from vokens.cli.encode import AUDIO, read_audio
+from vokens.cli.encode import read_audio
 from vokens.cli.options import Inputs, Output
 from vokens.cli.speak import Speech, load_speaker, sound_jobs, speak_all
 from vokens.errors import ConfigError
@@ -33,7 +34,7 @@ def run(arguments: Arguments) -> int:
     """Convert all inputs; the exit code says whether all went well."""
     if arguments.output is None:
         raise ConfigError("-o is missing: beside the input, the output would have its name")
-    jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO)
+    jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO_SUFFIXES)
     model, voice = load_speaker(arguments.speech)
 
     def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert
 from vokens.cli.jobs import Job, Source, opened, plan, write
 from vokens.cli.options import (
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vokens.tokens import Tokens
-
-WAVES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def run(arguments: Arguments) -> int:
         arguments.inputs,
         arguments.output,
         suffixes=FORMATS,
-        outputs=WAVES,
+        outputs=WRITTEN_SUFFIXES,
         suffix=arguments.format and f".{arguments.format}",
         overwrite=arguments.overwrite,
     )

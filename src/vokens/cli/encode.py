@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.convert import Loaded, convert
 from vokens.cli.jobs import Job, opened, plan, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Format, Inputs, Model, Output, load_codec
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vokens.tokens import Tokens
-
-# What counts as audio inside a folder; a file that is named is read whatever its suffix.
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".au", ".sph", ".webm")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def run(arguments: Arguments) -> int:
     jobs = plan(
         arguments.inputs,
         arguments.output,
-        suffixes=AUDIO,
+        suffixes=AUDIO_SUFFIXES,
         outputs=FORMATS,
         suffix=arguments.format and f".{arguments.format}",
         overwrite=arguments.overwrite,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from vokens.cli.decode import WAVES
+from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.jobs import STREAM, check_suffix, find_sources, make_job, opened, refuse_overwrite, write
 from vokens.cli.options import Codebooks, Compute, Model, Output, load_codec
 from vokens.errors import ConfigError
@@ -43,7 +43,7 @@ def run(arguments: Arguments) -> int:
     source, *others = find_sources([arguments.input], ())
     if others:
         raise ConfigError(f"{arguments.input} names {len(others) + 1} files: roundtrip takes one")
-    target = None if arguments.output in (None, STREAM) else _target(arguments.output, WAVES)
+    target = None if arguments.output in (None, STREAM) else _target(arguments.output, WRITTEN_SUFFIXES)
     picture = None if arguments.picture is None else _target(arguments.picture, _PICTURES)
     refuse_overwrite([path for path in (target, picture) if path is not None], arguments.overwrite)
     job = None if arguments.output is None else make_job(source, target, ".wav")

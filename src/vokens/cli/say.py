@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli import one_line
-from vokens.cli.decode import WAVES
 from vokens.cli.jobs import STREAM, Job, Source, check_suffix, make_job, refuse_overwrite, write
 from vokens.cli.options import Compute, Output, load_codec
 from vokens.cli.speak import write_stream
@@ -151,7 +151,7 @@ def _single(arguments: Arguments, suffix: str) -> Line:
     path = Path(output or f"{NAME}{suffix}")
     if output and (path.is_dir() or output.endswith("/") or not path.suffix):
         path = path / f"{NAME}{suffix}"
-    check_suffix(path, WAVES)
+    check_suffix(path, WRITTEN_SUFFIXES)
     if arguments.format and path.suffix.lower() != suffix:
         raise ConfigError(f"-o {output} and --format {arguments.format} disagree: leave one of them out")
     refuse_overwrite([path], arguments.overwrite)
@@ -161,7 +161,7 @@ def _single(arguments: Arguments, suffix: str) -> Line:
 def _lines(arguments: Arguments, suffix: str) -> list[Line]:
     """The lines that are still to be said."""
     output = arguments.output
-    if output is None or output == STREAM or suffix == ".pcm" or Path(output).suffix in WAVES:
+    if output is None or output == STREAM or suffix == ".pcm" or Path(output).suffix in WRITTEN_SUFFIXES:
         raise ConfigError("--file makes a sound file of every line: give a folder with -o, such as -o said/")
     names: dict[str, int] = {}
     lines = []

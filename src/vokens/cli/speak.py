@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert
-from vokens.cli.decode import WAVES, read_tokens
+from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Model, Output, load_codec
 from vokens.errors import ConfigError
@@ -86,7 +87,9 @@ def sound_jobs(
 ) -> list[Job]:
     """The jobs from inputs to sound files."""
     suffix = ".wav" if speech.stream and not speech.format else speech.format and f".{speech.format}"
-    jobs = plan(inputs, output, suffixes=suffixes, outputs=WAVES, suffix=suffix, overwrite=speech.overwrite)
+    jobs = plan(
+        inputs, output, suffixes=suffixes, outputs=WRITTEN_SUFFIXES, suffix=suffix, overwrite=speech.overwrite
+    )
     if speech.stream and any(job.suffix != ".wav" for job in jobs):
         raise ConfigError("--stream writes .wav: other formats need the whole sound")
     return jobs

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vokens import audio, registry
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.models.codec import Codec
 from vokens.models.named import load_named
 from vokens.models.s3gen import S3GenModel
@@ -18,7 +19,6 @@ from vokens.serve.settings import Settings
 from vokens.tokens import Tokens
 
 REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
-_VOICES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def find_voices(folder: Path | None) -> dict[str, Voice]:
         return {}
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _VOICES:
+        if path.suffix.lower() in AUDIO_SUFFIXES:
             said = path.with_suffix(".txt")
             found[path.stem] = Voice(path.stem, path, said.read_text().strip() if said.exists() else "")
     return found

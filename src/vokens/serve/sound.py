@@ -10,6 +10,7 @@ import soundfile
 import soxr
 
 from vokens.audio.resample import resample
+from vokens.audio_suffixes import ENCODINGS
 
 MEDIA = {
     "wav": "audio/wav",
@@ -18,7 +19,7 @@ MEDIA = {
     "flac": "audio/flac",
     "mp3": "audio/mpeg",
 }
-_CODINGS = {"opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
+_CODINGS = {format: ENCODINGS[f".{format}"] for format in ("opus", "flac", "mp3")}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _BLOCK = 1 << 14  # samples per call
 

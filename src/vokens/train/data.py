@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from vokens import audio
 from vokens.atomic import atomic_write
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.sources.records import Record, read_records
 from vokens.errors import ConfigError, VokensError
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".aiff"}
 
 
 @dataclass(frozen=True)

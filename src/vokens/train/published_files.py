@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.errors import ConfigError, TokensError
-from vokens.train.data import AUDIO_SUFFIXES, Clip, Rows, cached_rows
+from vokens.train.data import Clip, Rows, cached_rows
 
 LISTS = (".list", ".json")  # suffixes of a list of sources and of an index
 LATENTS = ("_latent2x.pt", "_latent.pt")  # the second is the older name

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vokens.atomic import atomic_write
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Source
 from vokens.corpus.sources import folders, kaldi, tables
 from vokens.corpus.sources.addresses import (
-    AUDIO_SUFFIXES,
     common_folder,
     expand,
     filesystem,

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vokens.atomic import atomic_write
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Span
 from vokens.errors import ConfigError
 
-AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}
-    | {".m4a", ".mp4", ".aac", ".webm", ".wma"}
-)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from vokens.corpus.sources.addresses import AUDIO_SUFFIXES, filesystem, is_url, stem
+from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.corpus.sources.addresses import filesystem, is_url, stem
 
 
 def folder_lines(folder: str) -> Iterator[str]:

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Span, Utterance
-from vokens.corpus.sources.addresses import AUDIO_SUFFIXES, open_binary, spans
+from vokens.corpus.sources.addresses import open_binary, spans
 from vokens.corpus.sources.options import Labels, SourceOptions, known
 from vokens.corpus.sources.records import key_of, labels_of, parse_line, record_of
 from vokens.errors import ConfigError
@@ -69,7 +70,7 @@ class WebDataset:
 
     def read(self, span: Span) -> Iterator[Utterance]:
         """The utterances of a span, with the bytes of their audio."""
-        wanted = AUDIO_SUFFIXES | {".txt", ".json"}
+        wanted = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
         kept = (
             (key, labels, audio.content)
             for key, labels, audio in self._samples(span.where, span.offset, wanted)
@@ -180,7 +181,7 @@ class Shar:
 
     def _recordings(self, where: str) -> Iterator[tuple[str, bytes]]:
         """Name (that of the cut) and bytes of each recording: a member, followed by its own .json."""
-        for member in members(where, wanted=AUDIO_SUFFIXES | {".original"}):
+        for member in members(where, wanted=frozenset({*AUDIO_SUFFIXES, ".original"})):
             name, suffix = os.path.splitext(member.name)
             if suffix not in {".json", ".nometa"}:
                 yield name, member.content
