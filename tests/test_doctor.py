@@ -8,6 +8,7 @@ import pytest
 
 from vokens import registry
 from vokens.cli import doctor, main
+from vokens.install import install_line
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
@@ -30,7 +31,7 @@ def test_a_missing_extra_has_its_remedy(
 ) -> None:
     present = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "gradio" else present(name))
-    assert findings(capsys)["web"]["remedy"] == "pip install 'vokens[web]'"
+    assert findings(capsys)["web"]["remedy"] == install_line("web")
 
 
 def test_a_missing_core_package_is_broken(

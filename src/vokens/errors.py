@@ -29,4 +29,6 @@ class MissingExtra(VokensError, ImportError):
     """An optional dependency is needed: the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'vokens[{extra}]'")
+        from vokens.install import install_line  # not needed until something is missing
+
+        super().__init__(f"{purpose} needs the package {package!r}: {install_line(extra)}")

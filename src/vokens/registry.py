@@ -14,6 +14,7 @@ from typing import Any
 
 from vokens.download import download, hub_endpoint, hub_url
 from vokens.errors import ConfigError, DownloadError
+from vokens.install import install_line
 
 _MODELS_FOLDER = Path(__file__).parent / "models"
 
@@ -463,7 +464,7 @@ def fetch(
         elif not (place / file.path).exists():
             raise DownloadError(
                 f"{place / file.path}, a part of vokens, is missing: install vokens again "
-                "(pip install --force-reinstall vokens)"
+                f"({install_line(options='--force-reinstall --no-deps')})"
             )
     return place
 

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from vokens.install import install_line
+
 # What each extra of pyproject.toml is for; `dev` is for those who work on vokens itself.
 EXTRAS = {
     "media": "reading m4a, aac, webm, wma",
@@ -83,7 +85,8 @@ def _core() -> list[Finding]:
     for name in ("vokens", *_requirements().get("", [])):
         version = _version(name)
         if version is None:
-            found.append(Finding("vokens", name, "broken", "every verb needs it", f"pip install {name}"))
+            remedy = install_line() if name == "vokens" else f"pip install {name}"
+            found.append(Finding("vokens", name, "broken", "every verb needs it", remedy))
         else:
             found.append(Finding("vokens", name, "ok", version))
     return found
@@ -117,7 +120,7 @@ def _extras() -> list[Finding]:
         missing = [name for name in requirements.get(extra, []) if _version(name) is None]
         if missing:
             detail = f"{purpose} (lacks {', '.join(missing)})"
-            found.append(Finding("extras", extra, "missing", detail, f"pip install 'vokens[{extra}]'"))
+            found.append(Finding("extras", extra, "missing", detail, install_line(extra)))
         else:
             found.append(Finding("extras", extra, "ok", purpose))
     return found
@@ -143,7 +146,7 @@ def _models() -> list[Finding]:
         if registry.is_cached(entry):
             found.append(Finding("models", entry.name, "ok", detail))
         elif entry.embedded:
-            remedy = "pip install --force-reinstall vokens"
+            remedy = install_line(options="--force-reinstall --no-deps")
             found.append(Finding("models", entry.name, "broken", "comes with vokens", remedy))
         else:
             found.append(Finding("models", entry.name, "missing", f"{detail}, fetched when first used"))

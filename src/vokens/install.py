@@ -1,0 +1,44 @@
+"""The command that installs an extra, from where this vokens came: a clone, a wheel, a repository or an index.
+
+Every error and `vokens doctor` take it from here, so that what they say can be typed.
+"""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+
+def install_line(extra: str = "", options: str = "") -> str:
+    """The `pip install` line for vokens with an extra, or several ("train,plot"); options are pip's own.
+
+    A wheel or folder that is gone since leaves the packages of the extra themselves.
+    """
+    clone, url = Path(__file__).parents[2], _origin()
+    suffix = f"[{extra}]" if extra else ""
+    what = f"'vokens{suffix}'" if extra else "vokens"
+    if (clone / "pyproject.toml").is_file():
+        what = f"-e '{clone}{suffix}'"
+    elif url.startswith("file:") and not Path(url2pathname(urlsplit(url).path)).exists():
+        what = " ".join(f"'{name}'" for name in _requirements(extra)) or what
+    elif url:
+        what = f"'vokens{suffix} @ {url}'"
+    return " ".join(filter(None, ("pip install", options, what)))
+
+
+def _origin() -> str:
+    """The address that pip recorded for this installation; "" for one from an index."""
+    try:
+        facts = json.loads(metadata.distribution("vokens").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+    vcs = facts.get("vcs_info")
+    return f"{vcs['vcs']}+{facts['url']}@{vcs['commit_id']}" if vcs else facts.get("url", "")
+
+
+def _requirements(extra: str) -> list[str]:
+    """The packages of an extra, as the installed vokens states them."""
+    markers = [f"extra=='{name}'" for name in extra.split(",")]
+    lines = (line.partition(";") for line in metadata.requires("vokens") or [])
+    return [name.strip() for name, _, marker in lines if marker.replace(" ", "").replace('"', "'") in markers]
