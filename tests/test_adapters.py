@@ -10,9 +10,8 @@ import torch
 from conftest import speechlike
 
 import vokens
-from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.errors import CheckpointError, ConfigError, NotInstalled, TokensError
 from vokens.models import adapters, system
-from vokens.models.adapters import library
 from vokens.models.codec import Codec
 
 pytest.importorskip("transformers")
@@ -288,10 +287,10 @@ def test_lyra_rates_are_prefixes_of_each_other() -> None:
     assert np.array_equal(fine.decode(tokens.select(0, 16))[0], coarse.decode(few)[0])
 
 
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "find_library", lambda name: None)
-    with pytest.raises(library.NotInstalled, match="apt-get install libopus0"):
-        library.open_library("opus", "libopus0", "Opus")
+def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotInstalled, match="apt-get install codec2"):
+        vokens.load("codec2-1300")
 
 
 @pytest.mark.parametrize(

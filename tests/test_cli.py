@@ -438,11 +438,28 @@ class TestModels:
         header, *rows = capsys.readouterr().out.splitlines()
         assert main(["models", "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
-        assert " ".join(header.split()) == "name system Hz kbit/s codebooks licence MB from cached"
+        assert " ".join(header.split()) == "name system Hz kbit/s codebooks licence MB from opens"
         assert [row.split()[0] for row in rows] == [fact["name"] for fact in facts] == list(registry.MODELS)
         for row, fact in zip(rows, facts, strict=True):
             assert f"{fact['bitrate'] / 1000:.2f}" in row
             assert fact["licence"] in row
+
+    def test_models_and_doctor_try_programs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+        def said(verb: str) -> str:
+            assert main([verb]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            return next(line for line in lines if "codec2-1300 " in line)
+
+        assert said("models").endswith("after apt-get install codec2")
+        assert "Codec2 needs the program c2enc" in said("doctor")
+        for name in ("c2enc", "c2dec"):
+            (tmp_path / name).touch(mode=0o755)
+        assert said("models").endswith("yes")
+        assert said("doctor").split()[0] == "+"
 
 
 class TestDemo:

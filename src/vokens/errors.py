@@ -25,7 +25,11 @@ class DownloadError(VokensError, OSError):
     """A file that could not be fetched or verified."""
 
 
-class MissingExtra(VokensError, ImportError):
+class NotInstalled(VokensError, ImportError):
+    """A program, a library or a model's files that are not on this machine; the message says how to get them."""
+
+
+class MissingExtra(NotInstalled):
     """An optional dependency is needed: the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:

@@ -12,6 +12,7 @@ from math import log2
 from pathlib import Path
 from typing import Any
 
+from vokens import needs
 from vokens.download import download, hub_endpoint, hub_url
 from vokens.errors import ConfigError, DownloadError
 from vokens.install import install_line
@@ -442,6 +443,17 @@ def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Pat
 def is_cached(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> bool:
     """Whether it opens without a download. (Files get their names only when whole and verified.)"""
     return all((folder(entry, cache_dir) / file.path).exists() for file in entry.files)
+
+
+def lacking(entry: Entry) -> str:
+    """Why a codec does not open on this machine as it is, with the remedy; "" where it does."""
+    if sentence := needs.lacking(entry.system):
+        return sentence
+    return (
+        ""
+        if is_cached(entry)
+        else f"its files are not on this machine: vokens.load({entry.name!r}) fetches them"
+    )
 
 
 def fetch(

@@ -138,12 +138,15 @@ def _programs() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
-    from vokens import registry
+    from vokens import needs, registry
 
     found = []
     for entry in registry.entries():
         detail = f"{entry.size_bytes / 1e6:.0f} MB, {entry.licence}"
-        if registry.is_cached(entry):
+        if lack := needs.lacking(entry.system):
+            what, _, remedy = lack.partition(": ")
+            found.append(Finding("models", entry.name, "missing", f"{detail}, {what}", remedy))
+        elif registry.is_cached(entry):
             found.append(Finding("models", entry.name, "ok", detail))
         elif entry.embedded:
             remedy = install_line(options="--force-reinstall --no-deps")

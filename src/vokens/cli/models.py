@@ -16,14 +16,16 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Print the table."""
-    from vokens import registry
+    from vokens import needs, registry
     from vokens.cli.report import table
 
-    facts = [_facts(entry, registry.is_cached(entry)) for entry in registry.entries()]
+    facts = [
+        _facts(entry, registry.is_cached(entry), needs.lacking(entry.system)) for entry in registry.entries()
+    ]
     if arguments.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return 0
-    header = ("name", "system", "Hz", "kbit/s", "codebooks", "licence", "MB", "from", "cached")
+    header = ("name", "system", "Hz", "kbit/s", "codebooks", "licence", "MB", "from", "opens")
     rows = [header] + [
         (
             fact["name"],
@@ -34,7 +36,7 @@ def run(arguments: Arguments) -> int:
             fact["licence"],
             f"{fact['size_bytes'] / 1e6:.0f}",
             fact["source"],
-            "yes" if fact["cached"] else "no",
+            f"after {fact['lacks'].partition(': ')[2] or 'a download'}" if not fact["opens"] else "yes",
         )
         for fact in facts
     ]
@@ -42,7 +44,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _facts(entry: "Entry", cached: bool) -> dict[str, Any]:
+def _facts(entry: "Entry", cached: bool, lacks: str) -> dict[str, Any]:
     return {
         "name": entry.name,
         "system": entry.system,
@@ -56,4 +58,6 @@ def _facts(entry: "Entry", cached: bool) -> dict[str, Any]:
         "size_bytes": entry.size_bytes,
         "source": entry.source,
         "cached": cached,
+        "lacks": lacks,
+        "opens": cached and not lacks,
     }

@@ -5,14 +5,14 @@ left: 52 bits of mode 1300 are six codebooks of 256 and one of 16. Programs and 
 the phases of unvoiced sounds from one random state for a process: twice would not be the same.
 """
 
-import shutil
 import subprocess
 from dataclasses import dataclass
 
 import numpy as np
 
+from vokens import needs
 from vokens.errors import ConfigError
-from vokens.models.adapters.library import LibraryCodec, NotInstalled
+from vokens.models.adapters.library import LibraryCodec
 
 RATE = 8000
 MODES = {  # bits and samples of a frame
@@ -48,9 +48,7 @@ class Codec2(LibraryCodec):
 
     def __init__(self, config: Codec2Config) -> None:
         super().__init__(config)
-        for program in ("c2enc", "c2dec"):
-            if shutil.which(program) is None:
-                raise NotInstalled(f"Codec2 needs the program {program}: apt-get install codec2")
+        needs.check("codec2")
         self.sample_rate, self.delay = RATE, _DELAY_700C if config.mode == "700C" else _DELAY
         self._bits, self.hop_length = MODES[config.mode]
         whole, rest = divmod(self._bits, 8)

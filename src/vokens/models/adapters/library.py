@@ -4,9 +4,7 @@ A packet's bytes are its codes: as many codebooks of 256 entries as it has bytes
 bits do not fill a byte. So `bitrate` is what is sent, and tokens of a library travel like all others.
 """
 
-import ctypes
 from collections.abc import Collection
-from ctypes.util import find_library
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vokens.errors import ConfigError, TokensError, VokensError
+from vokens.errors import ConfigError, TokensError
 from vokens.models.codec import Codec
 from vokens.tokens import Tokens
 
@@ -98,19 +96,4 @@ class LibraryCodec(Codec):
             )
 
 
-class NotInstalled(VokensError, ImportError):
-    """A library of the system is not there: the message has the command that installs it."""
-
-
-def open_library(name: str, package: str, purpose: str) -> ctypes.CDLL:
-    """A shared library of the system. Raises NotInstalled."""
-    path = find_library(name)
-    if path is None:
-        raise NotInstalled(
-            f"{purpose} needs the library lib{name}, which is not installed: apt-get install {package} "
-            f"(macOS: brew install {name})"
-        )
-    return ctypes.CDLL(path)
-
-
-__all__ = ["LibraryCodec", "NotInstalled", "open_library"]
+__all__ = ["LibraryCodec"]

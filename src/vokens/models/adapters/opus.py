@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from vokens import needs
 from vokens.errors import ConfigError
-from vokens.models.adapters.library import LibraryCodec, open_library
+from vokens.models.adapters.library import LibraryCodec
 
 RATE, FRAME = 16000, 960  # Hz; samples, 60 ms
 _AUDIO = 2049  # OPUS_APPLICATION_AUDIO: as close to the input as can be; opusenc's choice too
@@ -93,7 +94,8 @@ class Opus(LibraryCodec):
 
 @cache
 def _library() -> Any:
-    library = open_library("opus", "libopus0", "Opus")
+    needs.check("opus")
+    library = ctypes.CDLL(needs.library("opus"))
     library.opus_encoder_create.restype = library.opus_decoder_create.restype = ctypes.c_void_p
     return library
 
