@@ -1,6 +1,7 @@
 """The doctor names every extra and every model with its licence, and what is broken decides its exit code."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,3 +49,38 @@ def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     page = capsys.readouterr().out
     assert "devices\n" in page
     assert "! broken" in page
+
+
+def test_what_is_installed_but_does_not_load_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A + is tried: these packages have their metadata, but their code is damaged."""
+    for name in ("gradio", "soxr"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('half a package')")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = findings(capsys, code=1)
+    assert found["web"]["state"] == found["soxr"]["state"] == "broken"
+    assert "half a package" in found["web"]["detail"]
+
+
+def test_a_program_that_does_not_run_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "c2enc").write_bytes(b"\x7fELF and nothing more")
+    (tmp_path / "c2enc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = findings(capsys, code=1)
+    assert found["c2enc"]["state"] == "broken"
+    assert found["espeak-ng"]["state"] == "missing"
+
+
+def test_a_cache_that_cannot_be_written_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"  # a folder below a file: refused to root, too
+    monkeypatch.setenv("VOKENS_CACHE", str(cache))
+    found = findings(capsys, code=1)
+    assert found[str(cache)]["state"] == "broken"
+    assert "VOKENS_CACHE" in found[str(cache)]["remedy"]

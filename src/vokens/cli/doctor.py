@@ -1,16 +1,24 @@
-"""Say what is installed, what is missing for which verb, where models run and where files are kept, with remedies."""
+"""Report what is installed, what is missing for which verb, where models run and where files are kept, with remedies.
 
+What stands with a + was tried: packages are imported, programs are run, folders are written to, mini encodes.
+"""
+
+import contextlib
+import io
 import json
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Literal
 
+from vokens.errors import VokensError
 from vokens.install import install_line
 
 # What each extra of pyproject.toml is for; `dev` is for those who work on vokens itself.
@@ -26,14 +34,12 @@ EXTRAS = {
     "ray": "extract --engine ray",
     "web": "web",
     "serve": "serve",
-    "voice": "CAM++ features for S3Gen's voices",
     "espeak": "phonemes of texts: say",
 }
 # Programs that some verbs call, and the Debian package of each.
 PROGRAMS = {
     "c2enc": ("codec2", "bench, encode: Codec 2"),
-    "opusenc": ("opus-tools", "bench, encode: Opus"),
-    "espeak-ng": ("espeak-ng", "phonemes of texts: say"),
+    "espeak-ng": ("espeak-ng", "phonemes of texts: say (or the extra espeak)"),
 }
 State = Literal["ok", "missing", "broken"]
 
@@ -56,12 +62,16 @@ class Finding:
 
 
 def run(arguments: Arguments) -> int:
-    """Print the findings; 1 if something that every verb needs is broken."""
-    found = [*_core(), *_devices(), *_extras(), *_programs(), *_models(), *_folders()]
+    """Print the findings; 1 if something is broken."""
+    found = []
+    for examine in (_core, _devices, _extras, _programs, _models, _folders):  # each is shown when it is done
+        found += (part := examine())
+        if not arguments.json:
+            print(_page(part), end="\n\n", flush=True)
     if arguments.json:
         print(json.dumps([asdict(item) for item in found], indent=2, ensure_ascii=False))
     else:
-        print(_page(found))
+        print("+ works   - missing, needed for what its line says   ! broken")
     return 1 if any(item.state == "broken" for item in found) else 0
 
 
@@ -77,18 +87,20 @@ def _page(found: list[Finding]) -> str:
             if item.topic == topic
         ]
         parts.append(f"{topic}\n{table(rows)}")
-    return "\n\n".join(parts) + "\n\n+ there   - missing, needed for what its line says   ! broken"
+    return "\n\n".join(parts)
 
 
 def _core() -> list[Finding]:
     found = [Finding("vokens", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
     for name in ("vokens", *_requirements().get("", [])):
-        version = _version(name)
-        if version is None:
+        if _version(name) is None:
             remedy = install_line() if name == "vokens" else f"pip install {name}"
             found.append(Finding("vokens", name, "broken", "every verb needs it", remedy))
+        elif reason := _fails_to_import(name):
+            remedy = f"pip install --force-reinstall {name}"
+            found.append(Finding("vokens", name, "broken", f"does not load: {reason}", remedy))
         else:
-            found.append(Finding("vokens", name, "ok", version))
+            found.append(Finding("vokens", name, "ok", str(_version(name))))
     return found
 
 
@@ -117,10 +129,15 @@ def _extras() -> list[Finding]:
     found = []
     requirements = _requirements()
     for extra, purpose in EXTRAS.items():
-        missing = [name for name in requirements.get(extra, []) if _version(name) is None]
+        names = requirements.get(extra, [])
+        missing = [name for name in names if _version(name) is None]
+        broken = [f"{name}: {reason}" for name in names if (reason := _fails_to_import(name))]
         if missing:
             detail = f"{purpose} (lacks {', '.join(missing)})"
             found.append(Finding("extras", extra, "missing", detail, install_line(extra)))
+        elif broken:
+            remedy = install_line(extra, options="--force-reinstall")
+            found.append(Finding("extras", extra, "broken", f"{purpose} ({'; '.join(broken)})", remedy))
         else:
             found.append(Finding("extras", extra, "ok", purpose))
     return found
@@ -130,10 +147,15 @@ def _programs() -> list[Finding]:
     found = []
     for program, (package, purpose) in PROGRAMS.items():
         path = shutil.which(program)
-        if path:
-            found.append(Finding("programs", program, "ok", f"{purpose}: {path}"))
-        else:
+        if path is None:
             found.append(Finding("programs", program, "missing", purpose, f"apt-get install {package}"))
+            continue
+        try:  # without arguments c2enc explains itself, with this one espeak-ng does
+            subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
+            found.append(Finding("programs", program, "ok", f"{purpose}: {path}"))
+        except (OSError, subprocess.TimeoutExpired) as error:
+            remedy = f"apt-get install --reinstall {package}"
+            found.append(Finding("programs", program, "broken", f"{path} does not run: {error}", remedy))
     return found
 
 
@@ -146,14 +168,29 @@ def _models() -> list[Finding]:
         if lack := needs.lacking(entry.system):
             what, _, remedy = lack.partition(": ")
             found.append(Finding("models", entry.name, "missing", f"{detail}, {what}", remedy))
+        elif entry.embedded:
+            found.append(_embedded(entry.name, detail))
         elif registry.is_cached(entry):
             found.append(Finding("models", entry.name, "ok", detail))
-        elif entry.embedded:
-            remedy = install_line(options="--force-reinstall --no-deps")
-            found.append(Finding("models", entry.name, "broken", "comes with vokens", remedy))
         else:
             found.append(Finding("models", entry.name, "missing", f"{detail}, fetched when first used"))
     return found
+
+
+def _embedded(name: str, detail: str) -> Finding:
+    """Finding of a codec that needs no download, from encoding and decoding 0.1 s with it."""
+    import numpy as np
+
+    from vokens.models import load
+
+    try:
+        codec = load(name)
+        silence = np.zeros(codec.sample_rate // 10, np.float32)
+        codec.decode(codec.encode(silence, sample_rate=codec.sample_rate))
+    except (VokensError, OSError) as error:
+        remedy = install_line(options="--force-reinstall --no-deps")
+        return Finding("models", name, "broken", f"needs no download, but: {error}", remedy)
+    return Finding("models", name, "ok", detail)
 
 
 def _folders() -> list[Finding]:
@@ -168,11 +205,35 @@ def _folders() -> list[Finding]:
         else:
             remedy = "docs/metrics.md has the commands that fetch it"
             found.append(Finding("judges", name, "missing", "bench", remedy))
-    cache = registry.cache_folder()
+    return [*found, _cache_finding(registry.cache_folder())]
+
+
+def _cache_finding(cache: Path) -> Finding:
+    """Finding of the folder of downloads: what it holds, and whether a file can be written there."""
+    place = _existing(cache)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"vokens")
+    except OSError as error:
+        remedy = "name a folder that can be written: VOKENS_CACHE=FOLDER"
+        return Finding("folders", str(cache), "broken", f"cannot be written: {error.strerror}", remedy)
     held = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
-    free = shutil.disk_usage(_existing(cache)).free
+    free = shutil.disk_usage(place).free
     detail = f"{held / 1e6:.0f} MB held, {free / 1e9:.0f} GB free ($VOKENS_CACHE moves it)"
-    return [*found, Finding("folders", str(cache), "ok", detail)]
+    return Finding("folders", str(cache), "ok", detail)
+
+
+def _fails_to_import(name: str) -> str:
+    """Error of importing the package behind a requirement; "" where it imports, or is not installed at all."""
+    if _version(name) is None:
+        return ""
+    module = "yaml" if name == "pyyaml" else name.replace("-", "_")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            import_module(module)
+        except Exception as error:  # whatever a broken installation raises
+            return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return ""
 
 
 def _existing(path: Path) -> Path:
