@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from vokens.audio import load, save
+from vokens.audio import duration, load, save
 from vokens.errors import AudioError, MissingExtra
 
 RATE = 16000
@@ -267,6 +267,23 @@ def test_media_containers(tmp_path: Path, suffix: str, codec: str) -> None:
     assert np.argmax(spectrum) == 220  # 440 Hz over half a second
     part, _ = load(path.read_bytes(), offset=0.25, duration=0.5)
     np.testing.assert_array_equal(part, wave[rate // 4 : 3 * rate // 4])
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".m4a", "aac"), (".webm", "libopus")])
+def test_duration_of_media_containers(tmp_path: Path, suffix: str, codec: str) -> None:
+    encode_media(tmp_path / f"tone{suffix}", codec, tone(1.0, 48000), 48000)
+    assert duration(tmp_path / f"tone{suffix}") == pytest.approx(1.0, abs=0.1)
+
+
+def test_duration(tmp_path: Path) -> None:
+    """Of the header alone, and an error of ours for what is no audio or not there."""
+    for suffix in (".wav", ".flac", ".mp3"):
+        save(tmp_path / f"tone{suffix}", tone(1.5), RATE)
+        assert duration(tmp_path / f"tone{suffix}") == pytest.approx(1.5, abs=0.1)
+    (tmp_path / "page.wav").write_text("<html>")
+    for name in ("page.wav", "missing.wav"):
+        with pytest.raises(AudioError, match=name):
+            duration(tmp_path / name)
 
 
 def test_flac_from_a_pipe(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import os
 import re
 import secrets
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import soundfile
@@ -77,6 +77,25 @@ def load(
     if sample_rate is not None:
         wave, rate = resample(wave, rate, sample_rate), sample_rate
     return np.ascontiguousarray(wave), rate  # torch takes no views that run backwards
+
+
+def duration(source: str | Path | bytes) -> float:
+    """Seconds of a recording as its header says, counted only where there is none. Raises as `load` does."""
+    with _open(source) as (file, name):
+        head = file.read(16)
+        file.seek(0)
+        if _MEDIA.match(head):
+            with _track(file, name) as (container, track):
+                if track.duration:
+                    return float(track.duration * track.time_base)
+                if container.duration:
+                    return container.duration / 1e6  # FFmpeg's AV_TIME_BASE
+        else:
+            with suppress(soundfile.LibsndfileError, TypeError), soundfile.SoundFile(file) as audio:
+                if 0 < audio.frames < _UNKNOWN_FRAMES:
+                    return audio.frames / audio.samplerate
+    wave, rate = load(source)
+    return len(wave) / rate
 
 
 def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) -> None:
@@ -198,6 +217,21 @@ def _decode_part(audio: soundfile.SoundFile, name: str, offset: float, duration:
 
 def _decode_media(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
     """The first audio track through PyAV, averaged over channels: (T,) and its rate."""
+    with _track(file, name) as (container, track):
+        from av import AudioResampler
+
+        planar = AudioResampler(format="fltp")  # only the sample format: float32 (C, T)
+        pieces = [
+            piece.to_ndarray().mean(axis=0)
+            for frame in chain(container.decode(track), [None])
+            for piece in planar.resample(frame)
+        ]
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32), track.rate
+
+
+@contextmanager
+def _track(file: BinaryIO, name: str) -> Generator[tuple[Any, Any], None, None]:
+    """A container opened by PyAV, and its first audio track."""
     try:
         import av
     except ImportError as error:
@@ -206,14 +240,7 @@ def _decode_media(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
         with av.open(file, "r") as container:
             if not container.streams.audio:
                 raise AudioError(f"{name} has no audio track")
-            track = container.streams.audio[0]
-            planar = av.AudioResampler(format="fltp")  # only the sample format: float32 (C, T)
-            pieces = [
-                piece.to_ndarray().mean(axis=0)
-                for frame in chain(container.decode(track), [None])
-                for piece in planar.resample(frame)
-            ]
-            return np.concatenate(pieces) if pieces else np.zeros(0, np.float32), track.rate
+            yield container, container.streams.audio[0]
     except av.FFmpegError as error:
         raise AudioError(f"{name} is not readable audio, or is damaged ({error.strerror})") from error
 
