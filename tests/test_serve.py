@@ -1,6 +1,11 @@
 """The server: tokens and speech over HTTP are those of the library, requests share batches, limits hold."""
 
 import io
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +22,7 @@ from conftest import speechlike
 from hypothesis import HealthCheck, given, settings
 
 import vokens
+from vokens.cli import main
 from vokens.errors import ConfigError
 from vokens.serve.settings import Settings
 from vokens.serve.sound import MEDIA, Writer, encode, wav_header
@@ -379,3 +385,36 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         Settings(voices=tmp_path / "none")
     with pytest.raises(ConfigError, match="two models"):
         load_models(["mini", "mini"], Settings())
+    for name, value in (("max_seconds", float("nan")), ("batch_seconds", 0.0), ("batch_wait", -1.0)):
+        with pytest.raises(ConfigError, match=name):
+            Settings(**{name: value})
+
+
+@pytest.mark.parametrize("verb", ["serve", "web"])
+def test_the_port_is_had_before_models_are_loaded(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if verb == "web":
+        pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = str(taken.getsockname()[1])
+        asked = (["--port", "99999"], ["--port", "-1"], ["--port", busy], ["--host", "203.0.113.7"])
+        for wrong in asked:
+            assert main([verb, "--models", "/no/such/model", *wrong]) == 2  # not the model's error
+            out, error = capsys.readouterr()
+            assert out == ""
+            assert error.count("\n") == 1
+            assert "--port" in error
+    for wrong in (["--device", "abacus"], ["--threads", "-1"])[: 2 if verb == "serve" else 1]:
+        assert main([verb, "--models", "/no/such/model", *wrong]) == 2
+        assert wrong[1] in capsys.readouterr().err
+
+
+def test_the_port_that_is_printed_answers() -> None:
+    command = [sys.executable, "-m", "vokens", "serve", "--port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = re.search(r"http://127.0.0.1:\d+", line)
+        assert address, line
+        assert httpx.get(f"{address[0]}/health").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0

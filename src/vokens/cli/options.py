@@ -33,11 +33,15 @@ class Compute:
 
 def load_codec(model: str, compute: Compute) -> "Codec":
     """The codec of that name, hub id, folder or file, on the device and in the precision asked for."""
-    import torch
-
     import vokens
 
-    device = compute.device
+    return vokens.load(model, device=usable_device(compute.device), dtype=compute.dtype)
+
+
+def usable_device(device: str) -> str:
+    """The device that a name asks for; auto is CUDA where there is one. Raises ConfigError."""
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -45,7 +49,7 @@ def load_codec(model: str, compute: Compute) -> "Codec":
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without that backend
         accepted = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
         raise ConfigError(f"device {device!r} cannot be used here: {accepted} can") from error
-    return vokens.load(model, device=device, dtype=compute.dtype)
+    return device
 
 
 def codebook_range(text: str | None, first: int, count: int) -> tuple[int, int]:

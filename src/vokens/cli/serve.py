@@ -10,17 +10,19 @@ from typing import Annotated
 
 import tyro
 
-from vokens.errors import MissingExtra
+from vokens.cli.listen import answer, bound
+from vokens.cli.options import usable_device
+from vokens.errors import ConfigError, MissingExtra
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    models: tuple[str, ...] = ("mini",)
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mini",)
     """What to serve: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: then give an API key."""
     port: Annotated[int, tyro.conf.arg(metavar="N")] = 8000
-    """Port to listen on."""
+    """Port to listen on; 0 for any free one."""
     api_key: str = ""
     """Clients must send it as `Authorization: Bearer KEY` (default: $VOKENS_API_KEY, else none)."""
     voices: Path | None = None
@@ -46,7 +48,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Serve until Ctrl-C or SIGTERM; requests in progress are finished first."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 (all that the extra brings is asked for before anything else)
 
         from vokens.serve.app import create_app
     except ImportError as error:
@@ -56,8 +58,6 @@ def run(arguments: Arguments) -> int:
     from vokens.serve.served import load_models
     from vokens.serve.settings import Settings
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     settings = Settings(
         api_key=arguments.api_key or os.environ.get("VOKENS_API_KEY", ""),
         max_upload=arguments.max_upload,
@@ -68,14 +68,13 @@ def run(arguments: Arguments) -> int:
         batch_wait=arguments.batch_wait,
         voices=arguments.voices,
     )
-    models = load_models(arguments.models, settings, arguments.device)
-    app = create_app(models, settings)
-    print(f"serving {', '.join(models)} on http://{arguments.host}:{arguments.port} (/docs)", flush=True)
-    uvicorn.run(
-        app,
-        host=arguments.host,
-        port=arguments.port,
-        log_level="warning",
-        timeout_graceful_shutdown=30,
-    )
-    return 0
+    if arguments.threads < 0:
+        raise ConfigError(f"--threads {arguments.threads}: a number from 1 is accepted, or 0 for all")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = usable_device(arguments.device)
+    with bound(arguments.host, arguments.port) as place:
+        models = load_models(arguments.models, settings, device)
+        return answer(
+            create_app(models, settings), place, f"serving {', '.join(models)} (/docs)", patience=30
+        )

@@ -8,17 +8,19 @@ from typing import Annotated
 
 import tyro
 
+from vokens.cli.listen import answer, bound
+from vokens.cli.options import usable_device
 from vokens.errors import ConfigError, MissingExtra
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    models: tuple[str, ...] = ("mini",)
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mini",)
     """What to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, tyro.conf.arg(metavar="N")] = 7860
-    """Port to listen on."""
+    """Port to listen on; 0 for any free one."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     max_seconds: float = 60.0
@@ -31,21 +33,16 @@ def run(arguments: Arguments) -> int:
 
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
     try:
-        import uvicorn
-
         from vokens.web.page import create_app
     except ImportError as error:
         raise MissingExtra(error.name or "gradio", "web", "the page") from error
     from vokens.models.named import load_named
     from vokens.models.speaking import PARTNERED, speaker
 
-    if arguments.max_seconds <= 0:
+    if not arguments.max_seconds > 0:
         raise ConfigError(f"max_seconds = {arguments.max_seconds:g}: above 0 is accepted")
-    loaded = load_named(arguments.models, arguments.device)
-    models = {name: speaker(one) if one.system in PARTNERED else one for name, one in loaded.items()}
-    app = create_app(models, arguments.max_seconds)
-    print(f"{', '.join(models)} on http://{arguments.host}:{arguments.port}", flush=True)
-    uvicorn.run(
-        app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=5
-    )
-    return 0
+    device = usable_device(arguments.device)
+    with bound(arguments.host, arguments.port) as place:
+        loaded = load_named(arguments.models, device)
+        models = {name: speaker(one) if one.system in PARTNERED else one for name, one in loaded.items()}
+        return answer(create_app(models, arguments.max_seconds), place, ", ".join(models), patience=5)

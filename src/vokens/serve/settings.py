@@ -1,5 +1,6 @@
 """What a server allows; every limit that a client can meet is one of these."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,9 @@ class Settings:
         for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"{name} = {value}: at least 1 is accepted")
-        if min(self.max_seconds, self.batch_seconds) <= 0 or self.batch_wait < 0:
-            raise ConfigError("max_seconds and batch_seconds must be above 0, batch_wait 0 or more")
+        for name in ("max_seconds", "batch_seconds", "batch_wait"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (value == 0 and name != "batch_wait"):
+                raise ConfigError(f"{name} = {value}: seconds above 0 are accepted (batch_wait: 0 too)")
         if self.voices is not None and not self.voices.is_dir():
             raise ConfigError(f"the folder of voices {self.voices} does not exist: put NAME.wav files there")

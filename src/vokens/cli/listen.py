@@ -1,0 +1,58 @@
+"""The address of a web application: had before models are loaded, so that a bad port costs nothing."""
+
+import socket
+from contextlib import suppress
+from typing import Any
+
+from vokens.errors import ConfigError
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, for `answer`; port 0 takes any free one.
+
+    Raises ConfigError for a port outside 0 to 65535 or in use, and for a host that is none of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(
+            f"--port {port}: 0 to 65535 are accepted, 0 for any free one; leave --port out for the default"
+        )
+    try:
+        families = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, *_, address = min(families, key=lambda found: found[0] != socket.AF_INET)  # localhost is both
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a restart does not wait for old connections
+        found.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise _unusable(host, port, error) from error
+    return found
+
+
+def answer(app: Any, place: socket.socket, what: str, patience: int) -> int:
+    """Serve an ASGI application at a bound socket until Ctrl-C or SIGTERM; 0 when it started.
+
+    Args:
+        what: printed with the address, once it listens. patience: seconds that requests in progress get at the end.
+    """
+    import uvicorn
+
+    host, port = place.getsockname()[:2]
+    try:
+        place.listen(2048)
+    except OSError as error:  # another process was faster while the models were loaded
+        raise _unusable(host, port, error) from error
+    shown = f"[{host}]" if place.family == socket.AF_INET6 else host
+    print(f"{what} on http://{shown}:{port}", flush=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience))
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again after its clean end
+        server.run(sockets=[place])
+    return 0 if server.started else 2
+
+
+def _unusable(host: str, port: int, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    return ConfigError(
+        f"cannot listen on {host} port {port} ({reason}): choose a free port with --port, 0 for any, and with --host "
+        "an address of this machine"
+    )
