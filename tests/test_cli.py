@@ -401,6 +401,49 @@ class TestRoundtrip:
         assert main(words) == 2
         assert "exists" in capsys.readouterr().err
 
+    def test_tells_how_near_the_result_is(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from vokens.bench.metrics import closeness
+
+        a = write_sound(tmp_path / "a.wav", seconds=1.0)
+        assert main(["roundtrip", str(a), "-o", str(tmp_path / "b.wav"), "-m", codec_folder]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        printed = {" ".join(words[:-1]): words[-1] for words in lines}
+        waves = [soundfile.read(tmp_path / name, dtype="float32")[0] for name in ("a.wav", "b.wav")]
+        for name, value in closeness(*waves, RATE).items():
+            assert float(printed[name]) == pytest.approx(float(value), abs=0.02)  # b.wav has 16 bits
+        soundfile.write(tmp_path / "silence.wav", np.zeros(RATE, np.float32), RATE)
+        assert main(["roundtrip", str(tmp_path / "silence.wav"), "-m", codec_folder]) == 0
+        text = capsys.readouterr().out
+        assert "the recording is silent" in text
+        assert "mel distance" not in text
+
+    def test_leaves_nothing_behind_without_matplotlib(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [
+            "roundtrip",
+            str(write_sound(tmp_path / "a.wav")),
+            "-o",
+            str(tmp_path / "b.wav"),
+            "-m",
+            codec_folder,
+        ]
+        with pytest.MonkeyPatch.context() as missing:
+            missing.setitem(sys.modules, "matplotlib", None)
+            assert main([*words, "--picture", str(tmp_path / "new/b.png")]) == 2
+        assert "matplotlib" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+        assert main(words) == 0  # the retry
+
+    def test_writes_both_files_or_neither(self, tmp_path: Path, codec_folder: str) -> None:
+        (tmp_path / "file").touch()
+        words = ["roundtrip", str(write_sound(tmp_path / "a.wav")), "-m", codec_folder, "--picture"]
+        for out, picture in (("file/b.wav", "b.png"), ("b.wav", "file/b.png")):
+            assert main([*words, str(tmp_path / picture), "-o", str(tmp_path / out)]) != 0
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "file"]
+
     def test_equals_encode_then_decode(self, tmp_path: Path, codec_folder: str) -> None:
         a = str(write_sound(tmp_path / "a.wav"))
         assert main(["roundtrip", a, "-o", str(tmp_path / "r.wav"), "-m", codec_folder]) == 0

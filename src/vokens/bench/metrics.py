@@ -7,11 +7,13 @@ Waves are mono float arrays (T,) at 16 kHz, reference first, of equal length. A 
 import math
 import re
 import warnings
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
 import torch
 
+from vokens.audio import resample
 from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import LogMel, MelConfig
 from vokens.errors import AudioError, MissingExtra
@@ -20,6 +22,7 @@ SAMPLE_RATE = 16000
 MEL = MelConfig(SAMPLE_RATE, n_fft=1024, win_length=1024, hop_length=256, n_mels=80, center=True)
 STFT_SIZES = (512, 1024, 2048)
 CEPSTRA = 24
+SILENT = 2.0**-15  # full scale is 1: one step of 16 bits
 _STOI_SHORTEST = 0.4  # seconds: STOI compares segments of 384 ms
 
 
@@ -87,6 +90,20 @@ def log_mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Mean absolute difference of natural-log mel magnitudes (recipe: `MEL`), in nepers; 1 is 8.69 dB."""
     mels = _log_mels(reference, degraded)
     return math.nan if mels is None else float((mels[0] - mels[1]).abs().mean())
+
+
+def closeness(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, str]:
+    """Mel distance and STOI of two waves (T,) at any rate, as text for tables.
+
+    A silent reference has neither, STOI needs pystoi and 0.4 s: what is not defined here is left out.
+    """
+    if np.abs(reference).max(initial=0) < SILENT:
+        return {"closeness": "not defined: the recording is silent"}
+    a, b = (resample(wave, sample_rate, SAMPLE_RATE) for wave in (reference, degraded))
+    values = {"mel distance": f"{log_mel_distance(a, b):.2f}"}
+    with suppress(MissingExtra):
+        values["STOI"] = f"{stoi(a, b):.3f}"
+    return {name: value for name, value in values.items() if value != "nan"}
 
 
 def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray) -> float:

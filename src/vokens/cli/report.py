@@ -38,7 +38,9 @@ class Trip:
     decode_seconds: float
 
     def summary(self) -> str:
-        """A compact table: bitrate, frames, entropy by codebook, speed."""
+        """A compact table: bitrate, frames, entropy by codebook, closeness to the original, speed."""
+        from vokens.bench.metrics import closeness
+
         tokens = self.tokens
         seconds = len(self.original) / tokens.sample_rate
         books = range(tokens.first_codebook + 1, tokens.first_codebook + tokens.num_codebooks + 1)
@@ -50,6 +52,7 @@ class Trip:
             ("tokens", f"{int(tokens.lengths[0])} frames ({tokens.frame_rate:g} Hz) of codebooks {named}"),
             ("bitrate", f"{tokens.bitrate / 1000:.2f} kbit/s"),
             ("entropy", " ".join(f"{bits + 0.0:.1f}" for bits in entropy) + " bit per token, by codebook"),
+            *closeness(self.original, self.decoded, tokens.sample_rate).items(),
             ("encode", _speed(self.encode_seconds, seconds)),
             ("decode", _speed(self.decode_seconds, seconds)),
         ]

@@ -4,12 +4,14 @@ vokens roundtrip hello.wav -o again.wav --picture again.png
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from vokens.atomic import atomic_write
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.jobs import STREAM, check_suffix, find_sources, make_job, opened, refuse_overwrite, write
 from vokens.cli.options import Codebooks, Compute, Model, Output, load_codec
@@ -39,6 +41,7 @@ def run(arguments: Arguments) -> int:
     """Encode, decode, write what was asked for and print the numbers."""
     from vokens import audio
     from vokens.cli.report import travel
+    from vokens.picture import matplotlib_figure, roundtrip_figure, save_figure
 
     source, *others = find_sources([arguments.input], ())
     if others:
@@ -46,18 +49,21 @@ def run(arguments: Arguments) -> int:
     target = None if arguments.output in (None, STREAM) else _target(arguments.output, WRITTEN_SUFFIXES)
     picture = None if arguments.picture is None else _target(arguments.picture, _PICTURES)
     refuse_overwrite([path for path in (target, picture) if path is not None], arguments.overwrite)
+    if picture is not None:
+        matplotlib_figure()  # a missing package is told before anything is computed
     job = None if arguments.output is None else make_job(source, target, ".wav")
 
     wave, rate = audio.load(opened(source))
     codec = load_codec(arguments.model, arguments.compute)
     trip = travel(codec, wave, rate, arguments.codebooks)
-    if job is not None:
-        write(job, lambda path: audio.save(path, trip.decoded, codec.sample_rate))
     if picture is not None:
-        from vokens.picture import roundtrip_figure, save_figure
-
-        name = source.place.name if source.path else ""
-        save_figure(roundtrip_figure(trip.original, trip.decoded, trip.tokens, name), picture)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if picture is None else atomic_write(picture) as drawing:  # both files or neither
+        if drawing is not None:
+            name = source.place.name if source.path else ""
+            save_figure(roundtrip_figure(trip.original, trip.decoded, trip.tokens, name), drawing)
+        if job is not None:
+            write(job, lambda path: audio.save(path, trip.decoded, codec.sample_rate))
     print(trip.summary(), file=sys.stderr if arguments.output == STREAM else sys.stdout)
     return 0
 
