@@ -20,10 +20,11 @@ from vokens.train import losses as L
 from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators, mel_recipe
 from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among
-from vokens.train.data import Batch, Crops, Rows, pcm_rows, read_clips
+from vokens.train.data import Batch, Crops, pcm_rows, read_clips
 from vokens.train.judges import Contest, Judges, generator_losses
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
+from vokens.train.rows import Rows
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
 # Losses that are functions of the output wave, and all.

@@ -34,7 +34,7 @@ class DataConfig:
 
     Attributes:
         language: keep recordings of this language alone; None keeps all.
-        cache: folder of decoded samples and teacher features; made once, shared by runs.
+        cache: folder of decoded samples, teacher features, tokens; made once, shared by runs, anew for changed files.
         workers: threads that make the caches.
     """
 

@@ -1,27 +1,23 @@
-"""Training data: manifests of recordings, a memory-mapped cache of their samples, and random crops.
+"""Training data: manifests of recordings, and random crops of their cached samples (`vokens.train.rows`).
 
 The batch of step s is a pure function of (seed, s): resuming needs no more than the step, and n processes see
 the rows that one would. Decoding Opus for each crop costs more CPU than a small model's training step, so samples
 are decoded once into one int16 file.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vokens import audio
-from vokens.atomic import atomic_write
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.sources.records import Record, read_records
-from vokens.errors import ConfigError, VokensError
+from vokens.errors import ConfigError
+from vokens.train.rows import Rows, cached_rows
 
 
 @dataclass(frozen=True)
@@ -77,63 +73,6 @@ def _clip(record: Record, manifest: Path) -> Clip:
     return Clip(record.id, Path(record.path), record.text, record.language, record.speaker)
 
 
-class Rows:
-    """A ragged array on disk: one flat file of fixed-width rows, and where each clip's rows begin."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        facts = json.loads((folder / f"{name}.json").read_text())
-        self.offsets = np.asarray(facts["offsets"])
-        shape = (int(self.offsets[-1]), facts["width"])
-        self.data = np.memmap(folder / f"{name}.bin", dtype=facts["dtype"], mode="r", shape=shape)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, clip: int) -> np.ndarray:
-        return self.data[self.offsets[clip] : self.offsets[clip + 1]]
-
-
-def cached_rows(
-    folder: Path,
-    name: str,
-    clips: Sequence[Clip],
-    compute: Callable[[int], np.ndarray],
-    workers: int,
-    what: str,
-) -> Rows:
-    """Rows of `compute` over all clips, computed once. The name carries a hash of the clips' paths.
-
-    compute returns (n, width) for a clip's number; a clip that it cannot read gets no rows and is named at the end.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256("\n".join(str(clip.path) for clip in clips).encode()).hexdigest()[:12]
-    name = f"{name}-{digest}"
-    if not (folder / f"{name}.json").exists():
-        offsets, failures, width, dtype = [0], [], 1, "int16"
-
-        def attempt(number: int) -> np.ndarray | VokensError:
-            try:
-                return compute(number)
-            except VokensError as error:
-                return error
-
-        pool = ThreadPoolExecutor(workers)
-        with atomic_write(folder / f"{name}.bin") as partial, partial.open("wb") as out, pool:
-            for result in tqdm(pool.map(attempt, range(len(clips))), what, len(clips), unit="clip"):
-                if isinstance(result, VokensError):
-                    failures.append(str(result))
-                    offsets.append(offsets[-1])
-                    continue
-                width, dtype = result.shape[1], str(result.dtype)
-                out.write(np.ascontiguousarray(result).data)
-                offsets.append(offsets[-1] + len(result))
-        if failures:
-            tqdm.write(f"{what}: {len(failures)} of {len(clips)} clips left out, the first: {failures[0]}")
-        with atomic_write(folder / f"{name}.json") as partial:
-            partial.write_text(json.dumps({"width": width, "dtype": dtype, "offsets": offsets}))
-    return Rows(folder, name)
-
-
 def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> Rows:
     """Samples of all clips at sample_rate, int16, width 1."""
 
@@ -141,7 +80,11 @@ def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int
         wave, _ = audio.load(clips[number].path, sample_rate)
         return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)[:, None]
 
-    return cached_rows(folder, f"pcm{sample_rate}", clips, decode, workers, "decoding audio")
+    return cached_rows(folder, f"pcm{sample_rate}", paths_of(clips), decode, workers, "decoding audio")
+
+
+def paths_of(clips: Sequence[Clip]) -> list[Path]:
+    return [clip.path for clip in clips]
 
 
 def features_at(rows: np.ndarray, seconds: np.ndarray, grid: tuple[float, float]) -> np.ndarray:
@@ -191,8 +134,12 @@ class Crops:
         self.batch_size, self.seed = batch_size, seed
         self.teacher, self.grid = teacher, grid
         sizes = np.diff(pcm.offsets)
+        if not sizes.any():
+            raise ConfigError(
+                f"none of the {len(pcm)} recordings has sound: see above why, and repair their paths"
+            )
         # A clip is drawn in proportion to its duration, so that every second of speech is seen alike.
-        self.share = np.cumsum(sizes) / max(1, sizes.sum())
+        self.share = np.cumsum(sizes) / sizes.sum()
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""

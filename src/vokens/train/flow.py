@@ -26,11 +26,12 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.estimator import Stage
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.train.config import DataConfig, RunConfig, among
-from vokens.train.data import Clip, Rows, read_clips
+from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import FlowBatch, FlowCrops, Ragged, frame_rows, token_rows, voice_rows
 from vokens.train.flow_learner import Draw, FlowLearner
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
+from vokens.train.rows import Rows
 
 VALID_CLIPS = 24
 VOICE_SECONDS = (
@@ -293,7 +294,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         def voice(wave: np.ndarray) -> np.ndarray:
             return self.speaker.embed([torch.from_numpy(wave[: int(VOICE_SECONDS * 16000)])])[0].numpy()
 
-        return voice_rows(cache, "campplus", clips, voice, self.config.data.workers)
+        weights = checkpoint.fingerprint(self.speaker.state_dict(), {})[:8]
+        return voice_rows(cache, f"campplus-{weights}", clips, voice, self.config.data.workers)
 
     # One step ----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from vokens import audio
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
-from vokens.train.data import Clip, Rows, cached_rows
+from vokens.train.data import Clip, paths_of
+from vokens.train.rows import Rows, cached_rows
 
 
 class Ragged(Protocol):
@@ -48,7 +49,7 @@ def frame_rows(
     def frames(number: int) -> np.ndarray:
         return compute(audio.load(clips[number].path, rate)[0]).astype(np.float16)
 
-    return cached_rows(folder, name, clips, frames, workers, f"computing {name}")
+    return cached_rows(folder, name, paths_of(clips), frames, workers, f"computing {name}")
 
 
 def token_rows(folder: Path, clips: Sequence[Clip], codec: Codec, workers: int) -> Rows:
@@ -57,9 +58,8 @@ def token_rows(folder: Path, clips: Sequence[Clip], codec: Codec, workers: int) 
     def tokens(number: int) -> np.ndarray:
         return codec.encode(clips[number].path).codes[0].T.to(torch.int32).numpy()
 
-    return cached_rows(
-        folder, f"tokens-{codec.name}-{codec.fingerprint[:8]}", clips, tokens, workers, "encoding tokens"
-    )
+    name = f"tokens-{codec.name}-{codec.fingerprint[:8]}"
+    return cached_rows(folder, name, paths_of(clips), tokens, workers, "encoding tokens")
 
 
 def voice_rows(
@@ -70,7 +70,7 @@ def voice_rows(
     def voice(number: int) -> np.ndarray:
         return embed(audio.load(clips[number].path, 16000)[0])[None].astype(np.float32)
 
-    return cached_rows(folder, f"voice-{name}", clips, voice, workers, "embedding voices")
+    return cached_rows(folder, f"voice-{name}", paths_of(clips), voice, workers, "embedding voices")
 
 
 class FlowCrops:

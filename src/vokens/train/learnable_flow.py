@@ -28,10 +28,11 @@ from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.dialects import flow_sizes
 from vokens.models.s3gen.flow import TokenToMel
-from vokens.train.data import Clip, Rows
+from vokens.train.data import Clip
 from vokens.train.flow import FlowConfig, FlowDataConfig, FlowTrainer
 from vokens.train.flow_data import FlowCrops, Ragged, frame_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published, ratio_of
+from vokens.train.rows import Rows
 
 STATISTICS_FRAMES = (
     100_000  # from which mean and deviation are measured where the autoencoder does not know them

@@ -25,10 +25,11 @@ from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
 from vokens.text import front_end
 from vokens.train.config import RunConfig, among
-from vokens.train.data import Clip, Rows, pcm_rows
+from vokens.train.data import Clip, pcm_rows
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.pairs import Pairs, read_pairs
+from vokens.train.rows import Rows
 from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,

@@ -4,9 +4,8 @@ listed in a `train_index.json` or a `data.list` (primepake/learnable-speech 2453
 Nothing is unpickled but tensors and plain values. Tokens and latents go once into the cache of the run.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.errors import ConfigError, TokensError
-from vokens.train.data import Clip, Rows, cached_rows
+from vokens.train.data import Clip
+from vokens.train.rows import Rows, cached_rows
 
 LISTS = (".list", ".json")  # suffixes of a list of sources and of an index
 LATENTS = ("_latent2x.pt", "_latent.pt")  # the second is the older name
@@ -178,7 +178,8 @@ class PublishedFiles:
         def ids(number: int) -> np.ndarray:
             return read_tokens(self.items[number].token_path, codebook_size)[:, None]
 
-        return self._rows(cache, "fsq", [item.token_path for item in self.items], ids, workers)
+        paths = [item.token_path for item in self.items]
+        return cached_rows(cache, f"fsq{codebook_size}", paths, ids, workers, "reading tokens")
 
     def latents(self, cache: Path, workers: int) -> Rows:
         """Latents (T, D) of each utterance, in half precision as those that training makes itself."""
@@ -186,25 +187,13 @@ class PublishedFiles:
         def z(number: int) -> np.ndarray:
             return read_latents(self.items[number].latent_path).z.astype(np.float16)
 
-        return self._rows(cache, "latent", [item.latent_path for item in self.items], z, workers)
+        paths = [item.latent_path for item in self.items]
+        return cached_rows(cache, "latent", paths, z, workers, "reading latents")
 
     @property
     def sample_rate(self) -> int:
         """Of the audio that the latents stand for, Hz."""
         return read_latents(self.items[0].latent_path).sample_rate
-
-    def _rows(
-        self,
-        cache: Path,
-        name: str,
-        paths: Sequence[Path],
-        compute: Callable[[int], np.ndarray],
-        workers: int,
-    ) -> Rows:
-        """Cached rows, whose name changes with the files."""
-        facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-        return cached_rows(cache, f"{name}-{digest}", self.clips, compute, workers, f"reading {name} files")
 
 
 def ratio_of(tokens: Rows, latents: Rows) -> int:

@@ -25,9 +25,10 @@ from vokens.models.s3tokenizer.recogniser import HeadConfig, Mode, Recogniser, R
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.train import losses as L
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
-from vokens.train.data import Rows, pcm_rows, read_clips
+from vokens.train.data import pcm_rows, read_clips
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
+from vokens.train.rows import Rows
 from vokens.train.teacher import RATE, load_teacher, teacher_rows
 from vokens.train.text import frames_needed, read, spell
 from vokens.train.utterances import AugmentConfig, UtteranceBatch, Utterances, masked

@@ -4,6 +4,7 @@ Any HuBERT-like model through transformers, or the Moonshine recogniser's encode
 corpus are computed once per clip and kept in fp16 (HuBERT-base: 77 kB per second), or computed on the fly per crop.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from vokens.bench.recognise import HOP, SHORTEST, Moonshine
+from vokens.checkpoint import fingerprint
 from vokens.errors import ConfigError, MissingExtra
-from vokens.train.data import Clip, Rows, cached_rows
+from vokens.train.data import Clip, paths_of
+from vokens.train.rows import Rows, cached_rows
 
 RATE = 16000  # Hz, of every teacher
 
@@ -22,7 +25,7 @@ RATE = 16000  # Hz, of every teacher
 class Teacher(Protocol):
     """What a teacher is: features (T', width) of a wave (N,) at 16 kHz."""
 
-    name: str  # names the cache
+    name: str  # names the cache: which model, which weights, which layer
     width: int
     grid: tuple[float, float]  # seconds between frames, and the middle of the first
 
@@ -36,7 +39,8 @@ class MoonshineTeacher:
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
         self.model = Moonshine(Path(folder).expanduser(), threads)
-        self.name = Path(folder).name
+        graph = Path(folder).expanduser() / "encoder_model.onnx"
+        self.name = f"{Path(folder).name}-{hashlib.sha256(graph.read_bytes()).hexdigest()[:8]}"
         self.width = self.features(np.zeros(RATE, np.float32)).shape[1]
 
     def features(self, wave: np.ndarray) -> np.ndarray:
@@ -59,7 +63,8 @@ class HubertTeacher:
         self.extract: Any = AutoFeatureExtractor.from_pretrained(source)
         self.model: Any = AutoModel.from_pretrained(source).eval().to(device)
         self.layer, self.device = layer, device
-        self.name = f"{Path(source).name}-{layer}"
+        weights = fingerprint(self.model.state_dict(), self.extract.to_dict())
+        self.name = f"{Path(source).name}-{layer}-{weights[:8]}"
         self.width = int(self.model.config.hidden_size)
         depth = int(self.model.config.num_hidden_layers)
         if layer != "avg" and not (isinstance(layer, int) and 0 <= layer <= depth):
@@ -91,6 +96,5 @@ def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], pcm: Row
         wave = pcm[number][:, 0].astype(np.float32) / 32768
         return teacher.features(wave).astype(np.float16)
 
-    return cached_rows(
-        folder, f"teacher-{teacher.name}", clips, compute, workers, f"features of {teacher.name}"
-    )
+    what = f"features of {teacher.name}"
+    return cached_rows(folder, f"teacher-{teacher.name}", paths_of(clips), compute, workers, what, pcm)

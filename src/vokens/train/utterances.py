@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vokens.errors import ConfigError
 from vokens.train.buckets import Buckets
-from vokens.train.data import Rows, features_at
+from vokens.train.data import features_at
+from vokens.train.rows import Rows
 
 SMALLEST_BUCKET = 32  # utterances
 

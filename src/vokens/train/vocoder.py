@@ -28,10 +28,11 @@ from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDi
 from vokens.train import losses as L
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
-from vokens.train.data import Clip, Crops, Rows, cached_rows, pcm_rows, read_clips
+from vokens.train.data import Clip, Crops, paths_of, pcm_rows, read_clips
 from vokens.train.judges import Contest, Discriminators, Judges
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
+from vokens.train.rows import Rows, cached_rows
 
 JUDGED = ("adversarial", "feature", "relativistic")
 LOSSES = ("mel", "stft", "f0", *JUDGED)
@@ -301,4 +302,5 @@ def mel_and_pitch_rows(folder: Path, clips: list[Clip], pcm: Rows, workers: int)
         frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
         return np.column_stack([frames, track_pitch(wave, rate, hop)]).astype(np.float16)
 
-    return cached_rows(folder, "mel24k80-f0", clips, rows, workers, "computing mels and pitch")
+    name, what = "mel24k80-f0", "computing mels and pitch"
+    return cached_rows(folder, name, paths_of(clips), rows, workers, what, pcm)
