@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import vokens
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.codec import Codec, batches
+from vokens.models.speaking import Speaker
+from vokens.nn.sampling import Sampler
 
 RATE = 16000
 
@@ -69,6 +71,78 @@ def test_path_bytes_array_and_tensor_give_the_same_codes(codec: Codec, tmp_path:
         assert torch.equal(codec.encode(source).codes, expected.codes)
     assert torch.equal(codec.encode(torch.from_numpy(wave), RATE).codes, expected.codes)
     assert torch.equal(codec.encode(np.stack([wave, wave]), RATE).codes, expected.codes)  # stereo
+
+
+def test_every_form_of_a_recording_gives_the_same_codes(codec: Codec, tmp_path: Path) -> None:
+    wave, path = speechlike(3000), tmp_path / "a.wav"
+    soundfile.write(path, wave, RATE, subtype="FLOAT")
+    content, expected = path.read_bytes(), codec.encode(wave, RATE).codes
+    with path.open("rb") as file:
+        assert torch.equal(codec.encode(file).codes, expected)
+    one = (
+        io.BytesIO(content),
+        bytearray(content),
+        (wave, RATE),
+        (torch.from_numpy(wave)[None], RATE),
+        {"array": wave, "sampling_rate": RATE, "path": "gone.wav"},
+        {"array": wave.tolist(), "sampling_rate": RATE},
+        {"bytes": content, "path": None},
+        {"bytes": None, "path": str(path)},
+    )
+    for source in one:
+        assert torch.equal(codec.encode(source).codes, expected), type(source)
+    assert len(codec.encode(item for item in (path, (wave, RATE)))) == 2
+    assert len(codec.encode((wave, wave), RATE)) == 2
+
+
+def test_rows_of_datasets_are_recordings(codec: Codec) -> None:
+    datasets = pytest.importorskip("datasets")
+    content = io.BytesIO()
+    soundfile.write(content, speechlike(3000), RATE, format="WAV", subtype="FLOAT")
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": content.getvalue(), "path": None}] * 2})
+    rows = rows.cast_column("audio", datasets.Audio(decode=False))
+    expected = codec.encode(speechlike(3000), RATE).codes
+    assert torch.equal(codec.encode(rows[0]["audio"]).codes, expected)
+    assert torch.equal(codec.encode(rows["audio"])[1].codes, expected)  # a column
+    with pytest.raises(AudioError, match=r'dict of audio.*row\["audio"\]'):
+        codec.encode(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (None, "None was given.*a path, bytes"),
+        (16000, "an int was given.*a path, bytes"),
+        ([], "empty list"),
+        ([0.1, 0.2], "item 0 of the list is a float.*array"),
+        ([["a.wav"]], "item 0 of the list is a list"),
+        ({}, "dict of nothing.*row"),
+        ((np.zeros(9, np.float32), 8000), "8000 Hz.*16000"),
+        (io.StringIO("text"), "binary mode"),
+        (torch.tensor(0.5), "shape"),
+    ],
+)
+def test_what_is_no_recording_is_refused_by_type(codec: Codec, source: object, words: str) -> None:
+    with pytest.raises(AudioError, match=words):
+        codec.encode(source, 16000)
+
+
+@pytest.mark.parametrize("texts", [None, b"Hello.", {"text": "Hello."}, ["Hello.", 3], []])
+def test_texts_and_voices_of_other_types_are_refused(texts: object) -> None:
+    class Silent(Speaker):
+        sample_rate, front_end, sampler, voice_type = RATE, "english", Sampler(), tuple
+
+        def voice(self, source: object, text: str = "", *, sample_rate: int | None = None) -> tuple:
+            return (vokens.audio.load(source, source_rate=sample_rate)[0],)
+
+        def utter(self, pieces: list, voice: object, seeds: list, manner: object) -> list[np.ndarray]:
+            return [np.zeros(8, np.float32) for _ in pieces]
+
+    assert len(Silent().say(["Hello.", "You."], (speechlike(900), RATE))) == 2
+    with pytest.raises(ConfigError, match=r"a text|empty list"):
+        Silent().say(texts)
+    with pytest.raises(ConfigError, match="an int was given as the voice"):
+        Silent().say("Hello.", 3)
 
 
 def test_fewer_codebooks_are_a_prefix(codec: Codec) -> None:

@@ -284,7 +284,7 @@ def test_a_language_model_without_speaker_token(speakers):
 
 def test_uslm_goes_on_from_a_prompt(speakers):
     model = speakers["uslm"]
-    with pytest.raises(ConfigError, match="say what the recording says"):
+    with pytest.raises(ConfigError, match="--voice-text"):
         model.say("Hi", wave(), sample_rate=16000)
     assert sampling_of(Sampler("greedy")).temperature == 0
     law = sampling_of(Sampler("ras", 0.7, 30, 12, 0.2, temperature=0.9))

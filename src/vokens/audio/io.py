@@ -8,7 +8,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -19,10 +19,9 @@ import soundfile
 import torch
 
 from vokens.audio.resample import check_rate, resample
+from vokens.audio.source import Source, sources, unpacked
 from vokens.audio_suffixes import ENCODINGS
 from vokens.errors import AudioError, MissingExtra
-
-Source = str | Path | bytes | BinaryIO | np.ndarray | torch.Tensor
 
 MAX_CHANNELS = 8  # 7.1; an array with more rows is a batch
 _PCM_CENTRE_AND_SCALE = {
@@ -51,7 +50,8 @@ def load(
     """Read audio as float32 mono (T,) and its sample rate in Hz; channels are averaged.
 
     source: a path, the bytes of a file, a binary file object, or an array or tensor (T,), (C, T) or (T, C) of
-    floats in [-1, 1] or of uint8, int16, int32 PCM; arrays need their `source_rate`.
+    floats in [-1, 1] or of uint8, int16, int32 PCM; arrays need their `source_rate`. Also (array, rate), and rows
+    of datasets: {"array", "sampling_rate"}, {"bytes", "path"}.
     sample_rate: resample to this (soxr HQ); None keeps the rate of the source.
     offset, duration: read only this part, in seconds; it may end early with the audio. Only the part is
     decoded, except that mp3 is decoded from its start, and m4a, aac, webm and wma whole.
@@ -60,6 +60,7 @@ def load(
     """
     if not (offset >= 0.0 and np.isfinite(offset)) or (duration is not None and not duration > 0.0):
         raise AudioError(f"offset must be 0 s or more and duration above 0 s; got {offset} and {duration}")
+    source, source_rate = unpacked(source, source_rate)
     if isinstance(source, np.ndarray | torch.Tensor):
         name, rate = "array", _array_rate(source_rate)
         wave = _cut(_mono(source), rate, offset, duration)
@@ -96,6 +97,13 @@ def duration(source: str | Path | bytes) -> float:
                     return audio.frames / audio.samplerate
     wave, rate = load(source)
     return len(wave) / rate
+
+
+def load_all(
+    given: Source | Iterable[Source], sample_rate: int, source_rate: int | None = None
+) -> list[np.ndarray]:
+    """Read one recording or each of a list as `load` does: float32 mono (T,) each, at `sample_rate`."""
+    return [load(source, sample_rate, source_rate=source_rate)[0] for source in sources(given)]
 
 
 def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) -> None:
@@ -157,16 +165,11 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
             yield file, repr(str(source))
     elif isinstance(source, bytes):
         yield io.BytesIO(source), "bytes"
-    elif hasattr(source, "read"):
+    else:
         name = repr(str(getattr(source, "name", "file object")))
         if isinstance(source, io.TextIOBase):
             raise AudioError(f"{name} is open as text: open it in binary mode ('rb')")
         yield (source if source.seekable() else io.BytesIO(source.read())), name
-    else:
-        raise AudioError(
-            f"cannot read audio from {type(source).__name__}: give a path, bytes, a binary file object, "
-            "a numpy array or a torch tensor"
-        )
 
 
 def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
@@ -247,7 +250,10 @@ def _track(file: BinaryIO, name: str) -> Generator[tuple[Any, Any], None, None]:
 
 def _array_rate(source_rate: int | None) -> int:
     if source_rate is None:
-        raise AudioError("an array does not know its sample rate: give source_rate in Hz")
+        raise AudioError(
+            "an array was given without its rate: pass it in Hz, sample_rate= of a model, source_rate= of audio.load, "
+            "or a pair (array, rate)"
+        )
     check_rate(source_rate)
     return source_rate
 

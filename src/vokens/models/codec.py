@@ -6,7 +6,6 @@ trimming and checks on tokens stand here once.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from vokens import audio
-from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.errors import ConfigError, TokensError
 from vokens.models.pretrained import Pretrained, build_config
 from vokens.quantize import ResidualVectorQuantizer
 from vokens.tokens import Tokens
 
-Audio = str | Path | bytes | np.ndarray | Tensor
+Audio = audio.Source
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,8 @@ class Codec(Pretrained):
         """Tokens of one recording or a list of them.
 
         Args:
-            source: path, encoded bytes, array or tensor (T,) or (C, T) in [-1, 1], or a list of those, of any
-                lengths. Channels are averaged; other rates are resampled.
+            source: path, file object, encoded bytes, array or tensor (T,) or (C, T) in [-1, 1], (array, rate), a
+                row of datasets, or a list of those, of any lengths. Channels are averaged; other rates are resampled.
             sample_rate: rate of arrays and tensors in Hz; files know theirs.
             num_codebooks: how many codebooks to compute, all by default.
             batch_seconds: padded audio per forward pass, in seconds. It bounds memory and changes nothing else.
@@ -154,11 +153,7 @@ class Codec(Pretrained):
             ConfigError: num_codebooks outside 1..K.
         """
         wanted = self._wanted(num_codebooks)
-        single = isinstance(source, (str, Path, bytes, np.ndarray, Tensor))
-        sources: list[Any] = [source] if single else list(source)
-        if not sources:
-            raise AudioError("an empty list was given to encode: give at least one recording")
-        waves = [torch.from_numpy(self._load(item, sample_rate)) for item in sources]
+        waves = [torch.from_numpy(wave) for wave in audio.load_all(source, self.sample_rate, sample_rate)]
         num_samples = torch.tensor([len(wave) for wave in waves])
         lengths = self.num_frames(num_samples)
         codes = torch.zeros(len(waves), wanted, int(lengths.max()), dtype=torch.int64)
@@ -212,13 +207,6 @@ class Codec(Pretrained):
         return waves
 
     # Checks ------------------------------------------------------------------------------------------------
-
-    def _load(self, source: Audio, sample_rate: int | None) -> np.ndarray:
-        if isinstance(source, (np.ndarray, Tensor)) and sample_rate is None:
-            raise AudioError(
-                f"an array was given without its rate: pass sample_rate= (this codec works at {self.sample_rate} Hz)"
-            )
-        return audio.load(source, self.sample_rate, source_rate=sample_rate)[0]
 
     def _wanted(self, num_codebooks: int | None) -> int:
         wanted = self.num_codebooks if num_codebooks is None else num_codebooks

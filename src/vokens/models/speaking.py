@@ -8,18 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from vokens.audio.source import ACCEPTED, is_source
 from vokens.errors import ConfigError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
 from vokens.nn.sampling import Sampler
+from vokens.one_or_list import one_or_list, type_name
 from vokens.text import normalise, sentences
 
 PAUSE = 0.2  # s between the pieces of a long text
@@ -59,6 +59,7 @@ class Speaker(ABC):
     sampler: Sampler
     front_end: str
     paced: bool = False
+    voice_type: type  # of what `voice` returns
 
     # What a system implements ------------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class Speaker(ABC):
         Raises:
             ConfigError: texts with nothing to say, or with what the front end cannot spell; a voice that is missing.
         """
-        each = [texts] if isinstance(texts, str) else list(texts)
+        each = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
         found = [self.pieces(text, language, spell_out) for text in each]
         heard = self._heard(voice, voice_text, sample_rate)
         numbers = [
@@ -178,6 +179,8 @@ class Speaker(ABC):
 
         Raises ConfigError for a text without a letter.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"{type_name(text)} was given to say: a text is accepted")
         as_it_is = self.front_end == "phonemes"
         found = sentences(normalise(text, language) if spell_out and not as_it_is else text)
         if not found:
@@ -185,8 +188,12 @@ class Speaker(ABC):
         return [text.strip()] if as_it_is else [piece.strip() for piece in found]
 
     def _heard(self, voice: Any, text: str, sample_rate: int | None) -> Any:
-        if isinstance(voice, (str, Path, bytes, np.ndarray, Tensor)):
+        if is_source(voice):
             return self.voice(voice, text, sample_rate=sample_rate)
+        if voice is not None and not isinstance(voice, self.voice_type):
+            raise ConfigError(
+                f"{type_name(voice)} was given as the voice: {ACCEPTED}, or what this model's voice() made, is accepted"
+            )
         if text:
             raise ConfigError("voice_text was given without a recording: it says what the recording says")
         return voice

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens import audio, checkpoint
-from vokens.errors import AudioError, TokensError
+from vokens.errors import TokensError
 from vokens.models.codec import Audio, batches
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae.config import RELEASES, DACVAEConfig
@@ -65,7 +65,7 @@ class Autoencoder(Pretrained):
         """Latents of one recording or a list of them: ceil(N / hop_length) frames each.
 
         Args:
-            source: path, encoded bytes, array or tensor (T,) or (C, T) in [-1, 1], or a list of those.
+            source: as in `Codec.encode`: one recording, or a list of them.
             sample_rate: rate of arrays and tensors in Hz; files know theirs.
             generator: draw from the posterior with it; None gives its mean.
             batch_seconds: padded audio per forward pass. It bounds memory and changes nothing else.
@@ -73,11 +73,7 @@ class Autoencoder(Pretrained):
         Raises:
             AudioError: audio that is empty, not finite or not readable, or an array without its rate.
         """
-        single = isinstance(source, (str, bytes, np.ndarray, Tensor)) or not isinstance(source, Sequence)
-        sources: list[Any] = [source] if single else list(source)
-        if not sources:
-            raise AudioError("an empty list was given to encode: give at least one recording")
-        waves = [torch.from_numpy(self._load(item, sample_rate)) for item in sources]
+        waves = [torch.from_numpy(wave) for wave in audio.load_all(source, self.sample_rate, sample_rate)]
         num_samples = torch.tensor([len(wave) for wave in waves])
         lengths = -(-num_samples // self.hop_length)
         values = torch.zeros(len(waves), self.config.latent_dim, int(lengths.max()))
@@ -149,13 +145,6 @@ class Autoencoder(Pretrained):
         """(first, end) of the spans of frames that are computed at once."""
         size = max(1, round(WINDOW_SECONDS * self.frame_rate))
         return [(start, min(total, start + size)) for start in range(0, total, size)]
-
-    def _load(self, source: Audio, sample_rate: int | None) -> np.ndarray:
-        if isinstance(source, (np.ndarray, Tensor)) and sample_rate is None:
-            raise AudioError(
-                f"an array was given without its rate: pass sample_rate= (this model works at {self.sample_rate} Hz)"
-            )
-        return audio.load(source, self.sample_rate, source_rate=sample_rate)[0]
 
 
 class DACVAE(Autoencoder):

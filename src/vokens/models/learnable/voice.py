@@ -81,6 +81,7 @@ class LearnableSpeech(Pretrained, Speaker):
 
     system = "learnable"
     Config = LearnableConfig
+    voice_type = HeardVoice
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ class S3Voice:
 class WithS3Gen(Speaker):
     """Text to speech. lm: text to tokens; s3gen: tokens to speech, with what hears a voice."""
 
+    voice_type = S3Voice
+
     def __init__(self, lm: LearnableLM, s3gen: Pretrained | None) -> None:
         if not isinstance(s3gen, S3GenModel):
             given = "none" if s3gen is None else f"a {s3gen.system}"

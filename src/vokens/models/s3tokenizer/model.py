@@ -9,13 +9,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens import checkpoint
+from vokens import audio, checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_128
 from vokens.errors import CheckpointError, ConfigError, TokensError
@@ -188,11 +188,9 @@ class S3Tokenizer(Codec):
         """
         if self.compute_dtype == torch.int8:
             raise ConfigError("int8 has no float32 weights to compare with: calibrate is for half precision")
-        single = not isinstance(source, Sequence) or isinstance(source, (str, bytes))
         moved = 0.0
-        for item in cast(list[Any], [source] if single else source):
-            wave = torch.from_numpy(self._load(item, sample_rate)).to(self.device)
-            mel = self.log_mel(wave)
+        for wave in audio.load_all(source, self.sample_rate, sample_rate):
+            mel = self.log_mel(torch.from_numpy(wave).to(self.device))
             for window in windows(mel.shape[1], self.config.hop):
                 piece = mel[None, :, window.start : window.end]
                 exact, sure = self._exactly(piece)

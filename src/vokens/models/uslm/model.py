@@ -20,6 +20,7 @@ from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
 from vokens.models.uslm.sampling import Sampling, draw
 from vokens.models.uslm.transformer import Memory
 from vokens.nn.progress import pace_of
+from vokens.one_or_list import one_or_list
 from vokens.text.front_end import PAD, front_end
 from vokens.tokens import Tokens
 
@@ -77,9 +78,7 @@ class USLM(Pretrained):
             ConfigError: texts without anything to say or with symbols that the front end does not have.
             TokensError: a prompt of another codec, or none where the model has not learnt to begin by itself.
         """
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        if not wanted:
-            raise ConfigError("an empty list of texts was given: give at least one")
+        wanted = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
         spell = front_end(spelling or self.config.front_end)
         if spell.num_ids > self.config.text_symbols:
             raise ConfigError(

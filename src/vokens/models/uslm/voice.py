@@ -24,6 +24,8 @@ RELEASED = {"speechtokenizer": "speechtokenizer_hubert_avg"}
 class USLMSpeech(Speaker):
     """Text to speech. uslm: text to tokens. codec: tokens to speech; that of the config's name by default."""
 
+    voice_type = tuple
+
     def __init__(self, uslm: USLM, codec: Pretrained | None = None) -> None:
         settings = uslm.config
         if codec is None:
@@ -51,7 +53,10 @@ class USLMSpeech(Speaker):
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> tuple[Tokens, str]:
         """A prompt and its text, without which it cannot be gone on from."""
         if not text.strip():
-            raise ConfigError(f"{self.uslm.name} goes on from its prompt: say what the recording says, too")
+            raise ConfigError(
+                f"{self.uslm.name} goes on from the recording and needs its words: give them with --voice-text, "
+                "in Python with voice_text="
+            )
         wave, rate = audio.load(source, source_rate=sample_rate)
         return self.codec.encode(wave, rate), text.strip()
 
