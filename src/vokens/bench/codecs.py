@@ -1,6 +1,5 @@
 """The codecs that are measured: their labels, opened on one device, and their tokens, kept in the results' folder."""
 
-import json
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,6 +9,7 @@ from vokens.bench.items import Item
 from vokens.bench.options import Measure
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
+from vokens.text.files import read_json
 from vokens.tokens import Tokens
 
 
@@ -55,5 +55,5 @@ def _own_name(source: str) -> str:
     config = Path(source).expanduser() / "config.json"
     if not config.is_file():
         return source
-    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings = read_json(config)
     return settings.get("name") or settings.get("system") or source

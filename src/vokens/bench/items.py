@@ -6,7 +6,7 @@ from pathlib import Path
 
 import soundfile
 
-from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.audio_files import find_files
 from vokens.bench.options import Measure
 from vokens.corpus.sources.addresses import is_url
 from vokens.corpus.sources.records import Record, read_records
@@ -62,8 +62,7 @@ def _length_fits(record: Record, options: Measure) -> bool:
 
 
 def _folder_records(folder: Path) -> list[Record]:
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
-    return [Record(path.relative_to(folder).as_posix(), str(path)) for path in paths]
+    return [Record(path.relative_to(folder).as_posix(), str(path)) for path in find_files(folder)]
 
 
 def _manifest_records(path: Path) -> list[Record]:

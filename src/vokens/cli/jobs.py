@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from vokens.audio_files import has_suffix, walk
 from vokens.errors import ConfigError
 
 STREAM = "-"
@@ -96,9 +97,8 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _folder(folder: Path, suffixes: Sequence[str]) -> list[Source]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    # Hidden files are left out: macOS puts a "._hello.wav" that is no audio beside each hello.wav.
-    wanted = [file for file in files if file.suffix.lower() in suffixes and not file.name.startswith(".")]
+    files = sorted(Path(below, name) for below, names in walk(folder) for name in names)
+    wanted = [file for file in files if has_suffix(file.name, suffixes)]
     if not wanted:
         raise ConfigError(f"no file below {folder} ends in {', '.join(suffixes)}: name the files themselves")
     if len(wanted) < len(files):

@@ -4,7 +4,6 @@ What a file is follows from its content: our folders name their system, publishe
 their tensors' names.
 """
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from vokens import checkpoint, registry
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.codec import Codec, build_config
 from vokens.onnx_file import is_onnx, read_onnx
+from vokens.text.files import read_json
 
 # system -> (module, class). A new system joins here.
 SYSTEMS = {
@@ -210,9 +210,9 @@ def _open_session(path: Path, config: Any, device: str) -> Codec:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable config.json: {error}") from error
+        return read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(f"not a readable config.json: {error}") from error
 
 
 def _dtype(name: str) -> torch.dtype:

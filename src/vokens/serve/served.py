@@ -16,6 +16,7 @@ from vokens.models.s3gen import S3GenModel
 from vokens.models.speaking import PARTNERED, Speaker, speaker
 from vokens.serve.batcher import Batcher
 from vokens.serve.settings import Settings
+from vokens.text.files import read_text
 from vokens.tokens import Tokens
 
 REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
@@ -133,7 +134,7 @@ def find_voices(folder: Path | None) -> dict[str, Voice]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in AUDIO_SUFFIXES:
             said = path.with_suffix(".txt")
-            found[path.stem] = Voice(path.stem, path, said.read_text().strip() if said.exists() else "")
+            found[path.stem] = Voice(path.stem, path, read_text(said).strip() if said.exists() else "")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from vokens.errors import ConfigError
+from vokens.text.files import read_text
 
 # Tasks: name -> (module, class of the trainer). A new task joins here.
 TASKS = {
@@ -168,10 +169,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
     Raises ConfigError naming the setting that is unknown or of the wrong type.
     """
     try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}") from error
+        values = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the recipe {path} is not valid TOML: {error}") from error
     for change in changes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vokens import audio
-from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.audio_files import find_files
 from vokens.corpus.sources.records import Record, read_records
 from vokens.errors import ConfigError
 from vokens.train.rows import Rows, cached_rows
@@ -44,7 +44,7 @@ def read_clips(
     """
     source = Path(source)
     if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        paths = find_files(source)
         clips = [Clip(str(path.relative_to(source).with_suffix("")), path) for path in paths]
     elif source.is_file():
         clips = [

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vokens.corpus.items import CodecFacts
 from vokens.errors import ConfigError
+from vokens.text.files import iter_lines
 from vokens.tokens import Tokens
 from vokens.train.data import Clip
 from vokens.train.text_tokens import SpokenTexts, TextBatch
@@ -46,7 +47,7 @@ def read_pairs(source: str | Path) -> Pairs:
     if not source.is_file():
         raise ConfigError(f"{source} is no file: pairs are jsonl, one object per line")
     clips, answers, facts = [], [], set()
-    for number, line in enumerate(source.read_text().splitlines(), start=1):
+    for number, line in enumerate(iter_lines(source), start=1):
         if line.strip():
             clip, pair = _pair(line, source, number)
             clips.append(clip)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.audio_files import find_files
 from vokens.errors import ConfigError, TokensError
+from vokens.text import files as text_files
 from vokens.train.data import Clip
 from vokens.train.rows import Rows, cached_rows
 
@@ -51,8 +52,7 @@ def is_published(source: str | Path) -> bool:
     path = Path(source)
     if path.suffix != ".json" or not path.is_file():
         return path.suffix in LISTS
-    with path.open(encoding="utf-8") as file:
-        first = file.readline()
+    first = next(text_files.iter_lines(path), "")
     try:
         return "data" in json.loads(first)
     except ValueError:  # an object over several lines
@@ -80,9 +80,9 @@ def recordings(source: Path) -> list[Path]:
     Raises ConfigError for what is neither.
     """
     if source.is_dir():
-        return sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        return find_files(source)
     if source.is_file():
-        return [_near(line, source) for line in _lines(source)]
+        return [_near(line, source) for line in text_files.read_list(source)]
     raise ConfigError(f"{source} is neither a folder of recordings nor a file that lists them")
 
 
@@ -96,7 +96,7 @@ def read_items(source: str | Path) -> list[Item]:
     if source.suffix == ".list":
         if not source.is_file():
             raise ConfigError(f"{source} is not there: a list of sources has an index.json in each line")
-        return [item for line in _lines(source) for item in read_items(_near(line, source))]
+        return [item for line in text_files.read_list(source) for item in read_items(_near(line, source))]
     if source.suffix == ".json":
         return list(_indexed(source))
     return [beside(path) for path in recordings(source)]
@@ -104,7 +104,7 @@ def read_items(source: str | Path) -> list[Item]:
 
 def read_text(path: Path) -> str:
     """The text of an utterance: its lines without outer blanks, joined by nothing, as published."""
-    return "".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return "".join(line.strip() for line in text_files.iter_lines(path))
 
 
 def read_tokens(path: Path, codebook_size: int = 6561) -> np.ndarray:
@@ -215,12 +215,12 @@ def ratio_of(tokens: Rows, latents: Rows) -> int:
 
 def _indexed(path: Path) -> Iterator[Item]:
     try:
-        for row in json.loads(path.read_text(encoding="utf-8"))["data"]:
+        for row in text_files.read_json(path)["data"]:
             names = ("wav", "text_path", "token_path", "latent_path")
             wav, text, token, latent = (_near(row[name], path) for name in names)
             yield Item(str(row["utt"]), str(row.get("spk", NO_SPEAKER)), wav, text, token, latent)
-    except OSError as error:
-        raise ConfigError(f"the index {path} cannot be read: {error.strerror}") from error
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no index ({error!r}): generate_json_index writes one, whose data are utterances"
@@ -231,11 +231,6 @@ def _near(path: str, file: Path) -> Path:
     """A path as it is, or from the folder of the file that names it, where it is there."""
     plain = Path(path).expanduser()
     return plain if plain.is_absolute() or plain.exists() else file.parent / plain
-
-
-def _lines(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _read(path: Path) -> Any:

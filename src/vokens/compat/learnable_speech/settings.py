@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vokens.errors import ConfigError, MissingExtra
+from vokens.text.files import read_text
 
 _REFERENCE = re.compile(r"<([^<>]+)>")
 _SEED = 1986  # the published one
@@ -37,10 +38,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Plain.add_multi_constructor("!", plain)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, Plain)
-    except OSError as error:
-        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from error
+        values = yaml.load(read_text(path), Plain)
     except yaml.YAMLError as error:
         raise ConfigError(f"the config {path} is no YAML: {error}") from error
     if not isinstance(values, dict):

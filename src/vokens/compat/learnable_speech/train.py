@@ -18,6 +18,7 @@ import torch
 from vokens.atomic import atomic_write
 from vokens.compat.learnable_speech import settings
 from vokens.errors import ConfigError
+from vokens.text.files import read_json
 from vokens.train.config import read_recipe, trainer_of
 
 SECONDS = 10.0  # of a crop that the flow learns; the published code takes whole recordings
@@ -141,7 +142,7 @@ def _flow(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, An
 def qwen_sizes(folder: Path) -> dict[str, Any]:
     """Settings of `Qwen2Sizes` from a transformers folder. Raises ConfigError where it has no config.json."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "config.json")
         names = {
             "vocab_size": "vocab_size",
             "width": "hidden_size",

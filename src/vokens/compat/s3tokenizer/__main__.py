@@ -25,10 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vokens.atomic import atomic_write
+from vokens.audio_files import find_files
 from vokens.compat import s3tokenizer
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.s3tokenizer.long import WINDOW
+from vokens.text.files import read_json, read_list
 
 Entry = TypeVar("Entry")
 WINDOW_SAMPLES = WINDOW * 160  # 30 s
@@ -104,8 +106,7 @@ def find(arguments: argparse.Namespace) -> list[Item]:
     if arguments.wav_scp:
         items = read_scp(Path(arguments.wav_scp))
     elif arguments.file_list:
-        paths = _lines(Path(arguments.file_list))
-        items = [Item(path, Path(path)) for path in paths if not path.startswith("#")]
+        items = [Item(path, Path(path)) for path in read_list(arguments.file_list)]
     else:
         items = _below_root(arguments)
     if not items:
@@ -118,7 +119,7 @@ def find(arguments: argparse.Namespace) -> list[Item]:
 def read_scp(path: Path) -> list[Item]:
     """Kaldi's list: a key, blanks, and a path, which may hold blanks itself; one recording per line."""
     items = []
-    for line in _lines(path):
+    for line in read_list(path, comment=None):
         key, *rest = line.split(maxsplit=1)
         if not rest:
             raise ConfigError(f"{path}: the line {line!r} has no path; 'key path' is expected")
@@ -133,34 +134,21 @@ def _below_root(arguments: argparse.Namespace) -> list[Item]:
     cache = Path(arguments.cache_file) if arguments.cache_file else None
     if cache is not None and cache.exists() and not arguments.no_cache:
         try:
-            kept = json.loads(cache.read_text(encoding="utf-8"))
+            kept = read_json(cache)
             if kept["search"] == search:
                 return [Item(path, Path(path)) for path in kept["files"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"--cache_file {cache} holds no list of files: --no_cache replaces it"
             ) from error
-    items = find_files(root, arguments.extensions, arguments.scan_workers)
+    if not root.is_dir():
+        raise ConfigError(f"--root_path {root} is no folder")
+    endings = {extension.lower() for extension in arguments.extensions}
+    items = [Item(str(path), path) for path in find_files(root, endings)]
     if cache is not None:
         with atomic_write(cache) as partial:
             partial.write_text(json.dumps({"search": search, "files": [item.key for item in items]}))
     return items
-
-
-def find_files(root: Path, extensions: Iterable[str], workers: int = 8) -> list[Item]:
-    """Audio files at any depth, in order; `workers` threads look into the folders directly below root."""
-    if not root.is_dir():
-        raise ConfigError(f"--root_path {root} is no folder")
-    endings = {extension.lower() for extension in extensions}
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(lambda entry: [entry, *entry.rglob("*")], root.iterdir())
-    paths = sorted(path for below in found for path in below if path.suffix.lower() in endings)
-    return [Item(str(path), path) for path in paths]
-
-
-def _lines(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line]
 
 
 # Where ids go ----------------------------------------------------------------------------------------------
@@ -309,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache_file", help="keeps what was found in --root_path, so that the next run need not look")
     add("--no_cache", action="store_true", help="look again, and replace --cache_file")
     add("--use_cache", action="store_true", help="as without it: a --cache_file is used")
-    add("--scan_workers", type=int, default=8, help="threads that look into folders of --root_path")
+    add("--scan_workers", type=int, default=8, help="accepted; one thread looks into folders as fast")
     add("--skip_existing", action="store_true", help="go on after a stop: leave out what has been written")
     add("--num_workers", type=int, default=4, help="threads that read recordings")
     add("--prefetch", type=int, default=5, help="batches that are read ahead and grouped by length")

@@ -29,6 +29,7 @@ from vokens.corpus.sources.options import SourceOptions
 from vokens.corpus.sources.tables import TableSource
 from vokens.corpus.sources.tars import Shar, WebDataset
 from vokens.errors import ConfigError
+from vokens.text.files import BOM, iter_lines, read_json
 
 __all__ = ["SourceOptions", "open_source"]
 
@@ -138,7 +139,7 @@ def _kind(file: str) -> str:
         return "tar"
     if suffix == ".scp":
         return "scp"
-    if suffix in _MANIFESTS or head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+    if suffix in _MANIFESTS or head.removeprefix(BOM).lstrip().startswith(b"{"):
         return "manifest"
     if suffix in _LISTS:
         return "list"
@@ -179,19 +180,14 @@ def _shared_folder(lists: Iterable[Path], listing: Path) -> str:
 
     def paths() -> Iterable[str]:
         for file in lists:
-            with open(file, encoding="utf-8-sig") as lines:
-                yield from (line.strip() for line in lines if not line.isspace())
+            yield from (line.strip() for line in iter_lines(file) if line and not line.isspace())
 
-    try:
-        kept = frozen(listing, "shared-folder.json", lambda: [json.dumps(common_folder(paths()))])
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{', '.join(map(str, lists))} is not UTF-8 text: {error}") from error
-    return json.loads(kept.read_text())
+    return read_json(frozen(listing, "shared-folder.json", lambda: [json.dumps(common_folder(paths()))]))
 
 
 def _frozen_paths(listing: Path, find: Callable[[], list[str]]) -> list[str]:
     lines = frozen(listing, "files.jsonl", lambda: map(json.dumps, find()))
-    return [json.loads(line) for line in lines.read_text().splitlines()]
+    return [json.loads(line) for line in iter_lines(lines)]
 
 
 def _tables(files: list[str], options: SourceOptions) -> Source:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.audio_files import has_suffix, walk
 from vokens.corpus.sources.addresses import filesystem, is_url, stem
 
 
@@ -20,12 +20,13 @@ def folder_lines(folder: str) -> Iterator[str]:
         system, path = filesystem(folder)
         found = (system.unstrip_protocol(name) for name in system.find(path))
         return file_lines(found, folder)
-    return _manifest(_walk(os.path.abspath(folder)), os.path.abspath(folder))
+    top = os.path.abspath(folder)
+    return _manifest(((below, list(filter(has_suffix, names))) for below, names in walk(top)), top)
 
 
 def file_lines(paths: Iterable[str], top: str) -> Iterator[str]:
     """The audio files among `paths` as lines of a manifest. top: the folder that keys begin below."""
-    ordered = sorted(filter(_is_audio, paths), key=os.path.split)
+    ordered = sorted(filter(has_suffix, paths), key=os.path.split)
     by_folder = ((folder, list(files)) for folder, files in groupby(ordered, key=os.path.dirname))
     return _manifest(
         ((folder, [os.path.basename(file) for file in files]) for folder, files in by_folder), top
@@ -47,21 +48,3 @@ def _manifest(folders: Iterable[tuple[str, list[str]]], top: str) -> Iterator[st
             path = f"{folder}/{name}"
             key = (stem(path) if uses[stem(name)] == 1 else path).removeprefix(top).lstrip("/")
             yield json.dumps({"id": key, "audio_filepath": path}, ensure_ascii=False)
-
-
-def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
-    """Folders with the sorted names of their audio files. Links are followed, each folder once."""
-    seen: set[tuple[int, int]] = set()
-    for folder, below, names in os.walk(top, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield folder, sorted(filter(_is_audio, names))
-
-
-def _is_audio(path: str) -> bool:
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith(".")

@@ -13,9 +13,9 @@ from vokens.corpus.sources.addresses import parent, resolve, spans, stem
 from vokens.corpus.sources.options import SourceOptions
 from vokens.corpus.sources.records import key_of, labels_of, parse_line, record_of
 from vokens.errors import ConfigError
+from vokens.text.files import BOM
 
 _ARCHIVE = re.compile(rb"\.ark:\d+$")
-_BOM = b"\xef\xbb\xbf"
 
 
 class LineSource(ABC):
@@ -51,7 +51,7 @@ class LineSource(ABC):
             for line in lines:
                 if remaining == 0:
                     return
-                line = line.removeprefix(_BOM)
+                line = line.removeprefix(BOM)
                 if not line.isspace() and self.key(line) is not None:
                     remaining -= 1
                     yield self.utterance(line, given)
@@ -67,7 +67,7 @@ class LineSource(ABC):
                 for number, line in enumerate(lines, start=1):
                     size = len(line)
                     if number == 1:
-                        line = line.removeprefix(_BOM)
+                        line = line.removeprefix(BOM)
                     if not line.isspace():
                         key = self.key(line)
                         if key is not None:

@@ -14,6 +14,7 @@ from vokens.corpus.items import Utterance
 from vokens.corpus.sources.addresses import is_url, parent, resolve, stem
 from vokens.corpus.sources.options import Labels, known
 from vokens.errors import ConfigError
+from vokens.text.files import BOM
 
 _decode = json.JSONDecoder().raw_decode
 _WHOLE = 1e-3  # seconds: a cut that ends so near to its recording's end is the recording
@@ -46,7 +47,7 @@ class Record(NamedTuple):
 def parse_line(line: bytes) -> dict[str, Any]:
     """The object of a line. Raises ConfigError for anything else."""
     try:
-        text = line.strip().decode()
+        text = line.strip().removeprefix(BOM).decode()
         parsed, end = _decode(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not JSON ({error}): a manifest has one whole JSON object per line") from error

@@ -3,7 +3,6 @@
 A span is a row of a file. The columns are found by their types and usual names; audio is read 32 rows at a time.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from vokens.corpus.sources.addresses import common_folder, filesystem, is_url, o
 from vokens.corpus.sources.options import Labels, SourceOptions, known
 from vokens.download import offline
 from vokens.errors import ConfigError, DownloadError, MissingExtra
+from vokens.text.files import read_json
 
 ROWS = 32  # with audio, held at once: 32 clips of 30 s are 30 MB of 16 kHz wav
 _LIGHT_ROWS = 65536  # without audio
@@ -216,13 +216,13 @@ def saved_files(folder: str, split: str | None) -> list[str]:
     """The arrow files of a folder that datasets' save_to_disk wrote; all splits of it where none is asked for."""
     whole = Path(folder, "dataset_dict.json")
     if whole.is_file():
-        splits = json.loads(whole.read_text())["splits"]
+        splits = read_json(whole)["splits"]
         if split is not None and split not in splits:
             raise ConfigError(f"{folder} has no split {split!r}: there are {', '.join(splits)}")
         return [
             file for name in splits if split in (None, name) for file in saved_files(f"{folder}/{name}", None)
         ]
-    state = json.loads(Path(folder, "state.json").read_text())
+    state = read_json(Path(folder, "state.json"))
     return [f"{folder}/{file['filename']}" for file in state["_data_files"]]
 
 

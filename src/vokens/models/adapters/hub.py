@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vokens.errors import CheckpointError, ConfigError, MissingExtra
 from vokens.models.codec import Codec
+from vokens.text.files import read_json
 
 _PASSING = (
     "transformers_version",
@@ -160,7 +161,7 @@ def transformers_class(name: str) -> Any:
 
 def _hub_config(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_json(folder / "config.json")
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -26,6 +26,7 @@ from vokens.models.pretrained import Pretrained, build_config
 from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
 from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.nn.sampling import Sampler
+from vokens.text.files import read_json
 
 Part = TypeVar("Part", bound=Pretrained)
 PARTS = ("lm", "flow", "autoencoder", "tokenizer", "speaker")  # of a folder; the last two may be missing
@@ -255,7 +256,7 @@ class LearnableSpeech(Pretrained, Speaker):
         """The model of a folder that `save_pretrained` wrote; None where it is no such folder."""
         if not (folder / "config.json").is_file():
             return None
-        settings = json.loads((folder / "config.json").read_text())
+        settings = read_json(folder / "config.json")
         if settings.get("system") != cls.system:
             return None
         there = build_config(LearnableConfig, settings["config"], str(folder / "config.json"))

@@ -1,12 +1,12 @@
 """Sizes of SpeechTokenizer, and their published names."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vokens.errors import ConfigError
+from vokens.text.files import read_json
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class SpeechTokenizerConfig:
         """From a published config.json (its path or content); its training settings are ignored."""
         if isinstance(source, (str, Path)):
             try:
-                source = json.loads(Path(source).read_text())
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"{source} is not a readable config.json: {error}") from error
+                source = read_json(source)
+            except ConfigError as error:
+                raise ConfigError(f"not a readable config.json: {error}") from error
         if not isinstance(source, Mapping):
             raise ConfigError(f"a config.json holds one object, not {type(source).__name__}")
         missing = sorted(set(PUBLISHED.values()) - set(source))
