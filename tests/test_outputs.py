@@ -416,7 +416,7 @@ def test_names():
 
 def test_missing_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"vokens\[parquet\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .*\[parquet\]"):
         get_output("parquet").write(tmp_path, 0, [make_row(S3, 3)], S3)
 
 

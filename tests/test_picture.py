@@ -105,5 +105,5 @@ def test_several_items_are_refused() -> None:
 def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     wave = tone(0.1)
-    with pytest.raises(MissingExtra, match=r"vokens\[plot\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .*\[plot\]"):
         roundtrip_figure(wave, wave, tokens_of(len(wave)))
