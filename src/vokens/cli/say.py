@@ -255,7 +255,7 @@ def _no_model() -> str:
     return (
         "no model was given, and none that speaks comes with the package: --model takes a folder of Learnable-Speech, "
         "of USLM, or of Learnable-Speech's language model with an S3Gen as --decoder. `vokens train "
-        f"recipes/learnable_lm_mini.toml` trains one, docs/say.md says the rest; {here}"
+        f"learnable_lm_mini` trains one, docs/say.md says the rest; {here}"
     )
 
 

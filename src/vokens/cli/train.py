@@ -3,16 +3,27 @@
 On several devices: torchrun --nproc-per-node 8 -m vokens train RECIPE, or accelerate launch.
 """
 
+import itertools
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+KINDS = {
+    "codec": "codec",
+    "lm": "language model",
+    "flow": "flow",
+    "model": "autoencoder",
+    "vocoder": "vocoder",
+}
+
 
 @dataclass(frozen=True)
 class Arguments:
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE.toml")]
-    """The run: what differs from the defaults of `vokens.train.config.RunConfig` and of its task's config."""
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = ""
+    """The run: a name, such as mini, or a TOML file of what differs from the defaults. Without one: lists the names."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
     """Change a setting: --set optim.learning_rate=3e-4. May be given many times."""
     fresh: bool = False
@@ -20,13 +31,25 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    from vokens.train.config import read_recipe, trainer_of
+    from vokens.train.config import read_recipe, recipes, trainer_of
 
+    if not arguments.recipe:
+        for name, path in recipes().items():
+            print(f"{name:24}{_first_sentence(path)}")
+        return 0
     config = read_recipe(arguments.recipe, arguments.set)
     trainer = trainer_of(config.task)(config)
     out = trainer.run(resume=not arguments.fresh)
     if trainer.accelerator.is_main_process:
+        kind = KINDS.get(trainer.exported, "model")
         print(
-            f"step {trainer.step} of {config.steps}; trained: {out / trainer.exported} (vokens.load opens a codec)"
+            f'step {trainer.step} of {config.steps}; vokens.load("{out / trainer.exported}") opens the {kind}'
         )
     return 0 if trainer.step >= config.steps else 130
+
+
+def _first_sentence(recipe: Path) -> str:
+    """What a recipe trains, as its head says."""
+    head = itertools.takewhile(lambda line: line.startswith("# "), recipe.read_text().splitlines())
+    text = " ".join(line[2:] for line in head)
+    return re.split(r"(?<=[a-z\d)])[.:;] ", text)[0]

@@ -19,7 +19,7 @@ from vokens.models.codec import Codec, CodecOutput
 from vokens.train import losses as L
 from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators, mel_recipe
-from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among
+from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
 from vokens.train.judges import Contest, Judges, generator_losses
 from vokens.train.log import Board
@@ -51,7 +51,8 @@ class CodecConfig(RunConfig):
 
     Attributes:
         mel: "published" (SpeechTokenizer's four scales, weighted 45, 1, 1, 1) or "dac" (seven scales).
-        losses: weight of each loss by name: wave, mel, stft, spectrum, commit, distill, adversarial, feature.
+        losses: weight of each loss by name: wave, mel, stft, spectrum, commit, distill, adversarial, feature;
+            0 leaves one out.
         balance: weigh losses on the wave by their share of its gradient (EnCodec §3.4), not by their value.
         codebook_dropout: share of items trained with a random number of codebooks.
         fit_codebooks: until this step the latent passes unquantized; then codebooks start from k-means on the latents
@@ -78,6 +79,7 @@ class CodecConfig(RunConfig):
             among("adversarial.kinds", kind, ("mpd", "msd", "mstft"))
         for name in self.losses:
             among("losses", name, LOSSES)
+        object.__setattr__(self, "losses", without_zeros(self.losses))
         if self.data.batch_size < 1:
             raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
@@ -121,15 +123,21 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
 
     def _check_losses(self) -> None:
         names, judged = set(self.config.losses), {"adversarial", "feature"}
-        if ("distill" in names) != (self.teacher is not None):
+        if "distill" in names and self.teacher is None:
             raise ConfigError(
-                'give losses.distill exactly when there is a teacher (teacher.kind = "" is none)'
+                "losses.distill has no teacher: --set losses.distill=0 trains without one; or name one, "
+                "--set teacher.kind=moonshine --set teacher.source=FOLDER"
+            )
+        if "distill" not in names and self.teacher is not None:
+            raise ConfigError(
+                "the teacher has no losses.distill: --set losses.distill=1, or --set teacher.kind= for none"
             )
         if bool(self.config.adversarial.kinds) != judged.issubset(names) or (
             names & judged and not self.discriminators
         ):
             raise ConfigError(
-                "give losses.adversarial and losses.feature exactly when adversarial.kinds is not empty"
+                "give losses.adversarial and losses.feature exactly when adversarial.kinds is not empty: "
+                "--set losses.adversarial=0 --set losses.feature=0 --set adversarial.kinds=[] trains without"
             )
 
     def load_data(self) -> None:

@@ -53,7 +53,8 @@ class TeacherConfig:
     """Whose features the first codebook learns to carry. kind "" trains without a teacher.
 
     Attributes:
-        kind: "hubert" (any HuBERT-like model of transformers) or "moonshine". source: folder or hub id.
+        kind: "hubert" (any HuBERT-like model of transformers) or "moonshine". source: a folder; a hub id of a
+            HuBERT-like model; or the name of an evaluator model of docs/metrics.md, looked for in VOKENS_EVAL_MODELS.
         layer: of a HuBERT-like model: "avg" or a number. loss: "d_axis" (over time) or "t_axis" (over features).
         cached: compute all features once to disk, else for each crop on the fly.
     """
@@ -161,15 +162,35 @@ def trainer_of(task: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    here = Path(__file__)
+    folders = (here.parents[1] / "recipes", here.parents[3] / "recipes")  # of a wheel, of a clone
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe: a path, or a name of `recipes`, also as docs write it, "recipes/mini.toml".
+
+    Raises ConfigError where there is none.
+    """
+    path, known = Path(source).expanduser(), recipes()
+    if path.is_file():
+        return path
+    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".toml") and path.stem in known:
+        return known[path.stem]
+    raise ConfigError(f"there is no recipe {source}: give a TOML file, or one of {', '.join(known)}")
+
+
 def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
-    """The run of a TOML file, in the config of its task.
+    """The run of a TOML file, or of a recipe of ours by its name, in the config of its task.
 
     changes: "optim.learning_rate=3e-4" and the like, TOML values or bare words.
 
     Raises ConfigError naming the setting that is unknown or of the wrong type.
     """
     try:
-        values = tomllib.loads(read_text(path))
+        values = tomllib.loads(read_text(find_recipe(path)))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the recipe {path} is not valid TOML: {error}") from error
     for change in changes:
@@ -217,6 +238,11 @@ def _apply(values: dict[str, Any], change: str) -> None:
     for table in tables:
         values = values.setdefault(table, {})
     values[name] = value
+
+
+def without_zeros(losses: Mapping[str, float]) -> dict[str, float]:
+    """The losses that are asked for: a weight of 0 leaves one out."""
+    return {name: weight for name, weight in losses.items() if weight}
 
 
 def among(name: str, value: str, accepted: Sequence[str]) -> None:

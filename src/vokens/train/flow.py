@@ -32,6 +32,7 @@ from vokens.train.flow_learner import Draw, FlowLearner
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
+from vokens.train.teacher import find_model
 
 VALID_CLIPS = 24
 VOICE_SECONDS = (
@@ -59,7 +60,7 @@ class FlowDataConfig(DataConfig):
 
     Attributes:
         tokenizer: name or folder of the S3Tokenizer (25 Hz) whose tokens are spoken.
-        speaker: folder or file of CAM++'s weights.
+        speaker: folder or file of CAM++'s weights, or "campplus-zh-en", which is looked for in VOKENS_EVAL_MODELS.
         seconds: of a crop, whole recordings where they are shorter. batch_size: crops per process and forward pass.
     """
 
@@ -246,7 +247,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def open_speaker(self) -> None:
         """Open what makes speaker vectors."""
-        self.speaker = open_campplus(self.config.data.speaker)
+        self.speaker = open_campplus(find_model(self.config.data.speaker))
 
     def _start_at_the_mean(self) -> None:
         """A fresh network's velocity is the mean mel: log-mels lie around -6, which it would take long to learn."""

@@ -120,12 +120,16 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             "distill": self.teacher is not None,
             "distill_before": self.teacher is not None,
         }
-        wrong = [name for name, there in has.items() if there != (name in self.config.losses)]
+        losses = self.config.losses
+        wrong = [
+            name for name, there in has.items() if not (name in losses if there else not losses.get(name))
+        ]
         if wrong:
+            zeros = " ".join(f"--set losses.{name}=0" for name in wrong)
             raise ConfigError(
-                f"losses {sorted(self.config.losses)}: {wrong} do not fit. ctc is always there, attention with "
+                f"losses {sorted(losses)}: {wrong} do not fit. ctc is always there, attention with "
                 "head.decoder_layers, commit with the vq quantizer, distill and distill_before with a teacher; "
-                "a weight of 0 leaves one out"
+                f"a weight of 0 leaves one out: {zeros}"
             )
 
     def load_data(self) -> None:
@@ -215,7 +219,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         values = {"ctc": ctc(found, texts, lengths)}
         if found.spelling is not None:
             values["attention"] = attention(found.spelling, texts, lengths)
-        if "commit" in self.config.losses:
+        if self.config.losses.get("commit"):
             values["commit"] = found.commit
         if batch.teacher is not None and found.before is not None and found.after is not None:
             distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]

@@ -27,7 +27,7 @@ from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.train import losses as L
 from vokens.train.codec import CropConfig
-from vokens.train.config import RunConfig, TeacherConfig, among
+from vokens.train.config import RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
 from vokens.train.judges import Contest, Discriminators, Judges
 from vokens.train.log import Board
@@ -93,6 +93,7 @@ class SoCodecRunConfig(RunConfig):
         among("system", self.system, ("socodec",))
         for name in self.losses:
             among("losses", name, LOSSES)
+        object.__setattr__(self, "losses", without_zeros(self.losses))
         if set(self.losses) & set(ON_ANALYZER) and not {"mel", "mel_l1"} & set(self.losses):
             raise ConfigError("losses.mel or losses.mel_l1 is needed: nothing else teaches the mel decoder")
         if set(self.losses) & set(ON_VOCODER) and not {"wave_mel", "wave_stft"} & set(self.losses):
@@ -124,7 +125,10 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
                     f"the teacher's features are {self.teacher.width} wide: set model.hubert_width to that"
                 )
         if ("semantic" in config.losses) != (self.hubert is not None or self.teacher is not None):
-            raise ConfigError("give losses.semantic exactly when there are HuBERT or a teacher")
+            raise ConfigError(
+                "give losses.semantic exactly when there are HuBERT or a teacher: --set losses.semantic=0 trains "
+                'without, with model.features = "mel"'
+            )
         codec = SoCodec(dataclasses.replace(sizes, hubert=False))
         if config.init:
             self._load_init(codec)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vokens.bench.judges import FILES, find_judge, models_folder
 from vokens.bench.recognise import HOP, SHORTEST, Moonshine
 from vokens.checkpoint import fingerprint
 from vokens.errors import ConfigError, MissingExtra
@@ -38,9 +39,10 @@ class MoonshineTeacher:
     grid = (HOP / RATE, SHORTEST / 2 / RATE)
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        self.model = Moonshine(Path(folder).expanduser(), threads)
-        graph = Path(folder).expanduser() / "encoder_model.onnx"
-        self.name = f"{Path(folder).name}-{hashlib.sha256(graph.read_bytes()).hexdigest()[:8]}"
+        folder = find_model(folder)
+        self.model = Moonshine(folder, threads)
+        graph = folder / "encoder_model.onnx"
+        self.name = f"{folder.name}-{hashlib.sha256(graph.read_bytes()).hexdigest()[:8]}"
         self.width = self.features(np.zeros(RATE, np.float32)).shape[1]
 
     def features(self, wave: np.ndarray) -> np.ndarray:
@@ -56,12 +58,12 @@ class HubertTeacher:
     grid = (320 / RATE, 200 / RATE)
 
     def __init__(self, source: str, layer: str | int = "avg", device: str = "cpu") -> None:
+        source = str(Path(source).expanduser())
         try:
-            from transformers import AutoFeatureExtractor, AutoModel
+            self.extract, model = _open_hubert(source)
         except ImportError as error:
             raise MissingExtra("transformers", "hf", "a HuBERT-like teacher") from error
-        self.extract: Any = AutoFeatureExtractor.from_pretrained(source)
-        self.model: Any = AutoModel.from_pretrained(source).eval().to(device)
+        self.model = model.eval().to(device)
         self.layer, self.device = layer, device
         weights = fingerprint(self.model.state_dict(), self.extract.to_dict())
         self.name = f"{Path(source).name}-{layer}-{weights[:8]}"
@@ -87,6 +89,48 @@ def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str =
     if kind == "hubert":
         return HubertTeacher(source, layer, device)
     raise ConfigError(f'teacher kind {kind!r}: "moonshine", "hubert" or "" for training without one')
+
+
+def find_model(source: str | Path) -> Path:
+    """A path, or the folder of an evaluator model by its name (docs/metrics.md), such as "campplus-zh-en".
+
+    Raises NotInstalled, which says how to get it, and ConfigError for a path that leads nowhere.
+    """
+    if str(source) in FILES:
+        return find_judge(str(source))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ConfigError(
+            f"{source} is not there: give a folder, or a name ({', '.join(FILES)}) that is looked for in "
+            f"{models_folder()} (docs/metrics.md has the commands that fetch them)"
+        )
+    return path
+
+
+def _open_hubert(source: str) -> tuple[Any, Any]:
+    """Feature extractor and model of a folder or hub id. A hub that does not answer is one line, at once."""
+    from huggingface_hub import HfApi
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    def opened(**options: Any) -> tuple[Any, Any]:
+        return tuple(kind.from_pretrained(source, **options) for kind in (AutoFeatureExtractor, AutoModel))
+
+    try:
+        return opened(local_files_only=True)
+    except (OSError, ValueError) as error:
+        if Path(source).exists():
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"the teacher {source} does not open ({reason}): give a folder of transformers"
+            ) from error
+    try:
+        HfApi().model_info(source, timeout=10)  # transformers itself would try again for a minute
+    except Exception as error:  # each version of its http client has classes of its own
+        raise ConfigError(
+            f"the teacher {source} is no folder here, not in huggingface's cache, and the hub does not give it "
+            f"({str(error).splitlines()[0]}): name a folder, --set teacher.source=FOLDER"
+        ) from error
+    return opened()
 
 
 def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], pcm: Rows, workers: int = 2) -> Rows:
