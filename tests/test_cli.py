@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import speechlike
+from conftest import build_tiny_s3tokenizer, build_tiny_speechtokenizer, speechlike
 
 import vokens
 from vokens import registry
@@ -382,6 +382,66 @@ class TestEncodeDecode:
         words = ["encode", str(write_sound(tmp_path / "a.wav")), "-m", codec_folder]
         assert main([*words, *option]) == 2
         assert option[1] in capsys.readouterr().err
+
+    def test_bare_ids_decode_with_a_model(
+        self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tokens = vokens.load(codec_folder).encode(sound(0.3), RATE)
+        ids, folder = tokens.codes.numpy().astype(np.uint16), tmp_path / "ids"
+        folder.mkdir()
+        np.save(folder / "a.npy", ids[0])
+        np.savez(folder / "b.npz", codes=ids, lengths=tokens.lengths)
+        (folder / "c.json").write_text(json.dumps(ids[0].tolist()))
+        (folder / "d.json").write_text(json.dumps({"codes": ids.tolist()}))
+        torch.save(tokens.codes, folder / "e.pt")
+        assert main(["decode", str(folder), "-m", codec_folder, "-o", str(tmp_path / "out")]) == 0
+        made = [soundfile.read(path)[0] for path in sorted((tmp_path / "out").iterdir())]
+        assert len(made) == 5
+        assert all(np.array_equal(wave, made[0]) for wave in made)
+        capsys.readouterr()
+        assert main(["decode", str(folder / "a.npy")]) == 2
+        assert "holds ids alone" in (error := capsys.readouterr().err)
+        assert "--model" in error
+
+    @pytest.mark.parametrize("content", [b"[1, ", b'["a"]', b"{}", b"\x93NUMPY\x01\x00", b"[[1, 2], [3]]"])
+    def test_damaged_ids_are_one_line(
+        self, content: bytes, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "ids.npy").write_bytes(content)
+        assert main(["decode", str(tmp_path / "ids.npy"), "-m", codec_folder]) == 2
+        assert capsys.readouterr().err.startswith("vokens: error: ")
+
+    def test_tokens_of_ones_own_codec_ask_for_its_folder(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        codec = build_tiny_speechtokenizer()
+        own = str(codec.save_pretrained(tmp_path / "own"))
+        write_sound(tmp_path / "a.wav")
+        assert main(["encode", str(tmp_path / "a.wav"), "-m", own]) == 0
+        assert main(["decode", str(tmp_path / "a.vok"), "-o", str(tmp_path / "b.wav")]) == 2
+        error = capsys.readouterr().err
+        assert f"a codec of your own, 'speechtokenizer' (fingerprint {codec.fingerprint})" in error
+        assert "--model FOLDER" in error
+        assert main(["decode", str(tmp_path / "a.vok"), "-o", str(tmp_path / "b.wav"), "--model", own]) == 0
+
+    def test_tokens_that_cannot_be_decoded_are_refused_before_a_download(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "cache"))
+        codec = build_tiny_s3tokenizer()
+        codec.name = "speech_tokenizer_v2_25hz"
+        codec.encode(sound(0.3), RATE).save(tmp_path / "a.vok")
+        for more in ([], ["-m", "speech_tokenizer_v2_25hz"]):
+            assert main(["decode", str(tmp_path / "a.vok"), *more]) == 2
+            assert "speech_tokenizer_v2_25hz only encodes" in (error := capsys.readouterr().err)
+            assert "vokens speak" in error
+        assert not (tmp_path / "cache").exists()
+
+    def test_a_device_that_is_not_here(self, tmp_path: Path, codec_folder: str) -> None:
+        for device in ("cuda:99", "nothing", "mps"):
+            with pytest.raises(ConfigError, match=rf"device '{device}' cannot be used here: auto, cpu"):
+                vokens.load(codec_folder, device=device)
+        assert vokens.load(codec_folder, device="auto").device.type in ("cpu", "cuda")
 
 
 class TestRoundtrip:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-5) -> N
 @pytest.fixture(scope="module", params=TINY)
 def case(request):
     return build(request.param), load_file(GOLDEN / f"{request.param}.safetensors")
+
+
+def test_latents_of_no_frames_are_empty_waves_and_print_in_one_line(case):
+    model, _ = case
+    latents = model.encode(np.zeros(model.hop_length * 3, np.float32), model.sample_rate)
+    none = replace(latents, values=latents.values[..., :0], lengths=latents.lengths * 0)
+    assert [wave.shape for wave in model.decode(none)] == [(0,)]
+    assert repr(latents).startswith(f"Latents({model.name!r}, 1 item, ")
+    assert "\n" not in repr(latents)
+    with pytest.raises(TokensError, match="a Tensor was given to decode"):
+        model.decode(latents.values)
 
 
 def test_posterior_and_decoder_match(case):

@@ -152,6 +152,51 @@ def test_fewer_codebooks_are_a_prefix(codec: Codec) -> None:
         assert torch.equal(codec.encode(wave, RATE, num_codebooks=k).codes, tokens.select(0, k).codes)
 
 
+def test_ids_of_a_language_model_become_tokens(codec: Codec) -> None:
+    tokens = codec.encode([speechlike(9000), speechlike(2000)], RATE)
+    first, ids = tokens[0], tokens[0].codes
+    forms = [ids, ids[0], ids.tolist(), ids[0].tolist(), ids.numpy().astype(np.uint16), [ids[0]]]
+    for form in [*forms, *([ids[0, 0], ids[0, 0].tolist()] if codec.num_codebooks == 1 else [])]:
+        made = codec.tokens(form, global_vector=first.global_vector)
+        assert torch.equal(made.codes, ids)
+        assert (made.model, made.fingerprint, made.num_codebooks) == (
+            codec.name,
+            codec.fingerprint,
+            ids.shape[1],
+        )
+    rows = codec.tokens([item.codes[0] for item in tokens], global_vector=tokens.global_vector)
+    assert torch.equal(rows.codes, tokens.codes)
+    assert rows.lengths.tolist() == tokens.lengths.tolist()
+    again = codec.tokens(tokens.codes, tokens.lengths, global_vector=tokens.global_vector)
+    assert torch.equal(again.lengths, tokens.lengths)
+    if codec.decodes:
+        waves = zip(codec.decode(rows), codec.decode(tokens), strict=True)
+        assert all(np.abs(made[: len(wave)] - wave).max() <= 1e-5 for made, wave in waves)
+
+
+@pytest.mark.parametrize(
+    "ids", [None, 3, [], "ids", {"codes": 1}, [[1, 2], [3]], torch.rand(1, 1, 4), [[[9**9]]]]
+)
+def test_other_ids_are_refused(speaker: Codec, ids: object) -> None:
+    with pytest.raises(TokensError, match=r"\(B, K, T\)|\(K, T\)"):
+        speaker.tokens(ids)
+
+
+def test_decode_says_how_ids_become_tokens(speaker: Codec) -> None:
+    for ids in (torch.zeros(1, 1, 4, dtype=torch.int64), [[1, 2]], None):
+        with pytest.raises(TokensError, match=r"codec\.tokens\(ids\)"):
+            speaker.decode(ids)
+
+
+def test_tokens_of_no_frames_are_empty_waves(speaker: Codec) -> None:
+    tokens = speaker.encode(speechlike(3000), RATE)
+    none = speaker.tokens(tokens.codes[:, :, :0], global_vector=tokens.global_vector)
+    assert [wave.shape for wave in speaker.decode(none)] == [(0,)]
+    assert [len(wave) for wave in speaker.decode(vokens.Tokens.cat([none, tokens, none]))] == [0, 3000, 0]
+    nobody = vokens.Tokens.cat([tokens])[:0]
+    assert speaker.decode(nobody) == []
+
+
 def test_selected_codebooks_decode_alone(speaker: Codec) -> None:
     tokens = speaker.encode(speechlike(8000), RATE)
     first = decoded(speaker, tokens.select(0, 1))

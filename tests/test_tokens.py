@@ -216,9 +216,12 @@ def test_other_files_are_refused_by_content(tmp_path):
     with pytest.raises(TokensError, match="not a token file"):
         Tokens.load(path)
     path.write_text('{"codes": [[1, 2]]}')
+    with pytest.raises(TokensError, match=r"holds ids alone.*--model.*codec\.tokens"):
+        Tokens.load(path)
+    path.write_text('{"codecs": [[1, 2]]}')
     with pytest.raises(TokensError, match="format"):
         Tokens.load(path)
-    torch.save({"codes": torch.zeros(3)}, path)
+    torch.save({"code": torch.zeros(3)}, path)
     with pytest.raises(TokensError, match="other torch data"):
         Tokens.load(path)
     np.savez(tmp_path / "x.npz", codes=np.array([{}], dtype=object))

@@ -423,6 +423,11 @@ def get(name: str) -> Entry:
     return MODELS[name]
 
 
+def source_of(model: str) -> str | None:
+    """What `vokens.load` opens for the model that tokens name; None for one of the user's own."""
+    return model if model in MODELS or "/" in model else None
+
+
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where downloads are kept: `cache_dir`, else VOKENS_CACHE, else ~/.cache/vokens."""
     return Path(cache_dir or os.environ.get("VOKENS_CACHE") or "~/.cache/vokens").expanduser()

@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,38 @@ def _write(path: PathLike, content: bytes) -> None:
 
 def read(path: Path) -> tuple[Facts, Arrays]:
     """Read any of the four formats. TokensError on anything else, and on damaged files."""
-    return _READERS[_kind(path)](path)
+    try:
+        return _READERS[_kind(path)](path)
+    except TokensError:
+        if read_ids(path) is None:
+            raise
+    raise TokensError(
+        f"{path} holds ids alone, and not which codec they are of: vokens decode takes them with --model, "
+        "Python with codec.tokens(ids)"
+    )
+
+
+def read_ids(path: Path) -> tuple[Any, Any] | None:
+    """Bare codebook indices of a file, and the lengths beside them or None; None where it holds no such thing.
+
+    An .npy array, an npz or pt archive with "codes" (and "lengths"), a tensor, or a json list of lists.
+    """
+    content = _read(path)
+    try:
+        if content.lstrip()[:1] in (b"[", b"{"):
+            found = json.loads(content)
+        elif content[:4] == _ZIP_MAGIC and _kind(path) == "pt":
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        elif content[:4] in (_ZIP_MAGIC, b"\x93NUM"):
+            found = np.load(io.BytesIO(content), allow_pickle=False)
+        else:
+            return None
+        named = isinstance(found, Mapping)
+        if named and ("codes" not in found or "header" in found or "format" in found):
+            return None
+        return (found["codes"], found.get("lengths")) if named else (found, None)
+    except (OSError, ValueError, EOFError, RecursionError, RuntimeError, pickle.UnpicklingError, TokensError):
+        return None  # damaged
 
 
 def read_vok(path: Path) -> tuple[Facts, Arrays]:

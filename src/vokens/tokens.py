@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vokens import token_files
 from vokens.errors import TokensError
+from vokens.one_or_list import type_name
 
 PathLike = str | os.PathLike[str]
 _FACTS = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
@@ -250,6 +252,29 @@ class Tokens:
             return Tokens(**fields, **{name: facts[name] for name in _FACTS})
         except (TokensError, TypeError) as error:
             raise TokensError(f"{path}: {error}") from error
+
+
+def padded_ids(ids: Any, num_codebooks: int) -> tuple[Tensor, Tensor]:
+    """Codes (B, K, T), zero beyond their lengths (B,), of integers in the forms that `Codec.tokens` takes.
+
+    Raises TokensError for anything else.
+    """
+    accepted = f"integers (B, K, T) or (K, T), or a list of (K, T), K from 1 to {num_codebooks}"
+    if num_codebooks == 1:
+        accepted = "integers (T,), (B, T) or (B, 1, T), or a list of (T,)"
+    try:
+        items = [torch.as_tensor(item) for item in ids]
+        if items and items[0].dim() == 0 and num_codebooks == 1:
+            items = [torch.stack(items)]
+        if items and items[0].dim() == 1:
+            items = [item[None] for item in items] if num_codebooks == 1 else [torch.stack(items)]
+        shapes = [(item.dim(), item.dtype, len(item)) for item in items]
+        if not items or len(set(shapes)) > 1 or shapes[0][0] != 2 or not 1 <= shapes[0][2] <= num_codebooks:
+            raise ValueError(f"shapes {sorted({tuple(item.shape) for item in items})[:3]}")
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise TokensError(f"{type_name(ids)} was given as ids ({error}): give {accepted}") from error
+    codes = [_integers("ids", item, 2, "(K, T)").T for item in items]  # (T, K)
+    return pad_sequence(codes, batch_first=True).transpose(1, 2), torch.tensor([len(item) for item in codes])
 
 
 # Checks of single fields

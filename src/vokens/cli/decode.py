@@ -25,19 +25,23 @@ from vokens.cli.options import (
     Inputs,
     Output,
     codebook_range,
-    load_codec,
+    load_decoder,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
+    from vokens.models.codec import Codec
     from vokens.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class Arguments:
     inputs: Inputs
-    """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input."""
+    """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input. With --model also bare
+    ids (K, T): .npy, "codes" of an .npz, or json lists."""
     output: Output = None
     """File, folder or - for standard output (default: beside each input)."""
     model: Annotated[
@@ -61,28 +65,37 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Decode all inputs; the exit code says whether all went well."""
-    from vokens import audio
+    from vokens import audio, registry
+    from vokens.errors import TokensError
     from vokens.tokens import Tokens
 
     jobs = plan(
         arguments.inputs,
         arguments.output,
-        suffixes=FORMATS,
+        suffixes=(*FORMATS, ".npy") if arguments.model else FORMATS,
         outputs=WRITTEN_SUFFIXES,
         suffix=arguments.format and f".{arguments.format}",
         overwrite=arguments.overwrite,
     )
-    codec_of = cache(lambda name: load_codec(name, arguments.compute))
+    load = cache(lambda name: load_decoder(name, arguments.compute))
+
+    def codec_of(tokens: Tokens) -> "Codec":
+        if not arguments.model and registry.source_of(tokens.model) is None:
+            raise TokensError(
+                f"these tokens were made by a codec of your own, {tokens.model!r} (fingerprint "
+                f"{tokens.fingerprint or 'unknown'}): say where it is with --model FOLDER"
+            )
+        return load(arguments.model or tokens.model)
 
     def read(job: Job) -> "Loaded[Tokens]":
-        tokens = read_tokens(job.source)
+        tokens = read_tokens(job.source, (lambda: load(arguments.model)) if arguments.model else None)
         books = codebook_range(arguments.codebooks, tokens.first_codebook, tokens.num_codebooks)
         tokens = tokens.select(*books)
         return Loaded(job, tokens, seconds=float(tokens.duration.sum()), kind=_kind(tokens))
 
     def work(group: "list[Loaded[Tokens]]") -> "list[tuple[np.ndarray, int]]":
         tokens = Tokens.cat([item.value for item in group])
-        codec = codec_of(arguments.model or tokens.model)
+        codec = codec_of(tokens)
         waves = codec.decode(tokens, batch_seconds=arguments.batch_seconds)
         return [(wave, codec.sample_rate) for wave in waves]
 
@@ -92,25 +105,35 @@ def run(arguments: Arguments) -> int:
     return convert(jobs, read, work, finish, arguments.batch_seconds)
 
 
-def read_tokens(source: Source) -> "Tokens":
-    """The one item of a token file or of standard input, any format. TokensError when it holds several."""
+def read_tokens(source: Source, codec: "Callable[[], Codec] | None" = None) -> "Tokens":
+    """The one item of a token file or of standard input, any format. TokensError when it holds several.
+
+    codec: gives the one that bare ids are of; they are refused without.
+    """
     from vokens.errors import TokensError
-    from vokens.tokens import Tokens
 
     given = opened(source)
     if isinstance(given, Path):
-        tokens = Tokens.load(given)
+        tokens = _load(given, codec)
     else:
         with tempfile.TemporaryDirectory(prefix="vokens-") as folder:
             path = Path(folder) / "stdin"
             path.write_bytes(given.read())
-            tokens = Tokens.load(path)
+            tokens = _load(path, codec)
     if len(tokens) != 1:
         raise TokensError(
             f"{source} holds {len(tokens)} recordings, and one becomes one sound file: "
             "split it in Python with tokens[i].save(path)"
         )
     return tokens
+
+
+def _load(path: Path, codec: "Callable[[], Codec] | None") -> "Tokens":
+    from vokens.token_files import read_ids
+    from vokens.tokens import Tokens
+
+    ids = read_ids(path) if codec else None
+    return Tokens.load(path) if ids is None or codec is None else codec().tokens(*ids)
 
 
 def _kind(tokens: "Tokens") -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vokens.errors import ConfigError
+from vokens.errors import ConfigError, TokensError
 
 if TYPE_CHECKING:
     from vokens.models.codec import Codec
@@ -35,21 +35,20 @@ def load_codec(model: str, compute: Compute) -> "Codec":
     """The codec of that name, hub id, folder or file, on the device and in the precision asked for."""
     import vokens
 
-    return vokens.load(model, device=usable_device(compute.device), dtype=compute.dtype)
+    return vokens.load(model, device=compute.device, dtype=compute.dtype)
 
 
-def usable_device(device: str) -> str:
-    """The device that a name asks for; auto is CUDA where there is one. Raises ConfigError."""
-    import torch
+def load_decoder(model: str, compute: Compute) -> "Codec":
+    """As `load_codec`; a codec that only encodes is refused by its name, before anything is fetched."""
+    from vokens import registry
+    from vokens.models import system
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without that backend
-        accepted = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
-        raise ConfigError(f"device {device!r} cannot be used here: {accepted} can") from error
-    return device
+    entry = registry.MODELS.get(model)
+    if entry is not None and not system(entry.system).decodes:
+        raise TokensError(
+            f"{model} only encodes: vokens speak makes speech of its tokens, in the voice of a recording"
+        )
+    return load_codec(model, compute)
 
 
 def codebook_range(text: str | None, first: int, count: int) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from typing import Annotated
 import tyro
 
 from vokens.cli.listen import answer, bound
-from vokens.cli.options import usable_device
 from vokens.errors import ConfigError, MissingExtra
 
 
@@ -55,6 +54,7 @@ def run(arguments: Arguments) -> int:
         raise MissingExtra(error.name or "fastapi", "serve", "the server") from error
     import torch
 
+    from vokens.device import usable_device
     from vokens.serve.served import load_models
     from vokens.serve.settings import Settings
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import tyro
 
 from vokens.cli.listen import answer, bound
-from vokens.cli.options import usable_device
 from vokens.errors import ConfigError, MissingExtra
 
 
@@ -36,6 +35,7 @@ def run(arguments: Arguments) -> int:
         from vokens.web.page import create_app
     except ImportError as error:
         raise MissingExtra(error.name or "gradio", "web", "the page") from error
+    from vokens.device import usable_device
     from vokens.models.named import load_named
     from vokens.models.speaking import PARTNERED, speaker
 

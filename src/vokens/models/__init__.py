@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from vokens import checkpoint, registry
+from vokens.device import usable_device
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.codec import Codec, build_config
 from vokens.onnx_file import is_onnx, read_onnx
@@ -72,7 +73,7 @@ def load(
             checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id.
         config: for published files: the published config, as a path or a dict, or the name of the release where
             the weights leave it open.
-        device: where the network lives.
+        device: where the network lives: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA where there is one.
         dtype: what it computes in: "float32", "bfloat16", "float16", and S3Tokenizer on the CPU also "int8".
         cache_dir: where downloads are kept.
         local_files_only: never download.
@@ -82,10 +83,12 @@ def load(
     Raises:
         CheckpointError: weights that are damaged, of no known system, or that do not fit.
         DownloadError: files that cannot be had.
+        ConfigError: a device that is not here.
     """
+    device = usable_device(device)
     path, name = _find(source, cache_dir, local_files_only, revision)
     if backend == "onnxruntime":
-        codec, device = _open_session(path, config, str(device)), "cpu"
+        codec, device = _open_session(path, config, device), "cpu"
     elif backend == "torch":
         codec = _open_setting(name, path) or (_open_folder if path.is_dir() else _open_file)(path, config)
     else:

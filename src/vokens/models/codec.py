@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from vokens import audio
 from vokens.errors import ConfigError, TokensError
 from vokens.models.pretrained import Pretrained, build_config
+from vokens.one_or_list import type_name
 from vokens.quantize import ResidualVectorQuantizer
-from vokens.tokens import Tokens
+from vokens.tokens import Tokens, padded_ids
 
 Audio = audio.Source
 
@@ -197,7 +198,10 @@ class Codec(Pretrained):
         frames = tokens.lengths.tolist()
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokens)
         for rows in batches(frames, int(batch_seconds * self.frame_rate)):
-            longest = max(frames[row] for row in rows)
+            rows = [row for row in rows if frames[row]]  # those of no frames stay empty
+            if not rows:
+                continue
+            longest = frames[rows[0]]
             codes = tokens.codes[rows, :, :longest].to(self.device)
             vector = None if tokens.global_vector is None else tokens.global_vector[rows].to(self.device)
             lengths = tokens.lengths[rows].to(self.device)
@@ -205,6 +209,41 @@ class Codec(Pretrained):
             for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
                 waves[row] = item[: int(tokens.num_samples[row])].copy()
         return waves
+
+    def tokens(
+        self,
+        ids: Any,
+        lengths: Sequence[int] | Tensor | None = None,
+        *,
+        first_codebook: int = 0,
+        global_vector: Tensor | None = None,
+    ) -> Tokens:
+        """Tokens of this codec from codebook indices, such as a language model's: `codec.decode(codec.tokens(ids))`.
+
+        Args:
+            ids: integers (B, K, T) or (K, T), as tensor, array or nested list, or a list of (K, T) of any T; K may
+                be less than the codec's. With one codebook also (T,), or a list of (T,) of any T.
+            lengths: (B,) frames of each item where rows are padded.
+            first_codebook: the place of the first row among the codec's codebooks.
+            global_vector: (B, D), the voice, for codecs that have one.
+
+        Raises:
+            TokensError: ids of other shapes or types, or outside their codebooks.
+        """
+        codes, frames = padded_ids(ids, self.num_codebooks)
+        counts = frames if lengths is None else torch.as_tensor(lengths)
+        return Tokens(
+            codes=codes,
+            lengths=counts,
+            num_samples=counts.cpu() * self.hop_length,
+            model=self.name,
+            fingerprint=self.fingerprint,
+            sample_rate=self.sample_rate,
+            frame_rate=self.frame_rate,
+            codebook_sizes=self.codebook_sizes[first_codebook : first_codebook + codes.shape[1]],
+            first_codebook=first_codebook,
+            global_vector=global_vector,
+        )
 
     # Checks ------------------------------------------------------------------------------------------------
 
@@ -217,10 +256,15 @@ class Codec(Pretrained):
         return wanted
 
     def _check(self, tokens: Tokens) -> None:
+        if not isinstance(tokens, Tokens):
+            raise TokensError(
+                f"{type_name(tokens)} was given to decode: Tokens are accepted; codec.tokens(ids) makes them of ids "
+                f"(B, K, T) of a language model, K = {self.num_codebooks} here"
+            )
         if tokens.model != self.name:
             raise TokensError(
                 f"these tokens were made by {tokens.model!r} and cannot be decoded by {self.name!r}: "
-                f"load that model, vokens.load({tokens.model!r})"
+                "load the model that made them, by its name or folder"
             )
         if tokens.fingerprint and tokens.fingerprint != self.fingerprint:
             raise TokensError(

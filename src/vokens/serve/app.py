@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from vokens import audio
+from vokens import audio, registry
 from vokens._version import __version__
 from vokens.errors import VokensError
 from vokens.serve.batcher import Busy
@@ -168,6 +168,9 @@ def create_app(models: Mapping[str, Served], settings: Settings) -> FastAPI:
     ) -> Response:
         """The sound of tokens: JSON as `encode` gave it, or the bytes of a .vok file."""
         tokens = await _read_tokens(request)
+        if tokens.model not in models and registry.source_of(tokens.model) is None:
+            why = f"these tokens were made by a codec of your own, {tokens.model!r}: start vokens serve with --models"
+            raise problem(404, f"{why} FOLDER, the one of that codec", "model_not_found")
         codec = served(tokens.model, "decodes")
         wave = await decode(request, codec, tokens)
         return _sound(wave, codec.sample_rate, response_format)

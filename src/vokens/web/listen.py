@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vokens import audio
+from vokens import audio, registry
 from vokens.errors import AudioError, MissingExtra, TokensError
 from vokens.models.codec import Codec
 from vokens.picture import roundtrip_figure, tokens_figure
@@ -76,7 +76,7 @@ class Listener:
         if tokens.model not in self.codecs:
             raise TokensError(
                 f"these tokens are of {tokens.model!r}, and this page has {', '.join(self.codecs)}: start it with "
-                f"vokens web --models {tokens.model}"
+                f"vokens web --models {registry.source_of(tokens.model) or 'FOLDER, the one of that codec'}"
             )
         if len(tokens) != 1 or float(tokens.duration.sum()) > self.max_seconds:
             raise TokensError(

@@ -12,7 +12,7 @@ from vokens.checkpoint import save_safetensors
 from vokens.errors import TokensError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Latents:
     """Latents of B recordings.
 
@@ -32,6 +32,14 @@ class Latents:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __repr__(self) -> str:
+        items = "1 item" if len(self) == 1 else f"{len(self)} items"
+        seconds = float(self.num_samples.sum()) / self.sample_rate
+        return (
+            f"Latents({self.model!r}, {items}, {seconds:.2f} s, {int(self.lengths.sum())} frames of "
+            f"{self.values.shape[1]} numbers, {self.frame_rate:g} Hz)"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""

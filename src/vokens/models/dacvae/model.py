@@ -23,6 +23,7 @@ from vokens.models.dacvae.prior import FlowPrior
 from vokens.models.dacvae.spectral import SpectralDecoder, SpectralEncoder
 from vokens.models.pretrained import Pretrained
 from vokens.nn.conv import add_weight_norm
+from vokens.one_or_list import type_name
 
 WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the released sizes
 
@@ -95,6 +96,10 @@ class Autoencoder(Pretrained):
     def _decoded(
         self, latents: Latents, decode_batch: Callable[[Tensor, Tensor], Tensor], batch_seconds: float
     ) -> list[np.ndarray]:
+        if not isinstance(latents, Latents):
+            raise TokensError(
+                f"{type_name(latents)} was given to decode: Latents, as encode gives them, are accepted"
+            )
         if latents.values.shape[1] != self.config.latent_dim:
             raise TokensError(
                 f"latents of {latents.values.shape[1]} numbers were given, {self.name} has {self.config.latent_dim}"
@@ -107,7 +112,10 @@ class Autoencoder(Pretrained):
         frames = latents.lengths.tolist()
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(latents)
         for rows in batches(frames, int(batch_seconds * self.frame_rate)):
-            longest = max(frames[row] for row in rows)
+            rows = [row for row in rows if frames[row]]  # those of no frames stay empty
+            if not rows:
+                continue
+            longest = frames[rows[0]]
             z = latents.values[rows, :, :longest].to(self.device, self.dtype)
             wave = decode_batch(z, latents.lengths[rows].to(self.device))
             for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
