@@ -36,3 +36,6 @@ class MissingExtra(NotInstalled):
         from vokens.install import install_line  # not needed until something is missing
 
         super().__init__(f"{purpose} needs the package {package!r}: {install_line(extra)}")
+
+    def __reduce__(self) -> tuple[type[NotInstalled], tuple[str, ...]]:
+        return NotInstalled, self.args  # from another process: the message is whole

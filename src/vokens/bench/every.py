@@ -4,14 +4,16 @@ import sys
 from importlib import import_module
 
 from vokens.bench import BENCHES
+from vokens.bench.items import NoRecordings
 from vokens.bench.options import Every, Measure, split_list
-from vokens.errors import ConfigError
+from vokens.errors import ConfigError, NotInstalled, VokensError
 
 
 def run(options: Every) -> int:
     """Run the parts named by `only`, else all that the data and this machine allow; the highest of their exit codes.
 
-    A part that cannot be run says why and counts as 1; where `only` names it, or none can, its error is raised.
+    A part for which the data or this machine have not what it needs says so and counts as 0, one that fails as 1;
+    where `only` names it, or none can run, its error is raised.
     """
     classes = {name: bench.options_class() for name, bench in BENCHES.items()}
     able = [name for name, found in classes.items() if issubclass(found, Measure) and found is not Every]
@@ -23,11 +25,11 @@ def run(options: Every) -> int:
     for name in names:
         try:
             codes.append(import_module(BENCHES[name].module).run(options.of(classes[name])))
-        except ConfigError as error:
+        except VokensError as error:
             if options.only is not None:
                 raise
             errors.append(error)
             print(f"vokens: {name} was left out: {error}", file=sys.stderr)
     if errors and not codes:
         raise errors[0]
-    return max([*codes, 1 if errors else 0])
+    return max([*codes, *(not isinstance(error, NoRecordings | NotInstalled) for error in errors)])

@@ -1,17 +1,15 @@
-"""Where the models lie that judge a resynthesis: one folder for each, never downloaded unasked.
+"""Evaluator models: where their files lie, one folder for each, and what can be measured without them.
 
-docs/metrics.md says what each one is, its licence, and the commands that fetch it.
+None is downloaded unasked. docs/metrics.md says what each one is, its licence, and the commands that fetch it.
 """
 
 import os
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from vokens.errors import ConfigError
-
-
-class NotInstalled(ConfigError):
-    """A program or a model's files are not on this machine; the message says how to get them."""
-
+from vokens.errors import CheckpointError, MissingExtra, NotInstalled
 
 FILES = {
     "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
@@ -21,15 +19,26 @@ FILES = {
     "distillmos": ("distill_mos_v7.pt",),
     "lyra-v2": ("soundstream_encoder.tflite", "quantizer.tflite", "lyragan.tflite"),
 }
+_PACKAGES = {  # of the extra `eval`, by metric
+    **dict.fromkeys(("stoi", "estoi"), ("pystoi",)),
+    **dict.fromkeys(("pesq-wb", "pesq-nb"), ("pesq",)),
+    **dict.fromkeys(("dnsmos", "dnsmos-sig", "dnsmos-bak"), ("onnxruntime",)),
+    "wer": ("onnxruntime", "tokenizers"),
+}
+_MODELS = {  # by metric; of word error it is chosen
+    **dict.fromkeys(("dnsmos", "dnsmos-sig", "dnsmos-bak"), "dnsmos"),
+    "distill-mos": "distillmos",
+    "speaker": "campplus-zh-en",
+}
 
 
 def models_folder(folder: str | Path | None = None) -> Path:
-    """The folder of all judges: `folder`, else $VOKENS_EVAL_MODELS, else ~/.cache/vokens-eval."""
+    """The folder of all evaluators: `folder`, else $VOKENS_EVAL_MODELS, else ~/.cache/vokens-eval."""
     return Path(folder or os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser()
 
 
 def find_judge(name: str, folder: str | Path | None = None) -> Path:
-    """The folder of one judge, e.g. "moonshine-tiny-en", with every file it needs.
+    """The folder of one evaluator, e.g. "moonshine-tiny-en", with every file it needs.
 
     Raises NotInstalled when a file is missing; the message names it and says where to get it.
     """
@@ -42,7 +51,50 @@ def check_files(home: Path, names: tuple[str, ...]) -> None:
     """Raise NotInstalled unless `home` holds all files `names`."""
     missing = [name for name in names if not (home / name).is_file()]
     if missing:
-        raise NotInstalled(
-            f"{home} lacks {', '.join(missing)}. docs/metrics.md, 'The models that judge', has the commands "
-            "that fetch them; another folder is named by --judges or VOKENS_EVAL_MODELS."
-        )
+        raise NotInstalled(f"{home} lacks {', '.join(missing)}: {_REMEDY}")
+
+
+_REMEDY = (
+    "docs/metrics.md, 'The evaluator models', has the commands that fetch them; "
+    "VOKENS_EVAL_MODELS names another folder"
+)
+
+
+def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
+    """Which evaluators of FILES are not on this machine, in one sentence with the remedy; "" where all are."""
+    home = models_folder(folder)
+    missing = [name for name in names if not all((home / name / file).is_file() for file in FILES[name])]
+    return f"{home} lacks {', '.join(missing)}: {_REMEDY}" if missing else ""
+
+
+def unmeasurable(metrics: Iterable[str], recogniser: str, folder: str | Path | None = None) -> dict[str, str]:
+    """The metrics that this machine cannot compute, and why: at most one reason for packages, one for models."""
+    packages, models = {}, {}
+    for metric in metrics:
+        needed = _PACKAGES.get(metric, ())
+        if absent := [package for package in needed if find_spec(package) is None]:
+            packages[metric] = absent
+            continue
+        model = recogniser if metric == "wer" else _MODELS.get(metric)
+        if model in FILES and lacking([model], folder):
+            models[metric] = model
+    notes = {}
+    if packages:
+        every = dict.fromkeys(package for absent in packages.values() for package in absent)
+        notes = dict.fromkeys(packages, str(MissingExtra(", ".join(every), "eval", "measuring them")))
+    return notes | dict.fromkeys(models, lacking(dict.fromkeys(models.values()), folder))
+
+
+def open_graph(path: Path, threads: int, purpose: str) -> Any:
+    """The onnxruntime session of a file, on the CPU. Raises MissingExtra, and CheckpointError for a damaged file."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "eval", purpose) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each fault, all of them straight from Exception
+        raise CheckpointError(f"{path} is no graph that onnxruntime opens ({error}): {_REMEDY}") from error

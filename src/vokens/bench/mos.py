@@ -6,12 +6,11 @@ of these is taken, after the released polynomials that bring the graph's numbers
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vokens.bench.judges import FILES, check_files
-from vokens.errors import ConfigError, MissingExtra
+from vokens.bench.judges import FILES, check_files, open_graph
+from vokens.errors import ConfigError
 
 RATE = 16000
 WINDOW = 144160  # samples of the graph's input, 9.01 s
@@ -30,21 +29,15 @@ class DNSMOS:
     """The graph from the folder that holds sig_bak_ovr.onnx."""
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "eval", "DNSMOS") from error
         home = Path(folder).expanduser()
         check_files(home, FILES["dnsmos"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        path = str(home / FILES["dnsmos"][0])
-        if hashlib.sha256(Path(path).read_bytes()).hexdigest() == _PERSONALISED:
+        path = home / FILES["dnsmos"][0]
+        if hashlib.sha256(path.read_bytes()).hexdigest() == _PERSONALISED:
             raise ConfigError(
                 f"{path} is the graph of the personalised DNSMOS, which rates other voices as noise: take the file "
                 "of that name from the folder dnsmos_models of the package speechmos"
             )
-        self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(path, threads, "DNSMOS")
 
     def rate(self, wave: np.ndarray) -> dict[str, float]:
         """dnsmos-sig (speech), dnsmos-bak (noise), dnsmos (overall), 1 to 5, of a 16 kHz wave (T,) in [-1, 1]."""

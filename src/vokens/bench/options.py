@@ -13,6 +13,7 @@ METRICS = (
     *("stoi", "estoi", "pesq-wb", "pesq-nb", "si-sdr", "mel", "stft", "mcd", "f0", "voicing"),
     *("speaker", "dnsmos", "dnsmos-sig", "dnsmos-bak", "distill-mos", "wer"),
 )
+ALWAYS = ("bitrate", "rtf")  # measured whatever is asked for
 PEERS = "original,codec2-3200,codec2-1300,opus-6,lyra-3.2,lyra-6"
 
 
@@ -46,6 +47,10 @@ class Measure:
     seed: int = 0
     """Of everything that is drawn."""
 
+    def __post_init__(self) -> None:
+        at_least(0, min_seconds=self.min_seconds, max_seconds=self.max_seconds)
+        at_least(1, threads=self.threads, limit=1 if self.limit is None else self.limit)
+
     def model_names(self) -> list[str]:
         """The models asked for, in order, each once."""
         return list(dict.fromkeys(split_list(self.models)))
@@ -65,21 +70,31 @@ class Reconstruct(Measure):
     peers: str = PEERS
     """Codecs beside them, whole, where installed: original (the recording itself) and names of `vokens models`; ''
     for none."""
-    metrics: str = ",".join(METRICS)
-    """Which numbers to compute."""
+    metrics: str | None = None
+    """Which numbers to compute, by commas: stoi, estoi, pesq-wb, pesq-nb, si-sdr, mel, stft, mcd, f0, voicing,
+    speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer. Default: all that this machine can. bitrate and rtf are
+    always measured."""
     recogniser: str = "moonshine-tiny-en"
-    """The model that writes down what is said: moonshine-tiny-en or moonshine-base-en."""
+    """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper:ID or wav2vec2:ID (hub id or folder)."""
     judges: Path | None = None
-    """Folder of the models that judge (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
+    """Folder of the evaluator models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
     processes: int = 2
     """Files measured at once."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, processes=self.processes)
+
     def wanted_metrics(self) -> tuple[str, ...]:
         """The metrics asked for, in the order of METRICS; raises ConfigError for others."""
+        if self.metrics is None:
+            return METRICS
         names = split_list(self.metrics)
-        unknown = sorted(set(names) - set(METRICS))
+        unknown = sorted(set(names) - {*METRICS, *ALWAYS})
         if unknown:
-            raise ConfigError(f"unknown metrics {', '.join(unknown)}: there are {', '.join(METRICS)}")
+            raise ConfigError(
+                f"unknown metrics {', '.join(unknown)}: there are {', '.join((*METRICS, *ALWAYS))}"
+            )
         return tuple(name for name in METRICS if name in names)
 
     def codebook_ranges(self, count: int) -> dict[str, tuple[int, int]]:
@@ -106,6 +121,10 @@ class TokenStatistics(Measure):
     lm_steps: int = 200
     """Steps, of 16 s of audio each, that the transformer learns; 0 leaves language models out."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, lm_steps=self.lm_steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Robust(Measure):
@@ -126,6 +145,10 @@ class Speed(Measure):
     repeats: int = 3
     """Of each; the median counts."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, repeats=self.repeats)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Every(Measure):
@@ -137,6 +160,13 @@ class Every(Measure):
     def of(self, options: type[Measure]) -> Measure:
         """The options of one part."""
         return options(**{field.name: getattr(self, field.name) for field in fields(Measure)})
+
+
+def at_least(least: int, **options: float) -> None:
+    """Raise ConfigError for the first option below `least`."""
+    for name, value in options.items():
+        if not value >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} was given: {least} or more is accepted")
 
 
 def split_list(text: str) -> list[str]:

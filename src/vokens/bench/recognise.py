@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.bench.judges import FILES, check_files
+from vokens.bench.judges import FILES, check_files, open_graph
 from vokens.errors import AudioError, MissingExtra
 
 SAMPLE_RATE = 16000
@@ -28,23 +28,14 @@ class Moonshine:
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
         try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "eval", "Moonshine speech recognition") from error
-        try:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise MissingExtra("tokenizers", "eval", "Moonshine speech recognition") from error
         home = Path(folder).expanduser()
         check_files(home, FILES["moonshine-tiny-en"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        cpu = ["CPUExecutionProvider"]
-        self._encoder = onnxruntime.InferenceSession(home / "encoder_model.onnx", options, providers=cpu)
-        self._decoder = onnxruntime.InferenceSession(
-            home / "decoder_model_merged.onnx", options, providers=cpu
+        self._encoder, self._decoder = (
+            open_graph(home / name, threads, "Moonshine speech recognition")
+            for name in ("encoder_model.onnx", "decoder_model_merged.onnx")
         )
         self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
         self._cache = {  # name -> shape (heads, head width) of every key and value that the decoder keeps

@@ -1,17 +1,12 @@
 """The reconstruction benchmark: every file through every codec, then all metrics of what comes out.
 
-One worker measures one file at a time: it encodes once, decodes each range of codebooks, and asks the judges. The
+One worker measures one file at a time: it encodes once, decodes each range of codebooks, and asks the evaluators. The
 parent writes a line per file and row: a stopped run resumes from them.
 """
 
-import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,14 +18,16 @@ from vokens.bench import metrics
 from vokens.bench.codecs import labels, open_codec, token_path
 from vokens.bench.distill_mos import DistillMOS
 from vokens.bench.items import Item, find_items
-from vokens.bench.judges import find_judge
+from vokens.bench.judges import find_judge, unmeasurable
 from vokens.bench.mos import DNSMOS
 from vokens.bench.options import Reconstruct, split_list
-from vokens.bench.recognise import Moonshine
-from vokens.bench.results import Line, Results
+from vokens.bench.plugins import Recogniser, open_recogniser
+from vokens.bench.processes import pool
+from vokens.bench.results import Results
 from vokens.bench.speaker import SpeakerJudge
 from vokens.bench.summary import summary_row
-from vokens.errors import ConfigError, DownloadError, MissingExtra, VokensError
+from vokens.bench.table import Line
+from vokens.errors import ConfigError, NotInstalled, VokensError
 from vokens.models.codec import Codec
 
 RATE = metrics.SAMPLE_RATE
@@ -44,7 +41,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "stft": metrics.stft_distance,
     "mcd": metrics.mel_cepstral_distortion,
 }
-# Judges that hear no original, by folder: the network, and the ratings it gives.
+# Evaluators that hear no original, by folder: the network, and the ratings it gives.
 LISTENERS = {
     "dnsmos": (DNSMOS, {"dnsmos", "dnsmos-sig", "dnsmos-bak"}),
     "distillmos": (DistillMOS, {"distill-mos"}),
@@ -61,20 +58,21 @@ class System:
     rows: dict[str, tuple[int, int]]
 
 
-# No codec: what the judges say of the recording itself.
+# No codec: what evaluators say of the recording itself.
 ORIGINAL = System("original", "", "", {"original": (0, 0)})
 
 
 def run(options: Reconstruct) -> int:
     """Measure, and write the results; 1 if some files failed."""
     items = find_items(options)
+    options, left_out = _able(options)
     systems, notes = find_systems(options)
     if not systems:
         raise ConfigError(f"nothing to measure: {'; '.join(notes.values())}")
     wanted = options.wanted_metrics()
     recogniser = options.recogniser if "wer" in wanted else None
-    failed = 0
     with Results(options, "reconstruct", metrics=wanted, recogniser=recogniser) as results:
+        results.leave_out(notes | left_out)
         jobs = []
         for system in systems:
             for item in items:
@@ -82,8 +80,7 @@ def run(options: Reconstruct) -> int:
                 jobs += [(system, item, rows)] if rows else []
         for system, item, outcome in _measure_all(options, jobs):
             if isinstance(outcome, str):
-                print(f"vokens: {item.id}: {outcome}", file=sys.stderr)
-                failed += 1
+                results.fail(item.id, outcome)
                 continue
             for row, found in outcome.items():
                 results.add(row, system.label, item.id, system.fingerprint, **found)
@@ -93,7 +90,19 @@ def run(options: Reconstruct) -> int:
                 lines = [results.get(row, item.id, system.fingerprint) for item in items]
                 measured = [line for line in lines if line]
                 rows.append(summary_row(row, system.label, system.fingerprint, measured, recogniser))
-        return results.finish(rows, notes=notes, failed=failed, processes=options.processes)
+        return results.finish(rows, processes=options.processes)
+
+
+def _able(options: Reconstruct) -> tuple[Reconstruct, dict[str, str]]:
+    """The options with the metrics that this machine can compute, and why it cannot compute the others.
+
+    Raises NotInstalled for one that was asked for by name.
+    """
+    wanted = options.wanted_metrics()
+    notes = unmeasurable(wanted, options.recogniser, options.judges)
+    if notes and options.metrics is not None:
+        raise NotInstalled(f"--metrics {','.join(notes)}: {'; '.join(dict.fromkeys(notes.values()))}")
+    return replace(options, metrics=",".join(name for name in wanted if name not in notes)), notes
 
 
 def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
@@ -108,27 +117,18 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
         if codec.decodes:
             found.append(System(label, source, codec.fingerprint, rows))
         else:
-            notes[label] = "it has no decoder: bench tokens and robust measure it."
+            notes[label] = "it has no decoder: bench tokens and robust measure it"
     asked = {system.label for system in found}
     for name in split_list(options.peers):
         if name == ORIGINAL.label:
             found.append(ORIGINAL)
         elif name not in asked:
-            try:
-                codec = _open_peer(name, options)
-                found.append(System(name, name, codec.fingerprint, {name: (0, codec.num_codebooks)}))
-            except ConfigError:
-                raise
-            except VokensError as error:  # of what it needs, something is not installed
-                notes[name] = str(error)
+            if reason := registry.lacking(registry.get(name)):
+                notes[name] = reason
+                continue
+            codec = open_codec(name, options)
+            found.append(System(name, name, codec.fingerprint, {name: (0, codec.num_codebooks)}))
     return found, notes
-
-
-def _open_peer(name: str, options: Reconstruct) -> Codec:
-    """The codec of that name. Raises ConfigError for no such name, DownloadError for what is not on this machine."""
-    if not registry.is_cached(registry.get(name)):
-        raise DownloadError(f"its files are not on this machine: vokens.load({name!r}) fetches them")
-    return open_codec(name, options)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Heard:
 
 
 class Worker:
-    """Judges of one process, and the codec that it measures now."""
+    """Evaluators of one process, and the codec that it measures now."""
 
     def __init__(self, options: Reconstruct) -> None:
         torch.set_num_threads(options.threads)
@@ -150,7 +150,8 @@ class Worker:
         self._metrics = options.wanted_metrics()
         self._system: System | None = None
         self._codec: Codec | None = None
-        self._speaker = self._ears = None
+        self._speaker: SpeakerJudge | None = None
+        self._ears: Recogniser | None = None
         self._voices: dict[str, np.ndarray] = {}  # of the recordings
         if "speaker" in self._metrics:
             self._speaker = SpeakerJudge(find_judge("campplus-zh-en", options.judges))
@@ -160,7 +161,7 @@ class Worker:
             if ratings & set(self._metrics)
         ]
         if "wer" in self._metrics:
-            self._ears = Moonshine(find_judge(options.recogniser, options.judges), threads=1)
+            self._ears = open_recogniser(options.recogniser, options.judges, options.device)
 
     def measure(self, system: System, item: Item, rows: list[str]) -> dict[str, Line]:
         """What each of `rows` gives. Raises VokensError when the recording cannot be used."""
@@ -229,19 +230,22 @@ def _word_error(transcript: str, text: str) -> Line:
 
 Job = tuple[System, Item, list[str]]
 Outcome = tuple[System, Item, dict[str, Line] | str]
-_worker: Worker  # of this process, set by `_start`
+_options: Reconstruct  # of this process, set by `_start`
+_worker: Worker | None = None
 
 
 def _start(options: Reconstruct) -> None:
-    global _worker
-    _worker = Worker(options)
+    global _options, _worker
+    _options, _worker = options, None
 
 
 def _measure(job: Job) -> Outcome:
+    global _worker
     system, item, rows = job
+    _worker = _worker or Worker(_options)
     try:
         return system, item, _worker.measure(system, item, rows)
-    except (MissingExtra, ConfigError):  # the same for every file
+    except (NotInstalled, ConfigError):  # the same for every file
         raise
     except VokensError as error:
         return system, item, str(error)
@@ -252,15 +256,15 @@ def _measure_all(options: Reconstruct, jobs: list[Job]) -> Iterator[Outcome]:
     bar = tqdm(total=len(jobs), unit="file", disable=None)
     if not jobs:
         return
-    pool: Any = nullcontext()
-    if options.processes == 1:
+    count = min(options.processes, len(jobs))
+    if count == 1:
         _start(options)
-        outcomes = map(_measure, jobs)
-    else:
-        spawn = multiprocessing.get_context("spawn")  # a fork of a process with torch threads may hang
-        pool = ProcessPoolExecutor(options.processes, spawn, _start, (options,))
-        outcomes = pool.map(_measure, jobs)
-    with pool, bar:
-        for outcome in outcomes:
+        with bar:
+            for job in jobs:
+                yield _measure(job)
+                bar.update()
+        return
+    with pool(count, _start, options) as executor, bar:
+        for outcome in executor.map(_measure, jobs):
             bar.update()
             yield outcome

@@ -16,7 +16,7 @@ from vokens.bench import BENCHES
 from vokens.bench.report_html import page
 from vokens.bench.report_options import Report
 from vokens.bench.report_samples import Sample, samples_of
-from vokens.bench.results import table
+from vokens.bench.table import markdown
 from vokens.errors import ConfigError
 
 Summary = dict[str, Any]
@@ -35,7 +35,7 @@ def run(options: Report) -> int:
     texts = {
         out: page(options.title, summaries, samples),
         out.with_suffix(".csv"): as_csv(summaries),
-        out.with_suffix(".md"): "\n".join(table(summary) for summary in summaries),
+        out.with_suffix(".md"): "\n".join(markdown(summary) for summary in summaries),
         out.with_suffix(".json"): json.dumps({"results": summaries}, indent=2) + "\n",
     }
     for path, text in texts.items():

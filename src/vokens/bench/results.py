@@ -12,7 +12,7 @@ FOLDER/<bench>.json    {"bench", "settings", "selection", "machine", "rows", "no
                        their titles: `vokens.bench.definitions`; what follows a slash is the condition
                        ("agreement/white/20dB").
                        notes: {name: why it was not measured}. failed: recordings that could not be used.
-FOLDER/<bench>.md      the same as a table, which is also printed
+FOLDER/<bench>.md      the same as a table; a compact one is printed
 FOLDER/tokens/<model>/<id>.vok   the tokens, shared by all parts
 """
 
@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,16 +28,14 @@ from typing import IO, Any, Self
 
 from vokens._version import __version__
 from vokens.atomic import atomic_write
-from vokens.bench.definitions import definition
 from vokens.bench.options import Measure
+from vokens.bench.table import Line, compact, markdown
 from vokens.errors import ConfigError
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two processes apart there
     fcntl = None
-
-Line = dict[str, Any]
 
 
 class Results:
@@ -52,6 +51,8 @@ class Results:
         self._settings = common | settings
         self._file: IO[str] | None = None
         self._lines: dict[tuple[str, str], Line] = {}
+        self._notes: dict[str, str] = {}
+        self._failed: dict[str, list[str]] = {}  # of recordings
 
     def __enter__(self) -> Self:
         self._options.out.mkdir(parents=True, exist_ok=True)
@@ -92,9 +93,25 @@ class Results:
         self._file.flush()
         return line
 
-    def finish(self, rows: Sequence[Line], *, notes: Mapping[str, str] | None = None, failed: int = 0,
-               **machine: Any) -> int:  # fmt: skip
-        """Write the summary and the table, print the table; the exit code: 1 if recordings failed."""
+    def leave_out(self, notes: Mapping[str, str]) -> None:
+        """Note why something is not measured, and say it now: in one line, names of one reason together."""
+        self._notes |= notes
+        reasons: dict[str, list[str]] = {}
+        for name, reason in notes.items():
+            reasons.setdefault(reason, []).append(name)
+        if reasons:
+            said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+            print(f"vokens: {self._bench} leaves out: {said}", file=sys.stderr)
+
+    def fail(self, id: str, reason: object) -> None:
+        """Count a recording that cannot be used, and name it with each reason once."""
+        reasons = self._failed.setdefault(id, [])
+        if str(reason) not in reasons:
+            reasons.append(str(reason))
+            print(f"vokens: {id}: {reason}", file=sys.stderr)
+
+    def finish(self, rows: Sequence[Line], **machine: Any) -> int:
+        """Write the summary and its table, print a compact one; the exit code: 1 if recordings failed."""
         options = self._options
         summary = {
             "bench": self._bench,
@@ -102,13 +119,14 @@ class Results:
             "selection": {"models": options.model_names()} | options.selection(),
             "machine": _machine(options) | machine,
             "rows": list(rows),
-            "notes": dict(notes or {}),
-            "failed": failed,
+            "notes": self._notes,
+            "failed": len(self._failed),
         }
         self._write(".json", json.dumps(summary, indent=2) + "\n")
-        self._write(".md", table(summary))
-        print(table(summary))
-        return 1 if failed else 0
+        self._write(".md", markdown(summary))
+        print(compact(summary, shutil.get_terminal_size().columns))
+        print(f"{self._path('.md')} has it with exact modes; docs/metrics.md defines the numbers")
+        return 1 if self._failed else 0
 
     def _same_settings(self) -> None:
         """Refuse to add to what was measured otherwise; else note the settings before the first line."""
@@ -141,41 +159,6 @@ class Results:
     def _write(self, suffix: str, text: str) -> None:
         with atomic_write(self._path(suffix)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """A summary as Markdown: a line per number with its unit and mode, a column per row of the results."""
-    rows = summary["rows"]
-    names = list(dict.fromkeys(name for row in rows for name in row["metric"]))
-    lines = [["number", "unit", "mode", *(row["row"] for row in rows)]]
-    for name in names:
-        known = definition(name)
-        found = [row["metric"].get(name) for row in rows]
-        title = " ".join([known.title, *name.split("/")[1:]])
-        mode = "; ".join(dict.fromkeys(value["mode"] for value in found if value is not None))
-        cells = [_cell(value, row, known.digits) for value, row in zip(found, rows, strict=True)]
-        lines.append([title, known.unit, mode, *cells])
-    text = f"# {summary['bench']}\n\n" + _markdown(lines)
-    counts = ", ".join(f"{row['row']} {row['files']} ({row['seconds']:.0f} s)" for row in rows)
-    text += (
-        f"\nRecordings: {counts}. In brackets: of how many, where not of all. Definitions: docs/metrics.md.\n"
-    )
-    for name, reason in summary["notes"].items():
-        text += f"\n{name}: not measured. {reason}\n"
-    if summary["failed"]:
-        text += f"\n{summary['failed']} files failed.\n"
-    return text
-
-
-def _cell(found: Line | None, row: Line, digits: int) -> str:
-    if found is None or found["value"] is None:
-        return "–"
-    return f"{found['value']:.{digits}f}" + (f" ({found['n']})" if found["n"] < row["files"] else "")
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    head, *body = (f"| {' | '.join(line)} |\n" for line in lines)
-    return head + "|---|---|---" + "|---:" * (len(lines[0]) - 3) + "|\n" + "".join(body)
 
 
 def _lock(file: IO[str], path: Path) -> None:

@@ -4,8 +4,6 @@ Agreement compares frame by frame; unit edit distance (StableToken, 2509.22220) 
 Both are taken of each codebook's stream, and pooled.
 """
 
-import sys
-
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -17,7 +15,8 @@ from vokens.bench.definitions import metric
 from vokens.bench.items import Item, find_items
 from vokens.bench.options import Robust, split_list
 from vokens.bench.perturb import ALIGNED, RATE, SHIFTS, WARPED
-from vokens.bench.results import Line, Results
+from vokens.bench.results import Results
+from vokens.bench.table import Line
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 
@@ -28,11 +27,11 @@ Codes = np.ndarray  # (K, T)
 def run(options: Robust) -> int:
     """Measure, and write the results; 1 if some files failed."""
     items = find_items(options)
-    notes: dict[str, str] = {}
-    rows, failed = [], 0
+    rows = []
     with Results(options, "robust", dtypes=options.dtypes) as results:
         for label, source in labels(options).items():
             probe = Probe(label, source, options)
+            results.leave_out(probe.notes)
             lines = []
             for item in tqdm(items, desc=label, unit="file", disable=None):
                 line = results.get(label, item.id, probe.codec.fingerprint)
@@ -41,13 +40,11 @@ def run(options: Robust) -> int:
                 except ConfigError:
                     raise
                 except VokensError as error:
-                    print(f"vokens: {item.id}: {error}", file=sys.stderr)
-                    failed += 1
+                    results.fail(item.id, error)
                     continue
                 lines.append(line or results.add(label, label, item.id, probe.codec.fingerprint, **found))
             rows.append(summary_row(label, probe.codec, lines))
-            notes |= probe.notes
-        return results.finish(rows, notes=notes, failed=failed)
+        return results.finish(rows)
 
 
 class Probe:

@@ -5,10 +5,9 @@ results for some codebooks of a tokenizer. Preservation: words and voice of the 
 """
 
 import math
-import sys
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,19 +15,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vokens.audio import load, resample
+from vokens.audio import duration, load, resample
 from vokens.bench import metrics
 from vokens.bench.codecs import labels, open_codec, tokens_of
 from vokens.bench.definitions import metric
-from vokens.bench.items import Item, find_items
+from vokens.bench.items import Item, NoRecordings, find_items
+from vokens.bench.judges import FILES, lacking
 from vokens.bench.mutual_information import barber_agakov, draw_others, vclub
 from vokens.bench.ngram import KneserNey
 from vokens.bench.options import Reconstruct
 from vokens.bench.plugins import RATE, Recogniser, SpeakerModel, open_recogniser, open_speaker_model
 from vokens.bench.probe import ALPHABET, Budget, fits, log_likelihoods, train_probe, transcribe
-from vokens.bench.results import Line, Results
+from vokens.bench.results import Results
 from vokens.bench.slmtok_options import SlmTok
-from vokens.errors import ConfigError, VokensError
+from vokens.bench.table import Line
+from vokens.errors import ConfigError, NotInstalled, VokensError
 from vokens.models.codec import Codec
 from vokens.tokens import Tokens
 from vokens.train.text import spell
@@ -49,16 +50,23 @@ class Spoken:
 
 def run(options: SlmTok) -> int:
     """Measure, and write the results; 1 if some recordings could not be used."""
-    test = spoken(find_items(options.measured()))
-    train = spoken(_train_items(options)) if options.probe_steps else Spoken([], [], [])
-    notes: dict[str, str] = {}
-    other = len(test.others) + len(train.others)
-    if other:
-        notes[f"{other} recordings"] = f"Their texts need other characters than {ALPHABET!r} and punctuation."
-    rows: list[Line] = []
     names = ("train_split", "train_hours", "probe_steps", "probe_seconds", "probe_width", "pairs")
     asked = {name: getattr(options, name) for name in (*names, "recogniser", "speaker")}
-    with Results(options.measured(), "slmtok", **asked) as results:
+    results = Results(options.measured(), "slmtok", **asked)
+    test = spoken(find_items(options.measured()))
+    train = spoken(_train_items(options, results)) if options.probe_steps else Spoken([], [], [])
+    evaluators = [name for name in (options.recogniser, options.speaker) if name in FILES]
+    if absent := lacking(evaluators, options.judges):
+        if not options.probe_steps:
+            raise NotInstalled(absent)
+        options = replace(options, resynthesised=0)
+    rows: list[Line] = []
+    with results:
+        if absent:
+            results.leave_out({"the resynthesis": absent})
+        if other := len(test.others) + len(train.others):
+            characters = f"their texts need other characters than {ALPHABET!r} and punctuation"
+            results.leave_out({f"{other} recordings": characters})
         judge = Judge(options, results)
         heard = _spaced(test.items, options.resynthesised) if options.resynthesised else []
         if heard:
@@ -67,18 +75,18 @@ def run(options: SlmTok) -> int:
         for label, source in labels(options).items():
             codec = open_codec(source, options)
             if heard and not codec.decodes:
-                notes[f"{label}: resynthesis"] = "It has no decoder."
+                results.leave_out({f"{label}: resynthesis": "it has no decoder"})
             for row, span in _ranges(label, codec, options).items():
                 probed = None
                 if options.probe_steps:
                     probed = _probe(results, row, label, codec, span, train, test, options)
-                    notes |= _left_out(row, probed)
+                    results.leave_out(_left_out(row, probed))
                 lines = []
                 if heard and codec.decodes:
                     say = partial(_resynthesis, codec, label, span, options)
                     lines = judge.listen(row, label, codec.fingerprint, heard, say)
                 rows.append(_row(row, label, codec.fingerprint, lines, probed, options))
-        return results.finish(rows, notes=notes, failed=judge.failed)
+        return results.finish(rows)
 
 
 # Recordings ----------------------------------------------------------------------------------------------------
@@ -89,7 +97,7 @@ def spoken(items: Sequence[Item]) -> Spoken:
     texts = [spell(item.text or "", ALPHABET) for item in items]
     pairs = [(item, text) for item, text in zip(items, texts, strict=True) if text is not None]
     if not pairs:
-        raise ConfigError(
+        raise NoRecordings(
             f"none of {len(items)} texts is spelled with {ALPHABET!r} and punctuation alone: "
             "SLMTokBench is defined for English"
         )
@@ -97,23 +105,23 @@ def spoken(items: Sequence[Item]) -> Spoken:
     return Spoken([item for item, _ in pairs], [text for _, text in pairs], others)
 
 
-def _train_items(options: SlmTok) -> list[Item]:
+def _train_items(options: SlmTok, results: Results) -> list[Item]:
     """Recordings to train on, about train_hours of them."""
     try:
         items = find_items(options.trained_on())
-    except ConfigError as error:
-        raise ConfigError(
+    except NoRecordings as error:
+        raise NoRecordings(
             f"slmtok trains a recogniser, on transcribed recordings: give a manifest that has them as --data, "
             f"its split as --train-split, or --probe-steps 0. {error}"
         ) from error
-    seconds = [_seconds(item) for item in items]
-    return _spaced(items, max(1, round(len(items) * min(1.0, 3600 * options.train_hours / sum(seconds)))))
-
-
-def _seconds(item: Item) -> float:
-    import soundfile
-
-    return soundfile.info(item.path).duration
+    seconds: dict[Item, float] = {}
+    for item in items:
+        try:
+            seconds[item] = duration(item.path)
+        except VokensError as error:
+            results.fail(item.id, error)
+    share = min(1.0, 3600 * options.train_hours / max(sum(seconds.values()), 1e-9))
+    return _spaced(list(seconds), max(1, round(len(seconds) * share)))
 
 
 def _spaced(items: Sequence[Item], count: int) -> list[Item]:
@@ -149,7 +157,7 @@ def _probe(
     known = results.get(row, name, codec.fingerprint)
     if known is not None:
         return known
-    encoded = [_tokens(codec, label, part.items, options).select(*span) for part in (train, test)]
+    learnt, heard = (_tokens(codec, label, part, options, results) for part in (train, test))
     budget = Budget(
         options.probe_steps,
         options.probe_seconds,
@@ -157,7 +165,8 @@ def _probe(
         seed=options.seed,
         device=options.device,
     )
-    found = alignment(encoded[0], train.texts, encoded[1], test.texts, budget, options.pairs, row)
+    tokens = (learnt[0].select(*span), learnt[1], heard[0].select(*span), heard[1])
+    found = alignment(*tokens, budget, options.pairs, row)
     return results.add(row, label, name, codec.fingerprint, **found)
 
 
@@ -217,12 +226,24 @@ def _prior(train: list[list[int]], test: list[list[int]]) -> torch.Tensor:
     return -math.log(2) * torch.tensor(bits, dtype=torch.float64)
 
 
-def _tokens(codec: Codec, label: str, items: Sequence[Item], options: SlmTok) -> Tokens:
-    found = []
-    for item in tqdm(items, desc=f"{label} tokens", unit="file", disable=None):
-        wave, _ = load(item.path, codec.sample_rate)
-        found.append(tokens_of(codec, label, item, wave, options))
-    return Tokens.cat(found)
+def _tokens(
+    codec: Codec, label: str, part: Spoken, options: SlmTok, results: Results
+) -> tuple[Tokens, list[list[int]]]:
+    """Tokens and texts of the recordings that can be used. Raises NoRecordings where none can."""
+    found, texts = [], []
+    pairs = zip(part.items, part.texts, strict=True)
+    for item, text in tqdm(pairs, f"{label} tokens", len(part.items), unit="file", disable=None):
+        try:
+            wave, _ = load(item.path, codec.sample_rate)
+            found.append(tokens_of(codec, label, item, wave, options))
+            texts.append(text)
+        except ConfigError:
+            raise
+        except VokensError as error:
+            results.fail(item.id, error)
+    if not found:
+        raise NoRecordings(f"none of {len(part.items)} recordings can be read: give others as --data")
+    return Tokens.cat(found), texts
 
 
 def _fitting(tokens: Tokens, texts: list[list[int]]) -> tuple[Tokens, list[list[int]]]:
@@ -236,9 +257,9 @@ def _left_out(row: str, probed: Line) -> dict[str, str]:
     share, (train, test) = probed["impossible"], probed["left_out"]
     notes = {}
     if share:
-        notes[f"{row}: {100 * share:.1f} % of the pairs of vCLUB"] = "The text is too long for the recording."
+        notes[f"{row}: {100 * share:.1f} % of the pairs of vCLUB"] = "the text is too long for the recording"
     if train or test:
-        notes[f"{row}: {train} recordings to train on, {test} to test"] = "Too short for their texts."
+        notes[f"{row}: {train} recordings to train on, {test} to test"] = "too short for their texts"
     return notes
 
 
@@ -246,14 +267,13 @@ def _left_out(row: str, probed: Line) -> dict[str, str]:
 
 
 class Judge:
-    """Listens to resyntheses. failed: recordings that could not be used."""
+    """Transcribes resyntheses and compares their voices."""
 
     def __init__(self, options: SlmTok, results: Results) -> None:
         self._options, self._results = options, results
         self._ears: Recogniser | None = None
         self._voices: SpeakerModel | None = None
         self._known: dict[str, np.ndarray] = {}  # voices of the recordings
-        self.failed = 0
 
     def listen(
         self,
@@ -272,8 +292,7 @@ class Judge:
             except ConfigError:
                 raise
             except VokensError as error:
-                print(f"vokens: {item.id}: {error}", file=sys.stderr)
-                self.failed += 1
+                self._results.fail(item.id, error)
                 continue
             lines.append(line or self._results.add(row, label, item.id, fingerprint, **found))
         return lines

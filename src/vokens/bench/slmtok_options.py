@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from vokens.bench.options import Measure
+from vokens.bench.options import Measure, at_least
 from vokens.errors import ConfigError
 
 
@@ -36,15 +36,14 @@ class SlmTok(Measure):
     speaker: str = "campplus-zh-en"
     """Whose voice it is: campplus-zh-en or wavlm:ID."""
     judges: Path | None = None
-    """Folder of the offline models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
+    """Folder of the evaluator models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
 
     def __post_init__(self) -> None:
         for name in ("train_hours", "probe_seconds", "probe_width", "pairs"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
-        for name in ("probe_steps", "resynthesised"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: 0 leaves it out")
+        super().__post_init__()
+        at_least(0, probe_steps=self.probe_steps, resynthesised=self.resynthesised)
         if not self.probe_steps and not self.resynthesised:
             raise ConfigError(
                 "--probe-steps 0 and --resynthesised 0 leave nothing to measure: give one of them"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vokens import checkpoint
 from vokens.bench.judges import FILES, check_files
 from vokens.models.s3gen.campplus import CAMPPlus
 
@@ -15,9 +16,9 @@ class SpeakerJudge:
     def __init__(self, folder: str | Path) -> None:
         home = Path(folder).expanduser()
         check_files(home, FILES["campplus-zh-en"])
-        state = torch.load(home / FILES["campplus-zh-en"][0], weights_only=True, map_location="cpu")
+        path = home / FILES["campplus-zh-en"][0]
         self._model = CAMPPlus().eval()
-        self._model.load_state_dict(state, strict=True)
+        checkpoint.load_strict(self._model, checkpoint.read_state_dict(path), str(path))
 
     def embed(self, wave: np.ndarray) -> np.ndarray:
         """The voice (192,) of a 16 kHz wave (T,) of at least 45 ms."""

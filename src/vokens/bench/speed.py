@@ -4,13 +4,12 @@ A codec is loaded in a process of its own, whose memory is then that of the code
 machine at that moment: the only numbers of the benchmark that are not the same twice.
 """
 
-import multiprocessing
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from tqdm import tqdm
 from vokens.audio import load
 from vokens.bench.codecs import labels, open_codec
 from vokens.bench.definitions import single
-from vokens.bench.items import Item, find_items
+from vokens.bench.items import Item, NoRecordings, find_items
 from vokens.bench.options import Speed, split_list
-from vokens.bench.results import Line, Results
-from vokens.errors import ConfigError
+from vokens.bench.processes import pool
+from vokens.bench.results import Results
+from vokens.bench.table import Line
+from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 
 RATE = 16000
@@ -35,29 +36,51 @@ def run(options: Speed) -> int:
     """Measure, and write the results."""
     items = find_items(options)
     cases = [
-        (seconds, batch) for seconds in _numbers(options.durations) for batch in _numbers(options.batches)
+        (seconds, int(batch))
+        for seconds in _numbers(options.durations, 0.1)
+        for batch in _numbers(options.batches, 1)
     ]
     rows = []
     with Results(options, "speed", threads=options.threads, repeats=options.repeats) as results:
+        speech, used = _speech(items, max(seconds * batch for seconds, batch in cases), results)
         for label, source in labels(options).items():
             lines = {}
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, spawn, _start, (source, options, items)) as pool:
-                loaded = pool.submit(_facts).result()
+            with pool(1, _start, speech) as process:
+                loaded = process.submit(_open, source, options).result()
                 fingerprint = str(loaded.pop("fingerprint"))
                 for seconds, batch in tqdm(cases, desc=label, disable=None):
                     id = f"{seconds:g} s × {batch:g}"
                     line = results.get(label, id, fingerprint)
                     if line is None:
-                        found = pool.submit(_time, seconds, int(batch)).result()
+                        found = process.submit(_time, seconds, batch).result()
                         line = results.add(label, label, id, fingerprint, **found)
                     lines[id] = line
-            rows.append(summary_row(label, fingerprint, loaded, lines, len(items)))
+            rows.append(summary_row(label, fingerprint, loaded, lines, used, len(speech) / RATE))
         return results.finish(rows)
 
 
-def summary_row(label: str, fingerprint: str, loaded: Line, lines: dict[str, Line], files: int) -> Line:
-    """A row of results: of each length and batch, and the memory; of `files` recordings, joined."""
+def _speech(items: list[Item], seconds: float, results: Results) -> tuple[np.ndarray, int]:
+    """Recordings at 16 kHz one after another (T,), as many as give `seconds`; and how many they are.
+
+    Raises NoRecordings where none can be read.
+    """
+    waves: list[np.ndarray] = []
+    for item in items:
+        try:
+            waves.append(load(item.path, RATE)[0])
+        except VokensError as error:
+            results.fail(item.id, error)
+        if sum(map(len, waves)) >= seconds * RATE:
+            break
+    if not waves:
+        raise NoRecordings(f"none of {len(items)} recordings can be read: give others as --data")
+    return np.concatenate(waves), len(waves)
+
+
+def summary_row(
+    label: str, fingerprint: str, loaded: Line, lines: dict[str, Line], files: int, seconds: float
+) -> Line:
+    """A row of results: of each length and batch, and the memory; of `files` recordings of `seconds`, joined."""
     found = {"memory-load": single("memory-load", loaded["load_bytes"] / MIB, files)}
     for kind in ("encode", "decode"):
         for id, line in lines.items():
@@ -69,22 +92,21 @@ def summary_row(label: str, fingerprint: str, loaded: Line, lines: dict[str, Lin
         for id, line in lines.items():
             if line[f"{kind}_bytes"] is not None:
                 found[f"memory-{kind}/{id}"] = single(f"memory-{kind}", line[f"{kind}_bytes"] / MIB, files)
-    seconds = sum(line["seconds"] for line in lines.values())
     row = {"row": label, "model": label, "fingerprint": fingerprint, "files": files}
-    return row | {"seconds": seconds, "metric": found}
+    return row | {"seconds": round(seconds, 3), "metric": found}
 
 
 class Bench:
     """The codec of one process."""
 
-    def __init__(self, source: str, options: Speed, items: list[Item]) -> None:
+    def __init__(self, source: str, options: Speed, speech: np.ndarray) -> None:
         torch.set_num_threads(options.threads)
         self._device = torch.device(options.device)
         before = memory(self._device)
         self.codec: Codec = open_codec(source, options)
         self._loaded = memory(self._device)
         self.load_bytes = self._loaded - before
-        self._options, self._items = options, items
+        self._options, self._speech = options, speech
 
     def time(self, seconds: float, batch: int) -> Line:
         """Wall seconds of each repeat, after one that does not count, and bytes above those of the loaded codec."""
@@ -110,16 +132,8 @@ class Bench:
         return times, max(0, peak_memory(self._device) - self._loaded)
 
     def _waves(self, seconds: float, batch: int) -> list[np.ndarray]:
-        """`batch` waves of `seconds` at 16 kHz: the recordings one after another, again from the first if need be."""
-        needed, held = round(seconds * RATE) * batch, 0
-        parts: list[np.ndarray] = []
-        while held < needed:
-            for item in self._items:
-                parts.append(load(item.path, RATE)[0])
-                held += len(parts[-1])
-                if held >= needed:
-                    break
-        return list(np.concatenate(parts)[:needed].reshape(batch, -1))
+        """`batch` waves of `seconds` at 16 kHz: the speech, again from its start if need be."""
+        return list(np.resize(self._speech, (batch, round(seconds * RATE))))
 
 
 def memory(device: torch.device) -> int:
@@ -157,22 +171,28 @@ def _forget_peak(device: torch.device) -> None:
         )  # proc(5): resets the peak; where it cannot, the peak is older
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in split_list(text)]
-    except ValueError as error:
-        raise ConfigError(f"{text!r} was given: numbers by commas are accepted, such as 1,5,20") from error
+def _numbers(text: str, least: float) -> list[float]:
+    with suppress(ValueError):
+        numbers = [float(part) for part in split_list(text)]
+        if numbers and all(least <= number < math.inf for number in numbers):
+            return numbers
+    raise ConfigError(
+        f"{text!r} was given: numbers from {least:g} on are accepted, by commas, such as 1,5,20"
+    )
 
 
-_bench: Bench  # of this process, set by `_start`
+_speech_here: np.ndarray  # of this process, set by `_start`
+_bench: Bench  # set by `_open`
 
 
-def _start(source: str, options: Speed, items: list[Item]) -> None:
+def _start(speech: np.ndarray) -> None:
+    global _speech_here
+    _speech_here = speech
+
+
+def _open(source: str, options: Speed) -> Line:
     global _bench
-    _bench = Bench(source, options, items)
-
-
-def _facts() -> Line:
+    _bench = Bench(source, options, _speech_here)
     return {"fingerprint": _bench.codec.fingerprint, "load_bytes": _bench.load_bytes}
 
 

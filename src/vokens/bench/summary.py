@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vokens.bench.definitions import metric
 from vokens.bench.options import METRICS
-from vokens.bench.results import Line
+from vokens.bench.table import Line
 
 
 def summary_row(

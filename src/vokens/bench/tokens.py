@@ -1,6 +1,5 @@
 """What tokens cost and say: rates, use of the codebooks, and bits per second under language models."""
 
-import sys
 import zlib
 
 import numpy as np
@@ -13,7 +12,8 @@ from vokens.bench.definitions import single
 from vokens.bench.items import find_items
 from vokens.bench.metrics import codebook_use
 from vokens.bench.options import TokenStatistics
-from vokens.bench.results import Line, Results
+from vokens.bench.results import Results
+from vokens.bench.table import Line
 from vokens.errors import VokensError
 from vokens.tokens import Tokens
 
@@ -21,7 +21,7 @@ from vokens.tokens import Tokens
 def run(options: TokenStatistics) -> int:
     """Measure, and write the results; 1 if some files failed."""
     items = find_items(options)
-    rows, notes, failed = [], {}, 0
+    rows = []
     with Results(options, "tokens", lm_steps=options.lm_steps) as results:
         for label, source in labels(options).items():
             codec = open_codec(source, options)
@@ -32,17 +32,16 @@ def run(options: TokenStatistics) -> int:
                     wave, _ = load(item.path, codec.sample_rate)
                     tokens[item.id] = tokens_of(codec, label, item, wave, options)
                 except VokensError as error:
-                    print(f"vokens: {item.id}: {error}", file=sys.stderr)
-                    failed += 1
+                    results.fail(item.id, error)
                     continue
                 if not line:
                     found = {"seconds": len(wave) / codec.sample_rate, "frames": int(tokens[item.id].lengths)}
                     results.add(label, label, item.id, codec.fingerprint, **found)
             name, fingerprint = label, codec.fingerprint
             del codec
-            learnt = _language_models(results, name, fingerprint, tokens, options, notes)
+            learnt = _language_models(results, name, fingerprint, tokens, options)
             rows.append(summary_row(name, fingerprint, list(tokens.values()), learnt))
-        return results.finish(rows, notes=notes, failed=failed)
+        return results.finish(rows)
 
 
 def _language_models(
@@ -51,11 +50,11 @@ def _language_models(
     fingerprint: str,
     tokens: dict[str, Tokens],
     options: TokenStatistics,
-    notes: dict[str, str],
 ) -> Line | None:
     """The line of the language models over these recordings; None for too few."""
     if len(tokens) < lm.FEWEST or not options.lm_steps:
-        notes[f"{label}: language models"] = f"they need {lm.FEWEST} recordings, and --lm-steps above 0."
+        reason = f"they need {lm.FEWEST} recordings, and --lm-steps above 0"
+        results.leave_out({f"{label}: language models": reason})
         return None
     ids = list(tokens)
     name = f"language models of {len(ids)} recordings, {zlib.crc32('|'.join(ids).encode()):08x}"
