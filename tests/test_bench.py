@@ -13,7 +13,8 @@ from conftest import speechlike
 from vokens.bench import BENCHES, codecs, every, robust
 from vokens.bench.definitions import DEFINITIONS, metric, single
 from vokens.bench.options import Every, Measure, Reconstruct, Robust, TokenStatistics
-from vokens.bench.results import Results, table
+from vokens.bench.results import Results
+from vokens.bench.table import compact, markdown
 from vokens.cli import main
 from vokens.errors import ConfigError
 
@@ -77,7 +78,12 @@ def test_form_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         }
         rows = [{"row": "x", "model": "x", "fingerprint": "f", "files": 2, "seconds": 1.0,
                  "metric": {"stoi": metric("stoi", [0.5]), "ued/gain/6 dB": metric("ued", [0.1])}}]  # fmt: skip
-        assert results.finish(rows, notes={"y": "It is gone."}, failed=1) == 1
+        results.leave_out({"y": "it is gone", "z": "it is gone", "w": "too long"})
+        assert capsys.readouterr().err == "vokens: demo leaves out: y, z (it is gone); w (too long)\n"
+        for _ in range(2):  # by two codecs
+            results.fail("2", "lost its end")
+        assert capsys.readouterr().err == "vokens: 2: lost its end\n"
+        assert results.finish(rows) == 1
     written = json.loads((options.out / "demo.json").read_text())
     assert set(written) == {
         "bench", "settings", "selection", "machine", "rows", "notes", "failed"
@@ -86,11 +92,12 @@ def test_form_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert written["settings"]["colour"] == "red"
     assert written["selection"]["models"] == ["x", "y"]
     text = (options.out / "demo.md").read_text()
-    assert text == table(written)
-    assert text in capsys.readouterr().out
+    assert text == markdown(written)
+    assert compact(written, 80) in capsys.readouterr().out
     assert f"| STOI |  | {DEFINITIONS['stoi'].mode} | 0.500 (1) |" in text
     assert "| unit edit distance gain 6 dB | % |" in text
-    assert "y: not measured. It is gone." in text
+    assert "y: not measured. it is gone" in text
+    assert written["failed"] == 1
 
     with Results(options, "demo", colour="red") as results:
         assert results.get("x", "1", "f") == line
@@ -101,6 +108,29 @@ def test_form_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ConfigError, match=r"holds results with \{'colour': 'red'\}, not \{'colour': 'blue'\}"
     ):
         Results(options, "demo", colour="blue").__enter__()
+
+
+def test_the_table_of_a_terminal_fits() -> None:
+    """Codecs side by side as far as the width goes, then below; conditions against numbers; nothing wider."""
+    plain = {"stoi": single("stoi", 0.5, 3), "pesq-wb": single("pesq-wb", 2.25, 2)}
+    under = {
+        f"{name}/white noise/{db} dB": single(name, db, 3) for name in ("ued", "agreement") for db in (10, 30)
+    }
+    rows = [
+        {"row": f"codec {i}", "model": "codec", "files": 3, "seconds": 61.0, "metric": plain | under}
+        for i in range(12)
+    ]
+    text = compact({"bench": "demo", "rows": rows, "notes": {}, "failed": 0}, 60)
+    lines = text.splitlines()
+    assert lines[0] == "demo: 3 recordings, 61 s of speech"
+    assert max(map(len, lines)) <= 60
+    assert all(text.count(f"codec {i} ") + text.count(f"codec {i}\n") == 2 for i in range(12))
+    assert [line.split() for line in lines[-3:]] == [
+        ["codec", "11", "ued", "%", "agreement", "%"],
+        ["white", "noise", "10", "dB", "10.0", "10.0"],
+        ["white", "noise", "30", "dB", "30.0", "30.0"],
+    ]
+    assert "2.25 (2)" in text  # of two recordings
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -205,7 +235,7 @@ def test_all_leaves_out_what_the_data_do_not_allow(
     possible = {name: BENCHES[name] for name in ("slmtok", "tokens")}  # the first needs transcripts
     monkeypatch.setattr("vokens.bench.every.BENCHES", possible)
     options = Every(out=tmp_path, data=corpus, limit=1)
-    assert every.run(options) == 1
+    assert every.run(options) == 0
     assert (tmp_path / "tokens.json").is_file()
     assert "slmtok was left out: " in capsys.readouterr().err
     with pytest.raises(ConfigError, match="with text"):

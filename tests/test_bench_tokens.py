@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from vokens.bench import lm, speed, tokens
-from vokens.bench.items import Item
+from vokens.bench.items import Item, NoRecordings
 from vokens.bench.ngram import KneserNey
 from vokens.bench.options import Speed
+from vokens.bench.results import Results
 from vokens.tokens import Tokens
 
 
@@ -140,11 +142,8 @@ def test_rates_of_uniform_and_of_constant_codes() -> None:
 
 
 def test_speed_measures_what_it_says(tiny_codec_folder, tmp_path) -> None:
-    import soundfile
-
-    soundfile.write(tmp_path / "a.wav", np.zeros(4000) + 0.01, 16000)
     options = Speed(models=str(tiny_codec_folder), out=tmp_path, repeats=2)
-    bench = speed.Bench(str(tiny_codec_folder), options, [Item("a", tmp_path / "a.wav")])
+    bench = speed.Bench(str(tiny_codec_folder), options, np.full(4000, 0.01, np.float32))
     line = bench.time(0.6, 3)
     assert line["seconds"] == pytest.approx(1.8)
     assert len(line["encode_seconds"]) == len(line["decode_seconds"]) == 2
@@ -152,10 +151,22 @@ def test_speed_measures_what_it_says(tiny_codec_folder, tmp_path) -> None:
     assert len(times) == 2
     assert 8e7 <= bytes_more + 2**22 <= 2e8  # the array, and what other work has kept since loading
     line |= {"encode_seconds": [0.1, 0.9, 0.2], "decode_seconds": [], "decode_bytes": None}
-    row = speed.summary_row("x", "", {"load_bytes": 2**21}, {"0.6 s × 3": line}, 1)
+    row = speed.summary_row("x", "", {"load_bytes": 2**21}, {"0.6 s × 3": line}, 1, 0.25)
+    assert (row["files"], row["seconds"]) == (1, 0.25)  # of recordings, whatever was repeated
     assert row["metric"]["encode/0.6 s × 3"]["value"] == 9
     assert row["metric"]["memory-load"]["value"] == 2
     assert not any(name.startswith("decode") for name in row["metric"])
+
+
+def test_speed_leaves_out_what_cannot_be_read(tmp_path, capsys) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(4000, 0.01), 16000)
+    items = [Item(name, tmp_path / name) for name in ("missing.wav", "a.wav", "again.wav")]
+    results = Results(Speed(out=tmp_path), "speed")
+    wave, used = speed.speech_of(items, 0.2, results)
+    assert (len(wave), used) == (4000, 1)
+    assert capsys.readouterr().err.startswith("vokens: missing.wav: cannot open")
+    with pytest.raises(NoRecordings, match="none of 1"):
+        speed.speech_of(items[:1], 0.2, results)
 
 
 @pytest.mark.slow  # a fresh process imports torch

@@ -9,7 +9,7 @@ from golden.weights import tensor
 from safetensors.torch import load_file
 
 from vokens.bench.judges import find_judge
-from vokens.errors import AudioError, ConfigError
+from vokens.errors import AudioError, NotInstalled
 from vokens.models.s3gen.campplus import CAMPPlus
 
 GOLDEN = load_file(Path(__file__).parent / "golden/s3gen/campplus_full.safetensors")
@@ -92,7 +92,7 @@ def test_published_weights_fit_strictly():
     assert len(CAMPPlus().state_dict()) == 937
     try:
         home = find_judge("campplus-zh-en")
-    except ConfigError as error:
+    except NotInstalled as error:
         pytest.skip(str(error))
     state = torch.load(home / "campplus_cn_en_common.pt", weights_only=True, map_location="cpu")
     CAMPPlus().load_state_dict(state, strict=True)

@@ -7,8 +7,9 @@ import pytest
 from conftest import speechlike
 
 from vokens.bench.distill_mos import DistillMOS
-from vokens.bench.judges import NotInstalled, find_judge
+from vokens.bench.judges import find_judge
 from vokens.bench.mos import DNSMOS
+from vokens.errors import NotInstalled
 
 # Of PyPI's speechmos 0.0.1.1 (dnsmos.run, rate 16000): the seconds of `signal` below -> overall, speech, noise.
 PUBLISHED = {

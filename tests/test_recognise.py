@@ -7,7 +7,7 @@ import pytest
 
 from vokens.bench.judges import find_judge
 from vokens.bench.recognise import HOP, SHORTEST, Moonshine
-from vokens.errors import AudioError, ConfigError
+from vokens.errors import AudioError, NotInstalled
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
@@ -17,7 +17,7 @@ pytest.importorskip("tokenizers")
 def moonshine() -> Moonshine:
     try:
         return Moonshine(find_judge("moonshine-tiny-en"))
-    except ConfigError as error:
+    except NotInstalled as error:
         pytest.skip(str(error))
 
 
@@ -39,5 +39,5 @@ def test_silence_is_transcribed_in_bounded_time(moonshine):
 
 
 def test_missing_folder_says_what_and_how(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"encoder_model\.onnx.*docs/metrics\.md"):
+    with pytest.raises(NotInstalled, match=r"encoder_model\.onnx.*docs/metrics\.md"):
         find_judge("moonshine-tiny-en", tmp_path)

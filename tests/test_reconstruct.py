@@ -1,7 +1,9 @@
 """The reconstruction benchmark: what is chosen, and a run that is stopped and resumed."""
 
 import dataclasses
+import importlib.util
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import soundfile
 import torch
 
 import vokens
+from vokens.bench import judges
 from vokens.bench.items import find_items
-from vokens.bench.options import Reconstruct
+from vokens.bench.options import METRICS, Reconstruct
 from vokens.bench.reconstruct import run
 from vokens.bench.summary import summary_row
-from vokens.errors import ConfigError, VokensError
+from vokens.cli import main
+from vokens.errors import CheckpointError, ConfigError, MissingExtra, NotInstalled, VokensError
 
 RATE = 16000
 
@@ -163,7 +167,8 @@ def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
     assert [row["files"] for row in rows] == [3] * 5
     kbps = rows[2]["metric"]["bitrate"]["value"]
     assert kbps == pytest.approx(0.6, rel=0.05)  # 50 Hz x 3 x 4 bits, and the last frames' padding
-    assert "mini 1-3 3 (3 s)" in capsys.readouterr().out
+    assert "mini 1-3 3 (3 s)" in (whole.out / "reconstruct.md").read_text()
+    assert "reconstruct: 3 recordings, 3 s of speech" in capsys.readouterr().out
 
     parts = dataclasses.replace(whole, out=tmp_path / "parts", limit=1)
     run(parts)
@@ -212,6 +217,76 @@ def test_missing_peers_and_broken_files_do_not_stop_the_rest(corpus, tmp_path, m
     assert "s/8" in capsys.readouterr().err
 
 
-def test_missing_judges_stop_at_once(corpus, tmp_path):
-    with pytest.raises(ConfigError, match=r"docs/metrics\.md"):
-        run(options(corpus, tmp_path / "out", metrics="wer", judges=tmp_path))
+def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
+    """A file that is no audio, one that is not there, and m4a: lengths and all, without durations in the manifest."""
+    soundfile.write(tmp_path / "good.wav", voice(0.5), RATE)
+    (tmp_path / "page.wav").write_text("<html>")
+    (tmp_path / "cut.m4a").write_bytes(b"\0\0\0\x1cftypM4A " + bytes(100))
+    (tmp_path / "._good.wav").write_bytes(b"of macOS")
+    whole = options(tmp_path, tmp_path / "folder", data=tmp_path, split=None)
+    assert ids(whole) == ["cut.m4a", "good.wav", "page.wav"]
+    lines = [json.dumps({"path": name}) for name in ("good.wav", "page.wav", "cut.m4a", "missing.wav")]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    capsys.readouterr()
+    assert run(options(tmp_path, tmp_path / "manifest", data=tmp_path / "m.jsonl", split=None)) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in said] == ["cut", "missing", "page"]
+    summary = json.loads((tmp_path / "manifest" / "reconstruct.json").read_text())
+    assert (summary["failed"], summary["rows"][0]["files"]) == (3, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"processes": 0}, {"threads": 0}, {"limit": 0}, {"min_seconds": -1.0}])
+def test_options_are_checked(corpus, tmp_path, wrong):
+    with pytest.raises(ConfigError, match=f"--{next(iter(wrong)).replace('_', '-')} .* or more is accepted"):
+        options(corpus, tmp_path, **wrong)
+
+
+# Evaluators
+
+
+def test_without_evaluators_the_rest_is_measured(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VOKENS_EVAL_MODELS", str(tmp_path / "none"))
+    assert run(options(corpus, tmp_path, metrics=None, limit=1)) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "vokens: reconstruct leaves out: speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer ("
+    )
+    assert "lacks campplus-zh-en, dnsmos, distillmos, moonshine-tiny-en: docs/metrics.md" in line
+    summary = json.loads((tmp_path / "reconstruct.json").read_text())
+    assert summary["rows"][0]["metric"].keys() >= {"stoi", "mel", "f0", "bitrate", "rtf"}
+    assert summary["notes"].keys() == {"speaker", "dnsmos", "dnsmos-sig", "dnsmos-bak", "distill-mos", "wer"}
+    with pytest.raises(NotInstalled, match=r"--metrics wer: .*docs/metrics\.md"):  # asked for by name
+        run(options(corpus, tmp_path / "out", metrics="mel,wer"))
+
+
+def test_without_the_extra_the_rest_is_measured(corpus, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(judges, "find_spec", lambda name: None if name in ("pesq", "pystoi") else find(name))
+    notes = judges.unmeasurable(METRICS, "whisper:ID", tmp_path)
+    assert notes["stoi"] == notes["pesq-nb"]
+    assert notes["stoi"].startswith("measuring them needs the package 'pystoi, pesq': pip install")
+    assert "wer" not in notes  # of transformers, which says itself what it needs
+
+
+def test_rates_may_be_asked_for_alone(corpus, tmp_path):
+    assert run(options(corpus, tmp_path, metrics="bitrate,rtf", limit=1)) == 0
+    (row,) = json.loads((tmp_path / "reconstruct.json").read_text())["rows"]
+    assert row["metric"].keys() == {"bitrate", "rtf"}
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])  # fresh ones import torch
+def test_a_damaged_evaluator_is_one_line(corpus, tmp_path, capsys, processes):
+    (tmp_path / "dnsmos").mkdir()
+    (tmp_path / "dnsmos" / "sig_bak_ovr.onnx").write_bytes(b"not a graph")
+    command = ["bench", "reconstruct", "--models", "", "--peers", "original", "--metrics", "dnsmos"]
+    command += ["--data", str(corpus), "--out", str(tmp_path / "out"), "--judges", str(tmp_path)]
+    assert main([*command, "--processes", str(processes)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "sig_bak_ovr.onnx is no graph that onnxruntime opens" in line
+
+
+def test_errors_travel_between_processes():
+    for error in (MissingExtra("pesq", "eval", "PESQ"), NotInstalled("x"), CheckpointError("y")):
+        again = pickle.loads(pickle.dumps(error))
+        assert isinstance(again, VokensError)
+        assert str(again) == str(error)

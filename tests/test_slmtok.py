@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from vokens.bench.probe import (
 )
 from vokens.bench.slmtok import alignment, run
 from vokens.bench.slmtok_options import SlmTok
-from vokens.errors import ConfigError, DownloadError
+from vokens.errors import ConfigError, DownloadError, NotInstalled
 from vokens.tokens import Tokens
 from vokens.train.text import spell
 
@@ -286,7 +287,7 @@ def test_a_run_is_repeated_and_resumed(corpus, tiny_codec_folder, whisper, wavlm
     assert rows[0]["metric"]["speaker"]["value"] == 1
     assert rows[1]["metric"]["mi-vclub"]["n"] == 3
     assert rows[1]["metric"]["wer"]["n"] == 2
-    assert "probe character error" in capsys.readouterr().out
+    assert "probe-cer %" in capsys.readouterr().out
 
     assert run(dataclasses.replace(options, out=tmp_path / "two")) == 0
     assert (tmp_path / "two" / "slmtok.jsonl").read_bytes() == lines
@@ -305,6 +306,26 @@ def test_parts_are_left_out(corpus, tiny_codec_folder, whisper, wavlm, tmp_path)
     rows = json.loads((tmp_path / "slmtok.json").read_text())["rows"]
     assert [row["row"] for row in rows] == ["mini 3"]
     assert "wer" not in rows[0]["metric"]
+
+
+def test_without_evaluators_and_with_a_broken_file_the_rest_is_measured(
+    corpus, tiny_codec_folder, tmp_path, capsys
+):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    broken = json.loads((data / "manifest.jsonl").read_text().splitlines()[0])
+    (data / broken["path"]).write_text("<html>")
+    options = asked(data, tiny_codec_folder, tmp_path, "", "", codebooks="1", judges=tmp_path)
+    options = dataclasses.replace(options, recogniser="moonshine-tiny-en", speaker="campplus-zh-en")
+    assert run(options) == 1
+    said = capsys.readouterr().err
+    assert "slmtok leaves out: the resynthesis (" in said
+    assert "lacks moonshine-tiny-en, campplus-zh-en: docs/metrics.md" in said
+    assert f"vokens: {broken['id']}: " in said
+    (row,) = json.loads((tmp_path / "slmtok.json").read_text())["rows"]
+    assert "probe-cer" in row["metric"]
+    with pytest.raises(NotInstalled, match="campplus-zh-en"):
+        run(dataclasses.replace(options, probe_steps=0))
 
 
 def test_what_cannot_be_measured(corpus, tiny_codec_folder, whisper, wavlm, tmp_path):

@@ -8,6 +8,7 @@ import struct
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from vokens.bench.items import Item, find_items
+from vokens.audio import load, resample
+from vokens.bench.items import Item, NoRecordings, find_items
 from vokens.bench.options import Measure
 from vokens.errors import VokensError
 from vokens.tokens import Tokens
@@ -51,9 +53,11 @@ def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float
     """Recordings of the reconstruction benchmark, evenly spaced; rows that cannot be opened any more are left out."""
     items = _items(folder, summary)
     chosen = [items[int((i + 0.5) * len(items) / count)] for i in range(min(count, len(items)))]
-    waves: dict[str, dict[str, np.ndarray]] = {item.id: {} for item in chosen}
+    waves: dict[str, dict[str, np.ndarray]] = {}
     for item in chosen:
-        waves[item.id]["original"] = _recording(item)
+        with suppress(VokensError):  # the benchmark has named it
+            waves[item.id] = {"original": load(item.path, RATE)[0]}
+    chosen = [item for item in chosen if item.id in waves]
     for model in dict.fromkeys(row["model"] for row in summary["rows"]):
         rows = [row["row"] for row in summary["rows"] if row["model"] == model and row["row"] != "original"]
         _decode(folder, summary, model, rows, chosen, waves)
@@ -70,13 +74,9 @@ def _items(folder: Path, summary: dict[str, Any]) -> list[Item]:
     path = Path(data) if Path(data).exists() else None
     if path is None and data.startswith("/"):
         return []  # the corpus has gone since
-    return find_items(Measure(out=folder, data=path, **chosen))
-
-
-def _recording(item: Item) -> np.ndarray:
-    from vokens.audio import load
-
-    return load(item.path, RATE)[0]
+    with suppress(NoRecordings):
+        return find_items(Measure(out=folder, data=path, **chosen))
+    return []
 
 
 def _decode(
@@ -89,7 +89,6 @@ def _decode(
 ) -> None:
     """Add what each of a model's rows makes of the recordings: of its kept tokens, else encoded again."""
     import vokens
-    from vokens.audio import resample
     from vokens.bench.codecs import labels, token_path
 
     options = Measure(out=folder, models=",".join(summary["selection"]["models"]))

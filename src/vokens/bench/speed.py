@@ -42,7 +42,7 @@ def run(options: Speed) -> int:
     ]
     rows = []
     with Results(options, "speed", threads=options.threads, repeats=options.repeats) as results:
-        speech, used = _speech(items, max(seconds * batch for seconds, batch in cases), results)
+        speech, used = speech_of(items, max(seconds * batch for seconds, batch in cases), results)
         for label, source in labels(options).items():
             lines = {}
             with pool(1, _start, speech) as process:
@@ -59,7 +59,7 @@ def run(options: Speed) -> int:
         return results.finish(rows)
 
 
-def _speech(items: list[Item], seconds: float, results: Results) -> tuple[np.ndarray, int]:
+def speech_of(items: list[Item], seconds: float, results: Results) -> tuple[np.ndarray, int]:
     """Recordings at 16 kHz one after another (T,), as many as give `seconds`; and how many they are.
 
     Raises NoRecordings where none can be read.
