@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vokens.errors import ConfigError, MissingExtra
-from vokens.text import front_end, phonemes
+from vokens.text import front_end, normalise, phonemes
 from vokens.text.front_end import ALPHABET, BOS, EOS, FIRST, check_name
 
 TEXT = json.loads((Path(__file__).parent / "golden/uslm/text.json").read_text())
@@ -84,6 +85,45 @@ def test_characters_are_folded_into_the_alphabet_or_named():
     own = front_end("characters: abcé")
     assert own.num_ids == FIRST + 5
     assert own.symbols("É ba") == [FIRST + place for place in (4, 0, 2, 1)]
+
+
+def test_every_character_of_unicode_can_be_said_once_normalised():
+    end = front_end("characters")
+    every = (chr(code) for code in range(sys.maxunicode + 1))
+    assigned = [c for c in every if unicodedata.category(c) not in ("Cn", "Co")]
+    large = re.compile(
+        "CJK|HANGUL|YI |EGYPT|TANGUT|CUNEI|KHITAN|NUSHU|ANATOL|BAMUM|^$"
+    )  # a thousandth of these
+    some = [
+        c for place, c in enumerate(assigned) if place % 1000 == 0 or not large.match(unicodedata.name(c, ""))
+    ]
+    for start in range(0, len(some), 100):
+        said = end.sayable(normalise("so " + "a ".join(some[start : start + 100]) + " it is"))
+        assert end.symbols(said)
+        assert end.sayable(said) == said
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_said_or_named(text):
+    end = front_end("characters")
+    try:
+        said = end.sayable(normalise(text))
+    except ConfigError:
+        assert not any(character.isascii() and character.isalnum() for character in normalise(text))
+    else:
+        end.symbols(said)
+
+
+def test_what_is_left_out_is_named(caplog):
+    end = front_end("characters")
+    assert end.sayable("Hello 你好, (ok) [x] ¿so?") == "Hello , (ok) [x] so?"
+    assert "does not know 你 好: left out" in caplog.text
+    caplog.clear()
+    assert end.symbols(end.sayable("Straße, Łódź, Ærø, þing")) == end.symbols("strasse, lodz, aero, thing")
+    assert end.sayable("<strong>no</strong>") == " no "
+    assert not caplog.text
+    with pytest.raises(ConfigError, match=r"nothing of the text '你好' can be said.*你 好"):
+        end.sayable("你好")
 
 
 @pytest.mark.parametrize("name", ["bytes", "characters", "phonemes"])

@@ -368,7 +368,7 @@ def test_lines_of_a_file_become_files_and_a_second_run_goes_on(here, capsys):
 
 
 def test_a_line_that_fails_leaves_the_others(here, capsys):
-    Path("lines.txt").write_text("Hello there.\nwith a sign {} in it\nNo, it was not!\n")
+    Path("lines.txt").write_text("Hello there.\n你好。\nNo, it was not!\n", encoding="utf-8")
     assert said("--file", "lines.txt", "-o", "out") == 1
     captured = capsys.readouterr().err
     assert "line 2" in captured
@@ -388,6 +388,21 @@ def test_standard_input_and_output(here, capfdbinary, monkeypatch):
     assert len(samples("streamed.wav")) == len(raw)
     assert said("Hello there, all of you who are here.", "-o", "-", "--format", "pcm") == 0
     assert len(np.frombuffer(capfdbinary.readouterr().out, "<i2")) == len(raw)
+
+
+def test_standard_input_that_is_not_utf8_is_refused(here, monkeypatch, capsys):
+    for words in (["-"], ["--file", "-", "-o", "out"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Good\ncaf\xe9 morning")))
+        assert said(*words) == 2
+        assert "standard input, line 2, byte 4: 0xe9 is not UTF-8" in capsys.readouterr().err
+
+
+def test_what_a_language_model_writes_is_said(here, caplog, capsys):
+    assert said("**Good** morning 😀, it's 5℃ – see `x²` → ∞, 你好!", "-o", "llm.wav") == 0
+    assert "does not know 你 好: left out" in caplog.text
+    assert len(samples("llm.wav"))
+    assert said("你好", "-o", "none.wav") == 2
+    assert "nothing of the text" in capsys.readouterr().err
 
 
 def test_uslm_with_its_codec(here):

@@ -25,6 +25,7 @@ from vokens.cli.jobs import STREAM, Job, Source, check_suffix, make_job, refuse_
 from vokens.cli.options import Compute, Output, load_codec
 from vokens.cli.speak import write_stream
 from vokens.errors import ConfigError, VokensError
+from vokens.text.files import read_stdin, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +144,7 @@ def plan(arguments: Arguments) -> list[Line]:
 
 def _single(arguments: Arguments, suffix: str) -> Line:
     text, output = " ".join(arguments.text), arguments.output
-    text = sys.stdin.read() if text == STREAM else text
+    text = read_stdin() if text == STREAM else text
     if output == STREAM:
         return Line(text, make_job(Source(None, Path(NAME)), None, suffix), "the text")
     if suffix == ".pcm":
@@ -165,7 +166,8 @@ def _lines(arguments: Arguments, suffix: str) -> list[Line]:
         raise ConfigError("--file makes a sound file of every line: give a folder with -o, such as -o said/")
     names: dict[str, int] = {}
     lines = []
-    for number, line in enumerate(_read_lines(str(arguments.file)), 1):
+    content = read_stdin() if arguments.file == STREAM else read_text(str(arguments.file))
+    for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
         name, tab, text = line.partition("\t")
@@ -192,15 +194,6 @@ def _lines(arguments: Arguments, suffix: str) -> list[Line]:
 
 def _exists(line: Line) -> bool:
     return line.job.target is not None and line.job.target.exists()
-
-
-def _read_lines(source: str) -> list[str]:
-    if source == STREAM:
-        return sys.stdin.read().splitlines()
-    try:
-        return Path(source).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file {source} cannot be read: {error}") from error
 
 
 # The model ----------------------------------------------------------------------------------------------------------

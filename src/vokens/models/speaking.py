@@ -20,7 +20,7 @@ from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
 from vokens.nn.sampling import Sampler
 from vokens.one_or_list import one_or_list, type_name
-from vokens.text import normalise, sentences
+from vokens.text import front_end, normalise, sentences
 
 PAUSE = 0.2  # s between the pieces of a long text
 BATCH = 8  # pieces that are uttered together
@@ -182,7 +182,10 @@ class Speaker(ABC):
         if not isinstance(text, str):
             raise ConfigError(f"{type_name(text)} was given to say: a text is accepted")
         as_it_is = self.front_end == "phonemes"
-        found = sentences(normalise(text, language) if spell_out and not as_it_is else text)
+        if spell_out and not as_it_is:
+            text = normalise(text, language)
+            text = front_end(self.front_end).sayable(text) if self.front_end else text
+        found = sentences(text)
         if not found:
             raise ConfigError(f"the text {text[:40]!r} has nothing to say: give at least one letter")
         return [text.strip()] if as_it_is else [piece.strip() for piece in found]

@@ -4,8 +4,11 @@ One interface: language models know a front end by its name alone, which stands 
 padding, <bos> and <eos>, and symbols follow, except in a trained tokenizer, which has its own.
 """
 
+import logging
+import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cache
 
 from vokens.errors import ConfigError
@@ -14,7 +17,10 @@ PAD, BOS, EOS = 0, 1, 2
 FIRST = 3  # the id of the first symbol
 NAMES = ("bytes", "characters", "characters:ALPHABET", "phonemes", "espeak", "bpe:FOLDER")
 ALPHABET = " !\"'(),-.:;?abcdefghijklmnopqrstuvwxyz"
-_PLAIN = str.maketrans("’‘“”„«»‐‑–—", '\'\'"""""----')
+_PLAIN = str.maketrans("’‘“”„«»‐‑–—[]{}。、", '\'\'"""""----()().,')
+_SHARED = {"ð": "d", "þ": "th", "ŋ": "ng", "ə": "a", "ɡ": "g", "ĸ": "k"}  # letters of no other's shape
+_MARK = re.compile(r"</?[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>")  # of trained tokenizers
+_log = logging.getLogger(__name__)
 
 
 class FrontEnd(ABC):
@@ -25,6 +31,14 @@ class FrontEnd(ABC):
     @abstractmethod
     def symbols(self, text: str) -> list[int]:
         """Ids of the text alone. Raises ConfigError for a text that holds what the front end does not know."""
+
+    def sayable(self, text: str) -> str:
+        """The text without what this front end cannot spell.
+
+        A warning names letters, figures and signs that are left out; marks of punctuation go without a word. Raises
+        ConfigError for a text of which nothing would be left.
+        """
+        return text
 
     def ids(self, text: str, prompt_text: str = "") -> list[int]:
         """Ids of the prompt's text and the text after it, between <bos> and <eos>.
@@ -72,22 +86,51 @@ class Characters(FrontEnd):
             unknown |= set() if spelt else {character}
         if unknown:
             raise ConfigError(
-                f"{sorted(unknown)} in {text!r} are not in this front end's alphabet: write numbers as words "
+                f"{sorted(unknown)} in {text[:40]!r} are not in this front end's alphabet: write numbers as words "
                 "(vokens.text.normalise), or take front_end='bytes', which knows every text"
             )
         return found
 
+    def sayable(self, text: str) -> str:
+        return _without(text, lambda character: self._spelt(character) is not None)
+
     def _spelt(self, character: str) -> str | None:
         """The character in signs of the alphabet; None where there are none."""
         plain = character.translate(_PLAIN)
-        for form in (character, plain, plain.lower(), _without_accents(plain.lower())):
+        for form in (character, plain, plain.lower(), _without_accents(plain.casefold())):
             if form and all(sign in self._id for sign in form):
                 return form
         return None
 
 
+def _without(text: str, known: Callable[[str], bool]) -> str:
+    """The text with blanks for the characters that are not known."""
+    text = unicodedata.normalize("NFC", _MARK.sub(" ", text))
+    unknown = {c for c in set(text) if not c.isspace() and not known(c)}
+    kept = "".join(" " if c in unknown else c for c in text)
+    named = sorted(c for c in unknown if unicodedata.category(c)[0] in "LNS")
+    signs = " ".join(named[:20]) + " …" * (len(named) > 20)
+    if named and not any(c.isalnum() for c in kept):
+        raise ConfigError(
+            f"nothing of the text {text[:40]!r} can be said, for this model's front end does not know {signs}: give "
+            "a text in the model's language and script, or a model with front_end='bytes'"
+        )
+    if named:
+        _log.warning("vokens: warning: the model's front end does not know %s: left out of the text", signs)
+    return re.sub(r" +", " ", kept)
+
+
+@cache
 def _without_accents(character: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+    """Letters of Latin scripts in a to z: "é" as "e", "ø" as "o", "æ" as "ae"."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+    if plain.isascii():
+        return plain
+    pattern = r"LATIN (?:SMALL|CAPITAL) (?:LETTER|LIGATURE) (?:DOTLESS |LONG )?([A-Z]{1,2})(?: WITH .*)?"
+    names = (re.fullmatch(pattern, unicodedata.name(c, "")) for c in plain)
+    return "".join(
+        _SHARED.get(c, name[1].lower() if name else c) for c, name in zip(plain, names, strict=True)
+    )
 
 
 @cache

@@ -1,34 +1,92 @@
-"""Text as it is to be read aloud: clean Unicode and white space in every language, and in English words for numbers,
+"""Text as it is to be read aloud: clean Unicode without markup in every language, and in English words for numbers,
 dates, times, money, units, abbreviations and signs.
 
-Text that is plain words already stays as it is.
+Text that is plain words already stays as it is. Nothing here takes more than linear time, whatever the text.
 """
 
+import html
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from vokens.text import english
 
-# Signs that nobody says: soft hyphen, zero-width signs, marks of direction and byte order, the replacement of the
-# unreadable.
-_SILENT = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufffd]")
+_MARKS = 8  # combining marks on one letter; beyond, Unicode's own composition takes quadratic time
+_PICTURE = "\ufffc"
+_DROPPED = re.compile(f" ?{_PICTURE}[ {_PICTURE}]*(?P<stop>[.,!?;:)\n]|$)?")
+
+# Signs of markdown and HTML, which language models write, with what stands for them; applied in this order.
+_TAGS = (
+    "a abbr b big blockquote body br center cite code dd div dl dt em font h1 h2 h3 h4 h5 h6 head hr html i img ins "
+    "kbd li main mark ol p pre q s section small span sub summary sup table tbody td th thead title tr tt u ul"
+)
+_MARKUP = [
+    (r"(?m)^(?:```|~~~).*$", ""),  # the fences of code
+    (r"(?m)^[-*_=|:+~ ]+$", ""),  # rules, and those of tables
+    (r"(?m)^(?:> ?)+", ""),  # quotations
+    (r"(?m)^(?:[-*+•◦▪‣] (?:\[[ xX]\] )?|#{1,6} )", ""),  # bullets, boxes, headings
+    (r"(?m)^\|(.*?)\|?$", lambda m: ", ".join(filter(None, map(str.strip, m[1].split("|"))))),
+    (r"!?\[([^\[\]\n]*)\]\((?:[^()\n]|\([^()\n]*\))*+\)", r"\1"),  # links and pictures
+    (r"\[\^\w+\]:?", ""),  # footnotes
+    (r"(?i)<br\s?/?>", "\n"),
+    (rf"(?i)</?(?:{'|'.join(_TAGS.split())})\b(?:\s[^<>=]*+=[^<>]*+)?\s?/?>", " "),
+    (r"(?<![\w$])\$(?=[^\s\d$])([^$\n]{1,99})\$(?![\w$])|\\[()\[\]]|\$\$", r"\1"),  # formulas
+    (r"\\(?=[\\`*_{}\[\]()#+.!>~|-])", ""),
+    (r"\*{2,}|(?<![\d\s])\*|\*(?![\d\s])|~~+|`+", ""),  # bold, italic, struck out, code; not 2 * 3
+    (r"(?<![^\W_])_+(?=[^\W_])|(?<=[^\W_])_+(?!\w)", ""),
+    (r"(?<!\S)[:;]['-]?[()DP](?!\S)", ""),
+]
+_MARKUP = [(re.compile(pattern), words) for pattern, words in _MARKUP]
 
 
 def normalise(text: str, language: str = "en") -> str:
-    """The text in words.
+    """The text in words. Pictures, such as emoji, and the marks of markdown and HTML are left out.
 
     Args:
         language: its code, such as "en", "en-gb" (days before months) or "zh"; other than English, text is cleaned and
-            not changed.
+            its words and numbers are not changed.
     """
-    text = clean(text)
+    text = plain(clean(text))
     kind, _, region = language.lower().replace("_", "-").partition("-")
-    return english.spell(text, day_first=region not in ("", "us")) if kind == "en" else text
+    return clean(english.spell(text, day_first=region not in ("", "us"))) if kind == "en" else text
 
 
 def clean(text: str) -> str:
-    """Composed characters (NFC), no control characters, one blank for white space; a line's end stays one."""
-    text = unicodedata.normalize("NFC", _SILENT.sub("", text))
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return "\n".join(line for line in lines if line)
+    """Composed characters (NFC), no control characters or pictures, one blank for white space; a line's end stays."""
+    text = unicodedata.normalize("NFC", "".join(_characters(text)))
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines())
+    text = _DROPPED.sub(lambda m: m["stop"] or ("" if m["stop"] == "" else " "), text)
+    return "\n".join(line for line in map(str.strip, text.split("\n")) if line)
+
+
+def plain(text: str) -> str:
+    """A clean text without the marks of markdown and HTML."""
+    text = re.sub(r"&#?\w{1,31};", lambda entity: html.unescape(entity[0]), text)
+    for pattern, words in _MARKUP:
+        text = pattern.sub(words, text)
+    return clean(text)
+
+
+def _characters(text: str) -> Iterator[str]:
+    """Characters that stand for sound, `_PICTURE` for pictures."""
+    marks = 0
+    for character in text:
+        if character < "\x7f":
+            marks = 0
+            if character >= " " or character.isspace():
+                yield character
+            continue
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        category = unicodedata.category(character)
+        if marks > _MARKS or "\ufe00" <= character <= "\ufe0f" or character == "\u20e3":
+            continue  # of the shape of emoji
+        if (
+            category == "So"
+            and character not in "°©®"
+            and unicodedata.normalize("NFKC", character) == character
+        ):
+            yield _PICTURE
+        elif "\U0001f3fb" <= character <= "\U0001f3ff":
+            yield _PICTURE  # the colours of skin
+        elif character.isspace() or category[0] != "C":
+            yield character

@@ -12,6 +12,7 @@ _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety"
 TENS = _TENS.split()
 SCALES = ("", "thousand", "million", "billion", "trillion", "quadrillion")
 LARGEST = 1000 ** len(SCALES)  # from here on digits are read one by one
+MOST_DIGITS = 3 * len(SCALES)
 _ORDINALS = {
     "one": "first",
     "two": "second",
@@ -52,9 +53,9 @@ def ordinal(number: int) -> str:
 
 
 def year(number: int) -> str:
-    """1905 as "nineteen oh five", 2005 as "two thousand five"."""
+    """1066 as "ten sixty six", 1905 as "nineteen oh five", 2005 as "two thousand five"."""
     century, rest = divmod(number, 100)
-    if not 11 <= century <= 99 or (century % 10 == 0 and rest < 10):
+    if not 10 <= century <= 99 or (century % 10 == 0 and rest < 10):
         return cardinal(number)
     if rest == 0:
         return f"{cardinal(century)} hundred"
@@ -69,8 +70,8 @@ def digits(text: str) -> str:
 def number(text: str) -> str:
     """A number as it is written, "1,234.50" as "one thousand two hundred thirty four point five zero"."""
     whole, point, fraction = text.replace(",", "").partition(".")
-    leading = len(whole) > 1 and int(whole[0]) == 0
-    words = digits(whole) if leading else cardinal(int(whole)) if whole else ""
+    apart = (len(whole) > 1 and int(whole[0]) == 0) or len(whole) > MOST_DIGITS
+    words = digits(whole) if apart else cardinal(int(whole)) if whole else ""
     return f"{words} point {digits(fraction)}".strip() if point else words
 
 

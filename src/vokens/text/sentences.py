@@ -14,11 +14,15 @@ MOST, LEAST, SHORT = (
 
 _WIDE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, hanzi, hangul
 _UNITS = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+|[^\w\s]|_")
-_CLOSING = r"[\"'”’»)\]」』）】]*"
+_CLOSING = r"[\"'”’»)\]」』）】]*+"
 # The end of a sentence: signs of Latin scripts before white space, those of Chinese, Japanese and others anywhere.
-_END = re.compile(rf"(?:[.!?…]+{_CLOSING}(?=\s)|[。！？｡।؟۔]+{_CLOSING})\s*|\s*\n\s*")
-_CLAUSE = re.compile(rf"(?:[,;:—–]+{_CLOSING}(?=\s)|—|[，、；：]+{_CLOSING})\s*")
-_SPACE = re.compile(r"\s+")
+# A mark begins where a run of signs does, and runs are possessive, so that no text takes more than linear time.
+_END = re.compile(
+    rf"(?:(?<![.!?…])[.!?…]++{_CLOSING}(?=\s)|[。！？｡।؟۔]++{_CLOSING})\s*+|(?<![^\S\n])[^\S\n]*+\n\s*+"
+)
+_CLAUSE = re.compile(rf"(?:(?<![,;:—–])[,;:—–]++{_CLOSING}(?=\s)|—|[，、；：]++{_CLOSING})\s*+")
+_SPACE = re.compile(r"\s++")
+_UNIT = re.compile(rf"\s*+(?:[{_WIDE}]|[^\W_{_WIDE}]{{1,6}}|[^\w\s]|_|$)\s*+")
 _ABBREVIATION = re.compile(
     r"(?:^|[^\w.])(?:Mrs?|Ms|Dr|Prof|Capt|Col|Gen|Gov|Hon|Lt|Mt|Ft|Pres|Rep|Rev|Sen|Sgt|St|vs|approx|dept|Dept"
     r"|e\.g|i\.e|cf|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|z\.B|d\.h|bzw|M|Mme|Mlle|Sra?|Dra?"
@@ -37,19 +41,20 @@ def sentences(text: str, most: int = MOST, least: int = LEAST, short: int = SHOR
     Args:
         most, least, short: in units, see `units`: a word of English is about one and a half.
     """
-    atoms = [piece for sentence in _cut(text, _END) for piece in _fitting(sentence, most)]
     pieces: list[str] = []
-    gathered = ""
-    for atom in atoms:
-        size = units(gathered)
-        if gathered and speaks(gathered) and size >= short and (size >= least or size + units(atom) > most):
-            pieces.append(gathered)
-            gathered = ""
-        gathered += atom
-    if pieces and (not speaks(gathered) or units(gathered) < short):
-        pieces[-1] += gathered
-    elif speaks(gathered):
-        pieces.append(gathered)
+    gathered: list[str] = []
+    size, spoken = 0, False
+    for atom in (piece for sentence in _cut(text, _END) for piece in _fitting(sentence, most)):
+        more = units(atom)
+        if spoken and size >= short and (size >= least or size + more > most):
+            pieces.append("".join(gathered))
+            gathered, size, spoken = [], 0, False
+        gathered.append(atom)
+        size, spoken = size + more, spoken or speaks(atom)
+    if pieces and (not spoken or size < short):
+        pieces[-1] += "".join(gathered)
+    elif spoken:
+        pieces.append("".join(gathered))
     return pieces
 
 
@@ -67,7 +72,7 @@ def speaks(text: str) -> bool:
 def _fitting(text: str, most: int) -> list[str]:
     """The text in parts of at most `most` units: cut at clauses, then words, then anywhere."""
     parts = [text]
-    for mark in (_CLAUSE, _SPACE, None):
+    for mark in (_CLAUSE, _SPACE, _UNIT):
         if all(units(part) <= most for part in parts):
             break
         parts = [
@@ -78,15 +83,18 @@ def _fitting(text: str, most: int) -> list[str]:
     return parts
 
 
-def _gather(text: str, mark: re.Pattern[str] | None, most: int) -> list[str]:
+def _gather(text: str, mark: re.Pattern[str], most: int) -> list[str]:
     """The text cut at marks, neighbours put together again as far as they fit."""
-    gathered: list[str] = []
-    for part in list(text) if mark is None else _cut(text, mark):
-        if gathered and units(gathered[-1] + part) <= most:
-            gathered[-1] += part
-        else:
-            gathered.append(part)
-    return gathered
+    gathered: list[list[str]] = []
+    size = most
+    for part in _cut(text, mark):
+        more = units(part)
+        if size + more > most or not gathered:
+            gathered.append([])
+            size = 0
+        gathered[-1].append(part)
+        size += more
+    return ["".join(parts) for parts in gathered]
 
 
 def _cut(text: str, mark: re.Pattern[str]) -> list[str]:
