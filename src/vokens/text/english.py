@@ -17,7 +17,7 @@ from vokens.text.numbers import MOST_DIGITS, cardinal, digits, number, ordinal, 
 Match = re.Match[str]
 Words = str | Callable[[Match], str]
 
-_EXPONENTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
+_EXPONENTS: dict[str, str] = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _SPECIAL = frozenset("…¼½¾™") | {chr(code) for code in range(0x2150, 0x215F)} | set(_EXPONENTS)
 _PLAIN = str.maketrans(
     {**dict.fromkeys("’‘´′", "'"), **dict.fromkeys("“”„″", '"'), "…": "...", "−": "-", "⁄": "/"}

@@ -92,18 +92,18 @@ class Characters(FrontEnd):
         return found
 
     def sayable(self, text: str) -> str:
-        return _without(text, lambda character: self._spelt(character) is not None)
+        return keep_known(text, lambda character: self._spelt(character) is not None)
 
     def _spelt(self, character: str) -> str | None:
         """The character in signs of the alphabet; None where there are none."""
         plain = character.translate(_PLAIN)
-        for form in (character, plain, plain.lower(), _without_accents(plain.casefold())):
+        for form in (character, plain, plain.lower(), without_accents(plain.casefold())):
             if form and all(sign in self._id for sign in form):
                 return form
         return None
 
 
-def _without(text: str, known: Callable[[str], bool]) -> str:
+def keep_known(text: str, known: Callable[[str], bool]) -> str:
     """The text with blanks for the characters that are not known."""
     text = unicodedata.normalize("NFC", _MARK.sub(" ", text))
     unknown = {c for c in set(text) if not c.isspace() and not known(c)}
@@ -121,7 +121,7 @@ def _without(text: str, known: Callable[[str], bool]) -> str:
 
 
 @cache
-def _without_accents(character: str) -> str:
+def without_accents(character: str) -> str:
     """Letters of Latin scripts in a to z: "é" as "e", "ø" as "o", "æ" as "ae"."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
     if plain.isascii():

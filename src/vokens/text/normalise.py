@@ -20,7 +20,7 @@ _TAGS = (
     "a abbr b big blockquote body br center cite code dd div dl dt em font h1 h2 h3 h4 h5 h6 head hr html i img ins "
     "kbd li main mark ol p pre q s section small span sub summary sup table tbody td th thead title tr tt u ul"
 )
-_MARKUP = [
+_MARKUP: list[tuple[str, english.Words]] = [
     (r"(?m)^(?:```|~~~).*$", ""),  # the fences of code
     (r"(?m)^[-*_=|:+~ ]+$", ""),  # rules, and those of tables
     (r"(?m)^(?:> ?)+", ""),  # quotations
@@ -36,7 +36,6 @@ _MARKUP = [
     (r"(?<![^\W_])_+(?=[^\W_])|(?<=[^\W_])_+(?!\w)", ""),
     (r"(?<!\S)[:;]['-]?[()DP](?!\S)", ""),
 ]
-_MARKUP = [(re.compile(pattern), words) for pattern, words in _MARKUP]
 
 
 def normalise(text: str, language: str = "en") -> str:
@@ -63,7 +62,7 @@ def plain(text: str) -> str:
     """A clean text without the marks of markdown and HTML."""
     text = re.sub(r"&#?\w{1,31};", lambda entity: html.unescape(entity[0]), text)
     for pattern, words in _MARKUP:
-        text = pattern.sub(words, text)
+        text = re.sub(pattern, words, text)
     return clean(text)
 
 

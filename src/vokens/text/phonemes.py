@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from vokens.errors import ConfigError, MissingExtra
-from vokens.text.front_end import ALPHABET, FIRST, FrontEnd, _without, _without_accents
+from vokens.text.front_end import ALPHABET, FIRST, FrontEnd, keep_known, without_accents
 
 WORD = "_"  # between words, in the string and as a symbol
 
@@ -49,7 +49,7 @@ class Espeak(Phonemes):
         return super().symbols(phonemise(text))
 
     def sayable(self, text: str) -> str:
-        return _without(text, lambda c: c in ALPHABET or _without_accents(c.casefold()).isascii())
+        return keep_known(text, lambda c: c in ALPHABET or without_accents(c.casefold()).isascii())
 
     def join(self, prompt_text: str, text: str) -> str:
         return f"{prompt_text} {text}"
