@@ -8,8 +8,9 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,6 +19,7 @@ import numpy as np
 import soundfile
 import torch
 
+from vokens.audio.containers import streams
 from vokens.audio.resample import check_rate, resample
 from vokens.audio.source import Source, sources, unpacked
 from vokens.audio_suffixes import ENCODINGS
@@ -31,11 +33,6 @@ _PCM_CENTRE_AND_SCALE = {
 }
 # First bytes of the containers that PyAV may open. No others: FFmpeg's playlists could name further files.
 _MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11|\xff[\xf0\xf1\xf8\xf9]", re.DOTALL)
-# libsndfile's log of a wav (data) or aiff (SSND) whose samples should be more than the file holds.
-_CUT = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32: such a file is whole
-_UNKNOWN_FRAMES = 2**62  # a flac from a pipe: libsndfile says 2^63 - 1 and cannot read it; PyAV can
-_MP3_SHORTFALL = 0.9  # the length of an mp3 without a header is an estimate from its bit rate
 _BLOCK = 1 << 16  # samples per call: libsndfile 1.2 overflows its stack on minutes of Vorbis at once
 
 
@@ -80,23 +77,10 @@ def load(
     return np.ascontiguousarray(wave), rate  # torch takes no views that run backwards
 
 
-def duration(source: str | Path | bytes) -> float:
-    """Seconds of a recording as its header says, counted only where there is none. Raises as `load` does."""
+def duration(source: str | Path | bytes | BinaryIO) -> float:
+    """Seconds of a recording by its containers; decoded only where these do not say. Raises as `load` does."""
     with _open(source) as (file, name):
-        head = file.read(16)
-        file.seek(0)
-        if _MEDIA.match(head):
-            with _track(file, name) as (container, track):
-                if track.duration:
-                    return float(track.duration * track.time_base)
-                if container.duration:
-                    return container.duration / 1e6  # FFmpeg's AV_TIME_BASE
-        else:
-            with suppress(soundfile.LibsndfileError, TypeError), soundfile.SoundFile(file) as audio:
-                if 0 < audio.frames < _UNKNOWN_FRAMES:
-                    return audio.frames / audio.samplerate
-    wave, rate = load(source)
-    return len(wave) / rate
+        return sum(_seconds(stream, name) for stream in streams(file, name))
 
 
 def load_all(
@@ -177,19 +161,40 @@ def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
 
 
 def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) -> tuple[np.ndarray, int]:
-    """Float32 mono (T,) and its rate: libsndfile first, PyAV for the containers that it does not know."""
-    head = file.read(16)
-    file.seek(0)
-    if not head:
-        raise AudioError(f"{name} is empty (0 bytes)")
+    """Float32 mono (T,) of a part, and its rate."""
+    pieces, rate, wanted = [], 0, None  # of the part, `skip` samples are still before it and `wanted` to come
+    for stream in streams(file, name, None if duration is None else offset + duration):
+        with _opened(stream, name) as (frames, stream_rate, read):
+            if not rate:
+                rate, skip = stream_rate, round(offset * stream_rate)
+                wanted = None if duration is None else round(duration * rate)
+            elif rate != stream_rate:
+                raise AudioError(f"{name} holds streams of {rate} and of {stream_rate} Hz: split it")
+            start = min(skip, frames)
+            count = frames - start if wanted is None else min(wanted, frames - start)
+            pieces.append(read(start, count))
+        skip -= start
+        wanted = None if wanted is None else wanted - count
+        if wanted == 0:
+            break
+    return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.zeros(0, np.float32)]), rate
+
+
+_Opened = tuple[
+    int, int, Callable[[int, int], np.ndarray]
+]  # samples, their rate, reader of a part (start, count)
+
+
+@contextmanager
+def _opened(stream: BinaryIO, name: str) -> Generator[_Opened, None, None]:
+    """One stream, by libsndfile, or by PyAV where libsndfile does not know the container."""
+    if _is_media(stream):
+        wave, rate = _decode_media(stream, name)
+        yield len(wave), rate, lambda start, count: wave[start : start + count]
+        return
     try:
-        if not _MEDIA.match(head):
-            with soundfile.SoundFile(file) as audio:
-                if audio.frames < _UNKNOWN_FRAMES:
-                    return _decode_part(audio, name, offset, duration), audio.samplerate
-            file.seek(0)
-        wave, rate = _decode_media(file, name)
-        return _cut(wave, rate, offset, duration), rate
+        with soundfile.SoundFile(stream) as audio:
+            yield audio.frames, audio.samplerate, partial(_read, audio, name)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a file object named *.raw
         reason = getattr(error, "error_string", error)
         raise AudioError(
@@ -198,24 +203,27 @@ def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) ->
         ) from error
 
 
-def _decode_part(audio: soundfile.SoundFile, name: str, offset: float, duration: float | None) -> np.ndarray:
-    """The samples of the part, averaged over channels: (T,)."""
-    declared = _CUT.search(audio.extra_info)
-    if declared and int(declared[2]) < int(declared[1]) < _UNKNOWN_SIZE:
-        raise AudioError(f"{name} lost its end: {declared[2]} of {declared[1]} bytes of samples are there")
-    start = min(round(offset * audio.samplerate), audio.frames)
-    count = audio.frames - start
-    if duration is not None:
-        count = min(count, round(duration * audio.samplerate))
-    mp3 = audio.format == "MP3"
-    if mp3:  # its frames borrow bits from frames before: after a seek the first would be silent or wrong
-        frames = audio.read(start + count, dtype="float32", always_2d=True)[start:].copy()
-    else:
-        audio.seek(start)
-        frames = audio.read(count, dtype="float32", always_2d=True)  # (T, C)
-    if len(frames) < count * (_MP3_SHORTFALL if mp3 else 1.0):
+def _read(audio: soundfile.SoundFile, name: str, start: int, count: int) -> np.ndarray:
+    """Samples of a part, averaged over channels: (T,)."""
+    # Frames of mp3 borrow bits from frames before, so that after a seek the first would be silent or wrong.
+    before = 0 if audio.format == "MP3" or not audio.seekable() else start
+    if before:
+        audio.seek(before)
+    frames = audio.read(start - before + count, dtype="float32", always_2d=True)[start - before :]  # (T, C)
+    if len(frames) < count:
         raise AudioError(f"{name} lost its end: {len(frames)} of {count} samples are there")
     return frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+
+
+def _seconds(stream: BinaryIO, name: str) -> float:
+    if _is_media(stream):
+        with _track(stream, name) as (container, track):
+            if track.duration:
+                return float(track.duration * track.time_base)
+            if container.duration:
+                return container.duration / 1e6  # FFmpeg's AV_TIME_BASE
+    with _opened(stream, name) as (frames, rate, _):
+        return frames / rate
 
 
 def _decode_media(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
@@ -246,6 +254,13 @@ def _track(file: BinaryIO, name: str) -> Generator[tuple[Any, Any], None, None]:
             yield container, container.streams.audio[0]
     except av.FFmpegError as error:
         raise AudioError(f"{name} is not readable audio, or is damaged ({error.strerror})") from error
+
+
+def _is_media(stream: BinaryIO) -> bool:
+    stream.seek(0)
+    head = stream.read(16)
+    stream.seek(0)
+    return _MEDIA.match(head) is not None
 
 
 def _array_rate(source_rate: int | None) -> int:

@@ -1,0 +1,394 @@
+"""The streams of an audio file and where each one ends, read from the containers themselves.
+
+Decoders trust the length that a header states, or estimate one: libsndfile reads a cut w64 without a word, stops
+behind the first of two files put together, and guesses the length of an mp3 without its Xing frame. Here every
+stream is bounded first, and what its header left open or states wrongly is written anew in front of it, so
+that a decoder has nothing to guess. Bytes of audio that would be left out raise AudioError.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import BinaryIO, NamedTuple, cast
+
+from vokens.audio.frames import behind_tag, check_adts, flac_length, mpeg_frame, mpeg_streams
+from vokens.errors import AudioError
+
+_SCAN = 1 << 20  # bytes per read when a file is searched
+_UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32
+
+
+class Slice(io.RawIOBase):
+    """The bytes `start` to `end` of a file behind a header of its own, as a file.
+
+    It goes to its own place in that file before each read, so that slices of one file may take turns.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, end: int, head: bytes = b"") -> None:
+        super().__init__()
+        self._file, self._start, self._head = file, start, head
+        self.size = len(head) + end - start
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = (0, self._position, self.size)[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), max(0, self.size - self._position))
+        got = self._head[self._position : self._position + wanted]
+        view[: len(got)] = got
+        if len(got) < wanted:
+            self._file.seek(self._start + self._position + len(got) - len(self._head))
+            rest = self._file.read(wanted - len(got))
+            view[len(got) : len(got) + len(rest)] = rest
+            got += rest
+        self._position += len(got)
+        return len(got)
+
+
+class _Chunked(NamedTuple):
+    """A container of chunks, each a name and a size before its content."""
+
+    header: int  # bytes before the first chunk
+    entry: struct.Struct  # name and size of a chunk
+    counted: int = 0  # of them these many bytes are part of the size
+    align: int = 2  # chunks begin at multiples of this
+
+    def next(self, body: int, length: int, start: int) -> int:
+        """Where the chunk behind begins."""
+        return body + length + -(body + length - start) % self.align
+
+
+_RIFF = _Chunked(12, struct.Struct("<4sI"))
+_CHUNKED = {
+    b"RIFF": _RIFF,
+    b"RF64": _RIFF,
+    b"BW64": _RIFF,
+    b"RIFX": _Chunked(12, struct.Struct(">4sI")),
+    b"FORM": _Chunked(12, struct.Struct(">4sI")),
+    b"riff": _Chunked(40, struct.Struct("<16sQ"), 24, 8),  # Sony Wave64
+    b"caff": _Chunked(8, struct.Struct(">4sQ"), align=1),
+}
+_SAMPLES = (b"data", b"SSND", b"BODY")
+# Chunks that writers leave behind the samples; a damaged one need not fit into the file.
+_BEHIND = re.compile(
+    rb"LIST|list|id3 |ID3 |bext|iXML|cue |smpl|inst|fact|PEAK|afsp|_PMX|JUNK|FLLR|PAD |MARK|ANNO"
+)
+_TAG = re.compile(rb"ID3|TAG|APETAGEX|LYRICSBEGIN|\0{4}")
+_PRINTABLE = re.compile(rb"[ -~]{4}")
+_FLAC = b"fLaC\0\0\0\x22"  # its magic and the head of STREAMINFO, which comes first
+_OGG = b"OggS\0\2" + bytes(8)  # the first page of a logical stream
+_PAGE = 65307  # bytes of the largest Ogg page
+_MP3_IN_WAV = b"\x55\0"  # the format tag of a wav whose data are mp3 frames
+_MATROSKA = b"\x1aE\xdf\xa3"
+_ASF = b"0&\xb2u\x8ef\xcf\x11"
+
+_Piece = tuple[bytes, int, int]  # a stream: a header to put in front, and the bytes behind it, from and to
+
+
+def streams(file: BinaryIO, name: str, until: float | None = None) -> Iterator[BinaryIO]:
+    """The streams of a file one behind the other, each as a file by itself.
+
+    until: the seconds that are wanted; what is later may stay unseen where a look at it costs a whole reading.
+    Raises AudioError for a stream that lost its end, and for bytes behind the last that are no tags.
+    """
+    end = file.seek(0, io.SEEK_END)
+    start = _behind_tags(file, 0, end)
+    if start == end:
+        raise AudioError(f"{name} is empty (0 bytes of audio in {end})")
+    while start < end:
+        find = _finder(_read(file, start, 16))
+        pieces, start = find(file, start, end, name, until) if find else ([(b"", start, end)], end)
+        for head, first, last in pieces:
+            file.seek(0)
+            whole = not head and first == 0 and last == end
+            yield file if whole else cast(BinaryIO, Slice(file, first, last, head))
+        start = _behind_tags(file, start, end)
+        if start < end and not _finder(_read(file, start, 16)):
+            raise AudioError(
+                f"{name}: {end - start} bytes behind the audio are neither audio nor a known tag: "
+                f"cut the file behind byte {start}, or convert it with ffmpeg"
+            )
+
+
+def _finder(head: bytes) -> Callable[..., tuple[list[_Piece], int]] | None:
+    """The function that bounds the stream that begins with these bytes, and says where what is behind it begins."""
+    if head[:4] in _CHUNKED:
+        return _chunked
+    if head[:1] == b"\xff" and mpeg_frame(head[:4]):
+        return _mpeg
+    if head[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"):
+        return _adts
+    if head[4:8] == b"ftyp":
+        return _mp4
+    finders = {
+        b"fLaC": _flac,
+        b"OggS": _ogg,
+        b".snd": _au,
+        b"NIST": _nist,
+        _MATROSKA: _matroska,
+        _ASF[:4]: _asf,
+    }
+    return finders.get(head[:4])
+
+
+def _chunked(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    """wav, rf64, w64, aiff, caf."""
+    kind = _CHUNKED[_read(file, start, 4)]
+    position, tag, long = start + kind.header, b"", 0
+    while True:
+        entry = _read(file, position, kind.entry.size)
+        if len(entry) < kind.entry.size:
+            return [(b"", start, end)], end  # no samples: the decoder will say so
+        chunk, size = kind.entry.unpack(entry)
+        body, size = position + len(entry), size - kind.counted
+        if chunk[:4] in _SAMPLES:
+            break
+        if chunk == b"fmt ":
+            tag = _read(file, body, 2)
+        elif chunk == b"ds64":
+            long = int.from_bytes(_read(file, body + 8, 8), "little")
+        position = kind.next(body, size, start)
+    size = long if size == 0xFFFFFFFF and long else size
+    there = end - body
+    open_end = there < size and (size >= _UNKNOWN_SIZE if kind.entry.size == 8 else size >> 62)
+    if open_end or (size <= 0 and there and not _is_chunk(file, kind, body, end)):
+        last = _before_chunks(file, kind, body, end)
+        head = bytearray(_read(file, start, body - start))
+        largest = (1 << 8 * (kind.entry.size - len(chunk))) - 1
+        kind.entry.pack_into(head, position - start, chunk, min(last - body + kind.counted, largest))
+        pieces, behind = [(bytes(head), body, last)], end
+    elif there < size:
+        raise AudioError(f"{name} lost its end: {there} of {size} bytes of samples are there")
+    else:
+        last, behind = body + size, _behind_chunks(file, kind, body, size, start, end)
+        pieces = [(b"", start, behind)]
+    if tag == _MP3_IN_WAV:
+        pieces, _ = _mpeg(file, body, last, name, None)
+    return pieces, behind
+
+
+def _is_chunk(file: BinaryIO, kind: _Chunked, position: int, end: int) -> bool:
+    entry = _read(file, position, kind.entry.size)
+    if len(entry) < kind.entry.size:
+        return False
+    chunk, size = kind.entry.unpack(entry)
+    known = _BEHIND.match(chunk) is not None
+    return known or bool(_PRINTABLE.match(chunk) and chunk[:4] not in _SAMPLES and position + size <= end)
+
+
+def _behind_chunks(file: BinaryIO, kind: _Chunked, body: int, size: int, start: int, end: int) -> int:
+    """Where the chunks behind the samples end."""
+    position = kind.next(body, size, start)
+    if not _is_chunk(file, kind, position, end) and _is_chunk(file, kind, body + size, end):
+        position = body + size  # a writer that forgot the byte that makes a size even
+    while position < end and _is_chunk(file, kind, position, end):
+        chunk, size = kind.entry.unpack(_read(file, position, kind.entry.size))
+        if _finder(chunk) is _chunked:
+            break  # another file
+        position = kind.next(position + kind.entry.size, size - kind.counted, start)
+    return end if end - position < kind.entry.size else position
+
+
+def _before_chunks(file: BinaryIO, kind: _Chunked, body: int, end: int) -> int:
+    """Where samples of unknown length end: before known chunks that fit exactly between them and the end."""
+    first = max(body, end - _SCAN)
+    tail = _read(file, first, end - first)
+    last = len(tail)
+    for match in reversed(list(_BEHIND.finditer(tail))):
+        entry = tail[match.start() : match.start() + kind.entry.size]
+        if len(entry) == kind.entry.size:
+            size = kind.entry.unpack(entry)[1] - kind.counted
+            if last - (match.start() + len(entry) + size) in range(kind.align):
+                last = match.start()
+    return first + last
+
+
+def _au(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    offset, size = struct.unpack(">II", _read(file, start + 4, 8).ljust(8, b"\0"))
+    body = start + offset
+    if size not in (0, 0xFFFFFFFF):
+        return _sized(file, start, body, size, end, name)
+    head = _read(file, start, 8) + struct.pack(">I", max(0, end - body))
+    return [(head, start + 12, end)], end
+
+
+def _nist(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    head = _read(file, start, 1024)
+    stated = [
+        re.search(rb"%b -i (\d+)" % key, head)
+        for key in (b"sample_count", b"channel_count", b"sample_n_bytes")
+    ]
+    size = prod(int(match[1]) for match in stated if match) if all(stated) else None
+    return _sized(file, start, start + int(head[8:16]), size, end, name)
+
+
+def _sized(
+    file: BinaryIO, start: int, body: int, size: int | None, end: int, name: str
+) -> tuple[list[_Piece], int]:
+    """A stream whose header states its bytes, or (None) leaves them open."""
+    if size is None:
+        return [(b"", start, end)], end
+    if body + size > end:
+        raise AudioError(f"{name} lost its end: {end - body} of {size} bytes of samples are there")
+    return [(b"", start, body + size)], body + size
+
+
+def _mpeg(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    end = _before_tags(file, start, end)
+    found = mpeg_streams(_read(file, start, end - start), name)
+    return [(head, start + first, start + last) for head, first, last in found], end
+
+
+def _adts(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    end = _before_tags(file, start, end)
+    check_adts(_read(file, start, end - start), name)
+    return [(b"", start, end)], end
+
+
+def _flac(file: BinaryIO, start: int, end: int, name: str, until: float | None) -> tuple[list[_Piece], int]:
+    """STREAMINFO may count no samples, or too few: the number of the last frame counts them all."""
+    head = bytearray(_read(file, start, 42))
+    block, largest = int.from_bytes(head[10:12], "big"), int.from_bytes(head[15:18], "big")
+    rate, stated = int.from_bytes(head[18:21], "big") >> 4, int.from_bytes(head[21:26], "big") & (1 << 36) - 1
+    if not rate:
+        return [(b"", start, end)], end  # no flac: the decoder will say so
+    enough = until is not None and stated >= until * rate  # in parts of long files the rest is not looked at
+    behind = end if enough else _seek(file, _FLAC, start + 4, end)
+    last = _before_tags(file, start, behind)
+    tail = last if enough else min(last - start, max(largest, 1 << 14) if largest else _SCAN)
+    count = stated if enough else flac_length(_read(file, last - tail, tail), block)
+    if count is None or count < stated:
+        there = "its last frame is broken" if count is None else f"{count} of {stated} samples are there"
+        raise AudioError(f"{name} lost its end: {there}")
+    if count == stated:
+        return [(b"", start, last)], behind
+    head[21:26] = (int.from_bytes(head[21:26], "big") - stated + count).to_bytes(5, "big")
+    return [(bytes(head), start + 42, last)], behind
+
+
+def _ogg(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    """A link of a chain: the first pages of its logical streams, then all pages up to the next first one."""
+    position = start
+    while _read(file, position, 6)[:6] == _OGG[:6]:
+        position = _behind_page(_read(file, position, _PAGE), position)
+    behind = _seek(file, _OGG, position, end)
+    last = _before_tags(file, start, behind)
+    first = max(start, last - _PAGE)
+    tail = _read(file, first, last - first)
+    page = tail.rfind(b"OggS")
+    if page < 0 or _behind_page(tail[page:], first + page) != last:
+        raise AudioError(
+            f"{name} lost its end: its last Ogg page is not whole (from byte {first + max(page, 0)})"
+        )
+    return [(b"", start, last)], behind
+
+
+def _behind_page(page: bytes, position: int) -> int:
+    """Where a page that begins at `position` ends."""
+    segments = page[26] if len(page) > 26 else 255
+    return position + 27 + segments + sum(page[27 : 27 + segments])
+
+
+def _mp4(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    position = start
+    while position < end:
+        entry = _read(file, position, 16)
+        size = int.from_bytes(entry[:4], "big")
+        size = int.from_bytes(entry[8:], "big") if size == 1 else size
+        if (entry[4:8] == b"ftyp" and position > start) or not _PRINTABLE.match(entry[4:8]):
+            break  # another file, or no box
+        position = position + size if size else end
+    if position > end:
+        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
+    return [(b"", start, position)], position
+
+
+def _matroska(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    """webm: a header, then a segment of a stated size, or of an open one, as browsers record."""
+    position = start
+    for element in (4, 4):  # both have names of four bytes
+        entry = _read(file, position + element, 8)
+        width = 9 - entry[0].bit_length() if entry and entry[0] else 8
+        size = int.from_bytes(entry[:width], "big") & (1 << 7 * width) - 1
+        if size == (1 << 7 * width) - 1:
+            behind = _seek(file, _MATROSKA, position + element, end)
+            return [(b"", start, behind)], behind
+        position += element + width + size
+    if position > end:
+        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
+    return [(b"", start, position)], position
+
+
+def _asf(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+    """wma: objects, each a name of 16 bytes and its size."""
+    position = start
+    while position + 24 <= end:
+        size = int.from_bytes(_read(file, position + 16, 8), "little")
+        if not 24 <= size < 1 << 62:
+            position = end  # of open length
+        elif position > start and _read(file, position, 8) == _ASF:
+            break
+        position += size if position < end else 0
+    if position > end:
+        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
+    return [(b"", start, position)], position
+
+
+def _read(file: BinaryIO, position: int, count: int) -> bytes:
+    file.seek(position)
+    return file.read(count)
+
+
+def _seek(file: BinaryIO, needle: bytes, position: int, end: int) -> int:
+    """Where these bytes are next found; `end` if nowhere."""
+    rest, at = b"", position
+    while at < end:
+        block = rest + _read(file, at, min(_SCAN, end - at))
+        if (found := block.find(needle)) >= 0:
+            return at - len(rest) + found
+        rest, at = block[-len(needle) + 1 :], at + len(block) - len(rest)
+    return end
+
+
+def _behind_tags(file: BinaryIO, position: int, end: int) -> int:
+    """Where tags and rows of zeros that begin here end."""
+    while position < end and _TAG.match(_read(file, position, 16)):
+        behind = behind_tag(_read(file, position, min(_SCAN, end - position)), 0)
+        if behind == 0:
+            break
+        position += behind
+    return min(position, end)
+
+
+def _before_tags(file: BinaryIO, start: int, end: int) -> int:
+    """Where ID3v1, Lyrics3 and APE tags that end at `end` begin."""
+    while end > start:
+        tail = _read(file, max(start, end - 128), min(128, end - start))
+        if len(tail) == 128 and tail[:3] == b"TAG":
+            size = 128
+        elif tail[-32:-24] == b"APETAGEX":
+            size = int.from_bytes(tail[-20:-16], "little") + (32 if tail[-9] & 128 else 0)
+        elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+            size = int(tail[-15:-9]) + 15
+        else:
+            break
+        end -= size
+    return max(start, end)
+
+
+__all__ = ["streams"]
