@@ -114,6 +114,14 @@ class TestFrame:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
+    def test_published_names_are_at_the_top_and_load_nothing(self) -> None:
+        code = (
+            "import sys, vokens; assert not {'torch', 'numpy'} & sys.modules.keys(); "
+            "from vokens import HiFTNetConfig, HiFTNetModel, S3GenConfig, S3GenModel; "
+            "HiFTNetModel(HiFTNetConfig(base_channels=32)); S3GenModel, S3GenConfig(vocab_size=99)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_a_reader_that_leaves_is_quiet(self) -> None:
         """`vokens models | head -0`: the pipe's reading end is closed before anything is written."""
         reader, writer = os.pipe()

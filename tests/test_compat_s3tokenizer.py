@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from conftest import speechlike
 import vokens.compat.s3tokenizer as s3tokenizer
 from vokens import audio
 from vokens.compat.s3tokenizer.__main__ import main
-from vokens.errors import ConfigError, VokensError
+from vokens.errors import CheckpointError, ConfigError, VokensError
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden/s3tokenizer"
@@ -352,11 +354,54 @@ def test_wrong_calls_are_explained(
     assert not list(tmp_path.glob("part_*"))
 
 
+def test_the_program_is_the_packages_own_where_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    module, name = project["scripts"]["s3tokenizer"].split(":")
+    program = getattr(import_module(module), name)
+    monkeypatch.setattr(sys, "argv", ["s3tokenizer", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        program()
+    (tmp_path / "s3tokenizer-0.3.0.dist-info").mkdir()
+    (tmp_path / "s3tokenizer-0.3.0.dist-info/METADATA").write_text("Name: s3tokenizer\nVersion: 0.3.0\n")
+    entry = "[console_scripts]\ns3tokenizer = published_program:main\n"
+    (tmp_path / "s3tokenizer-0.3.0.dist-info/entry_points.txt").write_text(entry)
+    (tmp_path / "published_program.py").write_text("def main(): return 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert program() == 7
+
+
+def test_load_model_takes_what_its_error_asks_for(tmp_path: Path) -> None:
+    config = replace(RELEASES["speech_tokenizer_v1"], width=64, heads=1, layers=1)
+    torch.save(S3Tokenizer(config).to_published(), tmp_path / "v1.pt")
+    with pytest.raises(CheckpointError, match=r'config="speech_tokenizer_v1"'):
+        s3tokenizer.load_model(str(tmp_path / "v1.pt"))
+    settings = {"first_stride": 1}
+    assert s3tokenizer.load_model(str(tmp_path / "v1.pt"), config=settings).codec.frame_rate == 50
+    with pytest.raises(CheckpointError, match="not of speech_tokenizer_v1: width 64"):
+        s3tokenizer.load_model(str(tmp_path / "v1.pt"), config="speech_tokenizer_v1")
+
+
+def test_a_device_that_is_not_here_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Command
+) -> None:
+    listing = str(scp(folder, tmp_path / "x.scp"))
+    assert command("--wav_scp", listing, "--output_dir", str(tmp_path), "--device", "cuda:99") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("s3tokenizer: error: device 'cuda:99' cannot be used here")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_under_torchrun(folder: Path, tmp_path: Path, expected: dict[str, list[int]]) -> None:
     listing = str(scp(folder, tmp_path / "x.scp"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += ["-m", "vokens.compat.s3tokenizer", "--wav_scp", listing, "--output_dir", str(tmp_path)]
+    program = tmp_path / "s3tokenizer"  # as pip writes it
+    program.write_text(
+        "import sys\nfrom vokens.compat.s3tokenizer.__main__ import script\nsys.exit(script())\n"
+    )
+    command += [str(program), "--wav_scp", listing, "--output_dir", str(tmp_path)]
     command += ["--model", str(folder / "model"), "--device", "cpu", "--batch_size", "2"]
     subprocess.run(command, check=True)
     assert read(tmp_path / "part_1_of_2") | read(tmp_path / "part_2_of_2") == expected

@@ -16,11 +16,22 @@ from vokens._version import __version__
 if TYPE_CHECKING:
     from vokens.models import load
     from vokens.models.codec import Codec
+    from vokens.models.s3gen import HiFTNetConfig, HiFTNetModel, S3GenConfig, S3GenModel
     from vokens.tokens import Tokens
 
-__all__ = ["Codec", "Tokens", "__version__", "load"]
+__all__ = [
+    "Codec",
+    "HiFTNetConfig",
+    "HiFTNetModel",
+    "S3GenConfig",
+    "S3GenModel",
+    "Tokens",
+    "__version__",
+    "load",
+]
 
 _HOME = {"load": "vokens.models", "Codec": "vokens.models.codec", "Tokens": "vokens.tokens"}
+_HOME |= dict.fromkeys(("HiFTNetConfig", "HiFTNetModel", "S3GenConfig", "S3GenModel"), "vokens.models.s3gen")
 
 
 def __getattr__(name: str) -> Any:

@@ -169,8 +169,8 @@ def create_app(models: Mapping[str, Served], settings: Settings) -> FastAPI:
         """The sound of tokens: JSON as `encode` gave it, or the bytes of a .vok file."""
         tokens = await _read_tokens(request)
         if tokens.model not in models and registry.source_of(tokens.model) is None:
-            why = f"these tokens were made by a codec of your own, {tokens.model!r}: start vokens serve with --models"
-            raise problem(404, f"{why} FOLDER, the one of that codec", "model_not_found")
+            why = f"no model {tokens.model!r}, a codec of your own: there are {', '.join(models)}"
+            raise problem(404, f"{why}; vokens serve --models FOLDER opens it", "model_not_found")
         codec = served(tokens.model, "decodes")
         wave = await decode(request, codec, tokens)
         return _sound(wave, codec.sample_rate, response_format)

@@ -152,17 +152,23 @@ def available_models() -> list[str]:
 
 
 def load_model(
-    name: str, download_root: str | None = None, *, long_audio: LongAudio = "complete"
+    name: str,
+    download_root: str | None = None,
+    *,
+    config: str | dict[str, Any] | None = None,
+    device: str = "cpu",
+    long_audio: LongAudio = "complete",
 ) -> S3Tokenizer:
     """A release by its name, or a file: a released graph or a state dict. In evaluation mode, without gradients.
 
+    config: the release's name, or settings, where the weights leave it open (v1). device: as in `vokens.load`.
     download_root: where files are kept. What the published package has downloaded, there or at its default place
     ~/.cache/s3tokenizer, is used; what is missing goes to vokens' own cache, or below download_root.
     long_audio: "published" merges recordings over 30 s as s3tokenizer 0.3.0, which loses tokens of some over 52 s.
     """
     kept = _published_cache(download_root) / f"{name}.onnx"
     found = kept if name in RELEASES and kept.exists() else name
-    codec = load(found, cache_dir=download_root)
+    codec = load(found, config=config, device=device, cache_dir=download_root)
     if not isinstance(codec, Codec):
         raise ConfigError(
             f"{name} is a {codec.system}, not an S3Tokenizer: give one of {', '.join(RELEASES)}"

@@ -1,4 +1,4 @@
-"""`python -m vokens.compat.s3tokenizer`: recordings to ids, by the flags of s3tokenizer 0.3.0.
+"""`s3tokenizer`, also `python -m vokens.compat.s3tokenizer`: recordings to ids, by the flags of s3tokenizer 0.3.0.
 
 `--root_path`, `--file_list`, `--skip_existing` and those of the cache are of Learnable-Speech's copy, which writes ids
 beside the files.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,6 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed > 0 and process.world == 1)
 
 
+def script() -> int:
+    """The program `s3tokenizer`: that of the published package where it is installed too, else `main`."""
+    for entry in metadata.entry_points(group="console_scripts", name="s3tokenizer"):
+        if entry.dist is not None and entry.dist.name != "vokens":
+            return entry.load()()
+    return main()
+
+
 def run(arguments: argparse.Namespace, process: Process) -> int:
     """Encode this process's share and return how many recordings failed."""
     items = process.share(find(arguments))
@@ -85,7 +94,7 @@ def run(arguments: argparse.Namespace, process: Process) -> int:
     with closing(sink):
         todo = [item for item in items if not sink.has(item)] if arguments.skip_existing else items
         device = f"cuda:{process.local_rank}" if arguments.device == "cuda" else arguments.device
-        codec = s3tokenizer.load_model(arguments.model).codec.to(device)
+        codec = s3tokenizer.load_model(arguments.model, device=device).codec
         if codec.device.type != "cpu":
             codec.frames_per_forward = arguments.batch_size * WINDOW
         return _encode(codec, todo, sink, arguments, progress=process.rank == 0)
@@ -284,7 +293,7 @@ def _groups(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vokens.compat.s3tokenizer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="s3tokenizer", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, help="a release, or a file of its weights")
     add("--device", required=True, help="cpu, or cuda: of torchrun's processes each takes its own")
