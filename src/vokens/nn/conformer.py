@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens.nn.attention import attention
 from vokens.nn.chunks import Carry, Reach, with_past
+from vokens.nn.product import Linear, linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -35,7 +37,7 @@ class CausalConv(nn.Conv1d):
 def windowed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution of x (B, T + k - 1, in) with weight (out, in, k), without padding -> (B, T, out)."""
     windows = x if weight.shape[2] == 1 else x.unfold(1, weight.shape[2], 1).flatten(2)
-    return F.linear(windows, weight.flatten(1), bias)
+    return linear(windows, weight.flatten(1), bias)
 
 
 def relative_sinusoids(past: int, future: int, width: int, device: torch.device) -> Tensor:
@@ -62,11 +64,11 @@ class RelativeAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.width, self.heads = width, heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.positions = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width)
+        self.positions = Linear(width, width, bias=False)
         self.bias_u = nn.Parameter(torch.zeros(heads, width // heads))
         self.bias_v = nn.Parameter(torch.zeros(heads, width // heads))
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self._table: tuple[object, int, Tensor] | None = None
 
     def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
@@ -81,7 +83,7 @@ class RelativeAttention(nn.Module):
         bias = relative_shift(by_distance, keys)
         if reach.visible is not None:
             bias = bias.masked_fill(~reach.visible, -torch.inf)
-        y = F.scaled_dot_product_attention(q + self.bias_u[:, None], k, v, attn_mask=bias, scale=scale)
+        y = attention(q + self.bias_u[:, None], k, v, bias, scale)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _distances(self, past: int, future: int) -> Tensor:
@@ -114,8 +116,8 @@ class ConformerLayer(nn.Module):
         self.norm1 = LayerNorm(width, eps=1e-12)
         self.attention = RelativeAttention(width, heads)
         self.norm2 = LayerNorm(width, eps=1e-12)
-        self.up = nn.Linear(width, feed_forward)
-        self.down = nn.Linear(feed_forward, width)
+        self.up = Linear(width, feed_forward)
+        self.down = Linear(feed_forward, width)
 
     def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.product import Linear
+
 
 class DepthwiseConv(nn.Module):
     """Depthwise convolution over time with zeros beyond both ends: (B, T, D) -> (B, T, D)."""
@@ -36,8 +38,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv(width, kernel_size)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.expand = nn.Linear(width, hidden)
-        self.project = nn.Linear(hidden, width)
+        self.expand = Linear(width, hidden)
+        self.project = Linear(hidden, width)
         self.scale = nn.Parameter(torch.full((width,), scale))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.product import Linear
+
 
 class SpectrumIn(nn.Module):
     """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width).
@@ -47,7 +49,7 @@ class SpectrumOut(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
         self.bins = n_fft // 2 + 1
-        self.project = nn.Linear(width, frames_per_step * 3 * self.bins)
+        self.project = Linear(width, frames_per_step * 3 * self.bins)
         with torch.no_grad():  # start near the level of speech: rms 0.02 to 0.1 is log magnitude -4 to -2
             self.project.bias.view(frames_per_step, 3, self.bins)[:, 0] = -4.0
         window = torch.hann_window(n_fft)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens.nn.attention import Rotation, rotate, rotation
+from vokens.nn.attention import Rotation, attention, rotate, rotation
+from vokens.nn.product import Linear
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.attention_norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.project = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width)
 
     def forward(
         self, x: Tensor, positions: Rotation, seen: tuple[Tensor, Tensor] | None
@@ -51,9 +52,7 @@ class Block(nn.Module):
         q, k = rotate(q, positions), rotate(k, positions)
         if seen is not None:
             k, v = torch.cat([seen[0], k], 2), torch.cat([seen[1], v], 2)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_causal(q.shape[2], k.shape[2], q.device)
-        )
+        attended = attention(q, k, v, _causal(q.shape[2], k.shape[2], q.device))
         x = x + self._dropped(self.out(attended.transpose(1, 2).flatten(2)))
         x = x + self._dropped(self.down(F.gelu(self.up(self.norm(x)))))
         return x, (k, v)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.product import Linear
 from vokens.quantize.rvq import EuclideanCodebook
 from vokens.quantize.vq import gather_rows
 
@@ -45,8 +46,8 @@ class ProductQuantizer(nn.Module):
         super().__init__()
         self.digits, self.size, self.num_streams = digits, codebook_size, num_streams
         inner = num_streams * digits * dim
-        self.project_in = nn.Linear(width, inner)
-        self.project_out = nn.Linear(inner, width)
+        self.project_in = Linear(width, inner)
+        self.project_out = Linear(inner, width)
         self.codebooks = nn.ModuleList(
             EuclideanCodebook(dim, codebook_size, dead_share=dead_share) for _ in range(num_streams * digits)
         )

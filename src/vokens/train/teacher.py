@@ -17,6 +17,7 @@ from vokens.bench.judges import FILES, find_judge, models_folder
 from vokens.bench.recognise import HOP, SHORTEST, Moonshine
 from vokens.checkpoint import fingerprint
 from vokens.errors import ConfigError, MissingExtra
+from vokens.nn.product import use_in
 from vokens.train.data import Clip, paths_of
 from vokens.train.rows import Rows, cached_rows
 
@@ -64,6 +65,7 @@ class HubertTeacher:
         except ImportError as error:
             raise MissingExtra("transformers", "hf", "a HuBERT-like teacher") from error
         self.model = model.eval().to(device)
+        use_in(self.model)
         self.layer, self.device = layer, device
         weights = fingerprint(self.model.state_dict(), self.extract.to_dict())
         self.name = f"{Path(source).name}-{layer}-{weights[:8]}"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vokens.models.dacvae.config import DACVAEConfig
 from vokens.nn.convnext import ConvNeXt
+from vokens.nn.product import Linear
 from vokens.nn.stft import SpectrumIn, SpectrumOut
 
 SPECTRA = 2  # to a frame
@@ -21,7 +22,7 @@ class SpectralEncoder(nn.Module):
         width = self.channels = config.width
         self.hop = config.hop_length
         self.spectrum = SpectrumIn(config.n_fft, SPECTRA)
-        self.embed = nn.Linear(self.spectrum.width, width)
+        self.embed = Linear(self.spectrum.width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.encoder_layers)
         self.final_norm = nn.LayerNorm(width, eps=1e-6)
@@ -40,7 +41,7 @@ class SpectralDecoder(nn.Module):
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__()
         width = config.width
-        self.embed = nn.Linear(config.latent_dim, width)
+        self.embed = Linear(config.latent_dim, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.decoder_layers)
         self.final_norm = nn.LayerNorm(width, eps=1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vokens.models.flowae.config import FlowAEConfig
 from vokens.nn.convnext import ConvNeXtBlock
+from vokens.nn.product import Linear
 from vokens.nn.stft import overlap_add
 
 SPECTRA = 2  # to a frame
@@ -92,14 +93,14 @@ class FlowDecoder(nn.Module):
         super().__init__()
         width, layers = config.flow_width, config.flow_layers
         self.spectra = Spectra(config.hop_length, config.power)
-        self.enter = nn.Linear(self.spectra.channels + config.latent_dim, width)
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, layers * width))
+        self.enter = Linear(self.spectra.channels + config.latent_dim, width)
+        self.time = nn.Sequential(Linear(TIME_WIDTH, width), nn.SiLU(), Linear(width, layers * width))
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(width, width * config.expansion, config.kernel_size, 1 / layers)
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.leave = nn.Linear(width, self.spectra.channels + SPECTRA * self.spectra.bins)
+        self.leave = Linear(width, self.spectra.channels + SPECTRA * self.spectra.bins)
         self.reach = layers * (config.kernel_size // 2)
         self.register_buffer("shift", torch.zeros(config.latent_dim))
         self.register_buffer("spread", torch.ones(config.latent_dim))

@@ -27,6 +27,7 @@ from vokens.models.learnable.speaker import (
     SpeakerEncoder,
 )
 from vokens.models.pretrained import Pretrained
+from vokens.nn.product import Linear
 from vokens.nn.progress import pace_of
 from vokens.nn.sampling import Sampler
 from vokens.text import front_end
@@ -47,13 +48,13 @@ class LearnableLM(Pretrained):
         self.backbone = build_backbone(config.backbone)
         self.marks = nn.Embedding(2, width)  # start, task
         self.speech_embedding = nn.Embedding(config.outputs, width)
-        self.head = nn.Linear(width, config.outputs)
+        self.head = Linear(width, config.outputs)
         for table in (self.marks, self.speech_embedding):
             nn.init.normal_(table.weight, std=0.02)  # as transformers starts the text's
         self.speaker_encoder = self.speaker_project = None
         if config.speaker is not None:
             self.speaker_encoder = SpeakerEncoder(config.speaker)
-            self.speaker_project = nn.Linear(config.speaker.embed_dim, width)
+            self.speaker_project = Linear(config.speaker.embed_dim, width)
 
     # Voices ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vokens.errors import MissingExtra
 from vokens.models.learnable.config import Qwen2Sizes
+from vokens.nn.product import use_in
 
 
 def build_backbone(sizes: Qwen2Sizes) -> Any:
@@ -20,7 +21,7 @@ def build_backbone(sizes: Qwen2Sizes) -> Any:
         from transformers import Qwen2Config, Qwen2Model
     except ImportError as error:
         raise MissingExtra("transformers", "hf", "Learnable-Speech's language model") from error
-    return Qwen2Model(
+    model = Qwen2Model(
         Qwen2Config(
             vocab_size=sizes.vocab_size,
             hidden_size=sizes.width,
@@ -33,6 +34,8 @@ def build_backbone(sizes: Qwen2Sizes) -> Any:
             rms_norm_eps=sizes.norm_eps,
         )
     )
+    use_in(model)
+    return model
 
 
 class Reader:

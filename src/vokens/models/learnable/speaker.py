@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from vokens.audio.mel import MEL_24K_80, LogMel
 from vokens.models.learnable.config import SpeakerConfig
-from vokens.nn.attention import rotate, rotation
+from vokens.nn.attention import attention, rotate, rotation
+from vokens.nn.product import Linear
 
 REFERENCE_RATE = 24000  # Hz
 REFERENCE_SECONDS = (0.5, 4.0)  # of a reference in training
@@ -40,7 +41,7 @@ class SpeakerEncoder(nn.Module):
         self.config = config
         self.first = nn.Conv1d(config.n_mels, config.width, 1)
         self.attention = nn.ModuleList(AttentionBlock(config) for _ in range(config.layers))
-        self.project = nn.Linear(config.width, config.embed_dim)
+        self.project = Linear(config.width, config.embed_dim)
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """mel (B, n_mels, F), lengths (B,) frames, None for all full; the published network ignores them."""
@@ -93,7 +94,7 @@ class AttentionBlock(nn.Module):
         if self.positions:
             turn = rotation(x.shape[2], q.shape[3], x.device)
             q, k = rotate(q, turn), rotate(k, turn)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        y = attention(q, k, v, None if mask is None else mask[:, None, None])
         return x + self.out(y.transpose(2, 3).flatten(1, 2))
 
     def _normed(self, x: Tensor, mask: Tensor | None) -> Tensor:

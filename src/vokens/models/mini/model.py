@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vokens.models.codec import Codec, mask_of
 from vokens.models.mini.config import MiniConfig
 from vokens.nn.convnext import ConvNeXt
+from vokens.nn.product import Linear
 from vokens.nn.stft import SpectrumIn, SpectrumOut
 from vokens.quantize import ResidualVectorQuantizer
 
@@ -25,12 +26,12 @@ class MiniEncoder(nn.Module):
     def __init__(self, config: MiniConfig) -> None:
         super().__init__()
         self.spectrum = SpectrumIn(config.n_fft, frames_per_step=2)
-        self.embed = nn.Linear(self.spectrum.width, config.width)
+        self.embed = Linear(self.spectrum.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         hidden = config.width * config.expansion
         self.backbone = ConvNeXt(config.width, hidden, config.kernel_size, config.encoder_layers)
         self.final_norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.project = nn.Linear(config.width, config.latent_dim)
+        self.project = Linear(config.width, config.latent_dim)
 
     def forward(self, wave: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.norm(self.embed(self.spectrum(wave)))
@@ -42,7 +43,7 @@ class MiniDecoder(nn.Module):
 
     def __init__(self, config: MiniConfig) -> None:
         super().__init__()
-        self.embed = nn.Linear(config.latent_dim, config.width)
+        self.embed = Linear(config.latent_dim, config.width)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         hidden = config.width * config.expansion
         self.backbone = ConvNeXt(config.width, hidden, config.kernel_size, config.decoder_layers)
@@ -69,7 +70,7 @@ class Mini(Codec):
         self.quantizer = ResidualVectorQuantizer(
             config.latent_dim, config.codebook_size, config.num_codebooks
         )
-        self.semantic = nn.Linear(config.latent_dim, config.semantic_dim)
+        self.semantic = Linear(config.latent_dim, config.semantic_dim)
         self.decoder = MiniDecoder(config)
 
     def latent(self, wave: Tensor) -> Tensor:

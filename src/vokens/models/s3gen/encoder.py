@@ -12,6 +12,7 @@ from vokens.models.codec import mask_of
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.nn.chunks import Carry, Chunks, reach
 from vokens.nn.conformer import CausalConv, ConformerLayer, LayerNorm, windowed
+from vokens.nn.product import Linear
 
 
 class Embed(nn.Module):
@@ -19,7 +20,7 @@ class Embed(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, width)
+        self.linear = Linear(width, width)
         self.norm = LayerNorm(width)
         self.scale = math.sqrt(width)
 

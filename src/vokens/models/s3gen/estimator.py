@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.models.s3gen.config import S3GenConfig
+from vokens.nn.attention import attention
 from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.conformer import CausalConv, LayerNorm, windowed
+from vokens.nn.product import Linear, linear
 
 
 class TimeEmbedding(nn.Module):
@@ -25,9 +27,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, hidden: int, meanflow: bool, scale: float) -> None:
         super().__init__()
         self.width, self.scale = width, scale
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, hidden)
-        self.mixer = nn.Linear(2 * hidden, hidden, bias=False) if meanflow else None
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, hidden)
+        self.mixer = Linear(2 * hidden, hidden, bias=False) if meanflow else None
 
     def forward(self, t: Tensor, r: Tensor | None = None) -> Tensor:
         """t, and for MeanFlow the end r of the step, each (M,) in [0, 1] -> (M, hidden)."""
@@ -43,8 +45,8 @@ class TimeEmbedding(nn.Module):
         return linear32(self.down, F.silu(linear32(self.up, torch.cat([angles.sin(), angles.cos()], 1))))
 
 
-def linear32(linear: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, linear.weight.float(), None if linear.bias is None else linear.bias.float())
+def linear32(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 class ConvBlock(nn.Module):
@@ -68,7 +70,7 @@ class Resnet(nn.Module):
     def __init__(self, in_channels: int, channels: int, time_width: int) -> None:
         super().__init__()
         self.block1 = ConvBlock(in_channels, channels)
-        self.time = nn.Linear(time_width, channels)
+        self.time = Linear(time_width, channels)
         self.block2 = ConvBlock(channels, channels)
         self.shortcut = CausalConv(in_channels, channels, 1)
 
@@ -90,14 +92,14 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, width)
+        self.qkv = Linear(width, 3 * heads * head_width, bias=False)
+        self.out = Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
         q, kv = parts[0], parts[1:]
         k, v = kv if carry is None else carry.extend(kv, 3, reach.keep)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=reach.visible)
+        y = attention(q, k, v, reach.visible)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -109,8 +111,8 @@ class Transformer(nn.Module):
         self.norm1 = LayerNorm(width)
         self.attention = Attention(width, heads, head_width)
         self.norm2 = LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width)
 
     def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), reach, carry)

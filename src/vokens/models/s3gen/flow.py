@@ -21,6 +21,7 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.encoder import TokenEncoder
 from vokens.models.s3gen.estimator import Conditions, Estimator
 from vokens.nn.chunks import Carry, Chunks, Reach, reach
+from vokens.nn.product import Linear
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class TokenToMel(Pretrained):
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.token_embed_dim)
-        self.speaker = nn.Linear(config.speaker_embed_dim, config.mel_bins)
+        self.speaker = Linear(config.speaker_embed_dim, config.mel_bins)
         self.encoder = TokenEncoder(config)
-        self.project = nn.Linear(config.token_embed_dim, config.mel_bins)
+        self.project = Linear(config.token_embed_dim, config.mel_bins)
         self.estimator = Estimator(config)
         self.prefix_noise = PrefixNoise(config.mel_bins)
 

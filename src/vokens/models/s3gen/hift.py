@@ -22,6 +22,7 @@ from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.hift_config import HiFTNetConfig
 from vokens.models.s3gen.hift_source import Draws, Float32, HarmonicSource, KeyedDraws, PublishedDraws, exact
 from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream, side_by_side
+from vokens.nn.product import Linear, linear
 from vokens.nn.snake import Snake
 
 _LOUDEST = 100.0  # of a predicted magnitude
@@ -89,7 +90,7 @@ class F0Predictor(Float32):
         for inputs in (config.in_channels, *(channels,) * 4):
             self.condnet.append(nn.Conv1d(inputs, channels, 3, padding=1))
             self.condnet.append(nn.ELU())
-        self.classifier = nn.Linear(channels, 1)
+        self.classifier = Linear(channels, 1)
 
     def forward(self, mel: Tensor, ends: Ends = WHOLE) -> Tensor:
         cast = exact if self.exact else Tensor.float
@@ -100,7 +101,7 @@ class F0Predictor(Float32):
             else:
                 x = layer(x)
         weight, bias = cast(self.classifier.weight), cast(self.classifier.bias)
-        return F.linear(x.transpose(1, 2), weight, bias)[..., 0].abs().float()
+        return linear(x.transpose(1, 2), weight, bias)[..., 0].abs().float()
 
 
 class Spectrum(Float32):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vokens.errors import ConfigError
 from vokens.models.s3gen.hift_config import HiFTNetConfig
 from vokens.models.s3gen.hift_stream import WHOLE, Ends
+from vokens.nn.product import Linear
 
 
 class Draws(Protocol):
@@ -120,7 +121,7 @@ class HarmonicSource(Float32):
     def __init__(self, config: HiFTNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.l_linear = nn.Linear(config.nb_harmonics + 1, 1)
+        self.l_linear = Linear(config.nb_harmonics + 1, 1)
 
     def forward(self, f0: Tensor, draws: Draws, ends: Ends = WHOLE) -> Tensor:
         """Source (B, 1, N) in [-1, 1], N = T * hop, of the pitch (B, T) in Hz; 0 is unvoiced."""

@@ -12,6 +12,7 @@ from vokens.errors import ConfigError
 from vokens.models.codec import mask_of
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.nn.attention import Rotation, SelfAttention, rotation, sinusoids
+from vokens.nn.product import Linear
 
 
 class Norm(nn.LayerNorm):
@@ -33,7 +34,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(config.width, config.heads, config.memory_taps)
         self.mlp_ln = Norm(config.width, eps=config.mlp_eps)
         self.mlp = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width), nn.GELU(), nn.Linear(4 * config.width, config.width)
+            Linear(config.width, 4 * config.width), nn.GELU(), Linear(4 * config.width, config.width)
         )
 
     def forward(self, x: Tensor, mask: Tensor | None, turn: Rotation | None) -> Tensor:

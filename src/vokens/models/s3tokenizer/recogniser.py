@@ -22,6 +22,7 @@ from vokens.models.codec import build_config, mask_of
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import Block, Norm, S3Encoder
 from vokens.nn.attention import rotation, sinusoids
+from vokens.nn.product import Linear
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
 
@@ -78,12 +79,12 @@ class Recogniser(nn.Module):
         else:
             self.quantizer = UnitVectorLearner(config.width, config.codebook_size)
         symbols, width = 1 + len(head.alphabet), config.width
-        self.expand = nn.Linear(config.fsq_dims if config.quantizer == "fsq" else width, width)
+        self.expand = Linear(config.fsq_dims if config.quantizer == "fsq" else width, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(head.layers))
         self.norm = Norm(width)
-        self.ctc = nn.Linear(width, head.emissions * symbols)
-        self.before = nn.Linear(width, head.teacher_width) if head.teacher_width else None
-        self.after = nn.Linear(width, head.teacher_width) if head.teacher_width else None
+        self.ctc = Linear(width, head.emissions * symbols)
+        self.before = Linear(width, head.teacher_width) if head.teacher_width else None
+        self.after = Linear(width, head.teacher_width) if head.teacher_width else None
         self.speller = (
             Speller(width, config.heads, head.decoder_layers, symbols) if head.decoder_layers else None
         )
@@ -202,7 +203,7 @@ class Speller(nn.Module):
             width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
-        self.out = nn.Linear(width, symbols)
+        self.out = Linear(width, symbols)
 
     def forward(self, states: Tensor, inside: Tensor, texts: Tensor) -> Tensor:
         """states (B, T, D), inside (B, T), texts (B, L) -> logits (B, L + 1, symbols)."""

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from vokens.errors import MissingExtra
 from vokens.models.codec import mask_of
 from vokens.models.socodec.config import SSL_HOP, SoCodecConfig
+from vokens.nn.product import use_in
 
 TAIL = 3200  # zeros that SoCodec appends
 SPAN = 400  # samples that one frame sees
@@ -43,6 +44,7 @@ class Hubert(nn.Module):
             "attn_implementation": "sdpa",
         }
         self.model: Any = HubertModel(HubertConfig(**sizes))
+        use_in(self.model)
         parametrize.remove_parametrizations(self.model.encoder.pos_conv_embed.conv, "weight")
         if config.hubert_dtype == "float16":
             self.half()

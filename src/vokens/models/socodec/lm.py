@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vokens.errors import ConfigError, TokensError
 from vokens.models.pretrained import Pretrained
+from vokens.nn.product import Linear
 from vokens.nn.transformer import Cache, CausalTransformer
 from vokens.tokens import Tokens
 
@@ -98,8 +99,8 @@ class TokenLM(Pretrained):
         super().__init__(config)
         width, sizes = config.width, config.codebook_sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size + 2, width) for size in sizes)  # codes, end, start
-        self.heads = nn.ModuleList(nn.Linear(width, size + 1) for size in sizes)
-        self.vector = nn.Linear(config.vector_width, width) if config.vector_width else None
+        self.heads = nn.ModuleList(Linear(width, size + 1) for size in sizes)
+        self.vector = Linear(config.vector_width, width) if config.vector_width else None
         self.transformer = CausalTransformer(width, config.layers, config.heads, config.dropout)
         for module in (*self.embeddings, *self.heads):
             nn.init.normal_(module.get_parameter("weight"), std=0.02)

@@ -18,6 +18,7 @@ from vokens.models.speechtokenizer import checkpoint as layout
 from vokens.models.speechtokenizer import spans
 from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
 from vokens.nn.conv import add_weight_norm
+from vokens.nn.product import Linear
 from vokens.nn.seanet import SEANetDecoder, SEANetEncoder
 from vokens.quantize import ResidualVectorQuantizer
 
@@ -53,7 +54,7 @@ class SpeechTokenizer(Codec):
         self.semantic = (
             nn.Identity()
             if config.dimension == config.semantic_dim
-            else nn.Linear(config.dimension, config.semantic_dim)
+            else Linear(config.dimension, config.semantic_dim)
         )
         self.decoder = SEANetDecoder(config.dimension, config.n_filters, config.strides, **shared)
 

@@ -4,10 +4,10 @@ hears it and says the remaining codebooks one after another, each for all frames
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.transformer import Memory, Positions, Transformer, attention_mask
+from vokens.nn.product import Linear, linear
 
 
 def beside(frames: Tensor, pace: Tensor | None) -> Tensor:
@@ -31,7 +31,7 @@ class Autoregressive(nn.Module):
         self.speech = nn.Embedding(config.end + 1, config.width)
         self.speech_positions = Positions(config.width, config.dropout, learned=True)
         self.transformer = _transformer(config, staged=False)
-        self.predict = nn.Linear(config.width, config.end + 1, bias=False)
+        self.predict = Linear(config.width, config.end + 1, bias=False)
 
     def forward(
         self,
@@ -93,7 +93,7 @@ class NonAutoregressive(nn.Module):
         self.speech_positions = Positions(config.width, config.dropout, learned=False)
         self.stages = nn.ParameterList([torch.randn(1, config.width) for _ in rows[1:]])
         self.transformer = _transformer(config, staged=True)
-        self.predict = nn.Linear(config.width, config.codebook_size, bias=False)
+        self.predict = Linear(config.width, config.codebook_size, bias=False)
         # Embeddings predict, too: with torch's deviation of 1 logits start at sqrt(width), and the small recipe's
         # losses rose from 7 to 12 and more in 60 steps; with this they fall.
         for table in self.speech:
@@ -121,4 +121,4 @@ class NonAutoregressive(nn.Module):
         if stage == len(self.stages):
             return self.predict(hidden)
         weight = self.speech[stage + 1].get_parameter("weight")
-        return F.linear(hidden, weight)
+        return linear(hidden, weight)

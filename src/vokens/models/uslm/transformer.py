@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens.nn.attention import attention
+from vokens.nn.product import Linear
+
 
 def sines(positions: Tensor, width: int) -> Tensor:
     """(B, T, width) of positions (B, T): sines in the even channels, cosines in the odd, base 10000."""
@@ -87,15 +90,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.project = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.project = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor, memory: Memory | None, places: Tensor | None) -> Tensor:
         parts = self.project(x).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if memory is not None:
             k, v = memory.add(k, v, places, mask.shape[-1])
-        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        y = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -105,7 +108,7 @@ class Norm(nn.Module):
     def __init__(self, width: int, staged: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, 2 * width) if staged else None
+        self.project = Linear(width, 2 * width) if staged else None
         if self.project is not None:  # a fresh network's stages are alike
             nn.init.zeros_(self.project.weight)
             nn.init.zeros_(self.project.bias[width:])
@@ -126,8 +129,8 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float, staged: bool) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)
-        self.up = nn.Linear(width, feedforward)
-        self.down = nn.Linear(feedforward, width)
+        self.up = Linear(width, feedforward)
+        self.down = Linear(feedforward, width)
         self.norm1 = Norm(width, staged)
         self.norm2 = Norm(width, staged)
         self.dropout = nn.Dropout(dropout)

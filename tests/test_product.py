@@ -1,0 +1,146 @@
+"""The product of this processor equals torch's, forward and backward, in every layout, and falls back to it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vokens.errors import ConfigError
+from vokens.nn import product
+from vokens.nn.attention import attention
+from vokens.nn.product import Linear, linear
+
+needs_onednn = pytest.mark.skipif(
+    not product._available(), reason="this torch has no oneDNN product (x86 CPUs have)"
+)
+WIDTHS = 96, 80  # wide enough that a few rows are past _LEAST_WORK
+
+
+def operands(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(sum(shape))
+    inner, outer = WIDTHS
+    return tuple(torch.randn(*size, generator=draw) for size in ((*shape, inner), (outer, inner), (outer,)))
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(40,), (2, 30), (2, 3, 17), (1, 1), (0,), (2, 0), ()])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_equals_torch(shape: tuple[int, ...], with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_LEAST_WORK", 0)
+    x, weight, bias = operands(*shape)
+    bias = bias if with_bias else None
+    with product.using("onednn"), torch.inference_mode():
+        assert torch.allclose(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-4)
+
+
+@needs_onednn
+def test_equals_torch_where_memory_is_not_contiguous() -> None:
+    x, weight, bias = operands(50)
+    wide, tall = x.repeat_interleave(2, 1)[:, ::2], x.t().contiguous().t()
+    with product.using("onednn"), torch.no_grad():
+        for given in (wide, tall, x.expand(3, 50, WIDTHS[0])):
+            for kernel in (weight, weight.t().contiguous().t()):
+                assert torch.allclose(linear(given, kernel, bias), F.linear(given, kernel, bias), atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "learns", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+)
+def test_gradients_equal_torch(learns: tuple[int, ...]) -> None:
+    def gradients(function) -> list[torch.Tensor | None]:
+        parts = [part.requires_grad_(bool(need)) for part, need in zip(operands(4, 25), learns, strict=True)]
+        function(*parts).square().mean().backward()
+        return [part.grad for part in parts]
+
+    with product.using("onednn"):
+        for mine, reference in zip(gradients(linear), gradients(F.linear), strict=True):
+            assert (mine is None) == (reference is None)
+            assert mine is None or torch.allclose(mine, reference, atol=1e-5)
+
+
+@needs_onednn
+def test_gradients_of_gradients_equal_torch() -> None:
+    def penalty(function) -> torch.Tensor:
+        x, weight, bias = (part.requires_grad_() for part in operands(40))
+        (slope,) = torch.autograd.grad(function(x, weight, bias).tanh().sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        return weight.grad
+
+    with product.using("onednn"):
+        assert torch.allclose(penalty(linear), penalty(F.linear), rtol=1e-3, atol=1e-2)
+
+
+def test_float64_is_torchs_and_passes_gradcheck() -> None:
+    parts = [part.double()[..., :3].requires_grad_() for part in operands(4)[:2]]
+    assert torch.autograd.gradcheck(linear, (*parts, None))
+
+
+@needs_onednn
+def test_other_types_and_modes_are_torchs() -> None:
+    x, weight, bias = operands(40)
+    with product.using("onednn"):
+        halves = [part.bfloat16() for part in (x, weight, bias)]
+        assert torch.equal(linear(*halves), F.linear(*halves))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x, weight, bias).dtype == torch.bfloat16
+        value, slope = torch.func.jvp(lambda x: linear(x, weight, bias), (x,), (x,))
+        assert torch.allclose(value - slope, bias.expand_as(value), atol=1e-4)
+
+
+def test_a_torch_without_the_product_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise AttributeError("no such op")
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, weight, bias) + 1
+
+    for broken in (missing, wrong):
+        monkeypatch.setattr(product, "_product", broken)
+        monkeypatch.setattr(product, "maker", lambda: "AuthenticAMD")
+        monkeypatch.delenv("VOKENS_PRODUCT", raising=False)
+        product._available.cache_clear()
+        product._chosen.cache_clear()
+        try:
+            assert product.backend() == "torch"
+            x, weight, bias = operands(40)
+            assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+            with pytest.raises(ConfigError, match="no oneDNN"), product.using("onednn"):
+                pass
+        finally:
+            monkeypatch.undo()
+            product._available.cache_clear()
+            product._chosen.cache_clear()
+
+
+def test_linear_is_a_linear_and_others_networks_take_it() -> None:
+    theirs = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Sequential(nn.Linear(8, 4, bias=False)))
+    names, x = list(theirs.state_dict()), torch.randn(5, 8)
+    before = theirs(x)
+    product.use_in(theirs)
+    assert list(theirs.state_dict()) == names
+    assert all(type(part) is Linear for part in theirs.modules() if isinstance(part, nn.Linear))
+    assert torch.allclose(theirs(x), before, atol=1e-6)
+
+
+def test_an_unknown_product_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'blas', and can be torch"), product.using("blas"):
+        pass
+
+
+@needs_onednn
+@pytest.mark.parametrize("mask", ["none", "lengths", "causal", "bias", "padding"])
+def test_attention_equals_torch(mask: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 64, generator=draw) for length in (300, 350, 350))
+    given = {
+        "none": None,
+        "lengths": torch.arange(350) < torch.tensor([350, 200])[:, None, None, None],
+        "causal": torch.ones(300, 350, dtype=torch.bool).tril(50),
+        "bias": torch.randn(2, 3, 300, 350, generator=draw),
+        "padding": torch.arange(350) < torch.tensor([350, 0])[:, None, None, None],
+    }[mask]
+    with product.using("onednn"), torch.inference_mode():
+        y = attention(q, k, v, given, 0.1)
+    with torch.inference_mode():
+        assert (y - F.scaled_dot_product_attention(q, k, v, given, scale=0.1)).abs().max() < 2e-6
