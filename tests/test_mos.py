@@ -1,15 +1,17 @@
-"""DNSMOS and Distill-MOS: the published packages' numbers, and noise is rated lower; run only where the files lie."""
+"""DNSMOS and Distill-MOS: their windows and scales, on small graphs; the published packages' numbers, on theirs."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import speechlike
 
+from vokens.bench import distill_mos, mos
 from vokens.bench.distill_mos import DistillMOS
 from vokens.bench.judges import find_judge
 from vokens.bench.mos import DNSMOS
-from vokens.errors import NotInstalled
+from vokens.errors import CheckpointError, NotInstalled
 
 # Of PyPI's speechmos 0.0.1.1 (dnsmos.run, rate 16000): the seconds of `signal` below -> overall, speech, noise.
 PUBLISHED = {
@@ -23,18 +25,58 @@ def signal(seconds: float) -> np.ndarray:
     return speechlike(round(seconds * 16000))
 
 
-def folder_of(name: str) -> Path:
-    try:
-        return find_judge(name)
-    except NotInstalled as reason:
-        pytest.skip(str(reason))
+def test_windows_of_dnsmos(tmp_path: Path) -> None:
+    """Every second of a long recording, a short one repeated, each after the released polynomials."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from evaluator_graphs import write_dnsmos
+
+    small = DNSMOS(write_dnsmos(tmp_path))
+    ramp = np.linspace(0, 1, round(12.5 * 16000)).astype(np.float32)
+    windows = [
+        ramp[second * 16000 :][: mos.WINDOW].mean(dtype=np.float64) for second in range(3)
+    ]  # of 12 whole seconds
+    overall = [-0.06766283 * (x + 2) ** 2 + 1.11546468 * (x + 2) + 0.04602535 for x in windows]
+    assert small.rate(ramp)["dnsmos"] == pytest.approx(np.mean(overall), abs=1e-4)
+    level = np.full(16000, 0.25, np.float32)
+    assert small.rate(level)["dnsmos-sig"] == pytest.approx(
+        -0.08397278 * 0.25**2 + 1.22083953 * 0.25 + 0.0052439, abs=1e-4
+    )
+
+
+def test_windows_of_distill_mos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spread evenly from the first to the last sample, at most a second apart; silence after a short recording."""
+    heard: list[torch.Tensor] = []
+    judge = DistillMOS.__new__(DistillMOS)
+    torch.nn.Module.__init__(judge)
+    monkeypatch.setattr(DistillMOS, "_rate", lambda self, x: (heard.append(x), x[:, 0])[1])
+    length = distill_mos.WINDOW + 32000
+    wave = np.arange(length, dtype=np.float32)
+    assert judge.rate(wave)["distill-mos"] == 16000  # the mean of the starts: 0, 16000 and 32000
+    assert torch.cat(heard)[:, -1].tolist() == [length - 32001, length - 16001, length - 1]
+    judge.rate(wave[:1000])
+    assert heard[-1].shape == (1, distill_mos.WINDOW)
+    assert not heard[-1][0, 1000:].any()
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    for judge, name in ((DNSMOS, "sig_bak_ovr.onnx"), (DistillMOS, "distill_mos_v7.pt")):
+        with pytest.raises(NotInstalled, match=name):
+            judge(tmp_path)
+        (tmp_path / name).write_bytes(b"damaged")
+        with pytest.raises(CheckpointError, match=name):
+            judge(tmp_path)
+
+
+# The published networks
 
 
 @pytest.fixture(scope="module")
 def judge() -> DNSMOS:
-    return DNSMOS(folder_of("dnsmos"))
+    return DNSMOS(find_judge("dnsmos"))
 
 
+@pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", PUBLISHED)
 def test_published_numbers(judge: DNSMOS, seconds: float) -> None:
     found = judge.rate(signal(seconds))
@@ -42,6 +84,7 @@ def test_published_numbers(judge: DNSMOS, seconds: float) -> None:
     np.testing.assert_allclose([found[name] for name in names], PUBLISHED[seconds], atol=1e-4)
 
 
+@pytest.mark.evaluators
 def test_noise_is_rated_lower(judge: DNSMOS) -> None:
     noise = np.random.default_rng(0).standard_normal(16000 * 4).astype(np.float32)
     rated = [judge.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
@@ -54,15 +97,17 @@ DISTILLED = {0.7: 1.9865202, 4.0: 1.4238923, 12.5: 1.4574303}
 
 @pytest.fixture(scope="module")
 def distilled() -> DistillMOS:
-    return DistillMOS(folder_of("distillmos"))
+    return DistillMOS(find_judge("distillmos"))
 
 
+@pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", DISTILLED)
 def test_published_numbers_of_distill_mos(distilled: DistillMOS, seconds: float) -> None:
     assert distilled.rate(signal(seconds))["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
     assert distilled.rate(signal(seconds) / 8)["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
 
 
+@pytest.mark.evaluators
 def test_distill_mos_hears_long_recordings_in_parts(distilled: DistillMOS) -> None:
     wave = np.tile(signal(7.68), 12)  # 85 windows over 92 s, those on the tile's grid alike
     assert abs(distilled.rate(wave)["distill-mos"] - distilled.rate(signal(7.68))["distill-mos"]) < 0.5

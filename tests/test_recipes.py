@@ -9,7 +9,7 @@ import pytest
 from training import write_speech
 
 from vokens.cli import main
-from vokens.errors import ConfigError
+from vokens.errors import ConfigError, VokensError
 from vokens.train.config import build, find_recipe, read_recipe, recipes, trainer_of
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def test_what_a_machine_lacks_is_one_line(
     config = read_recipe(
         recipe, [f"data.train={speech}", f"out={tmp_path / 'run'}", "data.language=en", *changes]
     )
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(VokensError, match=said) as caught:
         trainer_of(config.task)(config)
     assert "\n" not in str(caught.value)
 

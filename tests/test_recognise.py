@@ -1,43 +1,66 @@
-"""The recogniser against its laws; runs only where the models lie (docs/metrics.md says how to get them)."""
+"""The ASR model: its length law and its greedy loop, on small graphs of the published form; the published ones."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vokens.bench.judges import find_judge
-from vokens.bench.recognise import HOP, SHORTEST, Moonshine
-from vokens.errors import AudioError, NotInstalled
-
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
+from evaluator_graphs import ENDLESS, SENTENCE, WIDTH, write_moonshine
+
+from vokens.bench.judges import find_judge
+from vokens.bench.recognise import HOP, SHORTEST, Moonshine
+from vokens.errors import AudioError, CheckpointError, NotInstalled
+
 
 @pytest.fixture(scope="module")
-def moonshine() -> Moonshine:
-    try:
-        return Moonshine(find_judge("moonshine-tiny-en"))
-    except NotInstalled as error:
-        pytest.skip(str(error))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Moonshine:
+    return Moonshine(write_moonshine(tmp_path_factory.mktemp("moonshine"), SENTENCE))
 
 
-def test_length_law(moonshine):
+def check_length_law(moonshine: Moonshine, width: int) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 20000).astype(np.float32)
     for n in (SHORTEST, SHORTEST + HOP - 1, SHORTEST + HOP, 16000, 16001):
         states = moonshine.encode(noise[:n])
-        assert states.shape == ((n - SHORTEST) // HOP + 1, 288)
+        assert states.shape == ((n - SHORTEST) // HOP + 1, width)
         assert states.dtype == np.float32
 
 
-def test_too_short(moonshine):
+def test_length_law(small: Moonshine) -> None:
+    check_length_law(small, WIDTH)
+
+
+def test_too_short(small: Moonshine) -> None:
     with pytest.raises(AudioError, match="895"):
-        moonshine.encode(np.zeros(894, np.float32))
+        small.encode(np.zeros(894, np.float32))
 
 
-def test_silence_is_transcribed_in_bounded_time(moonshine):
-    assert isinstance(moonshine.transcribe(np.zeros(8000, np.float32)), str)
+def test_words_follow_until_the_end(small: Moonshine) -> None:
+    assert small.transcribe(np.zeros(16000, np.float32)) == "the sea"
 
 
-def test_missing_folder_says_what_and_how(tmp_path: Path):
+def test_a_loop_is_bounded(tmp_path: Path) -> None:
+    endless = Moonshine(write_moonshine(tmp_path, ENDLESS))
+    assert endless.transcribe(np.zeros(32000, np.float32)) == " ".join(
+        ["again"] * 15
+    )  # 2 s, 6.5 a second, and 2
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotInstalled, match=r"encoder_model\.onnx.*docs/metrics\.md"):
         find_judge("moonshine-tiny-en", tmp_path)
+    for name in ("tokenizer.json", "decoder_model_merged.onnx"):
+        write_moonshine(tmp_path, SENTENCE)
+        (tmp_path / name).write_bytes(b"{")
+        with pytest.raises(CheckpointError, match=name):
+            Moonshine(tmp_path)
+
+
+@pytest.mark.evaluators
+def test_the_published_graphs() -> None:
+    moonshine = Moonshine(find_judge("moonshine-tiny-en"))
+    check_length_law(moonshine, 288)
+    assert isinstance(moonshine.transcribe(np.zeros(8000, np.float32)), str)  # in bounded time

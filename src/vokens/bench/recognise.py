@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vokens.bench.judges import FILES, check_files, open_graph
-from vokens.errors import AudioError, MissingExtra
+from vokens.errors import AudioError, CheckpointError, MissingExtra
 
 SAMPLE_RATE = 16000
 HOP = 384  # samples between two encoder frames: three convolutions with strides 64, 3 and 2
@@ -37,7 +37,12 @@ class Moonshine:
             open_graph(home / name, threads, "Moonshine speech recognition")
             for name in ("encoder_model.onnx", "decoder_model_merged.onnx")
         )
-        self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise CheckpointError(
+                f"{home / 'tokenizer.json'} is no tokenizer ({error}): fetch it again"
+            ) from error
         self._cache = {  # name -> shape (heads, head width) of every key and value that the decoder keeps
             put.name: (put.shape[1], put.shape[3])
             for put in self._decoder.get_inputs()
