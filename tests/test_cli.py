@@ -144,6 +144,30 @@ class TestJobs:
         "overwrite": False,
     }
 
+    def test_linked_folders_and_loops(self, tmp_path: Path) -> None:
+        (tmp_path / "c/sub").mkdir(parents=True)
+        (tmp_path / "far").mkdir()
+        (tmp_path / "far/b.wav").touch()
+        (tmp_path / "c/sub/linked").symlink_to(tmp_path / "far")
+        (tmp_path / "far/up").symlink_to(tmp_path / "c")
+        for spec in ("c", "c/**/*.wav"):
+            assert [job.target for job in plan([f"{tmp_path}/{spec}"], None, **self.PLAN)] == [
+                tmp_path / "c/sub/linked/b.vok"
+            ]
+
+    def test_names_that_differ_in_their_suffix_keep_it(self, tmp_path: Path) -> None:
+        """As `vokens extract` names them; inputs of two folders are told apart by their folders alone."""
+        (tmp_path / "c/d").mkdir(parents=True)
+        for name in ("a.wav", "a.flac", "b.wav", "d/a.wav"):
+            (tmp_path / "c" / name).touch()
+        for output in (None, str(tmp_path / "c")):
+            jobs = plan([str(tmp_path / "c")], output, **self.PLAN | {"suffixes": [".wav", ".flac"]})
+            assert [job.target.relative_to(tmp_path / "c").as_posix() for job in jobs] == [
+                "a.flac.vok", "a.wav.vok", "b.vok", "d/a.vok",
+            ]  # fmt: skip
+        jobs = plan([f"{tmp_path}/c/a.wav", f"{tmp_path}/c/d/a.wav"], None, **self.PLAN)
+        assert [job.target.name for job in jobs] == ["a.vok", "a.vok"]
+
     def test_folder_keeps_its_structure_and_counts_the_rest(
         self, corpus: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -216,9 +240,9 @@ class TestJobs:
             plan(inputs, output, **{**self.PLAN, **changed})
 
     def test_two_inputs_for_one_output_are_refused(self, corpus: Path) -> None:
-        write_sound(corpus / "in/sub/c.flac")
-        with pytest.raises(ConfigError, match=r"c\.flac and .*c\.wav would both become"):
-            plan([str(corpus / "in")], None, **self.PLAN)
+        write_sound(corpus / "in/sub/a.wav")
+        with pytest.raises(ConfigError, match=r"in/a\.wav and .*sub/a\.wav would both become"):
+            plan([str(corpus / "in/a.wav"), str(corpus / "in/sub/a.wav")], f"{corpus}/out/", **self.PLAN)
 
     def test_existing_outputs_are_named_before_any_work(self, corpus: Path) -> None:
         (corpus / "in/sub/b.vok").write_bytes(b"precious")

@@ -374,3 +374,64 @@ class TestCommand:
         assert main(self.words(manifest, tiny_codec_folder, tmp_path / "out", *more)) == 2
         assert capsys.readouterr().err.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+    def test_nothing_came_out(
+        self, tiny_codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A run of failures alone is a failure, and its line says why."""
+        path = tmp_path / "wav.scp"
+        path.write_text("a gone/a.wav\nb gone/b.wav\n")
+        assert main(self.words(path, tiny_codec_folder, tmp_path / "out")) == 1
+        said = capsys.readouterr().err
+        assert "all 2 utterances failed; the first, 'a': cannot open" in said
+        assert "is complete" not in said
+        (tmp_path / "gone").mkdir()
+        for name in ("a", "b"):  # the remedy works
+            soundfile.write(tmp_path / f"gone/{name}.wav", speechlike(3000), RATE)
+        words = [*self.words(path, tiny_codec_folder, tmp_path / "out"), "--retry-failed"]
+        assert main(words) == 0
+        assert "is complete: 2 utterances" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("damage", ["gone", "cut", "receipt", "flipped"])
+    def test_lost_shards_come_back(
+        self, damage: str, tiny_codec_folder: Path, manifest: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        """The same command makes what is gone or of another size; for all else inspect names what to remove."""
+        out = tmp_path / "out"
+        words = [*self.words(manifest, tiny_codec_folder, out), "--shard-size", "8"]
+        assert main(words) == 0
+        whole = tree(out)
+        file, receipt = out / "shard-000001.jsonl", out / "receipts/000001.json"
+        content = file.read_bytes()
+        if damage == "gone":
+            file.unlink()
+        elif damage == "receipt":
+            receipt.write_text("{")
+        else:
+            file.write_bytes(content[:-9] if damage == "cut" else content.replace(b"1", b"2", 1))
+        assert main(["inspect", str(out), "-m", str(tiny_codec_folder), "--sample", "4"]) == 1
+        said = capsys.readouterr().err
+        assert f"remove {receipt} and run the same extraction again" in said
+        if damage == "flipped":
+            receipt.unlink()
+        assert main(words) == 0
+        assert tree(out) == whole
+
+    def test_a_folder_is_one_however_it_is_spelt(
+        self, tiny_codec_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "c").mkdir()
+        soundfile.write(tmp_path / "c/a.wav", speechlike(3000), RATE)
+        for source in ("c", "c/", "./c", str(tmp_path / "c")):
+            words = self.words(tmp_path, tiny_codec_folder, tmp_path / "out")
+            assert main(["extract", source, *words[2:]]) == 0  # Path would take the slash away
+        (tmp_path / "out/plan.jsonl").write_text("")
+        capsys.readouterr()
+        assert main(self.words(tmp_path / "c", tiny_codec_folder, tmp_path / "out")) == 2
+        assert "plan.jsonl is empty" in capsys.readouterr().err
+        (tmp_path / "out/plan.jsonl").write_text('{"count": 1')
+        assert main(self.words(tmp_path / "c", tiny_codec_folder, tmp_path / "out")) == 2
+        assert "plan.jsonl, line 1, is damaged" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 """Folders and text files as strangers have them: links, loops, locked folders, byte order marks, other encodings."""
 
+import glob
 import os
 from pathlib import Path
 
 import pytest
 
-from vokens.audio_files import find_files, walk
+from vokens.audio_files import find_files, match_files, walk
 from vokens.errors import ConfigError
 from vokens.text.files import iter_lines, read_json, read_list, read_stdin, read_text
 
@@ -55,6 +56,34 @@ class TestWalk:
         monkeypatch.setattr(os, "scandir", scandir)
         with pytest.raises(ConfigError, match=r"locked cannot be listed \(Permission denied\): allow"):
             find_files(tmp_path)
+
+
+class TestMatch:
+    def test_as_glob_does(self, tmp_path: Path) -> None:
+        for name in ("a.wav", "b.txt", "x/a.wav", "x/y/c.wav", ".h/a.wav", "x/.b.wav"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        for pattern in ("*.wav", "*/*.wav", "**/*.wav", "x/**", "?/y/*", "[a-w]*", "**/y/*.wav"):
+            expected = [
+                name for name in glob.glob(f"{tmp_path}/{pattern}", recursive=True) if Path(name).is_file()
+            ]
+            assert match_files(f"{tmp_path}/{pattern}") == sorted(expected)
+
+    def test_only_folders_that_may_match_are_looked_into(self, tmp_path: Path) -> None:
+        entered = []
+        scan = os.scandir
+        for name in ("x/deep/er", "y"):
+            (tmp_path / name).mkdir(parents=True)
+
+        def scandir(path: str) -> object:
+            entered.append(Path(path).name)
+            return scan(path)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "scandir", scandir)
+            match_files(f"{tmp_path}/x/*.wav")
+            match_files(f"{tmp_path}/[x]/*.wav")
+        assert entered == ["x", tmp_path.name, "x"]
 
 
 class TestText:

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vokens import audio
+from vokens.corpus.decode import decode
 from vokens.corpus.fetch import open_audio
 from vokens.corpus.items import Source, Utterance
 from vokens.corpus.sources import SourceOptions, open_source
-from vokens.corpus.sources.records import parse_line
+from vokens.corpus.sources.records import parse_line, read_records
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 
 RATE = 8000
@@ -496,3 +497,124 @@ def test_the_hub(monkeypatch, tmp_path, request):
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
         open_source("hf://datasets/me/speech", listing=tmp_path / "run3")
     assert len(read_all(open_source("hf://datasets/me/speech", listing=tmp_path / "run"), 9)) == 14
+
+
+def test_kaldi_folder_as_windows_leaves_it(folder, tmp_path):
+    """Byte order marks, an end of -1, speakers in utt2spk, and a channel of a recording that has one."""
+    mark = "\ufeff"
+    write(tmp_path / "wav.scp", [f"{mark}r1 {folder}/a.wav", f"r2 {folder}/b c.wav"])
+    write(tmp_path / "segments", [f"{mark}u1 r1 0.01 -1", "u2 r2 0 0.02 0", "u3 r2 0 0.02 1"])
+    write(tmp_path / "text", [f"{mark}u1 eins", "u2 zwei"])
+    write(tmp_path / "utt2spk", [f"{mark}u1 anna", "u2 bert"])
+    found = read_all(open_source(str(tmp_path), listing=tmp_path / "run"), 2)
+    assert [(u.key, u.start, u.duration, u.text, u.speaker, u.channel) for u in found] == [
+        ("u1", 0.01, None, "eins", "anna", None),
+        ("u2", 0.0, 0.02, "zwei", "bert", 0),
+        ("u3", 0.0, 0.02, None, None, 1),
+    ]
+    assert decode(found[1], RATE).wave is not None
+    assert "channel 1 of 1 was chosen" in decode(found[2], RATE).reason
+
+
+def test_a_byte_order_mark_in_every_list(folder, tmp_path):
+    for name, lines in {
+        "a.jsonl": [json.dumps({"id": "a", "path": str(folder / "a.wav")})],
+        "a.txt": [str(folder / "a.wav")],
+        "a.scp": [f"a {folder}/a.wav"],
+    }.items():
+        file = write(tmp_path / name, ["\ufeff" + lines[0]])
+        [utterance] = read_all(open_source(file, listing=tmp_path / f"run {name}"), 2)
+        assert (utterance.key, utterance.audio) == ("a", str(folder / "a.wav"))
+    [record] = read_records(tmp_path / "a.jsonl")
+    assert record.id == "a"
+
+
+@pytest.mark.parametrize(
+    ("listed", "ends"),
+    [
+        (
+            {"offset": 0.01, "duration": 9},
+            "0.04 s of audio are there from 0.01 s on, and the list says 9.00 s",
+        ),
+        ({"duration": 9}, "0.05 s of audio are there, and the list says 9.00 s"),
+        ({"duration": 0.06}, ""),
+        ({"channel": 1}, "channel 1 of 1 was chosen"),
+        ({"channel_selector": "average"}, ""),
+    ],
+)
+def test_audio_is_compared_with_its_list(listed, ends, tmp_path):
+    """A piece that comes out much shorter than its list says goes into quarantine, and so does a whole file."""
+    (tmp_path / "a.wav").write_bytes(wav(0))
+    file = write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "path": "a.wav", **listed}])
+    [utterance] = read_all(open_source(file, listing=tmp_path / "run"), 1)
+    decoded = decode(utterance, RATE)
+    assert (
+        (decoded.reason.split(":")[0].startswith(ends) and decoded.wave is None)
+        if ends
+        else decoded.wave is not None
+    )
+
+
+def test_a_much_longer_file_than_listed(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    file = write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "path": "a.wav", "duration": 0.5}])
+    [utterance] = read_all(open_source(file, listing=tmp_path / "run"), 1)
+    assert "1.00 s of audio are there, and the list says 0.50 s" in decode(utterance, RATE).reason
+
+
+def test_dots_in_names_of_a_tar(tmp_path, capsys):
+    """Keys end at the first dot; two recordings of one key are refused, and the remedy that is named works."""
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for i in range(3):
+            add(tar, f"s.v{i}.wav", wav(i))
+            add(tar, f"s.v{i}.txt", TEXTS[i].encode())
+    with pytest.raises(
+        ConfigError, match=r"'s\.v0\.wav' and 's\.v1\.wav' are both the audio of 's'.*--key name"
+    ):
+        read_all(open_source(str(tmp_path / "t.tar"), listing=tmp_path), 2)
+    source = open_source(str(tmp_path / "t.tar"), listing=tmp_path, options=SourceOptions(key="name"))
+    assert [(u.key, u.text) for u in read_all(source, 2)] == [(f"s.v{i}", TEXTS[i]) for i in range(3)]
+    with pytest.raises(ConfigError, match="--key id: tars name utterances by their members"):
+        open_source(str(tmp_path / "t.tar"), listing=tmp_path, options=SourceOptions(key="id"))
+
+
+def test_stray_files_are_left_out_with_a_word(tmp_path, capsys):
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("a.wav", "README.md", "b.wav"):
+            add(tar, name, wav(0))
+    assert [u.key for u in read_all(open_source(str(tmp_path / "t.tar"), listing=tmp_path), 9)] == ["a", "b"]
+    assert "t.tar: left out 1 keys without audio, the first with README.md" in capsys.readouterr().err
+    (tmp_path / "c").mkdir()
+    for name in ("a.wav", "a.txt", "b.txt", "c.wv", "._a.wav"):
+        (tmp_path / "c" / name).write_bytes(wav(0))
+    for spec in ("c", "c/*"):
+        [found] = read_all(open_source(f"{tmp_path}/{spec}", listing=tmp_path / f"run{len(spec)}"), 9)
+        assert found.key == "a"
+        assert "c: left out 3 files of other kinds: 2 .txt, 1 .wv" in capsys.readouterr().err
+
+
+def test_columns_of_cosyvoice(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"utt": ["u1"], "spk": ["s1"], "text": ["hi"], "audio_data": [wav(0)], "wav": ["a.wav"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
+    [found] = read_all(open_source(str(tmp_path / "p.parquet"), listing=tmp_path), 9)
+    assert (found.key, found.speaker, found.text, found.audio) == ("u1", "s1", "hi", wav(0))
+
+
+def test_parts_of_files_in_a_table_are_refused(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"path": ["a.wav"], "offset": [1.0]}), tmp_path / "p.parquet")
+    with pytest.raises(ConfigError, match=r"names files in 'path' and parts of them in \['offset'\]"):
+        read_all(open_source(str(tmp_path / "p.parquet"), listing=tmp_path), 9)
+
+
+def test_tars_beside_audio_are_ambiguous(tmp_path):
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "a.wav").write_bytes(wav(0))
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        add(tar, "b.wav", wav(0))
+    with pytest.raises(ConfigError, match=r"holds \.tar files and audio files .*say which") as raised:
+        open_source(str(tmp_path), listing=tmp_path / "run")
+    for number, spec in enumerate(str(raised.value).split("'")[1::2]):  # the remedies work
+        found = read_all(open_source(spec, listing=tmp_path / f"run{number}"), 9)
+        assert [utterance.key for utterance in found] == [["b"], ["wavs/a"]][number]

@@ -48,6 +48,8 @@ def plan(spec: Path | str, tmp_path: Path, **options) -> list[str]:
         (recorded(sources=[{"type": "command", "channels": [0], "source": "cat x"}]), "never executed"),
         (recorded(sources=[{"type": "file", "channels": [0, 1], "source": "a.wav"}]), "would be averaged"),
         (recorded(sources=[]), "0 sources"),
+        ('{"path": "b.wav", "channel_selector": [0, 1]}', r"channel \[0, 1\]: give the number of one"),
+        ('{"path": "b.wav", "speed": 0.9}', "'speed' is 0.9, which changes the audio"),
         (recorded(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "Speed"),
         ('{"id": "m", "type": "MixedCut", "tracks": []}', "mixed or padding cut"),
     ],
@@ -196,3 +198,33 @@ def test_a_web_server(tmp_path):
         server.server_close()
     with pytest.raises(AudioError, match="cannot be fetched"):
         open_audio(Utterance("k", f"{url}/a%20b.wav"))
+
+
+@pytest.mark.parametrize(
+    "line", ["a.wav|hello there", "wavs/a.FLAC|3|hello", "a.wav\\thello", "a.wav, hello"]
+)
+def test_lists_of_columns_are_refused(tmp_path, line):
+    (tmp_path / "train.txt").write_text(f"{line.encode().decode('unicode_escape')}\n")
+    with pytest.raises(
+        ConfigError, match=r"train\.txt, line 1: .* is more than a path.*give a jsonl manifest"
+    ):
+        plan(tmp_path / "train.txt", tmp_path)
+
+
+def test_paths_with_such_signs_are_paths(tmp_path):
+    (tmp_path / "list.txt").write_text("a.wav, b.wav\nx|y.wav\n")
+    assert plan(tmp_path / "list.txt", tmp_path) == ["a.wav, b", "x|y"]
+
+
+@pytest.mark.parametrize("name", ["text", "wav.scp"])
+def test_two_lines_of_a_key_and_other_encodings(tmp_path, name):
+    lines = {"wav.scp": ["r1 a.wav", "r2 b.wav"], "segments": ["u1 r1 0 1"], "text": ["u1 x", "u2 y"]}
+    for file, content in lines.items():
+        (tmp_path / file).write_text("\n".join(content) + "\n")
+    with open(tmp_path / name, "a") as file:
+        file.write(f"{lines[name][0]} again\n")
+    with pytest.raises(ConfigError, match=rf"{name} has two lines of"):
+        plan(tmp_path, tmp_path / "run")
+    (tmp_path / name).write_bytes(f"{lines[name][0]} é\n".encode("latin1"))
+    with pytest.raises(ConfigError, match=rf"{name}, line 1"):
+        plan(tmp_path, tmp_path / "run")

@@ -1,7 +1,9 @@
 """Audio files below a folder: one walk for every verb, which does without torch."""
 
+import glob
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
@@ -15,12 +17,14 @@ def has_suffix(name: str, suffixes: Collection[str] = AUDIO_SUFFIXES) -> bool:
     return os.path.splitext(base)[1].lower() in suffixes and not base.startswith(".")
 
 
-def walk(top: str | Path) -> Iterator[tuple[str, list[str]]]:
+def walk(
+    top: str | Path, enter: Callable[[str], bool] = lambda folder: True
+) -> Iterator[tuple[str, list[str]]]:
     """Folders from `top` down, each with the sorted names of its files. Hidden folders are left out.
 
-    Links are followed and each folder is visited once, so that loops end. A link that leads nowhere counts as a
-    file: whoever opens it says so. Raises ConfigError for a folder that cannot be listed, since what is in it would
-    be lost without a word.
+    Links are followed and each folder is visited once, so that loops end. A link that leads nowhere counts as a file:
+    whoever opens it says so. enter: whether to look into a folder.
+    Raises ConfigError for a folder that cannot be listed, since what is in it would be lost without a word.
     """
     seen: set[tuple[int, int]] = set()
     try:
@@ -30,7 +34,9 @@ def walk(top: str | Path) -> Iterator[tuple[str, list[str]]]:
                 below.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            below[:] = sorted(name for name in below if not name.startswith("."))
+            below[:] = sorted(
+                name for name in below if not name.startswith(".") and enter(os.path.join(folder, name))
+            )
             yield folder, sorted(names)
     except OSError as error:
         raise ConfigError(
@@ -44,6 +50,39 @@ def find_files(top: str | Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> l
     return sorted(
         Path(folder, name) for folder, names in walk(top) for name in names if has_suffix(name, suffixes)
     )
+
+
+def match_files(pattern: str) -> list[str]:
+    """The files that a glob pattern matches, sorted; `**` is any number of folders, as in glob.
+
+    Raises ConfigError as `walk` does, where glob leaves out folders that cannot be listed, and follows loops 40 times.
+    """
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    top, wild = Path(*parts[:fixed]), parts[fixed:]
+    if not top.is_dir():
+        return []
+    hidden = wild[-1:] and wild[-1].startswith(".")
+    return sorted(
+        os.path.join(folder, name)
+        for folder, names in walk(
+            top, lambda below: _matches(Path(below).relative_to(top).parts, wild, folder=True)
+        )
+        for name in names
+        if (hidden or not name.startswith("."))
+        and _matches((*Path(folder).relative_to(top).parts, name), wild)
+    )
+
+
+def _matches(parts: Sequence[str], wild: Sequence[str], folder: bool = False) -> bool:
+    """Whether the parts of a path match those of a pattern; of a folder, whether files below it may."""
+    if not wild:
+        return not parts and not folder
+    if wild[0] == "**":
+        return folder or any(_matches(parts[i:], wild[1:]) for i in range(len(parts) + 1))
+    if not parts:
+        return folder
+    return fnmatchcase(parts[0], wild[0]) and _matches(parts[1:], wild[1:], folder)
 
 
 def _refuse(error: OSError) -> None:

@@ -6,6 +6,7 @@ each does what is missing. torchrun --nproc-per-node 8 -m vokens extract ... giv
 vokens extract corpus/ --model speech_tokenizer_v2_25hz --out tokens/
 """
 
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tyro.conf import Positional
 
 from vokens.cli.options import BatchSeconds, Compute, Model, load_codec
 from vokens.errors import ConfigError
+from vokens.text.files import iter_lines
 
 Form = Literal["jsonl", "parquet", "sidecar", "npy", "webdataset", "shar", "megatron"]
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
@@ -42,7 +44,7 @@ class Choice:
     column: Annotated[str | None, Optional] = None
     """Column of parquet and dataset folders that holds the audio."""
     key: Annotated[str | None, Optional] = None
-    """Field or column that names the utterances."""
+    """Field or column that names the utterances; row: of tables, by file and row; name: of tars, up to the last dot."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ def _extract(arguments: Arguments) -> int:
 
         cluster = Cluster(arguments.ray_address, arguments.encoders)
         summary = extract_on(settings, arguments.model, arguments.compute.dtype, worker, cluster)
-        print(_sentence(summary, arguments.out), file=sys.stderr)
-        return int(arguments.strict and summary["failures"] > 0)
+        return _end(summary, arguments)
     layout = None if arguments.engine == "local" else Layout.from_environment()
     compute = arguments.compute
     if layout is not None:
@@ -160,15 +161,24 @@ def _extract(arguments: Arguments) -> int:
             "--engine torchrun: RANK and WORLD_SIZE are not set; start with torchrun -m vokens extract"
         )
     summary = extract(settings, load_codec(arguments.model, compute), worker)
-    if worker.rank == 0:
-        print(_sentence(summary, arguments.out), file=sys.stderr)
-    return int(arguments.strict and summary["failures"] > 0)
+    return _end(summary, arguments, tell=worker.rank == 0)
 
 
-def _sentence(summary: dict[str, Any], folder: Path) -> str:
-    failed = summary["failures"]
+def _end(summary: dict[str, Any], arguments: Arguments, tell: bool = True) -> int:
+    """Say what came out; 1 where nothing did, and where something failed under --strict."""
+    folder, done, failed = arguments.out, summary["utterances"], summary["failures"]
     where = f": see {folder / 'failures'}, and --retry-failed tries them again" if failed else ""
-    return (
-        f"vokens: {folder} is complete: {summary['utterances']} utterances, {summary['hours']:.2f} h, "
-        f"{summary['tokens']} tokens in {summary['shards']} shards; {failed} failed{where}"
-    )
+    if tell and done:
+        print(
+            f"vokens: {folder} is complete: {done} utterances, {summary['hours']:.2f} h, {summary['tokens']} tokens "
+            f"in {summary['shards']} shards; {failed} failed{where}",
+            file=sys.stderr,
+        )
+    elif tell:
+        print(f"vokens: all {failed} utterances failed; {_first_failure(folder)}{where}", file=sys.stderr)
+    return int(not done or (arguments.strict and failed > 0))
+
+
+def _first_failure(folder: Path) -> str:
+    first = json.loads(next(iter_lines(min((folder / "failures").glob("*.jsonl")))))
+    return f"the first, {first['key']!r}: {first['reason']}"

@@ -8,12 +8,13 @@ import glob
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vokens.audio_files import has_suffix, walk
+from vokens.audio_files import has_suffix, match_files, walk
 from vokens.errors import ConfigError
 
 STREAM = "-"
@@ -80,12 +81,11 @@ def _expand(text: str, suffixes: Sequence[str]) -> list[Source]:
     if path.exists() or not glob.has_magic(text):
         return [Source(path, Path(path.name))]
     root = _fixed_part(path)
-    found = sorted(Path(match) for match in glob.glob(text, recursive=True))
-    files = [Source(file, file.relative_to(root)) for file in found if not file.is_dir()]
+    files = [Source(file, file.relative_to(root)) for file in map(Path, match_files(text))]
     if not files:
         raise ConfigError(f"no file matches {text!r}: check the pattern (** crosses folders)")
-    if len(files) < len(found) and "**" not in text:
-        _note(f"{text}: left out {len(found) - len(files)} folders (** goes into folders)")
+    if "**" not in text and (folders := sum(map(os.path.isdir, glob.iglob(text)))):
+        _note(f"{text}: left out {folders} folders (** goes into folders)")
     return files
 
 
@@ -122,15 +122,23 @@ def _target_rule(
 ) -> Callable[[Source], Path | None]:
     """How the target follows from the source."""
     chosen = suffix or outputs[0]
+    paths = [source.path or source.place if output is None else source.place for source in sources]
+    uses = Counter(path.with_suffix("") for path in paths)
+
+    def named(path: Path) -> Path:
+        """The output's name: a.vok, and a.wav.vok where there is an a.flac too, as `vokens extract` names them."""
+        alone = uses[path.with_suffix("")] == 1
+        return path.with_suffix(chosen) if alone else path.with_name(path.name + chosen)
+
     if output is None:
-        return lambda source: None if source.path is None else source.path.with_suffix(chosen)
+        return lambda source: None if source.path is None else named(source.path)
     if output == STREAM:
         if len(sources) > 1:
             raise ConfigError(f"{len(sources)} inputs cannot share standard output: give a folder with -o")
         return lambda source: None
     path = Path(output)
     if path.is_dir() or output.endswith(("/", os.sep)) or not (path.suffix or path.exists()):
-        return lambda source: path / source.place.with_suffix(chosen)
+        return lambda source: path / named(source.place)
     check_suffix(path, outputs)
     if suffix is not None and path.suffix.lower() != suffix:
         raise ConfigError(f"-o {output} and --format {suffix[1:]} disagree: leave one of them out")

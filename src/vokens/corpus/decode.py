@@ -4,6 +4,7 @@ A decoder that crashes takes its own process with it and nothing else: the utter
 process, and quarantined when that dies too. One job at a time per worker makes clear which utterance it was.
 """
 
+import io
 import multiprocessing
 import os
 import signal
@@ -20,16 +21,18 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
+import soundfile
 
 from vokens import audio
 from vokens.corpus.fetch import open_audio
 from vokens.corpus.health import silent_seconds
 from vokens.corpus.items import Utterance
 from vokens.corpus.sources.addresses import is_url
-from vokens.errors import VokensError
+from vokens.errors import AudioError, VokensError
 
 AHEAD_SECONDS = 1800.0  # decoded audio that waits for the device: 115 MB at 16 kHz
 TRIES = 3  # of an utterance whose decoder dies: a machine short of memory kills innocent workers too
+_LEAST, _SHARE = 0.1, 0.1  # seconds, and share of a listed duration, that audio may differ from it
 _FALSE_STARTS = 5  # workers that end before their first job, one after the other, before the run gives up
 
 
@@ -61,14 +64,41 @@ class Decoder(Protocol):
 def decode(utterance: Utterance, sample_rate: int) -> Decoded:
     """The wave of an utterance; whatever is wrong with its audio becomes the reason."""
     try:
-        wave, _ = audio.load(
-            _open(utterance), sample_rate, offset=utterance.start, duration=utterance.duration
-        )
+        opened = _open(utterance)
+        if utterance.channel is not None:
+            _refuse_channels(opened, utterance.channel)
+        wave, _ = audio.load(opened, sample_rate, offset=utterance.start, duration=utterance.duration)
+        _refuse_other_length(utterance, len(wave) / sample_rate)
     except (VokensError, OSError) as error:
         return Decoded(utterance, None, reason=" ".join(str(error).split()))
     except Exception as error:  # a fault in a decoder must not end a run over a million files
         return Decoded(utterance, None, reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
     return Decoded(utterance, wave, silent_seconds(wave, sample_rate))
+
+
+def _refuse_channels(opened: bytes | Path, channel: int) -> None:
+    """Raise AudioError for a channel of several: `audio.load` would give the mean of all."""
+    file = soundfile.info(io.BytesIO(opened) if isinstance(opened, bytes) else opened)
+    if file.channels > 1 or channel > 0:
+        raise AudioError(
+            f"channel {channel} of {file.channels} was chosen, and channels would be averaged: save it as a file of "
+            "its own"
+        )
+
+
+def _refuse_other_length(utterance: Utterance, seconds: float) -> None:
+    """Raise AudioError for audio much shorter than its list says, or a whole file that is much longer."""
+    piece = utterance.duration is not None
+    listed = utterance.duration if piece else utterance.listed
+    if listed is None:
+        return
+    allowed = max(_LEAST, _SHARE * listed)
+    if seconds < listed - allowed or (not piece and seconds > listed + allowed):
+        part = f" from {utterance.start:g} s on" if piece else ""
+        raise AudioError(
+            f"{seconds:.2f} s of audio are there{part}, and the list says {listed:.2f} s: mend the list, or fetch the "
+            "whole recording"
+        )
 
 
 def _open(utterance: Utterance) -> bytes | Path:

@@ -116,7 +116,7 @@ class Inspection:
             try:
                 self._shard(shard, findings)
             except (VokensError, OSError, KeyError) as error:
-                findings.fault(f"shard {shard}: {' '.join(str(error).split())}")
+                findings.fault(f"shard {shard}: {' '.join(str(error).split())}; {self._remedy(shard)}")
             yield shard
         self._summary(findings)
 
@@ -140,17 +140,19 @@ class Inspection:
         if self._files(shard, receipt, findings):
             self._rows(shard, receipt, findings)
 
+    def _remedy(self, shard: int) -> str:
+        return f"remove {receipt_path(self.folder, shard)} and run the same extraction again"
+
     def _files(self, shard: int, receipt: Receipt, findings: Findings) -> bool:
         """Sizes and checksums; whether all are as written."""
         whole = True
         for file in receipt.files:
             path = self.folder / file["path"]
             if not path.exists():
-                findings.fault(f"shard {shard}: {path} is missing: remove {receipt_path(self.folder, shard)}")
+                findings.fault(f"shard {shard}: {path} is missing; {self._remedy(shard)}")
             elif path.stat().st_size != file["bytes"] or sha256(path) != file["sha256"]:
                 findings.fault(
-                    f"shard {shard}: {path} was changed after it was written: remove the shard's receipt and run "
-                    "the extraction again"
+                    f"shard {shard}: {path} was changed after it was written; {self._remedy(shard)}"
                 )
             else:
                 findings.bytes += file["bytes"]
@@ -219,7 +221,11 @@ class Inspection:
         done = [shard for shard in range(len(self.plan)) if receipt_path(self.folder, shard).exists()]
         chosen = Counter(draw.choice(done, count).tolist()) if done else Counter()
         for shard, wanted in sorted(chosen.items()):
-            stored = {row.key: row.codes for row in self.rows(Receipt.read(receipt_path(self.folder, shard)))}
+            try:
+                receipt = Receipt.read(receipt_path(self.folder, shard))
+                stored = {row.key: row.codes for row in self.rows(receipt)}
+            except VokensError:  # `check` has said so
+                continue
             utterances = [u for u in self.source.read(self.plan[shard]) if u.key in stored]
             if not utterances:
                 continue

@@ -16,6 +16,8 @@ class Utterance:
         audio: local path, fsspec address (s3://…, gs://…) or the bytes of an audio file.
         start, duration: the piece within the recording in seconds; duration None is up to the end.
         text, speaker, language: where the source knows them.
+        listed: seconds of the whole file as its list says, where it does.
+        channel: the only one that is meant of the recording; None is the mean of all.
     """
 
     key: str
@@ -25,6 +27,8 @@ class Utterance:
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
+    listed: float | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,15 @@ from vokens.corpus.lease import Leases
 from vokens.corpus.outputs import Output, get_output
 from vokens.corpus.plan import plan_shards
 from vokens.corpus.sources import SourceOptions, open_source
+from vokens.corpus.sources.addresses import is_url
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
+from vokens.text.files import read_json
 
 SHARD_SIZE = 1000
 BATCH_SECONDS = 60.0
 _OUT = "{out}/"  # stands for the run's folder, which may move, in the addresses of its own listing
+_ANEW = "the plan of a run cannot be mended; give a new --out"
 _POLL = 0.2  # seconds between looks at a plan that another process is making
 
 
@@ -97,8 +100,13 @@ class Plan:
         with open(path, "rb") as file:
             for line in file:
                 starts.append(position)
-                counts.append(json.loads(line)["count"])
+                try:
+                    counts.append(json.loads(line)["count"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ConfigError(f"{path}, line {len(starts)}, is damaged ({error}): {_ANEW}") from error
                 position += len(line)
+        if not starts:
+            raise ConfigError(f"{path} is empty: {_ANEW}")
         self._starts = np.array(starts, dtype=np.int64)
         self.counts = np.array(counts, dtype=np.int64)  # utterances of each shard
 
@@ -149,6 +157,25 @@ class Run:
     def publish(self, shard: int, files: Iterable[tuple[Path, Path]]) -> None:
         """Flush files and give them their final names (relative ones are of the run's folder)."""
         publish([(draft, self.folder / final) for draft, final in files])
+
+    def take_back_damaged(self) -> int:
+        """Take back receipts that cannot be read or whose files are gone or of another size; how many there were.
+
+        One look at each file: what was changed and kept its size, `vokens inspect` finds by its checksum.
+        """
+        damaged = [shard for shard in self.finished() if not self._whole(shard)]
+        for shard in damaged:
+            self.receipt_path(shard).unlink(missing_ok=True)
+        if damaged:
+            (self.folder / "summary.json").unlink(missing_ok=True)
+        return len(damaged)
+
+    def _whole(self, shard: int) -> bool:
+        try:
+            files = self.receipt(shard).files
+            return all(os.stat(self.folder / file["path"]).st_size == file["bytes"] for file in files)
+        except (OSError, ConfigError):
+            return False
 
     def retry_failed(self) -> int:
         """Take back the receipts of shards with failures, so that they are done again; how many there were."""
@@ -259,7 +286,7 @@ def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
     options = {name: value for name, value in asdict(settings.options).items() if value is not None}
     identity = {
         "vokens": __version__,
-        "source": settings.source,
+        "source": _address(settings.source),
         "options": options,
         "model": codec.name,
         "fingerprint": codec.fingerprint,
@@ -273,6 +300,11 @@ def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
         "shard_size": settings.shard_size,
     }
     return json.loads(json.dumps(identity, default=str))
+
+
+def _address(source: str) -> str:
+    """A source as it is compared: c, c/, ./c and /path/to/c are one folder."""
+    return source if is_url(source) else os.path.abspath(source)
 
 
 def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None:
@@ -315,9 +347,10 @@ _FIRST = ("leases", "run.json", "listing")  # what there may be before the plan 
 
 def _refuse_other(folder: Path, identity: dict[str, Any]) -> None:
     try:
-        there = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'run.json'} cannot be read ({error}): give a new --out") from error
+        there = dict(read_json(folder / "run.json"))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{folder / 'run.json'} holds no run ({error}): give a new --out") from error
+    there["source"] = _address(str(there.get("source")))
     for name in identity.keys() | there.keys():
         if there.get(name) != identity.get(name):
             raise ConfigError(

@@ -66,7 +66,7 @@ def read_clips(
 
 
 def _clip(record: Record, manifest: Path) -> Clip:
-    if record.piece:
+    if record.piece or record.channel is not None:
         raise ConfigError(
             f"{manifest}: {record.id} is a piece of its recording, and training takes whole files: save pieces as files"
         )

@@ -58,6 +58,7 @@ def extract(
     try:
         with Leases(settings.out / "leases") as leases:
             run = open_run(settings, codec, leases)
+            run.take_back_damaged()
             if worker.retry_failed:
                 run.retry_failed()
             with (

@@ -11,6 +11,7 @@ import numpy as np
 
 from vokens.corpus.items import CodecFacts, Row
 from vokens.corpus.outputs.output import (
+    AGAIN,
     Output,
     Record,
     Shard,
@@ -41,9 +42,7 @@ class Jsonl(Output):
         try:  # Python's integers take 32 bytes each: packed as soon as read
             codes = [np.atleast_2d(np.array(line.pop("code"), dtype=code_type(facts))) for line in lines]
         except (KeyError, ValueError, OverflowError) as error:
-            raise TokensError(
-                f"{folder / file} has a line without whole codes ({error}): extract it again"
-            ) from error
+            raise TokensError(f"{folder / file} has a line without whole codes ({error}): {AGAIN}") from error
         wrong = next((array.shape for array in codes if len(array) != books), None)
         if wrong:
             raise TokensError(f"{folder / file} has codes {wrong}, {facts.model} has {books} codebooks")

@@ -13,6 +13,7 @@ import numpy as np
 
 from vokens.corpus.items import CodecFacts, Row
 from vokens.corpus.outputs.output import (
+    AGAIN,
     Output,
     Shard,
     Written,
@@ -51,7 +52,7 @@ class Megatron(Output):
         if len(documents) != len(records):
             raise TokensError(
                 f"{folder / file} names {len(records)} utterances, its .idx {len(documents)}: "
-                "the files are not of one run, extract the shard again"
+                f"the files are not of one run: {AGAIN}"
             )
         return Shard(records, lambda i: unflatten(documents[i], facts.codebook_sizes))
 
@@ -78,14 +79,14 @@ class Documents:
             )
         start = len(_MAGIC) + _HEAD.size
         if len(index) != start + 12 * count + 8 * borders:
-            raise TokensError(f"{prefix}.idx is truncated: extract its shard again")
+            raise TokensError(f"{prefix}.idx is truncated: {AGAIN}")
         self.sizes = np.frombuffer(index, "<i4", count, start)
         self.pointers = np.frombuffer(index, "<i8", count, start + 4 * count)
         self._type = types[code]
         path = Path(f"{prefix}.bin")
         size = path.stat().st_size if path.exists() else -1
         if size != int(self.sizes.sum(dtype=np.int64)) * self._type.itemsize:
-            raise TokensError(f"{path} has {size} bytes, not what {prefix}.idx says: extract its shard again")
+            raise TokensError(f"{path} has {size} bytes, not what {prefix}.idx says: {AGAIN}")
         self._ids = np.memmap(path, self._type, "r") if size else np.empty(0, self._type)
 
     def __len__(self) -> int:
@@ -128,4 +129,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise TokensError(f"{path} is missing ({error}): extract its shard again") from error
+        raise TokensError(f"{path} is missing ({error}): {AGAIN}") from error

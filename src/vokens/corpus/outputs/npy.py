@@ -11,6 +11,7 @@ import numpy as np
 
 from vokens.corpus.items import CodecFacts, Row
 from vokens.corpus.outputs.output import (
+    AGAIN,
     Output,
     Shard,
     Written,
@@ -63,4 +64,4 @@ def load_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise TokensError(f"{path} is damaged or missing ({error}): extract its shard again") from error
+        raise TokensError(f"{path} is damaged or missing ({error}): {AGAIN}") from error

@@ -17,6 +17,8 @@ import numpy as np
 from vokens.corpus.items import CodecFacts, Row
 from vokens.errors import TokensError
 
+# The remedy for files of a run that are damaged or gone: extraction sees by itself that one is gone or of another size.
+AGAIN = "run the same extraction again, and where it finds nothing to do, vokens inspect names the receipt to remove"
 _TEXTS = ("key", "audio", "text", "speaker", "language")
 _NAME_BYTES = 240  # file systems take 255 bytes per name; the rest is for suffixes
 
@@ -179,9 +181,7 @@ def read_lines(path: Path) -> list[Record]:
     try:
         return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except (OSError, ValueError) as error:
-        raise TokensError(
-            f"{path} cannot be read ({error}): it is damaged or missing, run the extraction again"
-        ) from error
+        raise TokensError(f"{path} cannot be read ({error}): {AGAIN}") from error
 
 
 # Names -----------------------------------------------------------------------------------------------------

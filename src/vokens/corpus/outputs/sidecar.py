@@ -14,6 +14,7 @@ import numpy as np
 
 from vokens.corpus.items import CodecFacts, Row
 from vokens.corpus.outputs.output import (
+    AGAIN,
     Output,
     Shard,
     Written,
@@ -94,4 +95,4 @@ def _load(path: Path) -> np.ndarray:
     try:
         return torch.load(path, map_location="cpu", weights_only=True).numpy()
     except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise TokensError(f"{path} is damaged or missing ({error}): extract its shard again") from error
+        raise TokensError(f"{path} is damaged or missing ({error}): {AGAIN}") from error

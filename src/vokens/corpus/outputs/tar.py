@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vokens.corpus.outputs.output import AGAIN
 from vokens.errors import TokensError
 
 _END = 2 * tarfile.BLOCKSIZE  # an archive ends with two empty blocks
@@ -43,7 +44,7 @@ class Archive:
             raise TokensError(f"{path} is missing or no whole tar archive ({error})") from error
         end = max((start + size for start, size in self._places.values()), default=0)
         if len(self._bytes) < end + _END:  # tarfile takes one cut between two members for a whole one
-            raise TokensError(f"{path} is truncated: extract its shard again")
+            raise TokensError(f"{path} is truncated: {AGAIN}")
 
     @property
     def names(self) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vokens.atomic import atomic_write
+from vokens.audio_files import has_suffix, walk
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Source
 from vokens.corpus.sources import folders, kaldi, tables
@@ -82,8 +83,13 @@ def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
     """What a folder is, by the files that its kinds are known by; else all audio below it."""
     names = set() if is_url(folder) else set(os.listdir(folder))
     if "wav.scp" in names:
-        segments, text = kaldi.side_files(folder)
-        options = replace(options, segments=options.segments or segments, text=options.text or text)
+        there = kaldi.side_files(folder)
+        options = replace(
+            options,
+            segments=options.segments or there.get("segments"),
+            text=options.text or there.get("text"),
+            speakers=options.speakers or there.get("utt2spk"),
+        )
         return _files([f"{folder}/wav.scp"], listing, options)
     if names & {"dataset_dict.json", "state.json"}:
         return TableSource(tables.saved_files(folder, options.split), replace(options, split=None))
@@ -94,9 +100,21 @@ def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
     for below in () if is_url(folder) else ("*.tar", "*.parquet", "*/*.parquet"):
         pattern = f"{glob.escape(folder)}/{below}"
         if next(glob.iglob(pattern), None) is not None:
+            _refuse_both(folder, pattern)
             return _pattern(pattern, listing, options)
     lines = frozen(listing, "audio.jsonl", lambda: folders.folder_lines(folder))
     return ManifestSource({lines: str(lines)}, options)
+
+
+def _refuse_both(folder: str, pattern: str) -> None:
+    """Raise ConfigError for a folder of containers that holds audio files too: which are meant?"""
+    for below, names in walk(folder):
+        if sound := next(filter(has_suffix, names), None):
+            suffix = os.path.splitext(sound)[1]
+            raise ConfigError(
+                f"{folder} holds {os.path.splitext(pattern)[1]} files and audio files ({below}/{sound}): say which, "
+                f"'{pattern}' or '{folder}/**/*{suffix}'"
+            )
 
 
 def _files(files: list[str], listing: Path, options: SourceOptions) -> Source:
@@ -114,11 +132,12 @@ def _files(files: list[str], listing: Path, options: SourceOptions) -> Source:
         return ManifestSource(plain, options)
     if kind == "list":
         return PathSource(plain, options, _shared_folder(plain, listing))
-    if options.segments is None and options.text is None:
+    sides = options.segments, options.text, options.speakers
+    if sides == (None, None, None):
         return ScpSource(plain, options)
     if len(plain) > 1 or is_url(files[0]) or files[0].endswith(".gz"):
         raise ConfigError("segments and text belong to one wav.scp on this machine, unpacked")
-    lines = frozen(listing, "kaldi.jsonl", lambda: kaldi.joined(files[0], options.segments, options.text))
+    lines = frozen(listing, "kaldi.jsonl", lambda: kaldi.joined(files[0], *sides))
     return ManifestSource({lines: files[0]}, options)
 
 

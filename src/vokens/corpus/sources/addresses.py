@@ -6,12 +6,14 @@ A local path stays a path wherever possible; only what has a scheme goes through
 import glob
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vokens.atomic import atomic_write
+from vokens.audio_files import match_files
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Span
 from vokens.errors import ConfigError
@@ -80,9 +82,7 @@ def expand(pattern: str) -> list[str]:
             system, path = filesystem(one)
             addresses += sorted(system.unstrip_protocol(found) for found in system.glob(path))
         else:
-            addresses += sorted(
-                os.path.abspath(found) for found in glob.iglob(one, recursive=True) if os.path.isfile(found)
-            )
+            addresses += sorted(map(os.path.abspath, match_files(one)))
     return addresses
 
 
@@ -116,6 +116,11 @@ def common_folder(paths: Iterable[str]) -> str:
         while folder and not path.startswith(folder.rstrip("/") + "/"):
             folder = os.path.dirname(folder) if folder.strip("/") else ""
     return folder or ""
+
+
+def note(text: str) -> None:
+    """Say on standard error what of a source is left out."""
+    print(f"vokens: {text}", file=sys.stderr)
 
 
 def frozen(listing: Path, name: str, lines: Callable[[], Iterable[str]]) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from vokens.audio_files import has_suffix, walk
-from vokens.corpus.sources.addresses import filesystem, is_url, stem
+from vokens.corpus.sources.addresses import filesystem, is_url, note, stem
 
 
 def folder_lines(folder: str) -> Iterator[str]:
@@ -20,17 +20,13 @@ def folder_lines(folder: str) -> Iterator[str]:
         system, path = filesystem(folder)
         found = (system.unstrip_protocol(name) for name in system.find(path))
         return file_lines(found, folder)
-    top = os.path.abspath(folder)
-    return _manifest(((below, list(filter(has_suffix, names))) for below, names in walk(top)), top)
+    return _manifest(walk(os.path.abspath(folder)), os.path.abspath(folder))
 
 
 def file_lines(paths: Iterable[str], top: str) -> Iterator[str]:
     """The audio files among `paths` as lines of a manifest. top: the folder that keys begin below."""
-    ordered = sorted(filter(has_suffix, paths), key=os.path.split)
-    by_folder = ((folder, list(files)) for folder, files in groupby(ordered, key=os.path.dirname))
-    return _manifest(
-        ((folder, [os.path.basename(file) for file in files]) for folder, files in by_folder), top
-    )
+    by_folder = groupby(sorted(paths, key=os.path.split), key=os.path.dirname)
+    return _manifest(((folder, list(map(os.path.basename, files))) for folder, files in by_folder), top)
 
 
 def fixed_part(pattern: str) -> str:
@@ -42,9 +38,17 @@ def fixed_part(pattern: str) -> str:
 
 
 def _manifest(folders: Iterable[tuple[str, list[str]]], top: str) -> Iterator[str]:
+    """Lines for the audio files of folders; says at the end how many other files there are, hidden ones aside."""
+    others: Counter[str] = Counter()
     for folder, names in folders:
-        uses = Counter(stem(name) for name in names)
-        for name in names:
+        sounds = list(filter(has_suffix, names))
+        others.update(os.path.splitext(name)[1] or name for name in names if name[0] != ".")
+        others.subtract(os.path.splitext(name)[1] for name in sounds)
+        uses = Counter(map(stem, sounds))
+        for name in sounds:
             path = f"{folder}/{name}"
             key = (stem(path) if uses[stem(name)] == 1 else path).removeprefix(top).lstrip("/")
             yield json.dumps({"id": key, "audio_filepath": path}, ensure_ascii=False)
+    if others := +others:
+        most = ", ".join(f"{count} {kind}" for kind, count in others.most_common(4))
+        note(f"{top}: left out {others.total()} files of other kinds: {most}{', …' * (len(others) > 4)}")

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Span, Utterance
 from vokens.corpus.sources.addresses import parent, resolve, spans, stem
 from vokens.corpus.sources.options import SourceOptions
@@ -16,6 +17,8 @@ from vokens.errors import ConfigError
 from vokens.text.files import BOM
 
 _ARCHIVE = re.compile(rb"\.ark:\d+$")
+# What VITS, Tacotron and others read: a path, a separator and a text, perhaps a speaker between them.
+_COLUMNS = re.compile(rf"(.*?({'|'.join(map(re.escape, AUDIO_SUFFIXES))}))\s*[|\t,;]", re.IGNORECASE)
 
 
 class LineSource(ABC):
@@ -127,8 +130,13 @@ class PathSource(LineSource):
         self.folder = folder
 
     def key(self, line: bytes) -> str | None:
-        """The path below the folder that all paths share."""
+        """The path below the folder that all paths share. Raises ConfigError for a line of several columns."""
         path = line.strip().decode()
+        if (found := _COLUMNS.match(path)) and stem(path) == path:
+            raise ConfigError(
+                f"{path[:60]!r} is more than a path: a list has a path per line; with texts, give a jsonl manifest, "
+                f'whose lines are {{"path": "{found[1]}", "text": "..."}}'
+            )
         return None if self.options.choosy else stem(path.removeprefix(self.folder).lstrip("/"))
 
     def utterance(self, line: bytes, given: str) -> Utterance:

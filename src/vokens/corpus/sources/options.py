@@ -27,9 +27,11 @@ class SourceOptions:
         split, language: keep utterances that carry exactly this label. In folders of parquet and in Hugging Face
             datasets, `split` chooses the files that are named by it.
         with_text: keep utterances that have a text.
-        segments, text: Kaldi files beside a wav.scp (found by themselves where the source is a Kaldi folder).
+        segments, text, speakers: Kaldi files (the last is utt2spk) beside a wav.scp, found by themselves where the
+            source is a Kaldi folder.
         column: the column of parquet and Hugging Face data that holds the audio.
-        key: the field or column that names the utterances; "row" names the rows of a table by file and number.
+        key: the field or column that names the utterances; "row" names the rows of a table by file and number,
+            "name" those of a tar by their names up to the last dot, not the first.
     """
 
     split: str | None = None
@@ -37,6 +39,7 @@ class SourceOptions:
     with_text: bool = False
     segments: Path | None = None
     text: Path | None = None
+    speakers: Path | None = None
     column: str | None = None
     key: str | None = None
 

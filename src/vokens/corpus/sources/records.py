@@ -18,13 +18,16 @@ from vokens.text.files import BOM
 
 _decode = json.JSONDecoder().raw_decode
 _WHOLE = 1e-3  # seconds: a cut that ends so near to its recording's end is the recording
+# Fields of manifests that change the audio, and are not obeyed here.
+_CHANGES = ("speed", "speed_perturb", "transforms", "augmentations", "sox_effects")
+_CHANNEL = ("channel", "channel_selector")
 
 
 class Record(NamedTuple):
     """What a line says of one utterance.
 
     path: local path or URL. duration: seconds, where the line knows them. piece: the utterance is `duration` seconds
-    from `start` of its file, and not the whole file.
+    from `start` of its file, and not the whole file. channel: the only one of the file that is meant.
     """
 
     id: str
@@ -36,12 +39,15 @@ class Record(NamedTuple):
     start: float = 0.0
     duration: float | None = None
     piece: bool = False
+    channel: int | None = None
 
     @property
     def utterance(self) -> Utterance:
         """The utterance to encode."""
-        duration = self.duration if self.piece else None
-        return Utterance(self.id, self.path, self.start, duration, self.text, self.speaker, self.language)
+        duration, listed = (self.duration, None) if self.piece else (None, self.duration)
+        return Utterance(
+            self.id, self.path, self.start, duration, *self[2:5], listed=listed, channel=self.channel
+        )
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -103,6 +109,7 @@ def record_of(line: dict[str, Any], manifest: str | Path, key: str | None = None
         start=start,
         duration=duration,
         piece=piece,
+        channel=None if "recording" in line else _channel(line),
         **labels_of(line)._asdict(),
     )
 
@@ -125,9 +132,25 @@ def _seconds(value: object) -> float | None:
     raise ConfigError(f"{value!r} is no time: offset, start and duration are numbers of seconds")
 
 
+def _channel(line: dict[str, Any]) -> int | None:
+    """The channel that a line chooses, None for all of them, averaged."""
+    chosen = next((line[name] for name in _CHANNEL if line.get(name) not in (None, "average")), None)
+    if chosen is None or type(chosen) is int:
+        return chosen
+    raise ConfigError(f"channel {chosen!r}: give the number of one, or save channels as files of one channel")
+
+
 def _audio(line: dict[str, Any]) -> str:
     """The path or URL that a line names, as it stands there."""
     path = line.get("path") or line.get("audio_filepath")
+    if path is not None:
+        for name in _CHANGES:
+            if line.get(name) not in (None, 1, [], {}, ""):
+                raise ConfigError(
+                    f"{name!r} is {line[name]!r}, which changes the audio and is not done here: save the changed audio "
+                    "as files, and list those"
+                )
+        _channel(line)
     if path is None:
         if type(line.get("recording")) is dict:
             return _cut_audio(line)

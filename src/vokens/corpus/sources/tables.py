@@ -20,15 +20,22 @@ from vokens.text.files import read_json
 
 ROWS = 32  # with audio, held at once: 32 clips of 30 s are 30 MB of 16 kHz wav
 _LIGHT_ROWS = 65536  # without audio
-# The first of these that a table has. Names as on the hub's speech datasets.
+# The first of these that a table has. Names as on the hub's speech datasets; utt and spk as CosyVoice writes.
 _NAMES = {
-    "key": ("id", "key", "__key__", "utt_id", "utterance_id", "segment_id"),
+    "key": ("id", "key", "__key__", "utt", "utt_id", "utterance_id", "segment_id"),
     "text": ("text", "transcription", "transcript", "sentence", "raw_text", "normalized_text"),
-    "speaker": ("speaker", "speaker_id", "client_id", "speaker_name"),
+    "speaker": ("speaker", "speaker_id", "spk", "spk_id", "client_id", "speaker_name"),
     "language": ("language", "lang", "locale"),
     "split": ("split",),
 }
 _AUDIO_NAMES = ("audio", "wav", "flac", "mp3", "opus", "speech", "path", "audio_filepath", "file")
+_PIECES = (
+    "offset",
+    "start",
+    "start_time",
+    "begin_time",
+    "channel",
+)  # beside a path: only a part of that file
 BY_ROW = "row"
 
 
@@ -75,6 +82,12 @@ class TableSource:
     def _columns(self, where: str, schema: Any) -> dict[str, str]:
         """Which column of a table is what."""
         chosen = {"audio": self._audio_column(where, schema)}
+        pieces = [name for name in _PIECES if name in schema.names]
+        if pieces and str(schema.field(chosen["audio"]).type) in _STRINGS:
+            raise ConfigError(
+                f"{where} names files in {chosen['audio']!r} and parts of them in {pieces}: tables are read as whole "
+                "files; write a jsonl manifest with audio_filepath, offset and duration"
+            )
         for what, names in _NAMES.items():
             column = next((name for name in names if name in schema.names), None)
             if column is not None:

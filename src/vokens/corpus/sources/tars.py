@@ -14,10 +14,13 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.corpus.items import Span, Utterance
-from vokens.corpus.sources.addresses import open_binary, spans
+from vokens.corpus.sources.addresses import note, open_binary, spans
 from vokens.corpus.sources.options import Labels, SourceOptions, known
 from vokens.corpus.sources.records import key_of, labels_of, parse_line, record_of
 from vokens.errors import ConfigError
+from vokens.text.files import decode
+
+BY_NAME = "name"
 
 
 class Member(NamedTuple):
@@ -26,6 +29,15 @@ class Member(NamedTuple):
     offset: int
     name: str
     content: bytes
+
+
+class _Sample(NamedTuple):
+    """The members of one key. audio: None where there is none; its offset is that of the sample's first member."""
+
+    key: str
+    labels: Labels
+    audio: Member | None
+    names: list[str]
 
 
 def members(where: str, offset: int = 0, wanted: frozenset[str] = frozenset()) -> Iterator[Member]:
@@ -61,6 +73,11 @@ class WebDataset:
     """Tar files whose neighbouring members of one key are an utterance: audio, perhaps .txt and .json."""
 
     def __init__(self, files: list[str], options: SourceOptions) -> None:
+        if options.key not in (None, BY_NAME):
+            raise ConfigError(
+                f"--key {options.key}: tars name utterances by their members, up to the first dot; "
+                f"{BY_NAME!r} takes them up to the last"
+            )
         self.files, self.options = files, options
 
     def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
@@ -73,45 +90,57 @@ class WebDataset:
         wanted = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
         kept = (
             (key, labels, audio.content)
-            for key, labels, audio in self._samples(span.where, span.offset, wanted)
-            if self.options.keeps(labels)
+            for key, labels, audio, _ in self._samples(span.where, span.offset, wanted)
+            if audio is not None and self.options.keeps(labels)
         )
         for key, labels, audio in islice(kept, span.count):
             yield Utterance(key, audio, 0.0, None, labels.text, labels.speaker, labels.language)
 
     def _entries(self, where: str) -> Iterator[tuple[int, str]]:
         wanted = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
-        for key, labels, first in self._samples(where, 0, wanted):
+        count, strays = 0, []
+        for key, labels, audio, names in self._samples(where, 0, wanted):
+            if audio is None:
+                strays.append(names)
+                continue
+            count += 1
             if self.options.keeps(labels):
-                yield first.offset, key
+                yield audio.offset, key
+        if strays and not count:
+            raise ConfigError(
+                f"{where}: {_key(strays[0][0])!r} has no audio, only {strays[0]}, and no other has"
+            )
+        if strays:
+            note(f"{where}: left out {len(strays)} keys without audio, the first with {', '.join(strays[0])}")
 
-    def _samples(
-        self, where: str, offset: int, wanted: frozenset[str]
-    ) -> Iterator[tuple[str, Labels, Member]]:
-        """Key, labels and audio member of each utterance; the member's offset is that of the utterance."""
+    def _samples(self, where: str, offset: int, wanted: frozenset[str]) -> Iterator[_Sample]:
+        """Each key's labels, audio and names, from the member whose header is at `offset` on."""
         sample: list[Member] = []
         current = None
         for member in members(where, offset, wanted):
-            folder, _, name = member.name.rpartition("/")
-            key = os.path.join(folder, name.partition(".")[0])
-            if name.startswith("."):  # left by a mac, or a half-written file
+            if os.path.basename(member.name).startswith("."):  # left by a mac, or a half-written file
                 continue
+            key = _key(member.name, last=self.options.key == BY_NAME)
             if key != current and sample:
                 yield self._sample(where, str(current), sample)
                 sample = []
             current = key
+            rivals = [old.name for old in sample if _suffix(old) in AUDIO_SUFFIXES]
+            if rivals and _suffix(member) in AUDIO_SUFFIXES:
+                raise ConfigError(
+                    f"{where}: {rivals[0]!r} and {member.name!r} are both the audio of {key!r}, since keys end at the "
+                    f"first dot: --key {BY_NAME} ends them at the last, or keep one file of each key"
+                )
             sample.append(member)
         if sample:
             yield self._sample(where, str(current), sample)
 
-    def _sample(self, where: str, key: str, sample: list[Member]) -> tuple[str, Labels, Member]:
-        by_suffix = {os.path.splitext(member.name)[1].lower(): member for member in sample}
-        audio = [suffix for suffix in by_suffix if suffix in AUDIO_SUFFIXES]
-        if not audio:
-            names = [member.name for member in sample]
-            raise ConfigError(
-                f"{where}: {key!r} has no audio, only {names}; keys end at the first dot of a name"
-            )
+    def _sample(self, where: str, key: str, sample: list[Member]) -> _Sample:
+        by_suffix = {_suffix(member): member for member in sample}
+        names = [member.name for member in sample]
+        audio = next((member for member in sample if _suffix(member) in AUDIO_SUFFIXES), None)
+        if audio is None:
+            return _Sample(key, Labels(), None, names)
         facts: dict[str, Any] = {}
         if ".json" in by_suffix and by_suffix[".json"].content:
             try:
@@ -120,13 +149,20 @@ class WebDataset:
                 raise ConfigError(f"{where}, {by_suffix['.json'].name}: {error}") from error
         labels = labels_of(facts)
         if ".txt" in by_suffix:
-            try:
-                text = known(by_suffix[".txt"].content.decode().strip())
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"{where}, {by_suffix['.txt'].name}: {error}") from error
+            content = by_suffix[".txt"].content
+            text = known(decode(content, f"{where}, {by_suffix['.txt'].name}").strip())
             labels = labels._replace(text=text or labels.text)
-        first = by_suffix[audio[0]]
-        return key, labels, first._replace(offset=sample[0].offset)
+        return _Sample(key, labels, audio._replace(offset=sample[0].offset), names)
+
+
+def _key(name: str, last: bool = False) -> str:
+    """The key of a member: its name up to the first dot, or up to the last."""
+    folder, _, base = name.rpartition("/")
+    return os.path.join(folder, os.path.splitext(base)[0] if last else base.partition(".")[0])
+
+
+def _suffix(member: Member) -> str:
+    return os.path.splitext(member.name)[1].lower()
 
 
 class Shar:
