@@ -1,14 +1,15 @@
-"""Programs, libraries and packages that some systems need beside their files, and whether this machine has them."""
+"""Programs and packages that some systems need beside their files, and whether this machine has them."""
 
 import shutil
-from ctypes.util import find_library
-from functools import cache
 from importlib.util import find_spec
 
 from vokens.errors import MissingExtra, NotInstalled
 
 _PROGRAMS = ("c2enc", "c2dec")
-_PACKAGES = {"lyra": ("ai_edge_litert", "ai-edge-litert", "eval", "Lyra")} | {
+_PACKAGES = {
+    "lyra": ("ai_edge_litert", "ai-edge-litert", "eval", "Lyra"),
+    "opus": ("av", "av", "media", "Opus"),
+} | {
     system: ("transformers", "transformers", "hf", "This tokenizer")
     for system in ("encodec", "dac", "mimi", "xcodec", "xcodec2", "neucodec", "higgs_audio_v2_tokenizer")
 }
@@ -19,8 +20,6 @@ def lacking(system: str) -> str:
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if system == "codec2" and missing:
         return f"Codec2 needs the program {missing[0]}: apt-get install codec2"
-    if system == "opus" and library("opus") is None:
-        return "Opus needs the library libopus: apt-get install libopus0 (macOS: brew install opus)"
     module, *needed = _PACKAGES.get(system, ("",))
     return str(MissingExtra(*needed)) if needed and find_spec(module) is None else ""
 
@@ -29,9 +28,3 @@ def check(system: str) -> None:
     """Raise NotInstalled with that sentence, if there is one."""
     if sentence := lacking(system):
         raise NotInstalled(sentence)
-
-
-@cache
-def library(name: str) -> str | None:
-    """The file of a shared library of the system, if it is there; looking for it may start a compiler."""
-    return find_library(name)

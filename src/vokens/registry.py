@@ -126,7 +126,7 @@ def _hub(
 
 
 def _opus(kbps: int) -> Entry:
-    about, books = "Opus at a constant bitrate; needs libopus", kbps * 60 // 8
+    about, books = "Opus at a constant bitrate; needs av", kbps * 60 // 8
     settings = {"kbps": float(kbps)}
     return Entry(
         f"opus-{kbps}",
@@ -137,7 +137,7 @@ def _opus(kbps: int) -> Entry:
         books,
         256,
         "BSD-3-Clause",
-        "Debian libopus0",
+        "PyAV, libopus",
         (),
         settings,
     )
