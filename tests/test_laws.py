@@ -2,18 +2,19 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CHUNKS, speechlike
+from conftest import CHUNKS, build_tiny_socodec, speechlike
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vokens
-from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
+from vokens.errors import AudioError, CheckpointError, ConfigError, MissingExtra, TokensError
 from vokens.models.codec import Codec, batches
 from vokens.models.speaking import Speaker
 from vokens.nn.sampling import Sampler
@@ -130,7 +131,7 @@ def test_what_is_no_recording_is_refused_by_type(codec: Codec, source: object, w
 @pytest.mark.parametrize("texts", [None, b"Hello.", {"text": "Hello."}, ["Hello.", 3], []])
 def test_texts_and_voices_of_other_types_are_refused(texts: object) -> None:
     class Silent(Speaker):
-        sample_rate, front_end, sampler, voice_type = RATE, "english", Sampler(), tuple
+        sample_rate, front_end, sampler, voice_type = RATE, "characters", Sampler(), tuple
 
         def voice(self, source: object, text: str = "", *, sample_rate: int | None = None) -> tuple:
             return (vokens.audio.load(source, source_rate=sample_rate)[0],)
@@ -229,6 +230,22 @@ def test_saved_folder_opens_alike(codec: Codec, tmp_path: Path) -> None:
     if codec.decodes:
         assert np.array_equal(decoded(again, tokens), decoded(codec, tokens))
     assert type(codec).from_pretrained(tmp_path / "saved").fingerprint == codec.fingerprint
+
+
+def test_socodec_decodes_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    codec = build_tiny_socodec()
+    tokens, folder = codec.encode(speechlike(4000), RATE), codec.save_pretrained(tmp_path / "saved")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    bare = vokens.load(folder)
+    assert np.array_equal(bare.decode(tokens)[0], codec.decode(tokens)[0])
+    for job in (
+        lambda: bare.encode(speechlike(4000), RATE),
+        lambda: bare.save_pretrained(tmp_path / "again"),
+    ):
+        with pytest.raises(MissingExtra, match=r"HuBERT.*transformers.*\[hf\]"):
+            job()
+    assert not (tmp_path / "again").exists()
 
 
 def test_every_key_is_accounted_for(codec: Codec, tmp_path: Path) -> None:

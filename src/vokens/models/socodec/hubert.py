@@ -6,6 +6,7 @@ frame for every 320 samples begun. What fairseq masks never reaches those frames
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from vokens.nn.product import use_in
 TAIL = 3200  # zeros that SoCodec appends
 SPAN = 400  # samples that one frame sees
 STEM_FRAMES = 250  # frames of a pass through the convolutions: 33 MB in the widest
+
+
+def computable() -> bool:
+    """Whether transformers is there, in which HuBERT runs. Decoding needs neither."""
+    return find_spec("transformers") is not None
 
 
 class Hubert(nn.Module):

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import SOCODEC_16K_80
-from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
 from vokens.models.codec import Codec, batches
 from vokens.models.pretrained import build_config
 from vokens.models.socodec import checkpoint as layout
 from vokens.models.socodec import published
 from vokens.models.socodec.causal import Down, MelFront, Past, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
-from vokens.models.socodec.hubert import Hubert, Scaled, hubert_features
+from vokens.models.socodec.hubert import Hubert, Scaled, computable, hubert_features
 from vokens.models.socodec.vocoder import Vocoder
 from vokens.models.socodec.vocos import Vocos
 from vokens.nn.ecapa import ECAPA, SHORTEST
@@ -105,7 +105,8 @@ class SoCodec(Codec):
             )
         hears_mel = config.features == "mel"
         self.front = MelFront(config.n_mels, config.hubert_width) if hears_mel else None
-        self.hubert = Hubert(config) if config.hubert and not hears_mel else None
+        # Without transformers the codec still decodes; `_hubert` says what encoding needs.
+        self.hubert = Hubert(config) if config.hubert and not hears_mel and computable() else None
 
     @property
     def fingerprint(self) -> str:
@@ -200,6 +201,8 @@ class SoCodec(Codec):
         return self.encoder(self.features(wave)).transpose(1, 2)
 
     def _hubert(self) -> Hubert:
+        if self.hubert is None and self.config.hubert:
+            raise MissingExtra("transformers", "hf", "SoCodec's encoder (HuBERT)")
         if self.hubert is None:
             raise ConfigError(
                 f"{self.name} was loaded without HuBERT and only decodes: put chinese-hubert-large-fairseq-ckpt.pt, "
@@ -328,7 +331,16 @@ class SoCodec(Codec):
 
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return checkpoint.fold_weight_norm(state)
+        kept = state if computable() else {k: v for k, v in state.items() if not k.startswith("hubert.")}
+        return checkpoint.fold_weight_norm(kept)
+
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
+    ) -> Path:
+        """As `Pretrained.save_pretrained`; MissingExtra where HuBERT was left out for want of transformers."""
+        if self.config.hubert and self.config.features != "mel":
+            self._hubert()
+        return super().save_pretrained(folder, dtype=dtype, card=card)
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
@@ -378,7 +390,7 @@ class SoCodec(Codec):
             config = build_config(SoCodecConfig, config or {}, "SoCodec's config")
         config = dataclasses.replace(config, hubert=hubert is not None)
         state = layout.analyzer_table(len(config.strides)).to_ours(analyzer) | layout.vocoder_to_ours(vocoder)
-        if hubert is not None:
+        if hubert is not None and computable():
             state |= layout.hubert_to_ours(hubert)
         with torch.device("meta"):  # 370 million random numbers would be drawn for nothing
             codec = cls(config)
