@@ -438,6 +438,7 @@ def test_both_stages_train_on_the_files(
     assert lm.config.speaker.published
     assert lm.config.mix == (3, 4)
     opened = vokens.load(weights)
+    assert opened.config == lm.config  # heads too, of which the published layout says nothing
     for name, value in lm.state_dict().items():
         assert torch.equal(opened.state_dict()[name], value), name
     assert train(dataset, "llm", llm, *sizes, *changed("steps=3")) == 0

@@ -12,7 +12,7 @@ from golden.weights import fill_
 from safetensors.torch import load_file
 
 import vokens
-from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.dacvae import DACVAE, DACVAEConfig, Latents
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae import model as module
@@ -149,6 +149,8 @@ def test_published_names_come_back(case):
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-6, atol=1e-7)
     assert layout.recognises(state.keys())
+    with pytest.raises(CheckpointError, match=r"conv_slope = 1.0: keep this model"):
+        DACVAE(replace(model.config, conv_slope=1.0)).to_published()
 
 
 @pytest.fixture(scope="module", params=[*TINY, "stft"])

@@ -317,7 +317,12 @@ def test_a_published_mel_flow_is_a_start(tiny, tmp_path):
     save_safetensors(tmp_path / "other.safetensors", {"weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="no start"):
         read_start(tmp_path / "other.safetensors")
-    assert configure(flow).speaker is None
+    heads = {"decoder_num_heads": 2}
+    assert configure(flow, heads).speaker is None
+    assert configure(flow, heads).flow.decoder_attention_head_dim == 16
+    for config, lacking in ((None, "decoder_num_heads"), (heads, "speaker_heads")):
+        with pytest.raises(CheckpointError, match=rf"give config=\{{'{lacking}': n\}}"):
+            configure(tiny.to_published(), config)
 
 
 def test_bad_inputs_are_named(tiny):

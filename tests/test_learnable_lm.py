@@ -10,6 +10,7 @@ from golden.weights import fill_
 from safetensors.torch import load_file, save_file
 
 import vokens
+from vokens import checkpoint
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
@@ -421,6 +422,40 @@ def test_published_names_go_both_ways(lm, tmp_path):
     assert vokens.load(tmp_path / "ours").fingerprint == lm.fingerprint
     with pytest.raises(CheckpointError):
         LearnableLM.from_published(state | {"extra": torch.zeros(1)}, HEADS)
+
+
+def test_heads_are_asked_for_and_never_guessed(lm):
+    state = published_state()
+    for config, lacking in ((None, "num_attention_heads"), ({"num_attention_heads": 2}, "speaker_heads")):
+        with pytest.raises(CheckpointError, match=rf"give config=\{{'{lacking}': n\}}") as caught:
+            LearnableLM.from_published(state, config)
+        assert "\n" not in str(caught.value)
+    assert LearnableLM.from_published(state, lm.config).config == lm.config
+
+
+def test_a_network_that_the_published_code_is_not_keeps_its_own_layout(lm):
+    changed = replace(lm.config, positions="progress", pace=4.0)
+    with pytest.raises(
+        CheckpointError, match=r"positions = 'progress': keep this model with save_pretrained"
+    ):
+        LearnableLM(changed).to_published()
+
+
+def test_a_file_in_the_published_layout_holds_its_config(tmp_path):
+    """12 heads of 8 in a backbone 96 wide: of what the shapes say, any number of heads would do."""
+    sizes = replace(TINY, width=96, heads=12, kv_heads=4)
+    model = LearnableLM(LearnableLMConfig(sizes, None, speech_tokens=61, speech_per_text=(1.0, 3.0)))
+    checkpoint.save_torch(tmp_path / "llm.pt", model.to_published() | {"epoch": 1}, model.description())
+    moved = (tmp_path / "llm.pt").rename(tmp_path / "elsewhere.pt")
+    again = vokens.load(moved)
+    assert again.config == model.config
+    assert again.fingerprint == model.fingerprint
+    plain = torch.load(moved, weights_only=True)  # as published code reads it
+    assert plain.pop("epoch") == 1
+    assert plain.keys() == model.to_published().keys()
+    torch.save(plain, moved)  # without the config, nothing is guessed
+    with pytest.raises(CheckpointError, match="num_attention_heads"):
+        vokens.load(moved)
 
 
 def test_cosyvoice_weights_open_and_start_ours(corrected, tmp_path):

@@ -100,6 +100,9 @@ def test_hardly_any_padding_is_computed(rows: int) -> None:
 # Opening ---------------------------------------------------------------------------------------------------
 
 
+HEADS = {"heads": 2}  # of the small ones: weights do not say them
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> dict[str, Path]:
     paths = {}
@@ -111,11 +114,14 @@ def saved(tmp_path: Path) -> dict[str, Path]:
 
 def test_state_dicts_say_their_version_where_they_can(saved: dict[str, Path]) -> None:
     for version in ("v2", "v3"):
-        assert vokens.load(saved[version]).fingerprint == small(version)[0].fingerprint
+        codec = vokens.load(saved[version], config=HEADS)
+        assert codec.fingerprint == small(version)[0].fingerprint
+        with pytest.raises(CheckpointError, match=r"config=\{'heads': n\}"):
+            vokens.load(saved[version])
     with pytest.raises(CheckpointError, match="speech_tokenizer_v1_25hz"):
-        vokens.load(saved["v1"])
+        vokens.load(saved["v1"], config=HEADS)
     for stride, version in ((1, "v1"), (2, "v1_25hz")):
-        codec = vokens.load(saved["v1"], config={"first_stride": stride})
+        codec = vokens.load(saved["v1"], config={"first_stride": stride, **HEADS})
         assert codec.fingerprint == small(version)[0].fingerprint
         assert codec.frame_rate == 50 / stride
 
@@ -140,12 +146,12 @@ def test_a_release_name_decides_and_is_checked() -> None:
 def test_state_dicts_are_read_strictly(saved: dict[str, Path], tmp_path: Path) -> None:
     state = torch.load(saved["v2"], weights_only=True)
     extra = {"_mel_filters": torch.zeros(128, 201), "window": torch.zeros(400)}  # in chatterbox's files
-    assert S3Tokenizer.from_published(state | extra).fingerprint == small("v2")[0].fingerprint
+    assert S3Tokenizer.from_published(state | extra, HEADS).fingerprint == small("v2")[0].fingerprint
     with pytest.raises(CheckpointError, match="stray"):
-        S3Tokenizer.from_published(state | {"stray": torch.zeros(1)})
+        S3Tokenizer.from_published(state | {"stray": torch.zeros(1)}, HEADS)
     del state["encoder.blocks.1.attn.key.weight"]
     with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.key"):
-        S3Tokenizer.from_published(state)
+        S3Tokenizer.from_published(state, HEADS)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -259,6 +259,12 @@ def test_a_system_that_only_encodes_is_refused(recipe: Path) -> None:
         CodecTrainer(read_recipe(recipe, ["system=s3tokenizer", "model={}"]))
 
 
+def test_what_a_run_goes_on_from_is_not_taken_for_a_model(recipe: Path, tmp_path: Path) -> None:
+    CodecTrainer(read_recipe(recipe)).save()
+    with pytest.raises(CheckpointError, match=r"open the folder of the model, beside .*checkpoints"):
+        vokens.load(next((tmp_path / "run" / "checkpoints").glob("*.pt")))
+
+
 def test_another_network_is_not_resumed(recipe: Path, tmp_path: Path) -> None:
     CodecTrainer(read_recipe(recipe, ["steps=1"])).run()
     with pytest.raises(CheckpointError, match="another network"):

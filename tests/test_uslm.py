@@ -55,6 +55,12 @@ def golden():
     }
 
 
+def test_heads_are_asked_for():
+    with pytest.raises(CheckpointError, match=r"give config=\{'heads': n\}"):
+        USLM.from_published(weights(TINY), None)
+    assert USLM.from_published(weights(TINY), TINY).config == TINY
+
+
 @pytest.fixture(scope="module")
 def published():
     return USLM.from_published(weights(TINY), {"heads": 4})

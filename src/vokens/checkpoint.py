@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _WRAPPERS = (
     "model",
     "generator",
 )  # what training scripts call the weights in their checkpoints
+_CONFIG = "vokens.json"  # record of a torch file
 _COUNTS = ("epoch", "step", "global_step")  # numbers that trainers put beside the weights
 
 
@@ -78,6 +80,25 @@ def save_safetensors(
         raise CheckpointError(
             f"cannot write {path}: {error}; check the folder, its rights and its space"
         ) from error
+
+
+def save_torch(path: PathLike, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Write a torch file, whole or not at all, with a config inside that `read_config` sees and torch.load does not."""
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:  # torch reads the records that it knows
+            root = archive.namelist()[0].split("/")[0]
+            archive.writestr(f"{root}/{_CONFIG}", json.dumps(config))
+
+
+def read_config(path: PathLike) -> dict[str, Any] | None:
+    """The config that `save_torch` put into a file; None where there is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [name for name in archive.namelist() if name.endswith("/" + _CONFIG)]
+            return json.loads(archive.read(found[0])) if found else None
+    except (OSError, zipfile.BadZipFile):  # safetensors, an older torch file, or a damaged one
+        return None
 
 
 def _read_safetensors(path: Path) -> State:
@@ -278,6 +299,18 @@ def unfold_weight_norm(state: Mapping[str, Tensor], modules: Iterable[str]) -> S
         unfolded[module + ".weight_g"] = g
         unfolded[module + ".weight_v"] = torch.where(g == 0, torch.ones_like(weight), weight)
     return unfolded
+
+
+def check_publishable(**settings: tuple[Any, Any]) -> None:
+    """Raise CheckpointError for a network that published code, which knows no such setting, would compute differently.
+
+    settings: (value, value of the published code) by name.
+    """
+    other = [f"{name} = {value!r}" for name, (value, published) in settings.items() if value != published]
+    if other:
+        raise CheckpointError(
+            f"the published layout cannot say {', '.join(other)}: keep this model with save_pretrained"
+        )
 
 
 # Into the network

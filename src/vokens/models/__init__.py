@@ -167,9 +167,15 @@ def _open_file(path: Path, config: Any) -> Codec:
     """A published checkpoint file; the tensors' names say which system it is."""
     if is_onnx(path):
         return _open_onnx(path, config)
+    beside = path.with_name("config.json")
+    own = checkpoint.read_config(path) if config is None else None
+    if own is not None:
+        return _open_described(path, own)
     state = checkpoint.read_state_dict(path)
-    if config is None and path.with_name("config.json").exists():
-        config = path.with_name("config.json")
+    if config is None and beside.exists():
+        if path.name == "model.safetensors" and "system" in _read_config(beside):
+            return _open_folder(path.parent, None)
+        config = beside
     if isinstance(config, (str, Path)) and str(config) not in registry.MODELS:
         config = _read_config(Path(config))
     for name in SYSTEMS:
@@ -182,6 +188,20 @@ def _open_file(path: Path, config: Any) -> Codec:
         f"{path} is not a checkpoint of {', '.join(SYSTEMS)}: its tensors are named {examples}, …; "
         "a file saved by save_pretrained is opened by its folder"
     )
+
+
+def _open_described(path: Path, own: dict[str, Any]) -> Codec:
+    """A file that we wrote in a published layout, with the whole config inside."""
+    if "system" not in own:
+        raise CheckpointError(
+            f"{path} is what a stopped training goes on from, not a model: open the folder of the model, beside "
+            f"{path.parent}"
+        )
+    cls = system(own["system"])
+    config = build_config(cls.Config, own["config"], str(path))
+    model = cls.from_published(checkpoint.read_state_dict(path), config)
+    model.name = own["name"]
+    return model
 
 
 def _open_onnx(path: Path, config: Any) -> Codec:

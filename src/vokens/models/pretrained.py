@@ -43,7 +43,11 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
-        """The model with published weights; config is the content of a published config file, or None."""
+        """The model with published weights.
+
+        config: this system's Config, the content of a published config file, or None, which is enough for weights of
+        exactly a release's sizes. What neither says is asked for (CheckpointError), never guessed.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -85,6 +89,15 @@ class Pretrained(nn.Module):
         _ = self.fingerprint
         return self.to(dtype=dtype)
 
+    def description(self) -> dict[str, Any]:
+        """The content of config.json: what the weights alone do not say."""
+        return {
+            "system": self.system,
+            "model_type": self.system,  # where transformers looks for the kind of a model
+            "name": self.name,
+            "config": dataclasses.asdict(self.config),
+        }
+
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
     ) -> Path:
@@ -94,15 +107,9 @@ class Pretrained(nn.Module):
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         if dtype is not None:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        config = {
-            "system": self.system,
-            "model_type": self.system,  # where transformers looks for the kind of a model
-            "name": self.name,
-            "config": dataclasses.asdict(self.config),
-        }
         checkpoint.save_safetensors(folder / "model.safetensors", state)
         for name, text in (
-            ("config.json", json.dumps(config, indent=2) + "\n"),
+            ("config.json", json.dumps(self.description(), indent=2) + "\n"),
             ("README.md", card or self.card()),
         ):
             with atomic_write(folder / name) as partial:

@@ -204,11 +204,12 @@ class LearnableFlowTrainer(FlowTrainer):
 
     def open_flow(self, source: str) -> TokenToMel:
         path = Path(source).expanduser()
-        if path.is_dir() and (path / "config.json").exists():
+        if (path / "config.json").exists() or (path.is_file() and checkpoint.read_config(path)):
             flow = load(path)
             return flow.network if isinstance(flow, LearnableFlow) else super().open_flow(source)
         state = read_start(path)
-        flow = TokenToMel(latent_flow(**flow_sizes(flow_to_published(state))))
+        settings = self.config.network_settings()
+        flow = TokenToMel(latent_flow(**flow_sizes(flow_to_published(state), settings)))
         checkpoint.load_strict(flow, state, source)
         return flow
 

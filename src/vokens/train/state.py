@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vokens.atomic import atomic_write
+from vokens.checkpoint import save_torch
 from vokens.errors import CheckpointError, ConfigError
 
 
@@ -59,8 +60,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     """Write folder/step_XXXXXXXX.pt and remove all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
-    with atomic_write(path) as partial:
-        torch.save(state, partial)
+    save_torch(path, state, {"config": state["config"]})
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vokens.atomic import atomic_write
+from vokens.checkpoint import save_torch
 from vokens.compat.learnable_speech import settings
 from vokens.errors import ConfigError
 from vokens.text.files import read_json
@@ -214,13 +215,12 @@ def _toml(table: dict[str, Any], name: str = "") -> list[str]:
 
 
 def save_published(trainer: Any, folder: Path, epoch: int) -> Path:
-    """`epoch_E_step_S.pt`: the weights under the published names, and both numbers beside them, as published."""
+    """`epoch_E_step_S.pt`: the weights under the published names, and both numbers beside them, as published; our
+    config inside, which torch.load passes over."""
     path = folder / f"epoch_{epoch}_step_{trainer.step}.pt"
-    state = {
-        name: value.detach().cpu().clone() for name, value in trainer.final_model().to_published().items()
-    }
-    with atomic_write(path) as partial:
-        torch.save({**state, "epoch": epoch, "step": trainer.step}, partial)
+    model = trainer.final_model()
+    state = {name: value.detach().cpu().clone() for name, value in model.to_published().items()}
+    save_torch(path, {**state, "epoch": epoch, "step": trainer.step}, model.description())
     return path
 
 

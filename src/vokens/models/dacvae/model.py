@@ -214,8 +214,8 @@ class DACVAE(Autoencoder):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
-        """The published weights; their shapes say the sizes, so no config is needed."""
-        found = layout.configure(state)
+        """The published weights, whose shapes say the sizes; or those of a DACVAEConfig."""
+        found = config if isinstance(config, DACVAEConfig) else layout.configure(state)
         model = cls(found)
         checkpoint.load_strict(model, layout.to_ours(state, found), "in the published layout")
         for name, release in RELEASES.items():
@@ -225,8 +225,15 @@ class DACVAE(Autoencoder):
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names."""
+        config = self.config
+        checkpoint.check_publishable(
+            network=(config.network, "dac"),
+            conv_slope=(config.conv_slope, 0.1),
+            sample_rate=(config.sample_rate, 24000),
+            prior_layers=(config.prior_layers, 0),
+        )
         state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
-        return layout.to_published(state, self.config)
+        return layout.to_published(state, config)
 
 
 def ends_in(lengths: Tensor, size: int) -> Tensor | None:

@@ -1,10 +1,10 @@
 """Published weights: Learnable-Speech's and CosyVoice 2's llm.pt, and Qwen2 as transformers saves it.
 
-Shapes say all sizes but the number of heads, which is 8 in the speaker encoder and Qwen2's 64 wide in the backbone,
-unless a config says otherwise.
+Shapes say all sizes but the numbers of heads: of other than the released networks they are asked for.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from vokens.errors import CheckpointError
 from vokens.models.learnable.config import LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 
 State = dict[str, Tensor]
-HEAD_WIDTH = 64  # of Qwen2-0.5B
 _EMBEDDING, _TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
 _TABLE = NameTable(
     [
@@ -39,41 +38,60 @@ def recognises(keys: Collection[str]) -> bool:
     return {_EMBEDDING, "llm_embedding.weight", "llm_decoder.bias"} <= set(keys)
 
 
-def configure(state: State, config: dict[str, Any] | None = None) -> LearnableLMConfig:
-    """The sizes. config: Qwen2's config.json ("num_attention_heads", "rope_theta", ...), with "speaker_heads" beside
-    it where the speaker encoder has not 8. Raises CheckpointError."""
-    given = config or {}
+def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None = None) -> LearnableLMConfig:
+    """The sizes. config: our whole one, or Qwen2's config.json ("num_attention_heads", "rope_theta", ...), with
+    "speaker_heads" beside it. Raises CheckpointError where heads are neither given nor those of a release."""
+    if isinstance(config, LearnableLMConfig):
+        return config
+    given, first = config or {}, "llm.model.model.layers.0."
+    width, released = state["llm_embedding.weight"].shape[1], Qwen2Sizes()
     layers = _count(state, "llm.model.model.layers.{}.input_layernorm.weight")
-    width = state["llm_embedding.weight"].shape[1]
-    heads = int(given.get("num_attention_heads", width // HEAD_WIDTH))
-    if layers == 0 or heads == 0 or width % heads:
+    if not layers:
+        raise CheckpointError("the backbone has no layers: the file is damaged or of another model")
+    hidden = state[first + "mlp.up_proj.weight"].shape[0]
+    keys = state[first + "self_attn.k_proj.weight"].shape[0]
+    heads = int(given.get("num_attention_heads", 0))
+    if (width, hidden, layers, keys) == (released.width, released.hidden, released.layers, 128):
+        heads = heads or released.heads
+    if heads < 1 or width % heads or keys % (width // heads):
         raise CheckpointError(
-            f"a backbone {width} wide with {layers} layers: give its heads, config={{'num_attention_heads': n}}"
+            f"a backbone {width} wide with {layers} layers and {heads or 'unknown'} heads: weights do not say them; "
+            "give config={'num_attention_heads': n}, or open the folder that training wrote"
         )
-    first = "llm.model.model.layers.0."
     rope = given.get("rope_parameters") or {}
     backbone = Qwen2Sizes(
         vocab_size=state[_EMBEDDING].shape[0],
         width=width,
-        hidden=state[first + "mlp.up_proj.weight"].shape[0],
+        hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=state[first + "self_attn.k_proj.weight"].shape[0] // (width // heads),
+        kv_heads=keys // (width // heads),
         max_positions=int(given.get("max_position_embeddings", Qwen2Sizes.max_positions)),
         rope_theta=float(given.get("rope_theta", rope.get("rope_theta", Qwen2Sizes.rope_theta))),
         norm_eps=float(given.get("rms_norm_eps", Qwen2Sizes.norm_eps)),
     )
     speaker = None
     if "speaker_encoder.init.weight" in state:
-        speaker = SpeakerConfig(
-            n_mels=state["speaker_encoder.init.weight"].shape[1],
-            width=state["speaker_encoder.init.weight"].shape[0],
-            layers=_count(state, "speaker_encoder.attn.{}.norm.weight"),
-            heads=int(given.get("speaker_heads", SpeakerConfig.heads)),
-            embed_dim=state["spk_embed_affine_layer.weight"].shape[1],
-            published=True,
-        )
+        speaker = speaker_sizes(state, given.get("speaker_heads"))
     return LearnableLMConfig(backbone, speaker, speech_tokens=state["llm_decoder.weight"].shape[0] - 3)
+
+
+def speaker_sizes(state: Mapping[str, Tensor], heads: int | None) -> SpeakerConfig:
+    """Of a published speaker encoder. Raises CheckpointError where heads are neither given nor the release's."""
+    width, n_mels = state["speaker_encoder.init.weight"].shape[:2]
+    released = SpeakerConfig(published=True)
+    sizes = {
+        "n_mels": n_mels,
+        "width": width,
+        "layers": _count(state, "speaker_encoder.attn.{}.norm.weight"),
+        "embed_dim": state["speaker_encoder.output_proj.weight"].shape[0],
+    }
+    if heads is None and replace(released, **sizes) != released:
+        raise CheckpointError(
+            f"a speaker encoder {width} wide is not the released one, and its weights do not say its heads: give "
+            "config={'speaker_heads': n}, or open the folder that training wrote"
+        )
+    return replace(released, **sizes, heads=released.heads if heads is None else int(heads))
 
 
 def to_ours(state: State) -> State:
@@ -109,7 +127,7 @@ def read_start(source: str | Path) -> State:
     )
 
 
-def _count(state: State, pattern: str) -> int:
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     count = 0
     while pattern.format(count) in state:
         count += 1

@@ -219,7 +219,13 @@ class LearnableFlow(Pretrained):
         return model.eval().requires_grad_(False)
 
     def to_published(self) -> dict[str, Tensor]:
-        """The weights under the published names."""
+        """The weights under the published names. Raises CheckpointError for networks that the published code is not."""
+        config, speaker = self.config, self.config.speaker
+        checkpoint.check_publishable(
+            normalised=(bool(config.mean), False),
+            time_scale=(config.flow.time_scale, 1000.0),
+            speaker_published=(speaker is None or speaker.published, True),
+        )
         return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
 
 

@@ -1,6 +1,6 @@
 """Published weights of Learnable-Speech's second stage: CosyVoice 2's flow.pt with the speaker encoder beside it.
 
-Shapes say all sizes but the widths of heads: 64 in the estimator, and 8 heads in the speaker encoder.
+Shapes say all sizes but the numbers of heads, which are asked for where they are not the released ones.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vokens.checkpoint import NameTable, State, read_state_dict
 from vokens.errors import CheckpointError
-from vokens.models.learnable.config import SpeakerConfig
+from vokens.models.learnable.checkpoint import speaker_sizes
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.s3gen.checkpoint import flow_from_published, flow_to_published
 from vokens.models.s3gen.dialects import flow_sizes
@@ -34,11 +34,18 @@ def recognises(keys: Collection[str]) -> bool:
     return {"input_embedding.weight", "encoder_proj.weight", "speaker_encoder.init.weight"} <= set(keys)
 
 
-def configure(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> LearnableFlowConfig:
-    """The sizes. config: settings of the flow that shapes leave open, and "speaker_heads", 8 by default."""
+def configure(
+    state: Mapping[str, Tensor], config: LearnableFlowConfig | Mapping[str, Any] | None = None
+) -> LearnableFlowConfig:
+    """The sizes. config: our whole one, or settings of the flow that shapes leave open, and "speaker_heads".
+
+    Raises CheckpointError where heads are neither given nor those of the release.
+    """
+    if isinstance(config, LearnableFlowConfig):
+        return config
     given = dict(config or {})
-    heads = int(given.pop("speaker_heads", SpeakerConfig.heads))
-    sizes = flow_sizes(state)
+    heads = given.pop("speaker_heads", None)
+    sizes = flow_sizes(state, given)
     if _MIXER in state:
         sizes |= {
             "meanflow": True,
@@ -46,18 +53,7 @@ def configure(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = No
             "cfm_t_scheduler": "linear",
             "cfm_inference_cfg_rate": 0.0,
         }
-    speaker, first = None, state.get("speaker_encoder.init.weight")
-    if first is not None:
-        speaker = SpeakerConfig(
-            n_mels=first.shape[1],
-            width=first.shape[0],
-            layers=sum(
-                name.startswith("speaker_encoder.attn.") and name.endswith("norm.weight") for name in state
-            ),
-            heads=heads,
-            embed_dim=state["speaker_encoder.output_proj.weight"].shape[0],
-            published=True,
-        )
+    speaker = speaker_sizes(state, heads) if "speaker_encoder.init.weight" in state else None
     return LearnableFlowConfig(flow=latent_flow(**sizes | given), speaker=speaker)
 
 

@@ -390,6 +390,11 @@ class LearnableLM(Pretrained):
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names."""
+        speaker = self.config.speaker
+        checkpoint.check_publishable(
+            positions=(self.config.positions, "sequence"),
+            speaker_published=(speaker is None or speaker.published, True),
+        )
         return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
 
     def warm_start(self, source: Any) -> Self:

@@ -24,6 +24,7 @@ from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer
+from vokens.models.s3tokenizer import checkpoint as tokenizer_layout
 from vokens.onnx_file import is_onnx, read_onnx
 
 PARTS = ("tokenizer", "speaker_encoder", "flow", "mel2wav")
@@ -48,7 +49,7 @@ def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
     meanflow = _MIXER in parts["flow"]
     name = "chatterbox-turbo" if meanflow else "chatterbox"
     flow = open_flow(parts["flow"], DIALECTS[name], config)
-    tokenizer = S3Tokenizer.from_published(parts["tokenizer"], None)
+    tokenizer = S3Tokenizer.from_published(parts["tokenizer"], _heads(parts["tokenizer"]))
     speaker = CAMPPlus()
     load_strict(speaker, parts["speaker_encoder"], "of the speaker encoder")
     model = join(
@@ -134,7 +135,8 @@ def join(
 
 def open_flow(state: Mapping[str, Tensor], dialect: S3GenConfig, config: Any) -> TokenToMel:
     """The flow of published weights without prefix."""
-    settings = flow_sizes(state) | _settings(config)
+    settings = _settings(config)
+    settings = flow_sizes(state, settings) | settings
     if _MIXER in state and not dialect.meanflow:
         turbo = DIALECTS["chatterbox-turbo"]
         fields = ("meanflow", "cfm_steps", "cfm_t_scheduler", "cfm_inference_cfg_rate")
@@ -154,12 +156,23 @@ def _settings(config: Any) -> dict[str, Any]:
     return dict(config)
 
 
-def flow_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of published weights say; heads of the estimator are of 64 channels."""
-    estimator = "decoder.estimator"
+def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shapes of published weights say, and the estimator's heads, which are given or the release's.
+
+    Raises CheckpointError where they are neither.
+    """
+    estimator, released = "decoder.estimator", S3GenConfig()
     try:
         width = state[f"{estimator}.final_proj.weight"].shape[1]
         queries = state[f"{estimator}.down_blocks.0.1.0.attn1.to_q.weight"].shape[0]
+        heads = int(given.get("decoder_num_heads", 0))
+        if (width, queries) == (256, 512):
+            heads = heads or released.decoder_num_heads
+        if heads < 1 or queries % heads:
+            raise CheckpointError(
+                f"attention over {queries} channels with {heads or 'unknown'} heads: weights do not say them; give "
+                "config={'decoder_num_heads': n}, or open the folder that training wrote"
+            )
         return {
             "vocab_size": state["input_embedding.weight"].shape[0],
             "token_embed_dim": state["input_embedding.weight"].shape[1],
@@ -174,8 +187,8 @@ def flow_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "decoder_channels": width,
             "decoder_n_blocks": _count(state, rf"{estimator}\.down_blocks\.0\.1\.(\d+)\."),
             "decoder_num_mid_blocks": _count(state, rf"{estimator}\.mid_blocks\.(\d+)\."),
-            "decoder_num_heads": max(1, queries // 64),
-            "decoder_attention_head_dim": min(64, queries),
+            "decoder_num_heads": heads,
+            "decoder_attention_head_dim": queries // heads,
         }
     except KeyError as error:
         raise CheckpointError(f"the flow lacks {error}: the file is damaged or of another model") from error
@@ -217,5 +230,13 @@ def open_speaker(path: Path) -> CAMPPlus:
 
 def _open_tokenizer(path: Path) -> S3Tokenizer:
     if is_onnx(path):
-        return S3Tokenizer.from_onnx(read_onnx(path))
-    return S3Tokenizer.from_published(read_state_dict(path))
+        graph = read_onnx(path)
+        return S3Tokenizer.from_onnx(graph, _heads(tokenizer_layout.from_graph(graph)[0]))
+    state = read_state_dict(path)
+    return S3Tokenizer.from_published(state, _heads(state))
+
+
+def _heads(tokenizer: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of the tokenizer inside a whole S3Gen, which is always S3Tokenizer v2: 64 channels wide."""
+    conv = tokenizer.get("encoder.conv1.weight")
+    return {} if conv is None else {"heads": max(1, conv.shape[0] // 64)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from vokens.checkpoint import fold_weight_norm
+from vokens.checkpoint import fold_weight_norm, load_strict
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.hift_config import HiFTNetConfig
@@ -352,8 +352,17 @@ class HiFTNetModel(Pretrained):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
-        """The 24 kHz network of hift.pt; config={"source": "v1"} or "v2" says which sines, as weights cannot."""
+        """The 24 kHz network of hift.pt; config={"source": "v1"} or "v2" says which sines, as weights cannot.
+
+        A network with other settings takes its whole HiFTNetConfig.
+        """
+        from vokens.models.s3gen import hift_checkpoint
         from vokens.models.s3gen.dialects import open_hift
+
+        if isinstance(config, HiFTNetConfig):
+            model = cls(config)
+            load_strict(model, hift_checkpoint.to_ours(state), "of the vocoder")
+            return model.eval().requires_grad_(False)
 
         if not isinstance(config, Mapping) or set(config) != {"source"}:
             raise ConfigError(

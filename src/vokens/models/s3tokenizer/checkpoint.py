@@ -183,6 +183,8 @@ def configure(
             f"{sorted(known)} is accepted"
         )
     found |= dict(config or {})
+    if "heads" not in found:
+        found["heads"] = _heads_of_release(found["width"], found["layers"])
     if "first_stride" not in found:
         if found["positions"] == "sinusoid":
             raise CheckpointError(
@@ -191,6 +193,16 @@ def configure(
             )
         found["first_stride"] = 2
     return S3TokenizerConfig(**found)
+
+
+def _heads_of_release(width: int, layers: int) -> int:
+    for release in RELEASES.values():
+        if (release.width, release.layers) == (width, layers):
+            return release.heads
+    raise CheckpointError(
+        f"an encoder {width} wide with {layers} layers is of no release, and weights do not say its heads: give "
+        "config={'heads': n}, or open the folder that training wrote"
+    )
 
 
 def same_network(one: S3TokenizerConfig, other: S3TokenizerConfig) -> bool:
@@ -232,7 +244,6 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "n_mels": n_mels,
         "width": width,
-        "heads": max(1, width // 64),  # of 64 in all releases
         "layers": max(blocks) + 1,
         "positions": "sinusoid" if sinusoid else "rotary",
         "max_positions": state["encoder.positional_embedding"].shape[0] if sinusoid else 1500,

@@ -303,7 +303,7 @@ class S3Tokenizer(Codec):
 
     @classmethod
     def from_onnx(cls, graph: OnnxGraph, config: Any = None) -> Self:
-        """The codec of a released ONNX graph, which says all but the number of heads (width / 64 by default)."""
+        """The codec of a released ONNX graph, which says all but the number of heads (the release's by default)."""
         state, facts = layout.from_graph(graph)
         return cls._build(layout.to_ours(state), layout.configure(state, config, facts))
 

@@ -3,7 +3,7 @@
 What stage s predicts codebook s with is the embedding of codebook s + 1: the file holds both names, we hold one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -51,11 +51,15 @@ def recognises(keys: Collection[str]) -> bool:
     return "ar_predict_layer.weight" in keys and "nar_stage_embeddings.0.word_embeddings.weight" in keys
 
 
-def configure(state: State, config: dict[str, Any]) -> USLMConfig:
+def configure(state: State, config: USLMConfig | Mapping[str, Any] | None) -> USLMConfig:
     """The sizes, from the shapes; the number of heads, which they leave open, and habits come from `config`.
 
-    Raises CheckpointError for tensors that are missing, ConfigError for settings that do not exist.
+    Raises CheckpointError for tensors that are missing and for heads that are neither given nor the release's,
+    ConfigError for settings that do not exist.
     """
+    if isinstance(config, USLMConfig):
+        return config
+    given = dict(config or {})
     try:
         classes, width = state["ar_predict_layer.weight"].shape
         shapes = {
@@ -68,8 +72,14 @@ def configure(state: State, config: dict[str, Any]) -> USLMConfig:
         }
     except KeyError as error:
         raise CheckpointError(f"the weights of USLM lack {error}: the file is damaged") from error
+    of_release = all(getattr(USLMConfig, name) == value for name, value in shapes.items())
+    if "heads" not in given and not of_release:
+        raise CheckpointError(
+            f"networks {width} wide with {shapes['layers']} layers are not the released ones, and weights do not say "
+            "their heads: give config={'heads': n}, or open the folder that training wrote"
+        )
     released = {"front_end": "espeak", "published_stop": True, "published_targets": True}
-    return build_config(USLMConfig, {**shapes, **released, **config}, "the config given for USLM")
+    return build_config(USLMConfig, {**shapes, **released, **given}, "the config given for USLM")
 
 
 def to_ours(state: State, config: USLMConfig) -> State:

@@ -275,7 +275,7 @@ class USLM(Pretrained):
         Raises:
             CheckpointError: missing, unexpected or misshapen tensors.
         """
-        found = layout.configure(state, dict(config or {}))
+        found = layout.configure(state, config)
         with torch.device("meta"):  # 367 million random numbers would be drawn for nothing
             model = cls(found)
         model.to_empty(device="cpu")
@@ -284,4 +284,5 @@ class USLM(Pretrained):
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names, copies included: what the released code loads."""
+        checkpoint.check_publishable(positions=(self.config.positions, "sequence"))
         return layout.to_published({k: v.detach() for k, v in self.state_dict().items()}, self.config)
