@@ -72,6 +72,25 @@ def test_commands_of_the_page(here: Path) -> None:
     assert len(soundfile.read("other.wav")[0]) == 10 * 960
 
 
+def test_tokens_without_sound_are_an_error(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of no frames for `speak`, of no samples for `decode`: nothing is written, and the message is about tokens."""
+    kept = vokens.load("s3gen").heard("hello.wav")
+    replace(kept, codes=kept.codes[:, :, :0], lengths=torch.tensor([0])).save("none.vok")
+    tokens = vokens.load("mini").encode("hello.wav")
+    replace(tokens, num_samples=torch.tensor([0])).save("silent.vok")
+    speak = ["speak", "none.vok", "--voice", "ref.wav", "--model", "s3gen"]
+    for words in (
+        [*speak, "-o", "a.wav"],
+        [*speak, "--stream", "-o", "-"],
+        ["decode", "silent.vok", "-o", "a.mp3"],
+    ):
+        assert main(words) == 2
+        out, error = capfd.readouterr()
+        assert out == ""
+        assert ".vok holds" in error
+    assert not list(Path().glob("a.*"))
+
+
 def test_spoken_file_is_what_speak_gives(here: Path) -> None:
     model = vokens.load("s3gen")
     tokens = model.heard(["hello.wav", "ref.wav"])

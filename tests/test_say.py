@@ -367,6 +367,25 @@ def test_lines_of_a_file_become_files_and_a_second_run_goes_on(here, capsys):
     assert np.array_equal(samples("out/0001.wav"), first)
 
 
+def test_a_model_that_says_nothing_is_an_error(here, capfdbinary):
+    for words in (
+        ["-o", "a.wav"],
+        ["-o", "a.mp3"],
+        ["--stream", "-o", "a.wav"],
+        ["--stream", "-o", "-"],
+        ["-o", "-"],
+    ):
+        assert said("Hi", *words) == 2  # two letters, on which the tiny model ends at once
+        out, error = capfdbinary.readouterr()
+        assert b"another seed, or a longer text" in error
+        assert out == b""
+    Path("lines.txt").write_text("Hi\nHello there.\n")
+    assert said("--file", "lines.txt", "-o", "out") == 1
+    assert b"line 1: the model ended at once" in capfdbinary.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["0002.wav"]
+    assert not list(Path().glob("a.*"))
+
+
 def test_a_line_that_fails_leaves_the_others(here, capsys):
     Path("lines.txt").write_text("Hello there.\n你好。\nNo, it was not!\n", encoding="utf-8")
     assert said("--file", "lines.txt", "-o", "out") == 1

@@ -1,6 +1,8 @@
 """The server: tokens and speech over HTTP are those of the library, requests share batches, limits hold."""
 
+import base64
 import io
+import json
 import re
 import signal
 import socket
@@ -308,7 +310,7 @@ def test_openai_client_speaks_tokens_whole_and_streamed(speaker: tuple[str, Serv
     with client.audio.speech.with_streaming_response.create(**said, extra_body={"stream": True}) as reply:
         pieces = list(reply.iter_bytes())
     assert len(pieces) > 1
-    expected = served.model.speak(TokensBody(**tokens).tokens(), served.voices["anna"])[0]
+    expected = served.model.speak(TokensBody(**tokens).tokens(), served.voices["anna"][1])[0]
     assert len(b"".join(pieces)) == len(whole) == 2 * len(expected)
     heard = np.frombuffer(whole, "<i2") / 32767
     np.testing.assert_allclose(heard, expected.clip(-1, 1), atol=1e-4)
@@ -355,6 +357,241 @@ def test_texts_are_said_in_a_voice_whole_and_streamed(tmp_path: Path) -> None:
         assert len(streamed.content) > 0
         for change, status in (({"input": " . "}, 400), ({"input": "a" * 201}, 413), ({"speed": 2}, 400)):
             assert httpx.post(f"{address}/v1/audio/speech", json=body | change).status_code == status
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served, Path]]:
+    """A server of a tiny model that speaks texts and of mini, its model and its folder of voices."""
+    from speakers import tiny_speech
+
+    voices = tmp_path_factory.mktemp("talkers")
+    soundfile.write(voices / "anna.wav", speechlike(64000), 16000)
+    limits = Settings(voices=voices, max_text=100_000, max_upload=400_000, cors=("http://localhost:3000",))
+    served = Served("org/tts", tiny_speech(), Batcher(limits), "learnable")
+    with serving({"org/tts": served, **load_models(["mini"], limits)}, limits) as address:
+        yield address, served, voices
+
+
+SAID = {"model": "org/tts", "voice": "anna", "input": "Good morning to you all.", "response_format": "pcm"}
+
+
+def say(address: str, **change: Any) -> Any:
+    return httpx.post(f"{address}/v1/audio/speech", json=SAID | change, timeout=60)
+
+
+def failed(reply: Any, status: int) -> str:
+    """The message of an error, which is of OpenAI's shape and says nothing of Python."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"}
+    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    for word in ("Traceback", "pip install", "bytes is", "vokens.load", "numpy", "(B, K, T)"):
+        assert word not in error["message"]
+    return error["message"]
+
+
+SPEECH, JSON = "/v1/audio/speech", {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "status", "words"),
+    [
+        ("GET", "/nothing", {}, 404, "/docs"),
+        ("GET", "/v1/models/none", {}, 404, "the models are org/tts, mini"),
+        ("POST", "/health", {}, 405, "GET"),
+        ("DELETE", "/v1/models", {}, 405, "GET"),
+        ("GET", SPEECH, {}, 405, "POST"),
+        ("POST", SPEECH, {"content": b"{", "headers": JSON}, 400, "not JSON"),
+        ("POST", SPEECH, {"content": b"\xff\x00", "headers": JSON}, 400, ""),
+        ("POST", SPEECH, {"content": b"[" * 200_000, "headers": JSON}, 400, ""),
+        ("POST", SPEECH, {"content": b'{"seed": ' + b"9" * 5000 + b"}", "headers": JSON}, 400, ""),
+        ("POST", SPEECH, {"content": b"Hello"}, 400, ""),
+        ("POST", SPEECH, {"json": [1]}, 400, ""),
+        ("POST", SPEECH, {"json": SAID | {"input": ["a"]}}, 400, "input"),
+        ("POST", SPEECH, {"json": SAID | {"response_format": "aac"}}, 400, "aac"),
+        ("POST", SPEECH, {"json": SAID | {"stream_format": "wav"}}, 400, "sse"),
+        ("POST", SPEECH, {"json": SAID | {"voice": {"id": []}}}, 400, "voice"),
+        ("POST", SPEECH, {"json": SAID | {"voice": "bert"}}, 404, "the only voice is anna"),
+        ("POST", SPEECH, {"json": SAID | {"voice": None}}, 400, "the only voice is anna"),
+        ("POST", SPEECH, {"json": SAID | {"model": "mini"}}, 400, "org/tts can"),
+        ("POST", SPEECH, {"json": SAID | {"input": "a" * 100_001}}, 413, "100000"),
+        ("POST", SPEECH, {"json": SAID | {"input": "a" * 400_000}}, 413, "400000 bytes"),
+        ("POST", "/v1/tokens/encode", {"content": b"x"}, 400, "file"),
+        ("POST", "/v1/tokens/encode", {"files": {"file": b"x"}, "data": {"model": "mini"}}, 400, "'file'"),
+        (
+            "POST",
+            "/v1/tokens/encode",
+            {"files": {"file": b"\x1aE\xdf\xa3" * 9}, "data": {"model": "mini"}},
+            400,
+            "wav",
+        ),
+        ("POST", "/v1/tokens/decode", {"content": b"x"}, 400, "not JSON"),
+        ("POST", "/v1/tokens/decode?response_format=x", {"content": b"x"}, 400, "wav"),
+    ],
+)
+def test_every_refusal_is_json(
+    talker: tuple[str, Served, Path], method: str, path: str, sent: dict[str, Any], status: int, words: str
+) -> None:
+    assert words in failed(httpx.request(method, talker[0] + path, **sent), status)
+
+
+def test_a_fault_of_the_server_is_json_too_and_stops_nothing(
+    talker: tuple[str, Served, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, served, voices = talker
+
+    def broken(*given: Any, **named: Any) -> Any:
+        raise ZeroDivisionError("secret")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.model, "say", broken)
+        patched.setattr(served.model, "say_stream", broken)
+        for change in ({}, {"stream": True}):
+            reply = httpx.post(
+                f"{address}{SPEECH}", json=SAID | change, headers={"Origin": "http://localhost:3000"}
+            )
+            assert "secret" not in failed(reply, 500)
+            assert reply.headers["access-control-allow-origin"] == "http://localhost:3000"
+    (voices / "torn.wav").write_bytes(b"RIFF")
+    assert "the voice 'torn' cannot be used" in failed(say(address, voice="torn"), 500)
+    (voices / "torn.wav").unlink()
+    assert say(address).status_code == 200
+
+
+def test_health_answers_while_a_long_text_is_prepared(
+    talker: tuple[str, Served, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, served, _ = talker
+    monkeypatch.setattr(
+        served.model, "utter", lambda pieces, *_: [np.zeros(8, np.float32)] * len(pieces)
+    )  # what is tried is the text's way, not the model's
+    texts = (
+        "7" * 9990,
+        "3,4" * 33_000,
+        "a" * 100_000,
+        "It is 9 o'clock, or $3.50. " * 3700,
+        ".,;" * 33_000 + "a",
+    )
+    with ThreadPoolExecutor(1) as pool:
+        for text in texts:
+            job = pool.submit(say, address, input=text)
+            while not job.done():
+                start = time.monotonic()
+                assert httpx.get(f"{address}/health", timeout=10).status_code == 200
+                assert time.monotonic() - start < 2
+            assert job.result().status_code == 200, job.result().text
+
+
+def test_a_voice_that_is_added_or_replaced_is_heard_at_once(talker: tuple[str, Served, Path]) -> None:
+    address, _, voices = talker
+    assert say(address, voice="cleo").status_code == 404
+    soundfile.write(voices / "cleo.wav", speechlike(64000, seed=1), 16000)
+    names = ["anna", "cleo"]
+    assert httpx.get(f"{address}/v1/voices").json()["data"] == names
+    listed = httpx.get(f"{address}/v1/audio/voices").json()["voices"]
+    assert [(voice["id"], voice["name"]) for voice in listed] == [(name, name) for name in names]
+    first, again = say(address, voice="cleo").content, say(address, voice={"id": "cleo"}).content
+    assert first == again
+    soundfile.write(voices / "cleo.wav", speechlike(64000, seed=2), 16000)  # as many bytes as before
+    assert say(address, voice="cleo").content != first
+    (voices / "cleo.wav").unlink()
+    assert say(address, voice="cleo").status_code == 404
+
+
+def test_openai_client_hears_events(talker: tuple[str, Served, Path]) -> None:
+    openai = pytest.importorskip("openai")
+    address, served, _ = talker
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    assert client.models.retrieve("org/tts").id == "org/tts"
+    whole = say(address, stream=True).content
+    with client.audio.speech.with_streaming_response.create(**SAID, stream_format="sse") as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in reply.iter_lines() if line]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert [event["type"] for event in events[:-1]] == ["speech.audio.delta"] * (len(events) - 1)
+    assert b"".join(base64.b64decode(event["audio"]) for event in events[:-1]) == whole
+    usage = events[-1]["usage"]
+    assert events[-1]["type"] == "speech.audio.done"
+    assert usage["input_tokens"] == len(SAID["input"])
+    assert usage["output_tokens"] == round(25 * len(whole) / 2 / served.sample_rate)
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert client.audio.speech.create(**SAID, instructions="cheerfully").content == say(address).content
+
+
+def test_nulls_are_absent_and_ignored_fields_are_named(talker: tuple[str, Served, Path]) -> None:
+    address, _, _ = talker
+    empty = dict.fromkeys(("seed", "speed", "stream", "stream_format", "instructions"))
+    reply = say(address, **empty)
+    assert reply.content == say(address).content
+    assert "x-ignored" not in reply.headers
+    assert say(address, instructions="cheerfully", lang="x").headers["x-ignored"] == "instructions, lang"
+    assert "input" in failed(say(address, input=None), 400)
+    body = post_encode(address, wav(speechlike(4000))).json() | {"fingerprint": None, "global_vector": None}
+    assert httpx.post(f"{address}/v1/tokens/decode", json=body).status_code == 200
+
+
+def test_pages_of_allowed_origins_alone_may_ask(talker: tuple[str, Served, Path], address: str) -> None:
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, x-own",
+    }
+    for place, origin, status in (
+        (talker[0], "http://localhost:3000", 200),
+        (talker[0], "http://evil.example", 400),
+        (address, "http://localhost:3000", 405),  # none by default
+    ):
+        reply = httpx.options(f"{place}{SPEECH}", headers=asked | {"Origin": origin})
+        assert reply.status_code == status
+        assert (reply.headers.get("access-control-allow-origin") == origin) == (status == 200)
+        if status >= 400:
+            failed(reply, status)
+    for wrong in ("localhost:3000", "http://localhost:3000/page", ""):
+        with pytest.raises(ConfigError, match="origin"):
+            Settings(cors=(wrong,))
+
+
+def test_a_model_that_says_nothing_is_an_error(talker: tuple[str, Served, Path]) -> None:
+    for change in (
+        {},
+        {"stream": True},
+        {"stream_format": "sse"},
+    ):  # the tiny model ends at once on two letters
+        assert "another seed, or a longer text" in failed(say(talker[0], input="Hi", **change), 400)
+
+
+@pytest.mark.parametrize("format", list(MEDIA))
+def test_no_samples_are_a_valid_file(talker: tuple[str, Served, Path], format: str) -> None:
+    tokens = {"model": "mini", "sample_rate": 16000, "frame_rate": 50.0, "codebook_sizes": [1024]}
+    tokens |= {"num_samples": 0, "codes": [[1]]}
+    reply = httpx.post(f"{talker[0]}/v1/tokens/decode?response_format={format}", json=tokens)
+    assert reply.status_code == 200
+    streamed = say(talker[0], model="mini", input=tokens, response_format=format, stream=True)
+    for content in (reply.content, streamed.content):
+        if format == "pcm":
+            assert content == b""
+        else:
+            if format == "flac" and content is streamed.content:  # libsndfile reads none of unknown length
+                content = content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 1]) + content[26:]
+            heard, _ = soundfile.read(io.BytesIO(content))
+            assert len(heard) <= 1152  # a frame of mp3
+            assert np.abs(heard).max(initial=0) < 1e-6
+
+
+def test_head_is_answered_where_get_is(talker: tuple[str, Served, Path]) -> None:
+    for path in ("/health", "/v1/models", "/docs"):
+        reply = httpx.head(talker[0] + path)
+        assert reply.status_code == 200
+        assert reply.content == b""
+
+
+def test_the_docs_page_lists_every_request_and_loads_nothing(talker: tuple[str, Served, Path]) -> None:
+    page = httpx.get(f"{talker[0]}/docs").text
+    for path, methods in httpx.get(f"{talker[0]}/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"<b>{method.upper()}</b> {path}<" in page
+    assert "stream_format" in page
+    assert "//" not in page.replace("<!doctype", "")  # no address of another server
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -100,6 +100,10 @@ def run(arguments: Arguments) -> int:
         return [(wave, codec.sample_rate) for wave in waves]
 
     def finish(job: Job, result: "tuple[np.ndarray, int]") -> None:
+        if not len(result[0]):
+            raise TokensError(
+                f"{job.source} holds tokens of 0 samples: there is no sound to write; encode it again"
+            )
         write(job, lambda path: audio.save(path, *result))
 
     return convert(jobs, read, work, finish, arguments.batch_seconds)

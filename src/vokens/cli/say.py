@@ -273,6 +273,8 @@ def _generator(seed: int) -> Any:
 
 def _stream(speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any], seed: int) -> float:
     """Say one text while it is computed; the seconds of sound."""
+    from vokens.models.speaking import ENDED
+
     count = 0
 
     def counted() -> "Iterator[np.ndarray]":
@@ -280,6 +282,8 @@ def _stream(speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any],
         for piece in speaker.say_stream(line.text, voice, generator=_generator(seed), **options):
             count += len(piece)
             yield piece
+        if not count:
+            raise ConfigError(ENDED)
 
     write_stream(line.job, counted(), speaker.sample_rate)
     return count / speaker.sample_rate
@@ -363,7 +367,10 @@ def _each(lines: list[Line], say: Callable[[Line], float]) -> int:
 
 def _save(line: Line, wave: "np.ndarray", rate: int) -> None:
     from vokens import audio
+    from vokens.models.speaking import ENDED
 
+    if not len(wave):
+        raise ConfigError(ENDED)
     if line.job.suffix == ".pcm":
         write_stream(line.job, [wave], rate)
     else:

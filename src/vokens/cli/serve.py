@@ -13,6 +13,8 @@ import tyro
 from vokens.cli.listen import answer, bound
 from vokens.errors import ConfigError, MissingExtra
 
+_LIMITS = ("max_upload", "max_seconds", "max_text", "max_queue", "max_streams", "max_batch", "batch_wait")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -26,6 +28,8 @@ class Arguments:
     """Clients must send it as `Authorization: Bearer KEY` (default: $VOKENS_API_KEY, else none)."""
     voices: Path | None = None
     """Folder of voices: NAME.wav, each with NAME.txt of what it says where known."""
+    cors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN ...")] = ()
+    """Origins whose pages may ask from a browser, such as http://localhost:3000; * for all (default: none)."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0
@@ -34,6 +38,8 @@ class Arguments:
     """Bytes of a request."""
     max_seconds: float = 600.0
     """Seconds of audio in one request."""
+    max_text: int = 10_000
+    """Characters of a text to speak."""
     max_queue: int = 64
     """Requests that wait for one model."""
     max_streams: int = 8
@@ -58,16 +64,9 @@ def run(arguments: Arguments) -> int:
     from vokens.serve.served import load_models
     from vokens.serve.settings import Settings
 
-    settings = Settings(
-        api_key=arguments.api_key or os.environ.get("VOKENS_API_KEY", ""),
-        max_upload=arguments.max_upload,
-        max_seconds=arguments.max_seconds,
-        max_queue=arguments.max_queue,
-        max_streams=arguments.max_streams,
-        max_batch=arguments.max_batch,
-        batch_wait=arguments.batch_wait,
-        voices=arguments.voices,
-    )
+    limits = {name: getattr(arguments, name) for name in _LIMITS}
+    key = arguments.api_key or os.environ.get("VOKENS_API_KEY", "")
+    settings = Settings(api_key=key, voices=arguments.voices, cors=arguments.cors, **limits)
     if arguments.threads < 0:
         raise ConfigError(f"--threads {arguments.threads}: a number from 1 is accepted, or 0 for all")
     if arguments.threads:

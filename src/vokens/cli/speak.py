@@ -20,7 +20,7 @@ from vokens.cli.convert import Loaded, convert
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Model, Output, load_codec
-from vokens.errors import ConfigError
+from vokens.errors import ConfigError, TokensError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,8 @@ def run(arguments: Arguments) -> int:
     def read(job: Job) -> "Loaded[Tokens]":
         tokens = read_tokens(job.source)
         model.ids(tokens)  # of another tokenizer: refused before anything is spoken
+        if not int(tokens.lengths[0]):
+            raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")
         return Loaded(job, tokens, seconds=float(tokens.duration.sum()))
 
     return speak_all(jobs, read, lambda item: item.value, model, voice, speech)
@@ -146,11 +148,11 @@ def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
 
     if job.target is None:
         out = sys.stdout.buffer
-        if job.suffix != ".pcm":
-            out.write(_endless_header(rate))
+        head = b"" if job.suffix == ".pcm" else _endless_header(rate)
         for piece in pieces:
-            out.write((np.clip(piece, -1, 1) * 32767).round().astype("<i2").tobytes())
+            out.write(head + (np.clip(piece, -1, 1) * 32767).round().astype("<i2").tobytes())
             out.flush()
+            head = b""  # written with the first sound, so that an error before it leaves nothing
         return
     job.target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(job.target) as path, soundfile.SoundFile(path, "w", rate, 1, format="WAV") as file:

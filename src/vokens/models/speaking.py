@@ -24,6 +24,9 @@ from vokens.text import front_end, normalise, sentences
 
 PAUSE = 0.2  # s between the pieces of a long text
 BATCH = 8  # pieces that are uttered together
+ENDED = (
+    "the model ended at once, without a sound: another seed, or a longer text"  # to whom a file was promised
+)
 # system -> (module, class): what makes a speaker of a model and of another that turns its tokens into sound.
 PARTNERED = {
     "learnable_lm": ("vokens.models.learnable.with_s3gen", "WithS3Gen"),
@@ -52,7 +55,7 @@ class Speaker(ABC):
     Attributes:
         sample_rate: Hz of what is said. sampler: how tokens are drawn where `say` is given nothing else.
         front_end: name of what makes ids of text; "phonemes" takes text as it is.
-        paced: whether it can speak at another speed.
+        paced: whether it can speak at another speed. needs_voice: whether `say` must be given one.
     """
 
     sample_rate: int
@@ -60,6 +63,7 @@ class Speaker(ABC):
     front_end: str
     paced: bool = False
     voice_type: type  # of what `voice` returns
+    needs_voice: bool = True
 
     # What a system implements ------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from vokens.errors import TokensError
 from vokens.tokens import Tokens
@@ -13,7 +13,16 @@ Code = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class TokensBody(BaseModel):
+class Body(BaseModel):
+    """A JSON body; null stands for a field that is left out, as clients of OpenAI send it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
+
+class TokensBody(Body):
     """Tokens of one recording."""
 
     model: Name
@@ -64,16 +73,39 @@ class TokensBody(BaseModel):
         )
 
 
-class Speech(BaseModel):
+class VoiceId(BaseModel):
+    """A voice, as OpenAI names custom ones."""
+
+    id: str
+
+
+class Speech(Body):
     """OpenAI's speech request; `input` may also be tokens."""
 
+    model_config = ConfigDict(extra="allow")  # to say what is ignored
+
     model: Name
-    input: Annotated[str, Field(min_length=1)] | TokensBody
-    voice: str | dict[str, Any] = Field("", description="a name of /v1/voices")
+    input: Annotated[
+        Annotated[str, Tag("text"), Field(min_length=1)] | Annotated[TokensBody, Tag("tokens")],
+        Discriminator(lambda given: "tokens" if isinstance(given, (dict, TokensBody)) else "text"),
+    ]
+    voice: str | VoiceId = Field("", description="a name of /v1/voices")
     response_format: Format = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0, description="2 is twice as fast, where the model can")
     seed: int = Field(0, ge=0, lt=2**63)
     stream: bool = Field(False, description="send sound while it is computed")
+    stream_format: Literal["audio", "sse"] | None = Field(
+        None, description="send sound while it is computed, as a file or as events"
+    )
+
+    @property
+    def voice_name(self) -> str:
+        return self.voice if isinstance(self.voice, str) else self.voice.id
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were sent and mean nothing here, such as OpenAI's `instructions`."""
+        return [name for name in self.model_extra or () if name.isascii() and name.isidentifier()]
 
 
 class ModelCard(BaseModel):
@@ -96,8 +128,20 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class VoiceList(BaseModel):
+class VoiceNames(BaseModel):
     data: list[str]
+
+
+class VoiceCard(BaseModel):
+    """A voice, in the shape that Open WebUI asks for."""
+
+    id: str
+    name: str
+    object: Literal["voice"] = "voice"
+
+
+class VoiceList(BaseModel):
+    voices: list[VoiceCard]
 
 
 class Health(BaseModel):

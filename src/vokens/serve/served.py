@@ -2,33 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from vokens import audio, registry
-from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.errors import VokensError
 from vokens.models.codec import Codec
 from vokens.models.named import load_named
 from vokens.models.s3gen import S3GenModel
 from vokens.models.speaking import PARTNERED, Speaker, speaker
 from vokens.serve.batcher import Batcher
+from vokens.serve.errors import ServerFault
 from vokens.serve.settings import Settings
-from vokens.text.files import read_text
+from vokens.serve.voices import Voice
 from vokens.tokens import Tokens
 
 REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A voice that clients may name: its recording, and what it says ("" where not known)."""
-
-    name: str
-    path: Path
-    text: str = ""
 
 
 @dataclass
@@ -44,7 +35,9 @@ class Served:
     batcher: Batcher
     system: str
     licence: str = ""
-    voices: dict[str, Any] = field(default_factory=dict)  # what the model keeps of voices that were asked for
+    voices: dict[str, tuple[Voice, Any]] = field(
+        default_factory=dict
+    )  # that were asked for, and as the model has them
 
     @property
     def encodes(self) -> bool:
@@ -63,6 +56,10 @@ class Served:
     def speaks(self) -> bool:
         """Whether it speaks tokens in the voice of a recording (S3Gen)."""
         return isinstance(self.model, S3GenModel)
+
+    @property
+    def needs_voice(self) -> bool:
+        return self.speaks or (self.says and self.model.needs_voice)
 
     @property
     def sample_rate(self) -> int:
@@ -105,15 +102,23 @@ class Served:
         return self.model.say_stream(text, self._voice(voice), generator=generator, speed=speed)
 
     def _voice(self, voice: Voice | None) -> Any:
-        """What the model makes of a voice, once; a prompt where the recording's text is known."""
+        """What the model makes of a voice, once for its files; a prompt where the recording's text is known."""
         if voice is None:
             return None
-        if voice.name not in self.voices:
-            if self.says:
-                self.voices[voice.name] = self.model.voice(voice.path, voice.text)
-            else:
-                self.voices[voice.name] = self.model.voice(*audio.load(voice.path, duration=REFERENCE))
-        return self.voices[voice.name]
+        if self.voices.get(voice.name, (None,))[0] != voice:
+            try:
+                self.voices[voice.name] = voice, self._prepared(voice)
+            except (VokensError, OSError) as error:
+                message = f"the recording of the voice {voice.name!r} cannot be used by {self.name}"
+                raise ServerFault(
+                    f"{message}: name another voice, or tell whoever runs the server"
+                ) from error
+        return self.voices[voice.name][1]
+
+    def _prepared(self, voice: Voice) -> Any:
+        if self.says:
+            return self.model.voice(voice.path, voice.text)
+        return self.model.voice(*audio.load(voice.path, duration=REFERENCE))
 
 
 def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:
@@ -124,18 +129,3 @@ def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -
         able = speaker(model) if model.system in PARTNERED else model
         found[name] = Served(name, able, Batcher(settings), model.system, licence)
     return found
-
-
-def find_voices(folder: Path | None) -> dict[str, Voice]:
-    """The voices of a folder, by file name without suffix."""
-    if folder is None:
-        return {}
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            said = path.with_suffix(".txt")
-            found[path.stem] = Voice(path.stem, path, read_text(said).strip() if said.exists() else "")
-    return found
-
-
-__all__ = ["Served", "Voice", "find_voices", "load_models"]

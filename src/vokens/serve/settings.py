@@ -1,6 +1,7 @@
 """What a server allows; every limit that a client can meet is one of these."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Settings:
         max_batch: requests, and batch_seconds: seconds of audio, that one model computes at a time.
         batch_wait: seconds that a request waits for company.
         voices: folder of voices, NAME.wav (or flac, mp3, …), each with NAME.txt of what it says where known.
+        cors: origins whose pages may ask this server from a browser, such as http://localhost:3000; "*" for all.
     """
 
     api_key: str = ""
@@ -32,6 +34,7 @@ class Settings:
     batch_seconds: float = 120.0
     batch_wait: float = 0.005
     voices: Path | None = None
+    cors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -47,3 +50,8 @@ class Settings:
                 raise ConfigError(f"{name} = {value}: seconds above 0 are accepted (batch_wait: 0 too)")
         if self.voices is not None and not self.voices.is_dir():
             raise ConfigError(f"the folder of voices {self.voices} does not exist: put NAME.wav files there")
+        for origin in self.cors:
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ConfigError(
+                    f"cors = {origin!r}: give an origin, SCHEME://HOST or SCHEME://HOST:PORT, or * for all"
+                )

@@ -2,7 +2,6 @@
 
 import io
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,9 @@ MEDIA = {
 }
 _CODINGS = {format: ENCODINGS[f".{format}"] for format in ("opus", "flac", "mp3")}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_NOTHING = np.zeros(
+    1, np.float32
+)  # these codings have no file of no samples that programs open: one is silent
 _BLOCK = 1 << 14  # samples per call
 
 
@@ -38,7 +40,7 @@ class Writer:
     def __init__(self, format: str, sample_rate: int, num_samples: int | None = None) -> None:
         self.format, self.rate, self.target = format, sample_rate, rate_of(format, sample_rate)
         self._head = wav_header(sample_rate, num_samples) if format == "wav" else b""
-        self._out = _Tape()
+        self._out, self._begun = _Tape(), False
         self._file: soundfile.SoundFile | None = None
         self._resampler: soxr.ResampleStream | None = None
         if format in _CODINGS:
@@ -52,6 +54,7 @@ class Writer:
         if self._file is None:
             head, self._head = self._head, b""
             return head + (wave.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+        self._begun = self._begun or len(wave) > 0
         self._put(wave, last=False)
         return self._out.take()
 
@@ -59,6 +62,8 @@ class Writer:
         """The bytes that close the file."""
         if self._file is None:
             return self._head
+        if not self._begun:
+            self._put(_NOTHING, last=False)
         self._put(np.zeros(0, np.float32), last=True)
         self._file.close()
         return self._out.take()
@@ -76,6 +81,7 @@ def encode(wave: np.ndarray, sample_rate: int, format: str) -> bytes:
     if format in _CODINGS:  # whole files may be written out of order, which gives them their true length
         container, coding = _CODINGS[format]
         target = rate_of(format, sample_rate)
+        wave = wave if len(wave) else _NOTHING
         wave = wave if target == sample_rate else resample(wave, sample_rate, target)
         file = io.BytesIO()
         with soundfile.SoundFile(file, "w", target, 1, coding, None, container) as sound:
@@ -84,11 +90,6 @@ def encode(wave: np.ndarray, sample_rate: int, format: str) -> bytes:
         return file.getvalue()
     writer = Writer(format, sample_rate, len(wave))
     return writer.write(wave) + writer.end()
-
-
-def blocks(content: bytes, size: int = 1 << 16) -> Iterator[bytes]:
-    """The content in pieces of `size` bytes."""
-    return (content[start : start + size] for start in range(0, len(content), size))
 
 
 def wav_header(sample_rate: int, num_samples: int | None) -> bytes:

@@ -25,6 +25,7 @@ class USLMSpeech(Speaker):
     """Text to speech. uslm: text to tokens. codec: tokens to speech; that of the config's name by default."""
 
     voice_type = tuple
+    needs_voice = False
 
     def __init__(self, uslm: USLM, codec: Pretrained | None = None) -> None:
         settings = uslm.config

@@ -1,0 +1,125 @@
+"""What all routes share: models, voices, limits and counters, and the checks of a request against them."""
+
+import asyncio
+import hmac
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import Depends, Request
+from fastapi.responses import Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from vokens import registry
+from vokens.serve.errors import listed, problem
+from vokens.serve.meter import Meter
+from vokens.serve.served import Served
+from vokens.serve.settings import Settings
+from vokens.serve.sound import MEDIA, encode
+from vokens.serve.voices import Voice, Voices
+from vokens.tokens import Tokens
+
+Result = TypeVar("Result")
+SOUND: dict[int | str, dict[str, Any]] = {  # of OpenAPI: a reply that is a sound file
+    200: {
+        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA.values()},
+        "description": "the sound",
+    }
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server's models by name, its settings, voices and counters."""
+
+    models: Mapping[str, Served]
+    settings: Settings
+    voices: Voices
+    meter: Meter
+
+    def model(self, name: str, ability: str = "") -> Served:
+        """The model of a name, which can do what is asked for: encodes, decodes, says, speaks."""
+        if name not in self.models:
+            raise problem(404, f"no model {name!r}: {listed('model', self.models)}", "model_not_found")
+        if ability and not getattr(self.models[name], ability):
+            able = [other for other, model in self.models.items() if getattr(model, ability)]
+            raise problem(400, f"{name} cannot do this; {', '.join(able) or 'no model here'} can", "model")
+        return self.models[name]
+
+    def codec_of(self, tokens: Tokens) -> tuple[Served, Tokens]:
+        """The codec of tokens, by its weights where they say which, else by name, and the tokens as its own."""
+        same = (
+            served
+            for served in self.models.values()
+            if served.decodes and tokens.fingerprint and served.model.fingerprint == tokens.fingerprint
+        )
+        codec = next(same, None)
+        if codec is None and tokens.model not in self.models and registry.source_of(tokens.model) is None:
+            why = f"no model {tokens.model!r}, a codec of your own: {listed('model', self.models)}"
+            raise problem(404, f"{why}; vokens serve --models FOLDER opens it", "model_not_found")
+        codec = codec or self.model(tokens.model, "decodes")
+        return codec, replace(tokens, model=codec.model.name)
+
+    def voice(self, name: str, needed: bool) -> Voice | None:
+        """The voice of a name; None for "" where the model needs none."""
+        voice = self.voices.get(name) if name else None
+        if voice is None and (name or needed):
+            given = f"no voice {name!r}" if name else "this model speaks in a voice, and none was named"
+            raise problem(404 if name else 400, f"{given}: {listed('voice', self.voices.names())}", "voice")
+        return voice
+
+    def check_seconds(self, seconds: float) -> None:
+        """Refuse more audio than is accepted."""
+        most = self.settings.max_seconds
+        if seconds > most:
+            raise problem(413, f"{seconds:.1f} s of audio: at most {most:g} s are accepted", "too_long")
+
+    async def sound(self, wave: np.ndarray, sample_rate: int, format: str) -> Response:
+        """A wave as a reply."""
+        self.meter.spoke(len(wave) / sample_rate)
+        content = await asyncio.to_thread(encode, wave, sample_rate, format)
+        return Response(content, media_type=MEDIA[format], headers={"X-Sample-Rate": str(sample_rate)})
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+TheService = Annotated[Service, Depends(_service)]
+_bearer = HTTPBearer(auto_error=False, description="the server's API key, where it has one")
+
+
+def check_key(
+    service: TheService, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    """A dependency that lets requests with the server's key pass; all, if it has none."""
+    key, sent = service.settings.api_key, given.credentials if given else ""
+    if key and not hmac.compare_digest(sent.encode(), key.encode()):
+        raise problem(401, "send the server's API key as Authorization: Bearer KEY", "invalid_api_key")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled as soon as the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise problem(499, "the client has gone", "client_gone")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def batch_facts(tokens: Tokens) -> tuple[Any, ...]:
+    """What the tokens of one batch share."""
+    vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
+    names = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
+    return (*(getattr(tokens, name) for name in names), vector)

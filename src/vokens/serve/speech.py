@@ -1,0 +1,206 @@
+"""OpenAI's speech request: a text, or tokens, to sound; whole, or sent while it is computed."""
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+
+from vokens.models.speaking import ENDED
+from vokens.serve.batcher import Busy
+from vokens.serve.coding import decode
+from vokens.serve.errors import body_of, problem
+from vokens.serve.schema import Speech
+from vokens.serve.served import Served
+from vokens.serve.service import SOUND, Service, TheService, batch_facts, check_key, unless_gone
+from vokens.serve.sound import MEDIA, Writer
+from vokens.tokens import Tokens
+
+router = APIRouter(prefix="/v1/audio", dependencies=[Depends(check_key)])
+_TOKEN_RATE = 25.0  # Hz, of the speech tokens of models that do not say theirs: S3's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request is computed.
+
+    Attributes:
+        whole: the wave (T,), from the queue of `model`. pieces: the same, piece by piece, on its thread.
+        size: of the input, characters or frames. silent: whether no sound at all is a right answer.
+    """
+
+    model: Served
+    whole: Callable[[], Coroutine[Any, Any, np.ndarray]]
+    pieces: Callable[[], Iterator[np.ndarray]]
+    size: int
+    silent: bool = False
+
+
+@router.post("/speech", response_class=Response, responses=SOUND)
+async def speech(request: Request, body: Speech, service: TheService) -> Response:
+    """Speech of a text, or of tokens, in a voice where the model takes one.
+
+    `stream_format` "sse" sends the events speech.audio.delta and speech.audio.done, as OpenAI defines them; "audio",
+    or `stream`, the bytes of the file. Other fields, OpenAI's `instructions` too, change nothing: the header X-Ignored
+    names them.
+    """
+    if isinstance(body.input, str):
+        plan = _of_text(service, body, body.input)
+    else:
+        plan = _of_tokens(service, body, await asyncio.to_thread(body.input.tokens))
+    if body.stream or body.stream_format is not None:
+        reply = await Stream(service, plan, body).begin()
+    else:
+        wave = await unless_gone(request, plan.whole())
+        if not (len(wave) or plan.silent):
+            raise _ended_at_once()
+        reply = await service.sound(wave, plan.model.sample_rate, body.response_format)
+    if body.ignored:
+        reply.headers["X-Ignored"] = ", ".join(body.ignored)
+    return reply
+
+
+def _of_text(service: Service, body: Speech, text: str) -> Plan:
+    model, most = service.model(body.model, "says"), service.settings.max_text
+    if len(text) > most:
+        raise problem(413, f"{len(text)} characters: at most {most} are accepted", "too_long")
+    if not text.strip():
+        raise problem(400, "the input has nothing to say: give at least one word", "input")
+    voice = service.voice(body.voice_name, model.needs_voice)
+    facts = voice, body.seed, body.speed
+    say = partial(model.say, *facts)
+    return Plan(
+        model,
+        lambda: model.batcher.submit(("say", *facts), say, text, len(text) / 10),
+        partial(model.say_stream, *facts, text),
+        len(text),
+    )
+
+
+def _of_tokens(service: Service, body: Speech, tokens: Tokens) -> Plan:
+    if body.speed != 1:
+        raise problem(400, "speed: tokens have their own", "speed")
+    size, seconds = tokens.codes.shape[2], tokens.codes.shape[2] / tokens.frame_rate
+    service.check_seconds(seconds)
+    model = service.model(body.model)
+    if not model.speaks:  # a codec, which has no use for a voice
+        codec, tokens = (
+            service.codec_of(tokens) if model.decodes else (service.model(body.model, "decodes"), tokens)
+        )
+        whole = partial(decode, service, codec, tokens)
+        return Plan(codec, whole, lambda: iter(codec.decode([tokens])), size, silent=True)
+    if not size:
+        raise problem(400, "the tokens have no frames: there is nothing to speak", "input")
+    voice = service.voice(body.voice_name, model.needs_voice)
+    assert voice is not None  # an S3Gen needs one
+    item, kind = (tokens, voice, body.seed), ("speak", *batch_facts(tokens))
+    return Plan(
+        model,
+        lambda: model.batcher.submit(kind, model.speak, item, seconds),
+        partial(model.stream, *item),
+        size,
+    )
+
+
+def _ended_at_once() -> Exception:
+    return problem(400, ENDED, "no_sound")
+
+
+class Stream:
+    """A reply that is sent while it is computed, by a model's thread between the passes of its queue."""
+
+    def __init__(self, service: Service, plan: Plan, body: Speech) -> None:
+        self.service, self.plan, self.body = service, plan, body
+        self.batcher, self.rate = plan.model.batcher, plan.model.sample_rate
+        self.writer = Writer(body.response_format, self.rate)
+        self.samples = 0
+        self.pieces: Iterator[np.ndarray] = iter(())
+
+    async def begin(self) -> Response:
+        """The reply; its first piece is made here, so that errors are replies of their own. Raises Busy."""
+        if self.batcher.load.streams >= self.service.settings.max_streams:
+            raise Busy
+        self.batcher.load.streams += 1
+        try:
+            self.pieces = await self.batcher.on_thread(self.plan.pieces)
+            first = await self._next()
+            if first is None and not self.plan.silent:
+                raise _ended_at_once()
+        except BaseException:
+            self.close()
+            raise
+        sound, kind, headers = (
+            self._sound(first),
+            MEDIA[self.body.response_format],
+            {"X-Sample-Rate": str(self.rate)},
+        )
+        if self.body.stream_format == "sse":
+            sound, kind = self._events(sound), "text/event-stream"
+            headers["Cache-Control"] = "no-cache"
+        return _Closing(self.close, sound, media_type=kind, headers=headers)
+
+    def close(self) -> None:
+        """Free the stream's place, and the model of what it was computing."""
+        self.batcher.load.streams -= 1
+        if close := getattr(self.pieces, "close", None):
+            asyncio.get_running_loop().run_in_executor(self.batcher.thread, close)
+
+    async def _next(self) -> np.ndarray | None:
+        """The next piece with a sample in it, None at the end."""
+        piece = await self.batcher.next_of(self.pieces)
+        while piece is not None and not len(piece):
+            piece = await self.batcher.next_of(self.pieces)
+        return piece
+
+    async def _sound(self, piece: np.ndarray | None) -> AsyncIterator[bytes]:
+        """The bytes of the file."""
+        while piece is not None:
+            self.samples += len(piece)
+            self.service.meter.spoke(len(piece) / self.rate)
+            if found := await asyncio.to_thread(self.writer.write, piece):
+                yield found
+            piece = await self._next()
+        if found := self.writer.end():
+            yield found
+
+    async def _events(self, sound: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same as OpenAI's events; a failure on the way is an event, too."""
+        try:
+            async for found in sound:
+                yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(found).decode()})
+        except Exception:
+            logging.getLogger("uvicorn.error").exception("a stream failed")
+            yield _event(body_of(500, "the server failed while it spoke", "server_error"))
+            return
+        spoken = round(self.samples / self.rate * (self.plan.model.frame_rate or _TOKEN_RATE))
+        usage = {
+            "input_tokens": self.plan.size,
+            "output_tokens": spoken,
+            "total_tokens": self.plan.size + spoken,
+        }
+        yield _event({"type": "speech.audio.done", "usage": usage})
+
+
+class _Closing(StreamingResponse):
+    """A reply that calls `close` at its end, however it comes: a body that is never asked for has no `finally`."""
+
+    def __init__(self, close: Callable[[], None], *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._close = close
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(content)}\n\n".encode()
