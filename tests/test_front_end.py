@@ -43,6 +43,14 @@ def test_espeak_says_what_the_published_front_end_says():
     for case in TEXT["text_cases"]:
         assert phonemes.phonemise(case["text"]) == case["phonemized"]
         assert front_end("espeak").ids(case["text"]) == case["ids"]
+    end = front_end("espeak")
+    for text in (
+        "Hello 你好, naïve Łódź",
+        "α → ∞, 100% of [x] and {y}",
+        "Привет, «so» ¿no? 5℃ 😀",
+        "a`b|c*d\\e ø",
+    ):
+        assert end.symbols(end.sayable(normalise(text)))
 
 
 def test_espeak_is_optional(monkeypatch):

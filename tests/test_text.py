@@ -235,7 +235,7 @@ def test_long_sentences_are_cut_at_commas_then_words_then_anywhere():
 _RUNS = (  # apart by two blanks
     "1  ,  .  a  A  $  €  %  -  _  *  #  `  ~  |  /  <  [  (  &  '  !  …  —  字  😀  ²  ½  α  \u0301\u0316  ٣  。  1.  "
     "1,  1.1  1-  1:  1/  1'  $1  1a  1 -  1,000  ,000  12:34  a.  a-  a@  a.a@  www.  http://  a.com/  [a](  [a]((  "
-    "<a  <a=  St.  e.g.  X  $a"
+    "<a  <a=  St.  e.g.  X  $a  w/  he/she  ^  ^{2"
 )
 RUNS = [*_RUNS.split("  "), " ", "\n", "1 ", "a ", "1 000 ", "5 km ", "1 Aa ", "| a "]
 

@@ -206,11 +206,7 @@ def _measure(match: Match) -> str:
     words = f"{match['amount']} {power if not match['per'] else ''}{one if singular else many or plural(one)}"
     if match["per"]:
         below = W.PER.get(match["per"]) or W.UNITS[match["per"]].partition("|")[0]
-        words += (
-            f" per {below} {power.replace('square', 'squared').replace('cubic', 'cubed')}"
-            if below == "second"
-            else f" per {power}{below}"
-        )
+        words += f" per {below} squared" if power and below == "second" else f" per {power}{below}"
     return words
 
 
@@ -246,16 +242,10 @@ def _power(match: Match) -> str:
     return words or f" to the power of {match[1].replace('-', 'minus ').lstrip('+')}"
 
 
-def _version(match: Match) -> str:
-    return " point ".join(map(number, match[0].split(".")))
-
-
-def _join(sign: str) -> Callable[[Match], str]:
-    return lambda match: match[0].replace(sign, "")
-
-
-def _comma_decimals(match: Match) -> str:
-    return match[0].replace(".", "").replace(" ", "").replace(",", ".")
+def _ungrouped(match: Match) -> str:
+    """ "1.234,50", "1 234" and "1,234" without their groups; a comma before less than three digits is a point."""
+    whole, point, decimals = re.sub(r",(?=\d\d?$)", "|", match[0]).partition("|")
+    return re.sub(r"\D", "", whole) + ("." if point else "") + decimals
 
 
 def _sign(match: Match) -> str:
@@ -289,33 +279,21 @@ _UNIT = _any(W.UNITS)
 _MARK = r"(?P<mark></?[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>|\[[a-z_-]{1,20}\])"
 _DAYS = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 
+# fmt: off
 _ABBREVIATIONS: list[tuple[str, Words]] = [
-    (
-        r"(?<![\w.+-])(?:(?:https?|ftp)://|www\.)[^\s<>\"]*[\w/]|(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+",
-        _address,
-    ),
-    (
-        r"(?<![\w.@-])[A-Za-z][\w-]*+(?:\.[\w-]++)*\.(?:com|org|net|edu|gov|io|ai|dev|app|uk|eu|py|txt|js|json|md|html?|csv|gz"
-        r"|pdf|png|jpe?g|wav|mp3|mp4|zip|docx?|toml|ya?ml|sh|exe)\b(?:/\S*[\w/])?",
-        _address,
-    ),
+    (r"(?<![\w.+-])(?:(?:https?|ftp)://|www\.)[^\s<>\"]*[\w/]|(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+", _address),
+    (r"(?<![\w.@-])[A-Za-z][\w-]*+(?:\.[\w-]++)*\.(?:com|org|net|edu|gov|io|ai|dev|app|uk|eu|py|txt|js|json|md|html?|csv|gz"
+     r"|pdf|png|jpe?g|wav|mp3|mp4|zip|docx?|toml|ya?ml|sh|exe)\b(?:/\S*[\w/])?", _address),
     (r"(?<![^\s(\"'])~?/(?:[\w.-]++/)*[\w.-]*\w", _address),
-    (
-        rf"(?<!\d)(\d++ (?:[A-Z]\w+ ){{1,4}})({_any(W.STREETS)})\.?(?=\W|$)",
-        lambda m: m[1] + W.STREETS[m[2]] + "." * _sentence_ends(m),
-    ),
+    (rf"(?<!\d)(\d++ (?:[A-Z]\w+ ){{1,4}})({_any(W.STREETS)})\.?(?=\W|$)",
+     lambda m: m[1] + W.STREETS[m[2]] + "." * _sentence_ends(m)),
     (r"\b(Mrs?|Dr|Prof)\s(?=[A-Z]|and\b)", lambda m: f"{W.TITLES[m[1]]} "),
     (rf"\b({_any(W.TITLES)})\.\s?(?=[A-Z])", lambda m: f"{W.TITLES[m[1]]} "),
-    (
-        rf"(?i)(?<![\w.'-])({_any(W.COUNTED)})\.\s?(?=\d|(?-i:[IVXL]{{2,}}\b))",
-        lambda m: _like(W.COUNTED[m[1].lower()], m[1]) + " ",
-    ),
+    (rf"(?i)(?<![\w.'-])({_any(W.COUNTED)})\.\s?(?=\d|(?-i:[IVXL]{{2,}}\b))",
+     lambda m: _like(W.COUNTED[m[1].lower()], m[1]) + " "),
     (rf"(?i)(?<![\w.'-])({_any(W.SHORT)})\.(?![\d.])(?!\w\.)", _short),
     (r"\bPh\.?D\b\.?", "P h D"),
-    (r"(?i)\bw/o\b", "without"),
-    (r"(?i)\bw/(?=\s)", "with"),
-    (r"(?i)\bb/c\b", "because"),
-    (r"(?i)\bc/o\b", "care of"),
+    (r"(?i)\b(w/(?=\s)|(?:w/o|b/c|c/o)\b)", lambda m: _like(W.SLASHED[m[1].lower()], m[1])),
     (r"\b([Ss]?)/?(he/she|his/her|him/her)\b", lambda m: m[1] + m[2].replace("/", " or ")),
     (r"\b([CFG])#(?!\w)", r"\1 sharp"),
     (r"\bCO2\b", "C O 2"),
@@ -326,96 +304,61 @@ _ABBREVIATIONS: list[tuple[str, Words]] = [
 
 def _dates(day_first: bool) -> list[tuple[str, Words]]:
     return [
-        (
-            rf"(?<![\w.-])({_YEAR})([-/.])(0?[1-9]|1[0-2])\2({_DAY})(?:T(?=\d\d:)|{_END})",
-            lambda m: _date(W.MONTHS[int(m[3]) - 1], int(m[4]), m[1]) + ", " * m[0].endswith("T"),
-        ),
-        (
-            r"(?<![\d/.])(\d{1,2})([/.])(\d{1,2})\2(\d{4}|\d\d)(?![/.]?\d|\w)",
-            partial(_date_of_numbers, day_first),
-        ),
-        (
-            rf"\b(?P<month>{_MONTH})\s(?P<day>{_DAY})(?:st|nd|rd|th)?(?:\s?[-–]\s?(?P<until>{_DAY})(?:st|nd|rd|th)?)?"
-            rf"(?:,?\s(?P<year>{_YEAR}))?{_END}",
-            _month_day,
-        ),
-        (
-            rf"(?<![\d.,/:])(?P<the>\b[Tt]he )?\b(?P<day>{_DAY})(?:st|nd|rd|th)?(?:\s?[-–]\s?(?P<until>{_DAY})"
-            rf"(?:st|nd|rd|th)?)?(?:\sof)?\s(?P<month>{_MONTH})(?!\w)(?:,?\s(?P<year>{_YEAR}){_END})?",
-            _day_month,
-        ),
+        (rf"(?<![\w.-])({_YEAR})([-/.])(0?[1-9]|1[0-2])\2({_DAY})(?:T(?=\d\d:)|{_END})",
+         lambda m: _date(W.MONTHS[int(m[3]) - 1], int(m[4]), m[1]) + ", " * m[0].endswith("T")),
+        (r"(?<![\d/.])(\d{1,2})([/.])(\d{1,2})\2(\d{4}|\d\d)(?![/.]?\d|\w)", partial(_date_of_numbers, day_first)),
+        (rf"\b(?P<month>{_MONTH})\s(?P<day>{_DAY})(?:st|nd|rd|th)?(?:\s?[-–]\s?(?P<until>{_DAY})(?:st|nd|rd|th)?)?"
+         rf"(?:,?\s(?P<year>{_YEAR}))?{_END}", _month_day),
+        (rf"(?<![\d.,/:])(?P<the>\b[Tt]he )?\b(?P<day>{_DAY})(?:st|nd|rd|th)?(?:\s?[-–]\s?(?P<until>{_DAY})"
+         rf"(?:st|nd|rd|th)?)?(?:\sof)?\s(?P<month>{_MONTH})(?!\w)(?:,?\s(?P<year>{_YEAR}){_END})?", _day_month),
         (rf"\b({_MONTH}),?\s({_YEAR}){_END}", lambda m: f"{_month(m[1])} {year(int(m[2]))}"),
         (r"\b(Jan|Feb|Aug|Sept?|Oct|Nov|Dec)\.", lambda m: _month(m[1]) + "." * _sentence_ends(m)),
-        (
-            rf"(\b(?:{_DAYS}|{'|'.join(W.MONTHS)})|(?:st|nd|rd|th)\b)\s?[-–]\s?(?={_DAYS}|{'|'.join(W.MONTHS)})",
-            r"\1 to ",
-        ),
+        (rf"(\b(?:{_DAYS}|{'|'.join(W.MONTHS)})|(?:st|nd|rd|th)\b)\s?[-–]\s?(?={_DAYS}|{'|'.join(W.MONTHS)})",
+         r"\1 to "),
     ]
 
 
 # Digits that are not quantities, and one writing for the quantities of all countries: 1234.5.
 _FIGURES: list[tuple[str, Words]] = [
-    (
-        r"(?<![\w.-])(?:\+?\d{1,3}[ -])?(?:\(\d{3}\)\s?|\d{3}[ .-])\d{3}[.-]\d{4}(?![\w-])|(?<![\w.-])(?:\d{3}-\d{4}|"
-        r"\+\d{1,3}(?: \d{2,5}){2,5}|\d{4}(?:[ -]\d{4}){3}|\d{3}-\d\d-\d{4})(?![\w-])",
-        _telephone,
-    ),
+    (r"(?<![\w.-])(?:\+?\d{1,3}[ -])?(?:\(\d{3}\)\s?|\d{3}[ .-])\d{3}[.-]\d{4}(?![\w-])|(?<![\w.-])(?:\d{3}-\d{4}|"
+     r"\+\d{1,3}(?: \d{2,5}){2,5}|\d{4}(?:[ -]\d{4}){3}|\d{3}-\d\d-\d{4})(?![\w-])", _telephone),
     (r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", lambda m: " dot ".join(map(number, m[0].split(".")))),
-    (rf"{_START}(?<!\d,)\d{{1,3}}(?:,\d{{3}})+(?![\d,]*\d)", _join(",")),
-    (rf"{_START}(?<!\d,)\d{{1,2}}(?:,\d\d)+,\d{{3}}(?![\d,]*\d)", _join(",")),
-    (rf"{_START}(?<!\d')\d{{1,3}}(?:'\d{{3}})+(?!\d)", _join("'")),
-    (rf"{_START}(?<![\d,:/] )(?<![\w,:/])\d{{1,3}}(?: \d{{3}})+(?! ?\d|[:/]\d)", _join(" ")),
-    (rf"{_START}(?<!\d,)\d{{1,3}}(?:[. ]\d{{3}})+,\d\d?(?![\d,])", _comma_decimals),
-    (rf"{_START}\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\.?\d)", _join(".")),
-    (rf"{_START}(?<!\d,)\d{{1,3}}\.\d{{3}}(?=\s?€)", _join(".")),
+    (rf"{_START}(?<!\d,)\d{{1,3}}(?:,\d{{3}})+(?![\d,]*\d)", _ungrouped),
+    (rf"{_START}(?<!\d,)\d{{1,2}}(?:,\d\d)+,\d{{3}}(?![\d,]*\d)", _ungrouped),
+    (rf"{_START}(?<!\d')\d{{1,3}}(?:'\d{{3}})+(?!\d)", _ungrouped),
+    (rf"{_START}(?<![\d,:/] )(?<![\w,:/])\d{{1,3}}(?: \d{{3}})+(?! ?\d|[:/]\d)", _ungrouped),
+    (rf"{_START}(?<!\d,)\d{{1,3}}(?:[. ]\d{{3}})+,\d\d?(?![\d,])", _ungrouped),
+    (rf"{_START}\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\.?\d)", _ungrouped),
+    (rf"{_START}(?<!\d,)\d{{1,3}}\.\d{{3}}(?=\s?€)", _ungrouped),
     (rf"(?<={_SIGN})(\d++),(\d\d?)(?![\d,])", r"\1.\2"),
-    (
-        rf"{_START}(?<!\d,)(\d++),(\d\d?)(?=\s?(?:{_SIGN}|(?:{_any(W.CODES)}|{_UNIT}|[mbtr]+illion)(?!\w)))",
-        r"\1.\2",
-    ),
-    (
-        rf"(?<!\d)\d{{{MOST_DIGITS + 1},}}+(?:\.\d++)?|{_START}\d{{0,{MOST_DIGITS}}}\.\d{{{MOST_DIGITS + 1},}}+",
-        lambda m: number(m[0]),
-    ),
+    (rf"{_START}(?<!\d,)(\d++),(\d\d?)(?=\s?(?:{_SIGN}|(?:{_any(W.CODES)}|{_UNIT}|[mbtr]+illion)(?!\w)))", r"\1.\2"),
+    (rf"(?<!\d)\d{{{MOST_DIGITS + 1},}}+(?:\.\d++)?|{_START}\d{{0,{MOST_DIGITS}}}\.\d{{{MOST_DIGITS + 1},}}+",
+     lambda m: number(m[0])),
 ]
 _ROMANS: list[tuple[str, Words]] = [
     (rf"\b((?:{W.PARTS.replace(' ', '|')})\s)({_ROMAN})", _part),
     (rf"(?m)^()({_ROMAN})(?=\.\s[A-Z])", _part),
     (rf"\b((?:{W.NAMED.replace(' ', '|')})\s)(?!I\b|X\b)({_ROMAN})", _reign),
-    (
-        rf"\b((?:{W.NAMED.replace(' ', '|')})\s)([IX])(?=\s(?:of|was|died|reigned|became)\b|[,.;:)]|'s\b|$)",
-        _reign,
-    ),
+    (rf"\b((?:{W.NAMED.replace(' ', '|')})\s)([IX])(?=\s(?:of|was|died|reigned|became)\b|[,.;:)]|'s\b|$)", _reign),
     (r"\b((?:King|Queen|Pope|Emperor|Tsar|Czar|Kaiser)\s[A-Z][a-z]+\s)([IX])\b(?!')", _reign),
     (rf"\b([Tt]he\s)({_ROMAN})(?=\scentury)", lambda m: m[1] + ordinal(_roman(m[2])) if m[2] else m[0]),
-    (
-        r"\b(?!(?:The|This|That|An?|My|His|Her|In|On|Use|Run|With|Via|Or|And)\b)([A-Z][a-z]+\s)"
-        r"(I[IVX]|III|VI{1,3}|XI{1,3}|XI?V|XVI{1,3}|XIX)(?!\w|'(?!s\b))",
-        _part,
-    ),
+    (r"\b(?!(?:The|This|That|An?|My|His|Her|In|On|Use|Run|With|Via|Or|And)\b)([A-Z][a-z]+\s)"
+     r"(I[IVX]|III|VI{1,3}|XI{1,3}|XI?V|XVI{1,3}|XIX)(?!\w|'(?!s\b))", _part),
 ]
 _TIMES: list[tuple[str, Words]] = [
     (r"(?<![\w.)\]^])-(?=[$£€¥])", "minus "),
     (rf"(?:\b(?P<country>US|A|C|NZ|HK))?(?P<sign>{_SIGN}|\b(?:{_any(W.CODES)}))\s?{_AMOUNTS}", _money),
     (rf"{_START}{_AMOUNTS}(?P<country>)\s?(?P<sign>{_SIGN}|(?:{_any(W.CODES)})\b)", _money),
-    (
-        rf"\b({W.BOOKS.replace(' ', '|')}) (\d{{1,3}}):(\d{{1,3}})(?:[-–](\d{{1,3}}))?\b",
-        lambda m: f"{m[1]} {m[2]} {m[3]}" + (f" to {m[4]}" if m[4] else ""),
-    ),
+    (rf"\b({W.BOOKS.replace(' ', '|')}) (\d{{1,3}}):(\d{{1,3}})(?:[-–](\d{{1,3}}))?\b",
+     lambda m: f"{m[1]} {m[2]} {m[3]}" + (f" to {m[4]}" if m[4] else "")),
     (r"(?i)\b((?:ratio|odds|scored?|scale|won|lost)(?: of| is| was|:)?) (\d{1,3}):(?=\d)", r"\1 \2 to "),
-    (
-        rf"{_START}({_YEAR})([-–/])(\d\d)(?![\w/-]|[.,]\d)",
-        _years_until,
-    ),
+    (rf"{_START}({_YEAR})([-–/])(\d\d)(?![\w/-]|[.,]\d)", _years_until),
     (rf"{_START}(?<!\^)({_NUMBER})(\s?(?:{_UNIT}|)) - (?=\d)({_NUMBER})(?![-\d])", _difference),
     (r"(?<=[\da-zA-Z%°])\s?–\s?(?=[$£€¥]?\.?\d)|(?<=[\d%CF°])~(?=\d)", " to "),
     (r"(?i)(?<=\d)\s?([ap])\.?m\.?\s?-\s?(?=\d)", r" \1m to "),
     (rf"(?<=\d)(\s?(?:{_UNIT}|st|nd|rd|th|[kKmM]))-(?={_NUMBER}(?!-))", r"\1 to "),
     (r"(?<![\w:-])(?<!\d[.,])(\d[\d.,:]*+)-(?=\d[\d.,:]*+(?!-\d))", r"\1 to "),
-    (
-        rf"(?<![\d:])(?P<hour>2[0-4]|[01]?\d):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![:\d]){_AM_PM}?",
-        _time,
-    ),
+    (rf"(?<![\d:])(?P<hour>2[0-4]|[01]?\d):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![:\d]){_AM_PM}?", _time),
     (rf"{_START}(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)(?P<second>){_AM_PM}", _time),
     (rf"{_START}(?P<hour>2[0-4]|[01]?\d)h(?P<minute>[0-5]\d)(?P<second>)(?P<half>)\b", _time),
     (rf"{_START}(?P<hour>1[0-2]|0?[1-9])(?P<minute>)(?P<second>){_AM_PM}", _time),
@@ -429,15 +372,10 @@ _YEARS: list[tuple[str, Words]] = [
     (r"(?<!\w)'(\d\d)(?![\w'])", lambda m: ("oh " if m[1][0] == "0" else "") + cardinal(int(m[1]))),
     (rf"(?<![\w.,$£€])({_YEAR})(?=\s(?:to|and|or)\s{_YEAR}\b)", lambda m: year(int(m[1]))),
     (r"(?<![\w.,])(\d{3,4})(?=\s(?:AD|BCE?|CE)\b)", lambda m: year(int(m[1]))),
-    (
-        rf"(?i)(?<!\w)({_CONTEXT}\s|©\s?)({_YEAR})(?!\s?[a-z]*[%°$€£])(?!\s(?:people|times|years|days){_END}){_END}",
-        lambda m: m[1] + year(int(m[2])),
-    ),
-    (
-        r"(?<![\w.,])((?:1[5-9]|20)\d\d)(?=\)|\s(?:was|is|saw|will|has|had|film|movie|[Ww]orld|Olympics|election"
-        r"|edition|model|season)\b)",
-        lambda m: year(int(m[1])),
-    ),
+    (rf"(?i)(?<!\w)({_CONTEXT}\s|©\s?)({_YEAR})(?!\s?[a-z]*[%°$€£])(?!\s(?:people|times|years|days){_END}){_END}",
+     lambda m: m[1] + year(int(m[2]))),
+    (r"(?<![\w.,])((?:1[5-9]|20)\d\d)(?=\)|\s(?:was|is|saw|will|has|had|film|movie|[Ww]orld|Olympics|election"
+     r"|edition|model|season)\b)", lambda m: year(int(m[1]))),
 ]
 _NUMBERS: list[tuple[str, Words]] = [
     (r"(?<![\w.)\]^])-(?=[$£€¥]?\.?\d)", "minus "),
@@ -445,17 +383,11 @@ _NUMBERS: list[tuple[str, Words]] = [
     (r"(?<=\d) sq\.? ?(ft|m|km|mi|yd)\b", r" \1^2"),
     (r"(?<!\w)(\d)'(\d{1,2})(?:\"|(?!\w))", r"\1 feet \2 inches"),
     (r"(?:(?<!\d)(\d++)\s?)?([¼-¾⅐-⅞])", _vulgar),
-    (
-        rf"{_START}(?P<amount>{_NUMBER})(?P<gap>[\s-]?)(?P<unit>{_UNIT})(?:/(?P<per>{_any(W.PER)}|{_UNIT}))?"
-        r"(?:\^?(?P<power>[23]))?(?![\w/^])(?:\.(?=\s[a-z]))?",
-        _measure,
-    ),
+    (rf"{_START}(?P<amount>{_NUMBER})(?P<gap>[\s-]?)(?P<unit>{_UNIT})(?:/(?P<per>{_any(W.PER)}|{_UNIT}))?"
+     r"(?:\^?(?P<power>[23]))?(?![\w/^])(?:\.(?=\s[a-z]))?", _measure),
     (rf"{_START}({_NUMBER})\ss(?!\w)", lambda m: f"{m[1]} second{'s' * (m[1] != '1')}"),
     (r"(?<=\w)/(?=(?:second|minute|hour|day|week|month|year|person)\b)", " per "),
-    (
-        rf"(?<![\w.])({_NUMBER})[eE]([+-]?\d{{1,3}})(?!\w)",
-        lambda m: f"{m[1]} times ten to the power of {m[2].replace('-', 'minus ').lstrip('+')}",
-    ),
+    (rf"(?<![\w.])({_NUMBER})[eE](?=[+-]?\d{{1,3}}(?!\w))", r"\1 times ten^"),
     (r"\^\{?([+-]?\d{1,9}|[a-zA-Z])(?!\w)\}?", _power),
     (r"(?<![\w.,])(\d++)s\b", lambda m: plural(number(m[1]))),
     (r"(?<![\w.,/])(?:(\d{1,9})\s)?(\d{1,4})/(\d{1,4})(?![\w/])", _fraction),
@@ -465,7 +397,7 @@ _NUMBERS: list[tuple[str, Words]] = [
     (r"(?<=\d)x\b(?!\s?[-+=*/)^])", " times"),
     (r"(?<=[\d)])\s?\*\s?(?=[\d(])", " times "),
     (r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " "),
-    (r"(?<![\d.])\d++(?:\.\d++){2,}", _version),
+    (r"(?<![\d.])\d++(?:\.\d++){2,}", lambda m: " point ".join(map(number, m[0].split(".")))),
     (_NUMBER, lambda m: number(m[0]) + ("," if re.compile(r",\d").match(m.string, m.end()) else "")),
 ]
 _SIGNS: list[tuple[str, Words]] = [
@@ -475,6 +407,7 @@ _SIGNS: list[tuple[str, Words]] = [
     (r"(?<![\u0370-\u03ff])[\u0391-\u03a9\u03b1-\u03c9](?![\u0370-\u03ff])", _greek),
     (rf"{_MARK}|[^\w\s!\"'(),\-.:;?\[\]{{}}–—]|_", _sign),
 ]
+# fmt: on
 
 
 @cache

@@ -28,6 +28,7 @@ SHORT = {short.lower(): words.lower() for short, words in STREETS.items()} | _ta
     "viz namely; avg average; max maximum; est established; govt government; misc miscellaneous; "
     "mon Monday; tue Tuesday; tues Tuesday; wed Wednesday; thu Thursday; thur Thursday; thurs Thursday; fri Friday"
 )
+SLASHED = _table("w/o without; w/ with; b/c because; c/o care of")
 # sign -> one, many, a hundredth, hundredths
 MONEY = {
     "$": ("dollar", "dollars", "cent", "cents"),

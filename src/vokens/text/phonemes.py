@@ -49,6 +49,7 @@ class Espeak(Phonemes):
         return super().symbols(phonemise(text))
 
     def sayable(self, text: str) -> str:
+        text = text.translate(str.maketrans("[]{}", "()()"))
         return keep_known(text, lambda c: c in ALPHABET or without_accents(c.casefold()).isascii())
 
     def join(self, prompt_text: str, text: str) -> str:
