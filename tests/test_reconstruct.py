@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from vokens import registry
 from vokens.bench import judges
 from vokens.bench.items import find_items
 from vokens.bench.options import METRICS, Reconstruct
@@ -119,6 +120,34 @@ def test_a_peer_is_whole_and_not_measured_twice(corpus, tmp_path):
     (row,) = json.loads((tmp_path / "alone" / "reconstruct.json").read_text())["rows"]
     assert row["row"] == "mini"
     assert row["metric"]["mel"] == rows[0]["metric"]["mel"]
+
+
+def test_a_peer_has_its_rate_and_is_in_time(corpus, tmp_path):
+    if sentence := registry.lacking(registry.get("opus-6")):
+        pytest.skip(sentence)
+    assert run(options(corpus, tmp_path, peers="opus-6", metrics="stoi", limit=2)) == 0
+    (row,) = json.loads((tmp_path / "reconstruct.json").read_text())["rows"]
+    assert row["metric"]["bitrate"]["value"] == pytest.approx(6, rel=0.15)  # the last frame, and the delay
+    assert row["metric"]["stoi"]["value"] > 0.7  # in time: Codec2 with its 20 ms would lose 0.2
+
+
+def test_every_evaluator_is_asked(corpus, tmp_path):
+    """On small graphs of the published form: of the recording itself, its own voice and the words that they say."""
+    pytest.importorskip("onnx")
+    from evaluator_graphs import SENTENCE, write_campplus, write_dnsmos, write_moonshine
+
+    write_moonshine(tmp_path / "moonshine-tiny-en", SENTENCE)
+    write_campplus(tmp_path / "campplus-zh-en")
+    write_dnsmos(tmp_path / "dnsmos")
+    metrics = "speaker,dnsmos,dnsmos-sig,dnsmos-bak,wer"
+    asked = options(corpus, tmp_path / "out", metrics=metrics, language="en", limit=2, judges=tmp_path)
+    assert run(asked) == 0
+    (row,) = json.loads((tmp_path / "out" / "reconstruct.json").read_text())["rows"]
+    assert row["metric"].keys() == {"bitrate", "rtf", *metrics.split(",")}
+    assert row["metric"]["speaker"]["value"] == pytest.approx(1)
+    assert (
+        row["metric"]["wer"]["value"] == 200
+    )  # "the sea" for "one": a word of one is wrong, and one too many
 
 
 # Summaries and runs

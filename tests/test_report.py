@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from report_folder import RATES, write_results
 
+from vokens import registry
 from vokens.bench.report import run
 from vokens.bench.report_options import Report
 from vokens.bench.report_plot import Point, Series, rate_plot
@@ -56,8 +57,10 @@ def test_every_row_is_heard(results: Path, html: str) -> None:
     sounds = [b64decode(found) for found in re.findall(r"data:audio/flac;base64,([^\"]*)", html)]
     pictures = re.findall(r"data:image/png;base64,", html)
     rows = json.loads((results / "reconstruct.json").read_text())["rows"]
-    assert len(sounds) == len(pictures) == 2 * len(RATES) == 2 * len(rows)
-    waves = [soundfile.read(io.BytesIO(sound))[0] for sound in sounds[: len(RATES)]]
+    opens = [row for row in rows if row["row"] != "opus-6" or not registry.lacking(registry.get("opus-6"))]
+    assert len(rows) == len(RATES)
+    assert len(sounds) == len(pictures) == 2 * len(opens)
+    waves = [soundfile.read(io.BytesIO(sound))[0] for sound in sounds[: len(opens)]]
     assert len({len(wave) for wave in waves}) == 1
     assert all(not np.array_equal(waves[0], wave) for wave in waves[1:])
 
@@ -85,6 +88,14 @@ def test_without_sounds_nothing_is_decoded(
     monkeypatch.setattr("vokens.load", None)
     run(Report(folder=results, out=tmp_path / "page.html", samples=0))
     assert "data:audio" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_recording_that_cannot_be_read_is_not_heard(tiny_codec_folder: Path, tmp_path: Path) -> None:
+    folder = write_results(tmp_path, tiny_codec_folder)
+    (tmp_path / "audio" / "0.wav").write_text("<html>")
+    assert run(Report(folder=folder, seconds=1.0, samples=3)) == 0
+    text = (folder / "report.html").read_text()
+    assert (text.count("<h3>0.wav"), text.count("<h3>1.wav"), text.count("<h3>2.wav")) == (0, 1, 1)
 
 
 def test_a_corpus_that_has_gone_leaves_the_tables(results: Path, tmp_path: Path) -> None:

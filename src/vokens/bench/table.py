@@ -73,7 +73,9 @@ def _blocks(lines: list[list[str]], width: int) -> Iterator[str]:
             last += 1
         text = ""
         for i, name in enumerate(columns[0]):
-            cells = (columns[k][i].rjust(widths[k]) for k in range(first, last))
+            cells = [columns[k][i].rjust(widths[k]) for k in range(first, last)]
+            if not any(map(str.strip, cells)):
+                continue  # a condition without any of these numbers
             text += "  ".join([name.ljust(widths[0]), *cells]).rstrip() + "\n"
         yield text
         first = last
