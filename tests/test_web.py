@@ -1,5 +1,6 @@
-"""The page's recordings, tokens and streams, without a browser; test_web_browser.py has one."""
+"""The page's recordings, tokens and addresses, without a browser; test_web_browser.py has one."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import soundfile
 from conftest import speechlike
 
 import vokens
-from vokens.errors import AudioError, TokensError
+from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.codec import Codec
 
 pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 
+from matplotlib.image import imread
+
+from vokens.web.addresses import KEPT, Addresses
 from vokens.web.listen import Listener
-from vokens.web.page import KEPT, Streams, create_app
+from vokens.web.page import create_app
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +37,67 @@ def test_the_slider_decodes_fewer_codebooks_of_the_same_tokens(listener: Listene
     wave = speechlike(20000)
     tokens = mini.encode(wave, 16000)
     for count in (8, 2, 99):
-        heard = listener.hear("mini", wave, 16000, count)
-        assert heard.tokens.codes.equal(tokens.codes[:, :count])
-        expected = mini.decode(tokens.select(0, min(count, 8)))[0].clip(-1, 1) * 32767
-        np.testing.assert_allclose(heard.sound[1], expected, atol=1)
-        assert heard.picture[:4] == b"\x89PNG"
-        assert dict(heard.numbers)["bit rate"] == f"{min(count, 8) * 0.5:.2f} kbit/s"
+        result = listener.roundtrip("mini", wave, 16000, count)
+        assert result.tokens.codes.equal(tokens.codes[:, :count])
+        np.testing.assert_allclose(result.decoded, mini.decode(tokens.select(0, min(count, 8)))[0], atol=1e-5)
+        assert result.numbers["bit rate"] == f"{min(count, 8) * 0.5:.2f} kbit/s"
+        assert float(result.numbers["mel distance"]) > 0
     assert len(listener._kept) == 1  # encoded once
 
 
-def test_token_files_are_heard(listener: Listener, mini: Codec, tmp_path: Path) -> None:
+def test_silence_is_not_called_a_perfect_copy(listener: Listener) -> None:
+    numbers = listener.roundtrip("mini", np.zeros(16000, np.float32), 16000, 8).numbers
+    assert "silent" in numbers["closeness"]
+    assert not numbers.keys() & {"mel distance", "STOI"}
+
+
+def test_files_of_a_result_are_written_when_asked_for_and_the_oldest_are_forgotten(
+    listener: Listener,
+) -> None:
+    from fastapi import FastAPI, HTTPException
+    from fastapi.testclient import TestClient
+
+    addresses, app = Addresses(), FastAPI()
+    addresses.routes(app)
+    client = TestClient(app)
+    result = listener.roundtrip("mini", speechlike(8000), 16000, 8, "a b.flac")
+    wave, tokens, wide, narrow = addresses.add_files(result.files("a b"))
+    kept = Path(addresses._folder.name)
+    assert not list(kept.iterdir())
+    heard, rate = soundfile.read(io.BytesIO(client.get(wave).content))
+    assert (len(heard), rate) == (8000, 16000)
+    assert client.get(wave, headers={"Range": "bytes=44-47"}).status_code == 206  # or players cannot seek
+    assert tokens.endswith("/a%20b.vok")
+    assert client.get(tokens).content[8:9] == b"{"  # the head of safetensors
+    sizes = [imread(io.BytesIO(client.get(address).content)).shape[:2] for address in (wide, narrow)]
+    assert sizes == [(1000, 1600), (2080, 800)]
+    for _ in range(KEPT):
+        addresses.add_files({})
+    assert not list(kept.iterdir())
+    assert client.get(wave).status_code == 404
+    with pytest.raises(HTTPException):
+        addresses.file(wave.split("/")[2], "../secret")
+
+
+def test_token_files_are_opened(listener: Listener, mini: Codec, tmp_path: Path) -> None:
     tokens = mini.encode(speechlike(9000), 16000)
     tokens.to_json(tmp_path / "x.json")
-    heard = listener.open(tmp_path / "x.json")
-    assert len(heard.sound[1]) == 9000
+    result = listener.open(tmp_path / "x.json")
+    assert (len(result.decoded), result.title) == (9000, "x.json")
+    result.draw(tmp_path / "x.png", narrow=True)
+    assert imread(tmp_path / "x.png").shape[:2] == (960, 800)
     (tmp_path / "y.vok").write_bytes(b"no tokens")
     with pytest.raises(TokensError, match="not a token file"):
         listener.open(tmp_path / "y.vok")
+    mini.tokens(np.zeros((1, 8, 0), np.int64)).save(tmp_path / "z.vok")
+    with pytest.raises(TokensError, match="no samples"):
+        listener.open(tmp_path / "z.vok")
     with pytest.raises(TokensError, match="vokens web --models mini"):
         Listener({}, 3).open(tmp_path / "x.json")
 
 
 def test_long_and_wrong_files_get_friendly_messages(listener: Listener, tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match="record or upload"):
+    with pytest.raises(AudioError, match="press a sample"):
         listener.load(None)
     soundfile.write(tmp_path / "long.wav", speechlike(16000 * 4), 16000)
     with pytest.raises(AudioError, match="longer than 3 s"):
@@ -68,7 +110,7 @@ def test_long_and_wrong_files_get_friendly_messages(listener: Listener, tmp_path
 def test_a_take_is_computed_once_and_heard_again_and_the_oldest_are_forgotten() -> None:
     from fastapi import HTTPException
 
-    streams, wave = Streams(), speechlike(1000)
+    streams, wave = Addresses(), speechlike(1000)
     given: list[int] = []
 
     def pieces() -> Iterator[np.ndarray]:
@@ -76,7 +118,7 @@ def test_a_take_is_computed_once_and_heard_again_and_the_oldest_are_forgotten() 
             given.append(start)
             yield wave[start : start + (400 if start == 0 else 600)]
 
-    ticket = streams.add(pieces(), 16000).rsplit("/", 1)[1]
+    ticket = streams.add_stream(pieces(), 16000).rsplit("/", 1)[1]
     early = iter(streams.take(ticket))
     head = next(early)
     assert given == [0]  # the rest is computed when it is asked for
@@ -84,7 +126,7 @@ def test_a_take_is_computed_once_and_heard_again_and_the_oldest_are_forgotten() 
     assert whole == head + b"".join(early)
     assert len(whole) == 44 + 2 * 1000
     assert given == [0, 400]
-    addresses = [streams.add(iter(()), 16000) for _ in range(KEPT + 1)]
+    addresses = [streams.add_stream(iter(()), 16000) for _ in range(KEPT + 1)]
     with pytest.raises(HTTPException):
         streams.take(addresses[0].rsplit("/", 1)[1])
 
@@ -96,3 +138,8 @@ def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
     models = {"mini": mini, "voice": build("chatterbox-turbo"), "tts": tiny_speech()}
     app = create_app(models)
     assert any(getattr(route, "path", "") == "/stream/{ticket}" for route in app.routes)
+
+
+def test_models_of_no_use_to_the_page_are_named(mini: Codec) -> None:
+    with pytest.raises(ConfigError, match="no use for lone: it takes codecs"):
+        create_app({"mini": mini, "lone": object()})

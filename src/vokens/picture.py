@@ -4,8 +4,11 @@ Needs matplotlib (extra `plot`). Figures are built without pyplot: no backend is
 The trick: mels are drawn on the even mel axis and only the ticks are put at round frequencies.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import log2
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIZE, _DPI = (16.0, 10.0), 100  # inches, dots per inch: 1600 x 1000
+_WIDE, _NARROW = 16.0, 5.0  # inches
+_DPI, _FINE = 100, 160  # dots per inch; a phone has more of them
+_TITLE = 32  # letters in a line of a narrow picture
 INK, FAINT, BLUE, ORANGE = "#22272e", "#d5d9df", "#2563a8", "#c2571a"
 THEME = {
     "font.size": 13,
@@ -46,63 +51,79 @@ _IMAGE: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
 _TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
 
-def roundtrip_figure(original: np.ndarray, decoded: np.ndarray, tokens: Tokens, name: str = "") -> "Figure":
+def roundtrip_figure(
+    original: np.ndarray, decoded: np.ndarray, tokens: Tokens, name: str = "", narrow: bool = False
+) -> "Figure":
     """Original and resynthesis side by side, the tokens under the one, what changed under the other.
 
-    original, decoded: (T,) at tokens.sample_rate; tokens: one item. 1600 x 1000 pixels.
+    original, decoded: (T,) at tokens.sample_rate; tokens: one item. 1600 x 1000 pixels; narrow: one column of
+    800 x 2080, for a phone.
     Raises MissingExtra without matplotlib, ConfigError when tokens hold several items.
     """
-    matplotlib, figure_type = matplotlib_figure()
     if len(tokens) != 1:
         raise ConfigError(f"a picture shows one recording, the tokens hold {len(tokens)}: give tokens[i]")
     rate = tokens.sample_rate
     before, after = log_mel(original, rate), log_mel(decoded, rate)
     frames = min(before.shape[1], after.shape[1])
     loudest = float(before.max())
-    with matplotlib.rc_context(THEME):
-        figure = figure_type(figsize=_SIZE, dpi=_DPI, layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.08, hspace=0.02, wspace=0.03)
-        figure.suptitle(_headline(tokens, name), x=0.012, ha="left", fontsize=18, fontweight="bold")
-        grid = figure.subplots(3, 2, sharex=True, height_ratios=(0.75, 1.5, 1.15))
-        peak = max(float(np.abs(wave).max(initial=1e-3)) for wave in (original, decoded))
-        draw_wave(grid[0, 0], original, rate, peak, BLUE)
-        draw_wave(grid[0, 1], decoded, rate, peak, ORANGE)
-        grid[0, 0].set_title("Original")
-        grid[0, 1].set_title("Resynthesis")
-        draw_mel(grid[1, 0], before, rate, len(original) / rate, loudest)
-        image = draw_mel(grid[1, 1], after, rate, len(decoded) / rate, loudest)
-        figure.colorbar(image, ax=grid[1, 1], label="level (dB)", pad=0.01, aspect=25)
-        draw_tokens(grid[2, 0], tokens)
+    heights, columns, size = [0.75, 1.5, 1.15], 2, (_WIDE, 10.0)
+    if narrow:
+        heights, columns, size = heights * 2, 1, (_NARROW, 13.0)
+    with _panels(heights, columns, size, _headline(tokens, name)) as panels:
+        wave, mel, strip, wave_after, mel_after, changes = panels
+        peak = max(float(np.abs(one).max(initial=1e-3)) for one in (original, decoded))
+        draw_wave(wave, original, rate, peak, BLUE)
+        draw_wave(wave_after, decoded, rate, peak, ORANGE)
+        wave.set_title("Original")
+        wave_after.set_title("Resynthesis")
+        draw_mel(mel, before, rate, len(original) / rate, loudest)
+        image = draw_mel(mel_after, after, rate, len(decoded) / rate, loudest)
+        draw_tokens(strip, tokens)
         seconds = min(len(original), len(decoded)) / rate
-        change = draw_change(grid[2, 1], after[:, :frames] - before[:, :frames], rate, seconds)
-        figure.colorbar(change, ax=grid[2, 1], label="change (dB)", pad=0.01, aspect=20)
-        for axes in grid[2]:
-            axes.set_xlabel("time (s)")
-        for axes in grid[:, 1]:
-            axes.set_ylabel("")  # that of the left column
-        figure.align_ylabels(grid[:, 0])
-        grid[0, 0].set_xlim(0, max(len(original), len(decoded)) / rate or 1.0)
+        change = draw_change(changes, after[:, :frames] - before[:, :frames], rate, seconds)
+        figure = wave.figure
+        figure.colorbar(image, ax=mel_after, label="level (dB)", pad=0.01, aspect=25)
+        figure.colorbar(change, ax=changes, label="change (dB)", pad=0.01, aspect=20)
+        if not narrow:
+            for axes in panels[3:]:
+                axes.set_ylabel("")  # that of the left column
+        wave.set_xlim(0, max(len(original), len(decoded)) / rate or 1.0)
     return figure
 
 
-def tokens_figure(wave: np.ndarray, tokens: Tokens, name: str = "") -> "Figure":
-    """A wave (T,) decoded from the one item of tokens: its mel, and the tokens aligned under it. 1600 x 800 pixels.
+def tokens_figure(wave: np.ndarray, tokens: Tokens, name: str = "", narrow: bool = False) -> "Figure":
+    """A wave (T,) decoded from the one item of tokens: its mel, and the tokens aligned under it.
 
-    Raises MissingExtra without matplotlib.
+    1600 x 800 pixels; narrow: 800 x 960. Raises MissingExtra without matplotlib.
     """
-    matplotlib, figure_type = matplotlib_figure()
     rate = tokens.sample_rate
     mel = log_mel(wave, rate)
-    with matplotlib.rc_context(THEME):
-        figure = figure_type(figsize=(_SIZE[0], 8.0), dpi=_DPI, layout="constrained")
-        figure.suptitle(_headline(tokens, name), x=0.012, ha="left", fontsize=18, fontweight="bold")
-        above, below = figure.subplots(2, 1, sharex=True)
+    size = (_NARROW, 6.0) if narrow else (_WIDE, 8.0)
+    with _panels([1, 1], 1, size, _headline(tokens, name)) as (above, below):
         draw_mel(above, mel, rate, len(wave) / rate, float(mel.max()))
         draw_tokens(below, tokens)
-        below.set_xlabel("time (s)")
-        figure.align_ylabels([above, below])
         above.set_xlim(0, len(wave) / rate or 1.0)
-    return figure
+    return above.figure
+
+
+@contextmanager
+def _panels(
+    heights: list[float], columns: int, size: tuple[float, float], headline: str
+) -> Iterator[list["Axes"]]:
+    """The axes of a new figure, column by column, over one time axis; narrow figures get titles of several lines."""
+    matplotlib, figure_type = matplotlib_figure()
+    width, dpi = (_TITLE, _FINE) if size[0] == _NARROW else (1000, _DPI)
+    with matplotlib.rc_context(THEME):
+        figure = figure_type(figsize=size, dpi=dpi, layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.08, hspace=0.02, wspace=0.03)
+        grid = figure.subplots(len(heights), columns, sharex=True, squeeze=False, height_ratios=heights).T
+        yield list(grid.ravel())
+        figure.suptitle(fill(headline, width), x=0.012, ha="left", fontsize=18, fontweight="bold")
+        for axes in grid.ravel():
+            axes.set_title(fill(axes.get_title(loc="left"), width))
+        for column in grid:
+            column[-1].set_xlabel("time (s)")
+            figure.align_ylabels(column)
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
@@ -110,7 +131,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     matplotlib, _ = matplotlib_figure()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(THEME), atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI)
+        figure.savefig(temporary, dpi=figure.dpi)
 
 
 def draw_wave(axes: "Axes", wave: np.ndarray, sample_rate: int, peak: float, color: str = BLUE) -> None:

@@ -16,13 +16,13 @@ from vokens.errors import ConfigError, MissingExtra
 class Arguments:
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mini",)
     """What to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, tyro.conf.arg(metavar="N")] = 7860
     """Port to listen on; 0 for any free one."""
-    device: str = "cpu"
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cpu"
     """cpu, cuda, cuda:1, mps."""
-    max_seconds: float = 60.0
+    max_seconds: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """The longest recording that the page takes."""
 
 
@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> int:
     from vokens.models.speaking import PARTNERED, speaker
 
     if not arguments.max_seconds > 0:
-        raise ConfigError(f"max_seconds = {arguments.max_seconds:g}: above 0 is accepted")
+        raise ConfigError(f"--max-seconds {arguments.max_seconds:g}: give a number above 0, such as 60")
     device = usable_device(arguments.device)
     with bound(arguments.host, arguments.port) as place:
         loaded = load_named(arguments.models, device)

@@ -1,37 +1,58 @@
-"""What the page shows of a recording and its tokens: sound, a picture, numbers. No browser is known here.
+"""Recordings and token files through codecs: sound, pictures, numbers. No browser is known here.
 
 Tokens are kept, so that moving the slider over codebooks decodes and does not encode again.
 """
 
 import hashlib
-import io
+import threading
 import time
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vokens import audio, registry
-from vokens.errors import AudioError, MissingExtra, TokensError
+from vokens.bench.metrics import closeness
+from vokens.errors import AudioError, TokensError
 from vokens.models.codec import Codec
-from vokens.picture import roundtrip_figure, tokens_figure
+from vokens.picture import roundtrip_figure, save_figure, tokens_figure
 from vokens.tokens import Tokens
 
 KEPT = 32  # encodings
-Sound = tuple[int, np.ndarray]  # rate in Hz, int16 (T,)
+_DRAWING = threading.Lock()  # matplotlib's settings belong to the whole process
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What one codec made of a recording."""
+class Result:
+    """The tokens of one recording and what they decode to; the original is None for a token file."""
 
-    sound: Sound
-    picture: bytes  # PNG
-    numbers: list[tuple[str, str]]
+    original: np.ndarray | None  # (T,) at the tokens' rate
+    decoded: np.ndarray  # (T,)
     tokens: Tokens
+    numbers: dict[str, str]
+    title: str
+
+    def files(self, stem: str) -> dict[str, Callable[[Path], None]]:
+        """File names, each with the function that writes it: sound, tokens, a wide and a narrow picture."""
+        rate = self.tokens.sample_rate
+        return {
+            f"{stem}.wav": lambda path: audio.save(path, self.decoded, rate),
+            f"{stem}.vok": self.tokens.save,
+            "wide.png": self.draw,
+            "narrow.png": partial(self.draw, narrow=True),
+        }
+
+    def draw(self, path: Path, narrow: bool = False) -> None:
+        """Write the picture; narrow: one column, for phones."""
+        with _DRAWING:
+            if self.original is None:
+                figure = tokens_figure(self.decoded, self.tokens, self.title, narrow)
+            else:
+                figure = roundtrip_figure(self.original, self.decoded, self.tokens, self.title, narrow)
+            save_figure(figure, path)
 
 
 class Listener:
@@ -44,7 +65,7 @@ class Listener:
     def load(self, path: str | Path | None) -> tuple[np.ndarray, int]:
         """The recording (T,) and its rate. Raises AudioError for none, one that is unreadable, or too long a one."""
         if not path:
-            raise AudioError("record or upload something first")
+            raise AudioError("there is no recording yet: record or upload one, or press a sample")
         wave, rate = audio.load(Path(path), duration=self.max_seconds + 1)
         if len(wave) > self.max_seconds * rate:
             raise AudioError(
@@ -53,22 +74,20 @@ class Listener:
             )
         return wave, rate
 
-    def hear(self, name: str, wave: np.ndarray, rate: int, codebooks: int, title: str = "") -> Heard:
+    def roundtrip(self, name: str, wave: np.ndarray, rate: int, codebooks: int, title: str = "") -> Result:
         """The recording through a codec, with its first `codebooks` (all, if it has fewer)."""
         codec = self.codecs[name]
         tokens, encoding = self._encode(name, wave, rate)
         kept = tokens.select(0, min(codebooks, codec.num_codebooks))
         start = time.perf_counter()
         (decoded,) = codec.decode(kept)
-        decoding = time.perf_counter() - start
+        taken = max(encoding + time.perf_counter() - start, 1e-9)
         original = audio.resample(wave, rate, codec.sample_rate)
-        picture = png(roundtrip_figure(original, decoded, kept, title))
-        seconds = len(original) / codec.sample_rate
-        numbers = [*facts(kept), *compared(original, decoded, codec.sample_rate)]
-        numbers.append(("speed", f"{seconds / max(encoding + decoding, 1e-9):.0f} x real time"))
-        return Heard(pcm(decoded, codec.sample_rate), picture, numbers, kept)
+        numbers = facts(kept) | closeness(original, decoded, codec.sample_rate)
+        numbers["speed"] = f"{len(original) / codec.sample_rate / taken:.0f} x real time"
+        return Result(original, decoded, kept, numbers, title)
 
-    def open(self, path: str | Path | None) -> Heard:
+    def open(self, path: str | Path | None) -> Result:
         """A token file through the codec that made it. Raises TokensError."""
         if not path:
             raise TokensError("choose a token file first: .vok, .json, .npz or .pt")
@@ -83,10 +102,10 @@ class Listener:
                 f"{len(tokens)} recordings of {float(tokens.duration.sum()):.0f} s in all: this page takes one of at "
                 f"most {self.max_seconds:g} s"
             )
-        codec = self.codecs[tokens.model]
-        (wave,) = codec.decode(tokens)
-        picture = png(tokens_figure(wave, tokens))
-        return Heard(pcm(wave, codec.sample_rate), picture, facts(tokens), tokens)
+        (decoded,) = self.codecs[tokens.model].decode(tokens)
+        if not len(decoded):
+            raise TokensError("these tokens are of a recording of no samples: choose a file that holds some")
+        return Result(None, decoded, tokens, facts(tokens), Path(path).name)
 
     def _encode(self, name: str, wave: np.ndarray, rate: int) -> tuple[Tokens, float]:
         key = name, hashlib.sha256(wave.tobytes() + str(rate).encode()).hexdigest()
@@ -100,39 +119,13 @@ class Listener:
         return self._kept[key]
 
 
-def facts(tokens: Tokens) -> list[tuple[str, str]]:
-    """What a page says of tokens: bit rate as written and as their entropy has it, frames, codebooks."""
+def facts(tokens: Tokens) -> dict[str, str]:
+    """Numbers of tokens: bit rate as written and as their entropy has it, frames, codebooks."""
     entropy = tokens.entropy()
-    return [
-        ("bit rate", f"{tokens.bitrate / 1000:.2f} kbit/s"),
-        ("by entropy", f"{float(entropy.sum()) * tokens.frame_rate / 1000:.2f} kbit/s"),
-        ("frames", f"{int(tokens.lengths[0])} at {tokens.frame_rate:g} Hz"),
-        (
-            "codebooks",
-            f"{tokens.num_codebooks} of {', '.join(map(str, dict.fromkeys(tokens.codebook_sizes)))}",
-        ),
-        ("bits per token", " ".join(f"{bits + 0.0:.1f}" for bits in entropy.tolist())),
-    ]
-
-
-def compared(original: np.ndarray, decoded: np.ndarray, rate: int) -> list[tuple[str, str]]:
-    """Numbers of the resynthesis beside the original; those that need packages which are missing are left out."""
-    from vokens.bench import metrics
-
-    a, b = (audio.resample(wave, rate, metrics.SAMPLE_RATE) for wave in (original, decoded))
-    found = [("mel distance", f"{metrics.log_mel_distance(a, b):.2f}")]
-    with suppress(MissingExtra, AudioError):
-        found.append(("STOI", f"{metrics.stoi(a, b):.3f}"))
-    return [pair for pair in found if "nan" not in pair[1]]
-
-
-def pcm(wave: np.ndarray, rate: int) -> Sound:
-    """As a browser's player takes it."""
-    return rate, (wave.clip(-1, 1) * 32767).round().astype(np.int16)
-
-
-def png(figure: Any) -> bytes:
-    """The bytes of a figure's picture."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80)
-    return file.getvalue()
+    return {
+        "bit rate": f"{tokens.bitrate / 1000:.2f} kbit/s",
+        "entropy": f"{float(entropy.sum()) * tokens.frame_rate / 1000:.2f} kbit/s",
+        "frames": f"{int(tokens.lengths[0])} at {tokens.frame_rate:g} Hz",
+        "codebooks": f"{tokens.num_codebooks} of {', '.join(map(str, dict.fromkeys(tokens.codebook_sizes)))} entries",
+        "bits per token": " ".join(f"{bits + 0.0:.1f}" for bits in entropy.tolist()),
+    }

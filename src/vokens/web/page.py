@@ -1,217 +1,246 @@
 """The page: one tab for codecs, one for token files, and tabs for voices and texts where a model for them is there.
 
-Streams of speech are ordinary sound addresses of this server, which browsers play while they arrive: `Streams` hands
-them out.
+Sounds, pictures and tokens are ordinary addresses of this server (`Addresses`): browsers play streams while they
+arrive, and draw the picture that fits their width.
 """
 
-import base64
 import html
-import secrets
-import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, count
+from functools import partial
+from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
 
 from vokens import audio
-from vokens.errors import AudioError, VokensError
+from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.s3gen import S3GenModel
 from vokens.models.speaking import Speaker
-from vokens.serve.sound import Writer
-from vokens.web.listen import Heard, Listener
+from vokens.web.addresses import Addresses
+from vokens.web.listen import Listener, Result
 
-KEPT = 16  # takes of speech; a minute is 3 MB
 REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
+SAMPLES = Path(str(files("vokens") / "samples"))
 FONTS = ["system-ui", "sans-serif"]  # of the machine: the page works without a network
 STYLE = """
-.numbers {display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .4rem 1.2rem;}
+.result {display: flex; flex-wrap: wrap; gap: .8rem 2rem; align-items: flex-start;}
+.result h2, .result picture {flex: 1 0 100%;}
+.result .sound {flex: 1 1 16rem;}
+.result .numbers {flex: 3 1 16rem; display: grid; gap: .4rem 1.2rem; margin: 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(14rem, 100%), 1fr));}
 .numbers div {display: flex; justify-content: space-between; gap: .6rem; border-bottom: 1px solid #8884;}
-.numbers span:first-child {opacity: .7;}
-.numbers span:last-child {font-variant-numeric: tabular-nums; text-align: right;}
-.picture img {width: 100%; border-radius: .4rem;}
-.player audio {width: 100%;}
+.numbers dd {font-variant-numeric: tabular-nums; text-align: right; margin: 0;}
+.result img {width: 100%; border-radius: .4rem;}
+.sound a {margin-right: 1rem;}
+.sound audio, .player audio {width: 100%;}
+#time, #duration {color: var(--body-text-color-subdued) !important;}
+.dark [role=tab].selected {color: var(--primary-300) !important;}
+footer .divider {display: none !important;}
+.playback {display: none !important;}
+"""
+# Gradio's upload button is called otherwise than its text, which speech control and screen readers stumble over.
+SCRIPT = """
+() => new MutationObserver(() => {
+  document.querySelectorAll(".upload-container[aria-label]").forEach(one => one.removeAttribute("aria-label"));
+}).observe(document.body, {childList: true, subtree: true})
 """
 
 
 def create_app(models: dict[str, Any], max_seconds: float = 60.0) -> FastAPI:
-    """The page over loaded models, as an application for uvicorn."""
-    streams = Streams()
+    """The page over loaded models, as an application for uvicorn. Raises ConfigError for models of no use to it."""
+    addresses = Addresses()
     app = FastAPI(title="vokens", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.get("/stream/{ticket}")
-    def stream(ticket: str) -> StreamingResponse:
-        return StreamingResponse(iter(streams.take(ticket)), media_type="audio/wav")
-
-    page = create_page(models, streams, max_seconds)
-    theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(app, page, path="/", theme=theme, css=STYLE, show_error=True)
+    addresses.routes(app)
+    page = create_page(models, addresses, max_seconds)
+    return gr.mount_gradio_app(
+        app, page, path="/", theme=_theme(), css=STYLE, js=SCRIPT, show_error=True, footer_links=["gradio"],
+        allowed_paths=[str(SAMPLES)],
+    )  # fmt: skip
 
 
-class Take:
-    """The bytes of one speech as a wav file, computed once and heard any number of times: players ask twice."""
-
-    def __init__(self, pieces: Iterator[np.ndarray], rate: int) -> None:
-        self._pieces, self._writer = pieces, Writer("wav", rate)
-        self._bytes: list[bytes] = []
-        self._done, self._lock = False, threading.Lock()
-
-    def __iter__(self) -> Iterator[bytes]:
-        for place in count():
-            with self._lock:
-                if place == len(self._bytes) and not self._done:
-                    piece = next(self._pieces, None)
-                    self._done = piece is None
-                    self._bytes.append(self._writer.end() if piece is None else self._writer.write(piece))
-            if place == len(self._bytes):
-                return
-            yield self._bytes[place]
-
-
-class Streams:
-    """Speech that is being computed, or was lately: each has an address."""
-
-    def __init__(self) -> None:
-        self._takes: OrderedDict[str, Take] = OrderedDict()
-
-    def add(self, pieces: Iterator[np.ndarray], rate: int) -> str:
-        """The address of a stream, which goes on when it is fetched."""
-        ticket = secrets.token_urlsafe(16)
-        self._takes[ticket] = Take(pieces, rate)
-        while len(self._takes) > KEPT:
-            self._takes.popitem(last=False)
-        return f"/stream/{ticket}"
-
-    def take(self, ticket: str) -> Take:
-        """The bytes of a wav file, as they are computed."""
-        if ticket not in self._takes:
-            raise HTTPException(404, "this speech is forgotten: press the button again")
-        return self._takes[ticket]
+def _theme() -> gr.themes.Base:
+    """Gradio's Soft, with the contrast of 4.5 to 1 that WCAG asks of text."""
+    return gr.themes.Soft(
+        font=FONTS,
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        background_fill_primary="*neutral_50",  # Soft's own, which set() forgets
+        input_border_color="*neutral_300",
+        color_accent="*primary_600",
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        checkbox_label_background_fill_selected="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_visited_dark="*primary_300",
+        link_text_color_active_dark="*primary_300",
+    )
 
 
-def create_page(models: dict[str, Any], streams: Streams, max_seconds: float) -> gr.Blocks:
+def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float) -> gr.Blocks:
     """The tabs that these models make possible."""
     codecs = {n: m for n, m in models.items() if isinstance(m, Codec) and m.decodes}
     converters = {n: m for n, m in models.items() if isinstance(m, S3GenModel) and m.tokenizer is not None}
     speakers = {n: m for n, m in models.items() if isinstance(m, Speaker)}
+    if useless := models.keys() - {*codecs, *converters, *speakers}:
+        raise ConfigError(
+            f"the page has no use for {', '.join(sorted(useless))}: it takes codecs that decode, S3Gen with its "
+            "tokenizer, and models that speak; leave the others out of --models"
+        )
     listener = Listener(codecs, max_seconds)
     with gr.Blocks(title="vokens", analytics_enabled=False) as page:
         gr.Markdown("# vokens\nSpeech to tokens to speech: hear and see what is kept.")
         if codecs:
             with gr.Tab("Codecs"):
-                _codec_tab(listener)
+                _codec_tab(listener, addresses)
             with gr.Tab("Token files"):
-                _token_tab(listener)
+                _token_tab(listener, addresses)
         if converters:
             with gr.Tab("Convert a voice"):
-                _convert_tab(converters, streams, listener)
+                _convert_tab(converters, addresses, listener)
         if speakers:
             with gr.Tab("Say a text"):
-                _say_tab(speakers, streams)
+                _say_tab(speakers, addresses)
     return page
 
 
-def _codec_tab(listener: Listener) -> None:
+def _codec_tab(listener: Listener, addresses: Addresses) -> None:
     names, most = list(listener.codecs), max(codec.num_codebooks for codec in listener.codecs.values())
     with gr.Row():
-        recording = gr.Audio(
-            label=f"Speech, up to {listener.max_seconds:g} s", type="filepath", elem_id="recording"
-        )
+        recording = _recording(f"Recording, up to {listener.max_seconds:g} s", "recording")
         with gr.Column():
             chosen = gr.CheckboxGroup(names, value=names[:1], label="Codecs", elem_id="codecs")
-            books = gr.Slider(
-                1, most, value=most, step=1, label="Codebooks: the first of them", elem_id="codebooks"
-            )
+            books = gr.Slider(1, most, most, step=1, label="Number of codebooks", elem_id="codebooks")
+            count = gr.Number(most, visible="hidden", precision=0)
             go = gr.Button("Encode and decode", variant="primary", elem_id="go")
+    # While somebody types, the number box may be empty or out of range: then the last count, or the nearest, holds.
+    nearest = f"(now, before) => now == null ? before : Math.min(Math.max(Math.round(now), 1), {most})"
+    books.change(None, [books, count], count, js=nearest)
+    shown = gr.HTML(elem_id="results")
 
-    @gr.render(inputs=[recording, chosen, books], triggers=[go.click, books.release, chosen.change])
-    def results(path: str | None, names: list[str], count: int) -> None:
-        if not path and not names:
-            return
-        with friendly():
+    def results(path: str | None, names: list[str], count: int) -> str:
+        with friendly(path):
             wave, rate = listener.load(path)
             if not names:
-                raise AudioError("choose at least one codec")
-            title = Path(path or "").name
-            for name in names:
-                gr.Markdown(f"## {name}")
-                _show(listener.hear(name, wave, rate, count, title), name)
+                raise AudioError("no codec is chosen: choose at least one")
+            file = Path(path or "")
+            trips = {name: listener.roundtrip(name, wave, rate, count, file.name) for name in names}
+            return "".join(
+                _show(
+                    trip, addresses, f"{file.stem}.{name.replace('/', '-')}" if len(names) > 1 else file.stem
+                )
+                for name, trip in trips.items()
+            )
 
+    def again(path: str | None, names: list[str], count: int) -> str:
+        return results(path, names, count) if path and names else ""
 
-def _token_tab(listener: Listener) -> None:
-    file = gr.File(label="Tokens: .vok, .json, .npz or .pt", type="filepath", elem_id="tokens")
-
-    @gr.render(inputs=[file], triggers=[file.upload])
-    def results(path: str | None) -> None:
-        with friendly():
-            heard = listener.open(path)
-            gr.Markdown(f"## {heard.tokens.model}")
-            _show(heard, heard.tokens.model)
-
-
-def _show(heard: Heard, name: str) -> None:
-    """Player, numbers, picture and the tokens to take home."""
-    with gr.Row():
-        gr.Audio(heard.sound, label="resynthesis", interactive=False, elem_classes="resynthesis")
-        gr.HTML(numbers(heard.numbers))
-    picture = base64.b64encode(heard.picture).decode()
-    gr.HTML(
-        f'<div class="picture"><img alt="mel spectrograms and tokens" src="data:image/png;base64,{picture}"></div>'
+    given = [recording, chosen, count]
+    go.click(results, given, shown, concurrency_id="codecs")
+    # always_last: while one result is computed, of all that the slider passes only the last is computed next
+    gr.on(
+        [count.change, chosen.change],
+        again,
+        given,
+        shown,
+        trigger_mode="always_last",
+        concurrency_id="codecs",
     )
-    place = Path(tempfile.mkdtemp(prefix="vokens-")) / f"{name.replace('/', '-')}.vok"
-    heard.tokens.save(place)
-    gr.DownloadButton("Tokens (.vok)", value=str(place), elem_classes="tokens-down")
 
 
-def _convert_tab(models: dict[str, S3GenModel], streams: Streams, listener: Listener) -> None:
+def _token_tab(listener: Listener, addresses: Addresses) -> None:
+    file = gr.File(label="Tokens: .vok, .json, .npz or .pt", type="filepath", elem_id="tokens")
+    shown = gr.HTML()
+
+    def results(path: str | None) -> str:
+        with friendly(path):
+            return _show(listener.open(path), addresses, Path(path or "").stem)
+
+    file.upload(results, file, shown)
+
+
+def _recording(label: str, name: str) -> gr.Audio:
+    """A place for a recording, with samples to press."""
+    with gr.Column():
+        recording = gr.Audio(label=label, type="filepath", elem_id=name, buttons=["download"])
+        with gr.Row():
+            for language in ("English", "Mandarin"):
+                path = str(SAMPLES / f"{language.lower()}.flac")
+                sample = gr.Button(f"{language} sample", size="sm", min_width=120)
+                sample.click(partial(str, path), None, recording, show_progress="hidden")
+    return recording
+
+
+def _show(result: Result, addresses: Addresses, stem: str) -> str:
+    """Player, numbers, the picture that fits, and files to take home."""
+    wave, tokens, wide, narrow = addresses.add_files(result.files(stem))
+    model = html.escape(result.tokens.model)
+    cells = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in result.numbers.items()
+    )
+    return f"""<section class="result"><h2>{model}</h2>
+<div class="sound"><audio controls aria-label="Resynthesis by {model}" src="{wave}"></audio>
+<a download class="tokens-down" href="{tokens}">Tokens (.vok)</a><a download href="{wave}">Sound (.wav)</a></div>
+<dl class="numbers">{cells}</dl>
+<picture><source media="(max-width: 640px)" srcset="{narrow}">
+<img alt="Waveforms, mel spectrograms and tokens of {html.escape(result.title)}" src="{wide}"></picture></section>"""
+
+
+def _convert_tab(models: dict[str, S3GenModel], addresses: Addresses, listener: Listener) -> None:
     with gr.Row():
-        source = gr.Audio(label="What is said", type="filepath", elem_id="source")
-        voice = gr.Audio(label="The voice, 3 to 10 s", type="filepath", elem_id="target")
+        source = _recording("What is said", "source")
+        voice = _recording("The voice, 3 to 10 s", "target")
     name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
     go, player = gr.Button("Convert", variant="primary", elem_id="convert"), gr.HTML(elem_classes="player")
 
     def convert(path: str | None, of: str | None, name: str) -> str:
-        with friendly():
+        with friendly(path, of):
             model = models[name]
             wave, rate = listener.load(path)
             if not of:
                 raise AudioError("record or upload the voice, too")
             owner = model.voice(*audio.load(Path(of), duration=REFERENCE))
             tokens = model.heard(wave, rate)
-            return play(streams.add(begun(model.stream(tokens, owner)), model.sample_rate))
+            return play(addresses.add_stream(begun(model.stream(tokens, owner)), model.sample_rate))
 
     go.click(convert, [source, voice, name], player)
 
 
-def _say_tab(models: dict[str, Speaker], streams: Streams) -> None:
+def _say_tab(models: dict[str, Speaker], addresses: Addresses) -> None:
     import torch
 
     with gr.Row():
         text = gr.Textbox(label="Text", lines=4, elem_id="text")
         with gr.Column():
-            voice = gr.Audio(label="The voice (where the model takes one)", type="filepath", elem_id="voice")
+            voice = _recording("The voice (where the model takes one)", "voice")
             said = gr.Textbox(label="What the recording says, if you know it")
     with gr.Row():
         name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
-        seed = gr.Number(0, label="Seed: another is another take", precision=0, minimum=0)
-        paced = any(model.paced for model in models.values())
-        speed = gr.Slider(0.5, 2.0, 1.0, step=0.1, label="Speed, of models that can", visible=paced)
+        seed = gr.Number(0, label="Seed", info="Another number is another take.", precision=0, minimum=0)
+        paced = [name for name, model in models.items() if model.paced]
+        info = f"Taken by {', '.join(paced)}." if len(paced) < len(models) else None
+        speed = gr.Slider(0.5, 2.0, 1.0, step=0.1, label="Speed", info=info, visible=bool(paced))
     go, player = gr.Button("Say it", variant="primary", elem_id="say"), gr.HTML(elem_classes="player")
 
     def say(text: str, path: str | None, said: str, name: str, seed: float, speed: float) -> str:
-        with friendly():
+        with friendly(path):
             model, generator = models[name], torch.Generator().manual_seed(int(seed))
-            heard = model.voice(Path(path), said) if path else None
-            pieces = begun(model.say_stream(text, heard, generator=generator, speed=speed))
-            return play(streams.add(pieces, model.sample_rate))
+            owner = model.voice(Path(path), said) if path else None
+            pieces = begun(model.say_stream(text, owner, generator=generator, speed=speed))
+            return play(addresses.add_stream(pieces, model.sample_rate))
 
     go.click(say, [text, voice, said, name, seed, speed], player)
 
@@ -223,21 +252,16 @@ def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 def play(address: str) -> str:
     """A player that begins at once."""
-    return f'<audio controls autoplay src="{html.escape(address)}"></audio>'
-
-
-def numbers(pairs: list[tuple[str, str]]) -> str:
-    cells = "".join(
-        f"<div><span>{html.escape(name)}</span><span>{html.escape(value)}</span></div>"
-        for name, value in pairs
-    )
-    return f'<div class="numbers">{cells}</div>'
+    return f'<audio controls autoplay aria-label="Speech" src="{html.escape(address)}"></audio>'
 
 
 @contextmanager
-def friendly() -> Iterator[None]:
-    """Errors of ours as a note on the page."""
+def friendly(*paths: str | None) -> Iterator[None]:
+    """Errors of ours as a note on the page, which names uploaded files as their owners do."""
     try:
         yield
     except VokensError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
+        message = str(error)
+        for path in filter(None, paths):
+            message = message.replace(path, Path(path).name)
+        raise gr.Error(html.escape(message, quote=False), duration=None, print_exception=False) from error
