@@ -69,7 +69,7 @@ def roundtrip_figure(
     heights, columns, size = [0.75, 1.5, 1.15], 2, (_WIDE, 10.0)
     if narrow:
         heights, columns, size = heights * 2, 1, (_NARROW, 13.0)
-    with _panels(heights, columns, size, _headline(tokens, name)) as panels:
+    with _panels(heights, columns, size, _headline(tokens, name)) as (figure, panels):
         wave, mel, strip, wave_after, mel_after, changes = panels
         peak = max(float(np.abs(one).max(initial=1e-3)) for one in (original, decoded))
         draw_wave(wave, original, rate, peak, BLUE)
@@ -81,7 +81,6 @@ def roundtrip_figure(
         draw_tokens(strip, tokens)
         seconds = min(len(original), len(decoded)) / rate
         change = draw_change(changes, after[:, :frames] - before[:, :frames], rate, seconds)
-        figure = wave.figure
         figure.colorbar(image, ax=mel_after, label="level (dB)", pad=0.01, aspect=25)
         figure.colorbar(change, ax=changes, label="change (dB)", pad=0.01, aspect=20)
         if not narrow:
@@ -99,25 +98,25 @@ def tokens_figure(wave: np.ndarray, tokens: Tokens, name: str = "", narrow: bool
     rate = tokens.sample_rate
     mel = log_mel(wave, rate)
     size = (_NARROW, 6.0) if narrow else (_WIDE, 8.0)
-    with _panels([1, 1], 1, size, _headline(tokens, name)) as (above, below):
+    with _panels([1, 1], 1, size, _headline(tokens, name)) as (figure, (above, below)):
         draw_mel(above, mel, rate, len(wave) / rate, float(mel.max()))
         draw_tokens(below, tokens)
         above.set_xlim(0, len(wave) / rate or 1.0)
-    return above.figure
+    return figure
 
 
 @contextmanager
 def _panels(
     heights: list[float], columns: int, size: tuple[float, float], headline: str
-) -> Iterator[list["Axes"]]:
-    """The axes of a new figure, column by column, over one time axis; narrow figures get titles of several lines."""
+) -> Iterator[tuple["Figure", list["Axes"]]]:
+    """A new figure and its axes, column by column, over one time axis; narrow figures get titles of several lines."""
     matplotlib, figure_type = matplotlib_figure()
     width, dpi = (_TITLE, _FINE) if size[0] == _NARROW else (1000, _DPI)
     with matplotlib.rc_context(THEME):
         figure = figure_type(figsize=size, dpi=dpi, layout="constrained")
         figure.get_layout_engine().set(h_pad=0.08, hspace=0.02, wspace=0.03)
         grid = figure.subplots(len(heights), columns, sharex=True, squeeze=False, height_ratios=heights).T
-        yield list(grid.ravel())
+        yield figure, list(grid.ravel())
         figure.suptitle(fill(headline, width), x=0.012, ha="left", fontsize=18, fontweight="bold")
         for axes in grid.ravel():
             axes.set_title(fill(axes.get_title(loc="left"), width))
