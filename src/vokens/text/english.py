@@ -101,7 +101,7 @@ def _reign(match: Match) -> str:
 
 
 def _part(match: Match) -> str:
-    return f"{match[1]}{cardinal(_roman(match[2]))}" if match[2] else match[0]
+    return re.sub("[-–]$", " to ", match[1]) + cardinal(_roman(match[2])) if match[2] else match[0]
 
 
 # Dates and times ------------------------------------------------------------------------------------------------
@@ -202,7 +202,8 @@ def _measure(match: Match) -> str:
     """ "5 km/h" as "5 kilometers per hour"; behind a hyphen in the singular: "5-km run"."""
     one, _, many = W.UNITS[match["unit"]].partition("|")
     power = {"2": "square ", "3": "cubic "}.get(match["power"] or "", "")
-    singular = match["amount"] == "1" or match["gap"] == "-"
+    half = re.search(r"(?:^|[^\d\s]|\D\s)1/$", match.string[max(0, match.start() - 4) : match.start()])
+    singular = match["amount"] == "1" or match["gap"] == "-" or half
     words = f"{match['amount']} {power if not match['per'] else ''}{one if singular else many or plural(one)}"
     if match["per"]:
         below = W.PER.get(match["per"]) or W.UNITS[match["per"]].partition("|")[0]
@@ -218,7 +219,7 @@ def _vulgar(match: Match) -> str:
 def _fraction(match: Match) -> str:
     above, below = int(match[2]), int(match[3])
     alone = not match[1] and not re.compile(r"\s(?:of|[a-z]*inch)").match(match.string, match.end())
-    if match[0] in ("24/7", "9/11") or (above == below and alone):
+    if match[0] in ("24/7", "9/11") or (above == below not in (10, 100) and alone):
         words = f"{cardinal(above)} {cardinal(below)}"
     elif above > 1 and below in (10, 100) and above <= below and alone:
         words = f"{cardinal(above)} out of {cardinal(below)}"
@@ -336,7 +337,8 @@ _FIGURES: list[tuple[str, Words]] = [
      lambda m: number(m[0])),
 ]
 _ROMANS: list[tuple[str, Words]] = [
-    (rf"\b((?:{W.PARTS.replace(' ', '|')})\s)({_ROMAN})", _part),
+    (rf"\b((?:{W.PARTS.replace(' ', '|')})s?\s)({_ROMAN})", _part),
+    (rf"\b((?:{W.PARTS.replace(' ', '|')})s\s[a-z ]{{3,20}}(?:\sand\s|\sto\s|[-–]))({_ROMAN})", _part),
     (rf"(?m)^()({_ROMAN})(?=\.\s[A-Z])", _part),
     (rf"\b((?:{W.NAMED.replace(' ', '|')})\s)(?!I\b|X\b)({_ROMAN})", _reign),
     (rf"\b((?:{W.NAMED.replace(' ', '|')})\s)([IX])(?=\s(?:of|was|died|reigned|became)\b|[,.;:)]|'s\b|$)", _reign),
@@ -347,6 +349,7 @@ _ROMANS: list[tuple[str, Words]] = [
 ]
 _TIMES: list[tuple[str, Words]] = [
     (r"(?<![\w.)\]^])-(?=[$£€¥])", "minus "),
+    (r"(?<=[a-z])-(?=[$£€¥]\d)", " to "),
     (rf"(?:\b(?P<country>US|A|C|NZ|HK))?(?P<sign>{_SIGN}|\b(?:{_any(W.CODES)}))\s?{_AMOUNTS}", _money),
     (rf"{_START}{_AMOUNTS}(?P<country>)\s?(?P<sign>{_SIGN}|(?:{_any(W.CODES)})\b)", _money),
     (rf"\b({W.BOOKS.replace(' ', '|')}) (\d{{1,3}}):(\d{{1,3}})(?:[-–](\d{{1,3}}))?\b",
@@ -364,7 +367,7 @@ _TIMES: list[tuple[str, Words]] = [
     (rf"{_START}(?P<hour>1[0-2]|0?[1-9])(?P<minute>)(?P<second>){_AM_PM}", _time),
     (r"(?<=\d):(?=\d)", " to "),
     (r"\b([ap])\.m\.", lambda m: f"{m[1]} m" + "." * _sentence_ends(m)),
-    (r"(?<![\w.])(?:[A-Za-z]\.){2,}+(?!\w)", _initials),
+    (r"(?<![\w.])(?:[A-Za-z]\.){2,}+(?!\w)|(?<![\w.])(?:[A-Z]\.){2,9}[A-Z](?![\w.])", _initials),
 ]
 _YEARS: list[tuple[str, Words]] = [
     (rf"{_START}(\d{{3}}0)'?s\b", lambda m: plural(year(int(m[1])))),
@@ -378,7 +381,7 @@ _YEARS: list[tuple[str, Words]] = [
      r"|edition|model|season)\b)", lambda m: year(int(m[1]))),
 ]
 _NUMBERS: list[tuple[str, Words]] = [
-    (r"(?<![\w.)\]^])-(?=[$£€¥]?\.?\d)", "minus "),
+    (r"(?<![\w.)\]^])-(?=[$£€¥]?\.?[\d¼-¾⅐-⅞])", "minus "),
     (r"(?<=[\d)]) - (?=\d|[nxyz]\b)|(?<=\b[nxyz]) - (?=[\dnxyz]\b)", " minus "),
     (r"(?<=\d) sq\.? ?(ft|m|km|mi|yd)\b", r" \1^2"),
     (r"(?<!\w)(\d)'(\d{1,2})(?:\"|(?!\w))", r"\1 feet \2 inches"),
