@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import vokens
 from vokens import download as download_module
 from vokens import registry
 from vokens.download import download
@@ -197,6 +198,18 @@ def test_no_server_and_no_address(site, tmp_path):
         download("file:///etc/hostname", tmp_path / "x.bin")
 
 
+def test_a_fetch_that_fails_is_told_leaves_nothing_and_chains_nothing(tmp_path, capsys):
+    target = tmp_path / "cache/model/weights.bin"
+    with pytest.raises(DownloadError) as caught:
+        download("http://127.0.0.1:9/weights.bin", target)
+    assert caught.value.__suppress_context__
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "vokens: fetching http://127.0.0.1:9/weights.bin"
+    assert all("trying again in" in line for line in said[1:])
+    assert len(said) == download_module.ATTEMPTS
+
+
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_offline_says_what_is_missing(site, tmp_path, monkeypatch, how):
     if how == "environment":
@@ -334,8 +347,21 @@ def test_published_files_are_where_their_publishers_put_them(monkeypatch):
 def test_an_unknown_name_lists_its_neighbours():
     with pytest.raises(ConfigError, match=r"did you mean .*speechtokenizer_hubert_avg"):
         registry.get("speechtokenizer_huber_avg")
-    with pytest.raises(ConfigError, match="the names are mini"):
+    with pytest.raises(ConfigError, match=r"no model is called 'zzz'.*vokens models lists the names"):
         registry.get("zzz")
+
+
+def test_an_unknown_path_names_the_nearest_file_and_no_models(tmp_path):
+    (tmp_path / "s3gen.safetensors").touch()
+    for name, meant in (
+        (f"{tmp_path}/s3gn.safetensors", "did you mean s3gen.safetensors"),
+        (f"{tmp_path}/other.pt", "check the path"),
+        (f"{tmp_path}/none/other.pt", "there is no folder"),
+        ("nothere.safetensors", "check the path"),
+    ):
+        with pytest.raises(ConfigError, match=f"there is no file or folder '{name}'.*{meant}") as caught:
+            vokens.load(name)
+        assert not set(registry.MODELS) & set(str(caught.value).replace(",", "").split())
 
 
 def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):

@@ -391,3 +391,19 @@ def test_requests_that_cannot_be_met(ours, published, codec):
             replace(TINY, **wrong)
     with pytest.raises(ConfigError, match="text_symbols"):
         USLM(replace(TINY, text_symbols=50))
+
+
+def test_a_codec_beside_it_keeps_its_config_and_is_told_apart(tmp_path: Path, published: USLM) -> None:
+    torch.manual_seed(0)
+    codec = SpeechTokenizer(
+        SpeechTokenizerConfig(n_filters=4, dimension=32, semantic_dim=24, codebook_size=32)
+    )
+    (tmp_path / "config.json").write_text(json.dumps(codec.config.to_published()))
+    torch.save(codec.to_published(), tmp_path / "SpeechTokenizer.pt")
+    torch.save(published.to_published(), tmp_path / "USLM.pt")
+    assert vokens.load(tmp_path / "USLM.pt").system == "uslm"
+    assert vokens.load(tmp_path / "SpeechTokenizer.pt").config == codec.config
+    with pytest.raises(
+        CheckpointError, match=r"SpeechTokenizer\.pt, USLM\.pt.*such as .*SpeechTokenizer\.pt"
+    ):
+        vokens.load(tmp_path)

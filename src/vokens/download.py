@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ def download(
     with _locked(target):
         if not target.exists():
             partial = target.with_name(target.name + ".part")
+            _tell(f"fetching {url}", progress)
             announced = _fetch_whole(url, partial, progress)
             _verify(partial, sha256 or announced, url)
             os.replace(partial, target)
@@ -82,9 +84,11 @@ def download(
 def _locked(target: Path) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock
 
+    made = [folder for folder in target.parents if not folder.exists()]  # the deepest first
+    path = target.with_name(f".{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = WeakFileLock(target.with_name(f".{target.name}.lock"))
+        lock = WeakFileLock(path)
         lock.__enter__()
     except OSError as error:
         raise DownloadError(
@@ -93,6 +97,10 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if made and not any(entry != path for entry in target.parent.iterdir()):  # nothing came
+            path.unlink()
+            for folder in made:
+                folder.rmdir()
         lock.__exit__(None, None, None)
 
 
@@ -109,8 +117,10 @@ def _fetch_whole(url: str, partial: Path, progress: bool) -> str | None:
                 raise DownloadError(
                     f"{url} could not be fetched: {interruption}. Check the network and try again; "
                     f"{_megabytes(_size(partial))} are kept, and it continues there"
-                ) from interruption
-            time.sleep(BACKOFF * 2**failures)
+                ) from None
+            pause = BACKOFF * 2**failures
+            _tell(f"{interruption}: trying again in {pause:g} s", progress)
+            time.sleep(pause)
 
 
 def _continue(url: str, partial: Path, progress: bool) -> str | None:
@@ -157,13 +167,13 @@ def _open(url: str, offset: int, redirects: "_Redirects") -> HTTPResponse | HTTP
         error.close()
         if error.code in _TRANSIENT:
             raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
-        raise DownloadError(_explain(error.code, url)) from error
+        raise DownloadError(_explain(error.code, url)) from None
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise DownloadError(
                 f"{url}: the server's certificate is not trusted ({error.reason.verify_message}); "
                 "point SSL_CERT_FILE to your certificates"
-            ) from error
+            ) from None
         raise _Interrupted(str(error.reason)) from error
     except (HTTPException, OSError) as error:
         raise _Interrupted(f"{type(error).__name__}: {error}") from error
@@ -265,6 +275,11 @@ def _explain(code: int, url: str) -> str:
     if code in (404, 410):
         return f"{url} does not exist ({code}): check the name and the revision"
     return f"{url}: the server answered {code}, which trying again does not mend"
+
+
+def _tell(text: str, progress: bool) -> None:
+    if progress:
+        print(f"vokens: {text}", file=sys.stderr)
 
 
 def _size(path: Path) -> int:

@@ -412,15 +412,27 @@ def entries() -> list[Entry]:
 
 
 def get(name: str) -> Entry:
-    """The codec of this name. ConfigError with the nearest names for any other."""
+    """The model of this name. ConfigError with the nearest names, or files of a path, for any other."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(MODELS)}"
-        raise ConfigError(
-            f"no codec is called {name!r}, and no such file or folder exists: {meant} "
-            "(also accepted: a folder, a checkpoint file, a hub id such as org/name)"
-        )
+        raise ConfigError(_unknown(name))
     return MODELS[name]
+
+
+def _unknown(name: str) -> str:
+    path = Path(name).expanduser()
+    if "/" in name or re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
+        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, there, n=3)
+        if not path.parent.is_dir():
+            return f"there is no file or folder {name!r}, for there is no folder {str(path.parent)!r}: check the path"
+        meant = f"did you mean {' or '.join(near)}?" if near else "check the path"
+        return f"there is no file or folder {name!r}: {meant}"
+    near = difflib.get_close_matches(name, MODELS, n=3)
+    meant = f"did you mean {' or '.join(near)}?" if near else "vokens models lists the names"
+    return (
+        f"no model is called {name!r}, and no such file or folder exists: {meant} "
+        "(also accepted: a folder, a checkpoint file, a hub id such as org/name)"
+    )
 
 
 def source_of(model: str) -> str | None:
@@ -514,5 +526,5 @@ def hub_snapshot(
             raise DownloadError(
                 f"{error}. (As a codec, {hub_endpoint()}/{repo_id} must hold {' and '.join(files)}, "
                 "written by save_pretrained)"
-            ) from error
+            ) from None
     return place

@@ -154,32 +154,40 @@ def _open_folder(folder: Path, config: Any) -> Codec:
         if codec is not None:
             return codec
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
-    if len(files) != 1:
-        found = ", ".join(path.name for path in files) or "none"
+    if not files:
         raise CheckpointError(
-            f"{folder} holds no codec: a config.json that names its system with model.safetensors, or one published "
-            f"checkpoint file is accepted; checkpoint files found: {found}"
+            f"{folder} holds no model: a config.json that names its system with model.safetensors, or a published "
+            "checkpoint file is accepted"
         )
-    return _open_file(files[0], config if config is not None else settings)
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{folder} holds several checkpoints ({', '.join(path.name for path in files)}): give the file of the "
+            f"one that you want, such as {files[0]}"
+        )
+    return _open_file(files[0], config)
 
 
 def _open_file(path: Path, config: Any) -> Codec:
     """A published checkpoint file; the tensors' names say which system it is."""
     if is_onnx(path):
         return _open_onnx(path, config)
-    beside = path.with_name("config.json")
     own = checkpoint.read_config(path) if config is None else None
     if own is not None:
         return _open_described(path, own)
     state = checkpoint.read_state_dict(path)
-    if config is None and beside.exists():
-        if path.name == "model.safetensors" and "system" in _read_config(beside):
-            return _open_folder(path.parent, None)
-        config = beside
+    beside = path.with_name("config.json")
+    if (
+        config is None
+        and path.name == "model.safetensors"
+        and beside.exists()
+        and "system" in _read_config(beside)
+    ):
+        return _open_folder(path.parent, None)
     if isinstance(config, (str, Path)) and str(config) not in registry.MODELS:
         config = _read_config(Path(config))
     for name in SYSTEMS:
         if system(name).recognises(state.keys()):
+            config = _config_beside(path, name) if config is None else config
             codec = system(name).from_published(state, config)
             codec.name = path.stem if codec.name == codec.system else codec.name
             return codec
@@ -202,6 +210,16 @@ def _open_described(path: Path, own: dict[str, Any]) -> Codec:
     model = cls.from_published(checkpoint.read_state_dict(path), config)
     model.name = own["name"]
     return model
+
+
+def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
+    """The content of config.json in the same folder, unless it is known as another system's."""
+    beside = path.with_name("config.json")
+    if not beside.exists():
+        return None
+    settings = _read_config(beside)
+    owners = [other for other in SYSTEMS if system(other).owns_config(settings)]
+    return settings if not owners or name in owners else None
 
 
 def _open_onnx(path: Path, config: Any) -> Codec:

@@ -42,6 +42,11 @@ class Pretrained(nn.Module):
         return False
 
     @classmethod
+    def owns_config(cls, settings: Any) -> bool:
+        """Whether the content of a config.json is surely of this system, and so of no other beside it."""
+        return isinstance(settings, dict) and settings.get("system") == cls.system
+
+    @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
         """The model with published weights.
 

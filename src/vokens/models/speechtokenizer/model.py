@@ -16,7 +16,7 @@ from vokens.errors import CheckpointError
 from vokens.models.codec import Codec
 from vokens.models.speechtokenizer import checkpoint as layout
 from vokens.models.speechtokenizer import spans
-from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
+from vokens.models.speechtokenizer.config import PUBLISHED, SpeechTokenizerConfig
 from vokens.nn.conv import add_weight_norm
 from vokens.nn.product import Linear
 from vokens.nn.seanet import SEANetDecoder, SEANetEncoder
@@ -87,6 +87,10 @@ class SpeechTokenizer(Codec):
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
         return layout.recognises(keys)
+
+    @classmethod
+    def owns_config(cls, settings: Any) -> bool:
+        return super().owns_config(settings) or set(PUBLISHED.values()) <= set(settings)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
