@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,22 @@ def test_file_objects_are_left_open(tmp_path: Path) -> None:
     with open(tmp_path / "two.wav", "rb") as file:
         assert len(load(file)[0]) == 2 * RATE
         assert len(load(file, offset=1.5)[0]) == RATE // 2
+
+
+def test_tags_in_other_encodings_are_no_reason_to_refuse() -> None:
+    content = media("m4a").replace(b"Lavf", b"\xe9\xe8vf")
+    assert b"\xe9\xe8vf" in content
+    assert abs(len(load(content)[0]) - 48000) < 4096
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", [*FORMATS, *MEDIA])
+def test_damaged_bytes_give_a_wave_or_an_error_of_ours(form: str) -> None:
+    generator = np.random.default_rng(0)
+    content = media(form, 0.1) if form in MEDIA else written(form, 0.1)
+    for _ in range(30):
+        damaged = bytearray(content)
+        for at in generator.integers(0, min(len(content), 200), 4):
+            damaged[at] = generator.choice([0, 1, 127, 255])
+        with suppress(AudioError):
+            assert np.isfinite(load(bytes(damaged))[0]).all()

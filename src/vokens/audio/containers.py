@@ -17,13 +17,15 @@ from vokens.audio.frames import behind_tag, check_adts, flac_length, mpeg_frame,
 from vokens.errors import AudioError
 
 _SCAN = 1 << 20  # bytes per read when a file is searched
+_LARGEST_FILE = 1 << 43  # bytes; sizes of damaged headers go beyond what a file can be asked for
 _UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32
 
 
 class Slice(io.RawIOBase):
     """The bytes `start` to `end` of a file behind a header of its own, as a file.
 
-    It goes to its own place in that file before each read, so that slices of one file may take turns.
+    It goes to its own place in that file before each read, so that slices of one file may take turns; places
+    before its start, which libsndfile asks for in damaged files, are its start.
     """
 
     def __init__(self, file: BinaryIO, start: int, end: int, head: bytes = b"") -> None:
@@ -47,17 +49,16 @@ class Slice(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer) -> int:  # type: ignore[override]
-        view = memoryview(buffer).cast("B")
-        wanted = min(len(view), max(0, self.size - self._position))
-        got = self._head[self._position : self._position + wanted]
-        view[: len(got)] = got
-        if len(got) < wanted:
-            self._file.seek(self._start + self._position + len(got) - len(self._head))
-            rest = self._file.read(wanted - len(got))
-            view[len(got) : len(got) + len(rest)] = rest
-            got += rest
-        self._position += len(got)
-        return len(got)
+        view = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        count = len(head := self._head[self._position : self._position + len(view)])
+        view[:count] = head
+        if count < len(view):
+            self._file.seek(self._start + self._position + count - len(self._head))
+            rest = self._file.read(len(view) - count)
+            view[count : count + len(rest)] = rest
+            count += len(rest)
+        self._position += count
+        return count
 
 
 class _Chunked(NamedTuple):
@@ -70,7 +71,8 @@ class _Chunked(NamedTuple):
 
     def next(self, body: int, length: int, start: int) -> int:
         """Where the chunk behind begins."""
-        return body + length + -(body + length - start) % self.align
+        behind = body + max(0, length)
+        return behind + -(behind - start) % self.align
 
 
 _RIFF = _Chunked(12, struct.Struct("<4sI"))
@@ -114,9 +116,7 @@ def streams(file: BinaryIO, name: str, until: float | None = None) -> Iterator[B
         find = _finder(_read(file, start, 16))
         pieces, start = find(file, start, end, name, until) if find else ([(b"", start, end)], end)
         for head, first, last in pieces:
-            file.seek(0)
-            whole = not head and first == 0 and last == end
-            yield file if whole else cast(BinaryIO, Slice(file, first, last, head))
+            yield cast(BinaryIO, Slice(file, first, last, head))
         start = _behind_tags(file, start, end)
         if start < end and not _finder(_read(file, start, 16)):
             raise AudioError(
@@ -233,6 +233,8 @@ def _nist(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[l
         re.search(rb"%b -i (\d+)" % key, head)
         for key in (b"sample_count", b"channel_count", b"sample_n_bytes")
     ]
+    if not head[8:16].strip().isdigit():
+        return [(b"", start, end)], end
     size = prod(int(match[1]) for match in stated if match) if all(stated) else None
     return _sized(file, start, start + int(head[8:16]), size, end, name)
 
@@ -350,6 +352,8 @@ def _asf(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[li
 
 
 def _read(file: BinaryIO, position: int, count: int) -> bytes:
+    if position > _LARGEST_FILE:
+        return b""
     file.seek(position)
     return file.read(count)
 

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from vokens.errors import AudioError
 
-_LARGEST = 2881  # bytes of an mp3 frame: less than this between frames is no audio that could be decoded
+_LARGEST = (
+    1441  # bytes of a frame of layer 3: less than this between frames is no audio that could be decoded
+)
 _KBPS = {  # by MPEG version 1 or not, and layer
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -78,7 +80,8 @@ def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
     position, kind, named = 0, (0, 0, 0, False), False
     while position < len(data):
         frame = mpeg_frame(data[position : position + 4])
-        if frame is None or (frames and frame.kind[:2] != kind[:2]):
+        another = frame is None or frame.kind != kind
+        if frame is None or (another and frames and frame.kind[:2] != kind[:2]):
             following = _resume(data, position, frames[-1] + 4 if frames else position, name)
             if frames and following < position:
                 position = frames.pop()  # another stream begins before the frame was whole
@@ -87,7 +90,7 @@ def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
             frames, position = [], following
             continue
         begins = position + frame.info in named_at or position + 36 in named_at
-        if frames and (begins or frame.kind != kind):
+        if frames and (begins or another):
             yield frames, position, named
             frames = []
         if not frames:

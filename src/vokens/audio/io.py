@@ -248,7 +248,7 @@ def _track(file: BinaryIO, name: str) -> Generator[tuple[Any, Any], None, None]:
     except ImportError as error:
         raise MissingExtra("av", "media", f"reading {name} (m4a, aac, webm or wma)") from error
     try:
-        with av.open(file, "r") as container:
+        with av.open(file, "r", metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError(f"{name} has no audio track")
             yield container, container.streams.audio[0]
