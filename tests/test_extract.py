@@ -304,6 +304,10 @@ class TestHealth:
         assert not any(found)
         assert (drift.check([draw.multinomial(20000, usual[::-1])], 100) or 0.0) > 0.1
         assert drift.check([draw.multinomial(200, usual[::-1])], 1) is None  # one utterance says nothing
+        other = usual * np.exp(draw.normal(0, 0.6, len(usual)))  # speakers of clean speech differ as much
+        counts = draw.multinomial(200000, other / other.sum())
+        assert 0.03 < divergence(counts, np.round(200000 * usual)) < 0.08
+        assert drift.check([counts], 1000) is None
 
 
 class TestTorchrun:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import vokens
 from vokens.cli import main
 from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.inspect import Findings, Inspection
+from vokens.corpus.picture import statistics_figure
 from vokens.corpus.run import Settings
 
 CLIPS, SHARD, BAD = 12, 5, 7
@@ -95,6 +97,31 @@ def test_other_audio_encodes_to_other_codes(made, copied, tmp_path):
     findings = inspect(copied, made / "codec")
     assert findings.equal < findings.compared
     assert any("other codes" in fault for fault in findings.faults)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_picture(made, shards):
+    """Legends keep off titles, and one shard, which differs from no other, shows what it uses of its codebooks."""
+    Text = pytest.importorskip("matplotlib.text").Text
+    inspection, findings = Inspection(made / "out/jsonl"), Findings()
+    for shard in islice(inspection.check(findings), shards):
+        assert shard < shards
+    figure = statistics_figure(findings, inspection.facts, "run")
+    figure.draw_without_rendering()
+    *_, last = figure.axes
+    assert last.get_title("left") + last.get_title() == (
+        "Entries that occur, by codebook" if shards == 1 else "Shards against all others"
+    )
+    for axes in figure.axes:
+        if legend := axes.get_legend():
+            place = legend.get_window_extent()
+            others = [text for text in axes.findobj(Text) if text.get_text() and text not in legend.texts]
+            assert not [text for text in others if place.overlaps(text.get_window_extent())]
+
+
+def test_the_suffix_of_a_picture_is_checked_first(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path), "--picture", "run.xyz"]) == 2
+    assert "a picture 'run.xyz': end its name in .png, .svg, .pdf" in capsys.readouterr().err
 
 
 def test_the_verb(made, copied, tmp_path, capsys):

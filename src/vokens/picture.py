@@ -27,6 +27,7 @@ _WIDE, _NARROW = 16.0, 5.0  # inches
 _DPI, _FINE = 100, 160  # dots per inch; a phone has more of them
 _TITLE = 32  # letters in a line of a narrow picture
 INK, FAINT, BLUE, ORANGE = "#22272e", "#d5d9df", "#2563a8", "#c2571a"
+PICTURES = (".png", ".svg", ".pdf")
 THEME = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -125,8 +126,16 @@ def _panels(
             figure.align_ylabels(column)
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise ConfigError for a suffix that cannot be drawn, MissingExtra without matplotlib: before any work."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise ConfigError(f"a picture {str(path)!r}: end its name in {', '.join(PICTURES)}")
+    matplotlib_figure()
+
+
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a figure; the suffix (.png, .svg, .pdf) chooses the format. Whole or not at all."""
+    check_picture(path)
     matplotlib, _ = matplotlib_figure()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(THEME), atomic_write(path) as temporary:

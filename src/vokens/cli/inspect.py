@@ -37,7 +37,10 @@ def run(arguments: Arguments) -> int:
     from vokens.cli.report import table
     from vokens.corpus.inspect import Findings, Inspection
     from vokens.errors import ConfigError
+    from vokens.picture import check_picture, save_figure
 
+    if arguments.picture:
+        check_picture(arguments.picture)
     inspection = Inspection(arguments.folder)
     findings = Findings()
     shards = len(inspection.plan)
@@ -56,14 +59,14 @@ def run(arguments: Arguments) -> int:
         print(f"vokens: and {findings.fault_count - len(findings.faults)} more", file=sys.stderr)
     if arguments.picture:
         from vokens.corpus.picture import statistics_figure
-        from vokens.picture import save_figure
 
         save_figure(statistics_figure(findings, inspection.facts, arguments.folder.name), arguments.picture)
     return int(findings.fault_count > 0)
 
 
 def _facts(form: str, facts: "CodecFacts", findings: "Findings") -> list[tuple[str, str]]:
-    drifting = max(findings.drift.values(), default=0.0)
+    drift = findings.drift
+    most = f"{max(drift.values()):.3f} bits at most between a shard and the others" if len(drift) > 1 else ""
     return [
         (
             "codec",
@@ -74,7 +77,7 @@ def _facts(form: str, facts: "CodecFacts", findings: "Findings") -> list[tuple[s
         ("speech", f"{findings.seconds / 3600:.3f} h, {findings.frames} frames"),
         ("files", f"{form}, {findings.bytes / 1e6:.1f} MB, checksums verified"),
         ("entropy", " ".join(f"{bits:.2f}" for bits in findings.entropies) + " bit per token"),
-        ("drift", f"{drifting:.3f} bits at most between a shard and the others"),
+        ("drift", most or "none: one shard has no others to differ from"),
         ("encoded again", f"{findings.equal} of {findings.compared} equal" if findings.compared else "none"),
         ("faults", str(findings.fault_count)),
     ]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ABOVE: dict[str, Any] = {"frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
+_LEGEND: dict[str, Any] = {"frameon": False, "loc": "upper right", "ncols": 2}
+_ROOM = 1.2  # of the highest value: the legend stands above the data
 
 
 def statistics_figure(findings: Findings, facts: CodecFacts, name: str) -> "Figure":
@@ -25,7 +26,10 @@ def statistics_figure(findings: Findings, facts: CodecFacts, name: str) -> "Figu
         _durations(axes[0, 0], findings)
         _bits(axes[0, 1], findings, facts)
         _histogram(axes[1, 0], findings)
-        _drift(axes[1, 1], findings)
+        if len(findings.drift) > 1:
+            _drift(axes[1, 1], findings)
+        else:
+            _use(axes[1, 1], findings, facts)
         hours = findings.seconds / 3600
         figure.suptitle(
             f"{name}: {facts.model}, {findings.utterances} utterances, {hours:.2f} h, {findings.done} of "
@@ -48,9 +52,10 @@ def _bits(axes: "Axes", findings: Findings, facts: CodecFacts) -> None:
     axes.bar(books, np.log2(facts.codebook_sizes), color=FAINT, label="log2 of its size")
     axes.bar(books[: len(bits)], bits, color=BLUE, label="entropy, mean over shards")
     for book, value in zip(books, bits, strict=False):
-        axes.text(float(book), value, f"{value:.1f}", ha="center", va="bottom")
-    axes.set(title="Bits per token by codebook", xlabel="codebook", xticks=books)
-    axes.legend(**_ABOVE)
+        axes.text(float(book), value, f"{value:.1f}", ha="center", va="top", color="white")
+    top = _ROOM * float(np.log2(max(facts.codebook_sizes)))
+    axes.set(title="Bits per token by codebook", xlabel="codebook", xticks=books, ylim=(0, top))
+    axes.legend(**_LEGEND)
 
 
 def _histogram(axes: "Axes", findings: Findings) -> None:
@@ -68,7 +73,18 @@ def _drift(axes: "Axes", findings: Findings) -> None:
     values = [drift[shard] for shard in shards]
     colors = [ORANGE if value > limit else BLUE for value, limit in zip(values, limits, strict=True)]
     axes.scatter(shards, values, color=colors, s=18)
-    axes.plot(shards, limits, color=ORANGE, linewidth=1, label="beyond chance")
-    axes.set(title="Shards against all others", xlabel="shard", ylabel="divergence in bits", ylim=(0, None))
-    axes.legend(**_ABOVE)
+    axes.plot(shards, limits, color=ORANGE, linewidth=1, label="a warning above it")
+    top = _ROOM * max(*values, *limits)
+    axes.set(title="Shards against all others", xlabel="shard", ylabel="divergence in bits", ylim=(0, top))
+    axes.legend(**_LEGEND)
     axes.locator_params(axis="x", integer=True)
+
+
+def _use(axes: "Axes", findings: Findings, facts: CodecFacts) -> None:
+    """Share of each codebook that occurs: what there is to see of one shard, which has no others to differ from."""
+    rows = [health["used"] for health in findings.health.values() if health["used"]]
+    books = np.arange(1, len(facts.codebook_sizes) + 1)
+    axes.bar(books, 100 * np.mean(rows, axis=0) if rows else 0 * books, color=BLUE)
+    axes.set(
+        title="Entries that occur, by codebook", xlabel="codebook", xticks=books, ylabel="%", ylim=(0, 100)
+    )
