@@ -29,11 +29,12 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def answer(app: Any, place: socket.socket, what: str, patience: int) -> int:
+def answer(app: Any, place: socket.socket, what: str, patience: int, note: str = "") -> int:
     """Serve an ASGI application at a bound socket until Ctrl-C or SIGTERM; 0 when it started.
 
     Args:
-        what: printed with the address, once it listens. patience: seconds that requests in progress get at the end.
+        what, note: printed before and behind the address, once it listens.
+        patience: seconds that requests in progress get at the end.
     """
     import uvicorn
 
@@ -43,7 +44,7 @@ def answer(app: Any, place: socket.socket, what: str, patience: int) -> int:
     except OSError as error:  # another process was faster while the models were loaded
         raise _unusable(host, port, error) from error
     shown = f"[{host}]" if place.family == socket.AF_INET6 else host
-    print(f"{what} on http://{shown}:{port}", flush=True)
+    print(f"{what} on http://{shown}:{port}{note}", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again after its clean end
         server.run(sockets=[place])

@@ -74,6 +74,5 @@ def run(arguments: Arguments) -> int:
     device = usable_device(arguments.device)
     with bound(arguments.host, arguments.port) as place:
         models = load_models(arguments.models, settings, device)
-        return answer(
-            create_app(models, settings), place, f"serving {', '.join(models)} (/docs)", patience=30
-        )
+        app = create_app(models, settings)
+        return answer(app, place, f"serving {', '.join(models)}", patience=30, note=" (/docs)")

@@ -60,6 +60,8 @@ def complaint(error: RequestValidationError | ValidationError) -> tuple[str, str
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
+    if first["loc"] in ((), ("body",)) and first["type"] != "missing":
+        return "the body is no JSON object: send one, with the header Content-Type: application/json", None
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     given = first.get("input")
     shown = f" = {given!r:.60}" if isinstance(given, (str, int, float)) else ""
