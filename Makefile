@@ -31,7 +31,7 @@ check: setup  ## lint, format, types
 test: check  ## what CI runs
 	$(BIN)/python -m pytest -n 2
 
-test-all: check peers  ## with the long checks and parity with the published packages
+test-all: check peers  ## with the long checks, the evaluator models of docs/metrics.md and parity with the published packages
 	$(BIN)/python -m pytest -n 2 -m ""
 
 peers: setup  ## the published packages, without the dependencies they wrongly ask for

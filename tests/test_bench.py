@@ -133,6 +133,19 @@ def test_the_table_of_a_terminal_fits() -> None:
     assert "2.25 (2)" in text  # of two recordings
 
 
+def test_a_run_that_measured_nothing_leaves_nothing(tmp_path: Path) -> None:
+    """Its settings would refuse those of the next one."""
+    options = Measure(out=tmp_path / "new")
+    with pytest.raises(ConfigError, match="no such"), Results(options, "demo", colour="rde"):
+        raise ConfigError("no such colour")
+    assert not options.out.exists()
+    with Results(options, "demo", colour="red") as results:
+        results.add("x", "x", "1")
+    with pytest.raises(ConfigError, match="later"), Results(options, "demo", colour="red"):
+        raise ConfigError("later")
+    assert len((options.out / "demo.jsonl").read_text().splitlines()) == 1
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     options = Measure(out=tmp_path)

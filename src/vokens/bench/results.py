@@ -23,6 +23,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -66,9 +67,15 @@ class Results:
             raise
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()  # and with it the lock
+    def __exit__(self, kind: object, *error: object) -> None:
+        if self._file is None:
+            return
+        if kind is not None and not self._lines:  # a run that failed before its first line leaves nothing
+            for suffix in (".jsonl", ".json"):
+                self._path(suffix).unlink(missing_ok=True)
+            with suppress(OSError):  # other parts have results there
+                self._options.out.rmdir()
+        self._file.close()  # and with it the lock
 
     def get(self, row: str, id: str, fingerprint: str = "") -> Line | None:
         """The line of a row and a recording, if it was measured.
