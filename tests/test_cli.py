@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -71,6 +72,17 @@ class TestFrame:
     def test_every_verb_explains_itself(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([verb, "--help"]) == 0
         assert f"usage: vokens {verb}" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "words", [[verb] for verb in VERBS] + [["bench", "reconstruct"], ["bench", "report"]]
+    )
+    def test_help_is_for_people(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*words, "--help"]) == 0
+        page = capsys.readouterr().out
+        for odd in ("{None}", "[STR [STR", ".compute", "default: None"):
+            assert odd not in page
+        for line in page.splitlines():
+            assert len(re.findall(r"vokens [a-z]+ [^ ]+", line)) <= 1, line  # one example a line
 
     def test_no_verb_is_an_error(self) -> None:
         assert main([]) == 2

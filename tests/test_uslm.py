@@ -401,7 +401,9 @@ def test_a_codec_beside_it_keeps_its_config_and_is_told_apart(tmp_path: Path, pu
     (tmp_path / "config.json").write_text(json.dumps(codec.config.to_published()))
     torch.save(codec.to_published(), tmp_path / "SpeechTokenizer.pt")
     torch.save(published.to_published(), tmp_path / "USLM.pt")
-    assert vokens.load(tmp_path / "USLM.pt").system == "uslm"
+    with pytest.raises(CheckpointError, match="heads"):  # and no word of the codec's settings
+        vokens.load(tmp_path / "USLM.pt")
+    assert vokens.load(tmp_path / "USLM.pt", config={"heads": 4}).system == "uslm"
     assert vokens.load(tmp_path / "SpeechTokenizer.pt").config == codec.config
     with pytest.raises(
         CheckpointError, match=r"SpeechTokenizer\.pt, USLM\.pt.*such as .*SpeechTokenizer\.pt"

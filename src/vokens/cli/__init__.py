@@ -90,16 +90,9 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(_unknown(name))
     verb = import_module(VERBS[name].module)
 
-    import tyro  # 0.1 s, not needed for the overview
+    from vokens.cli.parse import parse  # tyro takes 0.1 s, not needed for the overview
 
-    arguments = tyro.cli(
-        verb.Arguments,
-        prog=f"vokens {name}",
-        description=verb.__doc__,
-        args=rest,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
-    return verb.run(arguments)
+    return verb.run(parse(name, verb, rest))
 
 
 def _unknown(name: str) -> str:

@@ -5,13 +5,13 @@
 vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice speech/ --voice ref.wav -o converted/
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.convert import Loaded
 from vokens.cli.encode import read_audio
-from vokens.cli.options import Inputs, Output
+from vokens.cli.options import Compute, Inputs, Output
 from vokens.cli.speak import Speech, load_speaker, sound_jobs, speak_all
 from vokens.errors import ConfigError
 
@@ -28,6 +28,7 @@ class Arguments:
     speech: Speech
     output: Output = None
     """File, folder or - for standard output; needed."""
+    compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
@@ -35,7 +36,7 @@ def run(arguments: Arguments) -> int:
     if arguments.output is None:
         raise ConfigError("-o is missing: beside the input, the output would have its name")
     jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO_SUFFIXES)
-    model, voice = load_speaker(arguments.speech)
+    model, voice = load_speaker(arguments.speech, arguments.compute)
 
     def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":
         return model.heard(item.value, item.kind)

@@ -56,7 +56,6 @@ class Speech:
     """Speech in one batch, padding included. More is faster on GPUs and needs more memory."""
     overwrite: bool = False
     """Replace outputs that exist."""
-    compute: Compute = field(default_factory=Compute)
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,14 @@ class Arguments:
     speech: Speech
     output: Output = None
     """File, folder or - for standard output (default: beside each input)."""
+    compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
     """Speak all inputs; the exit code says whether all went well."""
     speech = arguments.speech
     jobs = sound_jobs(arguments.inputs, arguments.output, speech, FORMATS)
-    model, voice = load_speaker(speech)
+    model, voice = load_speaker(speech, arguments.compute)
 
     def read(job: Job) -> "Loaded[Tokens]":
         tokens = read_tokens(job.source)
@@ -97,13 +97,13 @@ def sound_jobs(
     return jobs
 
 
-def load_speaker(speech: Speech) -> "tuple[S3GenModel, ReferenceVoice]":
+def load_speaker(speech: Speech, compute: Compute) -> "tuple[S3GenModel, ReferenceVoice]":
     """The model and the voice of its reference."""
     from vokens import audio
     from vokens.models.s3gen import S3GenModel
 
     wave, rate = audio.load(Path(speech.voice))
-    model = load_codec(speech.model, speech.compute)
+    model = load_codec(speech.model, compute)
     if not isinstance(model, S3GenModel):
         raise ConfigError(f"--model {speech.model} is a {model.system}: an s3gen speaks tokens in a voice")
     return model, model.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
