@@ -285,7 +285,11 @@ def test_files_beside_files(
     for name in ("0.wav", "4.wav", "5.flac", "6.wav"):
         (tmp_path / "deep").mkdir(exist_ok=True)
         (tmp_path / "deep" / name).write_bytes((source / name).read_bytes())
-    assert command("--root_path", str(tmp_path), "--extensions", ".WAV") == 1
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top/linked").symlink_to(tmp_path / "deep")  # links are followed, hidden files left out
+    (tmp_path / "deep/up").symlink_to(tmp_path / "top")
+    (tmp_path / "deep/._0.wav").touch()
+    assert command("--root_path", str(tmp_path / "top"), "--extensions", ".WAV") == 1
     assert sorted(path.name for path in tmp_path.rglob("*_fsq.pt")) == ["0_fsq.pt", "4_fsq.pt"]
     target = tmp_path / "deep/0_fsq.pt"
     codes = torch.load(target, weights_only=True)
@@ -339,12 +343,18 @@ def test_wrong_calls_are_explained(
     listing = str(scp(folder, tmp_path / "x.scp"))
     (tmp_path / "bad.scp").write_text("alone\n")
     (tmp_path / "empty.scp").write_text("\n")
+    (tmp_path / "pipe.scp").write_text("k sox a.wav -t wav - speed 1.1 |\n")
+    (tmp_path / "both").mkdir()
+    for name in ("1.wav", "1.flac"):
+        (tmp_path / "both" / name).touch()
     calls = {
         "either --wav_scp": ["--output_dir", str(tmp_path)],
         "needs --output_dir": ["--wav_scp", listing],
         "'alone' has no path": ["--wav_scp", str(tmp_path / "bad.scp"), "--output_dir", str(tmp_path)],
         "names no recording": ["--wav_scp", str(tmp_path / "empty.scp"), "--output_dir", str(tmp_path)],
         "No such file": ["--wav_scp", str(tmp_path / "none.scp"), "--output_dir", str(tmp_path)],
+        "'k' is a command": ["--wav_scp", str(tmp_path / "pipe.scp"), "--output_dir", str(tmp_path)],
+        "1.wav would both become 1_fsq.pt": ["--root_path", str(tmp_path / "both")],
         "is no folder": ["--root_path", str(tmp_path / "none")],
         "at least 1": ["--wav_scp", listing, "--output_dir", str(tmp_path), "--batch_size", "0"],
     }

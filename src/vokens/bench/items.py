@@ -76,9 +76,10 @@ def _manifest_records(path: Path) -> list[Record]:
         raise ConfigError(f"{path} does not exist: --data takes a manifest (.jsonl) or a folder of audio")
     records = list(read_records(path))
     for record in records:
-        if record.piece or is_url(record.path):
+        part = record.piece or record.channel is not None
+        if part or is_url(record.path):
             raise ConfigError(
-                f"{path}: {record.id} is {'a piece of a file' if record.piece else 'not on this machine'}: "
+                f"{path}: {record.id} is {'a part of a file' if part else 'not on this machine'}: "
                 "whole local files are measured, save it as one"
             )
     if len({record.id for record in records}) < len(records):

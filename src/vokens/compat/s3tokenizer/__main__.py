@@ -122,7 +122,21 @@ def find(arguments: argparse.Namespace) -> list[Item]:
         raise ConfigError(
             f"{arguments.wav_scp or arguments.file_list or arguments.root_path} names no recording"
         )
+    if folder_mode:
+        _refuse_one_target(items)
     return items
+
+
+def _refuse_one_target(items: Sequence[Item]) -> None:
+    """Raise ConfigError for two recordings whose ids would be one file."""
+    seen: dict[Path, Item] = {}
+    for item in items:
+        other = seen.setdefault(Beside.target(item), item)
+        if other.path != item.path:
+            raise ConfigError(
+                f"{other.path} and {item.path} would both become {Beside.target(item).name}: keep one of them, or "
+                "choose with --extensions"
+            )
 
 
 def read_scp(path: Path) -> list[Item]:
@@ -132,6 +146,10 @@ def read_scp(path: Path) -> list[Item]:
         key, *rest = line.split(maxsplit=1)
         if not rest:
             raise ConfigError(f"{path}: the line {line!r} has no path; 'key path' is expected")
+        if rest[0].endswith("|"):
+            raise ConfigError(
+                f"{path}: {key!r} is a command, and commands are never executed: run it once into an audio file"
+            )
         items.append(Item(key, Path(rest[0])))
     return items
 
@@ -190,17 +208,17 @@ class Beside:
     """`<name>_fsq.pt` beside each recording: its ids (T,) int64."""
 
     def has(self, item: Item) -> bool:
-        return self._target(item).exists()
+        return self.target(item).exists()
 
     def write(self, item: Item, codes: Tensor) -> None:
-        with atomic_write(self._target(item)) as partial:
+        with atomic_write(self.target(item)) as partial:
             torch.save(codes.clone(), partial)  # of a view, the whole batch would be saved
 
     def close(self) -> None:
         pass
 
     @staticmethod
-    def _target(item: Item) -> Path:
+    def target(item: Item) -> Path:
         return item.path.with_name(f"{item.path.stem}_fsq.pt")
 
 
