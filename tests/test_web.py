@@ -10,6 +10,7 @@ import soundfile
 from conftest import speechlike
 
 import vokens
+from vokens.cli import main
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.codec import Codec
 
@@ -143,3 +144,12 @@ def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
 def test_models_of_no_use_to_the_page_are_named(mini: Codec) -> None:
     with pytest.raises(ConfigError, match="no use for lone: it takes codecs"):
         create_app({"mini": mini, "lone": object()})
+
+
+def test_what_the_page_is_given_is_checked_first(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--max-seconds", "nan"], ["--models", "x="], ["--models", "=mini"], ["--port", "99999"]
+    for options in given:
+        assert main(["web", "--port", "0", *options]) == 2
+        error = capsys.readouterr().err
+        assert options[1] in error
+        assert error.count("\n") == 1

@@ -30,6 +30,8 @@ def run(arguments: Arguments) -> int:
     """Show the page until Ctrl-C."""
     import os
 
+    if not arguments.max_seconds > 0:
+        raise ConfigError(f"--max-seconds {arguments.max_seconds:g}: give a number above 0, such as 60")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
     try:
         from vokens.web.page import create_app
@@ -39,8 +41,6 @@ def run(arguments: Arguments) -> int:
     from vokens.models.named import load_named
     from vokens.models.speaking import PARTNERED, speaker
 
-    if not arguments.max_seconds > 0:
-        raise ConfigError(f"--max-seconds {arguments.max_seconds:g}: give a number above 0, such as 60")
     device = usable_device(arguments.device)
     with bound(arguments.host, arguments.port) as place:
         loaded = load_named(arguments.models, device)

@@ -17,6 +17,8 @@ def load_named(names: Sequence[str], device: str | torch.device = "cpu") -> dict
     found: dict[str, Pretrained] = {}
     for text in names:
         given, equals, source = text.partition("=")
+        if not given or (equals and not source):
+            raise ConfigError(f"{text!r} names no model: give a name such as mini, or NAME=FOLDER")
         model = load(source if equals else given, device=device)
         name = given if equals else model.name
         if name in found:
