@@ -109,9 +109,9 @@ def trainer_for(recipe: Path, *changes: str) -> RecogniserTrainer:
 
 @pytest.mark.parametrize("quantizer", [(), VQ], ids=["fsq", "vq"])
 def test_recognition_is_learned_through_the_quantizer(recipe: Path, quantizer: tuple[str, ...]) -> None:
-    trainer = trainer_for(
-        recipe, *quantizer, "steps=160", "fit_codebooks=40", "optim.schedule=constant", "augment.bands=0"
-    )
+    """All texts in every batch, spoken as they are: of six seeds the worst reaches 0.07 where 0.3 is asked."""
+    plain = ("data.seconds=6.0", "augment.speeds=[1.0]", "augment.bands=0", "optim.schedule=constant")
+    trainer = trainer_for(recipe, *quantizer, *plain, "steps=160", "fit_codebooks=40")
     found = [trainer.train_step()["ctc"] for _ in range(160)]
     assert found[-1] < 0.2 * found[0]
     measured = trainer.validate()

@@ -240,7 +240,9 @@ def test_voices_are_clips_in_another_order() -> None:
 
 
 def test_the_run_opens_and_its_ragged_batch_is_single(recipe: Path, tmp_path: Path) -> None:
-    trainer = trainer_for(recipe, "steps=4")
+    trainer = trainer_for(
+        recipe, "steps=4", "optim.learning_rate=1e-4"
+    )  # 3e-3 leaves layers that amplify rounding
     trainer.run()
     codec = vokens.load(tmp_path / "run" / "codec")
     assert isinstance(codec, SoCodec)
