@@ -199,7 +199,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
 
 
 VERB_LINE = r"(?:(?:torchrun|accelerate launch)\b.* -m )?vokens (.+)"
-COMPAT_LINE = r"(?:python|torchrun\b.*) -m (vokens\.compat\.\w+ .+)"
+COMPAT_LINE = r"(?:(?:python|torchrun\b.*) -m (?=vokens))?((?:vokens\.compat\.\w+|s3tokenizer) .+)"
 
 
 def commands(text: str, pattern: str = VERB_LINE) -> Iterator[list[str]]:
@@ -226,6 +226,7 @@ def test_commands_of_the_page_are_understood(page: str, monkeypatch: pytest.Monk
 
 
 COMPAT = {
+    "s3tokenizer": "vokens.compat.s3tokenizer.__main__",
     "vokens.compat.s3tokenizer": "vokens.compat.s3tokenizer.__main__",
     "vokens.compat.socodec": "vokens.compat.socodec",
     "vokens.compat.learnable_speech": "vokens.compat.learnable_speech.__main__",

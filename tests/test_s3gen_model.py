@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vokens
+from vokens import audio
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.pretrained import build_config
 from vokens.models.s3gen import S3GenModel, long
@@ -334,6 +335,19 @@ def test_bad_input_is_refused_before_heavy_work(
         monkeypatch.setattr(part, "forward", heavy)
     with pytest.raises(error, match=re.escape(message)):
         model.inference(**{"speech_tokens": ids(3), **arguments})
+
+
+def test_tokens_and_voices_of_other_types_are_refused(model: S3GenModel, tmp_path: Path) -> None:
+    wave = 0.1 * np.sin(np.arange(24000) / 20).astype(np.float32)
+    audio.save(tmp_path / "ref.wav", wave, 24000)
+    voice, same = model.voice(tmp_path / "ref.wav"), model.voice((wave, 24000))
+    assert voice.voice.tokens.shape == same.voice.tokens.shape
+    for tokens in (None, 3, "ids", {"codes": [1]}, [], torch.zeros(0, dtype=torch.int64)):
+        with pytest.raises(TokensError, match=r"\(N,\), \(B, N\)"):
+            model.speak(tokens, voice)
+    for other in (None, 3, "none.wav"):
+        with pytest.raises(AudioError, match=r"a path|embed_ref"):
+            model.voice(other)
 
 
 def test_voices_and_utterances_must_match(model: S3GenModel) -> None:

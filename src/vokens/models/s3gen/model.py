@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vokens import audio
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
 from vokens.errors import AudioError, ConfigError, TokensError
@@ -160,8 +161,10 @@ class S3GenModel(Pretrained):
             allow_silent=allow_silent,
         )
 
-    def voice(self, ref_wav: Tensor | np.ndarray, ref_sr: int) -> ReferenceVoice:
-        """The voice of one recording, which also remembers its prompt for streams."""
+    def voice(self, ref_wav: Audio, ref_sr: int | None = None) -> ReferenceVoice:
+        """The voice of one recording, as in `Codec.encode`, which also remembers its prompt for streams."""
+        if ref_sr is None or not isinstance(ref_wav, Tensor | np.ndarray):
+            ref_wav, ref_sr = audio.load(ref_wav, source_rate=ref_sr)
         found = voices_of(self.embed_ref(ref_wav, ref_sr))
         if len(found) != 1:
             raise AudioError(f"{len(found)} recordings were given: voice() takes one, embed_ref a batch")

@@ -1,6 +1,6 @@
 """What is asked of S3Gen for a batch of utterances: tokens of any form, and how they are sampled; checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -12,6 +12,7 @@ from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.s3gen.long import LONGEST
 from vokens.nn.chunks import Chunks
+from vokens.one_or_list import type_name
 
 Ids = Tensor | np.ndarray | Sequence[Any]
 
@@ -76,6 +77,10 @@ class Settings:
 
 def rows_of(tokens: Ids, lengths: Tensor | None = None) -> list[Tensor]:
     """Rows of tokens (N,), (B, N), or a list of (N,), each cut to its length."""
+    if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):
+        raise TokensError(
+            f"{type_name(tokens)} was given as tokens: Tokens, or integers (N,), (B, N) are accepted"
+        )
     if isinstance(tokens, Tensor | np.ndarray):
         whole = torch.as_tensor(tokens)
         rows = list(whole) if whole.dim() > 1 else [whole]

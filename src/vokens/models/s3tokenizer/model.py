@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vokens import audio, checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_128
-from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.codec import Audio, Codec, batches, mask_of
 from vokens.models.s3tokenizer import checkpoint as layout
 from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
@@ -117,6 +117,10 @@ class S3Tokenizer(Codec):
         Returns:
             ids (B, T) int64, zero beyond each row's end, and their counts (B,) in the type of mel_lens.
         """
+        if mel.shape[2] == 0:
+            raise AudioError(
+                f"log-mels {tuple(mel.shape)} have no frames: (B, n_mels, F) with F from 1 is accepted"
+            )
         lengths = (
             torch.full((mel.shape[0],), mel.shape[2], device=mel.device) if mel_lens is None else mel_lens
         )
