@@ -299,8 +299,8 @@ def _counts(name: str, tensor: Tensor, batch: int, device: torch.device) -> Tens
 
 
 def _whole_number(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise TokensError(f"{name} is {value!r}: give a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
+        raise TokensError(f"{name} is {value!r}: give a whole number of at least {least} and below 2^63")
     return int(value)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from vokens.errors import AudioError
 
 ZERO_CROSSINGS = 6  # of the sinc, each side: torchaudio's lowpass_filter_width
+MAX_RATE = 10_000_000  # Hz; beyond is a damaged header or config, and its wave would fill the memory
 ROLLOFF = 0.99  # cutoff, as a share of the lower Nyquist frequency
 # Output samples of one convolution, per row: beyond the cache of a CPU nothing is gained, and an hour of
 # audio would need its padded copy and its transposed phases at once.
@@ -106,8 +107,8 @@ def sinc_kernel(source: int, target: int) -> Tensor:
 
 def check_rate(rate: int) -> None:
     """Raise AudioError unless `rate` is a sample rate in Hz."""
-    if not isinstance(rate, int | np.integer) or rate < 1:
-        raise AudioError(f"a sample rate is a whole number of Hz, 1 or more; got {rate!r}")
+    if not isinstance(rate, int | np.integer) or not 1 <= rate <= MAX_RATE:
+        raise AudioError(f"a sample rate is a whole number of Hz from 1 to {MAX_RATE}; got {rate!r}")
 
 
 def _check_floating(dtype: np.dtype | torch.dtype, floating: bool) -> None:

@@ -101,7 +101,10 @@ class Plan:
             for line in file:
                 starts.append(position)
                 try:
-                    counts.append(json.loads(line)["count"])
+                    span = Span(**json.loads(line))
+                    if not (isinstance(span.where, str) and 0 <= span.offset < 2**63 and 0 <= span.count < 2**31):
+                        raise ValueError(f"{span} is no part of a source")
+                    counts.append(span.count)
                 except (ValueError, KeyError, TypeError) as error:
                     raise ConfigError(f"{path}, line {len(starts)}, is damaged ({error}): {_ANEW}") from error
                 position += len(line)

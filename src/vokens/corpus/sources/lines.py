@@ -14,7 +14,7 @@ from vokens.corpus.sources.addresses import parent, resolve, spans, stem
 from vokens.corpus.sources.options import SourceOptions
 from vokens.corpus.sources.records import key_of, labels_of, parse_line, record_of
 from vokens.errors import ConfigError
-from vokens.text.files import BOM
+from vokens.text.files import BOM, decode
 
 _ARCHIVE = re.compile(rb"\.ark:\d+$")
 # What VITS, Tacotron and others read: a path, a separator and a text, perhaps a speaker between them.
@@ -54,6 +54,7 @@ class LineSource(ABC):
             for line in lines:
                 if remaining == 0:
                     return
+                decode(line, given)  # it was text when the run was planned
                 line = line.removeprefix(BOM)
                 if not line.isspace() and self.key(line) is not None:
                     remaining -= 1
@@ -69,6 +70,7 @@ class LineSource(ABC):
             with open(file, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     size = len(line)
+                    decode(line, file, number)  # names the line and the byte that no utterance could be read from
                     if number == 1:
                         line = line.removeprefix(BOM)
                     if not line.isspace():
