@@ -70,7 +70,7 @@ class LineSource(ABC):
             with open(file, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     size = len(line)
-                    decode(line, file, number)  # names the line and the byte that no utterance could be read from
+                    decode(line, file, number)  # raises with the line and byte of what is no text
                     if number == 1:
                         line = line.removeprefix(BOM)
                     if not line.isspace():
