@@ -11,12 +11,13 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple
 
 from vokens.audio.frames import behind_tag, check_adts, flac_length, mpeg_frame, mpeg_streams
 from vokens.errors import AudioError
 
 _SCAN = 1 << 20  # bytes per read when a file is searched
+_BUFFER = 1 << 14  # bytes per read of a decoder
 _LARGEST_FILE = 1 << 43  # bytes; sizes of damaged headers go beyond what a file can be asked for
 _UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32
 
@@ -50,15 +51,13 @@ class Slice(io.RawIOBase):
 
     def readinto(self, buffer) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
-        count = len(head := self._head[self._position : self._position + len(view)])
-        view[:count] = head
-        if count < len(view):
-            self._file.seek(self._start + self._position + count - len(self._head))
-            rest = self._file.read(len(view) - count)
-            view[count : count + len(rest)] = rest
-            count += len(rest)
-        self._position += count
-        return count
+        block = self._head[self._position : self._position + len(view)]
+        if not block:
+            self._file.seek(self._start + self._position - len(self._head))
+            block = self._file.read(len(view))
+        view[: len(block)] = block
+        self._position += len(block)
+        return len(block)
 
 
 class _Chunked(NamedTuple):
@@ -102,10 +101,9 @@ _ASF = b"0&\xb2u\x8ef\xcf\x11"
 _Piece = tuple[bytes, int, int]  # a stream: a header to put in front, and the bytes behind it, from and to
 
 
-def streams(file: BinaryIO, name: str, until: float | None = None) -> Iterator[BinaryIO]:
-    """The streams of a file one behind the other, each as a file by itself.
+def streams(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """The streams of a file one behind the other, each as a file by itself, to be read before the next is asked for.
 
-    until: the seconds that are wanted; what is later may stay unseen where a look at it costs a whole reading.
     Raises AudioError for a stream that lost its end, and for bytes behind the last that are no tags.
     """
     end = file.seek(0, io.SEEK_END)
@@ -114,10 +112,13 @@ def streams(file: BinaryIO, name: str, until: float | None = None) -> Iterator[B
         raise AudioError(f"{name} is empty (0 bytes of audio in {end})")
     while start < end:
         find = _finder(_read(file, start, 16))
-        pieces, start = find(file, start, end, name, until) if find else ([(b"", start, end)], end)
+        pieces, behind = find(file, start, end, name) if find else ([(b"", start, end)], end)
         for head, first, last in pieces:
-            yield cast(BinaryIO, Slice(file, first, last, head))
-        start = _behind_tags(file, start, end)
+            part = Slice(file, first, last, head)
+            yield io.BufferedReader(part, _BUFFER)
+            if behind is None:  # a decoder stops behind the last frame, having read ahead less than this
+                behind = _seek(file, _FLAC, max(start + 4, start + part.tell() - 4 * _BUFFER), end)
+        start = _behind_tags(file, end if behind is None else behind, end)
         if start < end and not _finder(_read(file, start, 16)):
             raise AudioError(
                 f"{name}: {end - start} bytes behind the audio are neither audio nor a known tag: "
@@ -125,7 +126,7 @@ def streams(file: BinaryIO, name: str, until: float | None = None) -> Iterator[B
             )
 
 
-def _finder(head: bytes) -> Callable[..., tuple[list[_Piece], int]] | None:
+def _finder(head: bytes) -> Callable[..., tuple[list[_Piece], int | None]] | None:
     """The function that bounds the stream that begins with these bytes, and says where what is behind it begins."""
     if head[:4] in _CHUNKED:
         return _chunked
@@ -146,7 +147,7 @@ def _finder(head: bytes) -> Callable[..., tuple[list[_Piece], int]] | None:
     return finders.get(head[:4])
 
 
-def _chunked(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _chunked(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     """wav, rf64, w64, aiff, caf."""
     kind = _CHUNKED[_read(file, start, 4)]
     position, tag, long = start + kind.header, b"", 0
@@ -178,7 +179,7 @@ def _chunked(file: BinaryIO, start: int, end: int, name: str, _: object) -> tupl
         last, behind = body + size, _behind_chunks(file, kind, body, size, start, end)
         pieces = [(b"", start, behind)]
     if tag == _MP3_IN_WAV:
-        pieces, _ = _mpeg(file, body, last, name, None)
+        pieces, _ = _mpeg(file, body, last, name)
     return pieces, behind
 
 
@@ -218,7 +219,7 @@ def _before_chunks(file: BinaryIO, kind: _Chunked, body: int, end: int) -> int:
     return first + last
 
 
-def _au(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _au(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     offset, size = struct.unpack(">II", _read(file, start + 4, 8).ljust(8, b"\0"))
     body = start + offset
     if size not in (0, 0xFFFFFFFF):
@@ -227,7 +228,7 @@ def _au(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[lis
     return [(head, start + 12, end)], end
 
 
-def _nist(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _nist(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     head = _read(file, start, 1024)
     stated = [
         re.search(rb"%b -i (\d+)" % key, head)
@@ -250,40 +251,49 @@ def _sized(
     return [(b"", start, body + size)], body + size
 
 
-def _mpeg(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _mpeg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     end = _before_tags(file, start, end)
     found = mpeg_streams(_read(file, start, end - start), name)
     return [(head, start + first, start + last) for head, first, last in found], end
 
 
-def _adts(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _adts(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     end = _before_tags(file, start, end)
     check_adts(_read(file, start, end - start), name)
     return [(b"", start, end)], end
 
 
-def _flac(file: BinaryIO, start: int, end: int, name: str, until: float | None) -> tuple[list[_Piece], int]:
-    """STREAMINFO may count no samples, or too few: the number of the last frame counts them all."""
+def _flac(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int | None]:
+    """STREAMINFO may count no samples, or too few: the number of the last frame counts them all.
+
+    Where they agree another stream of the same length may still be in between. To look for it in all bytes would take
+    a tenth of the time of decoding, so that is left until the decoder has shown where it stopped: None.
+    """
     head = bytearray(_read(file, start, 42))
-    block, largest = int.from_bytes(head[10:12], "big"), int.from_bytes(head[15:18], "big")
     rate, stated = int.from_bytes(head[18:21], "big") >> 4, int.from_bytes(head[21:26], "big") & (1 << 36) - 1
     if not rate:
         return [(b"", start, end)], end  # no flac: the decoder will say so
-    enough = until is not None and stated >= until * rate  # in parts of long files the rest is not looked at
-    behind = end if enough else _seek(file, _FLAC, start + 4, end)
+    last = _before_tags(file, start, end)
+    if stated and _flac_length(file, start, last) == stated:
+        return [(b"", start, last)], None
+    behind = _seek(file, _FLAC, start + 4, end)
     last = _before_tags(file, start, behind)
-    tail = last if enough else min(last - start, max(largest, 1 << 14) if largest else _SCAN)
-    count = stated if enough else flac_length(_read(file, last - tail, tail), block)
+    count = _flac_length(file, start, last)
     if count is None or count < stated:
         there = "its last frame is broken" if count is None else f"{count} of {stated} samples are there"
         raise AudioError(f"{name} lost its end: {there}")
-    if count == stated:
-        return [(b"", start, last)], behind
     head[21:26] = (int.from_bytes(head[21:26], "big") - stated + count).to_bytes(5, "big")
     return [(bytes(head), start + 42, last)], behind
 
 
-def _ogg(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _flac_length(file: BinaryIO, start: int, last: int) -> int | None:
+    head = _read(file, start, 42)
+    block, largest = int.from_bytes(head[10:12], "big"), int.from_bytes(head[15:18], "big")
+    tail = min(last - start, max(largest, 1 << 14) if largest else _SCAN)
+    return flac_length(_read(file, last - tail, tail), block)
+
+
+def _ogg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     """A link of a chain: the first pages of its logical streams, then all pages up to the next first one."""
     position = start
     while _read(file, position, 6)[:6] == _OGG[:6]:
@@ -306,7 +316,7 @@ def _behind_page(page: bytes, position: int) -> int:
     return position + 27 + segments + sum(page[27 : 27 + segments])
 
 
-def _mp4(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _mp4(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     position = start
     while position < end:
         entry = _read(file, position, 16)
@@ -320,7 +330,7 @@ def _mp4(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[li
     return [(b"", start, position)], position
 
 
-def _matroska(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _matroska(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     """webm: a header, then a segment of a stated size, or of an open one, as browsers record."""
     position = start
     for element in (4, 4):  # both have names of four bytes
@@ -336,7 +346,7 @@ def _matroska(file: BinaryIO, start: int, end: int, name: str, _: object) -> tup
     return [(b"", start, position)], position
 
 
-def _asf(file: BinaryIO, start: int, end: int, name: str, _: object) -> tuple[list[_Piece], int]:
+def _asf(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     """wma: objects, each a name of 16 bytes and its size."""
     position = start
     while position + 24 <= end:
@@ -360,12 +370,11 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 def _seek(file: BinaryIO, needle: bytes, position: int, end: int) -> int:
     """Where these bytes are next found; `end` if nowhere."""
-    rest, at = b"", position
-    while at < end:
-        block = rest + _read(file, at, min(_SCAN, end - at))
-        if (found := block.find(needle)) >= 0:
-            return at - len(rest) + found
-        rest, at = block[-len(needle) + 1 :], at + len(block) - len(rest)
+    while position < end:
+        found = _read(file, position, _SCAN + len(needle) - 1).find(needle)
+        if found >= 0:
+            return min(position + found, end)
+        position += _SCAN
     return end
 
 

@@ -162,8 +162,8 @@ def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
 
 def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) -> tuple[np.ndarray, int]:
     """Float32 mono (T,) of a part, and its rate."""
-    pieces, rate, wanted = [], 0, None  # of the part, `skip` samples are still before it and `wanted` to come
-    for stream in streams(file, name, None if duration is None else offset + duration):
+    pieces, rate, skip, wanted = [], 0, 0, None  # `skip` samples are before the part, `wanted` of it to come
+    for stream in streams(file, name):
         with _opened(stream, name) as (frames, stream_rate, read):
             if not rate:
                 rate, skip = stream_rate, round(offset * stream_rate)
