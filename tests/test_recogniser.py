@@ -192,7 +192,7 @@ def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None
     one, two = tmp_path / "one", tmp_path / "two"
     wide = [f"--set=out={one}", "--set=data.seconds=6.0"]
     subprocess.run([*base, *common, *wide], check=True, capture_output=True)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29741"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     narrow = [f"--set=out={two}", "--set=data.seconds=3.0"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command = [*run, "-m", "vokens", "train", str(recipe), *common, *narrow]

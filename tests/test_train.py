@@ -162,7 +162,7 @@ def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None
     one, two = tmp_path / "one", tmp_path / "two"
     base = [sys.executable, "-m", "vokens", "train", str(recipe)]
     subprocess.run([*base, *common, "--set", f"out={one}"], check=True, capture_output=True)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     distributed = [*run, "-m", "vokens", "train", str(recipe), *common]
     distributed += ["--set", f"out={two}", "--set", "data.batch_size=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -205,25 +205,26 @@ def _heads_of_release(width: int, layers: int) -> int:
     )
 
 
+_FREE: dict[str, Any] = {"attn_eps": 1e-5, "mlp_eps": 1e-5, "long_audio": "complete"}
+
+
 def same_network(one: S3TokenizerConfig, other: S3TokenizerConfig) -> bool:
     """Whether two configs differ at most in what does not tell releases apart."""
-    free: dict[str, Any] = {"attn_eps": 1e-5, "mlp_eps": 1e-5, "long_audio": "complete"}
-    return dataclasses.replace(one, **free) == dataclasses.replace(other, **free)
+    return dataclasses.replace(one, **_FREE) == dataclasses.replace(other, **_FREE)
 
 
 def _of_release(name: str, found: dict[str, Any]) -> S3TokenizerConfig:
     if name not in RELEASES:
         raise ConfigError(f"config={name!r} was given: the releases are {', '.join(RELEASES)}")
-    settings: dict[str, Any] = {"first_stride": RELEASES[name].first_stride, **found}
-    config = S3TokenizerConfig(**settings)
-    if not same_network(config, RELEASES[name]):
-        differing = [
-            f"{key} {value} instead of {getattr(RELEASES[name], key)}"
-            for key, value in dataclasses.asdict(config).items()
-            if value != getattr(RELEASES[name], key)
-        ]
+    release = RELEASES[name]
+    differing = [
+        f"{key} {value} instead of {getattr(release, key)}"
+        for key, value in found.items()
+        if value != getattr(release, key) and key not in _FREE
+    ]
+    if differing:
         raise CheckpointError(f"these weights are not of {name}: {', '.join(differing)}")
-    return config
+    return dataclasses.replace(release, **found)
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
