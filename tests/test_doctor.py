@@ -6,10 +6,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from vokens import registry
 from vokens.cli import doctor, main
 from vokens.install import install_line
+from vokens.nn import product
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
@@ -25,6 +27,12 @@ def test_everything_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"torch", "numpy", "cpu", "mini", *doctor.EXTRAS, *registry.MODELS} <= found.keys()
     assert all(found[entry.name]["detail"].split(" MB, ")[1] for entry in registry.entries())
     assert found["mini"]["state"] == "ok"
+    assert found["cpu"]["detail"].endswith(
+        f"; {', '.join(product.features())}; float32 products by "
+        + {"torch": "torch (MKL)" if torch.backends.mkl.is_available() else "torch", "onednn": "oneDNN"}[
+            product.backend()
+        ]
+    )
 
 
 def test_a_missing_extra_has_its_remedy(

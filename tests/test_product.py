@@ -144,3 +144,17 @@ def test_attention_equals_torch(mask: str) -> None:
         y = attention(q, k, v, given, 0.1)
     with torch.inference_mode():
         assert (y - F.scaled_dot_product_attention(q, k, v, given, scale=0.1)).abs().max() < 2e-6
+
+
+def test_a_type_without_instructions_gives_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(product, "_flags", lambda: {"avx2"})
+    product.fast.cache_clear()
+    assert [product.fast(dtype) for dtype in (torch.bfloat16, torch.float32)] == [False, True]
+    product.warn_where_slow(torch.bfloat16, torch.device("cpu"))
+    product.warn_where_slow(torch.float32, torch.device("cpu"))
+    product.warn_where_slow(torch.bfloat16, torch.device("cuda"))
+    product.fast.cache_clear()
+    (line,) = caplog.messages
+    assert line.startswith("vokens: warning: bfloat16 was asked for")

@@ -110,7 +110,12 @@ def _devices() -> list[Finding]:
     except Exception as error:  # a torch that is installed but does not load fails in many ways
         remedy = "pip install --force-reinstall torch"
         return [Finding("devices", "torch", "broken", f"does not load: {error}", remedy)]
-    found = [Finding("devices", "cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    from vokens.nn import product
+
+    by = {"torch": "torch (MKL)" if torch.backends.mkl.is_available() else "torch", "onednn": "oneDNN"}
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    detail = f"{cores}; {', '.join(product.features())}; float32 products by {by[product.backend()]}"
+    found = [Finding("devices", "cpu", "ok", detail)]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         found.append(

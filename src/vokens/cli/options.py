@@ -28,7 +28,8 @@ class Compute:
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a CUDA device when there is one."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Precision of the network. Half is faster on GPUs, int8 (S3Tokenizer) on CPUs; both change some tokens."""
+    """Precision of the network. bfloat16 is faster on GPUs and CPUs that have it, int8 (S3Tokenizer) on CPUs; both
+    change some tokens."""
 
 
 def load_codec(model: str, compute: Compute) -> "Codec":

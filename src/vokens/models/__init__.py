@@ -74,7 +74,8 @@ def load(
         config: for published files: the published config, as a path or a dict, or the name of the release where
             the weights leave it open.
         device: where the network lives: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA where there is one.
-        dtype: what it computes in: "float32", "bfloat16", "float16", and S3Tokenizer on the CPU also "int8".
+        dtype: what it computes in: "float32", "bfloat16" (on CPUs that have it, see `vokens doctor`, several times
+            as fast), "float16", and S3Tokenizer on the CPU also "int8". Ids that are encoded change with it.
         cache_dir: where downloads are kept.
         local_files_only: never download.
         revision: of a hub id.

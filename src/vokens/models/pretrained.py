@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vokens import checkpoint
 from vokens.atomic import atomic_write
 from vokens.errors import CheckpointError, ConfigError
+from vokens.nn.product import warn_where_slow
 
 
 class Pretrained(nn.Module):
@@ -92,6 +93,7 @@ class Pretrained(nn.Module):
     def set_dtype(self, dtype: torch.dtype) -> Self:
         """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any."""
         _ = self.fingerprint
+        warn_where_slow(dtype, self.device)
         return self.to(dtype=dtype)
 
     def description(self) -> dict[str, Any]:

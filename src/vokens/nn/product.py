@@ -1,12 +1,16 @@
-"""Matrix products of float32 on x86 CPUs: oneDNN's where MKL's are slow, torch's own everywhere else.
+"""Matrix products on CPUs: in float32 oneDNN's where MKL's are slow, torch's own everywhere else; where bfloat16 pays.
 
 torch multiplies through MKL, which serves other makers' processors badly: 97 GFLOP/s of 1000 x 1280 x 5120 on one core
 of an AMD EPYC with AVX-512, where oneDNN, which is inside every x86 torch, reaches 219 (245 with weights reordered,
 the core's peak); 105 against 125 where only AVX2 is there. On Intel's own MKL is as fast forward (157 against 154) and
 faster backward (159 against 101, Xeon with AMX). So the maker decides, and the same machine always computes the same;
 VOKENS_PRODUCT=torch or onednn decides otherwise.
+
+A Xeon with AMX multiplies 1040 GFLOP/s in bfloat16, 130 in float32; a processor without instructions for bfloat16 does
+1 % of its float32: `fast` says which one this is.
 """
 
+import logging
 import os
 import platform
 import sys
@@ -25,7 +29,11 @@ NAMES = ("torch", "onednn")
 # Below, the call of the private op costs more than its product saves: 2 µs against 1 µs.
 _LEAST_WORK = 1 << 16  # multiplications
 
+# Flags of x86 and Arm that name a type's products.
+_FLAGS = {torch.bfloat16: {"amx_bf16", "avx512_bf16", "bf16"}, torch.float16: {"avx512_fp16", "asimdhp"}}
+
 _forced: str | None = None
+_log = logging.getLogger(__name__)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,12 +78,57 @@ def using(name: str) -> Iterator[None]:
 def maker() -> str:
     """Maker of the processor as it states it, "AuthenticAMD" or "GenuineIntel"; "" where none is found."""
     if sys.platform == "linux":
-        try:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-        except OSError:
-            return ""
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+        return _processor("vendor_id")
     return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else ""
+
+
+def features() -> list[str]:
+    """Instructions of this CPU that decide the speed of products, as people call them: AVX-512, AMX bfloat16 …"""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    names = {"AVX512": "AVX-512", "DEFAULT": "no vectors"}
+    by = "AMX " if "amx_bf16" in _flags() else ""
+    return [names.get(vectors, vectors), f"{by}bfloat16" if fast(torch.bfloat16) else "no bfloat16"]
+
+
+@cache
+def fast(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies bfloat16 or float16 by instructions of its own, and oneDNN uses them, which
+    ONEDNN_MAX_CPU_ISA can forbid; True of other types."""
+    if dtype not in _FLAGS:
+        return True
+    if not _flags() & _FLAGS[dtype] or not torch.backends.mkldnn.is_available():
+        return False
+    op = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    try:
+        return bool(getattr(torch.ops.mkldnn, op)())
+    except (AttributeError, RuntimeError):  # another torch has no such name
+        return True
+
+
+def warn_where_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Say in one line that half precision is slower than float32 on this device, where it is."""
+    if device.type == "cpu" and not fast(dtype):
+        _log.warning(
+            "vokens: warning: %s was asked for, and this CPU (%s) computes it many times slower than float32: "
+            "leave the type out",
+            str(dtype).removeprefix("torch."),
+            ", ".join(features()),
+        )
+
+
+def _flags() -> set[str]:
+    """Flags of the processor as Linux calls them; none elsewhere."""
+    return {*_processor("flags").split(), *_processor("Features").split()}
+
+
+@cache
+def _processor(field: str) -> str:
+    """What Linux says of the first core under this name in /proc/cpuinfo; "" elsewhere, and where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")
 
 
 @cache

@@ -25,6 +25,7 @@ from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
 from vokens.models.s3tokenizer.int8 import check_device, round_weights
 from vokens.models.s3tokenizer.long import WINDOW, log_mel, windows
+from vokens.nn.product import warn_where_slow
 from vokens.onnx_file import OnnxGraph
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorQuantizer
@@ -155,9 +156,10 @@ class S3Tokenizer(Codec):
     def set_dtype(self, dtype: torch.dtype, exactness: Exactness = "plain") -> Self:
         """Compute matrix products in this type.
 
-        float16 and bfloat16 are for GPUs (CPUs without instructions for them take 4 to 8 times as long as in
-        float32). int8 is for CPUs, twice as fast there: weights of 8 bits per output, inputs of 7 bits per token;
-        it gives the float32 weights up, so no other type can follow. Tokens keep the name of the float32 weights.
+        float16 and bfloat16 are for GPUs and CPUs with instructions for them (`vokens doctor`; others take 4 to 100
+        times as long as in float32). int8 is for CPUs, twice as fast there: weights of 8 bits per output, inputs of
+        7 bits per token; it gives the float32 weights up, so no other type can follow. Tokens keep the name of the
+        float32 weights.
 
         exactness: "guarded" gives float32's tokens: windows with a doubtful id are computed again in float32. At
             their present bounds nearly every window has one, so this takes longer than float32 alone:
@@ -180,6 +182,7 @@ class S3Tokenizer(Codec):
             check_device(self.device)
             _ = self.fingerprint
             round_weights(self.encoder)
+        warn_where_slow(dtype, self.device)
         self.compute_dtype, self.exactness = dtype, exactness
         self.bound = bounds.get(dtype, 0.0)
         return self
