@@ -151,8 +151,8 @@ def test_texts_learned_by_heart_are_said_again_in_both_orders(trainer) -> None:
 
 
 def test_uslm_says_all_codebooks_of_what_it_learned_by_heart(trainer) -> None:
-    run = trainer("uslm", "steps=60", "optim.schedule=cosine")
-    learned(run, 60)
+    run = trainer("uslm", "steps=80", "optim.schedule=cosine")
+    learned(run, 80)
     measured = run.validate()
     assert measured["valid/first"] < 0.1
     assert measured["valid/stage_1_accuracy"] == measured["valid/stage_2_accuracy"] == 1
