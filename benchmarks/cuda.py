@@ -411,7 +411,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             left = TOTAL - (time.perf_counter() - begun)
-            for row in run(name, Path(folder), args.dry, max(1.0, min(SECTIONS[name][0], left))):
+            budget = 4 * SECTIONS[name][0] if args.dry else max(1.0, min(SECTIONS[name][0], left))
+            for row in run(name, Path(folder), args.dry, budget):
                 if "facts" in row:
                     known = row["facts"]
                     continue

@@ -47,7 +47,7 @@ def test_sections_that_fail_or_hang_leave_a_line_and_the_others_go_on(run) -> No
         "def broken(bench): bench.row('before'); raise ValueError('a | b')\n"
         "def hangs(bench): import time; time.sleep(60)\n"
         "def dies(bench): import os; os._exit(7)\n"
-        "names['SECTIONS'].update({'s3gen': (9, broken), 'mini': (1, hangs), 'flac': (9, dies)})"
+        "names['SECTIONS'].update({'s3gen': (9, broken), 'mini': (0.25, hangs), 'flac': (9, dies)})"
     )
     code, found, table = run("--sections", "flac", "s3gen", "mini", "facts", patch=patch)
     assert code == 1
