@@ -60,6 +60,11 @@ def v2() -> HiFTNetModel:
     return build(replace(REDUCED, source="v2"))
 
 
+@pytest.fixture(scope="module")
+def v3() -> HiFTNetModel:
+    return build(replace(REDUCED, source="v3"))
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -267,7 +272,7 @@ def random_mel(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded(seed)) - 2
 
 
-@pytest.mark.parametrize("version", ["model", "v2"])
+@pytest.mark.parametrize("version", ["model", "v2", "v3"])
 def test_ragged_batch_equals_single_runs(version: str, request: pytest.FixtureRequest) -> None:
     vocoder = request.getfixturevalue(version)
     mel, lengths, seeds = random_mel(4, 80, 17), torch.tensor([9, 17, 1, 16]), [3, 1, 4, 5]
@@ -363,7 +368,7 @@ def test_bad_input(model: HiFTNetModel, mel: Tensor, options: dict, error: type,
 
 
 def test_bad_sizes() -> None:
-    for wrong in ({"source": "v3"}, {"upsample_rates": (8,)}, {"resblock_kernel_sizes": (4, 7, 11)}):
+    for wrong in ({"source": "v4"}, {"upsample_rates": (8,)}, {"resblock_kernel_sizes": (4, 7, 11)}):
         with pytest.raises(ConfigError):
             replace(S3GEN_24K, **wrong)
     assert HiFTNetConfig(upsample_rates=[8, 8]) == HiFTNetConfig()

@@ -14,7 +14,7 @@ from vokens.errors import AudioError, ConfigError
 from vokens.models.s3gen.hift import HiFTNetModel
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
+@pytest.fixture(scope="module", params=["v1", "v2", "v3"])
 def model(request: pytest.FixtureRequest) -> HiFTNetModel:
     return build(replace(REDUCED, source=request.param))
 
@@ -45,7 +45,7 @@ def test_one_frame(model: HiFTNetModel) -> None:
 
 def test_lookahead(model: HiFTNetModel) -> None:
     """The wave stays exactly that far behind, whatever the chunks."""
-    assert model.lookahead == {"v1": 9268, "v2": 9508}[model.config.source]
+    assert model.lookahead == {"v1": 9268, "v2": 9508, "v3": 1924}[model.config.source]
     state, given, frames = model.init_state(), 0, 0
     for size in (1, 18, 2, 1, 3):
         wave, state = model.step(random_mel(1, 80, size), state)

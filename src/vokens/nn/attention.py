@@ -69,10 +69,14 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
+def rotary_rates(width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per position (width / 2,) of a head of this width."""
+    return 1.0 / 10000.0 ** (torch.arange(0, width, 2, device=device).float() / width)
+
+
 def rotation(length: int, width: int, device: torch.device) -> Rotation:
     """Cosines and sines (length, width) of rotary positions; the two halves of a head rotate together."""
-    rates = 1.0 / 10000.0 ** (torch.arange(0, width, 2, device=device).float() / width)
-    angles = torch.arange(length, device=device).float()[:, None] * rates
+    angles = torch.arange(length, device=device).float()[:, None] * rotary_rates(width, device)
     angles = torch.cat([angles, angles], 1)
     return angles.cos(), angles.sin()
 

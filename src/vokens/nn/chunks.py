@@ -72,12 +72,13 @@ class Reach:
 
     visible: bool, broadcast over (B, H, queries, keys); None where all is visible, which needs no mask.
     inside: (B, T, 1) bool, False beyond each row's length; None where there is no padding.
-    keep: how many of the last keys the next chunk will see.
+    keep: how many of the last keys the next chunk will see. start: position of the first query.
     """
 
     visible: Tensor | None = None
     inside: Tensor | None = None
     keep: int = 0
+    start: int = 0
 
     def repeated(self, times: int) -> Self:
         """For a batch that is put together `times` times."""
@@ -105,12 +106,12 @@ def reach(
     visible = None if chunks is None else chunks.visible(offset, count, device)
     keep = 0 if chunks is None else end - chunks.first_visible(end)
     if lengths is None:
-        return Reach(visible, None, keep)
+        return Reach(visible, None, keep, offset)
     inside = torch.arange(count, device=device) < lengths.to(device)[:, None]
     keys = inside[:, None, None]
     if visible is not None:  # padding must see something, itself, for a softmax over nothing is NaN
         keys = visible & keys | torch.eye(count, dtype=torch.bool, device=device)
-    return Reach(keys, inside.unsqueeze(2), keep)
+    return Reach(keys, inside.unsqueeze(2), keep, offset)
 
 
 class Carry:

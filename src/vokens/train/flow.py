@@ -23,7 +23,7 @@ from vokens.models import load
 from vokens.models.codec import build_config, mask_of
 from vokens.models.s3gen.campplus import open_campplus
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.estimator import Stage
+from vokens.models.s3gen.estimator import Estimator, Stage
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.train.config import DataConfig, RunConfig, among
 from vokens.train.data import Clip, read_clips
@@ -453,6 +453,10 @@ def _pass_on(flow: TokenToMel) -> None:
     nine layers. The small recipe's held-out loss after 250 steps was 2.06 without and 1.94 with this.
     """
     estimator = flow.estimator
+    if estimator.time.mixer is not None:  # an average velocity starts by ignoring where its step ends
+        nn.init.eye_(estimator.time.mixer.weight)
+    if not isinstance(estimator, Estimator):
+        return
     for stage in (estimator.first, *estimator.middle, estimator.last):
         shortcut = cast(Stage, stage).resnet.shortcut
         nn.init.dirac_(shortcut.weight)
@@ -460,8 +464,6 @@ def _pass_on(flow: TokenToMel) -> None:
     for conv in (estimator.first_conv, estimator.last_conv):
         nn.init.zeros_(conv.weight)
         conv.weight[..., -1].fill_diagonal_(1)  # the newest frame of a causal kernel
-    if estimator.time.mixer is not None:  # an average velocity starts by ignoring where its step ends
-        nn.init.eye_(estimator.time.mixer.weight)
 
 
 def _jumps(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Names of S3Gen's published flow weights (Chatterbox `flow.*`, CosyVoice 2 flow.pt) and ours, both ways.
+"""Names of S3Gen's published flow weights (Chatterbox `flow.*`, CosyVoice 2 and 3 flow.pt) and ours, both ways.
 
 Queries, keys and values are three published matrices and one of ours; everything else only changes its name.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vokens.checkpoint import NameTable
 from vokens.errors import CheckpointError
+from vokens.nn.attention import rotary_rates
 
 State = dict[str, Tensor]
 
@@ -84,10 +85,37 @@ FLOW_TABLE = NameTable(
         (f"{_NET}.final_proj.*", "estimator.out.*"),
     ]
 )
+RATES = f"{_NET}.rotary_embed.inv_freq"
+_BLOCK = f"{_NET}.transformer_blocks.{{i}}"
+DIT_TABLE = NameTable(
+    [
+        ("input_embedding.*", "embedding.*"),
+        ("spk_embed_affine_layer.*", "speaker.*"),
+        ("pre_lookahead_layer.*", "encoder.lookahead.*"),
+        (f"{_NET}.time_embed.time_mlp.0.*", "estimator.time.up.*"),
+        (f"{_NET}.time_embed.time_mlp.2.*", "estimator.time.down.*"),
+        (f"{_NET}.input_embed.proj.*", "estimator.first.*"),
+        (f"{_NET}.input_embed.conv_pos_embed.conv1.0.*", "estimator.conv1.*"),
+        (f"{_NET}.input_embed.conv_pos_embed.conv2.0.*", "estimator.conv2.*"),
+        (f"{_BLOCK}.attn_norm.linear.*", "estimator.blocks.{i}.modulation.*"),
+        (f"{_BLOCK}.attn.to_qkv.*", "estimator.blocks.{i}.attention.qkv.*"),
+        (f"{_BLOCK}.attn.to_out.0.*", "estimator.blocks.{i}.attention.out.*"),
+        (f"{_BLOCK}.ff.ff.0.0.*", "estimator.blocks.{i}.up.*"),
+        (f"{_BLOCK}.ff.ff.2.*", "estimator.blocks.{i}.down.*"),
+        (f"{_NET}.norm_out.linear.*", "estimator.modulation.*"),
+        (f"{_NET}.proj_out.*", "estimator.out.*"),
+    ],
+    dropped={RATES: "computed"},
+)
+
+
+def is_dit(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are tensors of CosyVoice 3's flow, by the published names or by ours."""
+    return any(name.startswith((f"{_NET}.transformer_blocks.", "estimator.blocks.")) for name in state)
 
 
 def flow_from_published(state: Mapping[str, Tensor]) -> State:
-    """Our names for CosyVoice 2's flow.pt, or for Chatterbox's tensors under `flow.` with that prefix cut.
+    """Our names for CosyVoice 2's or 3's flow.pt, or for Chatterbox's tensors under `flow.` with that prefix cut.
 
     Raises:
         CheckpointError: a name that is not of this layout, or an attention without all of its three matrices.
@@ -101,17 +129,28 @@ def flow_from_published(state: Mapping[str, Tensor]) -> State:
                 f"{name} has no {missing[0]} beside it: the file is damaged or of another model"
             )
         fused[re.sub(r"_q(\.\w+)$", r"_qkv\1", name)] = torch.cat([fused.pop(part) for part in parts])
-    return FLOW_TABLE.to_ours(fused)
+    if not is_dit(fused):
+        return FLOW_TABLE.to_ours(fused)
+    rates = fused.get(RATES)
+    if rates is not None and not torch.allclose(rates.float(), rotary_rates(2 * len(rates)), rtol=1e-5):
+        raise CheckpointError(f"{RATES} are not rotary rates of base 10000: the file is of another model")
+    return DIT_TABLE.to_ours(fused)
 
 
-def flow_to_published(state: Mapping[str, Tensor]) -> State:
-    """The inverse: our weights under the names of flow.pt; Chatterbox puts `flow.` before them."""
+def flow_to_published(state: Mapping[str, Tensor], head_width: int = 64) -> State:
+    """The inverse: our weights under the names of flow.pt; Chatterbox puts `flow.` before them.
+
+    head_width: of CosyVoice 3's attention, for the rates of its rotation, which are in the file.
+    """
     split: State = {}
-    for name, tensor in FLOW_TABLE.to_published(state).items():
+    dit = is_dit(state)
+    for name, tensor in (DIT_TABLE if dit else FLOW_TABLE).to_published(state).items():
         found = _QKV.fullmatch(name)
         if found is None:
             split[name] = tensor
         else:
             for x, part in zip("qkv", tensor.chunk(3), strict=True):
                 split[f"{found[1]}{x}{found[2]}"] = part
+    if dit:
+        split[RATES] = rotary_rates(head_width)
     return split

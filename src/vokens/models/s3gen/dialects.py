@@ -199,7 +199,16 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def open_hift(state: Mapping[str, Tensor], source: str) -> HiFTNetModel:
-    """The 24 kHz vocoder of published weights, with the sines of `source`."""
+    """The 24 kHz vocoder of published weights, with the sines of `source`.
+
+    Raises CheckpointError where source and weights are not both CosyVoice 3's, or neither.
+    """
+    causal = hift_checkpoint.is_causal(state)
+    if causal != (source == "v3"):
+        raise CheckpointError(
+            f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were asked for: a flow "
+            "and a vocoder of one release belong together"
+        )
     ours = hift_checkpoint.to_ours(state)
     try:
         width, bands = ours["conv_pre.weight"].shape[:2]

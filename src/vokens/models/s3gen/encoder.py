@@ -1,4 +1,5 @@
-"""S3Gen's token encoder: a conformer that looks three tokens ahead and doubles the rate (CosyVoice 2 §2.3).
+"""S3Gen's token encoders, which look three tokens ahead and double the rate: a conformer (CosyVoice 2 §2.3), or the
+look-ahead alone (CosyVoice 3).
 
 Everything but that look-ahead and the attention is causal, so streams and whole utterances share this forward pass.
 """
@@ -31,11 +32,11 @@ class Embed(nn.Module):
 class Lookahead(nn.Module):
     """Residual convolutions: the first reads `ahead` tokens of the future, the second two of the past."""
 
-    def __init__(self, width: int, ahead: int) -> None:
+    def __init__(self, width: int, ahead: int, hidden: int) -> None:
         super().__init__()
         self.ahead = ahead
-        self.conv1 = nn.Conv1d(width, width, ahead + 1)
-        self.conv2 = CausalConv(width, width, 3)
+        self.conv1 = nn.Conv1d(width, hidden, ahead + 1)
+        self.conv2 = CausalConv(hidden, width, 3)
 
     def forward(self, x: Tensor, context: int, carry: Carry | None = None) -> Tensor:
         """x (B, T, D), whose last `context` positions are only seen ahead -> (B, T - context, D)."""
@@ -58,7 +59,7 @@ class TokenEncoder(nn.Module):
             )
 
         self.embed = Embed(width)
-        self.lookahead = Lookahead(width, config.pre_lookahead_len)
+        self.lookahead = Lookahead(width, config.pre_lookahead_len, config.lookahead_channels)
         self.layers = layers(config.encoder_num_blocks)
         self.up = CausalConv(width, width, 2 * self.ratio + 1)
         self.up_embed = Embed(width)
@@ -105,3 +106,29 @@ class TokenEncoder(nn.Module):
         for layer in self.up_layers:
             x = layer(x, seen, carry)
         return self.norm(x)
+
+
+class LookaheadEncoder(nn.Module):
+    """Embedded tokens (B, T, D) with their look-ahead, each repeated to the rate of frames: (B, 2 T, D)."""
+
+    def __init__(self, config: S3GenConfig) -> None:
+        super().__init__()
+        self.ratio = config.token_mel_ratio
+        self.lookahead = Lookahead(
+            config.token_embed_dim, config.pre_lookahead_len, config.lookahead_channels
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        context: int = 0,
+        chunks: Chunks | None = None,
+        carry: Carry | None = None,
+        offset: int = 0,
+    ) -> Tensor:
+        """As `TokenEncoder`; there is no attention that chunks would hide anything from."""
+        if lengths is not None:
+            x = x * mask_of(lengths.to(x.device), x.shape[1]).unsqueeze(2)
+        return self.lookahead(x, context, carry).repeat_interleave(self.ratio, 1)

@@ -6,7 +6,7 @@ is computed once.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -87,17 +87,28 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without positions; queries, keys and values come from one product."""
+    """Multi-head self-attention; queries, keys and values come from one product.
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    turn: what gives queries and keys (B, H, T, d) positions; nothing by default.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * heads * head_width, bias=False)
+        self.qkv = Linear(width, 3 * heads * head_width, bias=bias)
         self.out = Linear(heads * head_width, width)
 
-    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        reach: Reach,
+        carry: Carry | None = None,
+        turn: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
         q, kv = parts[0], parts[1:]
+        if turn is not None:
+            q, kv = turn(q), torch.stack([turn(kv[0]), kv[1]])
         k, v = kv if carry is None else carry.extend(kv, 3, reach.keep)
         y = attention(q, k, v, reach.visible)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -106,13 +117,13 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """Pre-norm attention and feed-forward with exact GELU."""
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, wider: int) -> None:
         super().__init__()
         self.norm1 = LayerNorm(width)
         self.attention = Attention(width, heads, head_width)
         self.norm2 = LayerNorm(width)
-        self.up = Linear(width, 4 * width)
-        self.down = Linear(4 * width, width)
+        self.up = Linear(width, wider * width)
+        self.down = Linear(wider * width, width)
 
     def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), reach, carry)
@@ -124,10 +135,10 @@ class Stage(nn.Module):
 
     def __init__(self, config: S3GenConfig, in_channels: int) -> None:
         super().__init__()
-        width = config.decoder_channels
+        width, wider = config.decoder_channels, config.decoder_ff_mult
         self.resnet = Resnet(in_channels, width, 4 * width)
         self.blocks = nn.ModuleList(
-            Transformer(width, config.decoder_num_heads, config.decoder_attention_head_dim)
+            Transformer(width, config.decoder_num_heads, config.decoder_attention_head_dim, wider)
             for _ in range(config.decoder_n_blocks)
         )
 
@@ -142,14 +153,13 @@ class Stage(nn.Module):
 
 @dataclass(frozen=True)
 class Conditions:
-    """The share of mu, speaker and prompt in the first stage: of its convolution and its shortcut, each (B, T, C)."""
+    """The share of mu, speaker and prompt in what reads x first: here convolution and shortcut, each (B, T, C)."""
 
-    conv: Tensor
-    shortcut: Tensor
+    parts: tuple[Tensor, ...]
 
     def rows(self, count: int) -> "Conditions":
         """Of the first `count` rows of the batch."""
-        return Conditions(self.conv[:count], self.shortcut[:count])
+        return Conditions(tuple(part[:count] for part in self.parts))
 
 
 class Estimator(nn.Module):
@@ -182,8 +192,10 @@ class Estimator(nn.Module):
         resnet = self.first.resnet
         conv, short = resnet.block1.conv, resnet.shortcut
         return Conditions(
-            windowed(with_past(given, 2, carry), conv.weight[:, self.bins :], conv.bias),
-            windowed(given, short.weight[:, self.bins :], short.bias),
+            (
+                windowed(with_past(given, 2, carry), conv.weight[:, self.bins :], conv.bias),
+                windowed(given, short.weight[:, self.bins :], short.bias),
+            )
         )
 
     def forward(
@@ -199,7 +211,7 @@ class Estimator(nn.Module):
         Returns:
             (B, T, mel_bins), zero beyond each row's length.
         """
-        x = x.to(conditions.conv.dtype)
+        x = x.to(conditions.parts[0].dtype)
         shift = shifts[:, :, None].unbind(1)
         x = self._first(x, shift[0], conditions, carry)
         skip = self.first.transform(x, reach, carry)
@@ -212,7 +224,7 @@ class Estimator(nn.Module):
 
     def _first(self, x: Tensor, shift: Tensor, conditions: Conditions, carry: Carry | None) -> Tensor:
         """The first resnet, whose input is x beside the conditions."""
-        resnet = self.first.resnet
-        y = windowed(with_past(x, 2, carry), resnet.block1.conv.weight[:, : self.bins]) + conditions.conv
-        short = windowed(x, resnet.shortcut.weight[:, : self.bins]) + conditions.shortcut
+        resnet, (conv, shortcut) = self.first.resnet, conditions.parts
+        y = windowed(with_past(x, 2, carry), resnet.block1.conv.weight[:, : self.bins]) + conv
+        short = windowed(x, resnet.shortcut.weight[:, : self.bins]) + shortcut
         return resnet.finish(resnet.block1.activate(y), short, shift, carry)

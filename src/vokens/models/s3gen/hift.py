@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,15 @@ from vokens.checkpoint import fold_weight_norm, load_strict
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.hift_config import HiFTNetConfig
-from vokens.models.s3gen.hift_source import Draws, Float32, HarmonicSource, KeyedDraws, PublishedDraws, exact
+from vokens.models.s3gen.hift_source import (
+    Draws,
+    Float32,
+    HarmonicSource,
+    KeyedDraws,
+    PublishedDraws,
+    ReleasedDraws,
+    exact,
+)
 from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream, side_by_side
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import Snake
@@ -28,19 +36,30 @@ from vokens.nn.snake import Snake
 _LOUDEST = 100.0  # of a predicted magnitude
 _LAST_SLOPE = 0.01  # of the last leaky ReLU: torch's default, not the configured one, as published
 
+Reads = Literal["both", "past", "future"]
+
 
 class Conv(nn.Conv1d):
-    """Centred convolution, zeros beyond the ends."""
+    """Convolution with zeros beyond the ends. It reads as much of the past as of the future, or that alone."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
-        padding = ((kernel - 1) * dilation + 1 - stride) // 2 if stride > 1 else (kernel - 1) * dilation // 2
-        super().__init__(inputs, outputs, kernel, stride, padding, dilation)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        reads: Reads = "both",
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, dilation=dilation)
         self.weight.data = side_by_side(self.weight.data)
+        span = (kernel - 1) * dilation
+        around = (span + 1 - stride) // 2 if stride > 1 else span // 2
+        past = stride - 1 if stride > 1 else span
+        self.ends = {"both": (around, around), "past": (past, 0), "future": (0, span)}[reads]
 
     def forward(self, input: Tensor, ends: Ends = WHOLE) -> Tensor:
-        return ends.conv(
-            input, self.weight, self.bias, self.stride[0], int(self.padding[0]), self.dilation[0]
-        )
+        return ends.conv(input, self.weight, self.bias, self.stride[0], self.ends, self.dilation[0])
 
 
 class Up(nn.Module):
@@ -56,13 +75,27 @@ class Up(nn.Module):
         return ends.transposed(x, self.weight, self.bias, self.rate, self.padding)
 
 
+class CausalUp(Conv):
+    """Every column `rate` times, then a convolution over the past: (B, in, N) -> (B, out, N * rate)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, rate: int) -> None:
+        super().__init__(inputs, outputs, kernel, reads="past")
+        self.rate = rate
+
+    def forward(self, input: Tensor, ends: Ends = WHOLE) -> Tensor:
+        return super().forward(input.repeat_interleave(self.rate, -1), ends)
+
+
 class ResBlock(nn.Module):
     """Pairs of convolutions with Snake before each, one pair per dilation, around shortcuts."""
 
-    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int], causal: bool = False) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(Conv(channels, channels, kernel, dilation=d) for d in dilations)
-        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel) for _ in dilations)
+        reads: Reads = "past" if causal else "both"
+        self.convs1 = nn.ModuleList(
+            Conv(channels, channels, kernel, dilation=d, reads=reads) for d in dilations
+        )
+        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel, reads=reads) for _ in dilations)
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
@@ -76,7 +109,8 @@ class ResBlock(nn.Module):
 
 
 class F0Predictor(Float32):
-    """Pitch (B, T) in Hz of log-mels (B, 80, T): five convolutions of 3 frames, and the size of a number.
+    """Pitch (B, T) in Hz of log-mels (B, 80, T): five convolutions of 3 frames, and the size of a number. Where the
+    network is causal, the first reads three frames of the future, the others two of the past.
 
     Exact arithmetic is float64: a rounding of 1e-4 Hz, which differs between batches, turns the ninth harmonic by
     0.3 rad in a minute.
@@ -87,8 +121,10 @@ class F0Predictor(Float32):
         self.exact = config.arithmetic == "exact"
         channels = config.f0_predictor_cond_channels
         self.condnet = nn.Sequential()
-        for inputs in (config.in_channels, *(channels,) * 4):
-            self.condnet.append(nn.Conv1d(inputs, channels, 3, padding=1))
+        first, later = ((4, "future"), (3, "past")) if config.causal else ((3, "both"),) * 2
+        for layer in range(5):
+            inputs, (kernel, reads) = (channels, later) if layer else (config.in_channels, first)
+            self.condnet.append(Conv(inputs, channels, kernel, reads=reads))
             self.condnet.append(nn.ELU())
         self.classifier = Linear(channels, 1)
 
@@ -96,8 +132,9 @@ class F0Predictor(Float32):
         cast = exact if self.exact else Tensor.float
         x = cast(mel)
         for layer in self.condnet:
-            if isinstance(layer, nn.Conv1d):
-                x = ends.conv(x, cast(layer.weight), cast(layer.get_parameter("bias")), 1, 1, 1)
+            if isinstance(layer, Conv):
+                weight, bias = cast(layer.weight), cast(layer.get_parameter("bias"))
+                x = ends.conv(x, weight, bias, 1, layer.ends, 1)
             else:
                 x = layer(x)
         weight, bias = cast(self.classifier.weight), cast(self.classifier.bias)
@@ -134,7 +171,7 @@ class Spectrum(Float32):
     def of_wave(self, wave: Tensor, ends: Ends = WHOLE) -> Tensor:
         """wave (B, 1, N) -> (B, 2 K, N / hop + 1), windows centred on multiples of hop, reflected ends."""
         padded = ends.mirror(wave, self.n_fft // 2, self.n_fft // 2)
-        return ends.conv(padded, self.analysis, None, self.hop, 0, 1)
+        return ends.conv(padded, self.analysis, None, self.hop, (0, 0), 1)
 
     def to_wave(self, features: Tensor, ends: Ends = WHOLE) -> Tensor:
         """Log magnitudes and sines' arguments of phases (B, 2 K, F) -> wave (B, (F - 1) hop)."""
@@ -172,7 +209,13 @@ class HiFTNetModel(Pretrained):
         self.f0_predictor = F0Predictor(config)
         self.m_source = HarmonicSource(config)
         self.stft = Spectrum(config.istft_n_fft, config.istft_hop_len)
-        self.conv_pre = Conv(config.in_channels, channels[0], 7)
+        causal = config.causal
+        reads: Reads = "past" if causal else "both"
+        self.conv_pre = (
+            Conv(config.in_channels, channels[0], 5, reads="future")
+            if causal
+            else Conv(config.in_channels, channels[0], 7)
+        )
         self.ups, self.source_downs, self.source_resblocks, self.resblocks = (
             nn.ModuleList() for _ in range(4)
         )
@@ -181,20 +224,22 @@ class HiFTNetModel(Pretrained):
         ):
             width = channels[stage + 1]
             down = math.prod(config.upsample_rates[stage + 1 :])  # from spectra to this resolution
-            self.ups.append(Up(channels[stage], width, kernel, rate))
-            self.source_downs.append(Conv(config.istft_n_fft + 2, width, 2 * down if down > 1 else 1, down))
+            self.ups.append((CausalUp if causal else Up)(channels[stage], width, kernel, rate))
+            bins, taps = config.istft_n_fft + 2, 2 * down if down > 1 else 1
+            self.source_downs.append(Conv(bins, width, taps, down, reads=reads))
             self.source_resblocks.append(
                 ResBlock(
                     width,
                     config.source_resblock_kernel_sizes[stage],
                     config.source_resblock_dilation_sizes[stage],
+                    causal,
                 )
             )
             for size, dilations in zip(
                 config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
             ):
-                self.resblocks.append(ResBlock(width, size, dilations))
-        self.conv_post = Conv(channels[-1], config.istft_n_fft + 2, 7)
+                self.resblocks.append(ResBlock(width, size, dilations, causal))
+        self.conv_post = Conv(channels[-1], config.istft_n_fft + 2, 7, reads=reads)
 
     @property
     def device(self) -> torch.device:
@@ -202,7 +247,8 @@ class HiFTNetModel(Pretrained):
 
     @cached_property
     def lookahead(self) -> int:
-        """Samples by which the wave of a stream stays behind its mel: 9268 (386 ms) of S3Gen, 9508 with source v2.
+        """Samples by which the wave of a stream stays behind its mel: 9268 (386 ms) of S3Gen, 9508 with source v2,
+        1924 (80 ms) with v3.
 
         Counted on a network of the same kernels, as narrow as can be, for 64 frames.
         """
@@ -237,7 +283,7 @@ class HiFTNetModel(Pretrained):
                 do it; `step` needs nothing of the kind.
             lengths: (B,) frames of each row, whose wave is then what it is alone, and zero beyond.
             generator: draws as the published code does; one per row makes rows independent of each other. None:
-                torch's own generator.
+                torch's own generator; with source v3 the noise of the release.
             seed: instead, values that depend on seed and position only (one seed for all rows or one each), the
                 same on all devices, in batches and in streams.
 
@@ -256,7 +302,9 @@ class HiFTNetModel(Pretrained):
         ends = WHOLE if lengths is None else self._ragged(lengths.to(self.device), speech_feat.shape[-1])
         sines, hop = self.config.nb_harmonics + 1, self.config.hop_length
         if seed is not None:
-            draws: Draws = KeyedDraws(_seeds(seed, len(rows)), sines)
+            draws: Draws = self._keyed(seed, len(rows))
+        elif generator is None and self.config.source == "v3":
+            draws = ReleasedDraws(len(rows), sines)
         else:
             draws = PublishedDraws(generator, [n * hop for n in rows], sines, self.config.source)
         mel = speech_feat.to(self.device)
@@ -292,7 +340,7 @@ class HiFTNetModel(Pretrained):
             raise ConfigError(
                 "arithmetic='published' cannot be streamed: build the vocoder with arithmetic='exact'"
             )
-        return HiFTState(KeyedDraws(_seeds(seed, batch), self.config.nb_harmonics + 1))
+        return HiFTState(self._keyed(seed, batch))
 
     @torch.inference_mode()
     def step(self, mel: Tensor, state: HiFTState, last: bool = False) -> tuple[Tensor, HiFTState]:
@@ -315,6 +363,9 @@ class HiFTNetModel(Pretrained):
         wave = self.decode(mel, source, ends)
         samples = state.samples + source.shape[-1]
         return wave, HiFTState(state.draws, tuple(ends.kept), frames, samples, last)
+
+    def _keyed(self, seed: int | Sequence[int], rows: int) -> KeyedDraws:
+        return KeyedDraws(_seeds(seed, rows), self.config.nb_harmonics + 1, self.config.source == "v3")
 
     # Checks ------------------------------------------------------------------------------------------------
 
@@ -352,7 +403,7 @@ class HiFTNetModel(Pretrained):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
-        """The 24 kHz network of hift.pt; config={"source": "v1"} or "v2" says which sines, as weights cannot.
+        """The 24 kHz network of hift.pt; config={"source": "v1"} or "v2" says which sines, as weights cannot but of v3.
 
         A network with other settings takes its whole HiFTNetConfig.
         """
@@ -364,6 +415,8 @@ class HiFTNetModel(Pretrained):
             load_strict(model, hift_checkpoint.to_ours(state), "of the vocoder")
             return model.eval().requires_grad_(False)
 
+        if config is None and hift_checkpoint.is_causal(state):
+            config = {"source": "v3"}
         if not isinstance(config, Mapping) or set(config) != {"source"}:
             raise ConfigError(
                 'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '

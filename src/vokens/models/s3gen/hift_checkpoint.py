@@ -4,6 +4,7 @@ Modules carry the published names; what differs is how the file spells weight no
 the names, and Snake's alpha, (C,) there and (1, C, 1) here. Strict in both directions.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -49,6 +50,25 @@ def recognises(keys: Collection[str]) -> bool:
     return "m_source.l_linear.weight" in {_bare(key) for key in keys} and not any(
         key.startswith("flow.") for key in keys
     )
+
+
+def is_causal(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of CosyVoice 3's vocoder: names are CosyVoice 2's, kernels are not.
+
+    Raises CheckpointError for a vocoder whose parts are of different releases, or that lacks them.
+    """
+    widths = {
+        _bare(key).split(".weight")[0].split(".parametrizations")[0]: value.shape[-1]
+        for key, value in state.items()
+        if re.search(r"\.(weight|weight_v|weight\.original1)$", key)
+    }
+    found = widths.get("conv_pre"), widths.get("f0_predictor.condnet.0")
+    if found not in ((7, 3), (5, 4)):
+        raise CheckpointError(
+            f"kernels of {found[0]} in conv_pre and {found[1]} in f0_predictor.condnet.0 were found: 7 and 3 "
+            "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or mixed of two models"
+        )
+    return found == (5, 4)
 
 
 def to_ours(state: Mapping[str, Tensor]) -> State:

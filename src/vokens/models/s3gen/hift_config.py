@@ -1,7 +1,7 @@
 """Sizes of HiFT, the mel-to-wave network of CosyVoice and S3Gen (HiFTNet, arXiv 2309.09493).
 
 Field names and defaults are those of the published `HiFTNetConfig` (the 22.05 kHz network of CosyVoice 1);
-`S3GEN_24K` is the 24 kHz network of CosyVoice 2 and Chatterbox.
+`S3GEN_24K` is the 24 kHz network of CosyVoice 2 and Chatterbox, and with source="v3" that of CosyVoice 3.
 """
 
 import math
@@ -30,7 +30,9 @@ class HiFTNetConfig:
         lrelu_slope: before each upsampling. audio_limit: the wave is clamped to +- this.
         f0_predictor_in_channels, f0_predictor_cond_channels: of the pitch predictor.
         source: which sines: "v1" accumulates phase sample by sample (Chatterbox, CosyVoice 1), "v2" at the
-            centres of frames with straight lines between (CosyVoice 2). The weights are interchangeable.
+            centres of frames with straight lines between (CosyVoice 2): their weights are interchangeable. "v3" holds
+            the phase over a frame, its noise is uniform in [0, 1), and the network is causal but for a look-ahead of
+            three frames in pitch and of four in mel (CosyVoice 3).
         arithmetic: of pitch and phase. "exact" is float64, so that neither batches nor minutes change anything.
             "published" is float32, whose rounding moves the source of a 170 Hz voice by up to 1e-4 (v1) or 5e-4 (v2)
             after 2 s and more later, and cannot be streamed: for comparison with published code.
@@ -55,7 +57,7 @@ class HiFTNetConfig:
     audio_limit: float = 0.99
     f0_predictor_in_channels: int = 80
     f0_predictor_cond_channels: int = 512
-    source: Literal["v1", "v2"] = "v1"
+    source: Literal["v1", "v2", "v3"] = "v1"
     arithmetic: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class HiFTNetConfig:
             if isinstance(value, list | tuple):
                 frozen = tuple(tuple(item) if isinstance(item, list) else item for item in value)
                 object.__setattr__(self, field.name, frozen)
-        for name, accepted in (("source", ("v1", "v2")), ("arithmetic", ("exact", "published"))):
+        for name, accepted in (("source", ("v1", "v2", "v3")), ("arithmetic", ("exact", "published"))):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} was given: {accepted} are accepted")
         stages = len(self.upsample_rates)
@@ -86,7 +88,7 @@ class HiFTNetConfig:
         if any(kernel % 2 == 0 for kernel in kernels):
             raise ConfigError(f"resblock kernels {kernels} were given: odd sizes are accepted")
         pairs = list(zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True))
-        if any(kernel < rate or (kernel - rate) % 2 for kernel, rate in pairs):
+        if not self.causal and any(kernel < rate or (kernel - rate) % 2 for kernel, rate in pairs):
             raise ConfigError(
                 f"upsampling {pairs} (kernel, rate): a kernel is its rate and an even number more"
             )
@@ -100,6 +102,11 @@ class HiFTNetConfig:
             raise ConfigError(
                 f"f0_predictor_in_channels={self.f0_predictor_in_channels} must be in_channels={self.in_channels}"
             )
+
+    @property
+    def causal(self) -> bool:
+        """Whether convolutions read the past alone, but for the look-ahead of pitch and mel."""
+        return self.source == "v3"
 
     @property
     def hop_length(self) -> int:

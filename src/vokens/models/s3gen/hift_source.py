@@ -27,7 +27,7 @@ class Draws(Protocol):
         ...
 
     def noise(self, start: int, count: int, device: torch.device) -> Tensor:
-        """(B, H, count) normal values for the samples from `start` on."""
+        """(B, H, count) values for the samples from `start` on: normal, of v3 uniform in [0, 1)."""
         ...
 
 
@@ -36,7 +36,8 @@ class PublishedDraws:
 
     Args:
         generator: None for torch's own; or one per row, and each row has what it has alone.
-        samples: of each row. sines: harmonics. version: of the source ("v1" or "v2").
+        samples: of each row. sines: harmonics. version: of the source ("v1", "v2" or "v3", which has one noise for
+            all rows of a generator).
     """
 
     def __init__(
@@ -66,6 +67,10 @@ def _published(
     generator: torch.Generator | None, batch: int, samples: int, sines: int, version: str
 ) -> tuple[Tensor, Tensor]:
     device = "cpu" if generator is None else generator.device
+    if version == "v3":
+        phase = torch.rand(1, sines, 1, generator=generator, device=device) - 0.5  # nothing reads it
+        noise = torch.rand(1, samples, sines, generator=generator, device=device).transpose(1, 2)
+        return phase.expand(batch, -1, -1), noise.expand(batch, -1, -1)
     phase = torch.rand(batch, sines, 1, generator=generator, device=device) - 0.5
     noise = torch.empty(batch, sines, samples, device=device)
     # v2 fills a transposed view, which torch walks in memory order one value at a time: other numbers than v1's.
@@ -75,16 +80,21 @@ def _published(
 
 
 class KeyedDraws:
-    """Values that depend on seed, harmonic and sample position alone: for batches, streams and every device."""
+    """Values that depend on seed, harmonic and sample position alone: for batches, streams and every device.
 
-    def __init__(self, seeds: Sequence[int], sines: int) -> None:
-        self.seeds, self.sines = seeds, sines
+    uniform: noise in [0, 1), of v3, instead of a normal one.
+    """
+
+    def __init__(self, seeds: Sequence[int], sines: int, uniform: bool = False) -> None:
+        self.seeds, self.sines, self.uniform = seeds, sines, uniform
 
     def phase(self, device: torch.device) -> Tensor:
         return _uniform(self._hash(-1, 1, device) >> 40) - 0.5
 
     def noise(self, start: int, count: int, device: torch.device) -> Tensor:
         bits = self._hash(start, count, device)
+        if self.uniform:
+            return _uniform(bits >> 40)
         radius = (-2 * _uniform(bits >> 40, 1).log()).sqrt()
         return radius * (2 * math.pi * _uniform(bits >> 16)).cos()  # Box and Muller 1958
 
@@ -93,6 +103,34 @@ class KeyedDraws:
         seeds = torch.tensor([seed % 2**63 for seed in self.seeds], device=device)[:, None, None]
         rows = _scramble(_scramble(seeds) + torch.arange(self.sines, device=device)[:, None])
         return _scramble(rows + torch.arange(start, start + count, device=device))
+
+
+class ReleasedDraws:
+    """The noise of CosyVoice 3's released vocoder, which is the same for every utterance: a stretch of torch's stream
+    of seed 0 that begins where the published loader has built its modules. Drawn as far as it is read, and kept: the
+    published table takes 259 MB and ends after 300 s.
+    """
+
+    BEFORE = 5_052_961  # values that the loader has drawn; one phase per sine follows
+
+    def __init__(self, rows: int, sines: int) -> None:
+        self.rows, self.sines = rows, sines
+
+    def phase(self, device: torch.device) -> Tensor:
+        return torch.zeros(self.rows, self.sines, 1, device=device)
+
+    def noise(self, start: int, count: int, device: torch.device) -> Tensor:
+        skipped = self.BEFORE + self.sines * (1 + start)
+        drawn = _stream_of_seed_0(skipped, count * self.sines).view(count, self.sines)
+        return drawn.T.to(device).expand(self.rows, -1, -1)
+
+
+def _stream_of_seed_0(start: int, count: int) -> Tensor:
+    """Values start ... start + count - 1 that torch.rand gives of seed 0 on the CPU; 5 ns each, those before too."""
+    generator, block = torch.Generator().manual_seed(0), 1 << 20
+    for place in range(0, start, block):
+        torch.rand(min(block, start - place), generator=generator)
+    return torch.rand(count, generator=generator)
 
 
 def _scramble(x: Tensor) -> Tensor:
@@ -137,11 +175,8 @@ class HarmonicSource(Float32):
         if c.arithmetic == "published":
             angle = self._published(steps)
         else:
-            angle = (
-                2
-                * math.pi
-                * (self._turns_v1(steps, ends) if c.source == "v1" else self._turns_v2(steps, ends))
-            )
+            turns = {"v1": self._turns_v1, "v2": self._turns_v2, "v3": self._turns_v3}[c.source]
+            angle = 2 * math.pi * turns(steps, ends)
         if c.source == "v1":  # from a random phase, but the fundamental starts at 0
             angle = angle + 2 * math.pi * F.pad(draws.phase(f0.device)[:, 1:], (0, 0, 1, 0))
         sine, voiced = ends.join(torch.sin(angle), voiced)
@@ -177,12 +212,20 @@ class HarmonicSource(Float32):
             turns = torch.cat([turns, held], -1)
         return turns.remainder(1).to(steps)
 
+    def _turns_v3(self, steps: Tensor, ends: Ends) -> Tensor:
+        """Phase after each whole frame, held over its samples; as of v2, the random phase has no effect."""
+        each = exact(steps).remainder(1) * self.config.hop_length
+        held = (ends.before(each) + each).remainder(1)
+        return held.repeat_interleave(self.config.hop_length, -1).to(steps)
+
     def _published(self, steps: Tensor) -> Tensor:
         """Angles as the published code rounds them."""
         hop = self.config.hop_length
         if self.config.source == "v1":
             return 2 * math.pi * steps.repeat_interleave(hop, -1).cumsum(-1).remainder(1)
         centres = steps.remainder(1).transpose(1, 2).cumsum(1).transpose(1, 2) * 2 * math.pi * hop
+        if self.config.source == "v3":
+            return centres.repeat_interleave(hop, -1)
         return F.interpolate(centres, scale_factor=hop, mode="linear")
 
 

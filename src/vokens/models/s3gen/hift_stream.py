@@ -1,8 +1,9 @@
 """What lies beyond the ends of a signal that a convolution sees: nothing, the end of a shorter row, or more to come.
 
-Every layer of the vocoder is centred, so it looks ahead. `Ends` is a whole signal, `Ragged` rows of several lengths,
-`Stream` a piece of a signal: each layer then keeps the columns it still needs, gives what is settled, and branches
-that look ahead differently wait for each other in `join`. So nothing is computed twice and the result is the same.
+Layers of the vocoder are centred, so they look ahead, or causal. `Ends` is a whole signal, `Ragged` rows of several
+lengths, `Stream` a piece of a signal: each layer then keeps the columns it still needs, gives what is settled, and
+branches that look ahead differently wait for each other in `join`. So nothing is computed twice and the result is the
+same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vokens.nn.conv import reflect
+
+Padding = tuple[int, int]  # columns of zeros on the left and on the right
 
 
 def conv1d(
@@ -39,10 +42,13 @@ class Ends:
     last = True  # whether the piece holds the end
 
     def conv(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Padding, dilation: int
     ) -> Tensor:
         """Convolution with zeros beyond the ends."""
-        return conv1d(x, weight, bias, stride, padding, dilation)
+        left, right = padding
+        if left != right:
+            x, left = F.pad(x, padding), 0
+        return conv1d(x, weight, bias, stride, left, dilation)
 
     def transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         """Transposed convolution."""
@@ -82,9 +88,9 @@ class Ragged(Ends):
         }
 
     def conv(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Padding, dilation: int
     ) -> Tensor:
-        return super().conv(self.clear(x) if padding else x, weight, bias, stride, padding, dilation)
+        return super().conv(self.clear(x) if any(padding) else x, weight, bias, stride, padding, dilation)
 
     def transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         return super().transposed(self.clear(x), weight, bias, stride, padding)
@@ -105,10 +111,10 @@ class Stream(Ends):
         self.kept: list[Tensor] = []
 
     def conv(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Padding, dilation: int
     ) -> Tensor:
         span = (weight.shape[-1] - 1) * dilation + 1
-        x, ready = self._extend(x, padding, padding, span, stride)
+        x, ready = self._extend(x, *padding, span, stride)
         if not ready:
             return x.new_zeros(len(x), weight.shape[0], 0)
         return conv1d(x, weight, bias, stride, 0, dilation)
