@@ -66,7 +66,7 @@ def is_causal(state: Mapping[str, Tensor]) -> bool:
     if found not in ((7, 3), (5, 4)):
         raise CheckpointError(
             f"kernels of {found[0]} in conv_pre and {found[1]} in f0_predictor.condnet.0 were found: 7 and 3 "
-            "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or mixed of two models"
+            "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or of two models"
         )
     return found == (5, 4)
 
