@@ -165,7 +165,7 @@ class Codec(Pretrained):
             batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
             batch_lengths = num_samples[rows].to(self.device)
             with torch.inference_mode():
-                batch = batch.to(self.device, self.dtype)
+                batch = batch.to(self.device)  # each codec rounds it where half precision begins
                 found, _ = self.encode_batch(batch, batch_lengths, wanted)
                 vector = self.global_batch(batch, batch_lengths)
             if vector is not None:

@@ -9,8 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from vokens.nn.float32 import Float32
 
-class Conv1d(nn.Conv1d):
+
+def conv_side_by_side(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """F.conv1d with channels side by side in memory, which oneDNN wants; so is its result. Shapes stay (B, C, N)."""
+    x, weight = (t.unsqueeze(2).contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return F.conv2d(x, weight, bias, (1, stride), (0, padding), (1, dilation), groups).squeeze(2)
+
+
+class PlainConv1d(nn.Conv1d):
+    """`nn.Conv1d`, in bfloat16 on the CPU with channels side by side: 190 to 630 GFLOP/s of a core with AMX, where
+    torch's layout reaches 36 to 620 and float32 13 to 78. Of one input channel the layout is the same."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.dtype != torch.bfloat16 or input.device.type != "cpu" or weight.shape[1] == 1:
+            return super()._conv_forward(input, weight, bias)
+        (stride,), (dilation,), padding = self.stride, self.dilation, int(self.padding[0])
+        return conv_side_by_side(input, weight, bias, stride, padding, dilation, self.groups)
+
+
+class Conv1d(PlainConv1d):
     """(B, in, N) -> (B, out, ceil(N / stride)); the odd column of the padding goes to the left."""
 
     def __init__(
@@ -25,6 +52,13 @@ class Conv1d(nn.Conv1d):
         if self.left + self.right + self.stride[0] > 1:
             input = reflect(input, self.left, self.right, self.stride[0], lengths)
         return super().forward(input)
+
+
+class LastConv1d(Float32, Conv1d):
+    """In float32 whatever the precision: a wave of bfloat16 would have noise at -50 dB of its own."""
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().forward(input.float(), lengths)
 
 
 class Upsample(nn.Module):

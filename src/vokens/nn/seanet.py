@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from vokens.nn.conv import Conv1d, Upsample
+from vokens.nn.conv import Conv1d, LastConv1d, Upsample
 from vokens.nn.lstm import SkipLSTM
 from vokens.nn.snake import ELU, Snake
 
@@ -168,5 +168,5 @@ class SEANetDecoder(SEANet):
                 ResidualUnit(channels, residual_kernel_size, dilation_base**unit, act)
                 for unit in range(residual_layers)
             ]
-        layers += [activation(act, channels), Conv1d(channels, 1, EDGE_KERNEL)]
+        layers += [activation(act, channels), LastConv1d(channels, 1, EDGE_KERNEL)]
         super().__init__(layers)

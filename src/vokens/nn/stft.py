@@ -8,42 +8,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.float32 import Hann
 from vokens.nn.product import Linear
 
 
 class SpectrumIn(nn.Module):
-    """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width).
+    """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width), float32.
 
     Per spectrum: log magnitude and the complex values with magnitude to the power 0.3 (the phase tells where in
     the frame things happen). Windows are centred on their hop, silence lies beyond the ends.
     """
 
-    window: Tensor
-
     def __init__(self, n_fft: int, frames_per_step: int) -> None:
         super().__init__()
         self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
         self.width = frames_per_step * 3 * (n_fft // 2 + 1)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.window = Hann(n_fft)
 
     def forward(self, wave: Tensor) -> Tensor:
         beyond = (self.n_fft - self.hop) // 2
         frames = F.pad(wave.float(), (beyond, beyond)).unfold(1, self.n_fft, self.hop)  # (B, F, n_fft)
-        spectrum = torch.fft.rfft(frames * self.window, norm="ortho")
+        spectrum = torch.fft.rfft(self.window(frames), norm="ortho")
         power = spectrum.real.square() + spectrum.imag.square() + 1e-10  # -100 dB: below 16-bit noise
         compress = power.pow(-0.35)  # |X|^0.3 / |X|
         parts = [power.log() * 0.2, spectrum.real * compress, spectrum.imag * compress]
         features = torch.cat(parts, -1)
-        return features.reshape(len(wave), -1, self.width).to(self.window.dtype)
+        return features.reshape(len(wave), -1, self.width)
 
 
 class SpectrumOut(nn.Module):
-    """Wave (B, T * step) from features (B, T, D): a linear map to log magnitudes and directions, then overlap-add.
+    """Wave (B, T * step) float32 from features (B, T, D): a linear map to log magnitudes and directions, overlap-add.
 
     A phase is given as the direction of a vector (APNet, arXiv 2305.07952 §3.2), which has no jump at pi.
     """
-
-    window: Tensor
 
     def __init__(self, width: int, n_fft: int, frames_per_step: int) -> None:
         super().__init__()
@@ -52,9 +49,8 @@ class SpectrumOut(nn.Module):
         self.project = Linear(width, frames_per_step * 3 * self.bins)
         with torch.no_grad():  # start near the level of speech: rms 0.02 to 0.1 is log magnitude -4 to -2
             self.project.bias.view(frames_per_step, 3, self.bins)[:, 0] = -4.0
-        window = torch.hann_window(n_fft)
         # Hann squared at 75 % overlap sums to 1.5; one synthesis window carries the division.
-        self.register_buffer("window", window / 1.5, persistent=False)
+        self.window = Hann(n_fft, 1 / 1.5)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """mask (B, T, 1): frames at 0 add nothing."""
@@ -68,8 +64,8 @@ class SpectrumOut(nn.Module):
         # 1e-2: near 0 no direction is meant.
         scale = magnitude * (real.square() + imag.square() + 1e-2).rsqrt()
         spectrum = torch.complex(real * scale, imag * scale)
-        frames = torch.fft.irfft(spectrum, n=self.n_fft, norm="ortho") * self.window
-        return overlap_add(frames, self.hop).to(x.dtype)
+        frames = torch.fft.irfft(spectrum, n=self.n_fft, norm="ortho")
+        return overlap_add(self.window(frames), self.hop)
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:

@@ -54,7 +54,7 @@ class ProductQuantizer(nn.Module):
 
     def encode(self, latent: Tensor, num_streams: int | None = None) -> Tensor:
         """Codes (B, K, T) int64 of latent (B, T, width), of the first num_streams streams."""
-        inner = self.project_in(latent).float()  # distances in bf16 choose other entries
+        inner = self.project_in(latent).float()
         streams = self.num_streams if num_streams is None else num_streams
         parts = inner.chunk(len(self.codebooks), -1)[: streams * self.digits]
         return self._codes([book.encode(part) for book, part in zip(self._books(), parts, strict=False)])

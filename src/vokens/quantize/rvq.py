@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.float32 import Float32
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -29,8 +31,8 @@ class Quantized:
         return self.parts[0]
 
 
-class EuclideanCodebook(nn.Module):
-    """One codebook of `codebook_size` vectors of width `dim`, nearest by Euclidean distance.
+class EuclideanCodebook(Float32):
+    """One codebook of `codebook_size` vectors of width `dim`, nearest by Euclidean distance, always in float32.
 
     Args:
         dead_share: an entry is dead when its average count falls below this share of a uniform share.
@@ -65,8 +67,8 @@ class EuclideanCodebook(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Nearest entries of x (..., D) as int64 (...). Float order as published: ties resolve alike."""
-        flat = x.reshape(-1, x.shape[-1])
-        embed = self.embed.to(flat.dtype).t()
+        flat = x.reshape(-1, x.shape[-1]).to(self.embed.dtype)  # distances in bf16 choose other entries
+        embed = self.embed.t()
         distance = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ embed + embed.pow(2).sum(0, keepdim=True)
         return (-distance).max(dim=-1).indices.view(x.shape[:-1])
 
@@ -155,7 +157,7 @@ class ResidualVectorQuantizer(nn.Module):
 
         With first_codebook > 0 that codebook quantizes the latent itself, as published (`st` of SpeechTokenizer).
         """
-        residual, codes = latent, []
+        residual, codes = latent.float(), []
         for layer in self.codebooks[first_codebook:num_codebooks]:
             codes.append(layer.encode(residual))
             residual = residual - layer.decode(codes[-1])

@@ -121,7 +121,7 @@ class HubCodec(Codec):
             len(wave), num_codebooks, int(frames.max()), dtype=torch.int64, device=wave.device
         )
         for row, (samples, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
-            found = self.encode_row(wave[row : row + 1, None, :samples])
+            found = self.encode_row(wave[row : row + 1, None, :samples].to(self.dtype))
             codes[row, :, :count] = found[0, :num_codebooks, :count]
         return codes, frames
 

@@ -18,7 +18,7 @@ from vokens.models.codec import Audio, batches
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae.config import RELEASES, DACVAEConfig
 from vokens.models.dacvae.latents import Latents
-from vokens.models.dacvae.network import Conv, Decoder, Encoder
+from vokens.models.dacvae.network import Decoder, Encoder, LastConv
 from vokens.models.dacvae.prior import FlowPrior
 from vokens.models.dacvae.spectral import SpectralDecoder, SpectralEncoder
 from vokens.models.pretrained import Pretrained
@@ -46,7 +46,7 @@ class Autoencoder(Pretrained):
         on_samples = config.network == "dac"
         self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
         slope = config.conv_slope if on_samples else 1.0
-        self.posterior = Conv(self.encoder.channels, 2 * config.latent_dim, 1, slope)
+        self.posterior = LastConv(self.encoder.channels, 2 * config.latent_dim, 1, slope)
 
     @property
     def frame_rate(self) -> float:
@@ -80,9 +80,7 @@ class Autoencoder(Pretrained):
         values = torch.zeros(len(waves), self.config.latent_dim, int(lengths.max()))
         for rows in batches(num_samples.tolist(), int(batch_seconds * self.sample_rate)):
             batch = nn.utils.rnn.pad_sequence([waves[row] for row in rows], batch_first=True)
-            mean, log_std = self.encode_batch(
-                batch.to(self.device, self.dtype), num_samples[rows].to(self.device)
-            )
+            mean, log_std = self.encode_batch(batch.to(self.device), num_samples[rows].to(self.device))
             for row, mu, logs in zip(rows, mean.float().cpu(), log_std.float().cpu(), strict=True):
                 frames = int(lengths[row])
                 values[row, :, :frames] = mu[:, :frames]

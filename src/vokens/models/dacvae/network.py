@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.models.dacvae.config import DACVAEConfig
+from vokens.nn.conv import PlainConv1d
+from vokens.nn.float32 import Float32
 from vokens.nn.snake import Snake
 
 DILATIONS = (1, 3, 9)
@@ -21,7 +23,7 @@ def silence_beyond(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None]).unsqueeze(1)
 
 
-class Conv(nn.Conv1d):
+class Conv(PlainConv1d):
     """(B, in, T) -> (B, out, T'): a centred convolution and, as in the published weights, a leaky ReLU."""
 
     def __init__(
@@ -42,6 +44,13 @@ class Conv(nn.Conv1d):
             input = silence_beyond(input, lengths)
         output = super().forward(input)
         return output if self.slope == 1.0 else F.leaky_relu(output, self.slope)
+
+
+class LastConv(Float32, Conv):
+    """In float32 whatever the precision: latents and waves of bfloat16 would have noise at -50 dB of their own."""
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().forward(input.float(), lengths)
 
 
 class ResidualUnit(nn.Module):
@@ -92,7 +101,7 @@ class Encoder(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): samples of each row, multiples of the hop."""
-        x = self.first(wave, lengths)
+        x = self.first(wave.to(self.first.bias), lengths)
         for stage, rate in zip(self.stages, self.rates, strict=True):
             x = stage(x, lengths)
             lengths = None if lengths is None else lengths // rate
@@ -134,7 +143,7 @@ class Decoder(nn.Module):
         )
         channels >>= len(config.decoder_rates)
         self.snake = Snake(channels)
-        self.last = Conv(channels, 1, 7, slope)
+        self.last = LastConv(channels, 1, 7, slope)
         self.rates, self.reach = config.decoder_rates, reach_of_decoder(config)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:

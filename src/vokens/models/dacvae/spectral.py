@@ -30,7 +30,7 @@ class SpectralEncoder(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): samples of each row, multiples of the hop."""
-        x = self.norm(self.embed(self.spectrum(wave[:, 0])))
+        x = self.norm(self.embed(self.spectrum(wave[:, 0]).to(self.embed.weight.dtype)))
         mask = None if lengths is None else inside(lengths // self.hop, x)
         return self.final_norm(self.backbone(x, mask)).mT
 

@@ -34,7 +34,7 @@ class MiniEncoder(nn.Module):
         self.project = Linear(config.width, config.latent_dim)
 
     def forward(self, wave: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.norm(self.embed(self.spectrum(wave)))
+        x = self.norm(self.embed(self.spectrum(wave).to(self.embed.weight.dtype)))
         return self.project(self.final_norm(self.backbone(x, mask)))
 
 
@@ -98,7 +98,7 @@ class Mini(Codec):
             max(0, start - self.encoder.backbone.reach - 1),
             min(total, end + self.encoder.backbone.reach + 1),
         )
-        mask = mask_of(frames, total)[:, left:right, None].to(wave.dtype)
+        mask = mask_of(frames, total)[:, left:right, None].to(self.dtype)
         latent = self.encoder(wave[:, left * self.hop_length : right * self.hop_length], mask)
         return latent[:, start - left : end - left]
 

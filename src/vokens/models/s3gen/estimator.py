@@ -19,6 +19,7 @@ from vokens.nn.attention import attention
 from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.conformer import CausalConv, LayerNorm, windowed
 from vokens.nn.product import Linear, linear
+from vokens.nn.snake import mish
 
 
 class TimeEmbedding(nn.Module):
@@ -61,7 +62,7 @@ class ConvBlock(nn.Module):
         return self.activate(self.conv(x, carry))
 
     def activate(self, x: Tensor) -> Tensor:
-        return F.mish(self.norm(x))
+        return mish(self.norm(x))
 
 
 class Resnet(nn.Module):

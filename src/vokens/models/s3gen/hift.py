@@ -22,7 +22,6 @@ from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.hift_config import HiFTNetConfig
 from vokens.models.s3gen.hift_source import (
     Draws,
-    Float32,
     HarmonicSource,
     KeyedDraws,
     PublishedDraws,
@@ -30,6 +29,7 @@ from vokens.models.s3gen.hift_source import (
     exact,
 )
 from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream, side_by_side
+from vokens.nn.float32 import Float32
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import Snake
 

@@ -6,16 +6,17 @@ the published order of draws, or a hash of (seed, harmonic, sample), which no ba
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vokens.errors import ConfigError
 from vokens.models.s3gen.hift_config import HiFTNetConfig
 from vokens.models.s3gen.hift_stream import WHOLE, Ends
+from vokens.nn.float32 import Float32
 from vokens.nn.product import Linear
 
 
@@ -144,13 +145,6 @@ def _scramble(x: Tensor) -> Tensor:
 def _uniform(bits: Tensor, least: int = 0) -> Tensor:
     """24 bits as float32 in [0, 1), or (0, 1] with least=1."""
     return ((bits & 0xFFFFFF) + least).float() * 2.0**-24
-
-
-class Float32(nn.Module):
-    """A part that stays in float32 whatever precision the model is put in: it only moves between devices."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t.new_empty(0)).device), recurse)
 
 
 class HarmonicSource(Float32):

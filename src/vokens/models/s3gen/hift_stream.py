@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vokens.nn.conv import reflect
+from vokens.nn.conv import conv_side_by_side, reflect
 
 Padding = tuple[int, int]  # columns of zeros on the left and on the right
 
@@ -24,10 +24,9 @@ def conv1d(
 
     Layouts are strides only, shapes stay (B, C, N); see `side_by_side` for weights.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.shape[1] == 1:
+    if x.device.type != "cpu" or x.dtype == torch.float64 or weight.shape[1] == 1:
         return F.conv1d(x, weight, bias, stride, padding, dilation)
-    x, weight = (t.unsqueeze(2).contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    return F.conv2d(x, weight, bias, (1, stride), (0, padding), (1, dilation)).squeeze(2)
+    return conv_side_by_side(x, weight, bias, stride, padding, dilation)
 
 
 def side_by_side(weight: Tensor) -> Tensor:

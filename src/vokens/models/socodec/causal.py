@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.conv import PlainConv1d
+
 
 class Past:
     """The last columns that each convolution has seen, in the order in which they run.
@@ -32,7 +34,7 @@ class Past:
         return x
 
 
-class CausalConv(nn.Conv1d):
+class CausalConv(PlainConv1d):
     """(B, in, T) -> (B, out, ceil(T / stride)); a piece of a stream must hold a multiple of the stride."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from vokens.errors import MissingExtra
 from vokens.models.codec import mask_of
 from vokens.models.socodec.config import SSL_HOP, SoCodecConfig
+from vokens.nn.conv import PlainConv1d
 from vokens.nn.product import use_in
 
 TAIL = 3200  # zeros that SoCodec appends
@@ -52,6 +53,9 @@ class Hubert(nn.Module):
         self.model: Any = HubertModel(HubertConfig(**sizes))
         use_in(self.model)
         parametrize.remove_parametrizations(self.model.encoder.pos_conv_embed.conv, "weight")
+        for part in self.model.modules():
+            if type(part) is nn.Conv1d:
+                part.__class__ = PlainConv1d
         if config.hubert_dtype == "float16":
             self.half()
 

@@ -254,9 +254,7 @@ class SoCodec(Codec):
                 "these tokens have no global_vector, and SoCodec's tokens do not hold the voice: take it from a "
                 "recording, dataclasses.replace(tokens, global_vector=codec.encode(recording).global_vector)"
             )
-        wave = torch.zeros(
-            len(codes), codes.shape[2] * self.hop_length, dtype=self.dtype, device=codes.device
-        )
+        wave = torch.zeros(len(codes), codes.shape[2] * self.hop_length, device=codes.device)
         mels = self.decode_mel(codes, vector, first_codebook)
         ratio = self.hop_length // MEL_HOP
         for row, (mel, tokens) in enumerate(zip(mels, lengths.tolist(), strict=True)):

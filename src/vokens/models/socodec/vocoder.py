@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.conv import PlainConv1d
+from vokens.nn.float32 import Float32
+
 TAPS = 12  # of the low-pass filter
 KERNELS = (3, 7, 11)  # of the three residual blocks of a stage, which are averaged
 DILATIONS = (1, 3)
@@ -41,14 +44,15 @@ class SnakeBeta(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        double = (2 * self.alpha.exp()).unsqueeze(1)  # sin² z = (1 - cos 2z) / 2
-        half = (0.5 / (self.beta.exp() + 1e-9)).unsqueeze(1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # sums of 12 products in bfloat16 lose 20 dB
+        double = (2 * self.alpha.to(wide).exp()).unsqueeze(1)  # sin² z = (1 - cos 2z) / 2
+        half = (0.5 / (self.beta.to(wide).exp() + 1e-9)).unsqueeze(1)
         size = x.shape[2]
         step = (
             max(64, PIECE // x.shape[1]) if x.device.type == "cpu" and not torch.is_grad_enabled() else size
         )
         if step >= size:
-            return _snake(x, 0, size, double, half)
+            return _snake(x, 0, size, double, half).to(x.dtype)
         out = torch.empty_like(x)
         for start in range(0, size, step):
             end = min(start + step, size)
@@ -57,10 +61,10 @@ class SnakeBeta(nn.Module):
 
 
 def _snake(x: Tensor, start: int, end: int, double: Tensor, half: Tensor) -> Tensor:
-    """Columns start..end of the activation of x (B, C, T)."""
+    """Columns start..end of the activation of x (B, C, T), computed in the type of `double`."""
     low, high = max(0, start - 3), min(x.shape[2], end + 3)  # columns of which the doubled signal is needed
     left, right = max(0, low - 3), min(x.shape[2], high + 3)
-    x = _repeat_ends(x[..., left:right], left - (low - 3), high + 3 - right)
+    x = _repeat_ends(x[..., left:right].to(double.dtype), left - (low - 3), high + 3 - right)
     taps = low_pass()
     even = _shifted_sum(x, [2 * tap for tap in taps[::-2]], 0, high - low)
     odd = _shifted_sum(x, [2 * tap for tap in taps[-2::-2]], 1, high - low)
@@ -112,13 +116,20 @@ def _repeat_ends(x: Tensor, left: int, right: int) -> Tensor:
     return F.pad(x, (left, right), mode="replicate") if left or right else x
 
 
+class LastConv(Float32, nn.Conv1d):
+    """In float32 whatever the precision: a wave of bfloat16 would have noise at -50 dB of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
 class AMPBlock(nn.Module):
     """Two dilated convolutions, each after an activation and with a residual connection."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel_size, dilation=d, padding=d * (kernel_size // 2))
+            PlainConv1d(channels, channels, kernel_size, dilation=d, padding=d * (kernel_size // 2))
             for d in DILATIONS
         )
         self.activations = nn.ModuleList(SnakeBeta(channels) for _ in DILATIONS)
@@ -134,7 +145,7 @@ class Vocoder(nn.Module):
 
     def __init__(self, n_mels: int, width: int, strides: Sequence[int], kernels: Sequence[int]) -> None:
         super().__init__()
-        self.first = nn.Conv1d(n_mels, width, 7, padding=3)
+        self.first = PlainConv1d(n_mels, width, 7, padding=3)
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
         for stride, kernel in zip(strides, kernels, strict=True):
             self.ups.append(
@@ -143,7 +154,7 @@ class Vocoder(nn.Module):
             width //= 2
             self.blocks.extend(AMPBlock(width, size) for size in KERNELS)
         self.activation = SnakeBeta(width)
-        self.last = nn.Conv1d(width, 1, 7, padding=3)
+        self.last = LastConv(width, 1, 7, padding=3)
 
     @property
     def reach(self) -> int:

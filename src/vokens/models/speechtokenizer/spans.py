@@ -92,7 +92,7 @@ def encode(
     def front(span: Span) -> Tensor:
         left, right = max(0, span.start - reach), min(rows.total, span.end + reach)
         part = wave[: span.rows, None, left * hop : min(right * hop, int(lengths[0]))]
-        x = codec.encoder.front(part, _ends(lengths[: span.rows], left * hop, part.shape[2]))
+        x = codec.encoder.front(part.to(codec.dtype), _ends(lengths[: span.rows], left * hop, part.shape[2]))
         return x[..., span.start - left : span.end - left]
 
     def head(span: Span, latent: Tensor) -> None:
@@ -106,11 +106,11 @@ def encode(
 
 
 def decode(codec: "SpeechTokenizer", codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
-    """Wave (B, T * hop) of codes (B, K, T), rows of lengths (B,) frames, zero beyond them."""
+    """Wave (B, T * hop) float32 of codes (B, K, T), rows of lengths (B,) frames, zero beyond them."""
     order = lengths.argsort(descending=True, stable=True)
     codes, lengths = codes[order.to(codes.device)], lengths[order]
     rows, hop, reach = Rows(lengths, codes.device), codec.hop_length, codec.decoder.front_reach
-    wave = torch.zeros(len(codes), codes.shape[2] * hop, dtype=codec.dtype, device=codes.device)
+    wave = torch.zeros(len(codes), codes.shape[2] * hop, device=codes.device)
 
     def front(span: Span) -> Tensor:
         left, right = max(0, span.start - reach), min(rows.total, span.end + reach)

@@ -1,0 +1,27 @@
+"""Parts that stay in float32 in a network whose products are in half precision."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Float32(nn.Module):
+    """A part that stays in float32 whatever precision the model is put in: it only moves between devices."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t.new_empty(0)).device), recurse)
+
+
+class Hann(Float32):
+    """A Hann window (n_fft,) times a constant: rounded to bfloat16 it would leave noise at -50 dB."""
+
+    values: Tensor
+
+    def __init__(self, n_fft: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("values", scale * torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return frames * self.values

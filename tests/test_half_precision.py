@@ -1,0 +1,108 @@
+"""bfloat16 on the CPU, with and without instructions for it: close to float32, and float32 at every border."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import speechlike
+from torch import nn
+from torch.nn import functional as F
+
+from vokens.models.codec import Codec
+from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.socodec.vocoder import SnakeBeta
+from vokens.nn.conv import PlainConv1d
+from vokens.nn.snake import Snake, mish
+from vokens.nn.stft import SpectrumIn
+from vokens.quantize.rvq import EuclideanCodebook
+
+RATE = 16000
+
+
+def halved(model: Any) -> Any:
+    return copy.deepcopy(model).set_dtype(torch.bfloat16)
+
+
+def error(found: Any, expected: Any) -> float:
+    """Root of the squared error over that of the signal."""
+    found, expected = (torch.as_tensor(x).float() for x in (found, expected))
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_waves_of_codecs_are_close_and_float32(speaker: Codec) -> None:
+    tokens = speaker.encode(speechlike(8000), RATE)
+    found, expected = halved(speaker).decode(tokens)[0], speaker.decode(tokens)[0]
+    assert found.dtype == np.float32
+    assert error(found, expected) < 0.1
+    assert len(np.unique(found)) > len(found) // 2  # not the few numbers that bfloat16 has
+
+
+def test_most_ids_of_a_codec_stay_and_loading_changes_none(speaker: Codec) -> None:
+    tokens = speaker.encode(speechlike(8000), RATE)
+    assert torch.equal(
+        copy.deepcopy(speaker).set_dtype(torch.float32).encode(speechlike(8000), RATE).codes, tokens.codes
+    )
+    half = halved(speaker).encode(speechlike(8000), RATE)
+    assert half.fingerprint == tokens.fingerprint
+    assert float((half.codes[:, 0] == tokens.codes[:, 0]).float().mean()) > 0.5
+    if tokens.global_vector is not None:
+        assert half.global_vector.dtype == torch.float32
+
+
+def test_an_autoencoder_is_close_and_float32() -> None:
+    torch.manual_seed(0)
+    config = DACVAEConfig(
+        encoder_dim=8, encoder_rates=(2, 4), decoder_dim=32, decoder_rates=(4, 2), latent_dim=16
+    )
+    model = DACVAE(config).eval().requires_grad_(False)
+    half, wave = halved(model), speechlike(4000)
+    latents = model.encode(wave, RATE)
+    found = half.encode(wave, RATE)
+    assert found.values.dtype == torch.float32
+    assert error(found.values, latents.values) < 0.03
+    sound = half.decode(latents)[0]
+    assert sound.dtype == np.float32
+    assert error(sound, model.decode(latents)[0]) < 0.05
+
+
+def test_codebooks_and_windows_stay_float32() -> None:
+    for part in (EuclideanCodebook(4, 8), SpectrumIn(64, 2)):
+        part.to(torch.bfloat16)
+        assert all(value.dtype == torch.float32 for value in part.buffers())
+
+
+@pytest.mark.parametrize("activation", [Snake(16), SnakeBeta(16)])
+def test_snakes_are_rounded_once(activation: nn.Module) -> None:
+    """Off by the rounding of the result alone, 2^-9, in every layout of memory and in pieces."""
+    for parameter in activation.parameters():
+        nn.init.constant_(parameter, 1.5)
+    x = (4 * torch.randn(2, 16, 20_000, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    half = copy.deepcopy(activation).to(torch.bfloat16)
+    with torch.inference_mode():
+        expected = activation(x.float())
+        for given in (x, x.mT.contiguous().mT):
+            found = half(given)
+            assert found.dtype == torch.bfloat16
+            assert ((found.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"), [(1, 3, 1, 1), (2, 0, 1, 1), (1, 6, 2, 4)]
+)
+def test_convolutions_are_torchs(stride: int, padding: int, dilation: int, groups: int) -> None:
+    torch.manual_seed(0)
+    conv = PlainConv1d(16, 8, 7, stride, padding, dilation, groups).to(torch.bfloat16)
+    x = torch.randn(2, 16, 50).to(torch.bfloat16)
+    wide = F.conv1d(x.float(), conv.weight.float(), conv.bias.float(), stride, padding, dilation, groups)
+    with torch.no_grad():
+        assert error(conv(x), wide) < 0.01
+        assert conv.float()(x.float()).equal(nn.Conv1d._conv_forward(conv, x.float(), conv.weight, conv.bias))
+
+
+def test_mish_is_torchs() -> None:
+    x = torch.linspace(-100, 100, 4001)
+    with torch.no_grad():
+        torch.testing.assert_close(mish(x), F.mish(x), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(mish(x.bfloat16()), F.mish(x.bfloat16()), atol=1e-6, rtol=2**-7)
