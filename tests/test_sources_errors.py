@@ -41,7 +41,7 @@ def plan(spec: Path | str, tmp_path: Path, **options) -> list[str]:
         ('{"id": "b", "path": "b.wav"} {}', "one object per line"),
         ('["b.wav"]', "one object per line"),
         ("b.wav", "not JSON"),
-        ("\xff", "not JSON"),
+        ("\xff", "byte 1: 0xff is not UTF-8"),
         ('{"id": "b", "audio": "b.wav"}', "neither path, audio_filepath nor recording"),
         ('{"id": "b", "path": 7}', "has to be a string"),
         ('{"audio_filepath": "b.wav", "offset": "1"}', "numbers of seconds"),
@@ -56,7 +56,7 @@ def plan(spec: Path | str, tmp_path: Path, **options) -> list[str]:
 )
 def test_bad_lines_are_named_when_planned(tmp_path, line, says):
     (tmp_path / "m.jsonl").write_bytes(f'{{"id": "a", "path": "a.wav"}}\n\n{line}\n'.encode("latin-1"))
-    with pytest.raises(ConfigError, match=rf"m\.jsonl, line 3: .*{says}"):
+    with pytest.raises(ConfigError, match=rf"m\.jsonl, line 3(: .*|, ){says}"):
         plan(tmp_path / "m.jsonl", tmp_path)
 
 

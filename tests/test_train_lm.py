@@ -22,9 +22,10 @@ from vokens.models.uslm.sampling import GREEDY
 from vokens.nn.sampling import Sampler
 from vokens.tokens import Tokens
 from vokens.train.config import read_recipe, trainer_of
-from vokens.train.data import Clip, cached_rows
+from vokens.train.data import Clip, paths_of
 from vokens.train.learnable_lm import LearnableLMTrainer, References
 from vokens.train.loop import Trainer
+from vokens.train.rows import cached_rows
 from vokens.train.state import Best
 from vokens.train.text_tokens import TextBatch, draws_of, silenced
 from vokens.train.uslm import USLMTrainer
@@ -237,7 +238,7 @@ def test_references_are_of_the_same_speaker_but_another_utterance(places, tmp_pa
     def constant(number: int) -> np.ndarray:
         return np.full((24000 * (number > 0) + 12000, 1), number + 1, np.int16)
 
-    references = References(clips, cached_rows(tmp_path, "pcm", clips, constant, 1, "making"))
+    references = References(clips, cached_rows(tmp_path, "pcm", paths_of(clips), constant, 1, "making"))
     heard: list[Tensor] = []
     references.mel.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
     for seed in range(12):

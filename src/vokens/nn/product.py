@@ -167,12 +167,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether `linear` takes oneDNN's product for these."""
     return (
-        backend() == "onednn"
+        not torch.compiler.is_compiling()  # exporters and compilers know F.linear
+        and backend() == "onednn"
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= _LEAST_WORK
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # exporters and compilers know F.linear
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()  # forward-mode derivatives (MeanFlow)
     )

@@ -70,7 +70,7 @@ class LineSource(ABC):
             with open(file, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     size = len(line)
-                    decode(line, file, number)  # raises with the line and byte of what is no text
+                    line.decode()  # what is no text is refused here, by its line
                     if number == 1:
                         line = line.removeprefix(BOM)
                     if not line.isspace():
@@ -80,7 +80,9 @@ class LineSource(ABC):
                     offset += size
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-        except (ConfigError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            decode(error.object, self.files[file], number)  # raises with the line and the byte
+        except ConfigError as error:
             raise ConfigError(f"{self.files[file]}, line {number}: {error}") from error
 
 
