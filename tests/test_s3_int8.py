@@ -13,38 +13,65 @@ import vokens
 from vokens.cli import main
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3tokenizer.export import export_onnx
-from vokens.models.s3tokenizer.int8 import Int8Linear
+from vokens.models.s3tokenizer.int8 import Int8Linear, _exact, input_bits
+
+# Each way of writing numbers that this processor computes exactly; 7 bits work everywhere.
+each_width = pytest.mark.parametrize(
+    "bits", [pytest.param(b, marks=pytest.mark.skipif(not _exact(b), reason="overflows")) for b in (16, 8, 7)]
+)
+ERRORS = {16: 2e-4, 8: 0.02, 7: 0.035}
 
 
-def test_products_are_near_and_rows_do_not_depend_on_each_other() -> None:
+@each_width
+def test_products_are_near_and_rows_do_not_depend_on_each_other(bits: int) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(1280, 96).requires_grad_(False)
     x = torch.randn(3, 50, 1280) * torch.logspace(-3, 3, 150).reshape(3, 50, 1)  # loud and quiet tokens
     x[1] += 5 * x[1].abs().mean(-1, keepdim=True)
-    rounded = Int8Linear(linear)
+    rounded = Int8Linear(linear, bits)
     found, exact = rounded(x), linear(x)
-    assert ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max() < 0.025
+    assert ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max() < ERRORS[bits]
     for row in range(3):
         assert torch.equal(rounded(x[row, 7:8]), found[row, 7:8])
     assert torch.equal(rounded(x.to(torch.bfloat16)), rounded(x.to(torch.bfloat16).float()))
 
 
+@each_width
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_no_sum_overflows(sign: float) -> None:
+def test_no_sum_overflows(sign: float, bits: int) -> None:
     """The largest inputs on the largest weights, where pairs of 8-bit products would not fit in 16 bits."""
     linear = nn.Linear(512, 8, bias=False).requires_grad_(False)
     linear.weight.fill_(sign)
     x = torch.ones(4, 512)
     x[:, 0] = 0.0  # the lowest of its range
-    torch.testing.assert_close(Int8Linear(linear)(x), torch.full((4, 8), 511 * sign), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        Int8Linear(linear, bits)(x), torch.full((4, 8), 511 * sign), rtol=2e-5, atol=0
+    )
 
 
-def test_silence_and_layers_without_bias() -> None:
+@each_width
+def test_silence_and_layers_without_bias(bits: int) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 16, bias=False).requires_grad_(False)
-    assert Int8Linear(linear)(torch.zeros(2, 64)).eq(0).all()
+    assert Int8Linear(linear, bits)(torch.zeros(2, 64)).eq(0).all()
     same = torch.full((2, 64), 3.0)
-    torch.testing.assert_close(Int8Linear(linear)(same), linear(same), rtol=0, atol=0.05)
+    torch.testing.assert_close(Int8Linear(linear, bits)(same), linear(same), rtol=0, atol=0.05)
+
+
+@each_width
+def test_zeros_among_other_inputs_err_nothing(bits: int) -> None:
+    """After GELU most inputs are near zero: a step that misses zero makes all of them err alike, and sums drift."""
+    linear = nn.Linear(2048, 8, bias=False).requires_grad_(False)
+    linear.weight.fill_(1.0)
+    x = torch.zeros(1, 2048)
+    x[0, :2] = torch.tensor([-0.17, 5.0])
+    assert (Int8Linear(linear, bits)(x) - 4.83).abs().max() < 0.05
+
+
+def test_the_processor_is_asked_by_a_product() -> None:
+    assert input_bits() in (7, 8, 16)
+    assert _exact(7)
+    assert _exact(input_bits())
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -58,7 +85,7 @@ def test_ids_in_int8(version: str) -> None:
         exact.fingerprint,
         exact.lengths.tolist(),
     )
-    assert 0.6 < (found.codes == exact.codes).float().mean() < 1
+    assert (found.codes == exact.codes).float().mean() > 0.6
     for i in (0, 5, 9, 11):
         alone = codec.encode(WAVES[i], RATE)
         assert torch.equal(alone.codes, found[i].codes), f"{LENGTHS[i]} samples"
