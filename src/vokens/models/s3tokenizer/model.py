@@ -157,8 +157,8 @@ class S3Tokenizer(Codec):
         """Compute matrix products in this type.
 
         float16 and bfloat16 are for GPUs and CPUs with instructions for them (`vokens doctor`; others take 4 to 100
-        times as long as in float32). int8 is for CPUs, twice as fast there: weights of 8 bits per output, inputs of
-        7 bits per token; it gives the float32 weights up, so no other type can follow. Tokens keep the name of the
+        times as long as in float32). int8 is for CPUs, about twice as fast there, with as many bits as the processor
+        affords (`int8.py`); it gives the float32 weights up, so no other type can follow. Tokens keep the name of the
         float32 weights.
 
         exactness: "guarded" gives float32's tokens: windows with a doubtful id are computed again in float32. At
