@@ -44,9 +44,7 @@ def test_no_sum_overflows(sign: float, bits: int) -> None:
     linear.weight.fill_(sign)
     x = torch.ones(4, 512)
     x[:, 0] = 0.0  # the lowest of its range
-    torch.testing.assert_close(
-        Int8Linear(linear, bits)(x), torch.full((4, 8), 511 * sign), rtol=2e-5, atol=0
-    )
+    torch.testing.assert_close(Int8Linear(linear, bits)(x), torch.full((4, 8), 511 * sign), rtol=2e-5, atol=0)
 
 
 @each_width

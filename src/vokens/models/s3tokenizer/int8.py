@@ -22,7 +22,10 @@ from vokens.errors import ConfigError
 ROWS = 256  # at a time, so that the steps of one product find the last one's numbers in the cache: 5 % of the time
 SMALLEST = 1e-12  # step of inputs that are all zero
 LARGEST = 127 * 256 + 127  # of the numbers of two digits, each in -128 .. 127
-STEPS = {8: 254, 7: 127}  # of an input's range; one less than 8 bits hold, for zero rounds to the nearest step
+STEPS = {
+    8: 254,
+    7: 127,
+}  # of an input's range; one less than 8 bits hold, for zero rounds to the nearest step
 
 
 class Int8Linear(nn.Module):
@@ -63,7 +66,7 @@ class Int8Linear(nn.Module):
     def _one_digit(self, rows: Tensor, out: Tensor) -> None:
         low, high = rows.amin(1, keepdim=True).clamp_(max=0), rows.amax(1, keepdim=True).clamp_(min=0)
         step = ((high - low) / STEPS[self.bits]).clamp_(min=SMALLEST)
-        # An integer, so that zeros, most of what GELU gives, are exact: else all err alike, and 3 times as many ids flip
+        # An integer, so that zeros are exact: near them lies most of what GELU gives, which would err all alike.
         zero = (low / step).round_()
         digits = (rows * (1 / step)).sub_(zero - 0.5).to(torch.uint8)
         y = self._product(digits, self._weight, 1.0, 0)
@@ -134,7 +137,9 @@ def check_device(device: torch.device) -> None:
             f"int8 is for the CPU, and the codec is on {device}: bfloat16 and float16 are for GPUs"
         )
     if not input_bits():
-        raise ConfigError("int8 needs oneDNN's integer products, which this build of torch lacks: use float32")
+        raise ConfigError(
+            "int8 needs oneDNN's integer products, which this build of torch lacks: use float32"
+        )
 
 
 def round_weights(network: nn.Module) -> None:
