@@ -1,6 +1,6 @@
 """Learnable-Speech's two stages beside a straightforward composition of the same networks, in one run.
 
-    python benchmarks/learnable.py [--full] [--threads 1] [--repeats 5]
+    python benchmarks/learnable.py [--full] [--threads 1] [--product torch onednn] [--repeats 5]
 
 The composition is written here in the published manner: layouts and losses row by row over all places, attention of
 three products with its scores in memory, convolutions over channels first, all conditions at every step of the solver,
@@ -11,11 +11,12 @@ Both sides take turns; the best of the repeats counts. --full: released sizes, o
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+import measure
 import torch
+from measure import Report, gflop, options
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,9 +58,7 @@ def take_turns(repeats: int, *calls: Callable[[], Any]) -> list[float]:
     best = [math.inf] * len(calls)
     for _ in range(repeats):
         for place, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[place] = min(best[place], time.perf_counter() - start)
+            best[place] = min(best[place], measure.best(call, 1)[1])
     return best
 
 
@@ -350,11 +349,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor], by_parameter: bo
     return step
 
 
-def report(what: str, unit: str, ours: float, plain: float) -> None:
-    print(f"{what:<45} {unit:<10} {ours:>10.4g} {plain:>12.4g} {ours / plain:>7.2f}", flush=True)
-
-
-def compare_lm(args: argparse.Namespace) -> None:
+def compare_lm(report: Report, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     sizes = Qwen2Sizes() if args.full else SMALL_LM
     lm = LearnableLM(LearnableLMConfig(sizes, SpeakerConfig(width=64, layers=1, heads=2)))
@@ -372,10 +367,10 @@ def compare_lm(args: argparse.Namespace) -> None:
         return plain_lm_loss(lm, text, speech, speaker)
 
     agree("losses of the language model", ours().detach(), plain().detach(), 1e-5)
-    best = take_turns(args.repeats, training_step(lm, ours, False), training_step(lm, plain, True))
-    report("stage 1, training", "steps / s", 1 / best[0], 1 / best[1])
+    mine = training_step(lm, ours, False)
+    best = take_turns(report.repeats, mine, training_step(lm, plain, True))
     total = sum(n for _, n in counts)
-    report("stage 1, training", "tokens / s", total / best[0], total / best[1])
+    report.add(f"stage 1, training step of {total} tokens", *best, gflop=gflop(mine))
     lm.eval().requires_grad_(False)
     count = 50 if args.full else 200
     limits = {"limits": (count, count), "generator": None}
@@ -387,20 +382,16 @@ def compare_lm(args: argparse.Namespace) -> None:
         return recomputed(lm, text[-1], count, seeded(0))
 
     same = sum(a == b for a, b in zip(cached(), again(), strict=True))
-    print(f"(sampling: {same} of {count} tokens agree)")
-    best = take_turns(max(1, args.repeats // 2), cached, again)
-    report(f"stage 1, sampling {count}", "tokens / s", count / best[0], count / best[1])
+    best = take_turns(max(1, report.repeats // 2), cached, again)
+    note, work = f"{same} of {count} tokens", gflop(cached)
+    report.add(f"stage 1, sampling {count}", *best, audio=count / 25, gflop=work, note=note)
     many = [text[-1]] * args.batch
     wide = take_turns(1, lambda: lm.generate(many, **{**limits, "generator": seeded(0)}))[0]
-    report(
-        f"stage 1, sampling {count}, batch {args.batch}",
-        "tokens / s",
-        args.batch * count / wide,
-        count / best[1],
-    )
+    case, rows = f"stage 1, sampling {count}, batch {args.batch}", args.batch
+    report.add(case, wide, rows * best[1], audio=rows * count / 25, gflop=rows * work)
 
 
-def compare_flow(args: argparse.Namespace) -> None:
+def compare_flow(report: Report, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     config = latent_flow(**({} if args.full else SMALL_FLOW))
     flow, plain = TokenToMel(config), PlainFlow(config)
@@ -425,11 +416,12 @@ def compare_flow(args: argparse.Namespace) -> None:
         return objective.squared_error(found, target, mask.transpose(1, 2).float())
 
     agree("losses of the flow", ours().detach(), plain.loss(batch, draw).detach(), 1e-4)
-    theirs = training_step(plain, lambda: plain.loss(batch, draw), True)
-    best = take_turns(args.repeats, training_step(flow, ours, False), theirs)
-    report("stage 2, training", "steps / s", 1 / best[0], 1 / best[1])
-    total = int(lengths.sum())
-    report("stage 2, training", "tokens / s", total / best[0], total / best[1])
+    theirs, mine = (
+        training_step(plain, lambda: plain.loss(batch, draw), True),
+        training_step(flow, ours, False),
+    )
+    best = take_turns(report.repeats, mine, theirs)
+    report.add(f"stage 2, training step of {int(lengths.sum())} tokens", *best, gflop=gflop(mine))
     plain.load_state_dict(flow_to_published(flow.state_dict()))
     flow.eval().requires_grad_(False)
     row, start = (
@@ -444,47 +436,37 @@ def compare_flow(args: argparse.Namespace) -> None:
     agree("latents", decode(10), plain.generate(row, voices[0], start, 10, 0.7), 1e-4)
     for steps in (1, 2, 10):
         best = take_turns(
-            args.repeats,
+            report.repeats,
             lambda steps=steps: decode(steps),
             lambda steps=steps: plain.generate(row, voices[0], start, steps, 0.7),
         )
-        report(
-            f"stage 2, {steps} steps with guidance",
-            "tokens / s",
-            args.tokens / best[0],
-            args.tokens / best[1],
-        )
+        work = gflop(lambda steps=steps: decode(steps))
+        report.add(f"stage 2, {steps} steps with guidance", *best, audio=args.tokens / 25, gflop=work)
     unguided = flow.schedule(1, guidance=0.0)
-    one = take_turns(args.repeats, lambda: flow.generate(row, voice, schedule=unguided, noise=[start]))[0]
-    report("stage 2, 1 step without, against 10 with", "tokens / s", args.tokens / one, args.tokens / best[1])
+    one = take_turns(report.repeats, lambda: flow.generate(row, voice, schedule=unguided, noise=[start]))[0]
+    report.add("stage 2, 1 step without, against 10 with", one, best[1], audio=args.tokens / 25)
 
 
 def agree(what: str, ours: Tensor, plain: Tensor, bound: float) -> None:
     apart = float((ours - plain).abs().max() / plain.abs().max())
-    print(f"({what} agree to {apart:.1e})")
     if apart > bound:
         sys.exit(f"{what} differ by {apart:.1e} of the largest: nothing to compare")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = options(__doc__, threads=1, repeats=5)
+    parser.add_argument("--full", action="store_true", help="released sizes")
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument(
         "--tokens", type=int, default=250, help="of the utterance that is decoded, 25 a second"
     )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(
-        f"torch {torch.__version__}, {args.threads} threads, {'released' if args.full else 'small'} sizes\n"
-    )
-    print(f"{'':<45} {'':<10} {'vokens':>10} {'composition':>12} {'ratio':>7}")
-    compare_lm(args)
-    compare_flow(args)
+    if args.dtype != "float32":
+        parser.error("--dtype bfloat16: training and both compositions are compared in float32 alone")
+    report = Report(args, f"the straightforward composition, {'released' if args.full else 'small'} sizes")
+    for _ in report.each_product():
+        compare_lm(report, args)
+        compare_flow(report, args)
 
 
 if __name__ == "__main__":

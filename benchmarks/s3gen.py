@@ -2,23 +2,24 @@
 
 Both run in this process with the same random weights, voice, noise and number of threads, one after the other.
 chatterbox-tts speaks one utterance at a time, so a batch goes through it row by row. Floor: the operations of the
-network over the rate of a large float32 matrix product, measured in the same run. A real-time factor (RTF) is seconds
-of work per second of speech. Streams are compared with the whole utterance of chatterbox-tts, which has no streams.
+network over the rate of a large matrix product, measured in the same run. Streams stand beside the whole utterance of
+chatterbox-tts, which has no streams.
 
-    python benchmarks/s3gen.py [--threads 2] [--seconds 4 10] [--batches 1 8] [--quick]     (after `make peers`)
+    python benchmarks/s3gen.py [--threads 2] [--product torch onednn] [--seconds 4 10] [--batches 1 8]
+
+after `make peers`.
 """
 
-import argparse
 import contextlib
 import io
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import torch
+from measure import Report, best, options
 from torch import Tensor
 
 sys.path.pop(0)  # this file's folder
@@ -42,23 +43,6 @@ def gflop(prompt: float, target: float, calls: int, keys: float | None = None) -
     return flow + VOCODER * 2 * TOKENS_PER_SECOND * target
 
 
-def best(call: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    """Result and best wall time in seconds."""
-    result, seconds = None, float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = call()
-        seconds = min(seconds, time.perf_counter() - start)
-    return result, seconds
-
-
-def matmul_rate() -> float:
-    """GFLOP per second of a float32 product of 1024 x 1024."""
-    a = torch.randn(1024, 1024)
-    _, seconds = best(lambda: a @ a, 20)
-    return 2 * 1.024**3 / seconds
-
-
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -66,9 +50,9 @@ def seeded(seed: int) -> torch.Generator:
 class Case:
     """One pair of models and lengths in seconds."""
 
-    def __init__(self, theirs: Any, ours: S3GenModel, prompt: float, target: float, args: Any) -> None:
+    def __init__(self, theirs: Any, ours: S3GenModel, prompt: float, target: float, report: Report) -> None:
         self.theirs, self.ours, self.prompt, self.target = theirs, ours, prompt, target
-        self.repeats, self.rate = args.repeats, args.rate
+        self.report = report
         recording = 0.1 * torch.randn(int(prompt * RATE), generator=seeded(0))
         self.ref_dict = ours.embed_ref(recording, RATE)
         count = int(target * TOKENS_PER_SECOND)
@@ -90,79 +74,59 @@ class Case:
         return self.ours.inference(self.rows[:size], ref_dict=self.ref_dict, generator=generators)[0]
 
     def batch(self, size: int) -> None:
-        wanted, theirs = best(lambda: [self.published(row) for row in range(size)], self.repeats)
-        found, ours = best(lambda: self.own(size), self.repeats)
-        error = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
-        work = size * gflop(self.prompt, self.target, self.calls)
-        self.print(f"batch {size}", work, size * self.target, theirs, ours, f"{error:.0e}")
+        wanted, theirs = best(lambda: [self.published(row) for row in range(size)], self.report.repeats)
+        for _ in self.report.each_product():
+            found, ours = best(lambda: self.own(size), self.report.repeats)
+            error = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
+            work = size * gflop(self.prompt, self.target, self.calls)
+            self.add(f"batch {size}", ours, theirs, size * self.target, work, f"waves within {error:.0e}")
 
     def stream(self, context: int = 50) -> None:
         """A fresh voice, and then one whose prompt is known; first: seconds to the first sound."""
-        _, theirs = best(lambda: self.published(0), self.repeats)
-        voice = ReferenceVoice(self.voice())
+        _, theirs = best(lambda: self.published(0), self.report.repeats)
         keys = 2 * (context + self.ours.config.flow.chunk_size)
-        for label in ("prompt new", "prompt known"):
-            start, first, sound = time.perf_counter(), 0.0, []
-            for wave in self.ours.stream(self.rows[0], voice, context=context):
-                first = first or time.perf_counter() - start
-                sound.append(wave)
-            ours = time.perf_counter() - start
-            if len(np.concatenate(sound)) != int(self.target * TOKENS_PER_SECOND) * 960:
-                raise RuntimeError("the stream lost samples")
-            beside = self.prompt if label == "prompt new" else 0.0
-            work = gflop(0.0, self.target + beside, self.calls, keys) - VOCODER * 50 * beside
-            self.print(f"stream, {label}", work, self.target, theirs, ours, f"first {first:.2f} s")
+        for _ in self.report.each_product():
+            voice = ReferenceVoice(self.voice())
+            for label in ("prompt new", "prompt known"):
+                start, first, sound = measure.clock(), 0.0, []
+                for wave in self.ours.stream(self.rows[0], voice, context=context):
+                    first = first or measure.clock() - start
+                    sound.append(wave)
+                ours = measure.clock() - start
+                if len(np.concatenate(sound)) != int(self.target * TOKENS_PER_SECOND) * 960:
+                    raise RuntimeError("the stream lost samples")
+                beside = self.prompt if label == "prompt new" else 0.0
+                work = gflop(0.0, self.target + beside, self.calls, keys) - VOCODER * 50 * beside
+                self.add(f"stream, {label}", ours, theirs, self.target, work, f"first sound {first:.2f} s")
 
     def voice(self) -> Any:
         from vokens.models.s3gen.voice import one_voice
 
         return one_voice(self.ref_dict).voice
 
-    def print(self, label: str, work: float, speech: float, theirs: float, ours: float, note: str) -> None:
-        floor = work / self.rate
-        print(
-            f"| {self.name} | {label} | {work:.0f} | {floor / speech:.2f} | {theirs / speech:.2f} | "
-            f"{ours / speech:.2f} | {theirs / ours:.2f} | {100 * floor / ours:.0f} % | {note} |",
-            flush=True,
-        )
+    def add(self, label: str, ours: float, theirs: float, speech: float, work: float, note: str) -> None:
+        self.report.add(f"{self.name}, {label}", ours, theirs, audio=speech, gflop=work, note=note)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument(
         "--seconds", type=float, nargs="+", default=[4.0, 10.0], help="of the prompt, and of the speech"
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument(
-        "--quick", action="store_true", help="0.4 s + 0.4 s, batches of 1 and 2, each call once"
-    )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    args.repeats = 1 if args.quick else args.repeats
-    args.rate = matmul_rate()
-    print(
-        f"chatterbox-tts 0.1.7 / vokens, released sizes, random weights, {args.threads} threads, fp32, "
-        f"torch {torch.__version__}, {args.rate:.0f} GFLOP/s in products\n"
-    )
-    print(
-        "| model, prompt + speech | run | GFLOP | floor RTF | theirs RTF | ours RTF | faster | of floor | wave error |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    report = Report(args, "chatterbox-tts 0.1.7")
     lengths = [0.4] if args.quick else args.seconds
     sizes = [1, 2] if args.quick else args.batches
     with torch.inference_mode():
         for meanflow in (False, True):
             theirs = peer.build(meanflow=meanflow)
-            ours = S3GenModel.from_published(dict(theirs.state_dict()), None)
-            case = Case(theirs, ours, 0.4, 0.4, args)
+            ours = S3GenModel.from_published(dict(theirs.state_dict()), None).set_dtype(report.dtype)
+            case = Case(theirs, ours, 0.4, 0.4, report)
             case.published(0)  # warm up
             case.own(1)
             for seconds in lengths:
-                case = Case(theirs, ours, seconds, seconds, args)
+                case = Case(theirs, ours, seconds, seconds, report)
                 for size in sizes:
                     case.batch(size)
                 case.stream()

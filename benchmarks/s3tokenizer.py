@@ -2,21 +2,22 @@
 
 Both run in this process with the same random weights of the released sizes, from waves in memory to ids. Recordings
 are cut from those of --data to lengths as corpora have them, log-normal around 6 s, 1 to 25 s, and come in batches in
-no order of length, as in the package's command line. Each batch goes through the package, through ours in float32 and
-on the CPU through ours in int8, one after the other, so that what else runs on the machine slows all alike.
+no order of length, as in the package's command line. Each batch goes through the package, through ours and through ours
+in int8, one after the other, so that what else runs on the machine slows all alike.
 
-    python benchmarks/s3tokenizer.py --data CORPUS [--threads 2] [--batch 32] [--count 96] [--device cuda] [--quick]
+    python benchmarks/s3tokenizer.py [--data CORPUS] [--threads 2] [--product torch onednn] [--batch 32] [--count 96]
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measure import Report, best, gflop, options
 from torch import Tensor, nn
 
 sys.path.pop(0)  # this file's folder, where the package's name would find this file
@@ -25,6 +26,7 @@ import published_s3tokenizer as peer
 
 from vokens import audio
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
+from vokens.nn.product import using
 
 RATE = 16000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
@@ -53,18 +55,12 @@ def recordings(folder: Path, count: int, seed: int = 0) -> list[np.ndarray]:
     return pieces
 
 
-def timed(side: Side, waves: list[np.ndarray]) -> tuple[list[Tensor], float]:
-    start = time.perf_counter()
-    result = side(waves)
-    return result, time.perf_counter() - start
-
-
-def published(package: Any, model: nn.Module, waves: list[np.ndarray], device: str) -> list[Tensor]:
+def published(package: Any, model: nn.Module, waves: list[np.ndarray]) -> list[Tensor]:
     """Ids (T,) of each recording of a batch, on the CPU."""
     mels = [package.log_mel_spectrogram(torch.from_numpy(wave)) for wave in waves]
     mel, lengths = package.padding(mels)
-    codes, counts = model.quantize(mel.to(device), lengths.to(device))
-    return [row[:n].long().cpu() for row, n in zip(codes, counts.tolist(), strict=True)]
+    codes, counts = model.quantize(mel, lengths)
+    return [row[:n].long() for row, n in zip(codes, counts.tolist(), strict=True)]
 
 
 def ours(codec: S3Tokenizer, waves: list[np.ndarray]) -> list[Tensor]:
@@ -72,73 +68,73 @@ def ours(codec: S3Tokenizer, waves: list[np.ndarray]) -> list[Tensor]:
     return [codes[0, :n] for codes, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
 
 
-def compare(name: str, waves: list[np.ndarray], args: argparse.Namespace) -> list[str]:
-    """The table's rows of one model."""
+def compare(report: Report, name: str, waves: list[np.ndarray], args: argparse.Namespace) -> None:
+    """The table's rows of one model: ours by each product, and in int8."""
     package = peer.package()
-    theirs = peer.build(name, **({"width": 128, "layers": 2} if args.quick else {})).to(args.device)
-    state = {key: value.cpu() for key, value in theirs.state_dict().items()}
+    width, layers = (128, 2) if args.quick else (1280, None)
+    theirs = peer.build(name, width=width, layers=layers)
+    state = dict(theirs.state_dict())
 
     def codec(dtype: torch.dtype) -> S3Tokenizer:
-        found = S3Tokenizer.from_published(state, {"first_stride": RELEASES[name].first_stride})
-        return found.to(args.device).set_dtype(dtype, "guarded" if dtype == torch.float32 else "plain")
+        settings = {"first_stride": RELEASES[name].first_stride, "heads": width // 64}
+        made = S3Tokenizer.from_published(state, settings)
+        return made.set_dtype(dtype, "guarded" if dtype == torch.float32 else "plain")
 
-    exact = codec(torch.float32)
-    sides: dict[str, Side] = {
-        "s3tokenizer": lambda some: published(package, theirs, some, args.device),
-        "float32": lambda some: ours(exact, some),
-    }
-    if args.device == "cpu":
-        rounded = codec(torch.int8)
-        sides["int8"] = lambda some: ours(rounded, some)
+    exact, rounded = codec(report.dtype), codec(torch.int8)
+
+    def by(product: str) -> Side:
+        def side(some: list[np.ndarray]) -> list[Tensor]:
+            with using(product):
+                return ours(exact, some)
+
+        return side
+
+    sides: dict[str, Side] = {"theirs": lambda some: published(package, theirs, some)}
+    sides |= {product: by(product) for product in report.products}
+    sides["int8"] = lambda some: ours(rounded, some)
     taken = dict.fromkeys(sides, 0.0)
     found: dict[str, list[Tensor]] = {side: [] for side in sides}
     for side in sides.values():  # warm
         side(waves[:1])
     for first in range(0, len(waves), args.batch):
+        some = waves[first : first + args.batch]
         for side, call in sides.items():
-            ids, seconds = timed(call, waves[first : first + args.batch])
+            ids, seconds = best(lambda call=call, some=some: call(some), report.repeats)
             found[side] += ids
             taken[side] += seconds
-    wanted = torch.cat(found["s3tokenizer"])
-    per_second = 1000 * RATE / sum(map(len, waves))
-    rows = []
-    for side, seconds in taken.items():
+    wanted, audio_seconds = torch.cat(found["theirs"]), sum(map(len, waves)) / RATE
+    sample = waves[:3]  # operations grow with the length, but for the attention's 4 %
+    work = gflop(lambda: ours(exact, sample)) * audio_seconds * RATE / sum(map(len, sample))
+    for side in list(sides)[1:]:
         ids = torch.cat(found[side])
         if ids.shape != wanted.shape:
             raise SystemExit(f"{name}: the package gives other numbers of ids")
-        other = int((ids != wanted).sum())
-        rows.append(
-            f"| {name if side == 's3tokenizer' else ''} | {side} | {seconds:.1f} | {seconds * per_second:.1f} | "
-            f"{taken['s3tokenizer'] / seconds:.2f} | {other} of {len(ids)} ({other / len(ids):.2%}) |"
-        )
-    return rows
+        note = f"{int((ids != wanted).sum())} of {len(ids)} ids differ"
+        with using(side if side in report.products else report.products[0]):
+            case = f"{name}{', int8' if side == 'int8' else ''}"
+            counted = None if side == "int8" else work
+            report.add(case, taken[side], taken["theirs"], audio=audio_seconds, gflop=counted, note=note)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = options(__doc__, repeats=1)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=files("vokens") / "samples",
+        help="folder of speech (default: the samples)",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with recordings of speech")
     parser.add_argument("--models", nargs="+", choices=list(RELEASES), default=list(RELEASES))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32, help="recordings per batch of the package")
     parser.add_argument("--count", type=int, default=96, help="recordings, 96 are 11 minutes")
-    parser.add_argument("--quick", action="store_true", help="small networks, 8 recordings: does it run?")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     waves = recordings(args.data, 8 if args.quick else args.count)
     minutes = sum(map(len, waves)) / RATE / 60
-    place = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{args.threads} threads"
-    sizes = "small sizes" if args.quick else "released sizes"
-    print(
-        f"s3tokenizer 0.3.0 and vokens, {sizes}, random weights, {place}, torch {torch.__version__}; "
-        f"{len(waves)} recordings, {minutes:.1f} min, batches of {args.batch}\n"
+    report = Report(
+        args, f"s3tokenizer 0.3.0, {len(waves)} recordings of {minutes:.1f} min, batches of {args.batch}"
     )
-    print("| model | side | s | ms per s of audio | faster | ids other than the package's |")
-    print("|---|---|---|---|---|---|")
     for name in args.models:
-        print("\n".join(compare(name, waves, args)), flush=True)
+        compare(report, name, waves, args)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,18 @@ The composition is transformers' HubertModel with eager attention over the audio
 does it, and the vocoder with weight norm and with filters as depthwise convolutions, as published. Both are of the
 released sizes, share random weights and run in this process, one after the other, with the same number of threads.
 
-    python benchmarks/socodec.py [--threads 2] [--seconds 10 60] [--repeats 2]
+    python benchmarks/socodec.py [--threads 2] [--product torch onednn] [--seconds 10 60 300] [--repeats 2]
 
-Eager attention writes 16 scores for every pair of frames: 60 s take 0.6 GB, 5 minutes 14 GB a layer. Recordings beyond
-`window_seconds` are computed in windows by default; here both see the whole, and windows have a line of their own.
+Eager attention writes 16 scores for every pair of frames: 60 s take 0.6 GB, 5 minutes 14 GB a layer; beyond --whole
+seconds there is only ours, in windows as by default. Up to there both see the whole, and windows have their own row.
 """
 
-import argparse
 import copy
 import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measure import Report, best, gflop, options
 from torch import Tensor, nn
 
 from vokens.models.socodec import SoCodec, SoCodecConfig
@@ -112,29 +109,19 @@ class Ours:
         return self.codec.vocode(mel[0])[None]
 
 
-def timed(call: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    best, result = float("inf"), None
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = call()
-        best = min(best, time.perf_counter() - start)
-    return result, best
-
-
 def run(system: Plain | Ours, wave: Tensor, repeats: int) -> tuple[dict[str, float], Tensor, Tensor]:
     """Seconds of each part, codes and wave."""
     seconds: dict[str, float] = {}
-    features, seconds["HuBERT"] = timed(lambda: system.hubert(wave), repeats)
-    codes, seconds["encoder, quantizer"] = timed(lambda: system.encoder(features), repeats)
-    voice, seconds["mel, speaker"] = timed(lambda: system.speaker(wave), repeats)
-    mel, seconds["decoders"] = timed(lambda: system.decoders(codes, voice), repeats)
-    sound, seconds["vocoder"] = timed(lambda: system.vocoder(mel), repeats)
+    features, seconds["HuBERT"] = best(lambda: system.hubert(wave), repeats)
+    codes, seconds["encoder, quantizer"] = best(lambda: system.encoder(features), repeats)
+    voice, seconds["mel, speaker"] = best(lambda: system.speaker(wave), repeats)
+    mel, seconds["decoders"] = best(lambda: system.decoders(codes, voice), repeats)
+    sound, seconds["vocoder"] = best(lambda: system.vocoder(mel), repeats)
     return seconds, codes, sound
 
 
-def build(threads: int) -> SoCodec:
+def build() -> SoCodec:
     """Released sizes, random weights at which signals live and codes vary; any recording is seen as a whole."""
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     codec = SoCodec(SoCodecConfig(window_seconds=1e5)).eval().requires_grad_(False)
     for name, weight in codec.named_parameters():
@@ -154,39 +141,46 @@ def noise(seconds: float) -> Tensor:
     return torch.randn(samples, generator=generator) * loudness
 
 
+def whole(report: Report, codec: SoCodec, wave: Tensor, length: float) -> Tensor:
+    """Rows of the whole and of each part, a product; the composition's codes."""
+    theirs, wanted, sound = run(Plain(codec), wave, report.repeats)
+    theirs["all"] = sum(theirs.values())
+    work = gflop(lambda: run(Ours(codec), wave, 1))
+    for _ in report.each_product():
+        ours, found, again = run(Ours(codec), wave, report.repeats)
+        ours["all"] = sum(ours.values())
+        same, error = (
+            float((found == wanted).float().mean()),
+            float((again - sound).abs().max() / sound.abs().max()),
+        )
+        agreement = f"{same:.2%} of codes, waves within {error:.0e}"
+        for part in reversed(ours):
+            note = agreement if part == "all" else f"{ours[part] / ours['all']:.0%} of the time"
+            counted = work if part == "all" else None
+            report.add(
+                f"{length:g} s, {part}", ours[part], theirs[part], audio=length, gflop=counted, note=note
+            )
+    return wanted
+
+
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser = options(__doc__)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0, 300.0])
+    parser.add_argument("--whole", type=float, default=60.0, help="longest recording that is seen at once")
     given = parser.parse_args()
-    codec = build(given.threads)
-    for length in given.seconds:
+    report = Report(given, "the composition of transformers' HuBERT and the published vocoder")
+    codec, settings = build().set_dtype(report.dtype), SoCodecConfig()
+    for length in [2.0] if given.quick else given.seconds:
         wave = noise(length)
-        theirs, wanted, sound = run(Plain(codec), wave, given.repeats)
-        ours, found, again = run(Ours(codec), wave, given.repeats)
-        print(f"\n{length:g} s, {given.threads} threads: seconds of the composition / ours, share of ours\n")
-        print("| part | composition | ours | times faster | share |\n|---|---|---|---|---|")
-        theirs["all"], ours["all"] = sum(theirs.values()), sum(ours.values())
-        for part, seconds in ours.items():
-            print(
-                f"| {part} | {theirs[part]:.2f} | {seconds:.2f} | {theirs[part] / seconds:.2f} | "
-                f"{100 * seconds / ours['all']:.0f} % |"
-            )
-        same = float((found == wanted).float().mean())
-        error = float((again - sound).abs().max() / sound.abs().max())
-        print(f"\nsame codes {100 * same:.2f} %, waves within {error:.0e} of the largest sample")
-        settings = SoCodecConfig()
+        wanted = whole(report, codec, wave, length) if length <= given.whole else None
         if length > settings.window_seconds:
             codec.config = dataclasses.replace(codec.config, window_seconds=settings.window_seconds)
-            windowed, seconds = timed(lambda wave=wave: codec.tokenize([wave])[0], 1)
-            same = float((windowed == found[0]).float().mean())
-            print(
-                f"in windows of {settings.window_seconds:g} s: tokens in {seconds:.2f} s, {100 * same:.1f} % the same"
-            )
+            for _ in report.each_product():
+                codes, seconds = best(lambda wave=wave: codec.tokenize([wave])[0], 1)
+                note = "" if wanted is None else f"{float((codes == wanted[0]).float().mean()):.2%} of codes"
+                case = f"{length:g} s, tokens in windows of {settings.window_seconds:g} s"
+                report.add(case, seconds, audio=length, note=note)
             codec.config = dataclasses.replace(codec.config, window_seconds=1e5)
 
 
