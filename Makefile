@@ -38,8 +38,10 @@ peers: setup  ## the published packages, without the dependencies they wrongly a
 	$(PIP) --no-deps --group peers
 	test -d $(VENV)/peers-s3gen/chatterbox || $(PIP) --no-deps --target $(VENV)/peers-s3gen --group peers-s3gen
 
-bench: setup peers  ## the tables of docs/benchmarks.md
-	$(BIN)/python benchmarks/speechtokenizer.py
+bench: setup peers  ## the rows of docs/benchmarks.md, for this machine: hours
+	for name in speechtokenizer s3tokenizer s3gen socodec learnable; do \
+	  $(BIN)/python benchmarks/$$name.py --json build/benchmarks/$$name.json || exit 1; \
+	done
 
 docs: setup  ## the site, in build/site; any warning is an error
 	$(PIP) --group docs

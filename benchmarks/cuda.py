@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.resources import files
 from multiprocessing.connection import Connection
@@ -34,10 +35,13 @@ from cuda_training import TINY_FLOW, TINY_VAE, TRAINING
 from measure import processor
 
 sys.path.pop(0)  # this file's folder, where the name cuda would find this file
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for a GPU must not open it before sections fork
 
 import vokens
 from vokens import audio, checkpoint
+from vokens.corpus.decode import open_decoder
 from vokens.corpus.engine.local import Worker, extract
+from vokens.corpus.items import Utterance
 from vokens.corpus.run import Settings
 from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE, DACVAEConfig
@@ -73,8 +77,7 @@ class Bench:
     def time(self, case: str, mode: str, call: Callable[[], Any], seconds: float, **values: Any) -> Any:
         """One row, the least of `repeats` times after a call to warm up; `seconds` of audio. The last result."""
         result = None if self.dry else call()
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self.forget_peak()
         least, spent = float("inf"), 0.0
         for _ in range(self.repeats):
             self.wait()
@@ -95,6 +98,10 @@ class Bench:
     def wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+    def forget_peak(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> float | None:
         """MB that tensors took at most."""
@@ -178,26 +185,32 @@ def corpus(bench: Bench) -> None:
 
 
 def flac(bench: Bench) -> None:
-    """S3Tokenizer v2 from FLAC files to a folder of tokens, as `vokens extract` does it."""
+    """S3Tokenizer v2 from FLAC files to a folder of tokens, as `vokens extract` does it, the decode workers warm."""
     folder = bench.folder / "recordings"
     folder.mkdir()
     count, seconds = (3, 0.5) if bench.dry else (256, 20.0)
-    for i in range(count):
-        soundfile.write(folder / f"{i}.flac", bench.speech(16000, seconds, 0.1 * i), 16000)
+    paths = [folder / f"{i}.flac" for i in range(count)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, bench.speech(16000, seconds, 0.1 * i), 16000)
+    some = [Utterance(path.name, str(path)) for path in paths[:32]]
     codec = varied(S3Tokenizer(S3TokenizerConfig(**(TINY_S3 if bench.dry else {})))).to(bench.device)
     for mode, exactness in (("float32", "guarded"), ("bfloat16", "plain")):
         with precision(mode) as dtype:
             codec.set_dtype(dtype, exactness)
             codec.encode(bench.speech(16000, 0.5), 16000)  # warm
-            for workers in (0,) if bench.dry else (4, 12):
-                out = bench.folder / f"out-{mode}-{workers}"
-                settings = Settings(str(folder), out, shard_size=64, dtype=mode)
-                start = time.perf_counter()
-                extract(settings, codec, Worker(workers=workers))
-                taken = time.perf_counter() - start
-                speed = count * seconds / taken
+            for workers in (1,) if bench.dry else (4, 12):
+                settings = Settings(
+                    str(folder), bench.folder / f"{mode}-{workers}", shard_size=64, dtype=mode
+                )
+                with closing(open_decoder(16000, workers)) as decoder:
+                    decoder.expect(count, some)  # a shard that the run does not have
+                    list(decoder.take(count))
+                    bench.forget_peak()
+                    start = time.perf_counter()
+                    extract(settings, codec, Worker(workers=workers), decoder)
+                    taken = time.perf_counter() - start
+                speed, case = count * seconds / taken, f"{count} FLAC of {seconds:g} s"
                 note = f"{workers} decode workers, {exactness}"
-                case = f"{count} FLAC of {seconds:g} s"
                 bench.row(case, mode, ms=1000 * taken, x_real_time=speed, peak_mb=bench.peak(), note=note)
 
 
@@ -288,6 +301,7 @@ def stream(bench: Bench, model: S3GenModel, voice: Any, row: torch.Tensor, mode:
     """One stream, warm: the time to its first sound and to its end."""
     list(model.stream(row, voice))
     bench.wait()
+    bench.forget_peak()
     start, first = time.perf_counter(), 0.0
     for _ in model.stream(row, voice):
         first = first or time.perf_counter() - start
@@ -339,6 +353,9 @@ TOTAL = 460.0  # seconds in all: under eight minutes, the table included
 def child(name: str, folder: Path, dry: bool, pipe: Connection) -> None:
     """A section in its own process and session; what it prints goes beside the tables."""
     os.setsid()
+    vars(sys.modules["__main__"]).pop(
+        "__file__", None
+    )  # else every decode worker would run this script's imports
     if dry:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         torch.set_num_threads(1)

@@ -12,12 +12,13 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks/cuda.py"
 
 @pytest.fixture
 def run(tmp_path: Path):
-    """The script's exit code and what it wrote, after the lines of `patch` have run in it."""
+    """The script's exit code and what it wrote; the lines of `patch` run in it first."""
 
     def call(*arguments: str, patch: str = "") -> tuple[int, dict, str]:
         code = f"import runpy, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); sys.argv[0] = 'cuda.py'\n"
         code += f"names = runpy.run_path({str(SCRIPT)!r})\n{patch}\nsys.exit(names['main']())"
-        command = [sys.executable, "-c", code, "--dry", "--out", str(tmp_path), *arguments]
+        script = ["-c", code] if patch else [str(SCRIPT)]
+        command = [sys.executable, *script, "--dry", "--out", str(tmp_path), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (tmp_path / "cuda.json").exists(), done.stderr
         found = json.loads((tmp_path / "cuda.json").read_text())
