@@ -1,5 +1,6 @@
 """Small codecs and signals that many tests share."""
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from vokens.models.codec import Codec
 from vokens.models.mini import Mini, MiniConfig
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # -n 2 has a process for each core
 
 
 def speechlike(num_samples: int, seed: int = 0, sample_rate: int = 16000) -> np.ndarray:
