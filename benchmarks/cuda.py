@@ -166,7 +166,7 @@ def corpus(bench: Bench) -> None:
     folder, dry = bench.folder, bench.dry
     (folder / "speech").mkdir()
     lines = []
-    for i in range(4 if dry else 64):
+    for i in range(4 if dry else 24):  # batches are drawn with repetition
         seconds = 0.8 if dry else 3.0 + i % 5
         soundfile.write(folder / f"speech/{i}.flac", bench.speech(24000, seconds, 0.3 * i), 24000)
         text, voice = TEXTS[i % 3][: 9 if dry else None], f"voice{i % 4}"
