@@ -108,13 +108,18 @@ def _s3tokenizer(name: str, place: str, sha256: str, size: int, description: str
 
 
 def _s3gen(name: str, description: str, licence: str, source: str, files: tuple[File, ...]) -> Entry:
-    """A release that speaks the tokens of speech_tokenizer_v2_25hz."""
+    """A release that speaks the tokens of an S3Tokenizer of 25 Hz."""
     return Entry(name, "s3gen", description, 24000, 25.0, 1, 6561, licence, source, files)
 
 
 def _cosyvoice2(path: str, size: int, sha256: str | None = None) -> File:
     address = f"https://www.modelscope.cn/models/iic/CosyVoice2-0.5B/resolve/master/{path}"
     return File(path, sha256=sha256, size=size, address=address)
+
+
+def _cosyvoice3(path: str, size: int, sha256: str | None = None) -> File:
+    place = "https://www.modelscope.cn/models/FunAudioLLM/Fun-CosyVoice3-0.5B-2512/resolve/master"
+    return File(path, sha256=sha256, size=size, address=f"{place}/{path}")
 
 
 def _hub(
@@ -328,6 +333,22 @@ _ENTRIES = (
                 "speech_tokenizer_v2.onnx",
                 494_858_272,
                 "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71",
+            ),
+        ),
+    ),
+    _s3gen(
+        "cosyvoice3_s3gen",
+        "S3 v3 tokens to speech in any voice, 10 steps, trained to stream",
+        "Apache-2.0",
+        "FunAudioLLM/Fun-CosyVoice3-0.5B-2512",
+        (
+            _cosyvoice3("flow.pt", 1_329_116_148),
+            _cosyvoice3("hift.pt", 83_202_622),
+            _cosyvoice3("campplus.onnx", 28_000_000),
+            _cosyvoice3(
+                "speech_tokenizer_v3.onnx",
+                969_451_503,
+                "23236a74175dbdda47afc66dbadd5bcb41303c467a57c261cb8539ad9db9208d",
             ),
         ),
     ),

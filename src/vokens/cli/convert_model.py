@@ -1,7 +1,7 @@
 """Rewrite published weights as a folder of ours: config.json, model.safetensors and a card.
 
 Any file or folder that vokens loads, told apart by content: Chatterbox's s3gen.safetensors, a folder of CosyVoice 2
-(flow.pt, hift.pt, campplus.onnx, speech_tokenizer_v2.onnx), codecs. Every tensor must have its place.
+or 3 (flow.pt, hift.pt, campplus.onnx, speech_tokenizer_v2.onnx or _v3), codecs. Every tensor must have its place.
 
 vokens convert s3gen.safetensors -o s3gen/    vokens convert CosyVoice2-0.5B/ -o cosyvoice2/ --store float16
 """

@@ -106,6 +106,8 @@ def load_speaker(speech: Speech, compute: Compute) -> "tuple[S3GenModel, Referen
     model = load_codec(speech.model, compute)
     if not isinstance(model, S3GenModel):
         raise ConfigError(f"--model {speech.model} is a {model.system}: an s3gen speaks tokens in a voice")
+    if model.config.flow.network == "dit":
+        model.fix_steps(speech.steps)
     return model, model.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
 
 

@@ -5,7 +5,7 @@ What is random about a row is a function of (seed, number of the row), so n proc
 assigned, and targets are contrasted, among the rows of a process.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -282,12 +282,14 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def frames(self, cache: Path, clips: list[Clip]) -> Rows:
         """The frames (T, D) of each recording."""
-        mel = LogMel(MEL_24K_80)
+        highest = self.model.flow.config.mel_f_max
+        mel = LogMel(replace(MEL_24K_80, f_max=highest))
+        kept = "mel24k80" if highest == MEL_24K_80.f_max else f"mel24k80_{highest:g}"
 
         def frames(wave: np.ndarray) -> np.ndarray:
             return mel(torch.from_numpy(wave)[None])[0].T.numpy()
 
-        return frame_rows(cache, "mel24k80", clips, frames, 24000, self.config.data.workers)
+        return frame_rows(cache, kept, clips, frames, 24000, self.config.data.workers)
 
     def voices(self, cache: Path, clips: list[Clip]) -> Rows:
         """The speaker vector of each recording."""

@@ -1,6 +1,6 @@
-"""Published S3Gens, told apart by content: Chatterbox in one file, base or turbo, and CosyVoice 2 in a folder of parts.
+"""Published S3Gens, told apart by content: Chatterbox in one file, base or turbo, CosyVoice 2 and 3 in folders.
 
-All share one layout of weights; sizes follow from shapes, and every tensor must have its place.
+Sizes follow from shapes, and every tensor must have its place.
 """
 
 import re
@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vokens.checkpoint import State, load_strict, read_state_dict
@@ -17,12 +18,12 @@ from vokens.models.codec import build_config
 from vokens.models.s3gen import hift_checkpoint
 from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
 from vokens.models.s3gen.campplus_onnx import campplus_state
-from vokens.models.s3gen.checkpoint import flow_from_published
+from vokens.models.s3gen.checkpoint import RATES, flow_from_published, is_dit
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.model_config import TOKENS_OF, S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.models.s3tokenizer import checkpoint as tokenizer_layout
 from vokens.onnx_file import is_onnx, read_onnx
@@ -59,7 +60,7 @@ def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
 
 
 def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
-    """The model of Chatterbox's or CosyVoice 2's folder, whatever else is in it; None where it holds neither."""
+    """The model of Chatterbox's or CosyVoice's folder, whatever else is in it; None where it holds neither."""
     single = [folder / name for name in SINGLE if (folder / name).exists()]
     if {path.stem for path in single} == {"s3gen", "s3gen_meanflow"}:
         raise CheckpointError(f"{folder} holds two models, {SINGLE[0]} and {SINGLE[2]}: give the file")
@@ -73,17 +74,26 @@ def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
 
 
 def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: Any) -> Any:
-    made = open_flow(read_state_dict(flow), DIALECTS["cosyvoice2"], config)
-    speaker, tokenizer = _find(folder, "campplus"), _find(folder, "speech_tokenizer_v2")
+    state = read_state_dict(flow)
+    release = "cosyvoice3" if is_dit(state) else "cosyvoice2"
+    made = open_flow(state, DIALECTS[release], config)
+    tokens = TOKENS_OF[made.config.network]
+    speaker, tokenizer = _find(folder, "campplus"), _find(folder, tokens.removesuffix("_25hz"))
+    heard = None if tokenizer is None else _open_tokenizer(tokenizer)
+    if heard is not None and heard.name in TOKENS_OF.values() and heard.name != tokens:
+        raise CheckpointError(
+            f"{tokenizer} is {heard.name} and the flow beside it has learnt {tokens}, whose ids mean other sounds: put "
+            "the tokenizer of the flow's release there"
+        )
     model = join(
         cls,
         made,
         open_hift(read_state_dict(vocoder), made.config.source),
         None if speaker is None else open_speaker(speaker),
-        None if tokenizer is None else _open_tokenizer(tokenizer),
+        heard,
         published=True,
     )
-    return model.named("cosyvoice2")
+    return model.named(release)
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -141,7 +151,9 @@ def open_flow(state: Mapping[str, Tensor], dialect: S3GenConfig, config: Any) ->
         turbo = DIALECTS["chatterbox-turbo"]
         fields = ("meanflow", "cfm_steps", "cfm_t_scheduler", "cfm_inference_cfg_rate")
         dialect = replace(dialect, **{name: getattr(turbo, name) for name in fields})
-    flow = TokenToMel(build_config(S3GenConfig, asdict(dialect) | settings, "S3Gen's config"))
+    with torch.device("meta"):  # CosyVoice 3's has 332 million numbers, which would be drawn for nothing
+        flow = TokenToMel(build_config(S3GenConfig, asdict(dialect) | settings, "S3Gen's config"))
+    flow.to_empty(device="cpu")
     load_strict(flow, flow_from_published(state), "of the flow")
     return flow
 
@@ -163,6 +175,8 @@ def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[st
     """
     estimator, released = "decoder.estimator", S3GenConfig()
     try:
+        if is_dit(state):
+            return _dit_sizes(state)
         width = state[f"{estimator}.final_proj.weight"].shape[1]
         queries = state[f"{estimator}.down_blocks.0.1.0.attn1.to_q.weight"].shape[0]
         heads = int(given.get("decoder_num_heads", 0))
@@ -192,6 +206,27 @@ def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[st
         }
     except KeyError as error:
         raise CheckpointError(f"the flow lacks {error}: the file is damaged or of another model") from error
+
+
+def _dit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    estimator = "decoder.estimator"
+    width = state[f"{estimator}.input_embed.proj.weight"].shape[0]
+    head_width = 2 * len(state[RATES])
+    block, lookahead = f"{estimator}.transformer_blocks.0", state["pre_lookahead_layer.conv1.weight"].shape
+    return {
+        "network": "dit",
+        "vocab_size": state["input_embedding.weight"].shape[0],
+        "token_embed_dim": state["input_embedding.weight"].shape[1],
+        "speaker_embed_dim": state["spk_embed_affine_layer.weight"].shape[1],
+        "mel_bins": state[f"{estimator}.proj_out.weight"].shape[0],
+        "pre_lookahead_len": lookahead[2] - 1,
+        "pre_lookahead_channels": lookahead[0],
+        "decoder_channels": width,
+        "decoder_num_mid_blocks": _count(state, rf"{estimator}\.transformer_blocks\.(\d+)\."),
+        "decoder_num_heads": state[f"{block}.attn.to_q.weight"].shape[0] // head_width,
+        "decoder_attention_head_dim": head_width,
+        "decoder_ff_mult": state[f"{block}.ff.ff.0.0.weight"].shape[0] // width,
+    }
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -246,6 +281,6 @@ def _open_tokenizer(path: Path) -> S3Tokenizer:
 
 
 def _heads(tokenizer: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of the tokenizer inside a whole S3Gen, which is always S3Tokenizer v2: 64 channels wide."""
+    """Of the tokenizer inside a whole S3Gen, which is S3Tokenizer v2 or v3: 64 channels wide."""
     conv = tokenizer.get("encoder.conv1.weight")
     return {} if conv is None else {"heads": max(1, conv.shape[0] // 64)}

@@ -1,4 +1,5 @@
-"""S3Gen as one model: S3 tokens and a reference voice to a 24 kHz wave (CosyVoice 2, arXiv 2412.10117; Chatterbox).
+"""S3Gen as one model: S3 tokens and a voice to a 24 kHz wave (CosyVoice 2 and 3, arXiv 2412.10117, 2505.17589;
+Chatterbox).
 
 Tokenizer and CAM++ hear the reference, the flow makes a mel, HiFT the wave. `inference`, `embed_ref` and `forward`
 are called as published; `speak`, `stream` and `convert` are ours, and give the same in batches and alone.
@@ -77,7 +78,8 @@ class S3GenModel(Pretrained):
             self.speaker_encoder = CAMPPlus()
         self.flow = TokenToMel(config.flow) if flow is None else flow
         self.mel2wav = HiFTNetModel(config.mel2wav) if mel2wav is None else mel2wav
-        self._mel = LogMel(replace(MEL_24K_80, n_mels=config.flow.mel_bins))
+        bands, highest = config.flow.mel_bins, config.flow.mel_f_max
+        self._mel = LogMel(replace(MEL_24K_80, n_mels=bands, f_max=highest))
         self.watermark: Watermark | None = None
         self.train()
 
@@ -148,7 +150,8 @@ class S3GenModel(Pretrained):
             missing = "tokenizer" if self.tokenizer is None else "speaker encoder"
             raise ConfigError(
                 f"{self.name} was loaded without a {missing} and cannot hear a reference: give a ref_dict that another "
-                "model made, or put speech_tokenizer_v2.onnx and CAM++'s weights into its folder and convert it again"
+                f"model made, or put {self.config.tokens.removesuffix('_25hz')}.onnx and CAM++'s weights into its "
+                "folder and convert it again"
             )
         return embed_ref(
             ref_wav,
@@ -168,6 +171,7 @@ class S3GenModel(Pretrained):
         found = voices_of(self.embed_ref(ref_wav, ref_sr))
         if len(found) != 1:
             raise AudioError(f"{len(found)} recordings were given: voice() takes one, embed_ref a batch")
+        found[0].tokens = self.config.tokens
         return found[0]
 
     # As published ------------------------------------------------------------------------------------------
@@ -277,7 +281,8 @@ class S3GenModel(Pretrained):
         """
         rows = self._rows(self.ids(tokens) if isinstance(tokens, Tokens) else tokens, None, True)
         given = voice if isinstance(voice, Sequence) else [voice]
-        voices = matched([one for item in given for one in voices_of(item)], len(rows))
+        known = self.config.tokens
+        voices = matched([one for item in given for one in voices_of(item, known)], len(rows))
         seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
         _ = Settings.of({"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seeds}, len(rows))
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
@@ -326,7 +331,7 @@ class S3GenModel(Pretrained):
                 f"first_hop={first_hop}, hop={size}, context={context} were given: 1 to hop tokens at first, and a "
                 "context of 0 or more are accepted"
             )
-        prompt = self.flow.cut_prompt(one_voice(voice).voice)
+        prompt = self.flow.cut_prompt(one_voice(voice, self.config.tokens).voice)
         left = -1 if context is None else -(-context // size)
         return Chunks(size, left).with_border(len(prompt.tokens) + first_hop)
 
@@ -420,9 +425,8 @@ class S3GenModel(Pretrained):
             )
         if ref_dict is None and ref_sr is None:
             raise AudioError("ref_wav was given without ref_sr: give its rate in Hz")
-        return matched(
-            voices_of(self.embed_ref(ref_wav, ref_sr or 0) if ref_dict is None else ref_dict), count
-        )
+        given = self.embed_ref(ref_wav, ref_sr or 0) if ref_dict is None else ref_dict
+        return matched(voices_of(given, self.config.tokens), count)
 
     def _marked(self, waves: Tensor, counts: Sequence[int]) -> Tensor:
         if self.watermark is None:
@@ -463,6 +467,11 @@ class S3GenModel(Pretrained):
 
         for name, part in self.named_children():
             part._apply(moved if name in ("tokenizer", "speaker_encoder", "_mel") else fn, recurse)
+        return self
+
+    def fix_steps(self, steps: int | None = None) -> Self:
+        """Give back, of CosyVoice 3, the weights that only other numbers of steps need; see `TokenToMel.fix_steps`."""
+        self.flow.fix_steps(steps)
         return self
 
     @classmethod

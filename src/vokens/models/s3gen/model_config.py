@@ -7,7 +7,12 @@ from vokens.errors import ConfigError
 from vokens.models.s3gen.campplus import EMBEDDING
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
-from vokens.models.s3tokenizer.config import S3TokenizerConfig
+from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
+
+TOKENS_OF = {
+    "conv": "speech_tokenizer_v2_25hz",
+    "dit": "speech_tokenizer_v3_25hz",
+}  # that releases have learnt
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class S3GenModelConfig:
             raise ConfigError(
                 f"the flow makes {flow.mel_bins} mel bands and mel2wav takes {vocoder.in_channels}: give equal ones"
             )
+        if (flow.source == "v3") != vocoder.causal:
+            raise ConfigError(
+                f"a flow for sines {flow.source} and a vocoder of {vocoder.source} were given: CosyVoice 3's flow and "
+                "vocoder belong together, for their mels reach higher than others'"
+            )
         if self.speaker_encoder and flow.speaker_embed_dim != EMBEDDING:
             raise ConfigError(
                 f"speaker_embed_dim={flow.speaker_embed_dim} was given: CAM++ makes {EMBEDDING} numbers"
@@ -63,8 +73,9 @@ class S3GenModelConfig:
 
     @classmethod
     def of_flow(cls, flow: S3GenConfig) -> "S3GenModelConfig":
-        """The published model around a flow: its vocoder, S3Tokenizer v2, and the fade where Chatterbox's prompts
-        may spill over."""
+        """The published model around a flow: its vocoder, S3Tokenizer v2 or v3, and the fade where Chatterbox's
+        prompts may spill over."""
         bands = flow.mel_bins
         vocoder = replace(S3GEN_24K, in_channels=bands, f0_predictor_in_channels=bands, source=flow.source)
-        return cls(flow=flow, mel2wav=vocoder, fade=flow.prompt_cut == "tokens")
+        tokens = TOKENS_OF[flow.network]
+        return cls(flow, vocoder, RELEASES[tokens], tokens=tokens, fade=flow.prompt_cut == "tokens")

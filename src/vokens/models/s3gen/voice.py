@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vokens.errors import AudioError, ConfigError
+from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.s3gen.flow import Voice
 from vokens.models.s3gen.reference import RefDict
 from vokens.models.s3gen.stream_flow import MelState, MelStream
@@ -23,10 +23,13 @@ class ReferenceVoice:
     """A voice that remembers its prompt: the second stream of one plan starts without computing it again.
 
     The memory is of states, each as large as a stream's (`MelState.nbytes`); `forget` frees it.
+
+    Attributes:
+        tokens: name of the tokenizer that heard the prompt, "" where nobody says so.
     """
 
-    def __init__(self, voice: Voice) -> None:
-        self.voice = voice
+    def __init__(self, voice: Voice, tokens: str = "") -> None:
+        self.voice, self.tokens = voice, tokens
         self._starts: dict[Hashable, MelState] = {}
 
     @property
@@ -62,13 +65,19 @@ class ReferenceVoice:
 VoiceLike = ReferenceVoice | Voice | Mapping[str, Any]
 
 
-def voices_of(given: VoiceLike) -> list[ReferenceVoice]:
+def voices_of(given: VoiceLike, spoken: str = "") -> list[ReferenceVoice]:
     """The voices of a ref_dict, one for each row; numpy arrays are accepted in it.
 
     Raises:
         AudioError: entries that are missing, of other shapes, or of different counts of rows.
+        TokensError: a voice whose prompt is known to be of other tokens than those spoken.
     """
     if isinstance(given, ReferenceVoice):
+        if given.tokens and spoken and given.tokens != spoken:
+            raise TokensError(
+                f"a voice in tokens of {given.tokens!r} was given to a model that speaks those of {spoken!r}: hear the "
+                "recording again with this model's voice()"
+            )
         return [given]
     if isinstance(given, Voice):
         return [ReferenceVoice(given)]
@@ -95,9 +104,9 @@ def voices_of(given: VoiceLike) -> list[ReferenceVoice]:
     ]
 
 
-def one_voice(given: VoiceLike) -> ReferenceVoice:
+def one_voice(given: VoiceLike, spoken: str = "") -> ReferenceVoice:
     """The only voice of what was given."""
-    found = voices_of(given)
+    found = voices_of(given, spoken)
     if len(found) != 1:
         raise AudioError(f"{len(found)} voices were given: a stream has one")
     return found[0]

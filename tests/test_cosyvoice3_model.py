@@ -1,0 +1,183 @@
+"""CosyVoice 3 as one model: recorded runs, folders told by content, tokens and voices that are not v2's, verbs."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+from cosyvoice3 import FULL, REDUCED, golden, published_flow
+from s3gen_model import published
+from s3gen_weights import close
+from test_hift import REDUCED as VOCODER
+from test_hift import published_state
+from torch import Tensor
+
+import vokens
+from vokens.audio import LogMel
+from vokens.audio.mel import MEL_24K_80
+from vokens.cli import main
+from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.dialects import open_flow, open_hift
+from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.models.s3tokenizer.config import RELEASES
+
+V3 = "speech_tokenizer_v3_25hz"
+CAUSAL = replace(VOCODER, source="v3")
+TOKENIZER = S3TokenizerConfig(width=128, heads=2, layers=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published layout, reduced."""
+    folder = tmp_path_factory.mktemp("models") / "Fun-CosyVoice3"
+    folder.mkdir()
+    chatterbox = published("chatterbox")
+    speaker = {k.partition(".")[2]: v for k, v in chatterbox.items() if k.startswith("speaker_encoder.")}
+    torch.manual_seed(0)
+    for name, state in (
+        ("flow.pt", published_flow()),
+        ("hift.pt", published_state(CAUSAL)),
+        ("campplus.bin", speaker),
+        ("speech_tokenizer_v3.pt", S3Tokenizer(TOKENIZER).to_published()),
+    ):
+        torch.save(state, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> S3GenModel:
+    found = vokens.load(folder, config={"chunk_size": 5})
+    assert isinstance(found, S3GenModel)
+    return found
+
+
+def voice_of(recorded: dict[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+    return {k: recorded[k] for k in ("prompt_token", "prompt_feat")} | {"embedding": embedding}
+
+
+def test_folder_is_told_by_content(model: S3GenModel) -> None:
+    assert (model.name, model.config.tokens, model.config.mel2wav) == ("cosyvoice3", V3, CAUSAL)
+    assert model.config.flow == REDUCED
+    assert model.config.tokenizer == TOKENIZER
+    assert not model.config.fade
+    released = S3GenModelConfig.of_flow(FULL)
+    assert released.tokenizer == RELEASES[V3]
+    assert (released.tokens, released.mel2wav.causal) == (V3, True)
+
+
+def test_recorded_one_shot(model: S3GenModel) -> None:
+    whole, recorded = golden("e2e_reduced"), golden("e2e_reduced", "one_shot")
+    mel = model._mel(recorded["ref_wav"][None])
+    close(mel.transpose(1, 2), recorded["prompt_feat"], 1e-4)
+    ref_dict = voice_of(recorded, whole["embedding"])
+    close(model(recorded["tokens"], ref_dict=ref_dict), recorded["mel"], 5e-5)
+    wave, source = model.inference(
+        recorded["tokens"], ref_dict=ref_dict, generator=torch.Generator().manual_seed(2020)
+    )
+    close(wave, recorded["wav"], 1e-3)
+    close(source[..., ::5], recorded["source_sub"], 2e-4)
+
+
+def test_recorded_stream(model: S3GenModel) -> None:
+    """Under the chunk mask to the end, which the published streamer's last call forgets."""
+    whole, recorded = golden("e2e_reduced"), golden("e2e_reduced", "stream")
+    ref_dict, chunks = voice_of(recorded, whole["embedding"]), model.config.flow.chunks()
+    options = {"ref_dict": ref_dict, "chunks": chunks}
+    close(model(recorded["tokens"], **options), recorded["mel"], 5e-5)
+    wave, _ = model.inference(recorded["tokens"], generator=torch.Generator().manual_seed(2020), **options)
+    close(wave[:, ::4], recorded["wav_sub"], 1e-3)
+    close(wave[:, : 2880 + 9600 : 4], recorded["published_wav_sub"][:, :3120], 1e-3)
+
+
+def test_recorded_mels_of_references() -> None:
+    recorded, mel = golden("mel24k"), LogMel(replace(MEL_24K_80, f_max=FULL.mel_f_max))
+    for name in ("n960", "n1440", "n3857", "silence", "sweep"):
+        close(mel(recorded[f"wav/{name}"][None]), recorded[f"mel/{name}"], 1e-4)
+
+
+def test_stream_equals_whole(model: S3GenModel) -> None:
+    """Sound comes after a chunk, three tokens and four frames; the golden law's pitch, 100 times as sensitive as
+    real, turns a mel's rounding into phase: undone here."""
+    calm = S3GenModel(model.config, tokenizer=model.tokenizer, speaker_encoder=model.speaker_encoder).eval()
+    calm.load_state_dict(model.state_dict())
+    calm.mel2wav.f0_predictor.classifier.weight.data /= 100
+    wave, rate = speechlike(7680, 1), 16000
+    owner = calm.voice(wave, rate)
+    tokens = torch.randint(6561, (26,), generator=torch.Generator().manual_seed(0))
+    plan = {"first_hop": 3, "hop": 5, "context": 10}
+    chunks = calm.chunks(owner, **plan)
+    options = {"seed": 7, "n_cfm_timesteps": 2}
+    with torch.inference_mode():
+        whole, _ = calm.inference(tokens, ref_dict=owner, chunks=chunks, **options)
+        found = [*calm.stream(tokens.tolist(), owner, **plan, **options)]
+    np.testing.assert_allclose(np.concatenate(found), whole[0].numpy(), atol=1e-4, rtol=0)
+    assert len(found[0]) == 6 * 480 - 1924
+
+
+def test_saved_folder_and_table_of_times(model: S3GenModel, folder: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(folder), "-o", str(tmp_path / "ours")]) == 0
+    again = S3GenModel.from_pretrained(tmp_path / "ours")
+    assert again.config == replace(model.config, flow=replace(REDUCED, chunk_size=25))
+    assert json.loads((tmp_path / "ours/config.json").read_text())["name"] == "cosyvoice3"
+    ref_dict = voice_of(golden("e2e_reduced", "one_shot"), golden("e2e_reduced")["embedding"])
+    wanted = model.speak([3, 1, 4], ref_dict, seed=1)[0]
+    assert np.array_equal(again.fix_steps().speak([3, 1, 4], ref_dict, seed=1)[0], wanted)
+    with pytest.raises(ConfigError, match="fix_steps"):
+        again.speak([3, 1, 4], ref_dict, n_cfm_timesteps=3)
+    with pytest.raises(CheckpointError, match="fix_steps"):
+        again.save_pretrained(tmp_path / "fixed")
+
+
+def test_batches_equal_single_runs(model: S3GenModel) -> None:
+    owners = [
+        voice_of(golden("e2e_reduced", case), golden("e2e_reduced")["embedding"])
+        for case in ("one_shot", "stream")
+    ]
+    rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    together = model.speak(rows, owners, seed=[1, 2])
+    for row, owner, seed, wave in zip(rows, owners, (1, 2), together, strict=True):
+        np.testing.assert_allclose(model.speak(row, owner, seed=seed)[0], wave, atol=1e-3)
+
+
+def test_releases_are_never_mixed(model: S3GenModel, folder: Path, tmp_path: Path) -> None:
+    older = published_state(replace(VOCODER, source="v2"))
+    for name in ("flow.pt", "speech_tokenizer_v3.pt"):
+        (tmp_path / name).symlink_to(folder / name)
+    torch.save(older, tmp_path / "hift.pt")
+    with pytest.raises(CheckpointError, match="belong together"):
+        vokens.load(tmp_path)
+    with pytest.raises(ConfigError, match="belong together"):
+        S3GenModel.from_parts(flow=model.flow, mel2wav=open_hift(older, "v2"))
+    for lost in ("decoder.estimator.proj_out.bias", "pre_lookahead_layer.conv1.weight"):
+        state = {name: value for name, value in published_flow().items() if name != lost}
+        with pytest.raises(CheckpointError, match=r"missing|lacks"):
+            open_flow(state, FULL, None)
+    tokens = model.heard(speechlike(6400, 1), 16000)
+    assert tokens.model == V3
+    with pytest.raises(TokensError, match=V3):
+        model.ids(replace(tokens, model="speech_tokenizer_v2_25hz"))
+    voice = model.voice(speechlike(6400, 1), 16000)
+    voice.tokens = "speech_tokenizer_v2_25hz"
+    for call in (model.speak, model.stream):
+        with pytest.raises(TokensError, match=r"v2_25hz.*v3_25hz"):
+            call([1, 2, 3], voice)
+
+
+def test_verbs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("hello.wav", 0.4), ("ref.wav", 0.48)):
+        soundfile.write(tmp_path / name, speechlike(int(seconds * 16000), len(name)), 16000)
+    monkeypatch.chdir(tmp_path)
+    vokens.load(folder).heard("hello.wav").save("hello.vok")
+    source = shlex.quote(str(folder))
+    for line in ("speak hello.vok", "speak hello.vok --stream", "convert-voice hello.wav"):
+        assert (
+            main(shlex.split(f"{line} --voice ref.wav --model {source} --steps 2 --overwrite -o o.wav")) == 0
+        )
+        assert len(soundfile.read("o.wav")[0]) == 10 * 960
