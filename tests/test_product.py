@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from vokens.errors import ConfigError
 from vokens.nn import product
 from vokens.nn.attention import attention
+from vokens.nn.lstm import SkipLSTM
 from vokens.nn.product import Linear, linear
 
 needs_onednn = pytest.mark.skipif(
@@ -158,3 +159,39 @@ def test_a_type_without_instructions_gives_one_line(
     product.fast.cache_clear()
     (line,) = caplog.messages
     assert line.startswith("vokens: warning: bfloat16 was asked for")
+
+
+@needs_onednn
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_lstm_over_reordered_weights_equals_torchs(backward: bool) -> None:
+    """Over two spans, of which the second has fewer rows."""
+    torch.manual_seed(0)
+    lstm = SkipLSTM(512, 1, bidirectional=True).requires_grad_(False)
+    spans = torch.randn(40, 5, 512), torch.randn(33, 4, 512)
+
+    def run() -> list[torch.Tensor]:
+        first, state = lstm.step(spans[0], None, 0, backward)
+        second, (hidden, cell) = lstm.step(spans[1], state, 0, backward)
+        return [first, second, hidden, cell]
+
+    with torch.inference_mode():
+        assert product.reordered(lstm.lstm.weight_hh_l0, 5) is not None
+        mine = run()
+        with product.using("torch"):
+            assert product.reordered(lstm.lstm.weight_hh_l0, 5) is None
+            reference = run()
+        lstm.lstm.weight_hh_l0.zero_(), lstm.lstm.weight_hh_l0_reverse.zero_()
+        assert not torch.allclose(run()[1], mine[1], atol=1e-2)  # no copy outlives its weight
+    for one, other in zip(mine, reference, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@needs_onednn
+def test_weights_are_reordered_only_where_it_pays() -> None:
+    weight = torch.randn(2048, 512)
+    with torch.no_grad():
+        for rows in (1, 2, 64):
+            assert product.reordered(weight, rows) is None
+        assert product.reordered(weight[:64], 8) is None
+        assert product.reordered(weight.double(), 8) is None
+    assert product.reordered(weight, 8) is None  # autograd needs the plain one

@@ -7,6 +7,9 @@ and direction, so that state can be carried from span to span and directions can
 import torch
 from torch import Tensor, nn
 
+from vokens.nn.product import few_rows, linear, reordered
+
+_LEAST_STEPS = 32  # by which reordered weights, 4 ms at 1024 channels, have paid
 State = tuple[Tensor, Tensor]  # hidden and cell, each (1, B, C)
 
 
@@ -38,5 +41,24 @@ class SkipLSTM(nn.Module):
         weights = [
             getattr(self.lstm, name + end) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
+        packed = reordered(weights[1], rows) if len(x) >= _LEAST_STEPS else None
+        if packed is not None:
+            return _recur(x, hidden[0], cell[0], weights, packed)
         out, hidden, cell = torch.lstm(x, (hidden, cell), weights, True, 1, 0.0, False, False, False)
         return out, (hidden, cell)
+
+
+def _recur(
+    x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], packed: Tensor
+) -> tuple[Tensor, State]:
+    """One layer over x (T, B, in) from hidden, cell (B, C), its recurrent weight reordered: (T, B, C), state.
+
+    For 4 to 32 rows 1.2 to 1.7 times as fast as torch.lstm, whose recurrent product is MKL's on plain weights.
+    """
+    given = linear(x, weights[0], weights[2] + weights[3])
+    out = x.new_empty(*x.shape[:2], cell.shape[1])
+    for gates, y in zip(given, out, strict=True):
+        enter, forget, new, leave = gates.add_(few_rows(hidden, packed)).chunk(4, 1)
+        cell = forget.sigmoid_().mul_(cell).addcmul_(enter.sigmoid_(), new.tanh_())
+        hidden = torch.mul(leave.sigmoid_(), cell.tanh(), out=y)
+    return out, (hidden[None].clone(), cell[None].clone())

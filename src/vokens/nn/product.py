@@ -59,6 +59,28 @@ def use_in(module: nn.Module) -> None:
             part.__class__ = Linear
 
 
+def reordered(weight: Tensor, rows: int) -> Tensor | None:
+    """A copy of a weight (out, in) in oneDNN's order, for many products with few rows by `few_rows`; None where they
+    gain nothing.
+
+    Measured on one core of a Xeon with AMX, 1024 x 4096: 4 to 16 rows 1.2 to 1.7 times as fast as torch's, 32 rows
+    1.1, one or two 0.8 to 0.95. Reordering takes 4 ms, what 5 to 20 products save, so nobody has to keep the copy.
+    """
+    pays = 4 <= rows <= 32 and weight.numel() >= 1 << 20
+    plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and not torch.is_grad_enabled()
+    if not pays or not plain or (_forced or os.environ.get("VOKENS_PRODUCT")) == "torch" or not _available():
+        return None
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    except (AttributeError, RuntimeError):  # another torch
+        return None
+
+
+def few_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, in) times a `reordered` weight: (rows, out)."""
+    return _product(x, weight, None)
+
+
 def backend() -> str:
     """Product in use for float32 on this CPU: "onednn" or "torch"."""
     return _forced or _chosen()
