@@ -91,7 +91,7 @@ CODECS: dict[str, Callable[[], Codec]] = {  # a new system joins the shared laws
 
 
 CHUNKS = {  # where systems that compute long audio in pieces, exactly, say how much at a time
-    "mini": ("vokens.models.mini.model", ("CHUNK_FRAMES",)),
+    "mini": ("vokens.models.codec", ("SPAN_FRAMES",)),
     "speechtokenizer": (
         "vokens.models.speechtokenizer.spans",
         ("CONV_FRAMES", "LSTM_FRAMES", "LAYERED_FRAMES"),

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from vokens.audio import duration, load, save
+from vokens.audio import Recording, duration, load, save
 from vokens.errors import AudioError, MissingExtra
 
 RATE = 16000
@@ -380,3 +380,64 @@ def test_views_of_arrays_are_read_like_copies() -> None:
     found, _ = load(wave[::-1], source_rate=16000)
     torch.from_numpy(found)  # refuses views that run backwards
     np.testing.assert_array_equal(found, wave[::-1].copy())
+
+
+# --- recordings longer than memory
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "channels"),
+    [("wav", RATE, 1), ("flac", 44100, 2), ("ogg", 24000, 1), ("opus", 48000, 1), ("mp3", 44100, 1)],
+)
+def test_slices_of_a_long_recording_are_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rate: int, channels: int
+) -> None:
+    monkeypatch.setattr("vokens.audio.recording.WHOLE_SECONDS", 2)
+    path = tmp_path / f"a.{suffix}"
+    save(path, np.stack([tone(6.3, rate)] * channels), rate)
+    whole, _ = load(path, RATE)
+    recording = Recording(path, RATE)
+    assert recording.whole is None
+    slices = [recording[max(0, start - 700) : start + 9000] for start in range(0, len(whole), 8000)]
+    for start, found in zip(range(0, len(whole), 8000), slices, strict=True):
+        expected = whole[max(0, start - 700) : start + 9000]
+        assert len(found) == len(expected)
+        assert np.abs(found - expected).max() <= (
+            0 if suffix == "wav" else 1e-6
+        )  # mp3: another order of sums
+    assert recording.seconds == len(whole) / RATE
+    assert len(recording[len(whole) : len(whole) + 9]) == 0
+    with pytest.raises(AudioError, match="open it again"):
+        recording[0:5]
+    whole_again = Recording(io.BytesIO(path.read_bytes()), RATE)[0 : 10**9]
+    assert np.array_equal(whole_again, whole)
+
+
+def test_a_long_recording_is_refused_where_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vokens.audio.recording.WHOLE_SECONDS", 2)
+    wave = tone(12.0)
+    wave[11 * RATE] = np.nan
+    soundfile.write(tmp_path / "nan.wav", wave, RATE, subtype="FLOAT")
+    recording = Recording(tmp_path / "nan.wav", RATE)
+    assert len(recording[0 : 5 * RATE]) == 5 * RATE
+    with pytest.raises(AudioError, match="NaN"):
+        recording[5 * RATE : 12 * RATE]
+    save(tmp_path / "cut.flac", tone(12.0), RATE)
+    content = (tmp_path / "cut.flac").read_bytes()
+    with pytest.raises(AudioError, match=r"lost its end|damaged"):
+        Recording(content[: len(content) // 2], RATE)[0 : 12 * RATE]
+
+
+def test_pieces_are_saved_as_the_whole(tmp_path: Path) -> None:
+    wave = tone(3.0)
+    for suffix in ("wav", "flac"):
+        save(tmp_path / f"a.{suffix}", wave, RATE)
+        save(tmp_path / f"b.{suffix}", iter([wave[:9000], wave[9000:9001], wave[9001:]]), RATE)
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    with pytest.raises(AudioError, match="no pieces"):
+        save(tmp_path / "c.wav", iter(()), RATE)
+    with pytest.raises(AudioError, match="NaN"):
+        save(tmp_path / "c.wav", iter([wave, np.full(9, np.nan, np.float32)]), RATE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.flac", "a.wav", "b.flac", "b.wav"]

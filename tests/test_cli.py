@@ -637,3 +637,54 @@ class TestDemo:
         assert main(["demo", "--out", str(tmp_path / "demo"), "-m", codec_folder]) == 0
         assert install_line("plot") in capsys.readouterr().out
         assert (tmp_path / "demo/english.wav").exists()
+
+
+_PEAKS = """
+import resource, sys, vokens
+codec = vokens.load(sys.argv[1])
+for path in sys.argv[2:]:
+    tokens = codec.encode(path)
+    vokens.audio.save(path + ".flac", codec.decode_spans(tokens), codec.sample_rate)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow  # 15 minutes of speech, in a process of its own
+def test_memory_does_not_grow_with_a_recording(codec_folder: str, tmp_path: Path) -> None:
+    """Nine minutes more would be 35 MB as they are read, and 35 MB as they are written."""
+    minute = sound(60)
+    for minutes in (3, 12):
+        soundfile.write(tmp_path / f"{minutes}.wav", np.tile(minute, minutes), RATE)
+    words = [sys.executable, "-c", _PEAKS, codec_folder, str(tmp_path / "3.wav"), str(tmp_path / "12.wav")]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    short, long = (int(line) // 1024 for line in run.stdout.split())
+    assert long - short < 25
+
+
+def test_a_long_file_is_encoded_and_decoded_in_spans(
+    codec_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The codes and the sound of the whole; a file that turns out damaged leaves nothing behind."""
+    monkeypatch.setattr("vokens.audio.recording.WHOLE_SECONDS", 2)
+    monkeypatch.setattr("vokens.models.codec.SPAN_FRAMES", 70)
+    path = write_sound(tmp_path / "a.flac", 9, rate=44100)
+    codec = vokens.load(codec_folder)
+    assert main(["encode", str(path), "-m", codec_folder]) == 0
+    tokens = Tokens.load(tmp_path / "a.vok")
+    monkeypatch.undo()
+    wave = vokens.audio.load(path, RATE)[0]
+    whole = codec.encode(wave, RATE)
+    assert torch.equal(tokens.codes, whole.codes)
+    assert int(tokens.num_samples) == len(wave)
+    monkeypatch.setattr("vokens.audio.recording.WHOLE_SECONDS", 2)
+    monkeypatch.setattr("vokens.models.codec.SPAN_FRAMES", 70)
+    assert main(["decode", str(tmp_path / "a.vok"), "-m", codec_folder, "-o", str(tmp_path / "b.wav")]) == 0
+    decoded = vokens.audio.load(tmp_path / "b.wav")[0]
+    monkeypatch.setattr("vokens.models.codec.SPAN_FRAMES", 10**6)
+    expected = codec.decode(whole)[0]
+    assert decoded.shape == expected.shape
+    assert np.abs(decoded - expected.clip(-1, 1)).max() < 1e-4
+    wave[-1] = np.nan  # beyond what is read at once
+    soundfile.write(tmp_path / "nan.wav", wave, RATE, subtype="FLOAT")
+    assert main(["encode", str(tmp_path / "nan.wav"), "-m", codec_folder]) == 2
+    assert not (tmp_path / "nan.vok").exists()

@@ -72,7 +72,9 @@ class Tokens:
             if not isinstance(getattr(self, name), str):
                 raise TokensError(f"{name} is {getattr(self, name)!r}: give a text ('' when not known)")
         beyond = torch.arange(frames, device=codes.device) >= lengths[:, None]
-        codes = codes.masked_fill(beyond[:, None], 0)
+        # Always a copy of what was given, and never two: hours have hundreds of MB.
+        fill = Tensor.masked_fill if codes.dtype == self.codes.dtype else Tensor.masked_fill_
+        codes = fill(codes, beyond[:, None], 0)
         _check_range(codes, sizes)
         checked = {
             "codes": codes,

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -20,7 +20,7 @@ import soundfile
 import torch
 
 from vokens.audio.containers import streams
-from vokens.audio.resample import check_rate, resample
+from vokens.audio.resample import check_rate, resample, stream_resampler
 from vokens.audio.source import Source, sources, unpacked
 from vokens.audio_suffixes import ENCODINGS
 from vokens.errors import AudioError, MissingExtra
@@ -64,14 +64,10 @@ def load(
     else:
         with _open(source) as (file, name):
             wave, rate = _decode(file, name, offset, duration)
-        if source_rate not in (None, rate):
-            raise AudioError(f"{name} has {rate} Hz, not source_rate={source_rate}: leave it out for files")
+        _check_rate_of(name, rate, source_rate)
     if wave.size == 0:
         raise AudioError(f"{name} holds no audio{f' after {offset} s' if offset else ''}")
-    if not np.isfinite(wave).all():
-        raise AudioError(
-            f"{name} holds NaN or infinite samples: repair it, or replace them (numpy.nan_to_num)"
-        )
+    _check_finite(wave, name)
     if sample_rate is not None:
         wave, rate = resample(wave, rate, sample_rate), sample_rate
     return np.ascontiguousarray(wave), rate  # torch takes no views that run backwards
@@ -90,8 +86,8 @@ def load_all(
     return [load(source, sample_rate, source_rate=source_rate)[0] for source in sources(given)]
 
 
-def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) -> None:
-    """Write a wave (T,) or (C, T), clipped to [-1, 1], in the format of the suffix.
+def save(path: str | Path, wave: np.ndarray | torch.Tensor | Iterator[np.ndarray], sample_rate: int) -> None:
+    """Write a wave (T,) or (C, T), or an iterator over pieces of one, clipped to [-1, 1], in the format of the suffix.
 
     .wav and .flac (16 bit), .ogg (Vorbis), .opus, .mp3. The file appears under its name only when whole; a
     failure leaves what was there before. Raises AudioError for other suffixes, rates that the format lacks,
@@ -102,36 +98,44 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor, sample_rate: int) ->
         raise AudioError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(ENCODINGS)}")
     check_rate(sample_rate)
     container, encoding = ENCODINGS[path.suffix.lower()]
-    frames = np.atleast_2d(_floats(wave)).T  # (T, C)
-    if frames.ndim != 2 or frames.size == 0 or frames.shape[1] > MAX_CHANNELS:
-        raise AudioError(f"a wave to save is (T,) or (C, T), C <= {MAX_CHANNELS}; got {np.shape(wave)}")
-    if not np.isfinite(frames).all():
-        raise AudioError(f"cannot write {path.name!r}: the wave holds NaN or infinite samples")
-    frames = frames.clip(-1.0, 1.0)
+    pieces = (_frames(piece, path) for piece in (wave if isinstance(wave, Iterator) else [wave]))
+    first = next(pieces, None)
+    if first is None:
+        raise AudioError(f"cannot write {path.name!r}: there are no pieces of a wave")
+    channels = first.shape[1]
     partial = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         raw = _open_file(partial, "xb")
         try:
             with (
                 raw,
-                soundfile.SoundFile(
-                    raw, "w", sample_rate, frames.shape[1], encoding, None, container
-                ) as file,
+                soundfile.SoundFile(raw, "w", sample_rate, channels, encoding, None, container) as file,
             ):
-                for start in range(0, len(frames), _BLOCK):
-                    file.write(frames[start : start + _BLOCK])
+                for frames in chain([first], pieces):
+                    for start in range(0, len(frames), _BLOCK):
+                        file.write(frames[start : start + _BLOCK])
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     except soundfile.LibsndfileError as error:
         raise AudioError(
-            f"cannot write {path.name!r} at {sample_rate} Hz, {frames.shape[1]} channels "
+            f"cannot write {path.name!r} at {sample_rate} Hz, {channels} channels "
             f"({error.error_string}): opus takes 8, 12, 16, 24 or 48 kHz, mp3 up to 48 kHz and 2 channels; "
             "resample, or write .wav"
         ) from error
     except OSError as error:
         raise AudioError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def _frames(wave: np.ndarray | torch.Tensor, path: Path) -> np.ndarray:
+    """Samples to write, (T, C) in [-1, 1], of a wave (T,) or (C, T)."""
+    frames = np.atleast_2d(_floats(wave)).T
+    if frames.ndim != 2 or frames.size == 0 or frames.shape[1] > MAX_CHANNELS:
+        raise AudioError(f"a wave to save is (T,) or (C, T), C <= {MAX_CHANNELS}; got {np.shape(wave)}")
+    if not np.isfinite(frames).all():
+        raise AudioError(f"cannot write {path.name!r}: the wave holds NaN or infinite samples")
+    return frames.clip(-1.0, 1.0)
 
 
 @contextmanager
@@ -160,9 +164,54 @@ def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
     return open(path, mode)
 
 
+def blocks(source: Source, sample_rate: int, source_rate: int | None = None) -> Iterator[np.ndarray]:
+    """A recording as `load` gives it, float32 mono at `sample_rate`, in pieces (t,) one behind the other.
+
+    Of what libsndfile reads one piece is in memory at a time. Damage raises AudioError where reading comes to it.
+    """
+    source, source_rate = unpacked(source, source_rate)
+    if isinstance(source, np.ndarray | torch.Tensor):
+        yield load(source, sample_rate, source_rate=source_rate)[0]
+        return
+    resampler, count = None, 0
+    with _open(source) as (file, name):
+        for piece, rate in _pieces(file, name, size=_BLOCK):
+            _check_rate_of(name, rate, source_rate)
+            _check_finite(piece, name)
+            count += len(piece)
+            if rate != sample_rate:
+                resampler = resampler or stream_resampler(rate, sample_rate)
+                piece = resampler.resample_chunk(piece)
+            yield piece
+    if count == 0:
+        raise AudioError(f"{name} holds no audio")
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _check_rate_of(name: str, rate: int, source_rate: int | None) -> None:
+    if source_rate not in (None, rate):
+        raise AudioError(f"{name} has {rate} Hz, not source_rate={source_rate}: leave it out for files")
+
+
+def _check_finite(wave: np.ndarray, name: str) -> None:
+    if not np.isfinite(wave).all():
+        raise AudioError(
+            f"{name} holds NaN or infinite samples: repair it, or replace them (numpy.nan_to_num)"
+        )
+
+
 def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) -> tuple[np.ndarray, int]:
     """Float32 mono (T,) of a part, and its rate."""
-    pieces, rate, skip, wanted = [], 0, 0, None  # `skip` samples are before the part, `wanted` of it to come
+    pieces, rates = zip(*_pieces(file, name, offset, duration), strict=True)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces), rates[0]
+
+
+def _pieces(
+    file: BinaryIO, name: str, offset: float = 0.0, duration: float | None = None, size: int | None = None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """A part as float32 mono (t,), each with its rate: streams one behind the other, in pieces of at most `size`."""
+    rate, skip, wanted = 0, 0, None  # `skip` samples are before the part, `wanted` of it to come
     for stream in streams(file, name):
         with _opened(stream, name) as (frames, stream_rate, read):
             if not rate:
@@ -172,17 +221,16 @@ def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) ->
                 raise AudioError(f"{name} holds streams of {rate} and of {stream_rate} Hz: split it")
             start = min(skip, frames)
             count = frames - start if wanted is None else min(wanted, frames - start)
-            pieces.append(read(start, count))
+            for piece in read(start, count, size or max(1, start + count)):
+                yield piece, rate
         skip -= start
         wanted = None if wanted is None else wanted - count
         if wanted == 0:
             break
-    return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.zeros(0, np.float32)]), rate
 
 
-_Opened = tuple[
-    int, int, Callable[[int, int], np.ndarray]
-]  # samples, their rate, reader of a part (start, count)
+# Samples, their rate, and the pieces (start, count, size) of a part, at least one
+_Opened = tuple[int, int, Callable[[int, int, int], Iterable[np.ndarray]]]
 
 
 @contextmanager
@@ -190,10 +238,10 @@ def _opened(stream: BinaryIO, name: str) -> Generator[_Opened, None, None]:
     """One stream, by libsndfile, or by PyAV where libsndfile does not know the container."""
     if _is_media(stream):
         wave, rate = _decode_media(stream, name)
-        yield len(wave), rate, lambda start, count: wave[start : start + count]
+        yield len(wave), rate, lambda start, count, size: [wave[start : start + count]]
         return
     try:
-        with soundfile.SoundFile(stream) as audio:
+        with _Forwards(stream) as audio:
             yield audio.frames, audio.samplerate, partial(_read, audio, name)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a file object named *.raw
         reason = getattr(error, "error_string", error)
@@ -203,16 +251,30 @@ def _opened(stream: BinaryIO, name: str) -> Generator[_Opened, None, None]:
         ) from error
 
 
-def _read(audio: soundfile.SoundFile, name: str, start: int, count: int) -> np.ndarray:
-    """Samples of a part, averaged over channels: (T,)."""
+class _Forwards(soundfile.SoundFile):
+    """A file without soundfile's seek behind each read, to where it is: in mp3 the next frames would be wrong."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _read(audio: soundfile.SoundFile, name: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
+    """Samples of a part, averaged over channels, in pieces of at most `size`: (t,)."""
     # Frames of mp3 borrow bits from frames before, so that after a seek the first would be silent or wrong.
-    before = 0 if audio.format == "MP3" or not audio.seekable() else start
-    if before:
-        audio.seek(before)
-    frames = audio.read(start - before + count, dtype="float32", always_2d=True)[start - before :]  # (T, C)
-    if len(frames) < count:
-        raise AudioError(f"{name} lost its end: {len(frames)} of {count} samples are there")
-    return frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+    position = 0 if audio.format == "MP3" or not soundfile.SoundFile.seekable(audio) else start
+    if position:
+        audio.seek(position)
+    while True:
+        wanted = min(size, start + count - position)
+        frames = audio.read(wanted, dtype="float32", always_2d=True)  # (t, C)
+        if len(frames) < wanted:
+            there = max(0, position + len(frames) - start)
+            raise AudioError(f"{name} lost its end: {there} of {count} samples are there")
+        frames = frames[max(0, start - position) :]
+        position += wanted
+        yield frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+        if position >= start + count:
+            return
 
 
 def _seconds(stream: BinaryIO, name: str) -> float:

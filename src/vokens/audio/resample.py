@@ -49,6 +49,13 @@ def resample(wave: np.ndarray | Tensor, source_rate: int, target_rate: int) -> n
     return np.ascontiguousarray(columns.T).reshape(*wave.shape[:-1], -1)
 
 
+def stream_resampler(source_rate: int, target_rate: int) -> soxr.ResampleStream:
+    """soxr's resampler of one channel in pieces: `resample_chunk(piece, last)` gives what `resample` gives of all."""
+    check_rate(source_rate)
+    check_rate(target_rate)
+    return soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+
+
 def sinc_resample(wave: Tensor, source_rate: int, target_rate: int) -> Tensor:
     """Resample (..., T) to (..., ceil(T * target_rate / source_rate)) by a Hann-windowed sinc.
 

@@ -21,7 +21,7 @@ Made = TypeVar("Made")
 _GROUP_BATCHES = 8  # enough to sort by length and pad little; audio held in memory: 8 minutes by default
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loaded(Generic[Given]):
     """What was read for a job: its value, its length in seconds, and what a group must have in common."""
 

@@ -29,7 +29,7 @@ from vokens.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -90,20 +90,22 @@ def run(arguments: Arguments) -> int:
     def read(job: Job) -> "Loaded[Tokens]":
         tokens = read_tokens(job.source, (lambda: load(arguments.model)) if arguments.model else None)
         books = codebook_range(arguments.codebooks, tokens.first_codebook, tokens.num_codebooks)
-        tokens = tokens.select(*books)
-        return Loaded(job, tokens, seconds=float(tokens.duration.sum()), kind=_kind(tokens))
-
-    def work(group: "list[Loaded[Tokens]]") -> "list[tuple[np.ndarray, int]]":
-        tokens = Tokens.cat([item.value for item in group])
-        codec = codec_of(tokens)
-        waves = codec.decode(tokens, batch_seconds=arguments.batch_seconds)
-        return [(wave, codec.sample_rate) for wave in waves]
-
-    def finish(job: Job, result: "tuple[np.ndarray, int]") -> None:
-        if not len(result[0]):
+        if not (int(tokens.num_samples) and int(tokens.lengths)):
             raise TokensError(
                 f"{job.source} holds tokens of 0 samples: there is no sound to write; encode it again"
             )
+        tokens = tokens.select(*books) if books != (0, tokens.num_codebooks) else tokens
+        return Loaded(job, tokens, seconds=float(tokens.duration.sum()), kind=_kind(tokens))
+
+    def work(group: "list[Loaded[Tokens]]") -> "list[tuple[np.ndarray | Iterator[np.ndarray], int]]":
+        codec = codec_of(group[0].value)
+        if len(group) == 1:  # perhaps hours, which are computed as they are written
+            return [(codec.decode_spans(group[0].value), codec.sample_rate)]
+        tokens = Tokens.cat([item.value for item in group])
+        waves = codec.decode(tokens, batch_seconds=arguments.batch_seconds)
+        return [(wave, codec.sample_rate) for wave in waves]
+
+    def finish(job: Job, result: "tuple[np.ndarray | Iterator[np.ndarray], int]") -> None:
         write(job, lambda path: audio.save(path, *result))
 
     return convert(jobs, read, work, finish, arguments.batch_seconds)

@@ -8,7 +8,7 @@ vokens encode hello.wav    vokens encode corpus/ -o tokens/    vokens encode - -
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -46,6 +46,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Encode all inputs; the exit code says whether all went well."""
+    from vokens import audio
+
     jobs = plan(
         arguments.inputs,
         arguments.output,
@@ -56,20 +58,30 @@ def run(arguments: Arguments) -> int:
     )
     codec = load_codec(arguments.model, arguments.compute)
 
-    def work(group: "list[Loaded[np.ndarray]]") -> "list[Tokens]":
-        return list(
-            codec.encode(
-                [item.value for item in group],
-                sample_rate=group[0].kind,
-                num_codebooks=arguments.codebooks,
-                batch_seconds=arguments.batch_seconds,
-            )
+    def read(job: Job) -> "Loaded[Any]":
+        if codec.encode_context is None:
+            return read_audio(job)
+        recording = audio.Recording(opened(job.source), codec.sample_rate)
+        # A longer one goes alone: its seconds are known when it is encoded.
+        return Loaded(
+            job, recording, recording.seconds, job if recording.whole is None else codec.sample_rate
         )
+
+    def work(group: "list[Loaded[Any]]") -> "list[Tokens]":
+        tokens = codec.encode(
+            [item.value for item in group],
+            sample_rate=None if codec.encode_context else group[0].kind,
+            num_codebooks=arguments.codebooks,
+            batch_seconds=arguments.batch_seconds,
+        )
+        for item, seconds in zip(group, tokens.duration.tolist(), strict=True):
+            item.seconds = seconds
+        return list(tokens)
 
     def finish(job: Job, tokens: "Tokens") -> None:
         write(job, lambda path: save_tokens(tokens, path))
 
-    return convert(jobs, read_audio, work, finish, arguments.batch_seconds)
+    return convert(jobs, read, work, finish, arguments.batch_seconds)
 
 
 def read_audio(job: Job) -> "Loaded[np.ndarray]":

@@ -6,6 +6,7 @@ exists and an unknown suffix are errors here, so that a long run does not end on
 
 import glob
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -189,4 +190,5 @@ def write(job: Job, writer: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="vokens-") as folder:
         path = Path(folder) / f"stdout{job.suffix}"
         writer(path)
-        sys.stdout.buffer.write(path.read_bytes())
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)

@@ -4,8 +4,8 @@ A system subclasses `Codec` and implements the two batch functions; loading, res
 trimming and checks on tokens stand here once.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from vokens.quantize import ResidualVectorQuantizer
 from vokens.tokens import Tokens, padded_ids
 
 Audio = audio.Source
+SPAN_FRAMES = 1000  # 20 s at 50 Hz: mini is as fast as with more, and its contexts add 3 and 5 % of work
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class CodecOutput:
     semantic: Tensor  # (B, T, S) projection of the first codebook, to be matched with a teacher's features
 
 
+@dataclass
+class _Encoded:
+    """What is known of one recording while its spans are encoded."""
+
+    parts: list[Tensor] = field(default_factory=list)  # (K, t) int32
+    num_samples: int = 0
+    vector: Tensor | None = None  # (D,)
+
+
 class Codec(Pretrained):
     """Speech to discrete tokens and back.
 
@@ -39,9 +49,14 @@ class Codec(Pretrained):
         decodes: whether `decode` exists; semantic tokenizers only encode, another model speaks.
         sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (Hz).
         codebook_sizes: entries of each codebook, K of them.
+        encode_context, decode_context: frames on either side of a frame that it depends on. Long audio is computed in
+            spans of `SPAN_FRAMES` with this context, which equal the whole; None where all depends on all, or where
+            a system bounds its own memory.
     """
 
     decodes: ClassVar[bool] = True
+    encode_context: int | None = None
+    decode_context: int | None = None
     sample_rate: int
     hop_length: int
     codebook_sizes: tuple[int, ...]
@@ -154,35 +169,81 @@ class Codec(Pretrained):
             ConfigError: num_codebooks outside 1..K.
         """
         wanted = self._wanted(num_codebooks)
-        waves = [torch.from_numpy(wave) for wave in audio.load_all(source, self.sample_rate, sample_rate)]
-        num_samples = torch.tensor([len(wave) for wave in waves])
-        lengths = self.num_frames(num_samples)
-        codes = torch.zeros(len(waves), wanted, int(lengths.max()), dtype=torch.int64)
-        vectors: dict[int, Tensor] = {}
-        for rows in batches(num_samples.tolist(), int(batch_seconds * self.sample_rate)):
-            some = [waves[row] for row in rows]
-            # One alone, which may be hours, is not copied.
-            batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
-            batch_lengths = num_samples[rows].to(self.device)
-            with torch.inference_mode():
-                batch = batch.to(self.device)  # each codec rounds it where half precision begins
-                found, _ = self.encode_batch(batch, batch_lengths, wanted)
-                vector = self.global_batch(batch, batch_lengths)
-            if vector is not None:
-                vectors.update(zip(rows, vector.float().cpu(), strict=True))
-            for row, item in zip(rows, found.cpu(), strict=True):
-                codes[row, :, : lengths[row]] = item[:, : lengths[row]]
+        items: dict[int, _Encoded] = {}
+        waves: dict[int, np.ndarray] = {}
+        for row, wave in enumerate(self._waves(source, sample_rate)):
+            if isinstance(wave, audio.Recording):  # at once, so that one file is open at a time
+                items[row] = self._encode_rows([wave], wanted)[0]
+            else:
+                waves[row] = wave
+        order = list(waves)
+        sizes = [len(waves[row]) for row in order]
+        for places in batches(sizes, int(batch_seconds * self.sample_rate)):
+            rows = [order[place] for place in places]
+            items.update(zip(rows, self._encode_rows([waves[row] for row in rows], wanted), strict=True))
+        found = [items[row] for row in range(len(items))]
+        lengths = torch.tensor([sum(part.shape[1] for part in item.parts) for item in found])
+        codes = torch.zeros(len(found), wanted, int(lengths.max()), dtype=torch.int32)
+        for row, item in enumerate(found):
+            torch.cat(item.parts, 1, out=codes[row, :, : lengths[row]])
+        vectors = [item.vector for item in found if item.vector is not None]
         return Tokens(
             codes=codes,
             lengths=lengths,
-            num_samples=num_samples,
+            num_samples=torch.tensor([item.num_samples for item in found]),
             model=self.name,
             fingerprint=self.fingerprint,
             sample_rate=self.sample_rate,
             frame_rate=self.frame_rate,
             codebook_sizes=self.codebook_sizes[:wanted],
-            global_vector=torch.stack([vectors[row] for row in range(len(waves))]) if vectors else None,
+            global_vector=torch.stack(vectors) if vectors else None,
         )
+
+    def _waves(self, source: Any, sample_rate: int | None) -> Iterable[np.ndarray | audio.Recording]:
+        """Recordings (N,) at the codec's rate; long ones unread where they are encoded in spans."""
+        if self.encode_context is None:
+            return audio.load_all(source, self.sample_rate, sample_rate)
+        found = audio.recordings(source, self.sample_rate, sample_rate)
+        return (one if one.whole is None else one.whole for one in found)
+
+    @torch.inference_mode()
+    def _encode_rows(self, waves: Sequence[np.ndarray | audio.Recording], wanted: int) -> "list[_Encoded]":
+        """Recordings of any lengths encoded together, span by span."""
+        items = [_Encoded() for _ in waves]
+        for start, end, left, some in self._encode_spans(waves):
+            sizes = torch.tensor([len(wave) for wave in some])
+            # One alone, which may be hours, is not copied.
+            batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
+            # Each codec rounds the wave where half precision begins.
+            batch, lengths = batch.to(self.device), sizes.to(self.device)
+            codes = self.encode_batch(batch, lengths, wanted)[0].to("cpu", torch.int32)
+            frames = (self.num_frames(sizes) + left).clamp(max=end)
+            for row, item in enumerate(items):
+                item.parts.append(codes[row, :, start - left : max(start, int(frames[row])) - left])
+                if sizes[row]:
+                    item.num_samples = left * self.hop_length + int(sizes[row])
+            vector = self.global_batch(batch, lengths) if self.encode_context is None else None
+            if vector is not None:
+                for item, one in zip(items, vector.float().cpu(), strict=True):
+                    item.vector = one
+        return items
+
+    def _encode_spans(
+        self, waves: Sequence[np.ndarray | audio.Recording]
+    ) -> Iterator[tuple[int, int, int, list[Tensor]]]:
+        """Frames start..end of each span, the frame where its context begins, and the waves in both."""
+        hop, context = self.hop_length, self.encode_context
+        if context is None:
+            whole = [torch.from_numpy(wave[:]) for wave in waves]
+            yield 0, self.num_frames(max(map(len, whole))), 0, whole
+            return
+        start, ended = 0, False
+        while not ended:
+            left, end = max(0, start - context), start + SPAN_FRAMES
+            some = [torch.from_numpy(wave[left * hop : (end + context) * hop]) for wave in waves]
+            yield start, end, left, some
+            ended = left * hop + max(map(len, some)) <= end * hop
+            start = end
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, *, batch_seconds: float = 120.0) -> list[np.ndarray]:
@@ -201,14 +262,47 @@ class Codec(Pretrained):
             rows = [row for row in rows if frames[row]]  # those of no frames stay empty
             if not rows:
                 continue
-            longest = frames[rows[0]]
-            codes = tokens.codes[rows, :, :longest].to(self.device)
-            vector = None if tokens.global_vector is None else tokens.global_vector[rows].to(self.device)
-            lengths = tokens.lengths[rows].to(self.device)
-            wave = self.decode_global_batch(codes, lengths, tokens.first_codebook, vector)
-            for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
-                waves[row] = item[: int(tokens.num_samples[row])].copy()
+            spans = list(self._decode_rows(tokens, rows))
+            for place, row in enumerate(rows):
+                waves[row] = np.concatenate([span[place] for span in spans])[: int(tokens.num_samples[row])]
         return waves
+
+    def decode_spans(self, tokens: Tokens) -> Iterator[np.ndarray]:
+        """Speech of one item as `decode` gives it, in pieces (t,) one behind the other, each computed when asked for.
+
+        Hours take the memory of a minute where the codec has a `decode_context`; others give one piece.
+        Raises TokensError as `decode` does, and for several items.
+        """
+        self._check(tokens)
+        if len(tokens) != 1:
+            raise TokensError(f"{len(tokens)} items were given to decode_spans: give one, such as tokens[0]")
+        return self._cut(self._decode_rows(tokens, [0]), int(tokens.num_samples[0]))
+
+    def _cut(self, spans: Iterable[np.ndarray], left: int) -> Iterator[np.ndarray]:
+        for span in spans:
+            piece = span[0, :left]
+            left -= len(piece)
+            if len(piece):
+                yield piece
+
+    @torch.inference_mode()
+    def _decode_rows(self, tokens: Tokens, rows: list[int]) -> Iterator[np.ndarray]:
+        """Waves (B, t) of some items, span by span."""
+        lengths, hop = tokens.lengths[rows].to(self.device), self.hop_length
+        vector = None if tokens.global_vector is None else tokens.global_vector[rows].to(self.device)
+        total = int(lengths.max())
+        context = total if self.decode_context is None else self.decode_context
+        step = total if self.decode_context is None else SPAN_FRAMES
+        for start in range(0, total, max(1, step)):
+            left, end, right = (
+                max(0, start - context),
+                min(start + step, total),
+                min(start + step + context, total),
+            )
+            codes = tokens.codes[rows, :, left:right].to(self.device)
+            some = (lengths - left).clamp(0, right - left)
+            wave = self.decode_global_batch(codes, some, tokens.first_codebook, vector)
+            yield wave[:, (start - left) * hop : (end - left) * hop].float().cpu().numpy()
 
     def tokens(
         self,

@@ -6,7 +6,6 @@ inverse Fourier transform (Vocos, arXiv 2306.00814). All convolutions run at 50 
 speech, a fifteenth of SpeechTokenizer's encoder. Two spectra, 10 ms apart, make one 20 ms frame.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,8 +15,6 @@ from vokens.nn.convnext import ConvNeXt
 from vokens.nn.product import Linear
 from vokens.nn.stft import SpectrumIn, SpectrumOut
 from vokens.quantize import ResidualVectorQuantizer
-
-CHUNK_FRAMES = 3000  # one minute: halos of 15 and 24 frames add under 2 % of work
 
 
 class MiniEncoder(nn.Module):
@@ -72,6 +69,9 @@ class Mini(Codec):
         )
         self.semantic = Linear(config.latent_dim, config.semantic_dim)
         self.decoder = MiniDecoder(config)
+        # A window of the spectra reaches less than a frame beyond its own, in; two spectra, a frame each way, out.
+        self.encode_context = self.encoder.backbone.reach + 1
+        self.decode_context = self.decoder.backbone.reach + 2
 
     def latent(self, wave: Tensor) -> Tensor:
         return self.encoder(wave)
@@ -83,40 +83,9 @@ class Mini(Codec):
         frames = self.num_frames(lengths)
         total = int(frames.max())
         wave = F.pad(wave, (0, total * self.hop_length - wave.shape[1]))
-        parts = [
-            self.quantizer.encode(
-                self._encode_span(wave, frames, start, min(start + CHUNK_FRAMES, total)), num_codebooks
-            )
-            for start in range(0, total, CHUNK_FRAMES)
-        ]
-        return torch.cat(parts, 2), frames
-
-    def _encode_span(self, wave: Tensor, frames: Tensor, start: int, end: int) -> Tensor:
-        """Latent (B, end - start, D) of a span of frames, computed with just the context that it sees."""
-        total = wave.shape[1] // self.hop_length
-        left, right = (
-            max(0, start - self.encoder.backbone.reach - 1),
-            min(total, end + self.encoder.backbone.reach + 1),
-        )
-        mask = mask_of(frames, total)[:, left:right, None].to(self.dtype)
-        latent = self.encoder(wave[:, left * self.hop_length : right * self.hop_length], mask)
-        return latent[:, start - left : end - left]
+        latent = self.encoder(wave, mask_of(frames, total)[..., None].to(self.dtype))
+        return self.quantizer.encode(latent, num_codebooks), frames
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
-        total = codes.shape[2]
-        parts = [
-            self._decode_span(codes, lengths, first_codebook, start, min(start + CHUNK_FRAMES, total))
-            for start in range(0, total, CHUNK_FRAMES)
-        ]
-        return torch.cat(parts, 1)
-
-    def _decode_span(
-        self, codes: Tensor, lengths: Tensor, first_codebook: int, start: int, end: int
-    ) -> Tensor:
-        """Wave (B, (end - start) * hop) of a span of frames, computed with just the context that it sees."""
-        total, reach = codes.shape[2], self.decoder.backbone.reach + 2
-        left, right = max(0, start - reach), min(total, end + reach)
-        mask = mask_of(lengths, total)[:, left:right, None].to(self.dtype)
-        latent = self.quantizer.decode(codes[:, :, left:right], first_codebook).to(self.dtype)
-        wave = self.decoder(latent, mask)
-        return wave[:, (start - left) * self.hop_length : (end - left) * self.hop_length]
+        latent = self.quantizer.decode(codes, first_codebook).to(self.dtype)
+        return self.decoder(latent, mask_of(lengths, codes.shape[2])[..., None].to(self.dtype))
