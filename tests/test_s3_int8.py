@@ -16,10 +16,8 @@ from vokens.models.s3tokenizer.export import export_onnx
 from vokens.models.s3tokenizer.int8 import Int8Linear, _exact, input_bits
 
 # Each way of writing numbers that this processor computes exactly; 7 bits work everywhere.
-each_width = pytest.mark.parametrize(
-    "bits", [pytest.param(b, marks=pytest.mark.skipif(not _exact(b), reason="overflows")) for b in (16, 8, 7)]
-)
-ERRORS = {16: 2e-4, 8: 0.02, 7: 0.035}
+each_width = pytest.mark.parametrize("bits", [bits for bits in (16, 8, 7) if _exact(bits)])
+ERRORS = {16: 2e-4, 8: 0.02, 7: 0.025}
 
 
 @each_width
@@ -44,7 +42,8 @@ def test_no_sum_overflows(sign: float, bits: int) -> None:
     linear.weight.fill_(sign)
     x = torch.ones(4, 512)
     x[:, 0] = 0.0  # the lowest of its range
-    torch.testing.assert_close(Int8Linear(linear, bits)(x), torch.full((4, 8), 511 * sign), rtol=2e-5, atol=0)
+    rtol = 2e-5 if bits == 16 else 1e-6  # two digits have a step of 2^-15
+    torch.testing.assert_close(Int8Linear(linear, bits)(x), torch.full((4, 8), 511 * sign), rtol=rtol, atol=0)
 
 
 @each_width
