@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import speechlike
+from torch.distributed import TCPStore
 
 import vokens.compat.s3tokenizer as s3tokenizer
 from vokens import audio
@@ -261,6 +262,26 @@ def test_processes_share_the_list(
         assert not parts.keys() & part.keys()
         parts |= part
     assert parts == expected
+
+
+@pytest.mark.parametrize("good", [False, True])
+def test_processes_that_all_failed_are_a_failure(
+    good: bool, folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last to end says so, through the store that torchrun keeps: a process that ends alone stops no other."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    facts = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in (facts | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    bad = str(folder / "audio with blanks/6.wav")
+    fine = str(folder / "audio with blanks/0.wav")
+    listing = tmp_path / "x.scp"
+    listing.write_text(f"a {fine if good else bad}\nb {bad}\n")
+    codes = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        codes.append(command("--wav_scp", str(listing), "--output_dir", str(tmp_path)))
+    assert codes == [0, 0 if good else 1]
 
 
 def test_a_stopped_run_goes_on(

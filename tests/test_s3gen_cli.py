@@ -1,5 +1,6 @@
 """The verbs that speak, and the code of the documentation, on a small model with random weights."""
 
+import json
 import re
 import shlex
 import sys
@@ -101,6 +102,33 @@ def test_spoken_file_is_what_speak_gives(here: Path) -> None:
     wanted = model.speak(tokens, model.voice(*soundfile.read("ref.wav", dtype="float32")), seed=3)
     for name, wave in zip(("a", "b"), wanted, strict=True):
         np.testing.assert_allclose(soundfile.read(f"out/{name}.wav")[0], wave, atol=1e-4)
+
+
+def test_bare_ids_are_spoken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a language model, in every form that holds ids alone, as the same ids in a token file."""
+    tokens, folder = vokens.load("s3gen").heard("hello.wav"), here / "ids"
+    folder.mkdir()
+    tokens.save(folder / "a.vok")
+    ids = tokens.codes.numpy()
+    np.save(folder / "b.npy", ids[0, 0])
+    np.savez(folder / "c.npz", codes=ids, lengths=tokens.lengths)
+    (folder / "d.json").write_text(json.dumps(ids[0, 0].tolist()))
+    assert main(shlex.split("speak ids --voice ref.wav -o out --model s3gen")) == 0
+    made = [soundfile.read(path)[0] for path in sorted(Path("out").iterdir())]
+    assert len(made) == 4
+    assert all(np.array_equal(wave, made[0]) for wave in made)
+    capsys.readouterr()
+    for number, wrong in enumerate(([6561], [-1], [0.5], [[1], [2]], [])):
+        Path("wrong.json").write_text(json.dumps(wrong))
+        assert main(shlex.split(f"speak wrong.json --voice ref.wav -o {number}.wav --model s3gen")) == 2, (
+            wrong
+        )
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main(shlex.split("decode ids/b.npy -o 9.wav --model s3gen")) == 2
+    assert "s3gen is no codec: vokens speak" in capsys.readouterr().err
+    assert main(shlex.split("decode ids/b.npy -o 9.wav --model chatterbox_s3gen")) == 2
+    assert "chatterbox_s3gen is no codec: vokens speak" in capsys.readouterr().err
+    assert not list(Path().glob("?.wav"))
 
 
 def test_streaming_to_standard_output(here: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -21,7 +21,7 @@ from matplotlib.image import imread
 
 from vokens.web.addresses import KEPT, Addresses
 from vokens.web.listen import Listener
-from vokens.web.page import create_app
+from vokens.web.page import begun, create_app
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,23 @@ def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
 def test_models_of_no_use_to_the_page_are_named(mini: Codec) -> None:
     with pytest.raises(ConfigError, match="no use for lone: it takes codecs"):
         create_app({"mini": mini, "lone": object()})
+
+
+def test_a_codec_that_only_encodes_is_refused_before_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "cache"))
+    assert main(["web", "--port", "0", "--models", "mini", "s3=speech_tokenizer_v2_25hz"]) == 2
+    assert "no use for s3=speech_tokenizer_v2_25hz: it takes" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_speech_without_a_sample_is_refused_before_it_plays() -> None:
+    nothing, sound = np.zeros(0, np.float32), np.ones(3, np.float32)
+    assert np.concatenate(list(begun(iter([nothing, sound, nothing, sound])))).tolist() == [1.0] * 6
+    for pieces in ([], [nothing, nothing]):
+        with pytest.raises(ConfigError, match="without a sound"):
+            begun(iter(pieces))
 
 
 def test_what_the_page_is_given_is_checked_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vokens.models.codec import Codec
+    from vokens.models.s3gen import S3GenModel
     from vokens.tokens import Tokens
 
 
@@ -111,10 +112,10 @@ def run(arguments: Arguments) -> int:
     return convert(jobs, read, work, finish, arguments.batch_seconds)
 
 
-def read_tokens(source: Source, codec: "Callable[[], Codec] | None" = None) -> "Tokens":
+def read_tokens(source: Source, codec: "Callable[[], Codec | S3GenModel] | None" = None) -> "Tokens":
     """The one item of a token file or of standard input, any format. TokensError when it holds several.
 
-    codec: gives the one that bare ids are of; they are refused without.
+    codec: gives the model that bare ids are for; they are refused without.
     """
     from vokens.errors import TokensError
 
@@ -134,7 +135,7 @@ def read_tokens(source: Source, codec: "Callable[[], Codec] | None" = None) -> "
     return tokens
 
 
-def _load(path: Path, codec: "Callable[[], Codec] | None") -> "Tokens":
+def _load(path: Path, codec: "Callable[[], Codec | S3GenModel] | None") -> "Tokens":
     from vokens.token_files import read_ids
     from vokens.tokens import Tokens
 

@@ -40,16 +40,21 @@ def load_codec(model: str, compute: Compute) -> "Codec":
 
 
 def load_decoder(model: str, compute: Compute) -> "Codec":
-    """As `load_codec`; a codec that only encodes is refused by its name, before anything is fetched."""
-    from vokens import registry
-    from vokens.models import system
+    """As `load_codec`; what does not decode is refused, by a name of ours before anything is fetched."""
+    from vokens.models import system_of
+    from vokens.models.codec import Codec
 
-    entry = registry.MODELS.get(model)
-    if entry is not None and not system(entry.system).decodes:
-        raise TokensError(
-            f"{model} only encodes: vokens speak makes speech of its tokens, in the voice of a recording"
-        )
-    return load_codec(model, compute)
+    def check(kind: type | None) -> None:
+        if kind is not None and not (issubclass(kind, Codec) and kind.decodes):
+            fact = "only encodes" if issubclass(kind, Codec) else "is no codec"
+            raise TokensError(
+                f"{model} {fact}: vokens speak makes speech of S3 tokens, in the voice of a recording"
+            )
+
+    check(system_of(model))
+    codec = load_codec(model, compute)
+    check(type(codec))
+    return codec
 
 
 def codebook_range(text: str | None, first: int, count: int) -> tuple[int, int]:

@@ -61,7 +61,8 @@ class Speech:
 @dataclass(frozen=True)
 class Arguments:
     inputs: Inputs
-    """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input."""
+    """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input. Also bare ids (T,) of the
+    model's tokenizer: .npy, "codes" of an .npz, or json lists."""
     speech: Speech
     output: Output = None
     """File, folder or - for standard output (default: beside each input)."""
@@ -71,11 +72,11 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Speak all inputs; the exit code says whether all went well."""
     speech = arguments.speech
-    jobs = sound_jobs(arguments.inputs, arguments.output, speech, FORMATS)
+    jobs = sound_jobs(arguments.inputs, arguments.output, speech, (*FORMATS, ".npy"))
     model, voice = load_speaker(speech, arguments.compute)
 
     def read(job: Job) -> "Loaded[Tokens]":
-        tokens = read_tokens(job.source)
+        tokens = read_tokens(job.source, lambda: model)
         model.ids(tokens)  # of another tokenizer: refused before anything is spoken
         if not int(tokens.lengths[0]):
             raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")

@@ -34,14 +34,18 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(f"--max-seconds {arguments.max_seconds:g}: give a number above 0, such as 60")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
     try:
-        from vokens.web.page import create_app
+        from vokens.web.page import create_app, no_use
     except ImportError as error:
         raise MissingExtra(error.name or "gradio", "web", "the page") from error
     from vokens.device import usable_device
+    from vokens.models import system_of
     from vokens.models.named import load_named
     from vokens.models.speaking import PARTNERED, speaker
 
     device = usable_device(arguments.device)
+    kinds = {name: system_of(name.rpartition("=")[2]) for name in arguments.models}
+    if useless := [name for name, kind in kinds.items() if not getattr(kind, "decodes", True)]:
+        raise no_use(useless)  # before anything is fetched
     with bound(arguments.host, arguments.port) as place:
         loaded = load_named(arguments.models, device)
         models = {name: speaker(one) if one.system in PARTNERED else one for name, one in loaded.items()}

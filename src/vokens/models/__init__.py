@@ -55,6 +55,12 @@ def system(name: str) -> type[Codec]:
     return getattr(import_module(module), attribute)
 
 
+def system_of(name: str | Path) -> type[Codec] | None:
+    """The class of a model of `vokens models`, told without a download; None for folders, files and other names."""
+    entry = registry.MODELS.get(str(name))
+    return entry and system(entry.system)
+
+
 def load(
     source: str | Path,
     *,

@@ -5,7 +5,7 @@ arrive, and draw the picture that fits their width.
 """
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
@@ -21,7 +21,7 @@ from vokens import audio
 from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.s3gen import S3GenModel
-from vokens.models.speaking import Speaker
+from vokens.models.speaking import ENDED, Speaker
 from vokens.web.addresses import Addresses
 from vokens.web.listen import Listener, Result
 
@@ -95,10 +95,7 @@ def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float
     converters = {n: m for n, m in models.items() if isinstance(m, S3GenModel) and m.tokenizer is not None}
     speakers = {n: m for n, m in models.items() if isinstance(m, Speaker)}
     if useless := models.keys() - {*codecs, *converters, *speakers}:
-        raise ConfigError(
-            f"the page has no use for {', '.join(sorted(useless))}: it takes codecs that decode, S3Gen with its "
-            "tokenizer, and models that speak; leave the others out of --models"
-        )
+        raise no_use(useless)
     listener = Listener(codecs, max_seconds)
     with gr.Blocks(title="vokens", analytics_enabled=False) as page:
         gr.Markdown("# vokens\nSpeech to tokens to speech: hear and see what is kept.")
@@ -114,6 +111,14 @@ def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float
             with gr.Tab("Say a text"):
                 _say_tab(speakers, addresses)
     return page
+
+
+def no_use(names: Iterable[str]) -> ConfigError:
+    """The error for models that no tab takes."""
+    return ConfigError(
+        f"the page has no use for {', '.join(sorted(names))}: it takes codecs that decode, S3Gen with its tokenizer, "
+        "and models that speak; leave the others out of --models"
+    )
 
 
 def _codec_tab(listener: Listener, addresses: Addresses) -> None:
@@ -246,8 +251,14 @@ def _say_tab(models: dict[str, Speaker], addresses: Addresses) -> None:
 
 
 def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same pieces, the first of which is there: what cannot be said is refused before anything plays."""
-    return chain([piece for piece in [next(pieces, None)] if piece is not None], pieces)
+    """The same pieces, the first of which is there: what cannot be said is refused before anything plays.
+
+    Raises ConfigError for pieces without a sample, which players take for a broken file.
+    """
+    for piece in pieces:
+        if len(piece):
+            return chain([piece], pieces)
+    raise ConfigError(ENDED)
 
 
 def play(address: str) -> str:

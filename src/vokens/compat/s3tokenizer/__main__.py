@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from tqdm import tqdm
 
 from vokens.atomic import atomic_write
@@ -67,16 +68,28 @@ class Process:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 some recordings failed (alone only), 2 nothing done."""
+    """Exit code: 0 done, 1 some recordings failed (alone) or all did (under torchrun), 2 nothing done."""
     arguments = _parser().parse_args(argv)
     process = Process.from_environment()
     try:
-        failed = run(arguments, process)
+        done, failed = run(arguments, process)
     except (VokensError, OSError) as error:
         print(f"s3tokenizer: error: {error}", file=sys.stderr)
         return 2
-    # torchrun ends all processes when one does not return 0, and one bad recording is no reason for that.
-    return int(failed > 0 and process.world == 1)
+    return int(failed > 0 if process.world == 1 else _nothing_done(process, done))
+
+
+def _nothing_done(process: Process, done: int) -> bool:
+    """Whether no process has done a recording, which the last one to end knows; the others answer False.
+
+    torchrun ends all processes when one does not return 0, and one bad recording is no reason for that.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # processes that know nothing of each other
+        return False
+    store, _, _ = next(iter(rendezvous("env://")))
+    store.add("vokens/done", done)
+    last = store.add("vokens/ended", 1) == process.world
+    return last and store.add("vokens/done", 0) == 0
 
 
 def script() -> int:
@@ -87,8 +100,8 @@ def script() -> int:
     return main()
 
 
-def run(arguments: argparse.Namespace, process: Process) -> int:
-    """Encode this process's share and return how many recordings failed."""
+def run(arguments: argparse.Namespace, process: Process) -> tuple[int, int]:
+    """Encode this process's share and return how many recordings are done, some by an earlier run, and failed."""
     items = process.share(find(arguments))
     sink = _sink(arguments, process)
     with closing(sink):
@@ -97,7 +110,8 @@ def run(arguments: argparse.Namespace, process: Process) -> int:
         codec = s3tokenizer.load_model(arguments.model, device=device).codec
         if codec.device.type != "cpu":
             codec.frames_per_forward = arguments.batch_size * WINDOW
-        return _encode(codec, todo, sink, arguments, progress=process.rank == 0)
+        failed = _encode(codec, todo, sink, arguments, progress=process.rank == 0)
+    return len(items) - failed, failed
 
 
 # What to encode --------------------------------------------------------------------------------------------

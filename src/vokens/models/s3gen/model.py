@@ -35,9 +35,10 @@ from vokens.models.s3gen.synthesis import Synthesis
 from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, matched, one_voice, stacked, voices_of
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.nn.chunks import Chunks
-from vokens.tokens import Tokens
+from vokens.tokens import Tokens, padded_ids
 
 Watermark = Callable[[np.ndarray, int], np.ndarray]
+HEARD_RATE = 16000  # Hz of the recordings that its tokens are of
 
 
 class S3GenModel(Pretrained):
@@ -287,8 +288,7 @@ class S3GenModel(Pretrained):
         _ = Settings.of({"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seeds}, len(rows))
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         frames = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
-        rate = self.sample_rate / self.mel2wav.config.hop_length / self.config.flow.token_mel_ratio
-        for group in batches(frames, int(batch_seconds * rate)):
+        for group in batches(frames, int(batch_seconds * self._token_rate)):
             some, owners = [rows[row] for row in group], [voices[row] for row in group]
             found, _ = self.inference(
                 some,
@@ -385,6 +385,21 @@ class S3GenModel(Pretrained):
             done += len(sound)
             yield sound
 
+    def tokens(self, ids: Any, lengths: Sequence[int] | Tensor | None = None) -> Tokens:
+        """Tokens that this model speaks from bare ids, such as a language model's; arguments as in `Codec.tokens`."""
+        codes, frames = padded_ids(ids, 1)
+        counts = frames if lengths is None else torch.as_tensor(lengths)
+        return Tokens(
+            codes=codes,
+            lengths=counts,
+            num_samples=counts.cpu() * round(HEARD_RATE / self._token_rate),
+            model=self.config.tokens,
+            fingerprint=self.config.tokens_fingerprint,
+            sample_rate=HEARD_RATE,
+            frame_rate=self._token_rate,
+            codebook_sizes=(self.config.flow.vocab_size,),
+        )
+
     def ids(self, tokens: Tokens) -> list[Tensor]:
         """Rows (N,) of tokens that this model speaks.
 
@@ -404,6 +419,11 @@ class S3GenModel(Pretrained):
         return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
 
     # Inside ------------------------------------------------------------------------------------------------
+
+    @property
+    def _token_rate(self) -> float:
+        """Tokens per second."""
+        return self.sample_rate / self.mel2wav.config.hop_length / self.config.flow.token_mel_ratio
 
     @property
     def _synthesis(self) -> Synthesis:
