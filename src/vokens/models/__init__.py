@@ -58,7 +58,7 @@ def system(name: str) -> type[Codec]:
 def system_of(name: str | Path) -> type[Codec] | None:
     """The class of a model of `vokens models`, told without a download; None for folders, files and other names."""
     entry = registry.MODELS.get(str(name))
-    return entry and system(entry.system)
+    return None if entry is None else system(entry.system)
 
 
 def load(
