@@ -15,7 +15,8 @@ from vokens.bench.report import run
 from vokens.bench.report_options import Report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
+if BROWSER is None:
+    pytest.skip("the report in a browser needs chromium: apt-get install chromium", allow_module_level=True)
 
 # Runs in the page after it has loaded, as a reader would use it, and leaves what it found in the document.
 _USE = """

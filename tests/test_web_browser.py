@@ -20,7 +20,8 @@ pytest.importorskip("gradio")
 uvicorn = pytest.importorskip("uvicorn")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+if CHROMIUM is None:
+    pytest.skip("the page in a browser needs chromium: apt-get install chromium", allow_module_level=True)
 
 from speakers import tiny_s3gen, tiny_speech  # noqa: E402 (after the packages that it needs)
 
