@@ -25,7 +25,7 @@ def test_everything_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev"}
     found = findings(capsys)
     assert {"torch", "numpy", "cpu", "mini", *doctor.EXTRAS, *registry.MODELS} <= found.keys()
-    assert all(found[entry.name]["detail"].split(" MB, ")[1] for entry in registry.entries())
+    assert all(found[entry.name]["detail"].startswith(f"{entry.size}, ") for entry in registry.entries())
     assert found["mini"]["state"] == "ok"
     assert found["cpu"]["detail"].endswith(
         f"; {', '.join(product.features())}; float32 products by "

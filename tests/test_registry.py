@@ -329,12 +329,30 @@ def test_every_entry_is_complete():
         assert entry.licence
         assert entry.source
         assert entry.embedded or (
-            entry.size_bytes > 1e6 and entry.source in str(entry.files[0].url)  # parts may be another's
+            (entry.size_bytes is None or entry.size_bytes > 1e6)
+            and entry.source in str(entry.files[0].url)  # parts may be another's
         )
         for file in entry.files:
             assert file.sha256 is None or (len(file.sha256) == 64 and file.sha256 == file.sha256.lower())
     assert registry.MODELS["mini"].embedded
     assert registry.folder(registry.MODELS["mini"]).parts[-4:] == ("vokens", "models", "mini", "weights")
+
+
+def test_a_size_that_is_not_known_is_not_counted():
+    known, unknown = registry.File("a.pt", size=2_000_000), registry.File("b.pt")
+    config = registry.File("config.json")
+    facts = ("n", "mini", "", 16000, 50.0, 8, 1024, "MIT", "org/name")
+    assert registry.Entry(*facts, files=(known, config)).size == "2 MB"
+    whole = registry.Entry(*facts, files=(known, unknown))
+    assert whole.size_bytes is None
+    assert whole.size == "size not known"
+    sizes = {file.path: file.size for file in registry.get("cosyvoice2_s3gen").files}
+    assert sizes == {
+        "flow.pt": 450_575_567,
+        "hift.pt": 83_390_254,
+        "campplus.onnx": 28_303_423,
+        "speech_tokenizer_v2.onnx": 496_082_973,
+    }
 
 
 def test_published_files_are_where_their_publishers_put_them(monkeypatch):

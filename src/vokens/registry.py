@@ -26,7 +26,7 @@ class File:
 
     path: its name in the codec's folder. repo, filename: its place on the Hugging Face hub. address: its place
     elsewhere. None of them when it is part of this package. sha256: None when its publisher states none. size:
-    bytes, for information.
+    bytes of the released file, None when they are not known; never an estimate.
     """
 
     path: str
@@ -74,9 +74,15 @@ class Entry:
         return self.frame_rate * self.num_codebooks * log2(self.codebook_size)
 
     @property
-    def size_bytes(self) -> int:
-        """What it takes on the disk, about."""
-        return sum(file.size or 0 for file in self.files)
+    def size_bytes(self) -> int | None:
+        """What it takes on the disk, less a config's few kB; None where a file's size is not known."""
+        sizes = [file.size for file in self.files if not file.path.endswith(".json")]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def size(self) -> str:
+        """`size_bytes` in words."""
+        return "size not known" if self.size_bytes is None else f"{self.size_bytes / 1e6:.0f} MB"
 
     @property
     def embedded(self) -> bool:
@@ -117,13 +123,18 @@ def _cosyvoice2(path: str, size: int, sha256: str | None = None) -> File:
     return File(path, sha256=sha256, size=size, address=address)
 
 
-def _cosyvoice3(path: str, size: int, sha256: str | None = None) -> File:
+def _cosyvoice3(path: str, size: int | None = None, sha256: str | None = None) -> File:
     place = "https://www.modelscope.cn/models/FunAudioLLM/Fun-CosyVoice3-0.5B-2512/resolve/master"
     return File(path, sha256=sha256, size=size, address=f"{place}/{path}")
 
 
 def _hub(
-    name: str, system: str, about: str, facts: tuple[int, float, int, int], licence: str, size: int
+    name: str,
+    system: str,
+    about: str,
+    facts: tuple[int, float, int, int],
+    licence: str,
+    size: int | None = None,
 ) -> Entry:
     """A tokenizer that transformers ships. facts: rate (Hz), frames per second, codebooks, entries of each."""
     files = (File("config.json", name), File("model.safetensors", name, size=size))
@@ -233,7 +244,7 @@ _ENTRIES = (
                 "fnlp/SpeechTokenizer",
                 "speechtokenizer_hubert_avg/SpeechTokenizer.pt",
                 sha256="d04593b6c9a4b475f91ca481141a6ef5b23e6ac112f347dd2b2717f193c1c728",
-                size=481_844_008,  # its 120 461 002 numbers in float32
+                size=481_906_997,
             ),
         ),
     ),
@@ -249,7 +260,7 @@ _ENTRIES = (
         source="fnlp/AnyGPT-speech-modules",
         files=(
             File("config.json", "fnlp/AnyGPT-speech-modules", "speechtokenizer/config.json"),
-            File("ckpt.dev", "fnlp/AnyGPT-speech-modules", "speechtokenizer/ckpt.dev", size=481_875_496),
+            File("ckpt.dev", "fnlp/AnyGPT-speech-modules", "speechtokenizer/ckpt.dev"),
         ),
     ),
     Entry(
@@ -262,22 +273,17 @@ _ENTRIES = (
         codebook_size=16384,
         licence="MIT",  # of SoCodec's code and of HuBERT's release; SoCodec's weights come with no other statement
         source="hhguo/SoCodec",
-        files=(  # sizes: 4 bytes for each number of the weights; fairseq's file may hold more beside them
-            File("socodec_16384x4_120ms_16khz_chinese.safetensors", "hhguo/SoCodec", size=194_423_648),
-            File("mel_vocoder_80dim_10ms_16khz.safetensors", "hhguo/SoCodec", size=22_861_608),
-            File(
-                "chinese-hubert-large-fairseq-ckpt.pt",
-                "TencentGameMate/chinese-hubert-large",
-                size=1_266_400_000,
-            ),
+        files=(
+            File("socodec_16384x4_120ms_16khz_chinese.safetensors", "hhguo/SoCodec"),
+            File("mel_vocoder_80dim_10ms_16khz.safetensors", "hhguo/SoCodec"),
+            File("chinese-hubert-large-fairseq-ckpt.pt", "TencentGameMate/chinese-hubert-large"),
         ),
     ),
-    # Sizes: 4 bytes for each number of the weights; v3's file is 969 451 503 bytes.
     _s3tokenizer(
         "speech_tokenizer_v1",
         "iic/cosyvoice-300m/resolve/master/speech_tokenizer_v1.onnx",
         "23b5a723ed9143aebfd9ffda14ac4c21231f31c35ef837b6a13bb9e5488abb1e",
-        522_516_480,
+        522_624_269,
         "semantic tokens of CosyVoice, 4096 by vector quantization",
         1,
     ),
@@ -285,7 +291,7 @@ _ENTRIES = (
         "speech_tokenizer_v1_25hz",
         "iic/CosyVoice-300M-25Hz/resolve/master/speech_tokenizer_v1.onnx",
         "56285ddd4a83e883ee0cb9f8d69c1089b53a94b1f78ff7e4a0224a27eb4cb486",
-        522_516_480,
+        522_625_011,
         "semantic tokens of CosyVoice at half the rate",
         1,
     ),
@@ -293,7 +299,7 @@ _ENTRIES = (
         "speech_tokenizer_v2_25hz",
         "iic/CosyVoice2-0.5B/resolve/master/speech_tokenizer_v2.onnx",
         "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71",
-        494_858_272,
+        496_082_973,
         "semantic tokens of CosyVoice 2, 6561 by finite scalar quantization",
         2,
     ),
@@ -305,20 +311,26 @@ _ENTRIES = (
         "semantic tokens of CosyVoice 3, 6561 by finite scalar quantization",
         3,
     ),
-    # Sizes: 4 bytes for each number of the weights.
     _s3gen(
         "chatterbox_s3gen",
         "S3 v2 tokens to speech in any voice, 10 steps",
         "MIT",
         "ResembleAI/chatterbox",
-        (File("s3gen.safetensors", "ResembleAI/chatterbox", size=1_056_168_772),),
+        (
+            File(
+                "s3gen.safetensors",
+                "ResembleAI/chatterbox",
+                sha256="2b78103c654207393955e4900aac14a12de8ef25f4b09424f1ef91941f161d4e",
+                size=1_056_484_620,
+            ),
+        ),
     ),
     _s3gen(
         "chatterbox_turbo_s3gen",
         "S3 v2 tokens to speech in any voice, 2 steps",
         "MIT",
         "ResembleAI/chatterbox-turbo",
-        (File("s3gen_meanflow.safetensors", "ResembleAI/chatterbox-turbo", size=1_064_557_380),),
+        (File("s3gen_meanflow.safetensors", "ResembleAI/chatterbox-turbo"),),
     ),
     _s3gen(
         "cosyvoice2_s3gen",
@@ -326,12 +338,22 @@ _ENTRIES = (
         "Apache-2.0",
         "iic/CosyVoice2-0.5B",
         (
-            _cosyvoice2("flow.pt", 450_197_440),
-            _cosyvoice2("hift.pt", 83_285_180),
-            _cosyvoice2("campplus.onnx", 28_000_000),
+            _cosyvoice2(
+                "flow.pt",
+                450_575_567,
+                "ff4c2f867674411e0a08cee702996df13fa67c1cd864c06108da88d16d088541",
+            ),
+            _cosyvoice2(
+                "hift.pt", 83_390_254, "3386cc880324d4e98e05987b99107f49e40ed925b8ecc87c1f4939432d429879"
+            ),
+            _cosyvoice2(
+                "campplus.onnx",
+                28_303_423,
+                "a6ac6a63997761ae2997373e2ee1c47040854b4b759ea41ec48e4e42df0f4d73",
+            ),
             _cosyvoice2(
                 "speech_tokenizer_v2.onnx",
-                494_858_272,
+                496_082_973,
                 "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71",
             ),
         ),
@@ -344,7 +366,7 @@ _ENTRIES = (
         (
             _cosyvoice3("flow.pt", 1_329_116_148),
             _cosyvoice3("hift.pt", 83_202_622),
-            _cosyvoice3("campplus.onnx", 28_000_000),
+            _cosyvoice3("campplus.onnx"),
             _cosyvoice3(
                 "speech_tokenizer_v3.onnx",
                 969_451_503,
@@ -352,7 +374,7 @@ _ENTRIES = (
             ),
         ),
     ),
-    # Sizes: 4 bytes for each number of the weights where the hub's listing was not seen.
+    # Sizes to three digits, as the hub's listing has them.
     _hub(
         "facebook/encodec_24khz",
         "encodec",
@@ -363,16 +385,13 @@ _ENTRIES = (
     ),
     _hub("descript/dac_16khz", "dac", "Descript audio codec", (16000, 50.0, 12, 1024), "MIT", 297_000_000),
     _hub("descript/dac_24khz", "dac", "Descript audio codec", (24000, 75.0, 32, 1024), "MIT", 299_000_000),
-    _hub(
-        "descript/dac_44khz", "dac", "Descript audio codec", (44100, 44100 / 512, 9, 1024), "MIT", 306_483_108
-    ),
+    _hub("descript/dac_44khz", "dac", "Descript audio codec", (44100, 44100 / 512, 9, 1024), "MIT"),
     _hub(
         "kyutai/mimi",
         "mimi",
         "first codebook semantic (WavLM); of Moshi",
         (24000, 12.5, 32, 2048),
         "CC-BY-4.0",
-        384_605_572,
     ),
     _hub(
         "hf-audio/xcodec-hubert-librispeech",
@@ -380,7 +399,6 @@ _ENTRIES = (
         "X-codec: a HuBERT beside the convolutions",
         (16000, 50.0, 8, 1024),
         "none stated",
-        709_936_164,
     ),
     _hub(
         "HKUSTAudio/xcodec2-hf",
@@ -388,7 +406,6 @@ _ENTRIES = (
         "X-codec 2: one code each 20 ms; of Llasa",
         (16000, 50.0, 1, 65536),
         "CC-BY-NC-4.0",
-        2_517_126_824,
     ),
     _hub(
         "neuphonic/neucodec",
@@ -396,7 +413,6 @@ _ENTRIES = (
         "NeuCodec: after X-codec 2, speaks at 24 kHz",
         (24000, 50.0, 1, 65536),
         "Apache-2.0",
-        2_519_750_824,
     ),
     _hub(
         "bosonai/higgs-audio-v2-tokenizer",
@@ -404,7 +420,6 @@ _ENTRIES = (
         "Higgs Audio v2: after X-codec, half its frames",
         (24000, 25.0, 8, 1024),
         "Boson Higgs Audio 2 community licence",
-        648_076_568,
     ),
     *(_opus(kbps) for kbps in (6, 8, 12, 16, 24)),
     *(

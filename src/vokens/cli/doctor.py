@@ -169,7 +169,7 @@ def _models() -> list[Finding]:
 
     found = []
     for entry in registry.entries():
-        detail = f"{entry.size_bytes / 1e6:.0f} MB, {entry.licence}"
+        detail = f"{entry.size}, {entry.licence}"
         if lack := needs.lacking(entry.system):
             what, _, remedy = lack.partition(": ")
             found.append(Finding("models", entry.name, "missing", f"{detail}, {what}", remedy))

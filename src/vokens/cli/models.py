@@ -34,11 +34,11 @@ def run(arguments: Arguments) -> int:
             f"{fact['bitrate'] / 1000:.2f}",
             f"{fact['num_codebooks']} x {fact['codebook_size']}",
             fact["licence"],
-            f"{fact['size_bytes'] / 1e6:.0f}",
+            entry.size.removesuffix(" MB"),
             fact["source"],
             f"after {fact['lacks'].partition(': ')[2] or 'a download'}" if not fact["opens"] else "yes",
         )
-        for fact in facts
+        for entry, fact in zip(registry.entries(), facts, strict=True)
     ]
     print(table(rows, right=(2, 3, 4, 6)))
     return 0
