@@ -13,6 +13,7 @@ from conftest import speechlike
 from cosyvoice3 import FULL, REDUCED, golden, published_flow
 from s3gen_model import published
 from s3gen_weights import close
+from speakers import tiny_lm, tiny_s3gen
 from test_hift import REDUCED as VOCODER
 from test_hift import published_state
 from torch import Tensor
@@ -22,6 +23,7 @@ from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
 from vokens.cli import main
 from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel
 from vokens.models.s3gen.dialects import open_flow, open_hift
 from vokens.models.s3gen.model_config import S3GenModelConfig
@@ -181,3 +183,14 @@ def test_verbs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             main(shlex.split(f"{line} --voice ref.wav --model {source} --steps 2 --overwrite -o o.wav")) == 0
         )
         assert len(soundfile.read("o.wav")[0]) == 10 * 960
+
+
+def test_language_models_of_the_other_release_are_refused() -> None:
+    pytest.importorskip("transformers")
+    lm, s3gen = tiny_lm(6561), tiny_s3gen()
+    assert WithS3Gen(lm, s3gen).lm is lm
+    s3gen.config = replace(s3gen.config, tokens=V3)
+    with pytest.raises(ConfigError, match=r"v2_25hz.*v3_25hz"):
+        WithS3Gen(lm, s3gen)
+    lm.config = replace(lm.config, tokens=V3)
+    assert WithS3Gen(lm, s3gen).s3gen is s3gen

@@ -205,6 +205,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         self.spell = front_end(config.model["front_end"])
         backbone = {"vocab_size": self.spell.num_ids} | config.model.get("backbone", {})
         values = config.model | {"backbone": backbone, "speech_tokens": sizes[0]}
+        values["tokens"] = corpus.facts.model
         self.train = self._batches(self.corpus)
         if values.get("positions") == "progress":
             values["pace"] = self.train.pace

@@ -15,6 +15,7 @@ from vokens.models.learnable.lm import LearnableLM
 from vokens.models.learnable.voice import PROMPT_SECONDS, HeardVoice, speech_tokens
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
+from vokens.models.s3gen.model_config import TOKENS_OF
 from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.nn.sampling import Sampler
 
@@ -45,6 +46,12 @@ class WithS3Gen(Speaker):
             raise ConfigError(
                 f"{lm.name} has {lm.config.speech_tokens} tokens and {s3gen.name} knows "
                 f"{s3gen.config.flow.vocab_size}: give models of one tokenizer"
+            )
+        releases, learnt = set(TOKENS_OF.values()), lm.config.tokens or TOKENS_OF["conv"]
+        if {learnt, s3gen.config.tokens} == releases:
+            raise ConfigError(
+                f"{lm.name} makes tokens of {learnt} and {s3gen.name} speaks those of {s3gen.config.tokens}, whose ids "
+                "mean other sounds: give models of one release"
             )
         self.lm, self.s3gen = lm, s3gen
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, Sampler(), lm.config.front_end
