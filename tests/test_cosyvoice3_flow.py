@@ -264,11 +264,13 @@ def test_table_of_times_replaces_their_weights(flow: TokenToMel) -> None:
 @pytest.mark.slow
 @torch.inference_mode()
 def test_recorded_full_size() -> None:
+    """The velocity of 22 blocks, up to 3.7, within what rounding does. In float64 (times in float32, as here) it is
+    2.0e-5 from the recorded one and 2.9e-6 from ours with AMX; as much as the recorded one's for both is 4e-5."""
     flow = build_flow(FULL)
     recorded = golden("estimator_full", "full")
-    close(velocity(flow.estimator, recorded), recorded["out"], 2e-5)
+    close(velocity(flow.estimator, recorded), recorded["out"], 4e-5)
     recorded = golden("estimator_full", "chunk")
-    close(velocity(flow.estimator, recorded, Chunks(50))[:, ::4], recorded["out_sub"], 2e-5)
+    close(velocity(flow.estimator, recorded, Chunks(50))[:, ::4], recorded["out_sub"], 4e-5)
     recorded = golden("e2e_full")
     owner = voice_of(recorded, recorded["embedding"])
     kept = sum(value.nbytes for value in flow.parameters())

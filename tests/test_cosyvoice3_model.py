@@ -1,5 +1,6 @@
 """CosyVoice 3 as one model: recorded runs, folders told by content, tokens and voices that are not v2's, verbs."""
 
+import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -167,9 +168,10 @@ def test_releases_are_never_mixed(model: S3GenModel, folder: Path, tmp_path: Pat
         model.ids(replace(tokens, model="speech_tokenizer_v2_25hz"))
     voice = model.voice(speechlike(6400, 1), 16000)
     voice.tokens = "speech_tokenizer_v2_25hz"
-    for call in (model.speak, model.stream):
+    for call, given in itertools.product((model.speak, model.stream), (voice, voice.ref_dict)):
         with pytest.raises(TokensError, match=r"v2_25hz.*v3_25hz"):
-            call([1, 2, 3], voice)
+            call([1, 2, 3], given)
+    assert model.embed_ref(speechlike(6400, 1), 16000)["tokenizer"] == V3
 
 
 def test_verbs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ class LearnableLMConfig:
         front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
         positions: "sequence", one after another, as published; or "progress", speech beside its text (`nn.progress`).
         pace: speech tokens of one text id, on the average; "progress" needs it.
-        tokens: name of the tokenizer whose tokens are made; "" is speech_tokenizer_v2_25hz, as published.
+        tokens: name of the tokenizer whose tokens are made.
     """
 
     backbone: Qwen2Sizes = Qwen2Sizes()
@@ -74,7 +74,7 @@ class LearnableLMConfig:
     front_end: str = ""
     positions: str = "sequence"
     pace: float = 0.0
-    tokens: str = ""
+    tokens: str = "speech_tokenizer_v2_25hz"
 
     def __post_init__(self) -> None:
         check_positions(self.positions, self.pace)

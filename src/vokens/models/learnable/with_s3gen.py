@@ -47,11 +47,10 @@ class WithS3Gen(Speaker):
                 f"{lm.name} has {lm.config.speech_tokens} tokens and {s3gen.name} knows "
                 f"{s3gen.config.flow.vocab_size}: give models of one tokenizer"
             )
-        releases, learnt = set(TOKENS_OF.values()), lm.config.tokens or TOKENS_OF["conv"]
-        if {learnt, s3gen.config.tokens} == releases:
+        if {lm.config.tokens, s3gen.config.tokens} == set(TOKENS_OF.values()):
             raise ConfigError(
-                f"{lm.name} makes tokens of {learnt} and {s3gen.name} speaks those of {s3gen.config.tokens}, whose ids "
-                "mean other sounds: give models of one release"
+                f"{lm.name} makes tokens of {lm.config.tokens} and {s3gen.name} speaks those of {s3gen.config.tokens}, "
+                "whose ids mean other sounds: give models of one release"
             )
         self.lm, self.s3gen = lm, s3gen
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, Sampler(), lm.config.front_end

@@ -18,6 +18,7 @@ from vokens.models.s3gen.estimator import Attention, Conditions, TimeEmbedding, 
 from vokens.nn.attention import rotary_rates
 from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.product import Linear, linear
+from vokens.nn.snake import mish
 
 GROUPS, TAPS = 16, 31  # of the convolutions that tell positions
 TIME_WIDTH = 256
@@ -49,7 +50,7 @@ class PositionConv(nn.Conv1d):
 
     def forward(self, input: Tensor, carry: Carry | None = None) -> Tensor:
         past = with_past(input, TAPS - 1, carry)
-        return F.mish(super().forward(past.transpose(1, 2)).transpose(1, 2))
+        return mish(super().forward(past.transpose(1, 2)).transpose(1, 2))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class Resnet(nn.Module):
 
     def shift(self, time: Tensor) -> Tensor:
         """What times' features (M, hidden) add to the channels: (M, C) in the weights' type."""
-        return linear32(self.time, F.mish(time)).to(self.time.weight.dtype)
+        return linear32(self.time, mish(time)).to(self.time.weight.dtype)
 
 
 class Attention(nn.Module):

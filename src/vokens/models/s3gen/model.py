@@ -141,7 +141,7 @@ class S3GenModel(Pretrained):
 
         Returns:
             prompt_token (B, P) int64, prompt_token_len (B,), prompt_feat (B, F, 80), prompt_feat_len (B,),
-            embedding (B, 192).
+            embedding (B, 192), tokenizer: its name, by which a model of other tokens refuses the voice.
 
         Raises:
             AudioError: see `vokens.models.s3gen.reference.embed_ref`. ConfigError: a model without tokenizer or
@@ -172,7 +172,6 @@ class S3GenModel(Pretrained):
         found = voices_of(self.embed_ref(ref_wav, ref_sr))
         if len(found) != 1:
             raise AudioError(f"{len(found)} recordings were given: voice() takes one, embed_ref a batch")
-        found[0].tokens = self.config.tokens
         return found[0]
 
     # As published ------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def embed_ref(
 
     Returns:
         prompt_token (B, P) int64, prompt_token_len (B,), prompt_feat (B, F, 80) float32 log-mels, prompt_feat_len (B,),
-        embedding (B, 192) float32, not normalised; zero beyond each row's length.
+        embedding (B, 192) float32, not normalised; zero beyond each row's length. tokenizer: its name.
 
     Raises:
         AudioError: no floats, other shapes, NaN, shorter than 80 ms, silent, or a rate that is none.
@@ -72,6 +72,7 @@ def embed_ref(
         "prompt_feat": _cut(feat, frames),
         "prompt_feat_len": frames,
         "embedding": voices,
+        "tokenizer": tokenizer.name,
     }
 
 

@@ -46,6 +46,7 @@ class ReferenceVoice:
             "prompt_feat": self.voice.mel[None],
             "prompt_feat_len": torch.tensor([len(self.voice.mel)]),
             "embedding": self.voice.speaker[None],
+            "tokenizer": self.tokens,
         }
 
     def start(self, stream: MelStream) -> MelState:
@@ -72,15 +73,20 @@ def voices_of(given: VoiceLike, spoken: str = "") -> list[ReferenceVoice]:
         AudioError: entries that are missing, of other shapes, or of different counts of rows.
         TokensError: a voice whose prompt is known to be of other tokens than those spoken.
     """
-    if isinstance(given, ReferenceVoice):
-        if given.tokens and spoken and given.tokens != spoken:
-            raise TokensError(
-                f"a voice in tokens of {given.tokens!r} was given to a model that speaks those of {spoken!r}: hear the "
-                "recording again with this model's voice()"
-            )
-        return [given]
     if isinstance(given, Voice):
         return [ReferenceVoice(given)]
+    found = [given] if isinstance(given, ReferenceVoice) else _of_dict(given)
+    name = found[0].tokens if found else ""
+    if name and spoken and name != spoken:
+        raise TokensError(
+            f"a voice in tokens of {name!r} was given to a model that speaks those of {spoken!r}: hear the recording "
+            "again with this model's voice()"
+        )
+    return found
+
+
+def _of_dict(given: Mapping[str, Any]) -> list[ReferenceVoice]:
+    """Each row of a ref_dict; where it names a tokenizer, as those of `embed_ref` do, so does each voice."""
     if not isinstance(given, Mapping) or any(given.get(key) is None for key in _KEYS):
         found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
         raise AudioError(f"a voice of {found} was given: embed_ref makes ref_dict, which has {list(_KEYS)}")
@@ -99,7 +105,9 @@ def voices_of(given: VoiceLike, spoken: str = "") -> list[ReferenceVoice]:
             raise AudioError(f"{key} is {counts}: one for each of {len(tokens)} rows, at most {whole}")
         sizes.append([int(n) for n in counts])
     return [
-        ReferenceVoice(Voice(tokens[row, :n].long(), mel[row, :frames], speaker[row]))
+        ReferenceVoice(
+            Voice(tokens[row, :n].long(), mel[row, :frames], speaker[row]), given.get("tokenizer") or ""
+        )
         for row, (n, frames) in enumerate(zip(*sizes, strict=True))
     ]
 
