@@ -51,7 +51,9 @@ def test_batch_equals_single_and_length_law():
     batch = kaldi_fbank(waves)
     assert batch.shape == (3, 1 + (1700 - 400) // 160, 80)
     for wave, features in zip(waves, batch, strict=True):
-        assert torch.equal(kaldi_fbank(wave), features)
+        assert torch.allclose(
+            kaldi_fbank(wave), features, atol=1e-4
+        )  # products of other shapes round otherwise
 
 
 def test_too_short():

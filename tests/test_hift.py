@@ -193,7 +193,7 @@ def test_recorded_cached_source() -> None:
     vocoder = build(replace(REDUCED, source="v2", arithmetic="published"))
     cache = recorded["cache_source"]
     wave, source = vocoder.inference(speech_feat=recorded["mel"], cache_source=cache, generator=seeded(1081))
-    near(wave[..., ::3], recorded["cached/wav_sub"], 2e-4)  # as above
+    near(wave[..., ::3], recorded["cached/wav_sub"], 5e-4)  # as above
     near(source[..., ::7], recorded["cached/source_sub"], 1e-4)
 
 

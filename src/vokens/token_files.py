@@ -29,6 +29,21 @@ from vokens.errors import TokensError
 
 FORMAT = "vokens-tokens"
 VERSION = 1
+# What readers raise of damaged bytes; a shape that was changed may ask for more memory than there is.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ZIP_MAGIC = b"PK\x03\x04"
 
 PathLike = str | os.PathLike[str]
@@ -151,8 +166,8 @@ def read_ids(path: Path) -> tuple[Any, Any] | None:
         if named and ("codes" not in found or "header" in found or "format" in found):
             return None
         return (found["codes"], found.get("lengths")) if named else (found, None)
-    except (OSError, ValueError, EOFError, RecursionError, RuntimeError, pickle.UnpicklingError, TokensError):
-        return None  # damaged
+    except (*_DAMAGE, TokensError):
+        return None
 
 
 def read_vok(path: Path) -> tuple[Facts, Arrays]:
@@ -195,7 +210,7 @@ def read_npz(path: Path) -> tuple[Facts, Arrays]:
     try:
         with np.load(io.BytesIO(_read(path)), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except _DAMAGE as error:
         raise _damaged(path) from error
     return _parse_header(str(arrays.pop("header", "{}")), path), _widen(arrays)
 
@@ -224,7 +239,7 @@ def _kind(path: Path) -> str:
     if content[:4] == _ZIP_MAGIC:
         try:
             names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+        except _DAMAGE as error:
             raise _damaged(path) from error
         return "pt" if any(name.endswith("/data.pkl") for name in names) else "npz"
     if content[8:9] == b"{" and b"\0" in content[:8]:  # 8 bytes of header length, then the header
