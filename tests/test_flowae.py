@@ -2,13 +2,20 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import speechlike
-from training import check_recipe, next_step_after_resuming, write_recipe, write_speech
+from training import (
+    bfloat16_follows_float32,
+    check_recipe,
+    next_step_after_resuming,
+    write_recipe,
+    write_speech,
+)
 
 import vokens
 from vokens.errors import ConfigError, TokensError
@@ -187,6 +194,10 @@ def test_disturbed_crops_learn_noisier_times_alone(recipe: Path) -> None:
     assert 0.3 < disturbed.float().mean() < 0.7
     assert (draws.time <= 1 - draws.share).all()
     assert not trainer_for(recipe, "augment=0.0")._draws(0, 0, 1).share.any()
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe))
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

@@ -12,8 +12,12 @@ from torch.nn import functional as F
 
 from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.flowae import FlowAEConfig
+from vokens.models.flowae.network import FlowDecoder
 from vokens.models.socodec.vocoder import SnakeBeta
 from vokens.nn.conv import PlainConv1d
+from vokens.nn.ecapa import ECAPA
+from vokens.nn.float32 import Float32Buffers
 from vokens.nn.snake import Snake, mish
 from vokens.nn.stft import SpectrumIn
 from vokens.quantize.rvq import EuclideanCodebook
@@ -99,6 +103,35 @@ def test_convolutions_are_torchs(stride: int, padding: int, dilation: int, group
     with torch.no_grad():
         assert error(conv(x), wide) < 0.01
         assert conv.float()(x.float()).equal(nn.Conv1d._conv_forward(conv, x.float(), conv.weight, conv.bias))
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(2, 32), (4, 120), (8, 16), (12, 24)])
+def test_wide_kernels_of_few_channels_are_right(channels: int, kernel: int) -> None:
+    """On processors with AMX torch 2.13 gives these an error of 100 %, with and without autocast."""
+    torch.manual_seed(0)
+    conv, x = PlainConv1d(channels, 8, kernel, stride=kernel // 2), torch.randn(2, channels, 400)
+    with torch.no_grad():
+        wide = conv(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert error(conv(x), wide) < 0.01
+        assert error(conv.bfloat16()(x.bfloat16()), wide) < 0.01
+
+
+def test_statistics_and_spectra_stay_float32() -> None:
+    """A flow's means and deviations of latents, its windows, and the network that hears a voice."""
+    flow = FlowDecoder(FlowAEConfig(network="stft", latent_dim=6, n_fft=240, flow_width=16, flow_layers=1))
+    for part in (flow, ECAPA(8, (8, 8, 8, 8, 16), 8, 4, 16), Mean()):
+        part.to(torch.bfloat16)
+        kept = part.parameters() if isinstance(part, ECAPA) else part.buffers()
+        assert all(value.dtype == torch.float32 for value in kept)
+    assert flow.enter.weight.dtype == torch.bfloat16
+    assert flow.spectra.of_speech(torch.randn(1, 4800)).dtype == torch.float32
+
+
+class Mean(Float32Buffers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
 
 
 def test_mish_is_torchs() -> None:

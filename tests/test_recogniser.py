@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import speechlike
+from training import bfloat16_follows_float32
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
@@ -138,6 +140,11 @@ def test_all_losses_fall(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ctc", "attention", "distill"):
         assert np.mean([f[name] for f in found[-5:]]) < 0.8 * np.mean([f[name] for f in found[:5]]), name
     assert 0 < found[-1]["commit"] < 4
+
+
+@pytest.mark.parametrize("quantizer", [(), VQ], ids=["fsq", "vq"])
+def test_bfloat16_follows_float32(recipe: Path, quantizer: tuple[str, ...]) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe), *quantizer)
 
 
 @pytest.mark.parametrize("quantizer", [(), VQ], ids=["fsq", "vq"])

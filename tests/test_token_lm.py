@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from training import next_step_after_resuming
+from training import bfloat16_follows_float32, next_step_after_resuming
 
 import vokens
 from vokens.corpus.items import CodecFacts, Row
@@ -189,6 +190,10 @@ def test_a_tiny_corpus_is_learned_by_heart(recipe: Path, delay: int) -> None:
     begun = replace(tokens(2), codes=torch.from_numpy(row[None, :, :2].astype(np.int64)))
     said = trainer.final_model().generate(prompt=begun, sampling=Sampling(0.0), max_frames=20)
     assert torch.equal(said.codes[0], torch.from_numpy(row.astype(np.int64)))
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe))
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

@@ -1,6 +1,7 @@
 """DAC-VAE's training: published losses and discriminators, resuming, processes, latents' statistics, what opens."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import torch
 from conftest import speechlike
 from golden.weights import fill_
 from safetensors.torch import load_file
-from training import check_recipe, next_step_after_resuming, write_recipe, write_speech
+from training import (
+    bfloat16_follows_float32,
+    check_recipe,
+    next_step_after_resuming,
+    write_recipe,
+    write_speech,
+)
 
 import vokens
 from vokens.checkpoint import load_strict
@@ -171,6 +178,12 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
     assert any(not torch.equal(network[k], v) for k, v in trainer.model.state_dict().items())
     found = [trainer.train_step() for _ in range(8)]
     assert found[-1]["discriminator"] < first["discriminator"]
+
+
+@pytest.mark.parametrize("network", ["stft", DAC])
+def test_bfloat16_follows_float32(recipe: Path, network: str) -> None:
+    change = network if network == DAC else "model.prior_layers=2"
+    bfloat16_follows_float32(partial(trainer_for, recipe), change, "judges.start=0")
 
 
 @pytest.mark.parametrize("changes", [(), ("model.prior_layers=2", "model.prior_width=8")])

@@ -3,6 +3,7 @@ flows."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import soundfile
 import torch
 from conftest import build_tiny_s3tokenizer, speechlike
 from torch import Tensor
-from training import check_recipe, next_step_after_resuming
+from training import bfloat16_follows_float32, check_recipe, next_step_after_resuming
 
 import vokens
 from vokens import checkpoint
@@ -135,6 +136,10 @@ def test_a_fresh_flow_hands_frames_on(recipe: Path) -> None:
     torch.testing.assert_close(middle(x), x)
     given = torch.randn(1, 7, 320)  # x, mu, speaker, prompt
     torch.testing.assert_close(estimator.first.resnet.shortcut(given), given[..., :96])
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe))
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

@@ -1,6 +1,7 @@
 """Training tokens -> latents: every objective, pairing and contrast learns and composes; rates set the ratio; what is
 written opens, speaks and is decoded."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 import torch
 from conftest import build_tiny_s3tokenizer, speechlike
 from test_train_flow import RECIPE
-from training import check_recipe, next_step_after_resuming
+from training import bfloat16_follows_float32, check_recipe, next_step_after_resuming
 
 import vokens
 from vokens import checkpoint
@@ -196,6 +197,10 @@ def test_voices_of_the_language_model(recipe: Path, tmp_path: Path) -> None:
     wave, _ = vokens.audio.load(read_recipe(recipe).data.train + "/1.wav", RATE)
     found = flow.voice(wave, sample_rate=RATE)
     torch.testing.assert_close(found, trainer.train.fixed([1]).voices, atol=2e-3, rtol=0)
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe), "objective=imf")
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

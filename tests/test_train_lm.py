@@ -3,6 +3,7 @@ followed, references come from where they should."""
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import soundfile
 import torch
 from conftest import speechlike
 from torch import Tensor
+from training import bfloat16_follows_float32
 
 import vokens
 from vokens.corpus.items import CodecFacts, Row
@@ -177,6 +179,11 @@ def test_the_networks_of_uslm_train_apart(trainer, tmp_path: Path) -> None:
 
 
 # Runs
+
+
+@pytest.mark.parametrize("task", ["lm", "uslm"])
+def test_bfloat16_follows_float32(trainer, task: str) -> None:
+    bfloat16_follows_float32(partial(trainer, task))
 
 
 @pytest.mark.parametrize("task", ["lm", "uslm"])

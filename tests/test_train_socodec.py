@@ -1,5 +1,6 @@
 """Training SoCodec: streams fall into order, resuming changes nothing, codebooks learn as recorded, folders open."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from conftest import speechlike
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from training import next_step_after_resuming, write_recipe, write_speech
+from training import bfloat16_follows_float32, next_step_after_resuming, write_recipe, write_speech
 
 import vokens
 from vokens.errors import ConfigError
@@ -219,6 +220,12 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
     for name, judges in trainer.judges.items():
         assert any(not torch.equal(before[name][k], v) for k, v in judges.network.state_dict().items())
     assert any(not torch.equal(vocoder[k], v) for k, v in trainer.model.codec.vocoder.state_dict().items())
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(
+        partial(trainer_for, recipe), "fit_codebooks=0", "mel_judge.start=0", "wave_judge.start=0"
+    )
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

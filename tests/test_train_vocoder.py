@@ -1,13 +1,20 @@
 """Training HiFT: losses fall, resuming changes nothing, rows are those of one process, the vocoder opens and plays."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import speechlike
-from training import check_recipe, next_step_after_resuming, write_recipe, write_speech
+from training import (
+    bfloat16_follows_float32,
+    check_recipe,
+    next_step_after_resuming,
+    write_recipe,
+    write_speech,
+)
 
 import vokens
 from vokens.audio import LogMel
@@ -98,6 +105,10 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
     assert any(not torch.equal(network[k], v) for k, v in trainer.model.state_dict().items() if "ups" in k)
     found = [trainer.train_step() for _ in range(8)]
     assert found[-1]["discriminator"] < first["discriminator"]
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe), "judges.start=0")
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

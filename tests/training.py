@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 import soundfile
+from accelerate.state import AcceleratorState
 from conftest import speechlike
 
 from vokens.train.config import build, read_recipe, trainer_of
@@ -43,6 +45,27 @@ def next_step_after_resuming(trainer: Callable[[], Trainer[Any, Any]], steps: in
     assert again.step == steps
     assert again.train_step() == expected
     return expected
+
+
+def bfloat16_follows_float32(trainer: Callable[..., Trainer[Any, Any]], *changes: str) -> None:
+    """Two steps under bfloat16 autocast report the values of float32, within 10 % and 0.02; the rate is small, so that
+    Adam, which makes a whole step of any gradient, does not part the two."""
+    found, expected = (_two_steps(trainer, precision, *changes) for precision in ("bf16", "no"))
+    for ours, theirs in zip(found, expected, strict=True):
+        far = {k: (ours[k], v) for k, v in theirs.items() if ours[k] != pytest.approx(v, rel=0.1, abs=0.02)}
+        assert not far, far  # name: (bfloat16, float32)
+        assert ours.keys() == theirs.keys()
+
+
+def _two_steps(
+    trainer: Callable[..., Trainer[Any, Any]], precision: str, *changes: str
+) -> list[dict[str, float]]:
+    AcceleratorState._reset_state()  # accelerate keeps one precision per process
+    try:
+        run = trainer(f"precision={precision}", "optim.learning_rate=1e-4", *changes)
+        return [run.train_step() for _ in range(2)]
+    finally:
+        AcceleratorState._reset_state()
 
 
 def check_recipe(name: str, trainer: type[Trainer[Any, Any]]) -> None:

@@ -31,6 +31,16 @@ class PlainConv1d(nn.Conv1d):
     torch's layout reaches 36 to 620 and float32 13 to 78. Of one input channel the layout is the same."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        # Of 2 to 15 channels torch 2.13's bfloat16 convolutions by kernels of 16, 24, 32... give noise (AMX).
+        if (
+            half == torch.bfloat16
+            and input.device.type == "cpu"
+            and 1 < weight.shape[1] < 16 <= weight.shape[2]
+        ):
+            with torch.autocast("cpu", enabled=False):
+                bias = bias if bias is None else bias.float()
+                return super()._conv_forward(input.float(), weight.float(), bias).to(half)
         if input.dtype != torch.bfloat16 or input.device.type != "cpu" or weight.shape[1] == 1:
             return super()._conv_forward(input, weight, bias)
         (stride,), (dilation,), padding = self.stride, self.dilation, int(self.padding[0])

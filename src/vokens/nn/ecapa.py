@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vokens.nn.float32 import Float32
+
 WINDOW = 12000  # mel frames, two minutes at 10 ms: 37 MB in the widest layer
 SHORTEST = 5  # frames that the widest mirrored end needs
 
@@ -66,8 +68,8 @@ class AttentiveStatistics(nn.Module):
         return self.conv(torch.tanh(F.relu(hidden)))
 
 
-class ECAPA(nn.Module):
-    """Mel (B, n_mels, T) to vectors (B, width).
+class ECAPA(Float32):
+    """Mel (B, n_mels, T) to vectors (B, width), in float32: one vector colours all that is decoded with it.
 
     Args:
         channels: of the first layer, the three blocks and the layer that joins them, as published.

@@ -14,6 +14,16 @@ class Float32(nn.Module):
         return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t.new_empty(0)).device), recurse)
 
 
+class Float32Buffers(nn.Module):
+    """A network whose own buffers, not those of its parts, stay in float32: statistics, bounds."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {name: t for name, t in self._buffers.items() if t is not None and not t.is_meta}
+        super()._apply(fn, recurse)
+        self._buffers.update({name: t.to(self._buffers[name].device) for name, t in kept.items()})
+        return self
+
+
 class Hann(Float32):
     """A Hann window (n_fft,) times a constant: rounded to bfloat16 it would leave noise at -50 dB."""
 

@@ -84,7 +84,7 @@ class FlowAE(Autoencoder):
 
     def _span(self, z: Tensor, white: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
         """Wave (B, T * hop) of latents (B, D, T), with white noise (T, hop)."""
-        condition = self.flow.normalised(z)
+        condition = self.flow.normalised(z).to(z.dtype)
         white = white.expand(len(z), -1, -1)
         mask = None if lengths is None else inside(lengths, white)
         white = white if mask is None else white * mask

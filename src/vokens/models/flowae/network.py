@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vokens.models.flowae.config import FlowAEConfig
 from vokens.nn.convnext import ConvNeXtBlock
+from vokens.nn.float32 import Float32, Float32Buffers
 from vokens.nn.product import Linear
 from vokens.nn.stft import overlap_add
 
@@ -22,7 +23,7 @@ TIME_WIDTH = 64
 NEAR = 0.5
 
 
-class Spectra(nn.Module):
+class Spectra(Float32):
     """Waves (B, T * hop) to spectra (B, T, channels) and back: real and imaginary parts with magnitude to a power, each
     bin divided by its deviation over speech (`scale`)."""
 
@@ -80,7 +81,7 @@ class Spectra(nn.Module):
         return torch.stack([real, imag], 2).reshape(len(real), -1, self.channels)
 
 
-class FlowDecoder(nn.Module):
+class FlowDecoder(Float32Buffers):
     """What the clean spectra are, given those at a time of the path and the latents.
 
     `shift` and `spread` (D,) bring latents to a mean of 0 and a deviation of 1, where they have been set.

@@ -22,11 +22,12 @@ from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, R
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.flow import Schedule, TokenToMel, Voice
 from vokens.models.s3gen.stream_flow import MelStream
+from vokens.nn.float32 import Float32Buffers
 
 Ids = Tensor | Sequence[int]
 
 
-class LearnableFlow(Pretrained):
+class LearnableFlow(Float32Buffers, Pretrained):
     """Speech tokens in a voice to latents. `vokens.load(folder or published flow checkpoint)`."""
 
     system = "learnable_flow"

@@ -109,6 +109,10 @@ class SoCodec(Codec):
         self.hubert = Hubert(config) if config.hubert and not hears_mel and computable() else None
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype  # the speaker encoder's stays float32
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that name the weights without HuBERT, which a codec that only decodes does not have."""
         if not self._fingerprint:
@@ -226,7 +230,7 @@ class SoCodec(Codec):
 
     def voice(self, wave: Tensor) -> Tensor:
         """The global vector (1, width) of wave (N,) at 16 kHz."""
-        return self.speaker(self.log_mel(wave).to(self.dtype).unsqueeze(0))
+        return self.speaker(self.log_mel(wave).unsqueeze(0))
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """Log-mel (n_mels, max(5, N // 160)) of wave (N,), in pieces that bound memory; short ones end in silence."""
