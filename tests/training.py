@@ -48,7 +48,7 @@ def next_step_after_resuming(trainer: Callable[[], Trainer[Any, Any]], steps: in
 
 
 def bfloat16_follows_float32(trainer: Callable[..., Trainer[Any, Any]], *changes: str) -> None:
-    """Two steps under bfloat16 autocast report the values of float32, within 10 % and 0.02; the rate is small, so that
+    """Two steps under bfloat16 autocast report the values of float32, within 10 % and 0.02; the rate is tiny, so that
     Adam, which makes a whole step of any gradient, does not part the two."""
     found, expected = (_two_steps(trainer, precision, *changes) for precision in ("bf16", "no"))
     for ours, theirs in zip(found, expected, strict=True):
@@ -62,7 +62,7 @@ def _two_steps(
 ) -> list[dict[str, float]]:
     AcceleratorState._reset_state()  # accelerate keeps one precision per process
     try:
-        run = trainer(f"precision={precision}", "optim.learning_rate=1e-4", *changes)
+        run = trainer(f"precision={precision}", "optim.learning_rate=1e-6", *changes)
         return [run.train_step() for _ in range(2)]
     finally:
         AcceleratorState._reset_state()
