@@ -20,7 +20,8 @@ class Float32Buffers(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: t for name, t in self._buffers.items() if t is not None and not t.is_meta}
         super()._apply(fn, recurse)
-        self._buffers.update({name: t.to(self._buffers[name].device) for name, t in kept.items()})
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
 
 
