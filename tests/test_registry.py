@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import vokens
 from vokens import download as download_module
 from vokens import registry
 from vokens.download import download
-from vokens.errors import ConfigError, DownloadError
+from vokens.errors import CheckpointError, ConfigError, DownloadError
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -318,6 +318,94 @@ def test_an_entry_is_fetched_file_by_file(hub, tmp_path):
     assert not registry.is_cached(entry, cache_dir=tmp_path / "elsewhere")
     assert visible(folder) == ["config.json", "weights.pt"]
     assert len(hub.requests) == 3  # the config was not fetched twice
+
+
+def served(hub: Site, repo: str, names: list[str], revision: str = "main") -> None:
+    hub.files |= {f"/{repo}/resolve/{revision}/{name}": name.encode() for name in names}
+
+
+COSYVOICE2 = ["flow.pt", "hift.pt", "campplus.onnx", "speech_tokenizer_v2.onnx"]
+SOCODEC = ["socodec_16384x4_120ms_16khz_chinese.safetensors", "mel_vocoder_80dim_10ms_16khz.safetensors"]
+SPEECHTOKENIZER = ["speechtokenizer_hubert_avg/config.json", "speechtokenizer_hubert_avg/SpeechTokenizer.pt"]
+
+
+@pytest.mark.parametrize(
+    ("repo", "needed", "others"),
+    [
+        ("ResembleAI/chatterbox", ["s3gen.safetensors"], ["s3gen_v3.safetensors", "s3gen.pt", "ve.pt"]),
+        ("ResembleAI/chatterbox-nano", ["s3gen_meanflow.safetensors"], ["s3gen.safetensors", "vocab.json"]),
+        ("FunAudioLLM/CosyVoice2-0.5B", COSYVOICE2, ["llm.pt", "speech_tokenizer_v2.batch.onnx"]),
+        ("OpenMOSS-Team/SpeechTokenizer", SPEECHTOKENIZER, ["README.md"]),
+        ("hhguo/SoCodec", SOCODEC, ["README.md"]),
+    ],
+)
+def test_a_repository_of_the_authors_gives_what_its_model_needs(hub, monkeypatch, repo, needed, others):
+    name = registry.PUBLISHED[repo]
+    entry = registry.get(name)
+    small = tuple(replace(file, sha256=None) for file in entry.files)  # the files served here are a few bytes
+    monkeypatch.setitem(registry.MODELS, name, replace(entry, files=small))
+    served(hub, repo, needed + others)
+    hubert = "chinese-hubert-large-fairseq-ckpt.pt"
+    served(hub, "TencentGameMate/chinese-hubert-large", [hubert])
+    folder = registry.fetch(registry.published(repo))
+    parts = [hubert] if repo == "hhguo/SoCodec" else []
+    assert visible(folder) == sorted([Path(file).name for file in needed] + parts)
+    assert len(hub.requests) == len(needed + parts)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert registry.fetch(registry.published(repo)) == registry.fetch(registry.get(name)) == folder
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
+        registry.fetch(registry.published(repo, revision="v2"))
+
+
+def test_published_ids_open_and_a_variant_is_chosen(hub, tmp_path, monkeypatch):
+    from s3gen_model import SETTINGS, published
+    from safetensors.torch import save
+
+    content = save({key: value.contiguous() for key, value in published("chatterbox").items()})
+    base = "/ResembleAI/chatterbox/resolve/main"
+    hub.files = {
+        f"{base}/s3gen_v3.safetensors": content,
+        "/ResembleAI/s3gen/resolve/main/config.json": b'{"model_type": "s3gen"}',
+        "/ResembleAI/s3gen/resolve/main/model.safetensors": content,
+    }
+    v3 = vokens.load("ResembleAI/chatterbox", variant="s3gen_v3", config=SETTINGS)
+    assert (v3.name, v3.fingerprint) == (
+        "chatterbox_v3_s3gen",
+        vokens.S3GenModel.from_pretrained("ResembleAI/s3gen", config=SETTINGS).fingerprint,
+    )
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for name, data in (("s3gen", content), ("s3gen_v3", b""), ("t3", b"")):
+        (folder / f"{name}.safetensors").write_bytes(data)
+    assert vokens.load(folder, config=SETTINGS).fingerprint == v3.fingerprint  # v3, of no bytes, was left
+    (folder / "s3gen.safetensors").rename(folder / "s3gen_meanflow.safetensors")
+    (folder / "s3gen.safetensors").write_bytes(b"")
+    assert vokens.load(folder, config=SETTINGS).fingerprint == v3.fingerprint
+    with pytest.raises(CheckpointError):
+        vokens.load(folder, variant="s3gen")
+    with pytest.raises(ConfigError, match=r"variants here: s3gen, s3gen_meanflow, s3gen_v3, t3"):
+        vokens.load(folder, variant="s3gen_v4")
+    with pytest.raises(ConfigError, match="leave it out"):
+        vokens.load("hhguo/SoCodec", variant="s3gen")
+
+
+def test_what_the_shared_cache_of_the_hub_holds_is_not_fetched(hub, tmp_path, monkeypatch):
+    shared = tmp_path / "huggingface"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(shared))
+    place = shared / "models--org--name"
+    for folder in ("blobs", "refs", "snapshots/abc"):
+        (place / folder).mkdir(parents=True)
+    (place / "refs/main").write_text("abc")
+    (place / "blobs" / SHA).write_bytes(DATA)
+    (place / "snapshots/abc/model.safetensors").symlink_to(place / "blobs" / SHA)
+    hub.files["/org/name/resolve/main/config.json"] = b"{}"
+    folder = registry.hub_snapshot("org/name")
+    assert (folder / "model.safetensors").read_bytes() == DATA
+    assert [request["path"] for request in hub.requests] == ["/org/name/resolve/main/config.json"]
+    (place / "blobs" / SHA).unlink()  # the cache was cleaned: fetched as if it had never been there
+    hub.files["/org/name/resolve/main/model.safetensors"] = DATA
+    assert (registry.hub_snapshot("org/name") / "model.safetensors").read_bytes() == DATA
+    assert not (folder / "model.safetensors").is_symlink()
 
 
 # Names

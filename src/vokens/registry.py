@@ -7,7 +7,8 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ _MODELS_FOLDER = Path(__file__).parent / "models"
 class File:
     """One file of a codec.
 
-    path: its name in the codec's folder. repo, filename: its place on the Hugging Face hub. address: its place
-    elsewhere. None of them when it is part of this package. sha256: None when its publisher states none. size:
+    path: its name in the codec's folder. repo, filename, revision: its place on the Hugging Face hub. address: its
+    place elsewhere. None of them when it is part of this package. sha256: None when its publisher states none. size:
     bytes of the released file, None when they are not known; never an estimate.
     """
 
@@ -35,13 +36,14 @@ class File:
     sha256: str | None = None
     size: int | None = None
     address: str | None = None
+    revision: str | None = None
 
     @property
     def url(self) -> str | None:
         """Its address; of the hub, on the mirror that HF_ENDPOINT names if there is one."""
         if self.address is not None:
             return self.address
-        return None if self.repo is None else hub_url(self.repo, self.filename or self.path)
+        return None if self.repo is None else hub_url(self.repo, self.filename or self.path, self.revision)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ def _s3tokenizer(name: str, place: str, sha256: str, size: int, description: str
 def _s3gen(name: str, description: str, licence: str, source: str, files: tuple[File, ...]) -> Entry:
     """A release that speaks the tokens of an S3Tokenizer of 25 Hz."""
     return Entry(name, "s3gen", description, 24000, 25.0, 1, 6561, licence, source, files)
+
+
+def _meanflow(name: str, repo: str) -> Entry:
+    """The distilled S3Gen; Turbo and Nano publish the same file."""
+    sha256 = "d65cb687a2ed581ee6cc297e919ffefa63386944f42364ae13b78a594945514f"
+    file = File("s3gen_meanflow.safetensors", repo, sha256=sha256, size=1_064_875_036)
+    return _s3gen(name, "S3 v2 tokens to speech in any voice, 2 steps", "MIT", repo, (file,))
 
 
 def _cosyvoice2(path: str, size: int, sha256: str | None = None) -> File:
@@ -326,12 +335,14 @@ _ENTRIES = (
         ),
     ),
     _s3gen(
-        "chatterbox_turbo_s3gen",
-        "S3 v2 tokens to speech in any voice, 2 steps",
+        "chatterbox_v3_s3gen",
+        "S3 v2 tokens to speech in any voice, 10 steps; beside Chatterbox Multilingual V3",
         "MIT",
-        "ResembleAI/chatterbox-turbo",
-        (File("s3gen_meanflow.safetensors", "ResembleAI/chatterbox-turbo"),),
+        "ResembleAI/chatterbox",
+        (File("s3gen_v3.safetensors", "ResembleAI/chatterbox"),),
     ),
+    _meanflow("chatterbox_turbo_s3gen", "ResembleAI/chatterbox-turbo"),
+    _meanflow("chatterbox_nano_s3gen", "ResembleAI/chatterbox-nano"),
     _s3gen(
         "cosyvoice2_s3gen",
         "S3 v2 tokens to speech in any voice, 10 steps, trained to stream",
@@ -441,6 +452,23 @@ _ENTRIES = (
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 
+# Repositories as their authors published them -> the model in them: of all their files only its own are fetched.
+# iic's are ids of ModelScope, the others of the Hugging Face hub.
+PUBLISHED = {
+    "ResembleAI/chatterbox": "chatterbox_s3gen",
+    "ResembleAI/chatterbox-turbo": "chatterbox_turbo_s3gen",
+    "ResembleAI/chatterbox-nano": "chatterbox_nano_s3gen",
+    "FunAudioLLM/CosyVoice2-0.5B": "cosyvoice2_s3gen",
+    "iic/CosyVoice2-0.5B": "cosyvoice2_s3gen",
+    "FunAudioLLM/Fun-CosyVoice3-0.5B-2512": "cosyvoice3_s3gen",
+    "iic/CosyVoice-300M": "speech_tokenizer_v1",
+    "iic/CosyVoice-300M-25Hz": "speech_tokenizer_v1_25hz",
+    "fnlp/SpeechTokenizer": "speechtokenizer_hubert_avg",
+    "OpenMOSS-Team/SpeechTokenizer": "speechtokenizer_hubert_avg",
+    "fnlp/AnyGPT-speech-modules": "speechtokenizer_snake",
+    "hhguo/SoCodec": "socodec_16384x4_120ms_16khz_chinese",
+}
+
 
 def entries() -> list[Entry]:
     """All codecs that can be loaded by name."""
@@ -452,6 +480,44 @@ def get(name: str) -> Entry:
     if name not in MODELS:
         raise ConfigError(_unknown(name))
     return MODELS[name]
+
+
+def published(repo_id: str, revision: str | None = None, variant: str | None = None) -> Entry | None:
+    """The model of its authors' repository, with files from there; None for other names.
+
+    revision: of the repository; its files then have a folder of their own and the hub's own hashes.
+    variant: the stem of another of S3Gen's files in the repository, such as "s3gen_v3".
+    """
+    if repo_id not in PUBLISHED:
+        return None
+    entry, modelscope = MODELS[PUBLISHED[repo_id]], repo_id.startswith("iic/")
+    if modelscope and revision:
+        raise ConfigError(f"revision={revision!r} was given for {repo_id} of ModelScope: leave it out")
+    if variant:
+        return _variant(entry, repo_id, revision, variant)
+    if modelscope:
+        return entry
+    files = tuple(
+        replace(file, repo=repo_id, address=None, revision=revision, sha256=None if revision else file.sha256)
+        if file.repo in (None, entry.source)
+        else file  # a part that others published
+        for file in entry.files
+    )
+    return replace(entry, files=files, shared=_hub_folder(repo_id, revision) if revision else entry.shared)
+
+
+def _variant(entry: Entry, repo_id: str, revision: str | None, variant: str) -> Entry:
+    path = f"{variant}.safetensors"
+    known = [e for e in MODELS.values() if e.source == repo_id and e.files[0].path == path and not revision]
+    if known:
+        return known[0]
+    if entry.system != "s3gen" or len(entry.files) > 1 or not re.fullmatch(r"s3gen\w*", variant):
+        raise ConfigError(
+            f"variant={variant!r} was given for {repo_id}: of Chatterbox's repositories the name of an S3Gen file "
+            "without its suffix is accepted, such as 's3gen' or 's3gen_meanflow'; leave it out for others"
+        )
+    files = (File(path, repo_id, revision=revision),)
+    return replace(entry, files=files, shared=_hub_folder(repo_id, revision))
 
 
 def _unknown(name: str) -> str:
@@ -519,19 +585,34 @@ def fetch(
     place = folder(entry, cache_dir)
     for file in entry.files:
         if file.url is not None:
-            download(
-                file.url,
-                place / file.path,
-                sha256=file.sha256,
-                progress=progress,
-                local_files_only=local_files_only,
-            )
+            _obtain(file, place / file.path, progress, local_files_only)
         elif not (place / file.path).exists():
             raise DownloadError(
                 f"{place / file.path}, a part of vokens, is missing: install vokens again "
                 f"({install_line(options='--force-reinstall --no-deps')})"
             )
     return place
+
+
+def _obtain(file: File, target: Path, progress: bool, local_files_only: bool) -> None:
+    """Link a file of the hub to the cache that huggingface_hub shares, where it is there; else download it."""
+    if file.repo is not None and file.address is None and not target.exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        # Passed over: names that the cache does not take, systems without links, folders that download explains.
+        with suppress(OSError, ValueError):
+            cached = try_to_load_from_cache(file.repo, file.filename or file.path, revision=file.revision)
+            # The cache names its large files by their sha256.
+            if isinstance(cached, str) and file.sha256 in (None, Path(cached).resolve().name):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_symlink():  # to a file that is gone
+                    target.unlink()
+                target.symlink_to(Path(cached).resolve())
+    download(str(file.url), target, sha256=file.sha256, progress=progress, local_files_only=local_files_only)
+
+
+def _hub_folder(repo_id: str, revision: str | None) -> str:
+    return f"hub/{repo_id.replace('/', '--')}/{(revision or 'main').replace('/', '--')}"
 
 
 def hub_snapshot(
@@ -550,14 +631,11 @@ def hub_snapshot(
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
         raise DownloadError(f"{repo_id!r} is not a hub id: give org/name")
-    place = (
-        cache_folder(cache_dir) / "hub" / repo_id.replace("/", "--") / (revision or "main").replace("/", "--")
-    )
+    place = cache_folder(cache_dir) / _hub_folder(repo_id, revision)
     files = tuple(files)
     for name in files:
         try:
-            url = hub_url(repo_id, name, revision)
-            download(url, place / name, progress=progress, local_files_only=local_files_only)
+            _obtain(File(name, repo_id, revision=revision), place / name, progress, local_files_only)
         except DownloadError as error:
             raise DownloadError(
                 f"{error}. (As a codec, {hub_endpoint()}/{repo_id} must hold {' and '.join(files)}, "

@@ -57,7 +57,7 @@ def system(name: str) -> type[Codec]:
 
 def system_of(name: str | Path) -> type[Codec] | None:
     """The class of a model of `vokens models`, told without a download; None for folders, files and other names."""
-    entry = registry.MODELS.get(str(name))
+    entry = registry.MODELS.get(str(name)) or registry.published(str(name))
     return None if entry is None else system(entry.system)
 
 
@@ -70,13 +70,15 @@ def load(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     revision: str | None = None,
+    variant: str | None = None,
     backend: Literal["torch", "onnxruntime"] = "torch",
 ) -> Codec:
     """Open a codec, in evaluation mode.
 
     Args:
         source: a name of `vokens models`, a folder written by `save_pretrained` or by training, a published
-            checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id.
+            checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id, ours
+            or its authors' (`registry.PUBLISHED`).
         config: for published files: the published config, as a path or a dict, or the name of the release where
             the weights leave it open.
         device: where the network lives: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA where there is one.
@@ -85,6 +87,8 @@ def load(
         cache_dir: where downloads are kept.
         local_files_only: never download.
         revision: of a hub id.
+        variant: of a folder or hub id with several S3Gens, the stem of the file, such as "s3gen". Without it the one
+            that its publisher's program loads: s3gen_meanflow, else s3gen, else s3gen_v3.
         backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
     Raises:
@@ -93,7 +97,7 @@ def load(
         ConfigError: a device that is not here.
     """
     device = usable_device(device)
-    path, name = _find(source, cache_dir, local_files_only, revision)
+    path, name = _find(source, cache_dir, local_files_only, revision, variant)
     if backend == "onnxruntime":
         codec, device = _open_session(path, config, device), "cpu"
     elif backend == "torch":
@@ -111,15 +115,26 @@ def load(
 
 
 def _find(
-    source: str | Path, cache_dir: Any, local_files_only: bool, revision: str | None
+    source: str | Path, cache_dir: Any, local_files_only: bool, revision: str | None, variant: str | None
 ) -> tuple[Path, str]:
     """Where the files are, and the model id when the source gives one."""
     path = Path(source).expanduser()
+    if variant is not None and str(source) not in registry.PUBLISHED:
+        file = path / f"{variant}.safetensors"
+        if not file.is_file():
+            there = ", ".join(sorted(one.stem for one in path.glob("*.safetensors"))) or "none"
+            raise ConfigError(
+                f"variant={variant!r} of {source}: a folder with {variant}.safetensors or the id of a published "
+                f"Chatterbox is accepted; variants here: {there}"
+            )
+        return file, ""
     if str(source) in registry.MODELS and (revision is None or "/" not in str(source)):
         entry = registry.get(str(source))
         return registry.fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
     if path.exists():
         return path, ""
+    if entry := registry.published(str(source), revision, variant):
+        return registry.fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
     if (
         isinstance(source, str)
         and source.count("/") == 1

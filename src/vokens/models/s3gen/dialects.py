@@ -27,9 +27,18 @@ from vokens.models.s3gen.model_config import TOKENS_OF, S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.models.s3tokenizer import checkpoint as tokenizer_layout
 from vokens.onnx_file import is_onnx, read_onnx
+from vokens.text.files import read_json
 
 PARTS = ("tokenizer", "speaker_encoder", "flow", "mel2wav")
-SINGLE = ("s3gen.safetensors", "s3gen.pt", "s3gen_meanflow.safetensors")
+# One file of a whole model, the one that its publisher's program loads first: Turbo's and Nano's snapshots also hold
+# Chatterbox's s3gen, and Chatterbox's a v3 that its multilingual program leaves out.
+SINGLE = (
+    "s3gen_meanflow.safetensors",
+    "s3gen.safetensors",
+    "s3gen.pt",
+    "s3gen_v3.safetensors",
+    "s3gen_v3.pt",
+)
 _MIXER = "decoder.estimator.time_embed_mixer.weight"
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".onnx")
 
@@ -62,8 +71,8 @@ def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
 def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
     """The model of Chatterbox's or CosyVoice's folder, whatever else is in it; None where it holds neither."""
     single = [folder / name for name in SINGLE if (folder / name).exists()]
-    if {path.stem for path in single} == {"s3gen", "s3gen_meanflow"}:
-        raise CheckpointError(f"{folder} holds two models, {SINGLE[0]} and {SINGLE[2]}: give the file")
+    if not single and _transformers(folder):
+        single = [folder / "model.safetensors"]
     if single:
         state = read_state_dict(single[0])
         return from_chatterbox(cls, state, config) if recognises(state.keys()) else None
@@ -71,6 +80,15 @@ def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
     if flow is None or vocoder is None:
         return None
     return _from_cosyvoice(cls, folder, flow, vocoder, config)
+
+
+def _transformers(folder: Path) -> bool:
+    """Whether a folder is S3Gen's as transformers writes one: sizes follow from the tensors there too."""
+    described = folder / "config.json"
+    if not described.exists() or not (folder / "model.safetensors").exists():
+        return False
+    settings = read_json(described)
+    return isinstance(settings, dict) and settings.get("model_type") == "s3gen"
 
 
 def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: Any) -> Any:
