@@ -357,36 +357,25 @@ def test_a_repository_of_the_authors_gives_what_its_model_needs(hub, monkeypatch
         registry.fetch(registry.published(repo, revision="v2"))
 
 
-def test_published_ids_open_and_a_variant_is_chosen(hub, tmp_path, monkeypatch):
-    from s3gen_model import SETTINGS, published
-    from safetensors.torch import save
-
-    content = save({key: value.contiguous() for key, value in published("chatterbox").items()})
-    base = "/ResembleAI/chatterbox/resolve/main"
-    hub.files = {
-        f"{base}/s3gen_v3.safetensors": content,
-        "/ResembleAI/s3gen/resolve/main/config.json": b'{"model_type": "s3gen"}',
-        "/ResembleAI/s3gen/resolve/main/model.safetensors": content,
-    }
-    v3 = vokens.load("ResembleAI/chatterbox", variant="s3gen_v3", config=SETTINGS)
-    assert (v3.name, v3.fingerprint) == (
-        "chatterbox_v3_s3gen",
-        vokens.S3GenModel.from_pretrained("ResembleAI/s3gen", config=SETTINGS).fingerprint,
-    )
-    folder = tmp_path / "snapshot"
-    folder.mkdir()
-    for name, data in (("s3gen", content), ("s3gen_v3", b""), ("t3", b"")):
-        (folder / f"{name}.safetensors").write_bytes(data)
-    assert vokens.load(folder, config=SETTINGS).fingerprint == v3.fingerprint  # v3, of no bytes, was left
-    (folder / "s3gen.safetensors").rename(folder / "s3gen_meanflow.safetensors")
-    (folder / "s3gen.safetensors").write_bytes(b"")
-    assert vokens.load(folder, config=SETTINGS).fingerprint == v3.fingerprint
-    with pytest.raises(CheckpointError):
-        vokens.load(folder, variant="s3gen")
+def test_of_several_s3gens_the_publishers_choice_opens_or_the_variant(hub, tmp_path):
+    """Told by the damaged file that the error names."""
+    served(hub, "ResembleAI/chatterbox", ["s3gen.safetensors", "s3gen_v3.safetensors"])
+    with pytest.raises(CheckpointError, match=r"chatterbox_v3_s3gen/s3gen_v3\.safetensors"):
+        vokens.load("ResembleAI/chatterbox", variant="s3gen_v3")
+    assert [request["path"][-20:] for request in hub.requests] == ["s3gen_v3.safetensors"]
+    names = ["s3gen_meanflow", "s3gen", "s3gen_v3"]
+    for name in (*names, "t3"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"/s3gen\.safetensors"):
+        vokens.load(tmp_path, variant="s3gen")
     with pytest.raises(ConfigError, match=r"variants here: s3gen, s3gen_meanflow, s3gen_v3, t3"):
-        vokens.load(folder, variant="s3gen_v4")
+        vokens.load(tmp_path, variant="s3gen_v4")
     with pytest.raises(ConfigError, match="leave it out"):
         vokens.load("hhguo/SoCodec", variant="s3gen")
+    for name in names:
+        with pytest.raises(CheckpointError, match=rf"/{name}\.safetensors"):
+            vokens.load(tmp_path)
+        (tmp_path / f"{name}.safetensors").unlink()
 
 
 def test_what_the_shared_cache_of_the_hub_holds_is_not_fetched(hub, tmp_path, monkeypatch):
