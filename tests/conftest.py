@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from vokens.models.codec import Codec
 from vokens.models.mini import Mini, MiniConfig
 
+settings.register_profile("fixed", derandomize=True, database=None)  # the same examples in every run
+settings.load_profile("fixed")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # -n 2 has a process for each core
 
 
