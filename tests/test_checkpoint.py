@@ -21,6 +21,7 @@ from vokens.checkpoint import (
     unfold_weight_norm,
 )
 from vokens.errors import CheckpointError
+from vokens.packed import pack
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "steps": torch.tensor(7)}
 
@@ -279,3 +280,58 @@ def test_counts_that_trainers_put_beside_weights_are_left_out(tmp_path):
     torch.save({"layer.weight": torch.ones(2), "rate": 3}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="rate"):
         read_state_dict(tmp_path / "other.pt")
+
+
+# Eight bits
+
+
+def packed_state() -> dict:
+    rows = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [1e-6, 3e-7, -1e-6]])
+    return {
+        "a.weight": rows,
+        "conv": torch.linspace(-1, 1, 24).view(2, 3, 4),
+        "bias": torch.ones(3),
+        "steps": torch.tensor(7),
+    }
+
+
+def test_weights_at_eight_bits_are_read_as_float32(tmp_path):
+    state = packed_state()
+    save_safetensors(tmp_path / "x.safetensors", pack(state))
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.get_tensor("a.weight").dtype == file.get_tensor("conv").dtype == torch.int8
+        assert file.get_tensor("bias").dtype == torch.float32
+    found = read_state_dict(tmp_path / "x.safetensors")
+    assert found.keys() == state.keys()
+    for name, weight in found.items():
+        assert weight.dtype == state[name].dtype
+        rows = (
+            state[name].float().view(len(state[name]), -1) if state[name].dim() else state[name][None, None]
+        )
+        step = rows.abs().amax(1).view(-1, *[1] * (state[name].dim() - 1)) / 127
+        assert ((weight - state[name]).abs() <= 0.51 * step).all(), name  # each row has a scale of its own
+    assert_equal(read_state_dict(tmp_path / "x.safetensors"), found)
+    assert_equal(pack(found), pack(state))  # so that a model keeps its fingerprint when it is saved again
+
+
+@pytest.mark.parametrize("fault", ["no scale", "no weight", "rows", "float", "nan"])
+def test_scales_that_do_not_belong_to_their_weights(tmp_path, fault):
+    state = pack(packed_state())
+    if fault == "no scale":
+        del state["conv:scale"]
+    elif fault == "no weight":
+        del state["conv"]
+    elif fault == "rows":
+        state["conv:scale"] = torch.ones(3)
+    elif fault == "float":
+        state["conv"] = state["conv"].float()
+    else:
+        state["conv:scale"][0] = torch.nan
+    save_safetensors(tmp_path / "x.safetensors", state)
+    with pytest.raises(CheckpointError, match=r"conv.*again"):
+        read_state_dict(tmp_path / "x.safetensors")
+
+
+def test_what_eight_bits_cannot_hold_is_refused():
+    with pytest.raises(CheckpointError, match=r"a\.weight holds NaN"):
+        pack({"a.weight": torch.tensor([[1.0, torch.nan]])})

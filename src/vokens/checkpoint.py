@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vokens.atomic import atomic_write
 from vokens.errors import CheckpointError
+from vokens.packed import unpack
 
 PathLike = str | os.PathLike[str]
 State = dict[str, Tensor]
@@ -103,9 +104,10 @@ def read_config(path: PathLike) -> dict[str, Any] | None:
 
 def _read_safetensors(path: Path) -> State:
     try:
-        return _strip_module(load_file(path))
+        state = load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
+    return unpack(_strip_module(state), path)
 
 
 def _read_torch(path: Path) -> Any:

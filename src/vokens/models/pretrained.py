@@ -16,6 +16,7 @@ from vokens import checkpoint
 from vokens.atomic import atomic_write
 from vokens.errors import CheckpointError, ConfigError
 from vokens.nn.product import warn_where_slow
+from vokens.packed import pack
 
 
 class Pretrained(nn.Module):
@@ -108,11 +109,17 @@ class Pretrained(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
     ) -> Path:
-        """Write config.json, model.safetensors and README.md, which `vokens.load` and `from_pretrained` open."""
+        """Write config.json, model.safetensors and README.md, which `vokens.load` and `from_pretrained` open.
+
+        dtype: of the stored weights, such as torch.float16; torch.int8 stores matrices at 8 bits with a scale for each
+            row (`vokens.packed`). They are computed with in float32, and have a fingerprint of their own.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        if dtype is not None:
+        if dtype == torch.int8:
+            state = pack(state)
+        elif dtype is not None:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         checkpoint.save_safetensors(folder / "model.safetensors", state)
         for name, text in (
