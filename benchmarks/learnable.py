@@ -65,9 +65,37 @@ def take_turns(repeats: int, *calls: Callable[[], Any]) -> list[float]:
 # The composition: stage 1 ----------------------------------------------------------------------------------------
 
 
-def plain_lm_loss(lm: LearnableLM, text: list[Tensor], speech: list[Tensor], speaker: Tensor) -> Tensor:
+def of_transformers(lm: LearnableLM) -> Any:
+    """transformers' Qwen2Model over the very parameters of a language model's backbone."""
+    from transformers import Qwen2Config, Qwen2Model
+
+    sizes, own = lm.config.backbone, dict(lm.backbone.named_parameters())
+    rope = {"rope_type": "default", "rope_theta": sizes.rope_theta}
+    model = Qwen2Model(
+        Qwen2Config(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.width,
+            intermediate_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            max_position_embeddings=sizes.max_positions,
+            rope_parameters=rope,
+            rms_norm_eps=sizes.norm_eps,
+        )
+    )
+    for path, module in model.named_modules():
+        for name in module._parameters:
+            if module._parameters[name] is not None:
+                module._parameters[name] = own[f"{path}.{name}"]
+    return model.train(lm.training)
+
+
+def plain_lm_loss(
+    lm: LearnableLM, backbone: Any, text: list[Tensor], speech: list[Tensor], speaker: Tensor
+) -> Tensor:
     """Unistream sequences put together utterance by utterance, scores and divergence at every place."""
-    words = lm.backbone.get_input_embeddings()
+    words = lm.backbone.embed_tokens
     rows, targets = [], []
     for ids, codes, voice in zip(text, speech, speaker, strict=True):
         start, task = lm.marks.weight[0:1], lm.marks.weight[1:2]
@@ -78,7 +106,7 @@ def plain_lm_loss(lm: LearnableLM, text: list[Tensor], speech: list[Tensor], spe
     x = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1.0)
     target = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-1)
     mask = mask_of(torch.tensor(lengths), x.shape[1])
-    scores = lm.head(lm.backbone(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state)
+    scores = lm.head(backbone(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state)
     flat, asked = target.flatten(), target.flatten() >= 0
     wanted = torch.zeros(len(flat), scores.shape[2])
     wanted.scatter_(1, flat.clamp(min=0)[:, None], 1.0)
@@ -87,13 +115,15 @@ def plain_lm_loss(lm: LearnableLM, text: list[Tensor], speech: list[Tensor], spe
 
 
 @torch.inference_mode()
-def recomputed(lm: LearnableLM, text: Tensor, count: int, generator: torch.Generator) -> list[int]:
+def recomputed(
+    lm: LearnableLM, backbone: Any, text: Tensor, count: int, generator: torch.Generator
+) -> list[int]:
     """`count` tokens, the whole sequence being read again for each."""
     marks, sampler, found = lm.marks.weight, Sampler(), []
     voice = torch.zeros_like(marks[:1])
-    x = torch.cat([marks[:1], voice, lm.backbone.get_input_embeddings()(text), marks[1:]])
+    x = torch.cat([marks[:1], voice, lm.backbone.embed_tokens(text), marks[1:]])
     while len(found) < count:
-        scores = lm.head(lm.backbone(inputs_embeds=x[None], use_cache=False).last_hidden_state[0, -1])
+        scores = lm.head(backbone(inputs_embeds=x[None], use_cache=False).last_hidden_state[0, -1])
         scores[lm.config.speech_tokens :] = -torch.inf
         found.append(sampler.draw(scores, found, generator))
         x = torch.cat([x, lm.speech_embedding.weight[found[-1:]]])
@@ -353,6 +383,7 @@ def compare_lm(report: Report, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     sizes = Qwen2Sizes() if args.full else SMALL_LM
     lm = LearnableLM(LearnableLMConfig(sizes, SpeakerConfig(width=64, layers=1, heads=2)))
+    backbone = of_transformers(lm)
     counts = [(12 + 3 * row, 60 + 17 * row) for row in range(args.batch)]
     text = [torch.randint(1000, (n,), generator=seeded(n)) for n, _ in counts]
     speech = [torch.randint(6561, (n,), generator=seeded(n)) for _, n in counts]
@@ -364,7 +395,7 @@ def compare_lm(report: Report, args: argparse.Namespace) -> None:
         return label_loss(*lm(padded[0], lengths[:, 0], padded[1], lengths[:, 1], speaker=speaker))
 
     def plain() -> Tensor:
-        return plain_lm_loss(lm, text, speech, speaker)
+        return plain_lm_loss(lm, backbone, text, speech, speaker)
 
     agree("losses of the language model", ours().detach(), plain().detach(), 1e-5)
     mine = training_step(lm, ours, False)
@@ -379,7 +410,7 @@ def compare_lm(report: Report, args: argparse.Namespace) -> None:
         return lm.generate([text[-1]], **{**limits, "generator": seeded(0)})[0].tolist()
 
     def again() -> list[int]:
-        return recomputed(lm, text[-1], count, seeded(0))
+        return recomputed(lm, backbone, text[-1], count, seeded(0))
 
     same = sum(a == b for a, b in zip(cached(), again(), strict=True))
     best = take_turns(max(1, report.repeats // 2), cached, again)

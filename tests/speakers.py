@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from s3gen_weights import reduced
 
@@ -17,8 +16,6 @@ from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.uslm import USLM, USLMConfig
 from vokens.text import front_end
-
-pytest.importorskip("transformers")
 
 
 def tiny_lm(tokens: int, hears: bool = True) -> LearnableLM:

@@ -421,7 +421,6 @@ def test_both_stages_train_on_the_files(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The published line: two steps of each stage, weights under the published names, going on where it stopped."""
-    pytest.importorskip("transformers")
     llm, flow = tmp_path / "llm", tmp_path / "flow"
     sizes = changed(*(f"model.{size}" for size in SIZES))
     assert train(dataset, "llm", llm, *sizes) == 0  # two epochs of one batch

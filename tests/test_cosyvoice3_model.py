@@ -188,7 +188,6 @@ def test_verbs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_language_models_of_the_other_release_are_refused() -> None:
-    pytest.importorskip("transformers")
     lm, s3gen = tiny_lm(6561), tiny_s3gen()
     assert WithS3Gen(lm, s3gen).lm is lm
     s3gen.config = replace(s3gen.config, tokens=V3)

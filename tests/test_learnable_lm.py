@@ -13,12 +13,12 @@ import vokens
 from vokens import checkpoint
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
+from vokens.models.learnable.backbone import Qwen2
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.speaker import ReferenceMel
 from vokens.nn.sampling import Sampler
 
-pytest.importorskip("transformers")
 FOLDER = Path(__file__).parent / "golden/learnable"
 SPEECH = json.loads((FOLDER / "config.json").read_text())["speech"]
 SALT = SPEECH["salt"]
@@ -206,7 +206,7 @@ def published_generation(lm: LearnableLM, kind: str) -> list[int]:
     facts, text = SPEECH["gen"][kind], GOLDEN["text_token"][0].long()
     start, task = lm.marks.weight.split(1)
     voice = lm.speaker_of(GOLDEN["reference_mels"][:1])
-    words = lm.backbone.get_input_embeddings()(torch.cat([text[:3], text[5:9]]))
+    words = lm.backbone.embed_tokens(torch.cat([text[:3], text[5:9]]))
     prompt = lm.speech_embedding(GOLDEN[f"gen.{kind}.prompt_speech"][0].long())
     reader, generator = Reader(lm.backbone, lm.head), torch.Generator().manual_seed(facts["seed"])
     scores = reader.start([(torch.cat([start, voice, words, task, prompt]), None)])
@@ -226,6 +226,40 @@ def published_generation(lm: LearnableLM, kind: str) -> list[int]:
 @pytest.mark.parametrize("kind", ["greedy", "ras"])
 def test_published_generation_matches(lm, kind):
     assert published_generation(lm, kind) == GOLDEN[f"gen.{kind}.tokens"].tolist()
+
+
+@torch.inference_mode()
+def test_the_backbone_is_that_of_transformers():
+    """Two heads for each of the keys; whole, under positions with jumps, and in bfloat16 to its rounding."""
+    transformers = pytest.importorskip("transformers")
+    sizes = replace(TINY, rope_theta=1e4, norm_eps=1e-5)
+    theirs = transformers.Qwen2Model(
+        transformers.Qwen2Config(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.width,
+            intermediate_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+            rms_norm_eps=sizes.norm_eps,
+        )
+    ).eval()
+    ours = Qwen2(sizes).eval()
+    torch.manual_seed(0)
+    for weight in ours.parameters():
+        weight.normal_(0, 0.3)
+    theirs.load_state_dict(ours.state_dict())
+    x, mask = torch.randn(2, 9, 64), torch.ones(2, 9, dtype=torch.long)
+    at = torch.tensor([[0, 1, 2, 3, 9, 9, 10, 11, 40]]).expand(2, -1)
+    for positions in (None, at):
+        expected = theirs(inputs_embeds=x, attention_mask=mask, position_ids=positions).last_hidden_state
+        close(ours(x, positions)[0], expected)
+        first, cache = ours(x[:, :4], None if positions is None else positions[:, :4])
+        rest, cache = ours(x[:, 4:], None if positions is None else positions[:, 4:], cache=cache)
+        close(torch.cat([first, rest], 1), expected)
+        assert cache.length == 9
+    close(ours.bfloat16()(x.bfloat16())[0].float(), theirs(inputs_embeds=x).last_hidden_state, 0.1)
 
 
 def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):

@@ -180,7 +180,6 @@ def test_three_latents_per_token(recipe: Path, places: dict[str, Path], tmp_path
 
 
 def test_voices_of_the_language_model(recipe: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     sizes = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
     torch.manual_seed(0)
     speaker = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12)

@@ -379,8 +379,7 @@ def test_simpo_needs_no_reference(trainer, pairs: Path) -> None:
 
 
 def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_path: Path) -> None:
-    from vokens.models.learnable.reader import build_backbone
-
+    transformers = pytest.importorskip("transformers")
     run = trainer("lm")
     learned(run, 2)
     run.save()
@@ -388,7 +387,17 @@ def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_p
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name])
     torch.manual_seed(9)
-    qwen = build_backbone(run.model.lm.config.backbone)
+    sizes = run.model.lm.config.backbone
+    qwen = transformers.Qwen2Model(
+        transformers.Qwen2Config(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.width,
+            intermediate_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+        )
+    )
     qwen.save_pretrained(tmp_path / "qwen")
     state = {f"model.{name}": value for name, value in qwen.state_dict().items()}
     vokens.checkpoint.save_safetensors(tmp_path / "qwen/model.safetensors", state)

@@ -27,7 +27,7 @@ EXTRAS = {
     "plot": "pictures: demo, roundtrip, inspect --picture",
     "train": "train",
     "track": "train with tracker = wandb or comet_ml",
-    "hf": "SoCodec's HuBERT, Learnable-Speech's language model, tokenizers of transformers",
+    "hf": "SoCodec's HuBERT, HuBERT-like teachers, tokenizers of transformers",
     "eval": "bench: STOI, PESQ, word error, speaker similarity, Lyra",
     "onnx": 'backend="onnxruntime", convert to ONNX',
     "parquet": "extract from and to parquet",
@@ -183,17 +183,22 @@ def _models() -> list[Finding]:
 
 
 def _embedded(name: str, detail: str) -> Finding:
-    """Finding of a codec that needs no download, from encoding and decoding 0.1 s with it."""
+    """Finding of a model that needs no download: it opens, and encodes and decodes 0.1 s where it can."""
     import numpy as np
 
+    from vokens import registry
     from vokens.models import load
+    from vokens.models.codec import Codec
 
     try:
-        codec = load(name)
-        silence = np.zeros(codec.sample_rate // 10, np.float32)
-        codec.decode(codec.encode(silence, sample_rate=codec.sample_rate))
+        model = load(name)
+        if isinstance(model, Codec):
+            silence = np.zeros(model.sample_rate // 10, np.float32)
+            tokens = model.encode(silence, sample_rate=model.sample_rate)
+            _ = model.decode(tokens) if model.decodes else None
     except (VokensError, OSError) as error:
-        remedy = install_line(options="--force-reinstall --no-deps") if name == "mini" else ""
+        ours = (registry.WEIGHTS / name).exists()
+        remedy = install_line(options="--force-reinstall --no-deps") if ours else ""
         return Finding("models", name, "broken", f"needs no download, but fails: {error}", remedy)
     return Finding("models", name, "ok", detail)
 

@@ -17,9 +17,10 @@ from vokens.audio import io as audio
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.learnable import checkpoint as published
+from vokens.models.learnable.backbone import Qwen2
 from vokens.models.learnable.config import LearnableLMConfig
 from vokens.models.learnable.layout import Layout, speech_position, text_position
-from vokens.models.learnable.reader import Reader, build_backbone
+from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.speaker import (
     REFERENCE_RATE,
     REFERENCE_SECONDS,
@@ -45,12 +46,12 @@ class LearnableLM(Pretrained):
     def __init__(self, config: LearnableLMConfig) -> None:
         super().__init__(config)
         width = config.backbone.width
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = Qwen2(config.backbone)
         self.marks = nn.Embedding(2, width)  # start, task
         self.speech_embedding = nn.Embedding(config.outputs, width)
         self.head = Linear(width, config.outputs)
         for table in (self.marks, self.speech_embedding):
-            nn.init.normal_(table.weight, std=0.02)  # as transformers starts the text's
+            nn.init.normal_(table.weight, std=0.02)  # as Qwen2 starts the text's
         self.speaker_encoder = self.speaker_project = None
         if config.speaker is not None:
             self.speaker_encoder = SpeakerEncoder(config.speaker)
@@ -156,11 +157,7 @@ class LearnableLM(Pretrained):
 
     def hidden(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """The backbone's states (B, L, W) at positions (B, L); padding on the right is never looked at."""
-        mask = None  # without one, jumps of positions would part sequences
-        if positions is not None:
-            mask = torch.ones(positions.shape, dtype=torch.long, device=x.device)
-        found = self.backbone(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=False)
-        return found.last_hidden_state
+        return self.backbone(x, positions)[0]
 
     # Generation --------------------------------------------------------------------------------------------
 
@@ -204,7 +201,7 @@ class LearnableLM(Pretrained):
             Script(self, voice, pace).text(ids).task().speech(heard)
             for voice, (ids, _), pace in zip(voices, texts, paces, strict=True)
         ]
-        bounds = [limits or self._limits(own, speed) for _, own in texts]
+        bounds = [limits or self.bounds(own, speed) for _, own in texts]
         reader = Reader(self.backbone, self.head)
         scores = reader.start([script.take() for script in scripts])
         pace_of_rows = torch.tensor(paces)[:, None]
@@ -244,7 +241,7 @@ class LearnableLM(Pretrained):
         pace = pace_of(self.config.pace, len(ids) - own, len(heard), speed)
         reader = Reader(self.backbone, self.head)
         script = Script(self, voice, pace).text(ids).task().speech(heard)
-        yield from self._spoken(reader, script, [], self._limits(own, speed), sampler, generator)
+        yield from self._spoken(reader, script, [], self.bounds(own, speed), sampler, generator)
 
     @torch.inference_mode()
     def stream_text(
@@ -281,7 +278,7 @@ class LearnableLM(Pretrained):
         if not length:
             raise TokensError("no text was given to stream_text: give at least one token")
         script.text(words).task().speech(heard)
-        least, most = (limit - len(found) for limit in self._limits(length))
+        least, most = (limit - len(found) for limit in self.bounds(length))
         yield from self._spoken(reader, script, found, (least, most), sampler, generator)
 
     def _spoken(
@@ -320,7 +317,8 @@ class LearnableLM(Pretrained):
         """Whether speech runs beside its text."""
         return self.config.positions == "progress"
 
-    def _limits(self, text: int, speed: float = 1.0) -> tuple[int, int]:
+    def bounds(self, text: int, speed: float = 1.0) -> tuple[int, int]:
+        """Least and most speech tokens of so many text tokens."""
         least, most = self.config.speech_per_text
         return int(text * least / speed), int(text * most / speed)
 
@@ -340,7 +338,7 @@ class LearnableLM(Pretrained):
         return list(speaker.to(self.device, self.dtype).expand(count, -1).split(1))
 
     def _text(self, ids: Tensor) -> Tensor:
-        return self.backbone.get_input_embeddings()(ids)
+        return self.backbone.embed_tokens(ids)
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text. Raises ConfigError where the config names no front end, or it cannot spell the text."""
