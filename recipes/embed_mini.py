@@ -11,7 +11,7 @@ import torch
 import vokens
 
 HOME = Path(__file__).parent.parent
-WEIGHTS = HOME / "src" / "vokens" / "models" / "mini" / "weights"
+WEIGHTS = HOME / "src" / "vokens" / "weights" / "mini"
 LARGEST = 16_000_000  # bytes in the wheel
 
 

@@ -420,7 +420,7 @@ def test_every_entry_is_complete():
         for file in entry.files:
             assert file.sha256 is None or (len(file.sha256) == 64 and file.sha256 == file.sha256.lower())
     assert registry.MODELS["mini"].embedded
-    assert registry.folder(registry.MODELS["mini"]).parts[-4:] == ("vokens", "models", "mini", "weights")
+    assert registry.folder(registry.MODELS["mini"]).parts[-3:] == ("vokens", "weights", "mini")
 
 
 def test_a_size_that_is_not_known_is_not_counted():

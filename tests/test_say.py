@@ -18,7 +18,8 @@ from vokens.cli import main
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import LearnableLM
-from vokens.models.learnable.voice import LearnableSpeech, decode_stream, speech_tokens
+from vokens.models.learnable.decoder import decode_stream
+from vokens.models.learnable.voice import LearnableSpeech, speech_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.speaking import PAUSE, Manner, Speaker, speaker
 from vokens.models.uslm import USLM
@@ -26,7 +27,6 @@ from vokens.models.uslm.voice import USLMSpeech, sampling_of
 from vokens.nn.sampling import Sampler
 from vokens.text import normalise
 
-pytest.importorskip("transformers")
 TEXTS = ["Hello there.", "It was 5 o'clock, and late", "No, it was not!"]
 LONG = "The fox, which was quick, ran over 3 dogs in the long morning. They slept on. " * 4
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vokens.models import load
     from vokens.models.codec import Codec
     from vokens.models.s3gen import HiFTNetConfig, HiFTNetModel, S3GenConfig, S3GenModel
+    from vokens.models.speaking import load_voice
     from vokens.tokens import Tokens
 
 __all__ = [
@@ -28,9 +29,15 @@ __all__ = [
     "Tokens",
     "__version__",
     "load",
+    "load_voice",
 ]
 
-_HOME = {"load": "vokens.models", "Codec": "vokens.models.codec", "Tokens": "vokens.tokens"}
+_HOME = {
+    "load": "vokens.models",
+    "load_voice": "vokens.models.speaking",
+    "Codec": "vokens.models.codec",
+    "Tokens": "vokens.tokens",
+}
 _HOME |= dict.fromkeys(("HiFTNetConfig", "HiFTNetModel", "S3GenConfig", "S3GenModel"), "vokens.models.s3gen")
 
 

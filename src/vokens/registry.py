@@ -4,6 +4,7 @@ A new codec is one `Entry`. Files are kept in one folder per name, under VOKENS_
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from vokens.download import download, hub_endpoint, hub_url
 from vokens.errors import ConfigError, DownloadError
 from vokens.install import install_line
 
-_MODELS_FOLDER = Path(__file__).parent / "models"
+WEIGHTS = Path(__file__).parent / "weights"  # of what the package embeds, a folder for each name
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,29 @@ class Entry:
 
 
 def _embedded_files(name: str, *paths: str) -> tuple[File, ...]:
-    folder = _MODELS_FOLDER / name / "weights"
-    sizes = [(folder / path).stat().st_size if (folder / path).exists() else None for path in paths]
+    sizes = [
+        (WEIGHTS / name / path).stat().st_size if (WEIGHTS / name / path).exists() else None for path in paths
+    ]
     return tuple(File(path, size=size) for path, size in zip(paths, sizes, strict=True))
+
+
+def embedded(name: str) -> Entry | None:
+    """One of `EMBEDDABLE` as it lies in this copy of the package; None where it is not there.
+
+    Its rate and codebook are those of its config: other weights need no other line here.
+    """
+    if not (WEIGHTS / name / "config.json").is_file():
+        return None
+    system, description, part = EMBEDDABLE[name]
+    config = json.loads((WEIGHTS / part / "config.json").read_text())["config"]
+    size = config["codebook_size"]
+    rate = 100 / (2 * config["first_stride"] * config.get("merge", 1))  # of 100 mel frames a second
+    paths = sorted(
+        path.relative_to(WEIGHTS / name).as_posix() for path in (WEIGHTS / name).rglob("*") if path.is_file()
+    )
+    files = _embedded_files(name, *(path for path in paths if path.endswith((".json", ".safetensors"))))
+    heard = 24000 if system == "learnable" else 16000
+    return Entry(name, system, description, heard, rate, 1, size, "Apache-2.0", "vokens", files)
 
 
 def _s3tokenizer(name: str, place: str, sha256: str, size: int, description: str, version: int) -> Entry:
@@ -450,7 +471,18 @@ _ENTRIES = (
     _lyra("9.2", 46),
 )
 
-MODELS: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+# What a build of the package may hold beside mini: name -> (system, description, whose config knows its tokens).
+EMBEDDABLE = {
+    "s3_mini": ("s3tokenizer", "semantic tokens at 25 Hz, comes with the package; encodes only", "s3_mini"),
+    "say": ("learnable", "text to speech in any voice, comes with the package: vokens say", "s3_mini"),
+}
+VOICE = "say"  # the model that speaks where none is named
+
+MODELS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (_ENTRIES[0], *map(embedded, EMBEDDABLE), *_ENTRIES[1:])
+    if entry is not None
+}
 
 # Repositories as their authors published them -> the model in them: of all their files only its own are fetched.
 # iic's are ids of ModelScope, the others of the Hugging Face hub.
@@ -468,6 +500,11 @@ PUBLISHED = {
     "fnlp/AnyGPT-speech-modules": "speechtokenizer_snake",
     "hhguo/SoCodec": "socodec_16384x4_120ms_16khz_chinese",
 }
+
+
+def offline() -> tuple[str, ...]:
+    """Names of the models in this copy of the package that a server and a page offer unasked."""
+    return tuple(name for name in ("mini", VOICE) if name in MODELS)
 
 
 def entries() -> list[Entry]:
@@ -521,6 +558,11 @@ def _variant(entry: Entry, repo_id: str, revision: str | None, variant: str) -> 
 
 
 def _unknown(name: str) -> str:
+    if name in EMBEDDABLE:
+        return (
+            f"{name} is not in this copy of vokens ({WEIGHTS / name} is missing): install a release that has it, put a "
+            "trained one there with recipes/embed_voice.py, or give a model of your own"
+        )
     path = Path(name).expanduser()
     if "/" in name or re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -550,7 +592,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where the files of a codec are, or will be."""
     if entry.embedded:
-        return _MODELS_FOLDER / entry.name / "weights"
+        return WEIGHTS / entry.name
     place = cache_folder(cache_dir) / (entry.shared or entry.name)
     # The benchmark keeps the models that judge, and shared ones beside them, in a folder of its own.
     judges = Path(os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser() / entry.shared

@@ -1,4 +1,4 @@
-"""Say what a recording says in another voice: its S3 tokens, spoken by S3Gen.
+"""Say what a recording says in another voice: its semantic tokens, spoken by the model that comes with the package.
 
 -o names a file, a folder or - (standard output). What is said, how fast and with which pauses stays.
 
@@ -8,6 +8,7 @@ vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice s
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vokens import registry
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.convert import Loaded
 from vokens.cli.encode import read_audio
@@ -36,7 +37,7 @@ def run(arguments: Arguments) -> int:
     if arguments.output is None:
         raise ConfigError("-o is missing: beside the input, the output would have its name")
     jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO_SUFFIXES)
-    model, voice = load_speaker(arguments.speech, arguments.compute)
+    model, voice = load_speaker(arguments.speech, arguments.compute, registry.VOICE)
 
     def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":
         return model.heard(item.value, item.kind)

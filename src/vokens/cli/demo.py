@@ -1,6 +1,6 @@
-"""Encode and decode a real recording that comes with the package. Needs no network.
+"""Encode and decode a real recording that comes with the package, and say a sentence. Needs no network.
 
-Prints the tokens and their numbers, and writes the recording, its tokens, the resynthesis and a picture.
+Prints the tokens and their numbers, and writes the recording, its tokens, the resynthesis, a picture and the sentence.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vokens.tokens import Tokens
 
 _SHOWN = 12  # tokens printed per codebook
+SENTENCE = "Hello! These words were tokens before they were sound."
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Run the demo and say where its results are."""
-    from vokens import audio
+    from vokens import audio, registry
     from vokens.cli.report import table, travel
+    from vokens.device import usable_device
+    from vokens.models.speaking import generator_of, load_voice
 
     wave, rate = audio.load((files("vokens") / "samples" / f"{arguments.sample}.flac").read_bytes())
     codec = load_codec(arguments.model, arguments.compute)
@@ -52,6 +55,10 @@ def run(arguments: Arguments) -> int:
         ("resynthesis", str(folder / f"{name}.wav")),
         ("picture", _picture(trip, folder / f"{name}.png", f"{name}.flac")),
     ]
+    if registry.VOICE in registry.MODELS:
+        voice = load_voice(device=usable_device(arguments.compute.device))
+        audio.save(folder / "said.wav", voice.say(SENTENCE, generator=generator_of(0))[0], voice.sample_rate)
+        rows.append(("said", f"{folder / 'said.wav'}: {SENTENCE}"))
     print(table(rows))
     return 0
 

@@ -4,8 +4,8 @@ The text is the arguments, - (standard input), or with --file a file whose every
 folder of -o: NUMBER.wav, or NAME.wav where the line is NAME<TAB>text. Long texts are split at sentences. Lines whose
 file exists are skipped, so that a stopped run goes on where it was.
 
-vokens say "Hello there." --model runs/learnable --voice ref.wav -o hello.wav
-vokens say --file lines.txt --model runs/learnable --voice ref.wav -o said/
+vokens say "Hello there." --play
+vokens say --file lines.txt --voice ref.wav -o said/
 vokens say - --model runs/learnable --voice ref.wav --stream -o - < book.txt | aplay
 """
 
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli import one_line
 from vokens.cli.jobs import STREAM, Job, Source, check_suffix, make_job, refuse_overwrite, write
 from vokens.cli.options import Compute, Output, load_codec
+from vokens.cli.play import play
 from vokens.cli.speak import write_stream
 from vokens.errors import ConfigError, VokensError
 from vokens.text.files import read_stdin, read_text
@@ -72,13 +74,15 @@ class Arguments:
     file: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """A file of lines, or - for standard input: each line becomes a sound file."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
-    """A speaking model: a folder, a hub id or a published file."""
+    """A speaking model: a folder, a hub id or a published file (default: the one that comes with the package)."""
     decoder: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """What makes sound of the model's tokens, where that is another model: an S3Gen, or USLM's codec."""
     voice: Annotated[str | None, tyro.conf.arg(metavar="WAV", help_behavior_hint="")] = None
-    """A recording of the voice, 3 s to 10 s."""
+    """A recording of the voice, 3 s to 10 s, or the name of one of the model's own (default: its default voice)."""
     voice_text: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
     """What the recording says. Speech then goes on from it (one-shot), nearer to its manner."""
+    play: bool = False
+    """Play the sound when it is there, if this machine has a player."""
     stream: bool = False
     """Write sound while it is computed (wav, pcm)."""
     language: Annotated[str, tyro.conf.arg(metavar="CODE")] = "en"
@@ -116,6 +120,15 @@ def run(arguments: Arguments) -> int:
         return 0
     speaker, voice = load_speaker(arguments)
     options = say_options(arguments, speaker)
+    code = _say(arguments, lines, speaker, voice, options)
+    if arguments.play and code == 0 and lines[0].job.target is not None:
+        play(lines[0].job.target)
+    return code
+
+
+def _say(
+    arguments: Arguments, lines: list[Line], speaker: "Speaker", voice: Any, options: dict[str, Any]
+) -> int:
     if arguments.stream:
         return _each(lines, lambda line: _stream(speaker, line, voice, options, arguments.draws.seed))
     if len(lines) == 1:
@@ -133,6 +146,8 @@ def plan(arguments: Arguments) -> list[Line]:
         raise ConfigError(f'give a text, "vokens say TEXT" or - for standard input, or --file: {given} given')
     if arguments.batch < 1 or arguments.pause < 0 or arguments.draws.seed < 0:
         raise ConfigError("--batch from 1, --pause and --seed from 0 are accepted")
+    if arguments.play and (arguments.file or arguments.output == STREAM):
+        raise ConfigError("--play plays the file of one text: leave --file and -o - out, or --play")
     suffix = f".{arguments.format or 'wav'}"
     if arguments.stream and suffix not in (".wav", ".pcm"):
         raise ConfigError("--stream writes wav and pcm: other formats need the whole sound")
@@ -201,15 +216,17 @@ def _exists(line: Line) -> bool:
 
 def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
     """The model and the voice, None where no recording was given."""
-    if arguments.model is None:
+    if arguments.model is None and registry.VOICE not in registry.MODELS:
         raise ConfigError(_no_model())
     from vokens.models.speaking import speaker
 
-    model = load_codec(arguments.model, arguments.compute)
+    model = load_codec(arguments.model or registry.VOICE, arguments.compute)
     decoder = None if arguments.decoder is None else load_codec(arguments.decoder, arguments.compute)
     speaking = speaker(model, decoder)
     if arguments.voice is None:
         return speaking, None
+    if arguments.voice in speaking.voices and not arguments.voice_text:
+        return speaking, speaking.voices[arguments.voice]
     return speaking, speaking.voice(Path(arguments.voice), arguments.voice_text)
 
 
@@ -246,8 +263,8 @@ def _no_model() -> str:
     found = ", ".join(sorted(map(str, _models_here())))
     here = f"found here: {found}" if found else "none was found in ./runs"
     return (
-        "no model was given, and none that speaks comes with the package: --model takes a folder of Learnable-Speech, "
-        "of USLM, or of Learnable-Speech's language model with an S3Gen as --decoder. `vokens train "
+        "no model was given, and none that speaks is in this copy of vokens: --model takes a folder of "
+        "Learnable-Speech, of USLM, or of Learnable-Speech's language model with an S3Gen as --decoder. `vokens train "
         f"learnable_lm_mini` trains one, docs/say.md says the rest; {here}"
     )
 

@@ -1,6 +1,6 @@
 """Serve models over HTTP: tokens in and out, and speech in the shape of OpenAI's endpoint.
 
-vokens serve --models mini        then http://127.0.0.1:8000/docs shows every request that it answers.
+vokens serve        then http://127.0.0.1:8000/docs shows every request that it answers.
 """
 
 import os
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from vokens import registry
 from vokens.cli.listen import answer, bound
 from vokens.errors import ConfigError, MissingExtra
 
@@ -18,7 +19,7 @@ _LIMITS = ("max_upload", "max_seconds", "max_text", "max_queue", "max_streams", 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mini",)
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
     """What to serve: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: then give an API key."""

@@ -1,4 +1,4 @@
-"""Speak S3 tokens in the voice of a recording.
+"""Speak semantic tokens in the voice of a recording.
 
 One file becomes hello.wav beside it; -o names a file, a folder or - (standard output). --stream writes sound while it
 is computed, so that a player can start.
@@ -19,12 +19,13 @@ from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
-from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Model, Output, load_codec
+from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, load_codec
 from vokens.errors import ConfigError, TokensError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
     from vokens.models.s3gen import ReferenceVoice, S3GenModel
     from vokens.tokens import Tokens
 
@@ -37,8 +38,9 @@ class Speech:
 
     voice: Annotated[str, tyro.conf.arg(metavar="WAV")]
     """A recording of the voice; its first 10 s are used, 3 s are enough."""
-    model: Model = "chatterbox_s3gen"
-    """An S3Gen: a name of `vokens models`, a hub id, a folder or a published file."""
+    model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
+    """An S3Gen or Learnable-Speech: a name of `vokens models`, a hub id, a folder or a published file (default:
+    chatterbox_s3gen to speak tokens; to convert a voice say, which comes with the package)."""
     stream: bool = False
     """Write sound while it is computed (wav only), under the streaming mask."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: of the model)")] = (
@@ -98,15 +100,22 @@ def sound_jobs(
     return jobs
 
 
-def load_speaker(speech: Speech, compute: Compute) -> "tuple[S3GenModel, ReferenceVoice]":
+def load_speaker(
+    speech: Speech, compute: Compute, default: str = "chatterbox_s3gen"
+) -> "tuple[S3GenModel | FlowDecoder, ReferenceVoice | HeardVoice]":
     """The model and the voice of its reference."""
     from vokens import audio
+    from vokens.models.learnable.voice import LearnableSpeech
     from vokens.models.s3gen import S3GenModel
 
     wave, rate = audio.load(Path(speech.voice))
-    model = load_codec(speech.model, compute)
+    model = load_codec(speech.model or default, compute)
+    if isinstance(model, LearnableSpeech):
+        return model.decoder, model.decoder.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
     if not isinstance(model, S3GenModel):
-        raise ConfigError(f"--model {speech.model} is a {model.system}: an s3gen speaks tokens in a voice")
+        raise ConfigError(
+            f"--model {speech.model} is a {model.system}: an s3gen or a learnable speaks tokens in a voice"
+        )
     if model.config.flow.network == "dit":
         model.fix_steps(speech.steps)
     return model, model.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
@@ -116,8 +125,8 @@ def speak_all(
     jobs: list[Job],
     read: Callable[[Job], Loaded[Any]],
     tokens_of: "Callable[[Loaded[Any]], Tokens]",
-    model: "S3GenModel",
-    voice: "ReferenceVoice",
+    model: "S3GenModel | FlowDecoder",
+    voice: "ReferenceVoice | HeardVoice",
     speech: Speech,
 ) -> int:
     """Speak what `read` gives for each job and `tokens_of` makes tokens."""

@@ -1,6 +1,7 @@
 """A page in the browser: record or upload speech, hear and see what codecs keep of it, codebook by codebook.
 
-vokens web        then open http://127.0.0.1:7860. It works offline, with the embedded codec and with trained ones.
+vokens web        then open http://127.0.0.1:7860. It works offline, with what the package
+embeds and with trained models.
 """
 
 from dataclasses import dataclass
@@ -8,13 +9,14 @@ from typing import Annotated
 
 import tyro
 
+from vokens import registry
 from vokens.cli.listen import answer, bound
 from vokens.errors import ConfigError, MissingExtra
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mini",)
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
     """What to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
     host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""

@@ -5,14 +5,17 @@ random numbers stand here once. What a text becomes does not depend on its compa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
+from vokens import registry
 from vokens.audio.source import ACCEPTED, is_source
 from vokens.errors import ConfigError
 from vokens.flow.noise import Generators, one_each
@@ -56,6 +59,7 @@ class Speaker(ABC):
         sample_rate: Hz of what is said. sampler: how tokens are drawn where `say` is given nothing else.
         front_end: name of what makes ids of text; "phonemes" takes text as it is.
         paced: whether it can speak at another speed. needs_voice: whether `say` must be given one.
+        voices: those that came with the model, by name.
     """
 
     sample_rate: int
@@ -64,6 +68,7 @@ class Speaker(ABC):
     paced: bool = False
     voice_type: type  # of what `voice` returns
     needs_voice: bool = True
+    voices: Mapping[str, Any] = MappingProxyType({})
 
     # What a system implements ------------------------------------------------------------------------------
 
@@ -109,7 +114,7 @@ class Speaker(ABC):
         """Speech of texts of any length: a list of float32 (T,) at `sample_rate` of the model.
 
         Args:
-            voice: a recording, path or array, or what `voice` made; None for models that need none.
+            voice: a recording, path or array, what `voice` made, or a name of `voices`; None for the model's own.
             voice_text: what the recording says.
             sample_rate: of an array.
             sampler: see `Manner`, and for steps, guidance and speed too.
@@ -195,6 +200,8 @@ class Speaker(ABC):
         return [text.strip()] if as_it_is else [piece.strip() for piece in found]
 
     def _heard(self, voice: Any, text: str, sample_rate: int | None) -> Any:
+        if isinstance(voice, str) and voice in self.voices and not text:
+            return self.voices[voice]
         if is_source(voice):
             return self.voice(voice, text, sample_rate=sample_rate)
         if voice is not None and not isinstance(voice, self.voice_type):
@@ -240,6 +247,21 @@ def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:
         )
     module, name = PARTNERED[model.system]
     return getattr(import_module(module), name)(model, decoder)
+
+
+def load_voice(
+    source: str | Path = registry.VOICE, *, decoder: str | Path | None = None, **options: Any
+) -> Speaker:
+    """Open a model that speaks: the one that comes with the package by default.
+
+    Args:
+        source, options: as in `vokens.load`. decoder: see `speaker`.
+
+    Raises ConfigError for models that do not speak, and where this copy of the package has none.
+    """
+    from vokens.models import load
+
+    return speaker(load(source, **options), None if decoder is None else load(decoder, **options))
 
 
 def generator_of(seed: int) -> torch.Generator:

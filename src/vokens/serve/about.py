@@ -46,13 +46,13 @@ async def retrieve_model(name: str, service: TheService) -> ModelCard:
 @router.get("/voices")
 async def list_voices(service: TheService) -> VoiceNames:
     """The names of the voices that a speech request may ask for."""
-    return VoiceNames(data=service.voices.names())
+    return VoiceNames(data=service.voice_names())
 
 
 @router.get("/audio/voices")
 async def list_audio_voices(service: TheService) -> VoiceList:
     """The same voices in the shape that Open WebUI asks for."""
-    return VoiceList(voices=[VoiceCard(id=name, name=name) for name in service.voices.names()])
+    return VoiceList(voices=[VoiceCard(id=name, name=name) for name in service.voice_names()])
 
 
 def _card(served: Served) -> ModelCard:

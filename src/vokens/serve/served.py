@@ -62,6 +62,11 @@ class Served:
         return self.speaks or (self.says and self.model.needs_voice)
 
     @property
+    def own_voices(self) -> tuple[str, ...]:
+        """Names of the voices that came with the model."""
+        return tuple(getattr(self.model, "voices", ()))
+
+    @property
     def sample_rate(self) -> int:
         return int(self.model.sample_rate)
 
@@ -116,6 +121,8 @@ class Served:
         return self.voices[voice.name][1]
 
     def _prepared(self, voice: Voice) -> Any:
+        if voice.path is None:
+            return self.model.voices[voice.name]
         if self.says:
             return self.model.voice(voice.path, voice.text)
         return self.model.voice(*audio.load(voice.path, duration=REFERENCE))

@@ -61,13 +61,21 @@ class Service:
         codec = codec or self.model(tokens.model, "decodes")
         return codec, replace(tokens, model=codec.model.name)
 
-    def voice(self, name: str, needed: bool) -> Voice | None:
-        """The voice of a name; None for "" where the model needs none."""
+    def voice(self, name: str, model: Served) -> Voice | None:
+        """The voice of a name, of the folder or the model's own; None for "" where the model needs none."""
         voice = self.voices.get(name) if name else None
-        if voice is None and (name or needed):
+        if voice is None and name in model.own_voices:
+            voice = Voice(name, None)
+        if voice is None and (name or model.needs_voice):
             given = f"no voice {name!r}" if name else "this model speaks in a voice, and none was named"
-            raise problem(404 if name else 400, f"{given}: {listed('voice', self.voices.names())}", "voice")
+            known = listed("voice", self.voice_names(model))
+            raise problem(404 if name else 400, f"{given}: {known}", "voice")
         return voice
+
+    def voice_names(self, *models: Served) -> list[str]:
+        """The voices of the folder and those that came with the models, all by default."""
+        own = (name for model in models or self.models.values() for name in model.own_voices)
+        return list(dict.fromkeys([*self.voices.names(), *own]))
 
     def check_seconds(self, seconds: float) -> None:
         """Refuse more audio than is accepted."""

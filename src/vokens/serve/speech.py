@@ -73,7 +73,7 @@ def _of_text(service: Service, body: Speech, text: str) -> Plan:
         raise problem(413, f"{len(text)} characters: at most {most} are accepted", "too_long")
     if not text.strip():
         raise problem(400, "the input has nothing to say: give at least one word", "input")
-    voice = service.voice(body.voice_name, model.needs_voice)
+    voice = service.voice(body.voice_name, model)
     facts = voice, body.seed, body.speed
     say = partial(model.say, *facts)
     return Plan(
@@ -98,7 +98,7 @@ def _of_tokens(service: Service, body: Speech, tokens: Tokens) -> Plan:
         return Plan(codec, whole, lambda: iter(codec.decode([tokens])), size, silent=True)
     if not size:
         raise problem(400, "the tokens have no frames: there is nothing to speak", "input")
-    voice = service.voice(body.voice_name, model.needs_voice)
+    voice = service.voice(body.voice_name, model)
     assert voice is not None  # an S3Gen needs one
     item, kind = (tokens, voice, body.seed), ("speak", *batch_facts(tokens))
     return Plan(

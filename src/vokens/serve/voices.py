@@ -14,11 +14,12 @@ class Voice:
     """A voice that clients may name, equal to another only while its files are the same.
 
     Attributes:
-        text: what the recording says, "" where not known. stamp: times and size of the recording.
+        path: of the recording; None for a voice that came with a model. text: what it says, "" where not known.
+        stamp: times and size of the recording.
     """
 
     name: str
-    path: Path
+    path: Path | None
     text: str = ""
     stamp: tuple[int, ...] = ()
 

@@ -20,6 +20,8 @@ from fastapi import FastAPI
 from vokens import audio
 from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
+from vokens.models.learnable.decoder import FlowDecoder
+from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.s3gen import S3GenModel
 from vokens.models.speaking import ENDED, Speaker
 from vokens.web.addresses import Addresses
@@ -92,7 +94,10 @@ def _theme() -> gr.themes.Base:
 def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float) -> gr.Blocks:
     """The tabs that these models make possible."""
     codecs = {n: m for n, m in models.items() if isinstance(m, Codec) and m.decodes}
-    converters = {n: m for n, m in models.items() if isinstance(m, S3GenModel) and m.tokenizer is not None}
+    able = {n: m.decoder if isinstance(m, LearnableSpeech) else m for n, m in models.items()}
+    converters = {
+        n: m for n, m in able.items() if isinstance(m, S3GenModel | FlowDecoder) and m.tokenizer is not None
+    }
     speakers = {n: m for n, m in models.items() if isinstance(m, Speaker)}
     if useless := models.keys() - {*codecs, *converters, *speakers}:
         raise no_use(useless)
@@ -204,7 +209,9 @@ def _show(result: Result, addresses: Addresses, stem: str) -> str:
 <img alt="Waveforms, mel spectrograms and tokens of {html.escape(result.title)}" src="{wide}"></picture></section>"""
 
 
-def _convert_tab(models: dict[str, S3GenModel], addresses: Addresses, listener: Listener) -> None:
+def _convert_tab(
+    models: dict[str, S3GenModel | FlowDecoder], addresses: Addresses, listener: Listener
+) -> None:
     with gr.Row():
         source = _recording("What is said", "source")
         voice = _recording("The voice, 3 to 10 s", "target")

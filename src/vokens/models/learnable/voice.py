@@ -6,20 +6,22 @@ other: latents come with every chunk of tokens, sound as soon as the decoder has
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from vokens import audio
 from vokens.atomic import atomic_write
-from vokens.checkpoint import save_safetensors
-from vokens.errors import AudioError, CheckpointError, ConfigError
+from vokens.checkpoint import read_state_dict, save_safetensors
+from vokens.errors import CheckpointError, ConfigError
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
+from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.pretrained import Pretrained, build_config
@@ -30,9 +32,8 @@ from vokens.text.files import read_json
 
 Part = TypeVar("Part", bound=Pretrained)
 PARTS = ("lm", "flow", "autoencoder", "tokenizer", "speaker")  # of a folder; the last two may be missing
-CAMPPLUS_RATE = 16000
-SPEAKER_SECONDS = 10.0  # of a recording that CAM++ hears, as Chatterbox does
-PROMPT_SECONDS = 30.0  # the longest prompt: S3Tokenizer's window
+VOICES = "voices"  # the folder of a model's own voices, NAME.safetensors each
+DEFAULT_VOICE = "default"
 
 
 @dataclass(frozen=True)
@@ -40,33 +41,15 @@ class LearnableConfig:
     """What the parts' own configs leave open.
 
     Attributes:
-        tokenizer: whether there is one; without, voices have no text (no one-shot).
+        tokenizer: whether there is one; without, voices have no text (no one-shot). A name of `vokens models` instead
+            is opened from there and not kept in the folder.
         speaker: whether CAM++ is there, for a flow without a speaker encoder of its own.
+        flow_prompt: seconds of a recording that the flow goes on from where its text is not known; 0 for none.
     """
 
-    tokenizer: bool = True
+    tokenizer: bool | str = True
     speaker: bool = False
-
-
-@dataclass(frozen=True)
-class HeardVoice:
-    """A voice.
-
-    Attributes:
-        speaker: (1, W) the language model's speaker token; None where it takes none. vector: (1, V), the flow's.
-        text, tokens, latents: the prompt's words, ids (P,) and latents (D, F); "", empty and None for zero-shot.
-    """
-
-    speaker: Tensor | None
-    vector: Tensor
-    text: str
-    tokens: Tensor
-    latents: Tensor | None
-
-    @property
-    def prompt(self) -> Tensor | None:
-        """The tokens that the flow goes on from; None without latents."""
-        return None if self.latents is None else self.tokens
+    flow_prompt: float = 0.0
 
 
 class LearnableSpeech(Pretrained, Speaker):
@@ -76,6 +59,10 @@ class LearnableSpeech(Pretrained, Speaker):
         lm: text to tokens. flow: tokens to latents. autoencoder: latents to sound.
         tokenizer: of a prompt's speech, whose tokens the others have learnt.
         speaker: CAM++, where the flow was trained with its vectors.
+        flow_prompt: see `LearnableConfig`.
+
+    Attributes:
+        decoder: all of it but the language model. voices: its own, by name; "default" is spoken in unasked.
 
     Raises ConfigError for parts that do not fit each other.
     """
@@ -91,9 +78,15 @@ class LearnableSpeech(Pretrained, Speaker):
         autoencoder: DACVAE,
         tokenizer: Codec | None = None,
         speaker: CAMPPlus | None = None,
+        flow_prompt: float = 0.0,
     ) -> None:
-        super().__init__(LearnableConfig(tokenizer is not None, speaker is not None))
-        _check(lm, flow, autoencoder, tokenizer, speaker)
+        super().__init__(LearnableConfig(tokenizer is not None, speaker is not None, flow_prompt))
+        if lm.config.speech_tokens != flow.config.flow.vocab_size:
+            raise ConfigError(
+                f"tokens of the language model and of the flow differ: {lm.config.speech_tokens} and "
+                f"{flow.config.flow.vocab_size}; give parts that were trained on each other"
+            )
+        self.decoder = FlowDecoder(flow, autoencoder, tokenizer, speaker, flow_prompt, self.name)
         self.lm, self.flow, self.autoencoder, self.tokenizer = lm, flow, autoencoder, tokenizer
         self.speaker = speaker
         self.sample_rate, self.sampler, self.front_end = (
@@ -112,44 +105,27 @@ class LearnableSpeech(Pretrained, Speaker):
         autoencoder: str | Path | DACVAE,
         tokenizer: str | Path | Codec | None = None,
         speaker: str | Path | CAMPPlus | None = None,
+        flow_prompt: float = 0.0,
     ) -> Self:
         """One model of parts that were trained apart: folders, published files, names or models."""
         tokens = None if tokenizer is None else _opened(tokenizer, Codec)
         parts = _opened(lm, LearnableLM), _opened(flow, LearnableFlow), _opened(autoencoder, DACVAE)
         heard = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
-        return cls(*parts, tokens, heard).eval().requires_grad_(False)
+        return cls(*parts, tokens, heard, flow_prompt).eval().requires_grad_(False)
 
     # Speaking ----------------------------------------------------------------------------------------------
 
+    def keep_voice(self, name: str, voice: HeardVoice) -> None:
+        """Make a voice one of the model's own, which are saved with it; "default" is spoken in unasked."""
+        self.voices = {**self.voices, name: self._fitting(voice, f"the voice {name!r}")}
+        self.needs_voice = DEFAULT_VOICE not in self.voices
+
     @torch.inference_mode()
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> HeardVoice:
-        """As `Speaker.voice`. Raises AudioError for a prompt of more than 30 s, ConfigError for a text without a
-        tokenizer."""
+        """As `Speaker.voice`; errors as in `FlowDecoder.voice`."""
         wave, rate = audio.load(source, source_rate=sample_rate)
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
-        vector = self._vector(wave, rate)
-        if not text.strip():
-            return HeardVoice(speaker, vector, "", torch.zeros(0, dtype=torch.int64), None)
-        if self.tokenizer is None:
-            raise ConfigError(f"{self.name} has no tokenizer for prompts: leave the voice's text out")
-        if len(wave) > PROMPT_SECONDS * rate:
-            raise AudioError(
-                f"the voice's recording has {len(wave) / rate:.1f} s: a prompt may have {PROMPT_SECONDS:g} s; cut it "
-                "and its text, or leave the text out"
-            )
-        tokens = self.tokenizer.encode(wave, rate).codes[0, 0]
-        return HeardVoice(
-            speaker, vector, text.strip(), tokens, self.autoencoder.encode(wave, rate).values[0]
-        )
-
-    def _vector(self, wave: np.ndarray, rate: int) -> Tensor:
-        """The flow's speaker vector (1, V)."""
-        if self.speaker is None:
-            return self.flow.voice(wave, sample_rate=rate)
-        heard, _ = audio.load(wave, CAMPPLUS_RATE, source_rate=rate)
-        return self.speaker.embed(
-            [torch.from_numpy(heard[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.device)]
-        )
+        return replace(self.decoder.voice(wave, rate, text), speaker=speaker)
 
     @torch.inference_mode()
     def utter(
@@ -161,7 +137,7 @@ class LearnableSpeech(Pretrained, Speaker):
             pieces,
             speaker=heard.speaker,
             prompt_text=heard.text,
-            prompt_speech=heard.tokens,
+            prompt_speech=heard.said,
             sampler=manner.sampler,
             generator=generators,
             speed=manner.speed,
@@ -169,16 +145,9 @@ class LearnableSpeech(Pretrained, Speaker):
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
         if rows:
-            latents = self.flow.generate(
-                [tokens[row] for row in rows],
-                heard.vector,
-                prompt_tokens=heard.prompt,
-                prompt_latents=heard.latents,
-                steps=manner.steps,
-                guidance=manner.guidance,
-                generator=[generators[row] for row in rows],
-            )
-            for row, wave in zip(rows, self.autoencoder.decode(self.flow.pack(latents)), strict=True):
+            some, noise = [tokens[row] for row in rows], [generators[row] for row in rows]
+            made = self.decoder.waves(some, heard, noise, manner.steps, manner.guidance)
+            for row, wave in zip(rows, made, strict=True):
                 waves[row] = wave
         return waves
 
@@ -193,21 +162,14 @@ class LearnableSpeech(Pretrained, Speaker):
         first = next(tokens, None)
         if first is None:
             return
-        latents = self.flow.stream(
-            _pieces(first, tokens),
-            heard.vector,
-            prompt_tokens=heard.prompt,
-            prompt_latents=heard.latents,
-            steps=manner.steps,
-            guidance=manner.guidance,
-            seed=seed,
+        yield from self.decoder.stream(
+            _pieces(first, tokens), heard, n_cfm_timesteps=manner.steps, guidance=manner.guidance, seed=seed
         )
-        yield from decode_stream(self.autoencoder, latents)
 
     def _known(self, voice: HeardVoice | None) -> HeardVoice:
-        if voice is None:
+        if voice is None and self.needs_voice:
             raise ConfigError(f"{self.name} speaks in a voice: give a recording of one, 3 s to 10 s long")
-        return voice
+        return self.voices[DEFAULT_VOICE] if voice is None else voice
 
     # Weights -----------------------------------------------------------------------------------------------
 
@@ -235,20 +197,31 @@ class LearnableSpeech(Pretrained, Speaker):
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
     ) -> Path:
-        """Write each part into a folder of its own, with config.json and README.md above them."""
+        """Write each part into a folder of its own, with config.json, README.md and the voices above them."""
         folder = Path(folder)
         for name, part in self._parts().items():
             part.save_pretrained(folder / name, dtype=dtype if name in ("lm", "flow") else None)
         if self.speaker is not None:
             (folder / "speaker").mkdir(exist_ok=True)
             save_safetensors(folder / "speaker/model.safetensors", self.speaker.state_dict())
-        config = {"system": self.system, "name": self.name, "config": asdict(self.config)}
+        return self.save_frame(folder, card=card)
+
+    def save_frame(self, folder: Path, tokenizer: str = "", card: str = "") -> Path:
+        """Write what stands above the parts: config.json, README.md and the voices.
+
+        tokenizer: its name in `vokens models`, where the folder does not keep it.
+        """
+        settings = replace(self.config, tokenizer=tokenizer) if tokenizer else self.config
+        config = {"system": self.system, "name": self.name, "config": asdict(settings)}
         for name, text in (
             ("README.md", card or self.card()),
             ("config.json", json.dumps(config, indent=2) + "\n"),
         ):
             with atomic_write(folder / name) as partial:
                 partial.write_text(text)
+        for name, voice in self.voices.items():
+            (folder / VOICES).mkdir(exist_ok=True)
+            save_voice(folder / VOICES / f"{name}.safetensors", voice)
         return folder
 
     @classmethod
@@ -260,13 +233,55 @@ class LearnableSpeech(Pretrained, Speaker):
         if settings.get("system") != cls.system:
             return None
         there = build_config(LearnableConfig, settings["config"], str(folder / "config.json"))
-        wanted = [name for name in PARTS if getattr(there, name, True)]
-        missing = [name for name in wanted if not (folder / name).is_dir()]
+        parts: dict[str, Any] = {name: folder / name for name in PARTS if getattr(there, name, True)}
+        if isinstance(there.tokenizer, str):
+            parts["tokenizer"] = there.tokenizer
+        missing = [name for name, path in parts.items() if isinstance(path, Path) and not path.is_dir()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}: the folder is not whole")
-        model = cls.from_parts(**{name: folder / name for name in wanted})
-        model.name = settings.get("name", cls.system)
+        model = cls.from_parts(**parts, flow_prompt=there.flow_prompt)
+        model.name = model.decoder.name = settings.get("name", cls.system)
+        for path in sorted((folder / VOICES).glob("*.safetensors")):
+            model.keep_voice(path.stem, load_voice(path))
         return model
+
+    def _fitting(self, voice: HeardVoice, what: str) -> HeardVoice:
+        """The voice, if it is one of this model's. Raises CheckpointError."""
+        width, tokens = self.lm.config.backbone.width, voice.tokens
+        speaker = None if voice.speaker is None else tuple(voice.speaker.shape)
+        fits = speaker == (None if self.lm.config.speaker is None else (1, width))
+        fits = fits and tuple(voice.vector.shape) == (1, self.flow.config.flow.speaker_embed_dim)
+        fits = fits and (voice.latents is None or len(voice.latents) == self.flow.latent_dim)
+        if not fits or (len(tokens) and int(tokens.max()) >= self.lm.config.speech_tokens):
+            raise CheckpointError(
+                f"{what} is of another model than {self.name}: make it again, with voice(recording)"
+            )
+        return voice
+
+
+# Voices on disk -----------------------------------------------------------------------------------------------------
+
+
+def save_voice(path: Path, voice: HeardVoice) -> None:
+    """Write a voice as one safetensors file."""
+    found = {
+        "speaker": voice.speaker,
+        "vector": voice.vector,
+        "tokens": voice.tokens,
+        "latents": voice.latents,
+    }
+    state = {name: value for name, value in found.items() if value is not None}
+    save_safetensors(path, state, {"text": voice.text})
+
+
+def load_voice(path: Path) -> HeardVoice:
+    """The voice of a file that `save_voice` wrote. Raises CheckpointError."""
+    state = read_state_dict(path)
+    if not {"vector", "tokens"} <= state.keys() <= {"speaker", "vector", "tokens", "latents"}:
+        raise CheckpointError(f"{path} holds no voice but {', '.join(sorted(state)[:4])}: save it again")
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("text", "")
+    return HeardVoice(state.get("speaker"), state["vector"], text, state["tokens"], state.get("latents"))
 
 
 # Streams ------------------------------------------------------------------------------------------------------------
@@ -278,36 +293,11 @@ def speech_tokens(lm: LearnableLM, text: str, voice: HeardVoice, manner: Manner,
         text,
         speaker=voice.speaker,
         prompt_text=voice.text,
-        prompt_speech=voice.tokens,
+        prompt_speech=voice.said,
         sampler=manner.sampler,
         generator=generator_of(seed),
         speed=manner.speed,
     )
-
-
-def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """Waves (n,) of latents (D, t) as they come: of each frame once those that the decoder reaches have come.
-
-    Together they are the whole decoded at once; work and memory per piece do not grow.
-    """
-    reach, hop = autoencoder.decoder.reach, autoencoder.hop_length
-    kept = torch.zeros(autoencoder.config.latent_dim, 0)  # what is still seen, and what is not yet given out
-    done = 0  # of the kept frames, those that have been
-
-    def sound(until: int) -> np.ndarray:
-        z = kept[None].to(autoencoder.device, autoencoder.dtype)
-        wave = autoencoder.decode_batch(z, torch.tensor([kept.shape[1]], device=autoencoder.device))
-        return wave[0, done * hop : until * hop].float().cpu().numpy()
-
-    for piece in latents:
-        kept = torch.cat([kept.to(piece), piece], 1)
-        ready = kept.shape[1] - reach
-        if ready > done:
-            yield sound(ready)
-            begin = max(0, ready - reach)
-            kept, done = kept[:, begin:], ready - begin
-    if kept.shape[1] > done:
-        yield sound(kept.shape[1])
 
 
 def _opened(source: str | Path | Part, kind: type[Part]) -> Part:
@@ -326,41 +316,3 @@ def _pieces(first: int, others: Iterable[int]) -> Iterator[Tensor]:
     yield torch.tensor([first])
     for token in others:
         yield torch.tensor([token])
-
-
-def _check(
-    lm: LearnableLM,
-    flow: LearnableFlow,
-    autoencoder: DACVAE,
-    tokenizer: Codec | None,
-    speaker: CAMPPlus | None,
-) -> None:
-    """ConfigError for parts that do not fit each other."""
-    if (flow.speaker_encoder is None) != (speaker is not None):
-        raise ConfigError(
-            "the flow has a speaker encoder of its own, and speaker= was given: leave it out"
-            if speaker is not None
-            else "the flow has no speaker encoder: give speaker=, CAM++'s weights, whose vectors it was trained with"
-        )
-    vae, settings = autoencoder.config, flow.config
-    pairs = {
-        "the flow's latents and the autoencoder's": (flow.latent_dim, vae.latent_dim),
-        "the flow's latents per second and the autoencoder's": (settings.frame_rate, autoencoder.frame_rate),
-        "weights of the flow's autoencoder and of this one": (
-            settings.latents_fingerprint or autoencoder.fingerprint,
-            autoencoder.fingerprint,
-        ),
-        "tokens of the language model and of the flow": (lm.config.speech_tokens, settings.flow.vocab_size),
-    }
-    if tokenizer is not None:
-        pairs["tokens of the language model and of the tokenizer"] = (
-            (lm.config.speech_tokens,),
-            tokenizer.codebook_sizes,
-        )
-        pairs["weights of the flow's tokenizer and of this one"] = (
-            settings.tokens_fingerprint or tokenizer.fingerprint,
-            tokenizer.fingerprint,
-        )
-    for what, (one, other) in pairs.items():
-        if one != other:
-            raise ConfigError(f"{what} differ: {one} and {other}; give parts that were trained on each other")

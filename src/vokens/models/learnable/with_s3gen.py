@@ -11,8 +11,9 @@ from torch import Tensor
 from vokens import audio
 from vokens.errors import AudioError, ConfigError
 from vokens.models.codec import Audio
+from vokens.models.learnable.decoder import PROMPT_SECONDS, HeardVoice
 from vokens.models.learnable.lm import LearnableLM
-from vokens.models.learnable.voice import PROMPT_SECONDS, HeardVoice, speech_tokens
+from vokens.models.learnable.voice import speech_tokens
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
 from vokens.models.s3gen.model_config import TOKENS_OF
@@ -81,7 +82,7 @@ class WithS3Gen(Speaker):
             pieces,
             speaker=heard.lm.speaker,
             prompt_text=heard.lm.text,
-            prompt_speech=heard.lm.tokens,
+            prompt_speech=heard.lm.said,
             sampler=manner.sampler,
             generator=[generator_of(seed) for seed in seeds],
             speed=manner.speed,

@@ -1,0 +1,32 @@
+"""Play a sound file by a program that this machine has."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# Programs that play a file and end, the first that is there; only the last two play all that is written here.
+PLAYERS = (
+    ("afplay",),
+    ("pw-play",),
+    ("paplay",),
+    ("aplay", "-q"),
+    ("play", "-q"),
+    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
+)
+EVERYTHING = ("play", "ffplay")
+
+
+def play(path: Path) -> bool:
+    """Play a file to its end; a line on standard error where no program can, for the file is there all the same."""
+    for program, *options in PLAYERS:
+        if shutil.which(program) is None or (path.suffix.lower() != ".wav" and program not in EVERYTHING):
+            continue
+        done = subprocess.run([program, *options, str(path)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return True
+        reason = (done.stderr.strip().splitlines() or ["it ended with an error"])[-1]
+        print(f"vokens: {program} does not play: {reason}", file=sys.stderr)
+    names = ", ".join(program for program, *_ in PLAYERS)
+    print(f"vokens: nothing here plays {path}: install one of {names}, or open the file", file=sys.stderr)
+    return False

@@ -1,0 +1,258 @@
+"""Tokens to speech in the voice of a recording: Learnable-Speech's flow and DAC-VAE, with what hears a voice.
+
+It needs no language model: `convert-voice` is the tokens of one recording, spoken in the voice of another.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens import audio
+from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.models.codec import Audio, Codec, batches
+from vokens.models.dacvae import DACVAE
+from vokens.models.learnable.flow import LearnableFlow
+from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.models.speaking import generator_of
+from vokens.tokens import Tokens
+
+CAMPPLUS_RATE = 16000
+SPEAKER_SECONDS = 10.0  # of a recording that CAM++ hears, as Chatterbox does
+PROMPT_SECONDS = 30.0  # the longest prompt: S3Tokenizer's window
+
+
+@dataclass(frozen=True)
+class HeardVoice:
+    """A voice.
+
+    Attributes:
+        speaker: (1, W) the language model's speaker token; None where it takes none. vector: (1, V), the flow's.
+        text: what the prompt says; "" where only the flow goes on from it.
+        tokens, latents: of the prompt, ids (P,) and latents (D, F); empty and None without one.
+    """
+
+    speaker: Tensor | None
+    vector: Tensor
+    text: str
+    tokens: Tensor
+    latents: Tensor | None
+
+    @property
+    def prompt(self) -> Tensor | None:
+        """The tokens that the flow goes on from; None without latents."""
+        return None if self.latents is None else self.tokens
+
+    @property
+    def said(self) -> Tensor:
+        """The tokens that the language model goes on from: those whose text is known."""
+        return self.tokens if self.text else self.tokens[:0]
+
+
+class FlowDecoder:
+    """Tokens to speech.
+
+    Args:
+        flow: tokens to latents. autoencoder: latents to sound.
+        tokenizer: of recordings; without, voices have no prompt. speaker: CAM++, where the flow takes its vectors.
+        prompt: seconds of a recording that the flow goes on from where its text is not known.
+        name: of the whole model, for errors.
+    """
+
+    def __init__(
+        self,
+        flow: LearnableFlow,
+        autoencoder: DACVAE,
+        tokenizer: Codec | None = None,
+        speaker: CAMPPlus | None = None,
+        prompt: float = 0.0,
+        name: str = "",
+    ) -> None:
+        check_fit(flow, autoencoder, tokenizer, speaker)
+        self.flow, self.autoencoder, self.tokenizer, self.speaker = flow, autoencoder, tokenizer, speaker
+        self.prompt, self.name, self.sample_rate = prompt, name or flow.name, autoencoder.sample_rate
+
+    # Hearing -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def voice(self, source: Audio, sample_rate: int | None = None, text: str = "") -> HeardVoice:
+        """The voice of a recording. text: what it says, which makes a prompt of all of it.
+
+        Raises AudioError for a prompt of more than 30 s, ConfigError for a text without a tokenizer.
+        """
+        wave, rate = audio.load(source, source_rate=sample_rate)
+        vector, text = self._vector(wave, rate), text.strip()
+        if text and self.tokenizer is None:
+            raise ConfigError(f"{self.name} has no tokenizer for prompts: leave the voice's text out")
+        if text and len(wave) > PROMPT_SECONDS * rate:
+            raise AudioError(
+                f"the voice's recording has {len(wave) / rate:.1f} s: a prompt may have {PROMPT_SECONDS:g} s; cut it "
+                "and its text, or leave the text out"
+            )
+        heard = wave if text else wave[: int(self.prompt * rate)]
+        if self.tokenizer is None or not len(heard):
+            return HeardVoice(None, vector, "", torch.zeros(0, dtype=torch.int64), None)
+        tokens = self.tokenizer.encode(heard, rate).codes[0, 0]
+        return HeardVoice(None, vector, text, tokens, self.autoencoder.encode(heard, rate).values[0])
+
+    def _vector(self, wave: np.ndarray, rate: int) -> Tensor:
+        """The flow's speaker vector (1, V)."""
+        if self.speaker is None:
+            return self.flow.voice(wave, sample_rate=rate)
+        heard, _ = audio.load(wave, CAMPPLUS_RATE, source_rate=rate)
+        return self.speaker.embed(
+            [torch.from_numpy(heard[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.flow.device)]
+        )
+
+    def heard(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
+        """The tokens of recordings, as in `Codec.encode`."""
+        if self.tokenizer is None:
+            raise ConfigError(f"{self.name} has no tokenizer: give one with from_parts(tokenizer=...)")
+        return self.tokenizer.encode(source, sample_rate)
+
+    def ids(self, tokens: Tokens) -> list[Tensor]:
+        """Rows (N,) of tokens. Raises TokensError for those of another tokenizer, or of other weights."""
+        config = self.flow.config
+        name = config.tokens or (self.tokenizer.name if self.tokenizer else tokens.model)
+        if tokens.model != name or tokens.codebook_sizes != (config.flow.vocab_size,):
+            raise TokensError(
+                f"{tokens!r} were given: {self.name} speaks the one codebook of {name!r}, so encode with that model"
+            )
+        if config.tokens_fingerprint and tokens.fingerprint not in ("", config.tokens_fingerprint):
+            raise TokensError(
+                f"these tokens were made by other weights of {name!r} (fingerprint {tokens.fingerprint}, {self.name} "
+                f"has learnt {config.tokens_fingerprint}): encode again"
+            )
+        return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
+
+    # Speaking ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        rows: Sequence[Tensor],
+        voice: HeardVoice,
+        *,
+        seed: int = 0,
+        n_cfm_timesteps: int | None = None,
+        guidance: float | None = None,
+        batch_seconds: float = 60.0,
+    ) -> list[np.ndarray]:
+        """Speech (T,) float32 of ids (N,), the same for each row in any company; arguments as in S3Gen's `speak`."""
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        most = int(batch_seconds * self.flow.config.frame_rate / self.flow.ratio)
+        for group in batches([len(row) for row in rows], most):
+            made = self.waves(
+                [rows[row] for row in group],
+                voice,
+                [generator_of(seed) for _ in group],
+                n_cfm_timesteps,
+                guidance,
+            )
+            for row, wave in zip(group, made, strict=True):
+                waves[row] = wave
+        return waves
+
+    def waves(
+        self,
+        rows: Sequence[Tensor],
+        voice: HeardVoice,
+        generators: Sequence[torch.Generator],
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[np.ndarray]:
+        """Speech of rows in one pass, each with noise of its own."""
+        latents = self.flow.generate(
+            list(rows),
+            voice.vector,
+            prompt_tokens=voice.prompt,
+            prompt_latents=voice.latents,
+            steps=steps,
+            guidance=guidance,
+            generator=list(generators),
+        )
+        return list(self.autoencoder.decode(self.flow.pack(latents)))
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        pieces: Tokens | Iterable[Tensor],
+        voice: HeardVoice,
+        *,
+        n_cfm_timesteps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[np.ndarray]:
+        """Speech (n,) float32 while pieces (n,) of tokens arrive: after each chunk of the flow's."""
+        if isinstance(pieces, Tokens):
+            pieces = self.ids(pieces)  # of one item
+        latents = self.flow.stream(
+            pieces,
+            voice.vector,
+            prompt_tokens=voice.prompt,
+            prompt_latents=voice.latents,
+            steps=n_cfm_timesteps,
+            guidance=guidance,
+            seed=seed,
+        )
+        yield from decode_stream(self.autoencoder, latents)
+
+
+def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """Waves (n,) of latents (D, t) as they come: of each frame once those that the decoder reaches have come.
+
+    Together they are the whole decoded at once; work and memory per piece do not grow.
+    """
+    reach, hop = autoencoder.decoder.reach, autoencoder.hop_length
+    kept = torch.zeros(autoencoder.config.latent_dim, 0)  # what is still seen, and what is not yet given out
+    done = 0  # of the kept frames, those that have been
+
+    def sound(until: int) -> np.ndarray:
+        z = kept[None].to(autoencoder.device, autoencoder.dtype)
+        wave = autoencoder.decode_batch(z, torch.tensor([kept.shape[1]], device=autoencoder.device))
+        return wave[0, done * hop : until * hop].float().cpu().numpy()
+
+    for piece in latents:
+        kept = torch.cat([kept.to(piece), piece], 1)
+        ready = kept.shape[1] - reach
+        if ready > done:
+            yield sound(ready)
+            begin = max(0, ready - reach)
+            kept, done = kept[:, begin:], ready - begin
+    if kept.shape[1] > done:
+        yield sound(kept.shape[1])
+
+
+def check_fit(
+    flow: LearnableFlow, autoencoder: DACVAE, tokenizer: Codec | None, speaker: CAMPPlus | None
+) -> None:
+    """ConfigError for parts that do not fit each other."""
+    if (flow.speaker_encoder is None) != (speaker is not None):
+        raise ConfigError(
+            "the flow has a speaker encoder of its own, and speaker= was given: leave it out"
+            if speaker is not None
+            else "the flow has no speaker encoder: give speaker=, CAM++'s weights, whose vectors it was trained with"
+        )
+    vae, settings = autoencoder.config, flow.config
+    pairs: dict[str, tuple[object, object]] = {
+        "the flow's latents and the autoencoder's": (flow.latent_dim, vae.latent_dim),
+        "the flow's latents per second and the autoencoder's": (settings.frame_rate, autoencoder.frame_rate),
+        "weights of the flow's autoencoder and of this one": (
+            settings.latents_fingerprint or autoencoder.fingerprint,
+            autoencoder.fingerprint,
+        ),
+    }
+    if tokenizer is not None:
+        pairs["tokens of the flow and of the tokenizer"] = (
+            (settings.flow.vocab_size,),
+            tokenizer.codebook_sizes,
+        )
+        pairs["weights of the flow's tokenizer and of this one"] = (
+            settings.tokens_fingerprint or tokenizer.fingerprint,
+            tokenizer.fingerprint,
+        )
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise ConfigError(f"{what} differ: {one} and {other}; give parts that were trained on each other")
