@@ -14,6 +14,7 @@ from vokens.errors import CheckpointError, MissingExtra, NotInstalled
 FILES = {
     "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
     "moonshine-base-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
+    "whisper-base": ("model.safetensors", "tokenizer.json", "config.json"),
     "campplus-zh-en": ("campplus_cn_en_common.pt",),
     "dnsmos": ("sig_bak_ovr.onnx",),
     "distillmos": ("distill_mos_v7.pt",),

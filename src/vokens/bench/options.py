@@ -75,7 +75,7 @@ class Reconstruct(Measure):
     speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer. Default: all that this machine can. bitrate and rtf are
     always measured."""
     recogniser: str = "moonshine-tiny-en"
-    """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper:ID or wav2vec2:ID (hub id or folder)."""
+    """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID, wav2vec2:ID (hub id or folder)."""
     judges: Path | None = None
     """Folder of the evaluator models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
     processes: int = 2

@@ -35,7 +35,7 @@ class SpeakerModel(Protocol):
 
 
 def open_recogniser(name: str, folder: Path | None = None, device: str = "cpu") -> Recogniser:
-    """moonshine-tiny-en, moonshine-base-en, whisper:ID or wav2vec2:ID (any network with CTC, such as HuBERT's).
+    """moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID or wav2vec2:ID (a network with CTC, as HuBERT's).
 
     folder: of the offline models. Raises ConfigError for other names, NotInstalled and DownloadError for files that
     cannot be had, MissingExtra without the packages.
@@ -67,6 +67,12 @@ def _moonshine(folder: Path, device: str) -> Recogniser:
     return Moonshine(folder)
 
 
+def _whisper(folder: Path, device: str) -> Recogniser:
+    from vokens.bench.whisper import Whisper
+
+    return Whisper(folder)
+
+
 def _campplus(folder: Path, device: str) -> SpeakerModel:
     from vokens.bench.speaker import SpeakerJudge
 
@@ -76,7 +82,7 @@ def _campplus(folder: Path, device: str) -> SpeakerModel:
 # Through transformers ------------------------------------------------------------------------------------------
 
 
-class Whisper:
+class WhisperOfTransformers:
     """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
 
     def __init__(self, source: str, device: str = "cpu") -> None:
@@ -154,7 +160,8 @@ def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[A
 RECOGNISERS: dict[str, Callable[..., Recogniser]] = {
     "moonshine-tiny-en": _moonshine,
     "moonshine-base-en": _moonshine,
-    "whisper:ID": Whisper,
+    "whisper-base": _whisper,
+    "whisper:ID": WhisperOfTransformers,
     "wav2vec2:ID": Wav2Vec2,
 }
 SPEAKER_MODELS: dict[str, Callable[..., SpeakerModel]] = {"campplus-zh-en": _campplus, "wavlm:ID": WavLM}

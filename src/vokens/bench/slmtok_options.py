@@ -32,7 +32,7 @@ class SlmTok(Measure):
     resynthesised: int = 300
     """Recordings of the resynthesis, evenly spaced; 0 leaves it out."""
     recogniser: str = "moonshine-tiny-en"
-    """Of the resynthesis: moonshine-tiny-en, moonshine-base-en, whisper:ID or wav2vec2:ID (hub id or folder)."""
+    """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID, wav2vec2:ID (hub id or folder)."""
     speaker: str = "campplus-zh-en"
     """Whose voice it is: campplus-zh-en or wavlm:ID."""
     judges: Path | None = None

@@ -139,11 +139,11 @@ class S3Tokenizer(Codec):
         """Log-mel (n_mels, F) of one recording (N,) at 16 kHz, F = max(1, N // 160); any length, in bounded memory."""
         if len(wave) < SHORTEST:
             wave = F.pad(wave, (0, SHORTEST - len(wave)))
-        return _whisper_scale(log_mel(self.mel, wave))
+        return whisper_scale(log_mel(self.mel, wave))
 
     def latent(self, wave: Tensor) -> Tensor:
         """The encoder's hidden states (B, T, D) of wave (B, N), at most 30 s."""
-        return self.encoder(_whisper_scale(self.mel(wave)))
+        return self.encoder(whisper_scale(self.mel(wave)))
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
         raise TokensError(
@@ -285,7 +285,7 @@ class S3Tokenizer(Codec):
             some = F.pad(wave[rows], (0, max(0, longest - wave.shape[1])))[:, :longest]
             sizes = lengths[rows].clamp(min=SHORTEST)
             frames = (sizes // hop).tolist()
-            found = _whisper_scale(self.mel(some, sizes))
+            found = whisper_scale(self.mel(some, sizes))
             mels = {row: mel[:, :n] for row, mel, n in zip(rows.tolist(), found, frames, strict=True)}
         return [mels[row] if row in mels else alone(row) for row in range(len(lengths))]
 
@@ -342,7 +342,7 @@ class S3Tokenizer(Codec):
             )
 
 
-def _whisper_scale(log10: Tensor) -> Tensor:
+def whisper_scale(log10: Tensor) -> Tensor:
     """Whisper's range: nothing more than 8 below the loudest of a recording, then (x + 4) / 4. (..., n_mels, F)."""
     # In place: of 3 hours each copy takes 550 MB.
     return log10.clamp_(min=log10.amax((-2, -1), keepdim=True) - 8.0).add_(4.0).div_(4.0)
