@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from vokens.bench.judges import find_judge
 from vokens.bench.speaker import SpeakerJudge
 from vokens.errors import AudioError
+from vokens.models.s3gen import campplus
 from vokens.models.s3gen.campplus import CAMPPlus
 
 GOLDEN = load_file(Path(__file__).parent / "golden/s3gen/campplus_full.safetensors")
@@ -97,3 +98,13 @@ def test_the_network_has_the_published_tensors():
 @pytest.mark.evaluators
 def test_published_weights_fit_strictly():
     assert SpeakerJudge(find_judge("campplus-zh-en")).embed(np.zeros(16000, np.float32)).shape == (192,)
+
+
+def test_long_recordings_in_pieces(model, monkeypatch):
+    """Where frames are independent, an hour goes piece by piece: the embedding is the same."""
+    draw = torch.Generator().manual_seed(0)
+    waves = [0.1 * torch.randn(n, generator=draw) for n in (9000, 5123)]
+    whole = model.embed(waves)
+    monkeypatch.setattr(campplus, "_FRAMES", 20)
+    for batched in (False, True):
+        torch.testing.assert_close(model.embed(waves, batched=batched), whole, atol=2e-5, rtol=0)

@@ -22,7 +22,7 @@ from vokens.cli.options import BatchSeconds, Compute, Model, load_codec
 from vokens.errors import ConfigError
 from vokens.text.files import iter_lines
 
-Form = Literal["jsonl", "parquet", "sidecar", "npy", "webdataset", "shar", "megatron"]
+Form = Literal["jsonl", "parquet", "sidecar", "npy", "webdataset", "shar", "megatron", "cosyvoice"]
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Optional = tyro.conf.arg(help_behavior_hint="")
 
@@ -56,7 +56,10 @@ class Arguments:
     model: Model = "mini"
     """A name of `vokens models`, a hub id, a folder or a published file."""
     format: Annotated[Form, tyro.conf.arg(metavar="FORM")] = "jsonl"
-    """jsonl (needs no other package, and everything reads it), parquet, sidecar, npy, webdataset, shar, megatron."""
+    """jsonl (needs no other package, and everything reads it), parquet, sidecar, npy, webdataset, shar, megatron, or
+    cosyvoice: what CosyVoice's train.py reads."""
+    speaker: Annotated[Path | None, tyro.conf.arg(metavar="CAMPPLUS", help_behavior_hint="")] = None
+    """Add a speaker embedding of each utterance: weights of CAM++ (campplus.onnx), or their folder."""
     audio_root: Annotated[Path | None, Optional] = None
     """For sidecar: put its files below DIR, at the audio's place below this folder (default: beside the audio)."""
     shard_size: Count = 1000
@@ -134,6 +137,8 @@ def _extract(arguments: Arguments) -> int:
         shard_size=arguments.shard_size,
         num_codebooks=arguments.num_codebooks,
         dtype=arguments.compute.dtype,
+        speaker=arguments.speaker,
+        sinc=arguments.format == "cosyvoice",  # as its own tools do
         batch_seconds=arguments.batch_seconds,
     )
     check_metrics(arguments.metrics)

@@ -22,6 +22,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import soundfile
+import torch
 
 from vokens import audio
 from vokens.corpus.fetch import open_audio
@@ -67,7 +68,9 @@ def decode(utterance: Utterance, sample_rate: int) -> Decoded:
         opened = _open(utterance)
         if utterance.channel is not None:
             _refuse_channels(opened, utterance.channel)
-        wave, _ = audio.load(opened, sample_rate, offset=utterance.start, duration=utterance.duration)
+        target = None if utterance.sinc else sample_rate
+        wave, rate = audio.load(opened, target, offset=utterance.start, duration=utterance.duration)
+        wave = audio.sinc_resample(torch.from_numpy(wave), rate, sample_rate).numpy()  # where soxr has not
         _refuse_other_length(utterance, len(wave) / sample_rate)
     except (VokensError, OSError) as error:
         return Decoded(utterance, None, reason=" ".join(str(error).split()))

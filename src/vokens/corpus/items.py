@@ -15,9 +15,10 @@ class Utterance:
         key: its name, different from all others of the corpus.
         audio: local path, fsspec address (s3://…, gs://…) or the bytes of an audio file.
         start, duration: the piece within the recording in seconds; duration None is up to the end.
-        text, speaker, language: where the source knows them.
+        text, speaker, language: where the source knows them. instruct: how to speak, in words.
         listed: seconds of the whole file as its list says, where it does.
         channel: the only one that is meant of the recording; None is the mean of all.
+        sinc: resample by torchaudio's windowed sinc instead of soxr.
     """
 
     key: str
@@ -29,6 +30,8 @@ class Utterance:
     language: str | None = None
     listed: float | None = None
     channel: int | None = None
+    instruct: str | None = None
+    sinc: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,10 @@ class Row:
 
     Attributes:
         key: of the utterance. codes: (K, T) int64. num_samples: at the codec's rate. duration: seconds.
-        audio: where the audio was, None for bytes out of an archive. text, speaker, language: of the utterance.
+        audio: where the audio was, None for bytes out of an archive.
+        text, speaker, language, instruct: of the utterance.
         global_vector: (D,) float32 of codecs that have one.
+        embedding: (192,) float32 of the speaker encoder, of runs that have one.
     """
 
     key: str
@@ -73,7 +78,9 @@ class Row:
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
+    instruct: str | None = None
     global_vector: np.ndarray | None = None
+    embedding: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

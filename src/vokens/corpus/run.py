@@ -25,6 +25,7 @@ from vokens.corpus.outputs import Output, get_output
 from vokens.corpus.plan import plan_shards
 from vokens.corpus.sources import SourceOptions, open_source
 from vokens.corpus.sources.addresses import is_url
+from vokens.corpus.speaker import SpeakerEncoder
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.text.files import read_json
@@ -41,6 +42,7 @@ class Settings:
     """What a run is: reopening its folder with another value of any of these is refused.
 
     source: as on the command line. out: the run's folder. dtype: of the network. audio_root: of sidecar files.
+    speaker: weights of CAM++, for an embedding of each utterance. sinc: resample as torchaudio does, not by soxr.
     batch_seconds, which bounds memory, may change; in half precision it moves a few tokens.
     """
 
@@ -52,6 +54,8 @@ class Settings:
     audio_root: Path | None = None
     num_codebooks: int | None = None
     dtype: str = "float32"
+    speaker: Path | None = None
+    sinc: bool = False
     batch_seconds: float = BATCH_SECONDS
 
     def __post_init__(self) -> None:
@@ -128,8 +132,12 @@ class Plan:
 class Run:
     """An open run. Made by `open_run`."""
 
-    def __init__(self, settings: Settings, facts: CodecFacts, leases: Leases) -> None:
+    def __init__(
+        self, settings: Settings, facts: CodecFacts, leases: Leases, speaker: SpeakerEncoder | None = None
+    ) -> None:
         self.folder = settings.out
+        self.source_address = _address(settings.source)
+        self.speaker = speaker
         self.settings = settings
         self.facts = facts
         self.leases = leases
@@ -142,7 +150,8 @@ class Run:
         return len(self.plan)
 
     def utterances(self, shard: int) -> Iterator[Utterance]:
-        return self.source.read(self.plan[shard])
+        for utterance in self.source.read(self.plan[shard]):
+            yield replace(utterance, sinc=True) if self.settings.sinc else utterance
 
     def receipt_path(self, shard: int) -> Path:
         return receipt_path(self.folder, shard)
@@ -157,7 +166,7 @@ class Run:
         """The shards that have receipts: one look at the folder."""
         return finished(self.folder)
 
-    def publish(self, shard: int, files: Iterable[tuple[Path, Path]]) -> None:
+    def publish(self, files: Iterable[tuple[Path, Path]]) -> None:
         """Flush files and give them their final names (relative ones are of the run's folder)."""
         publish([(draft, self.folder / final) for draft, final in files])
 
@@ -213,11 +222,15 @@ def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
     Raises:
         ConfigError: the folder holds a run with another source, codec or format, or something else.
     """
+    speaker = SpeakerEncoder(settings.speaker, codec.device) if settings.speaker else None
     identity = _identity(settings, codec)
+    if speaker is not None:
+        identity["speaker"] = speaker.fingerprint
     facts = CodecFacts(
         **{name: identity[name] for name in ("model", "fingerprint", "sample_rate", "frame_rate")},
         codebook_sizes=tuple(identity["codebook_sizes"]),
     )
+    get_output(settings.format, settings.audio_root).check_codec(facts)
     plan = settings.out / "plan.jsonl"
     while not plan.exists():
         if leases.claim("plan"):
@@ -229,7 +242,7 @@ def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
         else:
             time.sleep(_POLL)
     _refuse_other(settings.out, identity)
-    return Run(settings, facts, leases)
+    return Run(settings, facts, leases, speaker)
 
 
 def receipt_path(folder: Path, shard: int) -> Path:
@@ -301,6 +314,7 @@ def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
         "format": settings.format,
         "audio_root": settings.audio_root,
         "shard_size": settings.shard_size,
+        **({"sinc": True} if settings.sinc else {}),
     }
     return json.loads(json.dumps(identity, default=str))
 

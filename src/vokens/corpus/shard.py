@@ -67,13 +67,12 @@ def encode_shard(run: Run, shard: int, codec: Codec, decoder: Decoder, spent: Sp
             try:
                 if isinstance(made, str):
                     raise AudioError(made)
-                row = _row(item, made, run.facts.sample_rate)
-                run.output.check(row, run.facts)
+                run.output.check(made, run.facts)
             except VokensError as error:
                 failures.append(Failure(item.utterance.key, _place(item), one_line(error)))
             else:
-                tally.add(row.codes, row.duration, item.silent_seconds)
-                rows.append(row)
+                tally.add(made.codes, made.duration, item.silent_seconds)
+                rows.append(made)
         pool.clear()  # before the next one is filled: memory holds one pool, not two
     start = time.perf_counter()
     try:
@@ -115,18 +114,22 @@ def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]
         yield pool
 
 
-def _encode(run: Run, codec: Codec, pool: list[Decoded], spent: Spent) -> list[Tokens | str]:
-    """Tokens of each item of a pool, or the reason why there are none."""
-    made: list[Tokens | str] = [item.reason for item in pool]
+def _encode(run: Run, codec: Codec, pool: list[Decoded], spent: Spent) -> list[Row | str]:
+    """The row of each item of a pool, or the reason why there is none."""
+    made: list[Row | str] = [item.reason for item in pool]
     waves = [(place, item.wave) for place, item in enumerate(pool) if item.wave is not None]
     lengths = [len(wave) for _, wave in waves]
     budget = int(run.settings.batch_seconds * run.facts.sample_rate)
     for group in batches(lengths, budget, PADDING):
         start = time.perf_counter()
-        for (place, _), tokens in zip(
-            [waves[i] for i in group], _encode_batch(run, codec, [waves[i][1] for i in group]), strict=True
-        ):
-            made[place] = tokens
+        some = [waves[i][1] for i in group]
+        voices = [None] * len(some) if run.speaker is None else run.speaker.embed(some, codec.sample_rate)
+        for i, tokens, voice in zip(group, _encode_batch(run, codec, some), voices, strict=True):
+            place = waves[i][0]
+            if isinstance(tokens, str) or isinstance(voice, str):
+                made[place] = tokens if isinstance(tokens, str) else str(voice)
+            else:
+                made[place] = _row(pool[place], tokens, voice, run.facts.sample_rate)
         spent.model += time.perf_counter() - start
         spent.audio += sum(lengths[i] for i in group) / run.facts.sample_rate
         spent.padded += len(group) * lengths[group[0]] / run.facts.sample_rate
@@ -156,7 +159,7 @@ def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Token
     return [tokens for wave in waves for tokens in _encode_batch(run, codec, [wave])]
 
 
-def _row(item: Decoded, tokens: Tokens, sample_rate: int) -> Row:
+def _row(item: Decoded, tokens: Tokens, embedding: np.ndarray | None, sample_rate: int) -> Row:
     utterance = item.utterance
     vector = tokens.global_vector
     return Row(
@@ -168,7 +171,9 @@ def _row(item: Decoded, tokens: Tokens, sample_rate: int) -> Row:
         text=utterance.text,
         speaker=utterance.speaker,
         language=utterance.language,
+        instruct=utterance.instruct,
         global_vector=None if vector is None else vector[0].float().cpu().numpy(),
+        embedding=embedding,
     )
 
 

@@ -68,6 +68,7 @@ def extract(
                 while True:
                     _work(run, codec, decoder, progress, _order(len(run), worker))
                     with suppress(FileNotFoundError):  # another process takes receipts back with retry_failed
+                        run.output.finish(run)
                         return run.summarise()
     finally:
         with suppress(OSError):

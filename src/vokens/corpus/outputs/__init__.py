@@ -5,6 +5,7 @@ A run writes each shard into an empty folder, makes it safe and renames its file
 
 import os
 
+from vokens.corpus.outputs.cosyvoice import CosyVoice
 from vokens.corpus.outputs.jsonl import Jsonl
 from vokens.corpus.outputs.megatron import Megatron
 from vokens.corpus.outputs.npy import Npy
@@ -25,6 +26,7 @@ OUTPUTS: dict[str, type[Output]] = {
     "webdataset": WebDataset,
     "shar": Shar,
     "megatron": Megatron,
+    "cosyvoice": CosyVoice,
 }
 
 

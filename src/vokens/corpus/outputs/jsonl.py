@@ -1,7 +1,8 @@
 """`shard-000012.jsonl`: a line {"key", "code"} per utterance, as the command of S3Tokenizer 0.3.0 writes it.
 
 With one codebook, "code" is the flat list of ids; with K, it is K such lists. Codecs with a global vector add
-"global_vector". There is no room for more: samples and seconds come back as those of the whole frames.
+"global_vector", and runs with a speaker encoder "embedding". There is no room for more: samples and seconds come back
+as those of the whole frames.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from vokens.corpus.outputs.output import (
     code_type,
     read_lines,
     shard_name,
-    to_record,
+    vectors,
     write_lines,
 )
 from vokens.errors import TokensError
@@ -52,10 +53,7 @@ class Jsonl(Output):
 
 def _line(row: Row) -> Record:
     codes = row.codes.tolist()
-    line = {"key": row.key, "code": codes[0] if len(codes) == 1 else codes}
-    if row.global_vector is not None:
-        line["global_vector"] = to_record(row)["global_vector"]
-    return line
+    return {"key": row.key, "code": codes[0] if len(codes) == 1 else codes} | vectors(row)
 
 
 def _estimated(line: Record, frames: int, facts: CodecFacts) -> Record:

@@ -7,19 +7,21 @@ record, the same in every form that has room for it.
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecFacts, Row, Utterance
+from vokens.corpus.lease import Leases
 from vokens.errors import TokensError
 
 # The remedy for files of a run that are damaged or gone: extraction sees by itself that one is gone or of another size.
 AGAIN = "run the same extraction again, and where it finds nothing to do, vokens inspect names the receipt to remove"
-_TEXTS = ("key", "audio", "text", "speaker", "language")
+_TEXTS = ("key", "audio", "text", "speaker", "language", "instruct")
+_VECTORS = ("global_vector", "embedding")
 _NAME_BYTES = 240  # file systems take 255 bytes per name; the rest is for suffixes
 
 Record = dict[str, Any]
@@ -30,6 +32,23 @@ class Written(NamedTuple):
 
     path: Path
     final: Path
+
+
+class FinishedRun(Protocol):
+    """What an output needs of a run (`vokens.corpus.run.Run`) whose shards are all done."""
+
+    folder: Path
+    facts: CodecFacts
+    leases: Leases
+    source_address: str
+
+    def __len__(self) -> int: ...
+
+    def utterances(self, shard: int) -> Iterator[Utterance]: ...
+
+    def receipt(self, shard: int) -> Any: ...
+
+    def publish(self, files: Iterable[tuple[Path, Path]]) -> None: ...
 
 
 class Shard:
@@ -87,6 +106,12 @@ class Output(ABC):
     def check(self, row: Row, facts: CodecFacts) -> None:
         """Raise TokensError if the row cannot be stored: what the run quarantines before it writes."""
         check_row(row, facts)
+
+    def check_codec(self, facts: CodecFacts) -> None:  # noqa: B027  (most take any)
+        """Raise ConfigError for a codec whose tokens cannot be stored, MissingExtra where a package lacks."""
+
+    def finish(self, run: FinishedRun) -> None:  # noqa: B027  (most are done with their shards)
+        """Write what needs all shards, once they are done. Every worker calls it; doing it again changes nothing."""
 
     def check_all(self, rows: Sequence[Row], facts: CodecFacts) -> None:
         """Raise TokensError if a row cannot be stored, or two have one key."""
@@ -148,21 +173,26 @@ def to_record(row: Row) -> Record:
     record = {"key": row.key, "frames": row.codes.shape[1]}
     record |= {"num_samples": int(row.num_samples), "duration": float(row.duration)}
     record |= {name: getattr(row, name) for name in _TEXTS[1:] if getattr(row, name) is not None}
-    if row.global_vector is not None:
-        record["global_vector"] = np.asarray(row.global_vector, dtype=np.float32).tolist()
-    return record
+    return record | vectors(row)
+
+
+def vectors(row: Row) -> Record:
+    """The vectors that a row has, as lists."""
+    present = {name: getattr(row, name) for name in _VECTORS if getattr(row, name) is not None}
+    return {name: np.asarray(vector, dtype=np.float32).tolist() for name, vector in present.items()}
 
 
 def to_row(record: Record, codes: np.ndarray) -> Row:
     """The row of a record and its codes (K, T)."""
-    vector = record.get("global_vector")
+    floats = {name: record[name] for name in _VECTORS if record.get(name) is not None}
+    present: dict[str, Any] = {name: np.array(vector, dtype=np.float32) for name, vector in floats.items()}
     return Row(
         codes=codes,
         num_samples=record["num_samples"],
         duration=record["duration"],
-        global_vector=None if vector is None else np.array(vector, dtype=np.float32),
         key=record["key"],
         **{name: record.get(name) for name in _TEXTS[1:]},
+        **present,
     )
 
 

@@ -1,7 +1,8 @@
 """`shard-000012.parquet`: a row per utterance, zstd, one row group; `datasets.load_dataset("parquet", …)` reads it.
 
 Columns: key, codes (list<uint16>, with K codebooks list<list<uint16>>; int32 where a codebook has more than 65536
-entries), frames, num_samples, duration, text, speaker, language, audio, and global_vector of codecs that have one.
+entries), frames, num_samples, duration, text, speaker, language, audio; where there are any, instruct, global_vector
+(of the codec) and embedding (of the speaker encoder).
 The file's metadata says under `vokens` which codec wrote it.
 """
 
@@ -25,7 +26,7 @@ class Parquet(Output):
     pattern = "shard-*.parquet"
 
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
-        arrow, parquet = _pyarrow()
+        arrow, parquet = import_pyarrow()
         self.check_all(rows, facts)
         file = Path(f"{shard_name(shard)}.parquet")
         table = _table(arrow, rows, facts)
@@ -59,7 +60,7 @@ class Parquet(Output):
 
 
 def _read(path: Path, columns: list[str] | None = None) -> Any:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow()
     try:
         table = parquet.read_table(path, columns=columns, memory_map=True, use_threads=False)
     except (OSError, arrow.ArrowException) as error:
@@ -78,8 +79,11 @@ def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecFacts) -> Any:
         *[(name, arrow.string()) for name in ("text", "speaker", "language", "audio")],
     ]
     records = [to_record(row) for row in rows]
-    if any("global_vector" in record for record in records):
-        columns.append(("global_vector", arrow.list_(arrow.float32())))
+    rare = {
+        "instruct": arrow.string(),
+        **dict.fromkeys(("global_vector", "embedding"), arrow.list_(arrow.float32())),
+    }
+    columns += [(name, kind) for name, kind in rare.items() if any(name in record for record in records)]
     arrays = [
         _codes(arrow, rows, facts) if name == "codes" else arrow.array([r.get(name) for r in records], form)
         for name, form in columns
@@ -105,7 +109,8 @@ def _codes(arrow: ModuleType, rows: Sequence[Row], facts: CodecFacts) -> Any:
     return lists(np.full(len(rows), books), lists(np.repeat(frames, books), values))
 
 
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """pyarrow and pyarrow.parquet, or MissingExtra."""
     try:
         import pyarrow
         import pyarrow.parquet

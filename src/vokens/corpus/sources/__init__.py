@@ -89,6 +89,7 @@ def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
             segments=options.segments or there.get("segments"),
             text=options.text or there.get("text"),
             speakers=options.speakers or there.get("utt2spk"),
+            instruct=options.instruct or there.get("instruct"),
         )
         return _files([f"{folder}/wav.scp"], listing, options)
     if names & {"dataset_dict.json", "state.json"}:
@@ -132,12 +133,12 @@ def _files(files: list[str], listing: Path, options: SourceOptions) -> Source:
         return ManifestSource(plain, options)
     if kind == "list":
         return PathSource(plain, options, _shared_folder(plain, listing))
-    sides = options.segments, options.text, options.speakers
-    if sides == (None, None, None):
+    labels = {"text": options.text, "speaker": options.speakers, "instruct": options.instruct}
+    if not any((options.segments, *labels.values())):
         return ScpSource(plain, options)
     if len(plain) > 1 or is_url(files[0]) or files[0].endswith(".gz"):
         raise ConfigError("segments and text belong to one wav.scp on this machine, unpacked")
-    lines = frozen(listing, "kaldi.jsonl", lambda: kaldi.joined(files[0], *sides))
+    lines = frozen(listing, "kaldi.jsonl", lambda: kaldi.joined(files[0], options.segments, **labels))
     return ManifestSource({lines: files[0]}, options)
 
 

@@ -1,4 +1,5 @@
-"""Kaldi's side files joined to wav.scp: `segments` (utterance, recording, start, end), `text` and `utt2spk`.
+"""Kaldi's side files joined to wav.scp: `segments` (utterance, recording, start, end), `text`, `utt2spk`, and
+CosyVoice's `instruct`.
 
 The trick: a side file is indexed as two arrays, hashes of its keys and where their lines begin (16 bytes per line),
 so that files in any order join in one pass without being in memory.
@@ -73,23 +74,23 @@ class KeyedLines:
         self._file.close()
 
 
-def joined(scp: str, segments: Path | None, text: Path | None, speakers: Path | None = None) -> Iterator[str]:
+def joined(scp: str, segments: Path | None, **labels: Path | None) -> Iterator[str]:
     """wav.scp with its side files as lines of a NeMo manifest with ids, in the order of `segments` or wav.scp.
 
-    Utterances without a line in `text` have no text, and those without one in `speakers` (utt2spk) no speaker.
+    labels: a file of lines `utterance label` for text, speaker and instruct; utterances without a line have none.
     Raises ConfigError, with file and line, for commands, for segments whose recording is not in wav.scp, and for
     times that are none.
     """
-    labels = {name: KeyedLines(path) for name, path in (("text", text), ("speaker", speakers)) if path}
+    files = {name: KeyedLines(path) for name, path in labels.items() if path}
     try:
         for lines in _chunks(_segments(scp, segments) if segments else _recordings(scp)):
             keys = [str(line["id"]).encode() for line in lines]
-            for name, found in [(name, file.find(keys)) for name, file in labels.items()]:
+            for name, found in [(name, file.find(keys)) for name, file in files.items()]:
                 for line, words in zip(lines, found, strict=True):
                     line |= {name: words.decode()} if words else {}
             yield from (json.dumps(line, ensure_ascii=False) for line in lines)
     finally:
-        for file in labels.values():
+        for file in files.values():
             file.close()
 
 
@@ -148,4 +149,8 @@ def _chunks(items: Iterator[_Item]) -> Iterator[list[_Item]]:
 
 def side_files(folder: str) -> dict[str, Path]:
     """The side files of a Kaldi folder that are there, by name."""
-    return {name: path for name in ("segments", "text", "utt2spk") if (path := Path(folder, name)).is_file()}
+    return {
+        name: path
+        for name in ("segments", "text", "utt2spk", "instruct")
+        if (path := Path(folder, name)).is_file()
+    }

@@ -12,6 +12,7 @@ class Labels(NamedTuple):
     speaker: str | None = None
     language: str | None = None
     split: str | None = None
+    instruct: str | None = None
 
 
 def known(value: object) -> str | None:
@@ -27,8 +28,8 @@ class SourceOptions:
         split, language: keep utterances that carry exactly this label. In folders of parquet and in Hugging Face
             datasets, `split` chooses the files that are named by it.
         with_text: keep utterances that have a text.
-        segments, text, speakers: Kaldi files (the last is utt2spk) beside a wav.scp, found by themselves where the
-            source is a Kaldi folder.
+        segments, text, speakers, instruct: Kaldi files (speakers is utt2spk, instruct CosyVoice's) beside a wav.scp,
+            found by themselves where the source is a Kaldi folder.
         column: the column of parquet and Hugging Face data that holds the audio.
         key: the field or column that names the utterances; "row" names the rows of a table by file and number,
             "name" those of a tar by their names up to the last dot, not the first.
@@ -40,6 +41,7 @@ class SourceOptions:
     segments: Path | None = None
     text: Path | None = None
     speakers: Path | None = None
+    instruct: Path | None = None
     column: str | None = None
     key: str | None = None
 

@@ -40,13 +40,14 @@ class Record(NamedTuple):
     duration: float | None = None
     piece: bool = False
     channel: int | None = None
+    instruct: str | None = None
 
     @property
     def utterance(self) -> Utterance:
         """The utterance to encode."""
         duration, listed = (self.duration, None) if self.piece else (None, self.duration)
         return Utterance(
-            self.id, self.path, self.start, duration, *self[2:5], listed=listed, channel=self.channel
+            self.id, self.path, self.start, duration, *self[2:5], listed, self.channel, self.instruct
         )
 
 
@@ -86,6 +87,7 @@ def labels_of(line: dict[str, Any]) -> Labels:
         speaker=known(spoken.get("speaker")),
         language=known(spoken.get("language", spoken.get("lang"))),
         split=known(line.get("split")),
+        instruct=known(spoken.get("instruct")),
     )
 
 

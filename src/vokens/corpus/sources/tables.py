@@ -27,6 +27,7 @@ _NAMES = {
     "speaker": ("speaker", "speaker_id", "spk", "spk_id", "client_id", "speaker_name"),
     "language": ("language", "lang", "locale"),
     "split": ("split",),
+    "instruct": ("instruct",),
 }
 _AUDIO_NAMES = ("audio", "wav", "flac", "mp3", "opus", "speech", "path", "audio_filepath", "file")
 _PIECES = (
@@ -61,7 +62,7 @@ class TableSource:
             for number, fact in islice(kept, span.count):
                 audio, labels = _audio(fact["audio"], span.where), _labels(fact)
                 key = self._key(span.where, number, fact)
-                yield Utterance(key, audio, 0.0, None, labels.text, labels.speaker, labels.language)
+                yield Utterance(key, audio, 0.0, None, *labels[:3], instruct=labels.instruct)
 
     def _entries(self, where: str) -> Iterator[tuple[int, str]]:
         with _opened(where) as table:

@@ -94,7 +94,7 @@ class WebDataset:
             if audio is not None and self.options.keeps(labels)
         )
         for key, labels, audio in islice(kept, span.count):
-            yield Utterance(key, audio, 0.0, None, labels.text, labels.speaker, labels.language)
+            yield Utterance(key, audio, 0.0, None, *labels[:3], instruct=labels.instruct)
 
     def _entries(self, where: str) -> Iterator[tuple[int, str]]:
         wanted = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens import checkpoint
-from vokens.audio.fbank import kaldi_fbank
+from vokens.audio.fbank import FRAME, HOP, kaldi_fbank
 from vokens.errors import AudioError, CheckpointError
 from vokens.models.codec import batches, mask_of
 
 EMBEDDING = 192
-_SHORTEST = (
-    720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, the least that has a deviation
-)
-_FRAMES = 30_000  # fbank frames per forward pass of a batch: 5 minutes, 300 MB in the widest layer
+SHORTEST = 720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, the least that has a deviation
+# fbank frames of a batch, and of a piece of a longer recording where frames are independent: 5 minutes, 300 MB in the
+# widest layer.
+_FRAMES = 30_000
+_HEAD_CONTEXT = 10  # frames on either side that ten convolutions of three taps see
 _BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the three dense blocks
 _GROWTH, _BOTTLENECK, _SEGMENT = 32, 128, 100  # channels, channels, frames
 
@@ -79,6 +80,17 @@ class Head(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if x.shape[-1] <= _FRAMES:
+            return self._piece(x, mask)
+        pieces = []
+        for start in range(0, x.shape[-1], _FRAMES):
+            left = max(0, start - _HEAD_CONTEXT)
+            seen = slice(left, start + _FRAMES + _HEAD_CONTEXT)
+            piece = self._piece(x[..., seen], None if mask is None else mask[..., seen])
+            pieces.append(piece[..., start - left :][..., :_FRAMES])
+        return torch.cat(pieces, dim=-1)
+
+    def _piece(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = F.relu(self.bn1(self.conv1(clear(x, mask)[:, None])))
         for block in (*self.layer1, *self.layer2):
             x = block(x, mask)
@@ -121,8 +133,9 @@ class DenseLayer(nn.Module):
         self.cam_layer = CAMLayer(_BOTTLENECK, dilation)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # (B, C, T) -> (B, C + 32, T)
-        y = self.nonlinear2(self.linear1(self.nonlinear1(x)))
-        return torch.cat([x, self.cam_layer(y, mask)], dim=1)
+        pieces = [x] if x.shape[-1] <= _FRAMES else x.split(_FRAMES, dim=-1)
+        y = [self.nonlinear2(self.linear1(self.nonlinear1(piece))) for piece in pieces]
+        return torch.cat([x, self.cam_layer(torch.cat(y, dim=-1), mask)], dim=1)
 
 
 class DenseBlock(nn.Sequential):
@@ -222,12 +235,11 @@ class CAMPPlus(nn.Module):
         batched: compute several together. None: not on the CPU, where rows gain nothing by company.
         """
         for wave in waves:
-            if wave.ndim != 1 or len(wave) < _SHORTEST:
+            if wave.ndim != 1 or len(wave) < SHORTEST:
                 raise AudioError(
-                    f"CAM++ takes waves (T,) of at least {_SHORTEST} samples at 16 kHz, got {tuple(wave.shape)}"
+                    f"CAM++ takes waves (T,) of at least {SHORTEST} samples at 16 kHz, got {tuple(wave.shape)}"
                 )
-        features = [kaldi_fbank(wave) for wave in waves]  # (F, 80)
-        features = [each - each.mean(dim=0) for each in features]
+        features = [_features(wave) for wave in waves]
         if batched is False or (batched is None and features[0].device.type == "cpu"):
             return torch.cat([self(each[None]) for each in features])
         found = features[0].new_empty(len(features), EMBEDDING)
@@ -236,6 +248,14 @@ class CAMPPlus(nn.Module):
             lengths = torch.tensor([len(each) for each in some], device=found.device)
             found[rows] = self(nn.utils.rnn.pad_sequence(some, batch_first=True), lengths)
         return found
+
+
+def _features(wave: Tensor) -> Tensor:
+    """Mean-free fbank features (F, 80) of a 16 kHz wave (T,)."""
+    frames = 1 + (len(wave) - FRAME) // HOP
+    starts = range(0, frames * HOP, _FRAMES * HOP)
+    features = torch.cat([kaldi_fbank(wave[start : start + (_FRAMES - 1) * HOP + FRAME]) for start in starts])
+    return features - features.mean(dim=0)
 
 
 def open_campplus(source: str | Path) -> CAMPPlus:

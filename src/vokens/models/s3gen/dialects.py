@@ -76,7 +76,7 @@ def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
     if single:
         state = read_state_dict(single[0])
         return from_chatterbox(cls, state, config) if recognises(state.keys()) else None
-    flow, vocoder = _find(folder, "flow"), _find(folder, "hift")
+    flow, vocoder = find_part(folder, "flow"), find_part(folder, "hift")
     if flow is None or vocoder is None:
         return None
     return _from_cosyvoice(cls, folder, flow, vocoder, config)
@@ -96,7 +96,7 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
     release = "cosyvoice3" if is_dit(state) else "cosyvoice2"
     made = open_flow(state, DIALECTS[release], config)
     tokens = TOKENS_OF[made.config.network]
-    speaker, tokenizer = _find(folder, "campplus"), _find(folder, tokens.removesuffix("_25hz"))
+    speaker, tokenizer = find_part(folder, "campplus"), find_part(folder, tokens.removesuffix("_25hz"))
     heard = None if tokenizer is None else _open_tokenizer(tokenizer)
     if heard is not None and heard.name in TOKENS_OF.values() and heard.name != tokens:
         raise CheckpointError(
@@ -114,7 +114,7 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
     return model.named(release)
 
 
-def _find(folder: Path, stem: str) -> Path | None:
+def find_part(folder: Path, stem: str) -> Path | None:
     return next((path for suffix in _SUFFIXES if (path := folder / f"{stem}{suffix}").exists()), None)
 
 

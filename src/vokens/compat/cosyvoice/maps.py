@@ -1,0 +1,140 @@
+"""`extract_speech_token`, `extract_embedding`: a corpus run in a hidden folder whose rows become the published maps.
+
+The run's folder stays only until all is done: a stopped command goes on, a finished one starts anew.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vokens.atomic import atomic_write
+from vokens.compat.s3tokenizer.__main__ import read_scp
+from vokens.corpus.data import TokenDataset
+from vokens.corpus.engine.local import extract
+from vokens.corpus.items import Row
+from vokens.corpus.outputs.pt_map import PtMap
+from vokens.corpus.run import Settings
+from vokens.corpus.sources.kaldi import KeyedLines
+from vokens.corpus.speaker import RATE
+from vokens.errors import ConfigError
+from vokens.models import load
+from vokens.models.codec import Codec
+from vokens.tokens import Tokens
+
+
+def extract_speech_token(arguments: argparse.Namespace) -> list[str]:
+    """utt2speech_token.pt: ids of each utterance, of any length; what failed, a line each."""
+    codec = load(arguments.onnx_path, device="auto")
+    if codec.num_codebooks != 1:
+        raise ConfigError(
+            f"--onnx_path {arguments.onnx_path} holds {codec.name}, no tokenizer of one codebook"
+        )
+    with atomic_write(arguments.dir / "utt2speech_token.pt") as partial:
+        return _extract(arguments, codec, None, partial, lambda row: row.codes[0])
+
+
+def extract_embedding(arguments: argparse.Namespace) -> list[str]:
+    """utt2embedding.pt and spk2embedding.pt, the mean of each speaker's utterances; what failed, a line each."""
+    speakers = _speakers(arguments.dir)
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+
+    def embedding(row: Row) -> np.ndarray:
+        assert row.embedding is not None
+        name = speakers[row.key]
+        sums[name] = sums.get(name, 0) + row.embedding.astype(np.float64)
+        counts[name] = counts.get(name, 0) + 1
+        return row.embedding
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    targets = [arguments.dir / f"{name}2embedding.pt" for name in ("utt", "spk")]
+    with atomic_write(targets[0]) as utterances, atomic_write(targets[1]) as means:
+        failed = _extract(arguments, NoCodec(device), arguments.onnx_path, utterances, embedding)
+        with PtMap(means) as file:
+            for name, total in sums.items():
+                file.add(name, (total / counts[name]).astype(np.float32))
+    return failed
+
+
+def _speakers(folder: Path) -> dict[str, str]:
+    """The speaker of each utterance of wav.scp. Raises ConfigError, before any work, where there is none."""
+    keys = [item.key for item in read_scp(folder / "wav.scp")]
+    lines = KeyedLines(folder / "utt2spk").find([key.encode() for key in keys])
+    for key, line in zip(keys, lines, strict=True):
+        if not line:
+            raise ConfigError(
+                f"{folder / 'utt2spk'} has no speaker for {key!r}: add the line '{key} SPEAKER'"
+            )
+    return {key: line.decode().split()[0] for key, line in zip(keys, lines, strict=True) if line}
+
+
+class NoCodec(Codec):
+    """A codec without frames, for runs that ask for speaker embeddings alone."""
+
+    system = "none"
+    sample_rate, hop_length, codebook_sizes = RATE, RATE, (1,)
+
+    def __init__(self, device: str) -> None:
+        super().__init__(None)
+        self._fingerprint = "none"
+        self.place = torch.nn.Parameter(torch.zeros((), device=device), requires_grad=False)
+
+    def encode(self, source: object, *_: object, **__: object) -> Tokens:
+        """No frames for each of a list of waves (T,)."""
+        waves = source if isinstance(source, list) else [source]
+        return Tokens(
+            codes=torch.zeros(len(waves), 1, 0, dtype=torch.int64),
+            lengths=torch.zeros(len(waves), dtype=torch.int64),
+            num_samples=torch.tensor([len(wave) for wave in waves]),
+            model=self.name,
+            fingerprint=self.fingerprint,
+            sample_rate=self.sample_rate,
+            frame_rate=self.frame_rate,
+            codebook_sizes=self.codebook_sizes,
+        )
+
+
+def _extract(
+    arguments: argparse.Namespace,
+    codec: Codec,
+    speaker: Path | None,
+    target: Path,
+    values: Callable[[Row], np.ndarray],
+) -> list[str]:
+    """Run over wav.scp and write the map of each row's values; what failed, a line each."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            "under torchrun each process would write the same file: torchrun -m vokens extract DIR --format cosyvoice "
+            "--speaker CAMPPLUS --out OUT shares the work"
+        )
+    if arguments.num_thread < 1:
+        raise ConfigError(f"--num_thread {arguments.num_thread}: give 1 thread or more")
+    torch.set_num_threads(min(arguments.num_thread, os.cpu_count() or 1))
+    scp = arguments.dir / "wav.scp"
+    state = f"{arguments.command} {codec.fingerprint} {speaker}".encode() + scp.read_bytes()
+    out = arguments.dir / f".{arguments.command}-{hashlib.sha256(state).hexdigest()[:12]}"
+    summary = extract(Settings(str(scp), out, speaker=speaker, sinc=True), codec)
+    with PtMap(target) as file:
+        for row in _rows(out) if summary["utterances"] else ():
+            file.add(row.key, values(row))
+    failed = [
+        f"{failure['key']}: {failure['reason']}"
+        for part in sorted((out / "failures").glob("*.jsonl"))
+        for failure in map(json.loads, part.read_text().splitlines())
+    ]
+    if not summary["utterances"]:
+        raise ConfigError(f"all {summary['failures']} utterances failed; the first, {failed[0]}")
+    shutil.rmtree(out)
+    return failed
+
+
+def _rows(out: Path) -> Iterator[Row]:
+    dataset = TokenDataset(out)
+    return (dataset[index] for index in range(len(dataset)))

@@ -1,0 +1,54 @@
+"""The speaker encoder of a run: CAM++, which gives each utterance an embedding beside its tokens."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vokens import audio, checkpoint
+from vokens.errors import ConfigError
+from vokens.models.s3gen.campplus import SHORTEST
+from vokens.models.s3gen.dialects import find_part, open_speaker
+
+RATE = 16000
+
+
+class SpeakerEncoder:
+    """CAM++ on a device.
+
+    Args:
+        source: its weights (campplus.onnx, campplus_cn_en_common.pt, .safetensors), or a folder that holds them.
+
+    Raises ConfigError where nothing is, CheckpointError for other weights.
+    """
+
+    def __init__(self, source: Path, device: torch.device) -> None:
+        if not source.exists():
+            raise ConfigError(
+                f"--speaker {source} is not there: give the file of CAM++ (campplus.onnx of CosyVoice, "
+                "campplus_cn_en_common.pt of 3D-Speaker) or its folder"
+            )
+        self.device = device
+        self.model = open_speaker(find_part(source, "campplus") or source).to(device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the weights."""
+        return checkpoint.fingerprint(self.model.state_dict(), {})
+
+    def embed(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray | str]:
+        """An embedding (192,) float32 of each wave (T,), not normalised, or the reason why there is none.
+
+        Equal, but for the order of sums on GPUs, to that of the wave alone.
+        """
+        ready = [torch.from_numpy(audio.resample(wave, sample_rate, RATE)) for wave in waves]
+        long = [place for place, wave in enumerate(ready) if len(wave) >= SHORTEST]
+        short = f"too short for a speaker embedding: {SHORTEST / RATE * 1000:.0f} ms are needed"
+        found: list[np.ndarray | str] = [short] * len(waves)
+        if long:
+            made = self.model.embed([ready[place].to(self.device) for place in long])
+            for place, embedding in zip(long, made.float().cpu().numpy(), strict=True):
+                found[place] = embedding
+        return found
