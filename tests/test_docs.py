@@ -229,6 +229,7 @@ COMPAT = {
     "s3tokenizer": "vokens.compat.s3tokenizer.__main__",
     "vokens.compat.s3tokenizer": "vokens.compat.s3tokenizer.__main__",
     "vokens.compat.socodec": "vokens.compat.socodec",
+    "vokens.compat.cosyvoice": "vokens.compat.cosyvoice.__main__",
     "vokens.compat.learnable_speech": "vokens.compat.learnable_speech.__main__",
 }
 
