@@ -14,7 +14,8 @@ Rows; those whose models are not given are left out:
 Columns: word error (%) by each recogniser, figures and words being the same; speaker (cosine of CAM++ with the
 recording: the encoder that a flow may have been given, so that it flatters); dnsmos (P.835 overall); f0 (RMS, cents)
 and stoi where speech runs beside the recording; bad (% of texts without a sound, or that ran into the most tokens
-that a text may have); s (seconds of sound of each); rtf (seconds of one thread over seconds of sound).
+that a text may have); first (seconds of one thread until the first sound of a stream); s (seconds of sound of each);
+rtf (seconds of one thread over seconds of sound).
 
 Sentences: --synthetic gives 100 of its splits test and valid, --real 60 English ones of its split test, from every
 speaker alike. --json keeps them with all results, so that the same command goes on where it stopped, measures anew what
@@ -88,6 +89,7 @@ class Stage:
     Attributes:
         make: an item and its number to a wave (T,) at `rate`. models: fingerprints and settings of what makes it.
         beside: whether it runs beside the recording. most: an item's most seconds, which only endless speech reaches.
+        stream: the same piece by piece. before: what is done once for an item's voice, and is not timed.
     """
 
     name: str
@@ -96,6 +98,8 @@ class Stage:
     models: str = ""
     beside: bool = True
     most: Callable[[Item], float] | None = None
+    stream: Callable[[Item, int], Iterator[np.ndarray]] | None = None
+    before: Callable[[Item], object] = id
 
 
 # Sentences ----------------------------------------------------------------------------------------------------------
@@ -181,7 +185,9 @@ def stages(args: argparse.Namespace) -> Iterator[Stage]:
     voices: dict[str, HeardVoice] = {}
 
     def voice(item: Item, hear: Callable[[str], HeardVoice]) -> HeardVoice:
-        return voices.setdefault(item.reference.id, hear(item.reference.path))
+        if item.reference.id not in voices:
+            voices[item.reference.id] = hear(item.reference.path)
+        return voices[item.reference.id]
 
     def flowed(steps: int) -> Callable[[Item, int], np.ndarray]:
         def make(item: Item, number: int) -> np.ndarray:
@@ -193,7 +199,8 @@ def stages(args: argparse.Namespace) -> Iterator[Stage]:
 
     base = " ".join(marks[name] for name in ("autoencoder", "flow", "tokenizer")) + f" {prompt:g} {args.seed}"
     for steps in args.steps:
-        yield Stage(f"tokens, {steps} step{'s' * (steps > 1)}", flowed(steps), rate, base)
+        name = f"tokens, {steps} step{'s' * (steps > 1)}"
+        yield Stage(name, flowed(steps), rate, base, before=lambda item: voice(item, decoder.voice))
     if "lm" in parts:
         voices = {}  # of now on, with the language model's speaker token
         yield from texts(
@@ -210,13 +217,10 @@ def texts(
     """Rows of texts through all, at each number of steps but one."""
     law = replace(model.sampler, temperature=args.temperature)
 
-    def said(steps: int) -> Callable[[Item, int], np.ndarray]:
-        def make(item: Item, number: int) -> np.ndarray:
-            generator = torch.Generator().manual_seed(args.seed + number)
-            options = {"steps": steps, "sampler": law, "generator": generator, "pause": 0.0}
-            return model.say(item.text, voice(item, model.voice), **options)[0]
-
-        return make
+    def options(item: Item, number: int, steps: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(args.seed + number)
+        facts = {"steps": steps, "sampler": law, "generator": generator, "pause": 0.0}
+        return {"voice": voice(item, model.voice), **facts}
 
     def most(item: Item) -> float:
         counts = [model.lm.bounds(len(model.lm.ids(piece)))[1] for piece in model.pieces(item.text)]
@@ -224,7 +228,16 @@ def texts(
 
     models = f"{models} {args.temperature:g}"
     for steps in (steps for steps in args.steps if steps > 1):
-        yield Stage(f"text, {steps} steps", said(steps), model.sample_rate, models, False, most)
+        yield Stage(
+            f"text, {steps} steps",
+            lambda item, number, n=steps: model.say(item.text, **options(item, number, n))[0],
+            model.sample_rate,
+            models,
+            False,
+            most,
+            lambda item, number, n=steps: model.say_stream(item.text, **options(item, number, n)),
+            lambda item: voice(item, model.voice),
+        )
 
 
 def others(args: argparse.Namespace) -> Iterator[Stage]:
@@ -260,6 +273,7 @@ class Evaluators:
         self.dnsmos = DNSMOS(find_judge("dnsmos", args.judges))
 
     def measure(self, stage: Stage, item: Item, number: int, out: Path | None) -> dict[str, float]:
+        stage.before(item)
         start = time.process_time()
         wave = stage.make(item, number)
         took, seconds = time.process_time() - start, len(wave) / stage.rate
@@ -281,6 +295,10 @@ class Evaluators:
             line["f0"], line["stoi"] = pitch_error(recording, same)[0], stoi(recording, same)
         if stage.most is not None:
             line["bad"] = float(not seconds or seconds >= stage.most(item) - 1e-6)
+        if stage.stream is not None:
+            pieces, start = stage.stream(item, number), time.process_time()
+            next(pieces, None)
+            line["first"] = time.process_time() - start
         return line
 
 
@@ -315,7 +333,7 @@ def table(results: Results) -> str:
     heads = dict.fromkeys(head for lines in rows.values() for head in chain(*lines))
     wers = [head for head in heads if head.startswith("wer ")]
     means = {"speaker": "{:.3f}", "dnsmos": "{:.2f}", "f0": "{:.0f}", "stoi": "{:.3f}"}
-    titles = ["", *wers, *means, "bad %", "s", "rtf", "n"]
+    titles = ["", *wers, *means, "bad %", "first", "s", "rtf", "n"]
     text = [f"| {' | '.join(titles)} |", f"|---{'|---:' * (len(titles) - 1)}|"]
     for name, lines in rows.items():
         seconds = sum(line["seconds"] for line in lines)
@@ -329,6 +347,8 @@ def table(results: Results) -> str:
             cells.append(shape.format(fmean(values)) if values else "–")
         bad = [line["bad"] for line in lines if "bad" in line]
         cells.append(f"{100 * fmean(bad):.0f}" if bad else "–")
+        first = [line["first"] for line in lines if "first" in line]
+        cells.append(f"{fmean(first):.2f}" if first else "–")
         took = sum(line["took"] for line in lines) / max(seconds, 1e-9)
         cells += [f"{seconds / len(lines):.1f}", f"{took:.2f}", str(len(lines))]
         text.append(f"| {' | '.join(cells)} |")

@@ -108,9 +108,12 @@ def embedded(name: str) -> Entry | None:
     if not (WEIGHTS / name / "config.json").is_file():
         return None
     system, description, part = EMBEDDABLE[name]
-    config = json.loads((WEIGHTS / part / "config.json").read_text())["config"]
-    size = config["codebook_size"]
-    rate = 100 / (2 * config["first_stride"] * config.get("merge", 1))  # of 100 mel frames a second
+    try:
+        config = json.loads((WEIGHTS / part / "config.json").read_text())["config"]
+        size, stride = config["codebook_size"], config["first_stride"]
+    except (OSError, ValueError, LookupError, TypeError):  # what is told of it would be wrong
+        return None
+    rate = 100 / (2 * stride * config.get("merge", 1))  # of 100 mel frames a second
     paths = sorted(
         path.relative_to(WEIGHTS / name).as_posix() for path in (WEIGHTS / name).rglob("*") if path.is_file()
     )
@@ -560,8 +563,8 @@ def _variant(entry: Entry, repo_id: str, revision: str | None, variant: str) -> 
 def _unknown(name: str) -> str:
     if name in EMBEDDABLE:
         return (
-            f"{name} is not in this copy of vokens ({WEIGHTS / name} is missing): install a release that has it, put a "
-            "trained one there with recipes/embed_voice.py, or give a model of your own"
+            f"{name} is not in this copy of vokens ({WEIGHTS / name} is missing or not whole): install a release that "
+            "has it, put a trained one there with recipes/embed_voice.py, or give a model of your own"
         )
     path = Path(name).expanduser()
     if "/" in name or re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
