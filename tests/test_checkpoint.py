@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from vokens.checkpoint import (
     NameTable,
     fingerprint,
     fold_weight_norm,
+    later,
     load_strict,
     read_state_dict,
     save_safetensors,
+    settings,
     unfold_weight_norm,
 )
 from vokens.errors import CheckpointError
@@ -272,6 +275,29 @@ def test_fingerprint_sees_weights_and_config_only():
     others.append(fingerprint(STATE, {**config, "width": 5}))
     assert len({base, *others}) == 5
     assert fingerprint({"empty": torch.zeros(0, 3)}, {}) != fingerprint({}, {})
+
+
+def test_a_setting_that_came_later_leaves_old_fingerprints():
+    @dataclass(frozen=True)
+    class Old:
+        width: int = 4
+        sizes: tuple[int, ...] = (1, 2)
+
+    @dataclass(frozen=True)
+    class New(Old):
+        merge: int = later(1)
+
+    @dataclass(frozen=True)
+    class Whole:
+        part: Old
+        name: str = "x"
+
+    def named(config) -> str:
+        return fingerprint(STATE, settings(config))
+
+    assert settings(Whole(Old())) == asdict(Whole(Old()))
+    assert named(Whole(New())) == named(Whole(Old())) == fingerprint(STATE, asdict(Whole(Old())))
+    assert named(Whole(New(merge=2))) != named(Whole(Old()))
 
 
 def test_counts_that_trainers_put_beside_weights_are_left_out(tmp_path):

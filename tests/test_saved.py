@@ -39,7 +39,7 @@ def facts(saved: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MODELS.split())
 def test_saved_models_open_with_their_fingerprint(name: str, saved: Path, facts: dict[str, Any]) -> None:
-    if name in ("socodec", "learnable", "learnable_lm"):
+    if name == "socodec":
         pytest.importorskip("transformers")
     model = vokens.load(saved / "models" / name)
     assert model.fingerprint == facts[name]["fingerprint"]
@@ -64,7 +64,6 @@ def test_extracted_corpora_are_read(form: str, saved: Path) -> None:
 def test_stopped_runs_go_on(task: str, saved: Path, facts: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     if task in ("learnable_lm", "uslm"):
-        pytest.importorskip("transformers")
         sizes, rate = ((40,), 25.0) if task == "learnable_lm" else ((32, 32, 32), 50.0)
         data = extract(tmp_path / "tokens", sizes, rate)
     else:

@@ -4,6 +4,7 @@ Files are told apart by content (safetensors or torch), and nothing in them is e
 with `weights_only=True`. One `NameTable` per published layout serves both directions, so they cannot drift.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -336,6 +337,23 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: PathLike)
             "Check that the configuration belongs to them"
         )
     module.load_state_dict(dict(state))
+
+
+def later(default: Any) -> Any:
+    """The field of a config that came when models had been saved without it: at its default, whose network is theirs,
+    it is no part of a fingerprint."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The values of a config dataclass that make a fingerprint."""
+    found = {}
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if not (each.metadata.get("later") and value == each.default):
+            nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            found[each.name] = settings(value) if nested else value
+    return found
 
 
 def fingerprint(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ class Pretrained(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits that name these weights; tokens carry them."""
         if not self._fingerprint:
-            self._fingerprint = checkpoint.fingerprint(self.state_dict(), dataclasses.asdict(self.config))
+            self._fingerprint = checkpoint.fingerprint(self.state_dict(), checkpoint.settings(self.config))
         return self._fingerprint
 
     def set_dtype(self, dtype: torch.dtype) -> Self:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vokens import audio
 from vokens.atomic import atomic_write
-from vokens.checkpoint import read_state_dict, save_safetensors
+from vokens.checkpoint import later, read_state_dict, save_safetensors
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
@@ -49,7 +49,7 @@ class LearnableConfig:
 
     tokenizer: bool | str = True
     speaker: bool = False
-    flow_prompt: float = 0.0
+    flow_prompt: float = later(0.0)
 
 
 class LearnableSpeech(Pretrained, Speaker):
