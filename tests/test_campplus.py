@@ -1,5 +1,6 @@
 """CAM++ against recorded outputs of the published code; a published state dict must fit name by name."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -108,3 +109,12 @@ def test_long_recordings_in_pieces(model, monkeypatch):
     monkeypatch.setattr(campplus, "_FRAMES", 20)
     for batched in (False, True):
         torch.testing.assert_close(model.embed(waves, batched=batched), whole, atol=2e-5, rtol=0)
+
+
+def test_merged_norms_change_nothing(model):
+    waves = [0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (9000, 5123)]
+    whole = model.embed(waves)
+    merged = campplus.merge_norms(copy.deepcopy(model))
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in merged.modules())
+    for batched in (False, True):
+        torch.testing.assert_close(merged.embed(waves, batched=batched), whole, atol=5e-5, rtol=0)

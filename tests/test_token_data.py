@@ -111,7 +111,7 @@ def expected(folders: Callable[[str], Path]) -> list[float]:
     return train([(tokens.codes, tokens.lengths) for tokens in batches])
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "cosyvoice"])
 def test_a_language_model_trains_alike_from_every_form(
     name: str, folders: Callable[[str], Path], expected: list[float]
 ):

@@ -1,7 +1,6 @@
 """The speaker encoder of a run: CAM++, which gives each utterance an embedding beside its tokens."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 from vokens import audio, checkpoint
 from vokens.errors import ConfigError
-from vokens.models.s3gen.campplus import SHORTEST
+from vokens.models.s3gen.campplus import SHORTEST, merge_norms
 from vokens.models.s3gen.dialects import find_part, open_speaker
 
 RATE = 16000
@@ -17,6 +16,9 @@ RATE = 16000
 
 class SpeakerEncoder:
     """CAM++ on a device.
+
+    Attributes:
+        fingerprint: 16 hex digits that name the weights.
 
     Args:
         source: its weights (campplus.onnx, campplus_cn_en_common.pt, .safetensors), or a folder that holds them.
@@ -30,13 +32,10 @@ class SpeakerEncoder:
                 f"--speaker {source} is not there: give the file of CAM++ (campplus.onnx of CosyVoice, "
                 "campplus_cn_en_common.pt of 3D-Speaker) or its folder"
             )
+        model = open_speaker(find_part(source, "campplus") or source)
+        self.fingerprint = checkpoint.fingerprint(model.state_dict(), {})
         self.device = device
-        self.model = open_speaker(find_part(source, "campplus") or source).to(device)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits that name the weights."""
-        return checkpoint.fingerprint(self.model.state_dict(), {})
+        self.model = merge_norms(model).to(device)
 
     def embed(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray | str]:
         """An embedding (192,) float32 of each wave (T,), not normalised, or the reason why there is none.

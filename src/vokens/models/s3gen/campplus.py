@@ -8,10 +8,12 @@ beyond a row's end is zero wherever a convolution or a mean looks, so each row i
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vokens import checkpoint
 from vokens.audio.fbank import FRAME, HOP, kaldi_fbank
@@ -248,6 +250,33 @@ class CAMPPlus(nn.Module):
             lengths = torch.tensor([len(each) for each in some], device=found.device)
             found[rows] = self(nn.utils.rnn.pad_sequence(some, batch_first=True), lengths)
         return found
+
+
+# A convolution and the norm after it, of each kind of part.
+_NORMED: dict[type, tuple[tuple[str, str], ...]] = {
+    Head: (("conv1", "bn1"), ("conv2", "bn2")),
+    BasicResBlock: (("conv1", "bn1"), ("conv2", "bn2"), ("shortcut.0", "shortcut.1")),
+    DenseLayer: (("linear1", "nonlinear2.batchnorm"),),
+    LinearUnit: (("linear", "nonlinear.batchnorm"),),
+}
+
+
+def merge_norms(model: CAMPPlus) -> CAMPPlus:
+    """Merge each batch norm into the convolution before it, in place: equal, and a third less work on CPUs.
+
+    The network is then for inference alone: its state dict is no longer the published one.
+    """
+    for part in list(model.modules()):
+        there = dict(part.named_modules())
+        for convolution, norm in _NORMED.get(type(part), ()):
+            if convolution in there:  # not every shortcut has one
+                pair: Any = there[convolution], there[norm]
+                part.set_submodule(convolution, fuse_conv_bn_eval(*pair))
+                part.set_submodule(norm, nn.Identity())
+    for weight in model.head.parameters():  # 3 x 3 over 32 channels takes 0.8 of the time so
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _features(wave: Tensor) -> Tensor:
