@@ -182,6 +182,26 @@ def test_pieces_are_those_of_transformers(qwen2):
     assert end.symbols("[breath]") == [300 + MARKS.index("[breath]")]
 
 
+def test_cosyvoice3_has_280_marks_and_opening_words(qwen2):
+    from vokens.text.bpe import MARKS, MARKS_3, OPENING
+
+    assert MARKS_3[: len(MARKS) + 2] == [*MARKS, "<|endofsystem|>", "[AA]"]
+    assert len(MARKS_3) == 281 == len(set(MARKS_3))  # with Qwen2's <|endoftext|>: Qwen2 has room for 293
+    end, plain = front_end(f"cosyvoice3:{qwen2}"), front_end(f"bpe:{qwen2}")
+    assert end.num_ids == 300 + 281
+    assert end.symbols("[ZH][a][ǜ]") == [300 + MARKS_3.index(mark) for mark in ("[ZH]", "[a]", "[ǜ]")]
+    opening = end.symbols(OPENING)
+    assert opening[-1] == 300 + MARKS.index("<|endofprompt|>")
+    assert end.both("", "hello") == opening + plain.symbols("hello")
+    assert end.both("it's fine.", "hello") == opening + plain.symbols("it's fine.") + plain.symbols("hello")
+    marked = "A [T][AH0][M][EY1][T][OW2] <strong>now</strong>."
+    assert normalise(marked) == marked
+    instructed = "Say it fast.<|endofprompt|>"
+    assert end.both(instructed + "it's fine.", "hello") == end.symbols(
+        instructed + "it's fine."
+    ) + end.symbols("hello")
+
+
 def test_a_tokenizer_json_is_taken_as_it_is(qwen2, tmp_path):
     from tokenizers import Tokenizer, models
 

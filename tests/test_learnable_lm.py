@@ -517,3 +517,101 @@ def test_cosyvoice_weights_open_and_start_ours(corrected, tmp_path):
     )
     model = LearnableLM(corrected.config).warm_start(folder)
     assert torch.equal(model.backbone.state_dict()["norm.weight"], plain.backbone.state_dict()["norm.weight"])
+
+
+# CosyVoice 3
+
+
+THIRD = LearnableLMConfig(
+    TINY, None, speech_tokens=61, tokens="speech_tokenizer_v3_25hz", release="cosyvoice3"
+)
+
+
+@pytest.fixture(scope="module")
+def third() -> LearnableLM:
+    """As its llm.pt gives it."""
+    state = {name: value.clone() for name, value in LearnableLM(THIRD).to_published().items()}
+    state = fill_(state, SALT)
+    state[EMBEDDING], state["speech_embedding.weight"] = (
+        state[TIED].mul_(8),
+        state["speech_embedding.weight"] * 8,
+    )
+    return LearnableLM.from_published(state, HEADS)
+
+
+@pytest.mark.parametrize(
+    ("release", "tensors", "values"), [("cosyvoice2", 295, 641_938_468), ("cosyvoice3", 293, 642_283_136)]
+)
+def test_the_released_files_have_these_tensors(release, tensors, values):
+    """CosyVoice 2's file has 2,023,316,821 bytes: four for each number but the tied head's, and its index."""
+    with torch.device("meta"):
+        state = LearnableLM(LearnableLMConfig(speaker=None, release=release)).to_published()
+    assert (len(state), sum(value.numel() for value in state.values())) == (tensors, values)
+    if release == "cosyvoice2":
+        assert 0 < 2_023_316_821 - 4 * (values - state[TIED].numel()) < 400 * tensors
+
+
+def test_the_third_release_is_told_by_its_names_and_strict(third, tmp_path):
+    assert third.config == THIRD
+    assert third.name == "cosyvoice3"
+    state = third.to_published()
+    assert "llm_embedding.weight" not in state
+    assert state["llm_decoder.weight"].shape == state["speech_embedding.weight"].shape == (261, 64)
+    torch.save(state | {"epoch": 1, "step": 2}, tmp_path / "llm.pt")
+    again = vokens.load(tmp_path / "llm.pt", config=HEADS)
+    assert again.config == THIRD
+    assert again.fingerprint == third.fingerprint
+    for changed in (state | {"llm_decoder.bias": torch.zeros(261)}, state | {"x": torch.zeros(1)}):
+        with pytest.raises(CheckpointError):
+            LearnableLM.from_published(changed, HEADS)
+    third.save_pretrained(tmp_path / "ours")
+    assert vokens.load(tmp_path / "ours").fingerprint == third.fingerprint
+    with pytest.raises(ConfigError, match="cosyvoice2 or cosyvoice3"):
+        LearnableLMConfig(release="cosyvoice4")
+
+
+def test_the_third_release_reads_and_asks_as_published(third):
+    """Start 61, end 62, task 63 and "more text" 64 are rows of the speech tokens' table; the head has no bias."""
+    state, given = third.to_published(), batch()
+    text, speech = given["text"][:1, :12], given["speech"][:1, :20]
+    speech_table = state["speech_embedding.weight"]
+    rows = [speech_table[61:62], state[EMBEDDING][text[0]], speech_table[63:64], speech_table[speech[0]]]
+    hidden = third.backbone(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
+    scores, target = third(text, torch.tensor([12]), speech, torch.tensor([20]))
+    close(scores, hidden @ state["llm_decoder.weight"].T)
+    assert target[0].tolist() == [-1] * 13 + speech[0].tolist() + [62]
+    mixed = third(
+        text, torch.tensor([12]), given["speech"][:1].repeat(1, 2)[:, :60], torch.tensor([60]), bistream=True
+    )
+    assert mixed[1][0].tolist().count(64) == 2
+    assert mixed[1][0, -1] == 62
+    said = third.generate([text[0]], generator=torch.Generator().manual_seed(0), limits=(3, 30))[0]
+    assert 3 <= len(said) <= 30
+    assert int(said.max()) < 61
+
+
+@pytest.mark.parametrize("first", [61, 62, 63, 100])
+def test_nothing_but_the_end_ends_the_third_release(third, first):
+    """Of the 200 ids behind the codes the end alone can be drawn, and only where it may come."""
+    scores = torch.zeros(261)
+    scores[first] = 50.0
+    drawn = third._draw(scores.clone(), [], Sampler("greedy"), None, may_end=True)
+    assert drawn == (62 if first == 62 else 0)
+    assert third._draw(scores, [], Sampler("greedy"), None, may_end=False) == 0
+
+
+def test_training_starts_from_the_third_release_and_never_mixes(third, corrected, tmp_path):
+    torch.save(third.to_published(), tmp_path / "llm.pt")
+    hears = replace(THIRD, speaker=corrected.config.speaker)
+    started = LearnableLM(hears).warm_start(tmp_path / "llm.pt")
+    assert torch.equal(started.head.weight, third.head.weight)
+    assert torch.equal(started.speech_embedding.weight, third.speech_embedding.weight)
+    loss = label_loss(*started(**batch(), speaker=started.speaker_of(GOLDEN["reference_mels"])))
+    loss.backward()
+    assert started.speech_embedding.weight.grad[[61, 63]].abs().sum() > 0
+    started.save_pretrained(tmp_path / "ours")
+    assert torch.equal(LearnableLM(hears).warm_start(tmp_path / "ours").head.weight, started.head.weight)
+    with pytest.raises(CheckpointError, match=r"llm\.pt is of cosyvoice3.*set model\.release"):
+        LearnableLM(corrected.config).warm_start(tmp_path / "llm.pt")
+    with pytest.raises(CheckpointError, match="learns those of speech_tokenizer_v2_25hz"):
+        LearnableLM(replace(THIRD, tokens="speech_tokenizer_v2_25hz")).warm_start(tmp_path / "llm.pt")

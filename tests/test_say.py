@@ -11,21 +11,31 @@ import pytest
 import soundfile
 import torch
 from conftest import build_tiny_speechtokenizer, speechlike
+from cosyvoice3 import REDUCED
+from s3gen_weights import reduced
 from speakers import tiny_lm, tiny_s3gen, tiny_speech, tiny_uslm
+from test_hift import REDUCED as VOCODER
 
 import vokens
 from vokens.cli import main
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
-from vokens.models.learnable import LearnableLM
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes
 from vokens.models.learnable.decoder import decode_stream
 from vokens.models.learnable.voice import LearnableSpeech, speech_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
-from vokens.models.speaking import PAUSE, Manner, Speaker, speaker
+from vokens.models.s3gen import S3GenModel, hift_checkpoint
+from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.models.s3gen.checkpoint import flow_to_published
+from vokens.models.s3gen.flow import TokenToMel
+from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.models.speaking import PAUSE, Manner, Speaker, load_voice, speaker
 from vokens.models.uslm import USLM
 from vokens.models.uslm.voice import USLMSpeech, sampling_of
 from vokens.nn.sampling import Sampler
 from vokens.text import normalise
+from vokens.text.bpe import OPENING
 
 TEXTS = ["Hello there.", "It was 5 o'clock, and late", "No, it was not!"]
 LONG = "The fox, which was quick, ran over 3 dogs in the long morning. They slept on. " * 4
@@ -304,6 +314,79 @@ def test_uslm_says_phonemes_as_they_are():
     )
     assert model.pieces("h|ə|l|oʊ,_w|ɜː|l|d!") == ["h|ə|l|oʊ,_w|ɜː|l|d!"]
     assert len(model.say("h|ə|l|oʊ", wave(), voice_text="w|ɜː|l|d", sample_rate=16000)[0])
+
+
+# As CosyVoice publishes it
+
+
+def published_folder(folder: Path, release: str) -> Path:
+    """CosyVoice's files under their names, reduced; of the networks, what shapes leave open is the release's."""
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder.mkdir()
+    (folder / f"{release}.yaml").touch()
+    (folder / "configuration.json").write_text('{"framework": "Pytorch", "task": "text-to-speech"}')
+    words = folder / "CosyVoice-BlankEN"
+    words.mkdir()
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet))
+    trained.model.save(str(words))
+    (words / "config.json").write_text(json.dumps({"model_type": "qwen2", "num_attention_heads": 4}))
+    third, sizes = release == "cosyvoice3", Qwen2Sizes(280 + 281, 32, 64, 1, 4, 2, 512)
+    torch.manual_seed(0)
+    lm = LearnableLM(LearnableLMConfig(sizes, None, release=release))
+    lm.head.weight.data.normal_(0, 1.0)
+    flow = replace(REDUCED, decoder_num_mid_blocks=1)
+    if not third:
+        few = {
+            "encoder_num_blocks": 1,
+            "encoder_num_up_blocks": 1,
+            "decoder_n_blocks": 1,
+            "decoder_num_mid_blocks": 1,
+        }
+        heads = {"decoder_channels": 256, "decoder_num_heads": 8, "decoder_attention_head_dim": 64}
+        flow = replace(reduced("cosyvoice2"), **few, **heads)
+    sounds = HiFTNetModel(replace(VOCODER, source=flow.source)).state_dict()
+    tokens = S3Tokenizer(S3TokenizerConfig(width=64, heads=1, layers=1)).to_published()
+    for name, state in {
+        "llm.pt": lm.to_published(),
+        "flow.pt": flow_to_published(TokenToMel(flow).state_dict(), flow.decoder_attention_head_dim),
+        "hift.pt": hift_checkpoint.to_published(sounds),
+        "campplus.onnx": CAMPPlus().state_dict(),
+        f"speech_tokenizer_v{release[-1]}.onnx": tokens,
+    }.items():
+        torch.save(state, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("release", ["cosyvoice2", "cosyvoice3"])
+def test_a_folder_as_cosyvoice_publishes_it_speaks(release, tmp_path, monkeypatch, capsys):
+    folder = published_folder(tmp_path / "CosyVoice", release)
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("ref.wav", wave(), 16000)
+    said = ["say", "Hi.", "--model", str(folder), "--voice", "ref.wav", "--steps", "1", "--voice-text"]
+    assert main([*said, "One.", "-o", "out.wav"]) == 0, capsys.readouterr().err
+    speaking = load_voice(folder)
+    assert isinstance(speaking, WithS3Gen)
+    assert (speaking.lm.config.release, speaking.s3gen.name) == (release, release)
+    assert speaking.lm.config.tokens == speaking.s3gen.config.tokens
+    (expected,) = speaking.say("Hi.", "ref.wav", voice_text="One.", steps=1, generator=seeded(0))
+    np.testing.assert_allclose(samples("out.wav"), expected.clip(-1, 1), atol=1e-4)
+    ids, own = speaking.lm._read("Hi.", "One.")
+    marked = speaking.lm.ids(OPENING) if release == "cosyvoice3" else []
+    assert ids.tolist() == marked + speaking.lm.ids("One.") + speaking.lm.ids("Hi.")
+    assert own == len(speaking.lm.ids("Hi."))
+    assert isinstance(speaking.s3gen, S3GenModel)  # as the folder opens where no text is to be said
+    words = vokens.load(folder / "llm.pt")
+    assert isinstance(words, LearnableLM)
+    assert words.config == speaking.lm.config
+    other = tiny_s3gen() if release == "cosyvoice3" else None
+    with pytest.raises(ConfigError, match=r"other sounds|makes S3 tokens"):
+        speaker(words, other)
 
 
 # The verb

@@ -78,8 +78,8 @@ class Entry:
 
     @property
     def size_bytes(self) -> int | None:
-        """What it takes on the disk, less a config's few kB; None where a file's size is not known."""
-        sizes = [file.size for file in self.files if not file.path.endswith(".json")]
+        """What it takes on the disk, less configs and vocabularies; None where a file's size is not known."""
+        sizes = [file.size for file in self.files if not file.path.endswith((".json", ".txt"))]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
@@ -151,9 +151,21 @@ def _meanflow(name: str, repo: str) -> Entry:
     return _s3gen(name, "S3 v2 tokens to speech in any voice, 2 steps", "MIT", repo, (file,))
 
 
+# Size and hash of campplus.onnx, byte for byte the same in CosyVoice 2 and 3.
+_CAMPPLUS = 28_303_423, "a6ac6a63997761ae2997373e2ee1c47040854b4b759ea41ec48e4e42df0f4d73"
+
+
 def _cosyvoice2(path: str, size: int, sha256: str | None = None) -> File:
     address = f"https://www.modelscope.cn/models/iic/CosyVoice2-0.5B/resolve/master/{path}"
     return File(path, sha256=sha256, size=size, address=address)
+
+
+def _language_model(name: str, description: str, source: str, weights: File) -> Entry:
+    """llm.pt of CosyVoice 2 or 3, and Qwen2's sizes and pieces of text beside it."""
+    place = str(weights.address).removesuffix(weights.path)
+    names = (f"CosyVoice-BlankEN/{name}" for name in ("config.json", "vocab.json", "merges.txt"))
+    files = (weights, *(File(path, address=place + path) for path in names))
+    return Entry(name, "learnable_lm", description, 16000, 25.0, 1, 6561, "Apache-2.0", source, files)
 
 
 def _cosyvoice3(path: str, size: int | None = None, sha256: str | None = None) -> File:
@@ -381,11 +393,7 @@ _ENTRIES = (
             _cosyvoice2(
                 "hift.pt", 83_390_254, "3386cc880324d4e98e05987b99107f49e40ed925b8ecc87c1f4939432d429879"
             ),
-            _cosyvoice2(
-                "campplus.onnx",
-                28_303_423,
-                "a6ac6a63997761ae2997373e2ee1c47040854b4b759ea41ec48e4e42df0f4d73",
-            ),
+            _cosyvoice2("campplus.onnx", *_CAMPPLUS),
             _cosyvoice2(
                 "speech_tokenizer_v2.onnx",
                 496_082_973,
@@ -401,13 +409,27 @@ _ENTRIES = (
         (
             _cosyvoice3("flow.pt", 1_329_116_148),
             _cosyvoice3("hift.pt", 83_202_622),
-            _cosyvoice3("campplus.onnx"),
+            _cosyvoice3("campplus.onnx", *_CAMPPLUS),
             _cosyvoice3(
                 "speech_tokenizer_v3.onnx",
                 969_451_503,
                 "23236a74175dbdda47afc66dbadd5bcb41303c467a57c261cb8539ad9db9208d",
             ),
         ),
+    ),
+    _language_model(
+        "cosyvoice2_lm",
+        "text to S3 v2 tokens, in the voice of a prompt",
+        "iic/CosyVoice2-0.5B",
+        _cosyvoice2(
+            "llm.pt", 2_023_316_821, "b144ef55b51ce8cfb79a73c90dbba0bdaba4e451c0ebcfab20f769264f84a608"
+        ),
+    ),
+    _language_model(
+        "cosyvoice3_lm",
+        "text to S3 v3 tokens, in the voice of a prompt",
+        "FunAudioLLM/Fun-CosyVoice3-0.5B-2512",
+        _cosyvoice3("llm.pt"),
     ),
     # Sizes to three digits, as the hub's listing has them.
     _hub(
@@ -486,6 +508,16 @@ MODELS: dict[str, Entry] = {
     for entry in (_ENTRIES[0], *map(embedded, EMBEDDABLE), *_ENTRIES[1:])
     if entry is not None
 }
+# S3Gen -> the language model that was published beside it
+LANGUAGE_MODELS = {"cosyvoice2_s3gen": "cosyvoice2_lm", "cosyvoice3_s3gen": "cosyvoice3_lm"}
+# Released files that no name fetches, for who compares one: the tokenizer of several recordings at once.
+OTHERS = (
+    _cosyvoice2(
+        "speech_tokenizer_v2.batch.onnx",
+        496_095_794,
+        "5b45a98572ed21e3a3ebf50201f3020567f7db40e9a57509b790b2982f5c07b7",
+    ),
+)
 
 # Repositories as their authors published them -> the model in them: of all their files only its own are fetched.
 # iic's are ids of ModelScope, the others of the Hugging Face hub.

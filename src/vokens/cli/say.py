@@ -23,7 +23,7 @@ from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli import one_line
 from vokens.cli.jobs import STREAM, Job, Source, check_suffix, make_job, refuse_overwrite, write
-from vokens.cli.options import Compute, Output, load_codec
+from vokens.cli.options import Compute, Output
 from vokens.cli.play import play
 from vokens.cli.speak import write_stream
 from vokens.errors import ConfigError, VokensError
@@ -218,11 +218,15 @@ def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
     """The model and the voice, None where no recording was given."""
     if arguments.model is None and registry.VOICE not in registry.MODELS:
         raise ConfigError(_no_model())
-    from vokens.models.speaking import speaker
+    from vokens.models.speaking import load_voice
 
-    model = load_codec(arguments.model or registry.VOICE, arguments.compute)
-    decoder = None if arguments.decoder is None else load_codec(arguments.decoder, arguments.compute)
-    speaking = speaker(model, decoder)
+    compute = arguments.compute
+    speaking = load_voice(
+        arguments.model or registry.VOICE,
+        decoder=arguments.decoder,
+        device=compute.device,
+        dtype=compute.dtype,
+    )
     if arguments.voice is None:
         return speaking, None
     if arguments.voice in speaking.voices and not arguments.voice_text:

@@ -235,7 +235,10 @@ def _open_described(path: Path, own: dict[str, Any]) -> Codec:
 
 
 def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
-    """The content of config.json in the same folder, unless it is known as another system's."""
+    """What a published layout keeps beside the file, or the content of config.json in its folder, unless that is known
+    as another system's."""
+    if told := system(name).settings_beside(path):
+        return told
     beside = path.with_name("config.json")
     if not beside.exists():
         return None

@@ -49,6 +49,11 @@ class Pretrained(nn.Module):
         return isinstance(settings, dict) and settings.get("system") == cls.system
 
     @classmethod
+    def settings_beside(cls, path: Path) -> dict[str, Any]:
+        """What other files in the folder of a published file say of its config; empty where they say nothing."""
+        return {}
+
+    @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
         """The model with published weights.
 

@@ -257,11 +257,20 @@ def load_voice(
     Args:
         source, options: as in `vokens.load`. decoder: see `speaker`.
 
+    A folder as CosyVoice publishes it, which `vokens.load` opens as its S3Gen, speaks with the language model in it,
+    and so does its id.
+
     Raises ConfigError for models that do not speak, and where this copy of the package has none.
     """
     from vokens.models import load
 
-    return speaker(load(source, **options), None if decoder is None else load(decoder, **options))
+    model, partner = load(source, **options), None if decoder is None else load(decoder, **options)
+    entry = registry.MODELS.get(str(source)) or registry.published(str(source))
+    beside = Path(source).expanduser() / "llm.pt"
+    words = beside if beside.is_file() else entry and registry.LANGUAGE_MODELS.get(entry.name)
+    if model.system == "s3gen" and decoder is None and words:
+        model, partner = load(words, **options), model
+    return speaker(model, partner)
 
 
 def generator_of(seed: int) -> torch.Generator:

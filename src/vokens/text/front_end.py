@@ -15,7 +15,15 @@ from vokens.errors import ConfigError
 
 PAD, BOS, EOS = 0, 1, 2
 FIRST = 3  # the id of the first symbol
-NAMES = ("bytes", "characters", "characters:ALPHABET", "phonemes", "espeak", "bpe:FOLDER")
+NAMES = (
+    "bytes",
+    "characters",
+    "characters:ALPHABET",
+    "phonemes",
+    "espeak",
+    "bpe:FOLDER",
+    "cosyvoice3:FOLDER",
+)
 ALPHABET = " !\"'(),-.:;?abcdefghijklmnopqrstuvwxyz"
 _PLAIN = str.maketrans("’‘“”„«»‐‑–—[]{}。、", '\'\'"""""----()().,')
 _SHARED = {"ð": "d", "þ": "th", "ŋ": "ng", "ə": "a", "ɡ": "g", "ĸ": "k"}  # letters of no other's shape
@@ -47,8 +55,11 @@ class FrontEnd(ABC):
         """
         if not self.symbols(text):
             raise ConfigError(f"the text {text!r} has nothing to say: give at least one letter")
-        whole = self.join(prompt_text.strip(), text) if prompt_text.strip() else text
-        return self.enclose(self.symbols(whole))
+        return self.enclose(self.both(prompt_text, text))
+
+    def both(self, prompt_text: str, text: str) -> list[int]:
+        """Ids of a prompt's text, which may be empty, and of the text that goes on from it."""
+        return self.symbols(self.join(prompt_text.strip(), text) if prompt_text.strip() else text)
 
     def join(self, prompt_text: str, text: str) -> str:
         """Both texts as one."""
@@ -135,7 +146,8 @@ def without_accents(character: str) -> str:
 
 @cache
 def front_end(name: str) -> FrontEnd:
-    """The front end of a name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained tokenizer.
+    """The front end of a name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained tokenizer,
+    "cosyvoice3:FOLDER" one with CosyVoice 3's marks and opening words.
 
     Raises ConfigError for other names, and MissingExtra where a tokenizer needs the package "tokenizers".
     """
@@ -145,10 +157,10 @@ def front_end(name: str) -> FrontEnd:
         return Bytes()
     if kind == "characters":
         return Characters(detail) if detail else Characters()
-    if kind == "bpe":
-        from vokens.text.bpe import Pieces
+    if kind in ("bpe", "cosyvoice3"):
+        from vokens.text.bpe import CosyVoice3, Pieces
 
-        return Pieces(detail)
+        return Pieces(detail) if kind == "bpe" else CosyVoice3(detail)
     from vokens.text.phonemes import Espeak, Phonemes
 
     return Phonemes() if kind == "phonemes" else Espeak()
@@ -157,6 +169,6 @@ def front_end(name: str) -> FrontEnd:
 def check_name(name: str) -> None:
     """ConfigError unless a front end may have this name; opens no file."""
     kind, colon, detail = name.partition(":")
-    detailed = {"characters": not colon or bool(detail), "bpe": bool(detail)}
+    detailed = {"characters": not colon or bool(detail), "bpe": bool(detail), "cosyvoice3": bool(detail)}
     if not detailed.get(kind, not colon and kind in NAMES):
         raise ConfigError(f"front_end={name!r} was given: {', '.join(NAMES)} are accepted")

@@ -13,6 +13,9 @@ from vokens.text import english
 
 _MARKS = 8  # combining marks on one letter; beyond, Unicode's own composition takes quadratic time
 _PICTURE = "\ufffc"
+# Letters that nothing changes stand for the stress of a phoneme, such as CosyVoice 3 reads: [AA1].
+_CLICKS = "ǀǁǂ"
+_STRESS = re.compile(rf"(?<=\[[A-Z]{{2}})[0-2{_CLICKS}](?=\])")
 _DROPPED = re.compile(f" ?{_PICTURE}[ {_PICTURE}]*(?P<stop>[.,!?;:)\n]|$)?")
 
 # Signs of markdown and HTML, which language models write, with what stands for them; applied in this order.
@@ -47,7 +50,11 @@ def normalise(text: str, language: str = "en") -> str:
     """
     text = plain(clean(text))
     kind, _, region = language.lower().replace("_", "-").partition("-")
-    return clean(english.spell(text, day_first=region not in ("", "us"))) if kind == "en" else text
+    if kind != "en":
+        return text
+    kept = _STRESS.sub(lambda sign: _CLICKS[int(sign[0])], text)
+    spelt = english.spell(kept, day_first=region not in ("", "us"))
+    return clean(_STRESS.sub(lambda sign: str(_CLICKS.index(sign[0])), spelt))
 
 
 def clean(text: str) -> str:

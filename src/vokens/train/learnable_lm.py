@@ -71,7 +71,8 @@ class LearnableLMRunConfig(RunConfig):
         token_dropout: share of tokens that are not read (word dropout, arXiv 1511.06349 §3.1): they say so much about
             those that follow that little data teach no more; what is missing must come from the text.
         smoothing: of labels. length_normalised: mean loss over targets; else their sum over the utterances.
-        init: a published llm.pt, a transformers folder of Qwen2, or a trained folder.
+        init: a published llm.pt (CosyVoice 3's with model.release = "cosyvoice3"), a transformers folder of Qwen2, or a
+            trained folder.
     """
 
     task: str = "learnable_lm"
@@ -238,11 +239,14 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         data = self.config.data
         return TextBatches(
             corpus,
-            self.spell.symbols,
+            self._ids,
             batch_frames=data.batch_frames,
             longest=data.longest,
             seed=self.config.seed,
         )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.spell.both("", text) if self.spell.symbols(text) else []
 
     def _references(self, clips: Sequence[Clip]) -> References:
         cache = Path(self.config.data.cache)

@@ -1,6 +1,7 @@
-"""Published weights: Learnable-Speech's and CosyVoice 2's llm.pt, and Qwen2 as transformers saves it.
+"""Published weights: Learnable-Speech's, CosyVoice 2's and 3's llm.pt, and Qwen2 as transformers saves it.
 
-Shapes say all sizes but the numbers of heads: of other than the released networks they are asked for.
+Names tell the release: CosyVoice 3's has no `llm_embedding`. Shapes say all sizes but the numbers of heads: of other
+than the released networks they are asked for.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from vokens.checkpoint import NameTable, read_state_dict
 from vokens.errors import CheckpointError
-from vokens.models.learnable.config import LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+from vokens.models.learnable.config import TOKENS, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+from vokens.text.files import read_json
 
 State = dict[str, Tensor]
 _EMBEDDING, _TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
@@ -34,17 +36,30 @@ _TABLE = NameTable(
 
 
 def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published layout's, with or without a speaker encoder."""
-    return {_EMBEDDING, "llm_embedding.weight", "llm_decoder.bias"} <= set(keys)
+    """Whether the keys are the published layout's, of either release, with or without a speaker encoder."""
+    return {_EMBEDDING, "speech_embedding.weight", "llm_decoder.weight"} <= set(keys)
+
+
+def settings_beside(path: Path) -> dict[str, Any]:
+    """What the folder of an llm.pt says of it: sizes of CosyVoice-BlankEN's network, and that it cuts the text."""
+    folder = path.parent / "CosyVoice-BlankEN"
+    if not folder.is_dir():
+        return {}
+    described = folder / "config.json"
+    return (read_json(described) if described.is_file() else {}) | {"text_tokenizer": str(folder.absolute())}
 
 
 def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None = None) -> LearnableLMConfig:
     """The sizes. config: our whole one, or Qwen2's config.json ("num_attention_heads", "rope_theta", ...), with
-    "speaker_heads" beside it. Raises CheckpointError where heads are neither given nor those of a release."""
+    "speaker_heads" and "text_tokenizer", a folder, beside it.
+
+    Raises CheckpointError where heads are neither given nor those of a release.
+    """
     if isinstance(config, LearnableLMConfig):
         return config
     given, first = config or {}, "llm.model.model.layers.0."
-    width, released = state["llm_embedding.weight"].shape[1], Qwen2Sizes()
+    width, released = state["speech_embedding.weight"].shape[1], Qwen2Sizes()
+    release = "cosyvoice2" if "llm_embedding.weight" in state else "cosyvoice3"
     layers = _count(state, "llm.model.model.layers.{}.input_layernorm.weight")
     if not layers:
         raise CheckpointError("the backbone has no layers: the file is damaged or of another model")
@@ -73,7 +88,16 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
     speaker = None
     if "speaker_encoder.init.weight" in state:
         speaker = speaker_sizes(state, given.get("speaker_heads"))
-    return LearnableLMConfig(backbone, speaker, speech_tokens=state["llm_decoder.weight"].shape[0] - 3)
+    tokenizer = given.get("text_tokenizer", "")
+    config = LearnableLMConfig(
+        backbone,
+        speaker,
+        front_end=tokenizer and f"{'bpe' if release == 'cosyvoice2' else release}:{tokenizer}",
+        tokens=TOKENS[release],
+        release=release,
+    )
+    rows = state["llm_decoder.weight"].shape[0]
+    return replace(config, speech_tokens=rows - (config.outputs - config.speech_tokens))
 
 
 def speaker_sizes(state: Mapping[str, Tensor], heads: int | None) -> SpeakerConfig:
@@ -116,7 +140,7 @@ def read_start(source: str | Path) -> State:
     state = {name: value for file in files for name, value in read_state_dict(file).items()}
     if recognises(state):
         return to_ours(state)
-    if {"marks.weight", "head.weight"} <= set(state):
+    if {"speech_embedding.weight", "head.weight"} <= set(state):
         return state
     if "model.embed_tokens.weight" in state:
         table = NameTable([("model.*", "backbone.*")], dropped={"lm_head.weight": "the head over text"})

@@ -50,14 +50,20 @@ class SpeakerConfig:
             raise ConfigError(f"width {self.width} must be a multiple of twice the heads ({self.heads})")
 
 
+# release -> the tokenizer whose tokens its published weights make
+TOKENS = {"cosyvoice2": "speech_tokenizer_v2_25hz", "cosyvoice3": "speech_tokenizer_v3_25hz"}
+
+
 @dataclass(frozen=True)
 class LearnableLMConfig:
     """The whole model.
 
     Attributes:
         speaker: None is CosyVoice 2's model, which has no speaker token.
-        speech_tokens: codes of the speech tokenizer, 0 ... speech_tokens - 1; three more ids follow them: the end,
-            one that is not used, and "give me more text".
+        speech_tokens: codes of the speech tokenizer, 0 ... speech_tokens - 1; other ids follow them.
+        release: "cosyvoice2", also Learnable-Speech's: three more ids, the end, one that is not used and "give me
+            more text"; start and task have a table of their own. "cosyvoice3": 200 more ids, the first four are
+            start, end, task and "give me more text"; the head has no bias.
         mix: text tokens and speech tokens of a group where they alternate (bistream).
         speech_per_text: least and most speech tokens of one text token when generating.
         front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
@@ -74,10 +80,13 @@ class LearnableLMConfig:
     front_end: str = ""
     positions: str = "sequence"
     pace: float = 0.0
-    tokens: str = "speech_tokenizer_v2_25hz"
+    tokens: str = TOKENS["cosyvoice2"]
+    release: str = "cosyvoice2"
 
     def __post_init__(self) -> None:
         check_positions(self.positions, self.pace)
+        if self.release not in TOKENS:
+            raise ConfigError(f"release={self.release!r} was given: {' or '.join(TOKENS)} is accepted")
         if self.speech_tokens < 1 or len(self.mix) != 2 or min(self.mix) < 1:
             raise ConfigError(f"speech_tokens and both numbers of mix must be positive; got {self}")
         if len(self.speech_per_text) != 2 or not 0 <= self.speech_per_text[0] <= self.speech_per_text[1]:
@@ -86,14 +95,24 @@ class LearnableLMConfig:
     @property
     def end(self) -> int:
         """The id that ends an utterance."""
-        return self.speech_tokens
+        return self.speech_tokens + (0 if self.own_marks else 1)
 
     @property
     def fill(self) -> int:
         """The id that asks for more text."""
-        return self.speech_tokens + 2
+        return self.speech_tokens + (2 if self.own_marks else 3)
 
     @property
     def outputs(self) -> int:
         """All ids the model scores."""
-        return self.speech_tokens + 3
+        return self.speech_tokens + (3 if self.own_marks else 200)
+
+    @property
+    def own_marks(self) -> bool:
+        """Whether start and task have a table of their own; else they are rows of the speech tokens'."""
+        return self.release == "cosyvoice2"
+
+    @property
+    def mark_rows(self) -> list[int]:
+        """Rows of start and task in their table."""
+        return [0, 1] if self.own_marks else [self.speech_tokens, self.speech_tokens + 2]

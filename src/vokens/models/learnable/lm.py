@@ -1,10 +1,11 @@
-"""Learnable-Speech's first stage (MiniMax-Speech, arXiv 2505.07916; CosyVoice 2's Qwen2LM with a speaker encoder):
-text tokens to 25 Hz speech tokens, in the voice of a reference.
+"""Learnable-Speech's first stage (MiniMax-Speech, arXiv 2505.07916; CosyVoice 2's Qwen2LM with a speaker encoder), and
+CosyVoice 2's and 3's: text tokens to 25 Hz speech tokens, in the voice of a reference.
 
 Text may come in pieces: after every five text tokens fifteen speech tokens are said (`stream_text`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.learnable import checkpoint as published
 from vokens.models.learnable.backbone import Qwen2
-from vokens.models.learnable.config import LearnableLMConfig
+from vokens.models.learnable.config import TOKENS, LearnableLMConfig
 from vokens.models.learnable.layout import Layout, speech_position, text_position
 from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.speaker import (
@@ -47,10 +48,10 @@ class LearnableLM(Pretrained):
         super().__init__(config)
         width = config.backbone.width
         self.backbone = Qwen2(config.backbone)
-        self.marks = nn.Embedding(2, width)  # start, task
+        self.marks = nn.Embedding(2, width) if config.own_marks else None  # start, task
         self.speech_embedding = nn.Embedding(config.outputs, width)
-        self.head = Linear(width, config.outputs)
-        for table in (self.marks, self.speech_embedding):
+        self.head = Linear(width, config.outputs, bias=config.own_marks)
+        for table in filter(None, (self.marks, self.speech_embedding)):
             nn.init.normal_(table.weight, std=0.02)  # as Qwen2 starts the text's
         self.speaker_encoder = self.speaker_project = None
         if config.speaker is not None:
@@ -117,7 +118,7 @@ class LearnableLM(Pretrained):
             asked=asked,
         )
         words = self._text(text[:, : int(text_lengths.max())])
-        start, task = self.marks.weight.expand(len(text), -1, -1).split(1, 1)
+        start, task = self.mark_weights.expand(len(text), -1, -1).split(1, 1)
         voice = torch.zeros_like(start) if speaker is None else speaker[:, None].to(start.dtype)
         table = torch.cat([start, voice, task, words, self.speech_embedding(speech)], 1)
         return layout.embed(table), layout
@@ -261,7 +262,9 @@ class LearnableLM(Pretrained):
         cut changes nothing. Other arguments as `generate`.
         """
         (group, share), sampler = self.config.mix, sampler or Sampler()
-        words = self._check_text(prompt_text, empty=True)
+        spelt = isinstance(prompt_text, str) and bool(self.config.front_end)
+        before = front_end(self.config.front_end).both(str(prompt_text), "") if spelt else prompt_text
+        words = self._check_text(before, empty=True)
         heard = self._check_speech(prompt_speech)
         (voice,) = self._voices(speaker, 1)
         reader, found, length = Reader(self.backbone, self.head), [], 0
@@ -309,8 +312,15 @@ class LearnableLM(Pretrained):
         may_end: bool,
     ) -> int:
         """A code, or the end where it may come; the ids that are no codes are never drawn."""
-        scores[self.config.speech_tokens + (1 if may_end else 0) :] = -torch.inf
+        end = float(scores[self.config.end]) if may_end else -torch.inf
+        scores[self.config.speech_tokens :] = -torch.inf
+        scores[self.config.end] = end
         return sampler.draw(scores, history, generator)
+
+    @property
+    def mark_weights(self) -> Tensor:
+        """Embeddings (2, W) of start and task."""
+        return (self.marks or self.speech_embedding).weight[self.config.mark_rows]
 
     @property
     def beside(self) -> bool:
@@ -328,9 +338,9 @@ class LearnableLM(Pretrained):
         if self.config.speaker is None:
             if speaker is not None:
                 raise ConfigError("this model takes no speaker token (config.speaker is None)")
-            return [self.marks.weight[:0]] * count
+            return [self.speech_embedding.weight[:0]] * count
         if speaker is None:
-            return [torch.zeros_like(self.marks.weight[:1])] * count
+            return [torch.zeros_like(self.speech_embedding.weight[:1])] * count
         if speaker.dim() != 2 or len(speaker) not in (1, count) or speaker.shape[1] != width:
             raise ConfigError(
                 f"speaker {tuple(speaker.shape)} was given: (1, {width}) or ({count}, {width}) is accepted"
@@ -351,9 +361,8 @@ class LearnableLM(Pretrained):
     def _read(self, text: Text, prompt_text: Text) -> tuple[Tensor, int]:
         """Ids of the prompt's text and the text, and how many are the text's own."""
         own = self._check_text(text)
-        if isinstance(text, str) and isinstance(prompt_text, str) and prompt_text:
-            joined = front_end(self.config.front_end).join(prompt_text.strip(), text)
-            return self._check_text(joined), len(own)
+        if isinstance(text, str) and isinstance(prompt_text, str):
+            return self._check_text(front_end(self.config.front_end).both(prompt_text, text)), len(own)
         return torch.cat([self._check_text(prompt_text, empty=True), own]), len(own)
 
     def _check_text(self, text: Text, empty: bool = False) -> Tensor:
@@ -380,9 +389,15 @@ class LearnableLM(Pretrained):
         return published.recognises(keys)
 
     @classmethod
+    def settings_beside(cls, path: Path) -> dict[str, Any]:
+        return published.settings_beside(path)
+
+    @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
-        """Learnable-Speech's weights, or CosyVoice 2's llm.pt, which has no speaker encoder."""
+        """Learnable-Speech's weights, or CosyVoice 2's or 3's llm.pt, which have no speaker encoder."""
         model = cls(published.configure(state, config))
+        if model.config.speaker is None:
+            model.name = model.config.release
         checkpoint.load_strict(model, published.to_ours(state), "in the published layout")
         return model.eval().requires_grad_(False)
 
@@ -396,11 +411,19 @@ class LearnableLM(Pretrained):
         return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
 
     def warm_start(self, source: Any) -> Self:
-        """Start from a published llm.pt (CosyVoice 2's leaves the speaker encoder as it is), or from Qwen2's
-        transformers folder, which fills the backbone alone. Raises CheckpointError where sizes differ."""
+        """Start from a published llm.pt (CosyVoice's leave the speaker encoder as it is), or from Qwen2's
+        transformers folder, which fills the backbone alone. Raises CheckpointError where sizes or releases differ."""
         state = published.read_start(source)
         own = self.state_dict()
         whole = "head.weight" in state
+        release = "cosyvoice2" if "marks.weight" in state else "cosyvoice3"
+        others = set(TOKENS.values()) - {TOKENS[release]} if Path(source).expanduser().is_file() else set()
+        if whole and (release != self.config.release or self.config.tokens in others):
+            raise CheckpointError(
+                f"{source} is of {release}, which speaks tokens of {TOKENS[release]}; this model is of "
+                f"{self.config.release} and learns those of {self.config.tokens}: give weights of the tokens' release "
+                "and set model.release"
+            )
         missing = [name for name in own if name not in state and (whole or name.startswith("backbone."))]
         missing = [name for name in missing if not name.startswith("speaker_")]
         if missing:
@@ -414,7 +437,7 @@ class Script:
 
     def __init__(self, lm: LearnableLM, voice: Tensor, pace: float) -> None:
         self.lm, self.pace, self.texts, self.speeches = lm, pace, 0, 0
-        start, self.task_mark = lm.marks.weight.split(1)
+        start, self.task_mark = lm.mark_weights.split(1)
         self.pending = [torch.cat([start, voice])]
         self.places = [torch.arange(1.0 + len(voice))]
 
