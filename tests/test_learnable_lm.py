@@ -539,18 +539,6 @@ def third() -> LearnableLM:
     return LearnableLM.from_published(state, HEADS)
 
 
-@pytest.mark.parametrize(
-    ("release", "tensors", "values"), [("cosyvoice2", 295, 641_938_468), ("cosyvoice3", 293, 642_283_136)]
-)
-def test_the_released_files_have_these_tensors(release, tensors, values):
-    """CosyVoice 2's file has 2,023,316,821 bytes: four for each number but the tied head's, and its index."""
-    with torch.device("meta"):
-        state = LearnableLM(LearnableLMConfig(speaker=None, release=release)).to_published()
-    assert (len(state), sum(value.numel() for value in state.values())) == (tensors, values)
-    if release == "cosyvoice2":
-        assert 0 < 2_023_316_821 - 4 * (values - state[TIED].numel()) < 400 * tensors
-
-
 def test_the_third_release_is_told_by_its_names_and_strict(third, tmp_path):
     assert third.config == THIRD
     assert third.name == "cosyvoice3"
