@@ -564,7 +564,16 @@ def test_the_third_release_reads_and_asks_as_published(third):
     text, speech = given["text"][:1, :12], given["speech"][:1, :20]
     speech_table = state["speech_embedding.weight"]
     rows = [speech_table[61:62], state[EMBEDDING][text[0]], speech_table[63:64], speech_table[speech[0]]]
-    hidden = third.backbone(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 120, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e6}
+    network = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**sizes, **heads, tie_word_embeddings=True)
+    )
+    network.load_state_dict(
+        {k.removeprefix("llm.model."): v for k, v in state.items() if k.startswith("llm.")}
+    )
+    hidden = network.model(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
     scores, target = third(text, torch.tensor([12]), speech, torch.tensor([20]))
     close(scores, hidden @ state["llm_decoder.weight"].T)
     assert target[0].tolist() == [-1] * 13 + speech[0].tolist() + [62]
