@@ -266,9 +266,10 @@ def load_voice(
 
     model, partner = load(source, **options), None if decoder is None else load(decoder, **options)
     entry = registry.MODELS.get(str(source)) or registry.published(str(source))
-    beside = Path(source).expanduser() / "llm.pt"
-    words = beside if beside.is_file() else entry and registry.LANGUAGE_MODELS.get(entry.name)
-    if model.system == "s3gen" and decoder is None and words:
+    words: str | Path = Path(source).expanduser() / "llm.pt"
+    if entry is not None:
+        words = registry.LANGUAGE_MODELS.get(entry.name, words)
+    if model.system == "s3gen" and decoder is None and (isinstance(words, str) or words.is_file()):
         model, partner = load(words, **options), model
     return speaker(model, partner)
 
