@@ -5,6 +5,7 @@ tokenizer alone; the recogniser above it stays beside it, to measure what the to
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,19 +22,21 @@ from vokens.bench.metrics import codebook_use, word_edits
 from vokens.errors import ConfigError
 from vokens.models.codec import build_config, mask_of
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.models.s3tokenizer.checkpoint import from_whisper
+from vokens.models.s3tokenizer.long import WINDOW
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Mode, Recogniser, Recognition
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.train import losses as L
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
-from vokens.train.data import pcm_rows, read_clips
+from vokens.train.data import Clip, paths_of, pcm_rows, read_clips
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
-from vokens.train.rows import Rows
-from vokens.train.teacher import RATE, load_teacher, teacher_rows
+from vokens.train.rows import Rows, cached_rows
+from vokens.train.teacher import RATE, find_model, load_teacher, teacher_rows
 from vokens.train.text import frames_needed, read, spell
 from vokens.train.utterances import AugmentConfig, UtteranceBatch, Utterances, masked
 
-LOSSES = ("ctc", "attention", "commit", "distill", "distill_before")
+LOSSES = ("ctc", "attention", "commit", "distill", "distill_before", "trunk")
 FIT_VECTORS = 50  # for k-means, per codeword
 FIT_CODEWORDS = 400  # as many vectors are enough for FSQ's principal components
 
@@ -63,6 +66,10 @@ class RecogniserConfig(RunConfig):
             distill_before (from the states before the quantizer), with a teacher.
         fit_codebooks: until this step states pass beside the quantizer, which then starts from them: a VQ codebook by
             k-means, FSQ's projection by principal components.
+        trunk: a file of Whisper under OpenAI's names, whose encoder stays below the merging convolution as it is, its
+            weights rounded to 8 bits as the embedded file keeps them. What it gives for the corpus is
+            computed once. The loss "trunk" has the states above the quantizer tell the trunk's states again, which
+            keeps languages without text.
     """
 
     task: str = "recogniser"
@@ -74,6 +81,7 @@ class RecogniserConfig(RunConfig):
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     losses: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
     fit_codebooks: int = 0
+    trunk: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,10 +115,27 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         self.mel = LogMel(dataclasses.replace(WHISPER_128, n_mels=sizes.n_mels)).to(self.device)
         self.hop = WHISPER_128.hop_length * sizes.hop
         width = self.teacher.width if self.teacher else 0
+        if config.trunk:
+            width = sizes.width * sizes.merge
         model = Recogniser(sizes, dataclasses.replace(config.head, teacher_width=width))
         if config.init:
             checkpoint.load_strict(model, checkpoint.read_state_dict(config.init), config.init)
+        if config.trunk:
+            self._freeze_trunk(model)
         return model
+
+    def _freeze_trunk(self, model: Recogniser) -> None:
+        """Whisper's encoder, rounded, takes the trunk's place; only what stands on it learns."""
+        path = find_model(self.config.trunk)
+        weights = from_whisper(
+            checkpoint.read_state_dict(path / "model.safetensors" if path.is_dir() else path)
+        )
+        trunk = {name: in_eight_bits(value) for name, value in weights.items()}
+        self.trunk_name = f"trunk-{checkpoint.fingerprint(trunk, {})[:8]}"
+        rest = {name: value for name, value in model.state_dict().items() if name not in trunk}
+        checkpoint.load_strict(model, rest | trunk, self.config.trunk)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in trunk)
 
     def _check_losses(self, sizes: S3TokenizerConfig) -> None:
         has = {
@@ -119,7 +144,12 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             "commit": sizes.quantizer == "vq",
             "distill": self.teacher is not None,
             "distill_before": self.teacher is not None,
+            "trunk": bool(self.config.trunk),
         }
+        if self.config.trunk and (self.teacher or self.config.head.decoder_layers or sizes.merge == 1):
+            raise ConfigError(
+                "a frozen trunk wants model.merge = 2, and neither a teacher nor head.decoder_layers"
+            )
         losses = self.config.losses
         wrong = [
             name for name, there in has.items() if not (name in losses if there else not losses.get(name))
@@ -142,7 +172,8 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
 
     def _utterances(self, source: str, split: str | None, training: bool = False) -> Utterances:
         data, cache = self.config.data, Path(self.config.data.cache)
-        clips = read_clips(source, split, data.language, with_text=True)
+        told = not (training and self.config.trunk)
+        clips = read_clips(source, split, data.language if told else None, with_text=told)
         pcm = pcm_rows(cache, clips, RATE, data.workers)
         speeds = self.config.augment.speeds if training else (1.0,)
         features = None
@@ -151,11 +182,11 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         kept, texts, unspelled, unfit = [], [], 0, 0
         for number, clip in enumerate(clips):
             symbols, samples = spell(clip.text or "", self.config.head.alphabet), len(pcm[number])
-            if symbols is None:
+            if symbols is None and told:
                 unspelled += 1
-            elif self._fits(symbols, samples, max(speeds)):
+            elif self._fits(symbols or [], samples, max(speeds)):
                 kept.append(number)
-                texts.append(symbols)
+                texts.append(symbols or [])
             else:
                 unfit += 1
         if unspelled or unfit:
@@ -174,7 +205,24 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             speeds=speeds,
             teacher=features,
             grid=self.teacher.grid if self.teacher else (0.02, 0.01),
+            trunk=self._trunk_rows(clips, pcm) if self.config.trunk else None,
         )
+
+    def _trunk_rows(self, clips: Sequence[Clip], pcm: Rows) -> Rows:
+        """What the frozen trunk gives for all clips, (T', D) fp16."""
+        encoder, hop = self.model.encoder.to(self.device).eval(), WHISPER_128.hop_length
+
+        @torch.inference_mode()
+        def compute(number: int) -> np.ndarray:
+            wave = torch.from_numpy(pcm[number][:, 0].astype(np.float32) / 32768).to(self.device)
+            wave = F.pad(wave, (0, max(0, hop - len(wave))))
+            mel = self.mel(wave[None])[:, :, :WINDOW]
+            with self.accelerator.autocast():
+                return encoder.trunk(mel)[0][0].half().cpu().numpy()
+
+        data = self.config.data
+        name, what = f"{self.trunk_name}-{self.config.precision}", "states of the trunk"
+        return cached_rows(Path(data.cache), name, paths_of(clips), compute, data.workers, what, pcm)
 
     def _fits(self, symbols: list[int], samples: int, speed: float) -> bool:
         """Whether the utterance's duration is wanted, and CTC has frames enough for its text."""
@@ -193,19 +241,29 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number, accelerator = self.number(part), self.accelerator
         batch = self.train.batch(number, accelerator.process_index, accelerator.num_processes)
-        mel, frames = self._mels(batch)
+        mel, frames, trunk = self._inputs(batch)
         # Masks differ between processes, k-means and revival do not.
         chance = torch.Generator().manual_seed(
             self.config.seed * 1_000_003 + number * 97 + accelerator.process_index
         )
-        mel = masked(mel, frames, self.config.augment, chance)
+        if trunk is None:
+            mel = masked(mel, frames, self.config.augment, chance)
         texts = batch.texts.to(self.device)
         with accelerator.autocast():
             mode: Mode = "on" if self.step >= self.config.fit_codebooks else "off"
-            found = self.module(mel, frames, texts, quantizer=mode, generator=self.generator(number))
+            found = self.module(
+                mel, frames, texts, quantizer=mode, generator=self.generator(number), trunk=trunk
+            )
         values = self._losses(batch, frames, texts, found)
         # A weight of 0 keeps its loss in the graph: DDP waits for every gradient.
         return torch.stack([self.config.losses[name] * value for name, value in values.items()]).sum(), values
+
+    def _inputs(self, batch: UtteranceBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-mels (B, n_mels, F), their frames (B,), and what a frozen trunk gave, which makes mels superfluous."""
+        if batch.trunk is None:
+            return (*self._mels(batch), None)
+        lengths = batch.lengths.to(self.device)
+        return lengths.new_empty(0), lengths // WHISPER_128.hop_length, batch.trunk.to(self.device)
 
     def _mels(self, batch: UtteranceBatch) -> tuple[Tensor, Tensor]:
         """Log-mels (B, n_mels, F) and their frames (B,)."""
@@ -221,6 +279,10 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             values["attention"] = attention(found.spelling, texts, lengths)
         if self.config.losses.get("commit"):
             values["commit"] = found.commit
+        if batch.trunk is not None and found.after is not None:
+            target = batch.trunk.to(self.device)
+            target = F.pad(target, (0, 0, 0, target.shape[1] % 2)).unflatten(1, (-1, 2)).flatten(2)
+            values["trunk"] = L.t_axis(found.after.float(), target, -(-frames // self.model.config.hop))
         if batch.teacher is not None and found.before is not None and found.after is not None:
             distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]
             target = (batch.teacher - self.mean) / self.scale
@@ -241,8 +303,8 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             if sum(len(states) for states in found) >= wanted:
                 break
             for rank in range(world):
-                mel, frames = self._mels(self.train.batch(number + coming, rank, world))
-                states = self.model.encoder(mel, frames)
+                inputs = self._inputs(self.train.batch(number + coming, rank, world))
+                states, frames = self.model.states(*inputs), inputs[1]
                 found.append(states[mask_of(-(-frames // self.model.config.hop), states.shape[1])].float())
         self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
@@ -272,8 +334,8 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         """Character error rate of greedy CTC, and all ids."""
         alphabet, edits, total, codes = self.config.head.alphabet, 0, 0, []
         for rows, batch in utterances.fixed():
-            mel, frames = self._mels(batch)
-            found = model(mel, frames, quantizer=mode)
+            mel, frames, trunk = self._inputs(batch)
+            found = model(mel, frames, quantizer=mode, trunk=trunk)
             best = found.ctc.argmax(-1).cpu()
             tokens = (found.frames // model.head.emissions).tolist()
             for place, row in enumerate(rows):
@@ -311,9 +373,18 @@ def standard(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def ctc(found: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over utterances of -ln P(text) per character. texts (B, L) symbols, lengths (B,) of them."""
+    """Mean over utterances with text of -ln P(text) per character. texts (B, L) symbols, lengths (B,) of them."""
     scores = found.ctc.float().log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(scores, texts, found.frames, lengths, zero_infinity=True)
+    each = F.ctc_loss(scores, texts, found.frames, lengths, reduction="none", zero_infinity=True)
+    return (each / lengths.clamp(min=1) * (lengths > 0)).sum() / (lengths > 0).sum().clamp(min=1)
+
+
+def in_eight_bits(weight: Tensor) -> Tensor:
+    """Matrices rounded to 255 steps for each of their outputs, float32; vectors as they are."""
+    if weight.dim() < 2:
+        return weight
+    step = weight.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, *[1] * (weight.dim() - 1)) / 127
+    return (weight / step).round() * step
 
 
 def attention(logits: Tensor, texts: Tensor, lengths: Tensor, smoothing: float = 0.1) -> Tensor:

@@ -1,6 +1,7 @@
 """Texts as symbols for a recogniser, and back: characters of an alphabet, 0 for CTC's blank."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,8 +15,13 @@ def normalise(text: str) -> str:
 
 
 def spell(text: str, alphabet: str) -> list[int] | None:
-    """Symbols 1 .. len(alphabet) of a text once normalised; None where it is empty or needs other characters."""
+    """Symbols 1 .. len(alphabet) of a text once normalised; None where it is empty or needs other characters.
+
+    Letters lose accents that the alphabet has not: "für" is spelled "fur".
+    """
     text = normalise(text)
+    if not set(text) <= set(alphabet):
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     if not text or not set(text) <= set(alphabet):
         return None
     return [alphabet.index(character) + 1 for character in text]

@@ -51,6 +51,7 @@ class UtteranceBatch:
     texts: Tensor  # (B, L) int64 symbols, 0 beyond each end
     text_lengths: Tensor  # (B,)
     teacher: Tensor | None  # (B, T, S) features at the middles of the tokens
+    trunk: Tensor | None = None  # (B, T', D) what a frozen trunk gives, zero-padded
 
 
 class Utterances:
@@ -60,6 +61,7 @@ class Utterances:
         pcm: samples of all clips; clips: which of them; texts: the symbols of each of these.
         hop: samples per token. seconds: duration of a batch per process, padding included.
         teacher: features of all clips, or None. grid: their spacing, and the middle of the first, in seconds.
+        trunk: what a frozen trunk gives for all clips, or None.
     """
 
     def __init__(
@@ -75,12 +77,13 @@ class Utterances:
         speeds: Sequence[float] = (1.0,),
         teacher: Rows | None = None,
         grid: tuple[float, float] = (0.02, 0.01),
+        trunk: Rows | None = None,
     ) -> None:
         if not clips:
             raise ConfigError("no utterance is left to train on: see what was left out, and why")
         self.pcm, self.clips, self.texts = pcm, clips, texts
         self.sample_rate, self.hop, self.seed, self.speeds = sample_rate, hop, seed, speeds
-        self.teacher, self.grid = teacher, grid
+        self.teacher, self.grid, self.trunk = teacher, grid, trunk
         samples = np.diff(pcm.offsets)[np.asarray(clips)]
         slowest = sample_rate * min(speeds)
         self.buckets = Buckets(
@@ -120,7 +123,13 @@ class Utterances:
             texts=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
             text_lengths=torch.tensor([len(text) for text in texts]),
             teacher=features,
+            trunk=None if self.trunk is None else self._trunk(rows),
         )
+
+    def _trunk(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        assert self.trunk is not None  # the caller has looked
+        states = [torch.from_numpy(np.array(self.trunk[self.clips[int(row)]])).float() for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
 
     def _wave(self, row: int, speed: float) -> np.ndarray:
         wave = self.pcm[self.clips[row]][:, 0].astype(np.float32) / 32768

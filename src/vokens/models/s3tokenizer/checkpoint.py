@@ -76,6 +76,18 @@ def to_published(ours: State) -> State:
     return _TABLE.to_published(ours)
 
 
+def from_whisper(published: Mapping[str, Tensor]) -> State:
+    """Whisper's encoder, under OpenAI's names, as weights of an S3Encoder with a last norm."""
+    encoder = {
+        name.replace("ln_post", "norm").replace("positional_embedding", "positions"): value.float()
+        for name, value in published.items()
+        if name.startswith("encoder.")
+    }
+    if "encoder.norm.weight" not in encoder:
+        raise CheckpointError("these weights hold no Whisper encoder: a file with OpenAI's names is accepted")
+    return encoder
+
+
 # ONNX ------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,9 @@ class S3TokenizerConfig:
         first_stride: mel frames per step of the first convolution: 1 gives 50 tokens per second, 2 gives 25.
         positions: "sinusoid" adds a table of max_positions tokens, "rotary" turns queries and keys.
         memory_taps: of the FSMN beside each attention; 0 = none.
-        quantizer: "vq", a codebook of codebook_size, or "fsq", whose codebook_size is 3 ** 8.
+        merge: 2 puts a last norm on the states and a strided convolution that makes one of two: a recogniser's own
+            encoder, such as Whisper's, can then stand below a token rate of 25.
+        quantizer: "vq", a codebook of codebook_size, or "fsq", whose codebook_size is a power of fsq_levels.
         attn_eps, mlp_eps: of the layer norms. s3tokenizer 0.2.0 and older took attn_eps 1e-6 for v2, against
             the released graph; 1 token of 250 differs.
         long_audio: "complete" gives one token for every 2 * first_stride mel frames. "published" merges windows
@@ -29,8 +31,10 @@ class S3TokenizerConfig:
     positions: Literal["sinusoid", "rotary"] = "rotary"
     max_positions: int = 1500
     memory_taps: int = 31
+    merge: int = 1
     quantizer: Literal["vq", "fsq"] = "fsq"
     codebook_size: int = 6561
+    fsq_levels: int = 3
     attn_eps: float = 1e-5
     mlp_eps: float = 1e-5
     long_audio: Literal["complete", "published"] = "complete"
@@ -38,6 +42,8 @@ class S3TokenizerConfig:
     def __post_init__(self) -> None:
         choices = {
             "first_stride": (1, 2),
+            "merge": (1, 2),
+            "fsq_levels": (3, 5, 7, 9),
             "positions": ("sinusoid", "rotary"),
             "quantizer": ("vq", "fsq"),
             "long_audio": ("complete", "published"),
@@ -53,21 +59,22 @@ class S3TokenizerConfig:
             raise ConfigError(f"width {self.width} must be a multiple of twice the {self.heads} heads")
         if self.memory_taps and self.memory_taps % 2 == 0:
             raise ConfigError(f"memory_taps={self.memory_taps} was given: an odd count is accepted")
-        if self.quantizer == "fsq" and self.codebook_size != 3**self.fsq_dims:
+        if self.quantizer == "fsq" and self.codebook_size != self.fsq_levels**self.fsq_dims:
             raise ConfigError(
-                f"codebook_size={self.codebook_size} was given: fsq takes a power of 3, e.g. 6561"
+                f"codebook_size={self.codebook_size} was given: fsq takes a power of its levels, "
+                f"e.g. {self.fsq_levels**4}"
             )
 
     @property
     def hop(self) -> int:
         """Mel frames per token."""
-        return 2 * self.first_stride
+        return 2 * self.first_stride * self.merge
 
     @property
     def fsq_dims(self) -> int:
-        """Ternary digits of an id."""
+        """Digits of an id, each of fsq_levels."""
         dims = 1
-        while 3 ** (dims + 1) <= self.codebook_size:
+        while self.fsq_levels ** (dims + 1) <= self.codebook_size:
             dims += 1
         return dims
 

@@ -58,6 +58,9 @@ class S3Encoder(nn.Module):
                 self.positions = sinusoids(config.max_positions, config.width)
             self.positions = self.positions.to(self.conv1.weight.device)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        if config.merge > 1:
+            self.norm = Norm(config.width, eps=config.mlp_eps)
+            self.merge = nn.Conv1d(config.width, config.width, 3, config.merge, padding=1)
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): mel frames of each row, at least 1; None where no row is padded.
@@ -65,7 +68,13 @@ class S3Encoder(nn.Module):
         What stands beyond a row's length, in the input and in the result, has no meaning and no influence.
         Raises ConfigError for more tokens than the table of positions has.
         """
-        x, mask = self._convolve(mel, lengths)
+        x, lengths = self.trunk(mel, lengths)
+        return self.merged(x, lengths)
+
+    def trunk(self, mel: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """States below the merging convolution (B, T, D), T = ceil(F / (2 first_stride)), and their lengths (B,)."""
+        x, lengths = self._convolve(mel, lengths)
+        mask = None if lengths is None else mask_of(lengths, x.shape[1])
         turn = None
         if self.positions is None:
             turn = rotation(x.shape[1], self.config.width // self.config.heads, x.device)
@@ -78,10 +87,18 @@ class S3Encoder(nn.Module):
             )
         for block in self.blocks:
             x = block(x, mask, turn)
-        return x
+        return (x if self.config.merge == 1 else self.norm(x).float()), lengths
+
+    def merged(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The trunk's states (B, T, D) -> the tokens' (B, ceil(T / merge), D)."""
+        if self.config.merge == 1:
+            return x
+        if lengths is not None:
+            x = x * mask_of(lengths, x.shape[1]).unsqueeze(2)
+        return F.gelu(self.merge(x.transpose(1, 2).to(self.merge.weight.dtype))).transpose(1, 2).float()
 
     def _convolve(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, n_mels, F) -> (B, T, D) and the mask (B, T) of tokens."""
+        """(B, n_mels, F) -> (B, T, D) and the lengths (B,) of its rows."""
         x = mel.to(self.conv1.weight.dtype)
         if lengths is None:
             x = F.gelu(self.conv2(F.gelu(self.conv1(x))))
@@ -89,4 +106,4 @@ class S3Encoder(nn.Module):
         x = F.gelu(self.conv1(x * mask_of(lengths, x.shape[-1]).unsqueeze(1)))
         lengths = (lengths - 1) // self.config.first_stride + 1
         x = F.gelu(self.conv2(x * mask_of(lengths, x.shape[-1]).unsqueeze(1)))
-        return x.transpose(1, 2).float(), mask_of((lengths - 1) // 2 + 1, x.shape[-1])
+        return x.transpose(1, 2).float(), (lengths - 1) // 2 + 1

@@ -73,7 +73,7 @@ class S3Tokenizer(Codec):
         self.encoder = S3Encoder(config)
         self.codebook: FiniteScalarQuantizer | UnitVectorQuantizer
         if config.quantizer == "fsq":
-            self.codebook = FiniteScalarQuantizer(config.width, config.fsq_dims)
+            self.codebook = FiniteScalarQuantizer(config.width, config.fsq_dims, config.fsq_levels)
         else:
             self.codebook = UnitVectorQuantizer(config.width, config.codebook_size)
         self.exactness: Exactness = "guarded"

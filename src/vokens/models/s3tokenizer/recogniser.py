@@ -75,7 +75,7 @@ class Recogniser(nn.Module):
         self.encoder = S3Encoder(config)
         self.quantizer: FiniteScalarQuantizer | UnitVectorLearner
         if config.quantizer == "fsq":
-            self.quantizer = FiniteScalarQuantizer(config.width, config.fsq_dims)
+            self.quantizer = FiniteScalarQuantizer(config.width, config.fsq_dims, config.fsq_levels)
         else:
             self.quantizer = UnitVectorLearner(config.width, config.codebook_size)
         symbols, width = 1 + len(head.alphabet), config.width
@@ -97,6 +97,7 @@ class Recogniser(nn.Module):
         *,
         quantizer: Mode = "on",
         generator: torch.Generator | None = None,
+        trunk: Tensor | None = None,
     ) -> Recognition:
         """One pass over log-mels.
 
@@ -106,8 +107,9 @@ class Recogniser(nn.Module):
             quantizer: "soft" lets the bottleneck's numbers pass unrounded, to measure what rounding costs; "off" lets
                 the encoder's states pass beside it, for a warm start.
             generator: of the codebook's starts and revivals.
+            trunk: (B, T', D) what the encoder's trunk gives for mel, where it is frozen and known.
         """
-        states = self.encoder(mel, lengths)
+        states = self.states(mel, lengths, trunk)
         inside = mask_of(-(-lengths // self.config.hop), states.shape[1])
         values, codes, commit = self._quantize(states, inside, quantizer == "on", generator)
         x = self.expand(values)
@@ -124,6 +126,12 @@ class Recogniser(nn.Module):
             after=None if self.after is None else self.after(x),
             spelling=None if self.speller is None or texts is None else self.speller(x, inside, texts),
         )
+
+    def states(self, mel: Tensor, lengths: Tensor, trunk: Tensor | None = None) -> Tensor:
+        """The encoder's states (B, T, D) of log-mels, or of what its trunk gave for them."""
+        if trunk is None:
+            return self.encoder(mel, lengths)
+        return self.encoder.merged(trunk, -(-lengths // (2 * self.config.first_stride)))
 
     @torch.no_grad()
     def fit(self, states: Tensor, generator: torch.Generator | None = None) -> None:

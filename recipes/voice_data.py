@@ -1,0 +1,21 @@
+"""One manifest of several: the real and the synthetic speech that the small voice is trained on.
+
+python recipes/voice_data.py REAL/manifest.jsonl SYNTHETIC/manifest.jsonl > voice.jsonl
+
+Lines keep their keys; paths become absolute. A manifest that is still growing is read up to its last whole line.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    for source in map(Path, sys.argv[1:]):
+        for line in source.read_text().splitlines(keepends=True):
+            if line.endswith("\n") and (record := json.loads(line)):
+                print(json.dumps(record | {"path": str((source.parent / record["path"]).resolve())}))
+
+
+if __name__ == "__main__":
+    main()
