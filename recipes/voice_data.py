@@ -14,6 +14,7 @@ def main() -> None:
     for source in map(Path, sys.argv[1:]):
         for line in source.read_text().splitlines(keepends=True):
             if line.endswith("\n") and (record := json.loads(line)):
+                record.pop("speed", None)  # that the voice spoke with; a reader would take it for a change to make
                 print(json.dumps(record | {"path": str((source.parent / record["path"]).resolve())}))
 
 
