@@ -16,7 +16,9 @@ from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.dacvae import DACVAE, DACVAEConfig, Latents
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae import model as module
+from vokens.models.dacvae import pulses as sources
 from vokens.models.dacvae.prior import FlowPrior
+from vokens.models.dacvae.pulses import Pulses, turns_of
 from vokens.train.losses import kl_flow
 
 GOLDEN = Path(__file__).parent / "golden/learnable"
@@ -153,15 +155,17 @@ def test_published_names_come_back(case):
         DACVAE(replace(model.config, conv_slope=1.0)).to_published()
 
 
-@pytest.fixture(scope="module", params=[*TINY, "stft"])
+@pytest.fixture(scope="module", params=[*TINY, "stft", "pulses"])
 def network(request):
-    if request.param != "stft":
+    if request.param in TINY:
         return build(request.param)
     torch.manual_seed(0)
     config = DACVAEConfig(
         network="stft", latent_dim=6, width=32, expansion=2, encoder_layers=2, decoder_layers=2
     )
-    return DACVAE(config).eval().requires_grad_(False)
+    if request.param == "stft":
+        return DACVAE(config).eval().requires_grad_(False)
+    return DACVAE(replace(config, phase=False, pulses=True)).eval().requires_grad_(False)
 
 
 def waves(model, *frames):
@@ -180,7 +184,9 @@ def test_ragged_batch_equals_singles(network):
         frames = int(alone.lengths[0])
         torch.testing.assert_close(together.values[row, :, :frames], alone.values[0], rtol=1e-5, atol=1e-6)
         assert (together.values[row, :, frames:] == 0).all()
-        np.testing.assert_allclose(again[row], model.decode(alone)[0], rtol=1e-5, atol=1e-6)
+        # Pulses take a rounding of the pitch times the time that has passed, times their harmonics.
+        bound = 1e-3 if model.config.pulses else 1e-6
+        np.testing.assert_allclose(again[row], model.decode(alone)[0], rtol=1e-5, atol=bound)
 
 
 def test_windows_equal_the_whole(network, monkeypatch):
@@ -193,7 +199,7 @@ def test_windows_equal_the_whole(network, monkeypatch):
     sound = model.decode(whole)
     monkeypatch.setattr(module, "WINDOW_SECONDS", 1e6)
     for one, other in zip(sound, model.decode(whole), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3 if model.config.pulses else 1e-6)
 
 
 def test_draws_follow_their_generator(network):
@@ -245,6 +251,45 @@ def test_clear_errors(case, tmp_path):
 
 
 # The flow prior
+
+
+def test_pulses_are_harmonics_at_one_level_and_phases_go_on_from_step_to_step(monkeypatch):
+    monkeypatch.setattr(sources, "NOISE", 0.0)
+    source = Pulses(240, 24000)
+    frequency = torch.tensor([[0.0] * 10 + [200.0] * 90])
+    turns = turns_of(frequency, 240, 24000)
+    wave = source(frequency, turns)[0]
+    assert float(wave[:2400].square().mean().sqrt()) == pytest.approx(1.0, rel=0.05)
+    assert float(wave[2400:].square().mean().sqrt()) == pytest.approx(1.0, rel=0.01)
+    levels = torch.fft.rfft(wave[2400:].double()).abs() / 10800  # bins are 24000 / 21600 Hz apart
+    harmonics = (torch.arange(1, 55) * 180).tolist()
+    expected = (2 / 54) ** 0.5
+    torch.testing.assert_close(levels[harmonics], torch.full((54,), expected).double(), rtol=1e-3, atol=0)
+    levels[harmonics] = 0
+    assert levels.max() < 1e-3
+    assert torch.equal(source(frequency[:, 5:], turns[:, 5:], 5)[0], wave[1200:])
+
+
+def test_the_last_latents_tell_the_pitch(network):
+    if not network.config.pulses:
+        pytest.skip("of models with pulses")
+    time = torch.arange(24000) / 24000
+    wave = 0.1 * sum((2 * torch.pi * 220 * k * time).sin() for k in range(1, 20)) * (time < 0.5)
+    z = network.encode(wave.numpy(), 24000).values
+    found = sources.hertz(z[:, -4:])[0]
+    torch.testing.assert_close(found[5:45], torch.full((40,), 220.0), rtol=0.01, atol=0)
+    assert (found[60:] == 0).all()
+    torch.testing.assert_close(z[0, -4:-2, 5:], torch.full((2, 45), 0.5525), rtol=0, atol=0.03)
+
+
+def test_an_encoder_without_phases_hears_a_turned_wave_alike():
+    torch.manual_seed(0)
+    config = DACVAEConfig(network="stft", latent_dim=6, width=32, encoder_layers=1, decoder_layers=1)
+    wave = torch.randn(1, 1, 4800)
+    for phase, same in ((True, False), (False, True)):
+        model = DACVAE(replace(config, phase=phase)).eval()
+        one, other = (model.posterior_of(sign * wave)[0] for sign in (1, -1))
+        assert torch.allclose(one, other, atol=1e-5) == same
 
 
 def stirred(layers: int = 4) -> FlowPrior:

@@ -15,14 +15,15 @@ from conftest import speechlike
 from training import bfloat16_follows_float32
 
 import vokens
+from vokens import checkpoint
 from vokens.errors import CheckpointError, ConfigError
-from vokens.models.s3tokenizer import S3TokenizerConfig
+from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Recogniser
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.train.config import build, read_recipe, trainer_of
 from vokens.train.data import pcm_rows, read_clips
-from vokens.train.recogniser import RecogniserConfig, RecogniserTrainer, attention, ctc
+from vokens.train.recogniser import RecogniserConfig, RecogniserTrainer, attention, ctc, in_eight_bits
 from vokens.train.state import checkpoints
 from vokens.train.text import frames_needed, normalise, read, spell
 from vokens.train.utterances import AugmentConfig, Utterances, masked
@@ -120,6 +121,42 @@ def test_recognition_is_learned_through_the_quantizer(recipe: Path, quantizer: t
     assert measured["valid/cer"] < 0.3
     assert measured["valid/cer_unquantized"] < 0.6
     assert measured["valid/bits"] > 2
+
+
+def test_what_stands_on_a_frozen_trunk_learns(recipe: Path, tmp_path: Path) -> None:
+    """Whisper's layout at a tiny size: the trunk stays as its file has it, in 255 steps for each output, and the
+    tokenizer that is written encodes what training saw."""
+    whole = S3TokenizerConfig(40, 32, 2, 1, 1, "sinusoid", 1500, 0, 2, codebook_size=625, fsq_levels=5)
+    torch.manual_seed(0)
+    names = {"encoder.norm": "encoder.ln_post", "encoder.positions": "encoder.positional_embedding"}
+    state = {}
+    for name, value in S3Tokenizer(whole).state_dict().items():
+        if name.startswith("encoder.") and not name.startswith("encoder.merge"):
+            stem = next((s for s in names if name.startswith(s)), name)
+            state[name.replace(stem, names.get(stem, stem))] = value
+    checkpoint.save_safetensors(tmp_path / "whisper.safetensors", state)
+    sizes = "model={n_mels=40, width=32, heads=2, layers=1, memory_taps=0, first_stride=1, merge=2, "
+    changes = (
+        f"trunk={tmp_path / 'whisper.safetensors'}",
+        sizes + 'positions="sinusoid", codebook_size=625, fsq_levels=5}',
+        "losses={ctc=1.0, trunk=1.0}",
+        "head.emissions=2",
+        "fit_codebooks=3",
+    )
+    trainer = trainer_for(recipe, *changes)
+    kept = [place for place, text in enumerate(trainer.train.texts) if not text]
+    assert kept, "speech without a text in the alphabet teaches by the trunk alone"
+    found = [trainer.train_step()["ctc"] for _ in range(40)]
+    assert found[-1] < found[0]
+    weight = trainer.model.encoder.blocks[0].mlp[0].weight
+    assert torch.equal(weight, in_eight_bits(state["encoder.blocks.0.mlp.0.weight"]))
+    assert (weight - state["encoder.blocks.0.mlp.0.weight"]).abs().max() > 0
+    codec = trainer.final_model()
+    wave = torch.from_numpy(spoken(TEXTS[0]))
+    alone = codec.encode(wave, sample_rate=RATE)
+    assert (alone.frame_rate, alone.codebook_sizes) == (25, (625,))
+    both = codec.encode([wave, torch.from_numpy(spoken(TEXTS[1]))], sample_rate=RATE)
+    assert torch.equal(both.codes[0, :, : alone.codes.shape[2]], alone.codes[0])
 
 
 def test_all_losses_fall(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,24 +16,34 @@ class SpectrumIn(nn.Module):
     """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width), float32.
 
     Per spectrum: log magnitude and the complex values with magnitude to the power 0.3 (the phase tells where in
-    the frame things happen). Windows are centred on their hop, silence lies beyond the ends.
+    the frame things happen); without `phase` the first alone. Windows are centred on their hop, silence lies beyond
+    the ends.
     """
 
-    def __init__(self, n_fft: int, frames_per_step: int) -> None:
+    def __init__(self, n_fft: int, frames_per_step: int, phase: bool = True) -> None:
         super().__init__()
-        self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
-        self.width = frames_per_step * 3 * (n_fft // 2 + 1)
+        self.n_fft, self.hop, self.frames_per_step, self.phase = n_fft, n_fft // 4, frames_per_step, phase
+        self.width = frames_per_step * (3 if phase else 1) * (n_fft // 2 + 1)
         self.window = Hann(n_fft)
 
     def forward(self, wave: Tensor) -> Tensor:
+        return self.features(self.spectra(wave))
+
+    def spectra(self, wave: Tensor) -> Tensor:
+        """Complex spectra (B, F, bins) of wave (B, N)."""
         beyond = (self.n_fft - self.hop) // 2
         frames = F.pad(wave.float(), (beyond, beyond)).unfold(1, self.n_fft, self.hop)  # (B, F, n_fft)
-        spectrum = torch.fft.rfft(self.window(frames), norm="ortho")
+        return torch.fft.rfft(self.window(frames), norm="ortho")
+
+    def features(self, spectrum: Tensor) -> Tensor:
+        """Spectra (B, F, bins) as features (B, T, width)."""
         power = spectrum.real.square() + spectrum.imag.square() + 1e-10  # -100 dB: below 16-bit noise
+        if not self.phase:
+            return (power.log() * 0.2).reshape(len(spectrum), -1, self.width)
         compress = power.pow(-0.35)  # |X|^0.3 / |X|
         parts = [power.log() * 0.2, spectrum.real * compress, spectrum.imag * compress]
         features = torch.cat(parts, -1)
-        return features.reshape(len(wave), -1, self.width)
+        return features.reshape(len(spectrum), -1, self.width)
 
 
 class SpectrumOut(nn.Module):
@@ -47,13 +57,19 @@ class SpectrumOut(nn.Module):
         self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
         self.bins = n_fft // 2 + 1
         self.project = Linear(width, frames_per_step * 3 * self.bins)
-        with torch.no_grad():  # start near the level of speech: rms 0.02 to 0.1 is log magnitude -4 to -2
-            self.project.bias.view(frames_per_step, 3, self.bins)[:, 0] = -4.0
+        self.start_at(log_magnitude=-4.0)  # near the level of speech: rms 0.02 to 0.1 is -4 to -2
         # Hann squared at 75 % overlap sums to 1.5; one synthesis window carries the division.
         self.window = Hann(n_fft, 1 / 1.5)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask (B, T, 1): frames at 0 add nothing."""
+    @torch.no_grad()
+    def start_at(self, **values: float) -> None:
+        """Start all log_magnitude, real or imag at a value."""
+        for place, name in enumerate(("log_magnitude", "real", "imag")):
+            if name in values:
+                self.project.bias.view(self.frames_per_step, 3, self.bins)[:, place] = values[name]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
+        """mask (B, T, 1): frames at 0 add nothing. source: spectra (B, F, bins) that are filtered."""
         batch = len(x)
         log_magnitude, real, imag = self.project(x).float().reshape(batch, -1, 3, self.bins).unbind(2)
         magnitude = log_magnitude.clamp(
@@ -64,6 +80,8 @@ class SpectrumOut(nn.Module):
         # 1e-2: near 0 no direction is meant.
         scale = magnitude * (real.square() + imag.square() + 1e-2).rsqrt()
         spectrum = torch.complex(real * scale, imag * scale)
+        if source is not None:
+            spectrum = spectrum * source
         frames = torch.fft.irfft(spectrum, n=self.n_fft, norm="ortho")
         return overlap_add(self.window(frames), self.hop)
 

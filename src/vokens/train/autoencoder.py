@@ -79,7 +79,7 @@ def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ..
     for number in range(STATISTICS_BATCHES):
         batch = crops.batch(number)
         frames = (batch.lengths // model.hop_length).to(model.device)  # whole ones
-        mean, _ = model.posterior_of(batch.wave[:, None].to(model.device))
+        mean, _ = model.encode_batch(batch.wave.to(model.device), batch.lengths.to(model.device))
         inside = torch.arange(mean.shape[2], device=model.device) < frames[:, None]
         found = mean.mT[inside].double().cpu()  # (frames, D)
         count += len(found)

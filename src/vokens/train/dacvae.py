@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.dacvae.model import VAEOutput
+from vokens.models.dacvae.pulses import pitch_latents
+from vokens.models.dacvae.spectral import SPECTRA
 from vokens.models.pretrained import build_config
 from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
@@ -61,6 +64,7 @@ class VAEConfig(RunConfig):
             phase are given up before the decoder can use them.
         losses: weight of each loss by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame),
             adversarial, feature (2 x sum).
+        freeze_encoder: train the decoder alone, on the latents of init's encoder, which a flow may learn meanwhile.
     """
 
     task: str = "dacvae"
@@ -71,6 +75,7 @@ class VAEConfig(RunConfig):
     mel_windows: tuple[int, ...] = L.DAC_WINDOWS
     kl: str = "normal"
     kl_warmup: int = 0
+    freeze_encoder: bool = False
     losses: dict[str, float] = field(
         default_factory=lambda: {"mel": 15.0, "kl": 0.1, "adversarial": 1.0, "feature": 1.0}
     )
@@ -100,8 +105,12 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
     def build_model(self) -> DACVAE:
         config = self.config
         model = DACVAE(build_config(DACVAEConfig, config.model, "model"))
-        if config.init:
-            model.load_state_dict(DACVAE.from_pretrained(config.init).state_dict())
+        if config.init:  # a decoder of pulses may start from one without
+            start = DACVAE.from_pretrained(config.init).state_dict()
+            checkpoint.load_strict(model, model.state_dict() | start, config.init)
+        if config.freeze_encoder:
+            for part in (model.encoder, model.posterior):
+                part.requires_grad_(False)
         self.measured_at(model)
         judges, rate = config.judges, model.sample_rate
         self.discriminators = None
@@ -147,7 +156,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         wave = self.train.batch(number, rank, world).wave.to(self.device)
         noise = self._noise(number, rank, world, wave.shape[1] // self.hop).to(self.device)
         with self.accelerator.autocast():
-            output = self.module(wave, noise)
+            output = self.module(wave, noise, self._pitch(wave))
         made = output.wave.float()
         values, report = self._losses(wave, made, output), {}
         if self.judges is not None and self.judges.active:
@@ -172,6 +181,12 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         values = {name: f(wave, target) for name, f in self.distances.items() if name in wanted}
         return values | {"kl": self._divergence(output)}
 
+    def _pitch(self, wave: Tensor) -> Tensor | None:
+        """The latents of waves (B, N) that tell their pitch, of a model with pulses."""
+        if not self.model.config.pulses:
+            return None
+        return pitch_latents(wave, self.sample_rate, self.hop, SPECTRA)
+
     def _heard(self, number: int) -> slice:
         """The samples of each crop that the discriminators hear in this micro-batch."""
         size = round(self.config.judges.seconds * self.sample_rate) or self.train.crop
@@ -194,8 +209,8 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         if self.valid is None:
             return {}
         model, wave = self.trained(), self.held_out(self.valid, VALID_CLIPS)
-        mean, log_std = model.posterior_of(wave[:, None])
-        made = model.decoder(mean)[:, 0]
+        mean, log_std = model.posterior_of(wave[:, None], None, self._pitch(wave))
+        made = model.decode_batch(mean, torch.full((len(mean),), mean.shape[2], device=mean.device))
         each = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean((0, 2)) / 2
         if board is not None:
             for i in range(min(2, len(wave))):

@@ -20,6 +20,10 @@ class DACVAEConfig:
         conv_slope: of the leaky ReLU behind every plain convolution of "dac", the mu and the last one included. The
             published code has 0.1, by an accident of names that its weights depend on; 1 is none.
         n_fft: of "stft", window of the spectra in samples; they are n_fft / 4 apart, two to a frame.
+        phase: of "stft", whether the encoder sees phases. Latents without them hold what a generative model can tell
+            from text; the decoder then makes phases up, which it learns from discriminators.
+        pulses: of "stft", whether the decoder is a filter of pulses at the pitch that it reads from the latents, and
+            of noise; the last four latents then tell the pitch, which the encoder tracks.
         width, expansion: of "stft", channels of the backbones and of their hidden layers, as a multiple.
         kernel_size: of "stft", taps of the depthwise convolutions, in frames.
         encoder_layers, decoder_layers: of "stft".
@@ -38,6 +42,8 @@ class DACVAEConfig:
     decoder_rates: tuple[int, ...] = (5, 4, 4, 3, 2)
     conv_slope: float = 1.0
     n_fft: int = 960
+    phase: bool = True
+    pulses: bool = False
     width: int = 256
     expansion: int = 3
     kernel_size: int = 7

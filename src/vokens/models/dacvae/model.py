@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from vokens import audio, checkpoint
 from vokens.errors import TokensError
-from vokens.models.codec import Audio, batches
+from vokens.models.codec import Audio, batches, mask_of
 from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae.config import RELEASES, DACVAEConfig
 from vokens.models.dacvae.latents import Latents
 from vokens.models.dacvae.network import Decoder, Encoder, LastConv
 from vokens.models.dacvae.prior import FlowPrior
-from vokens.models.dacvae.spectral import SpectralDecoder, SpectralEncoder
+from vokens.models.dacvae.pulses import hertz, pitch_latents, turns_of
+from vokens.models.dacvae.spectral import SPECTRA, SpectralDecoder, SpectralEncoder
 from vokens.models.pretrained import Pretrained
 from vokens.nn.conv import add_weight_norm
 from vokens.one_or_list import type_name
 
+PITCH_LOG_STD = -4.6  # of the latents that tell the pitch: a hundredth of an octave
 WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the released sizes
 
 
@@ -46,7 +48,8 @@ class Autoencoder(Pretrained):
         on_samples = config.network == "dac"
         self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
         slope = config.conv_slope if on_samples else 1.0
-        self.posterior = LastConv(self.encoder.channels, 2 * config.latent_dim, 1, slope)
+        learned = config.latent_dim - (2 * SPECTRA if getattr(config, "pulses", False) else 0)
+        self.posterior = LastConv(self.encoder.channels, 2 * learned, 1, slope)
 
     @property
     def frame_rate(self) -> float:
@@ -131,21 +134,42 @@ class Autoencoder(Pretrained):
         frames = -(-lengths // hop)
         total = int(frames.max())
         wave = F.pad(wave, (0, total * hop - wave.shape[1]))[:, None]
-        parts = []
+        pitch, parts = self._pitch_of(wave[:, 0], frames), []
         for start, end in self.windows(total):
             left, right = max(0, start - reach), min(total, end + reach)
             ends = ends_in(frames - left, right - left)
             found = self.posterior_of(
-                wave[..., left * hop : right * hop], None if ends is None else ends * hop
+                wave[..., left * hop : right * hop],
+                None if ends is None else ends * hop,
+                None if pitch is None else pitch[..., left:right],
             )
             parts.append([part[..., start - left : end - left] for part in found])
         mean, log_std = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         return mean, log_std
 
-    def posterior_of(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), as the published network has them."""
+    def posterior_of(
+        self, wave: Tensor, lengths: Tensor | None = None, pitch: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), as the published network has them.
+
+        pitch (B, 2 * SPECTRA, T): the last latents of a model with pulses (`pitch_latents`).
+        """
         mean, log_std = self.posterior(self.encoder(wave, lengths)).chunk(2, dim=1)
+        if pitch is not None:
+            known = torch.full_like(pitch, PITCH_LOG_STD).to(mean)
+            mean, log_std = torch.cat([mean, pitch.to(mean)], 1), torch.cat([log_std, known], 1)
         return mean, log_std.clamp(-14, 14)
+
+    def _pitch_of(self, wave: Tensor, frames: Tensor) -> Tensor | None:
+        """Pitch latents of waves (B, N), each tracked up to its own frames; None for a model without pulses."""
+        if not getattr(self.config, "pulses", False):
+            return None
+        hop, total = self.hop_length, wave.shape[1] // self.hop_length
+        rows = [
+            F.pad(pitch_latents(row[None, : count * hop], self.sample_rate, hop, SPECTRA), (0, total - count))
+            for row, count in zip(wave, frames.tolist(), strict=True)
+        ]
+        return torch.cat(rows)
 
     def windows(self, total: int) -> list[tuple[int, int]]:
         """(first, end) of the spans of frames that are computed at once."""
@@ -180,19 +204,41 @@ class DACVAE(Autoencoder):
     def decode_batch(self, z: Tensor, lengths: Tensor) -> Tensor:
         """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
         hop, reach, total = self.hop_length, self.decoder.reach, z.shape[2]
-        parts = []
+        pulses, parts = self._pulses(z, lengths), []
         for start, end in self.windows(total):
             left, right = max(0, start - reach), min(total, end + reach)
-            wave = self.decoder(z[..., left:right], ends_in(lengths - left, right - left))
+            more = [] if pulses is None else [pulses(left, right)]
+            wave = self.decoder(z[..., left:right], ends_in(lengths - left, right - left), *more)
             parts.append(wave[:, 0, (start - left) * hop : (end - left) * hop])
         return torch.cat(parts, 1)
 
-    def forward(self, wave: Tensor, noise: Tensor) -> VAEOutput:
-        """The training pass: wave (B, N), N a multiple of the hop; noise (B, D, T) standard normal."""
-        mean, log_std = self.posterior_of(wave[:, None])
+    def _pulses(self, z: Tensor, lengths: Tensor) -> Callable[[int, int], Tensor] | None:
+        """The decoder's pulses of frames left ... right, silent beyond each row's end; None where it takes none."""
+        if not self.config.pulses:
+            return None
+        assert isinstance(self.decoder, SpectralDecoder)
+        inside, decoder = mask_of(lengths, z.shape[2]), self.decoder
+        frequency = hertz(z[:, -2 * SPECTRA :]) * inside.repeat_interleave(SPECTRA, 1)
+        turns = turns_of(frequency, decoder.pulses.hop, self.sample_rate)
+
+        def between(left: int, right: int) -> Tensor:
+            steps = slice(SPECTRA * left, SPECTRA * right)
+            source = decoder.pulses(frequency[:, steps], turns[:, steps], steps.start)
+            return source * inside[:, left:right].repeat_interleave(self.hop_length, 1)
+
+        return between
+
+    def forward(self, wave: Tensor, noise: Tensor, pitch: Tensor | None = None) -> VAEOutput:
+        """The training pass: wave (B, N), N a multiple of the hop; noise (B, D, T) standard normal; pitch latents
+        (B, 2 * SPECTRA, T) of a model with pulses."""
+        mean, log_std = self.posterior_of(wave[:, None], None, pitch)
         z = mean + noise * log_std.exp()
         flowed = None if self.prior is None else self.prior(z)
-        return VAEOutput(self.decoder(z)[:, 0], mean, log_std, flowed)
+        if pitch is None:
+            return VAEOutput(self.decoder(z)[:, 0], mean, log_std, flowed)
+        assert isinstance(self.decoder, SpectralDecoder)
+        source = self.decoder.pulses_of(hertz(pitch))
+        return VAEOutput(self.decoder(z, None, source)[:, 0], mean, log_std, flowed)
 
     # Weights -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vokens.models.dacvae.config import DACVAEConfig
+from vokens.models.dacvae.pulses import Pulses, turns_of
 from vokens.nn.convnext import ConvNeXt
 from vokens.nn.product import Linear
 from vokens.nn.stft import SpectrumIn, SpectrumOut
@@ -21,7 +22,7 @@ class SpectralEncoder(nn.Module):
         super().__init__()
         width = self.channels = config.width
         self.hop = config.hop_length
-        self.spectrum = SpectrumIn(config.n_fft, SPECTRA)
+        self.spectrum = SpectrumIn(config.n_fft, SPECTRA, config.phase)
         self.embed = Linear(self.spectrum.width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.encoder_layers)
@@ -40,19 +41,32 @@ class SpectralDecoder(nn.Module):
 
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__()
-        width = config.width
+        width, self.config = config.width, config
         self.embed = Linear(config.latent_dim, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.decoder_layers)
         self.final_norm = nn.LayerNorm(width, eps=1e-6)
         self.spectrum = SpectrumOut(width, config.n_fft, SPECTRA)
         self.reach = self.backbone.reach + 2
+        if config.pulses:
+            self.pulses = Pulses(config.hop_length // SPECTRA, config.sample_rate)
+            self.source = SpectrumIn(config.n_fft, SPECTRA)
+            self.source_embed = Linear(self.source.width, width)
+            self.spectrum.start_at(log_magnitude=-3.0, real=1.0)  # the source itself, quietly
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """lengths (B,): frames of each row."""
-        x = self.norm(self.embed(z.mT))
+    def forward(self, z: Tensor, lengths: Tensor | None = None, source: Tensor | None = None) -> Tensor:
+        """lengths (B,): frames of each row. source (B, hop * T): its pulses, where it has any."""
+        x, spectra = self.embed(z.mT), None
+        if source is not None:
+            spectra = self.source.spectra(source)
+            x = x + self.source_embed(self.source.features(spectra).to(x.dtype))
+        x = self.norm(x)
         mask = None if lengths is None else inside(lengths, x)
-        return self.spectrum(self.final_norm(self.backbone(x, mask)), mask)[:, None]
+        return self.spectrum(self.final_norm(self.backbone(x, mask)), mask, spectra)[:, None]
+
+    def pulses_of(self, frequency: Tensor) -> Tensor:
+        """Pulses (B, hop * T) at frequencies (B, SPECTRA * T) in Hz."""
+        return self.pulses(frequency, turns_of(frequency, self.pulses.hop, self.config.sample_rate))
 
 
 def inside(lengths: Tensor, x: Tensor) -> Tensor:
