@@ -25,6 +25,7 @@ from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.checkpoint import from_whisper
 from vokens.models.s3tokenizer.long import WINDOW
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Mode, Recogniser, Recognition
+from vokens.packed import pack, unpack
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.train import losses as L
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
@@ -67,7 +68,7 @@ class RecogniserConfig(RunConfig):
         fit_codebooks: until this step states pass beside the quantizer, which then starts from them: a VQ codebook by
             k-means, FSQ's projection by principal components.
         trunk: a file of Whisper under OpenAI's names, whose encoder stays below the merging convolution as it is, its
-            weights rounded to 8 bits as the embedded file keeps them. What it gives for the corpus is
+            weights rounded to 8 bits as `vokens.packed` does. What it gives for the corpus is
             computed once. The loss "trunk" has the states above the quantizer tell the trunk's states again, which
             keeps languages without text.
     """
@@ -130,7 +131,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         weights = from_whisper(
             checkpoint.read_state_dict(path / "model.safetensors" if path.is_dir() else path)
         )
-        trunk = {name: in_eight_bits(value) for name, value in weights.items()}
+        trunk = unpack(pack(weights), path)
         self.trunk_name = f"trunk-{checkpoint.fingerprint(trunk, {})[:8]}"
         rest = {name: value for name, value in model.state_dict().items() if name not in trunk}
         checkpoint.load_strict(model, rest | trunk, self.config.trunk)
@@ -377,14 +378,6 @@ def ctc(found: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:
     scores = found.ctc.float().log_softmax(-1).transpose(0, 1)
     each = F.ctc_loss(scores, texts, found.frames, lengths, reduction="none", zero_infinity=True)
     return (each / lengths.clamp(min=1) * (lengths > 0)).sum() / (lengths > 0).sum().clamp(min=1)
-
-
-def in_eight_bits(weight: Tensor) -> Tensor:
-    """Matrices rounded to 255 steps for each of their outputs, float32; vectors as they are."""
-    if weight.dim() < 2:
-        return weight
-    step = weight.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, *[1] * (weight.dim() - 1)) / 127
-    return (weight / step).round() * step
 
 
 def attention(logits: Tensor, texts: Tensor, lengths: Tensor, smoothing: float = 0.1) -> Tensor:
