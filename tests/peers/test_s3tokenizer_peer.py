@@ -5,13 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+from conftest import speechlike
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import published_s3tokenizer as peer
 
 import vokens.compat.s3tokenizer as s3tokenizer
+from vokens import audio
+from vokens.corpus.engine.local import Worker, extract
+from vokens.corpus.outputs.pt_map import read_pt_map
+from vokens.corpus.run import Settings
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
 pytestmark = pytest.mark.peers
@@ -23,7 +29,9 @@ DOUBT = {"fsq": 2e-5, "vq": 2e-6}
 
 def ours_of(theirs: nn.Module, name: str) -> S3Tokenizer:
     stride = RELEASES[name].first_stride
-    return S3Tokenizer.from_published(theirs.state_dict(), {"first_stride": stride})
+    state = theirs.state_dict()
+    heads = len(state["encoder.conv1.weight"]) // 64
+    return S3Tokenizer.from_published(state, {"first_stride": stride, "heads": heads})
 
 
 def mels_of(*frames: int) -> list[Tensor]:
@@ -122,3 +130,31 @@ def test_same_helpers() -> None:
         segments = [[draw.randrange(4096) for _ in range(30 * rate)] for _ in range(3)]
         wanted = theirs.merge_tokenized_segments(segments, 4, rate)
         assert s3tokenizer.merge_tokenized_segments(segments, 4, rate) == wanted
+
+
+@torch.no_grad()
+def test_same_ids_in_the_training_data_of_cosyvoice(tmp_path: Path) -> None:
+    """`extract --format cosyvoice` gives what the package does of each recording, resampled as torchaudio does."""
+    name = "speech_tokenizer_v2_25hz"
+    package, theirs = peer.package(), peer.build(name, **SMALL)
+    codec = ours_of(theirs, name)
+    tally, waves = Tally(codec), {}
+    for seed, (rate, seconds) in enumerate([(16000, 2.3), (24000, 0.7), (22050, 1.1)]):
+        waves[f"u{seed}"] = tmp_path / f"u{seed}.wav"
+        soundfile.write(waves[f"u{seed}"], speechlike(int(rate * seconds), seed, rate), rate)
+    for file, rest in (
+        ("wav.scp", waves),
+        ("text", dict.fromkeys(waves, "words")),
+        ("utt2spk", {k: k for k in waves}),
+    ):
+        (tmp_path / file).write_text("".join(f"{key} {value}\n" for key, value in rest.items()))
+    extract(
+        Settings(str(tmp_path), tmp_path / "out", format="cosyvoice", sinc=True), codec, Worker(workers=0)
+    )
+    tokens = read_pt_map(tmp_path / "out/utt2speech_token.pt")
+    for key, path in waves.items():
+        wave, rate = soundfile.read(path, dtype="float32")
+        mel = package.log_mel_spectrogram(audio.sinc_resample(torch.from_numpy(wave), rate, 16000))
+        wanted, counts = theirs.quantize(mel[None], torch.tensor([mel.shape[1]]))
+        tally.compare(mel, torch.tensor(tokens[key]), wanted[0, : counts[0]].long())
+    assert tally.different <= 1e-3 * tally.total
