@@ -30,9 +30,11 @@ class Site:
     statuses: list[int] = field(default_factory=list)  # answer with these first
     redirects: dict[str, str] = field(default_factory=dict)
     linked_etag: str = ""
+    other: str = "-"  # another host, where redirects may lead
     ranges: bool = True
     pretended_length: int = 0
     requests: list[dict] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     url: str = ""
 
     def sent(self) -> list[int]:
@@ -45,6 +47,22 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        """As the hub answers: which commit, which hash, how long; and where large files are."""
+        site = self.server.site
+        site.heads.append(self.path)
+        found = site.redirects.get(self.path)
+        content = site.files.get(self.path if found is None else found.removeprefix(site.other), None)
+        if content is None:
+            return self.answer(404, **{"X-Error-Code": "EntryNotFound"})
+        revision = self.path.split("/")[4]
+        facts = {"X-Repo-Commit": hashlib.sha1(revision.encode()).hexdigest()}
+        etag = f'"{site.linked_etag or hashlib.sha256(content).hexdigest()}"'
+        if found is None:
+            return self.answer(200, length=len(content), ETag=etag, **facts)
+        facts |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
+        return self.answer(302, Location=found, **facts)
+
     def do_GET(self) -> None:
         site = self.server.site
         asked = self.headers.get("Range", "")
@@ -53,8 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         if site.statuses:
             return self.answer(site.statuses.pop(0))
         if self.path in site.redirects:
-            etag = {"X-Linked-Etag": f'"{site.linked_etag}"'} if site.linked_etag else {}
-            return self.answer(302, Location=site.redirects[self.path], **etag)
+            return self.answer(302, Location=site.redirects[self.path])
         if self.path not in site.files:
             return self.answer(404)
         content = site.files[self.path]
@@ -71,11 +88,11 @@ class Handler(BaseHTTPRequestHandler):
         request["sent"] = len(body)
         self.wfile.write(body)
 
-    def answer(self, status: int, **headers: str) -> None:
+    def answer(self, status: int, length: int = 0, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(length))
         self.end_headers()
 
 
@@ -251,6 +268,7 @@ def test_two_processes_fetch_one_file_once(site, tmp_path):
 def hub(site, monkeypatch, tmp_path) -> Site:
     monkeypatch.setenv("HF_ENDPOINT", site.url + "/")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface"))
     monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "cache"))
     del site.files["/x.bin"]
     return site
@@ -265,28 +283,55 @@ def test_hub_snapshot_keeps_revisions_apart(hub, tmp_path):
     assert visible(folder) == ["config.json", "model.safetensors"]
     assert (registry.hub_snapshot("org/name", revision="refs/pr/1") / "config.json").read_bytes() == b"[]"
     assert registry.hub_snapshot("org/name", local_files_only=True) == folder
-    assert len(hub.requests) == 4
+    assert len(hub.requests) == 3  # the weights of both are one file
+    blobs = tmp_path / "huggingface/models--org--name/blobs"  # where every program of the hub looks
+    assert (folder / "model.safetensors").resolve() == blobs / SHA
+    assert len(list(blobs.iterdir())) == 3
+
+
+def test_without_links_files_are_copied_and_a_folder_of_ones_own_keeps_all(hub, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    served(hub, "org/name", ["config.json", "model.safetensors"])
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    folder = registry.hub_snapshot("org/name", cache_dir=tmp_path / "own")
+    assert not (folder / "config.json").is_symlink()
+    assert visible(folder) == ["config.json", "model.safetensors"]
+    assert (tmp_path / "own/models--org--name/blobs").is_dir()
+    assert not (tmp_path / "huggingface").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadError, match="set HF_HOME"):
+        registry.hub_snapshot("org/name", cache_dir=tmp_path / "file")
+
+
+def test_a_hub_that_does_not_answer_is_told(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        DownloadError, match=r"9/org/name.*could not be fetched.*[Cc]heck the network"
+    ) as caught:
+        registry.hub_snapshot("org/name")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_token_stays_with_the_hub(hub):
     other = hub.url.replace("127.0.0.1", "localhost")  # another host to a browser, and to us
-    hub.redirects = {
-        "/org/name/resolve/main/config.json": "/api/config.json",
-        "/org/name/resolve/main/model.safetensors": f"{other}/cdn/weights",
-    }
-    hub.files = {"/api/config.json": b"{}", "/cdn/weights": DATA}
-    hub.linked_etag = "0" * 40  # git's name of a small file, no sha256
+    hub.other = other
+    hub.redirects = {"/org/name/resolve/main/model.safetensors": f"{other}/cdn/weights"}
+    hub.files = {"/org/name/resolve/main/config.json": b"{}", "/cdn/weights": DATA}
     registry.hub_snapshot("org/name")
     tokens = [request["token"] for request in hub.requests]
-    assert tokens == ["Bearer hf_secret"] * 3 + [None]
+    assert tokens == ["Bearer hf_secret", None]
 
 
 def test_the_hash_that_the_hub_announces_is_checked(hub):
-    hub.redirects = {"/org/name/resolve/main/model.safetensors": "/cdn/weights"}
-    hub.files = {"/org/name/resolve/main/config.json": b"{}", "/cdn/weights": DATA}
+    hub.files = {"/org/name/resolve/main/config.json": b"{}"}
+    folder = registry.hub_snapshot("org/name", files=["config.json"])
+    hub.files["/org/name/resolve/main/model.safetensors"] = DATA
     hub.linked_etag = "0" * 64
     with pytest.raises(DownloadError, match=f"{SHA} instead of {'0' * 64}"):
         registry.hub_snapshot("org/name")
+    assert visible(folder) == ["config.json"]
     hub.linked_etag = SHA
     assert (registry.hub_snapshot("org/name") / "model.safetensors").read_bytes() == DATA
 
@@ -317,7 +362,7 @@ def test_an_entry_is_fetched_file_by_file(hub, tmp_path):
     assert registry.is_cached(entry)
     assert not registry.is_cached(entry, cache_dir=tmp_path / "elsewhere")
     assert visible(folder) == ["config.json", "weights.pt"]
-    assert len(hub.requests) == 3  # the config was not fetched twice
+    assert len(hub.requests) == 2  # the config was not fetched twice
 
 
 def served(hub: Site, repo: str, names: list[str], revision: str = "main") -> None:
@@ -390,19 +435,25 @@ def test_what_the_shared_cache_of_the_hub_holds_is_not_fetched(hub, tmp_path, mo
     shared = tmp_path / "huggingface"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(shared))
     place = shared / "models--org--name"
-    for folder in ("blobs", "refs", "snapshots/abc"):
+    commit = hashlib.sha1(b"main").hexdigest()
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
         (place / folder).mkdir(parents=True)
-    (place / "refs/main").write_text("abc")
+    (place / "refs/main").write_text(commit)
     (place / "blobs" / SHA).write_bytes(DATA)
-    (place / "snapshots/abc/model.safetensors").symlink_to(place / "blobs" / SHA)
+    (place / f"snapshots/{commit}/model.safetensors").symlink_to(place / "blobs" / SHA)
     hub.files["/org/name/resolve/main/config.json"] = b"{}"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    weights = registry.hub_snapshot("org/name", files=["model.safetensors"]) / "model.safetensors"
+    assert weights.read_bytes() == DATA
+    weights.unlink()
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.files["/org/name/resolve/main/model.safetensors"] = DATA
     folder = registry.hub_snapshot("org/name")
     assert (folder / "model.safetensors").read_bytes() == DATA
     assert [request["path"] for request in hub.requests] == ["/org/name/resolve/main/config.json"]
     (place / "blobs" / SHA).unlink()  # the cache was cleaned: fetched as if it had never been there
-    hub.files["/org/name/resolve/main/model.safetensors"] = DATA
     assert (registry.hub_snapshot("org/name") / "model.safetensors").read_bytes() == DATA
-    assert not (folder / "model.safetensors").is_symlink()
+    assert (folder / "model.safetensors").is_file()
 
 
 # Names

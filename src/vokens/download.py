@@ -1,7 +1,8 @@
 """Fetching one file over http(s): whole and verified under its name, or not there at all.
 
-Bytes arrive under `<name>.part`; a cut connection, also in an earlier run, is continued by a Range request.
-The renaming comes after the sha256 check, so a file under its final name never needs a second look.
+Files of the Hugging Face hub come through huggingface_hub, into the cache that all its users share. Of others, bytes
+arrive under `<name>.part`; a cut connection, also in an earlier run, is continued by a Range request. The renaming
+comes after the sha256 check, so a file under its final name never needs a second look.
 """
 
 import hashlib
@@ -13,12 +14,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from vokens._version import __version__
 from vokens.errors import DownloadError
@@ -49,6 +50,55 @@ def hub_url(repo: str, filename: str, revision: str | None = None) -> str:
     return f"{hub_endpoint()}/{repo}/resolve/{quote(revision or 'main', safe='')}/{quote(filename)}"
 
 
+def hub_file(
+    repo: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """A file of the Hugging Face hub in huggingface_hub's cache (HF_HUB_CACHE, or `cache_dir`), fetched where missing.
+
+    Its content is checked against `sha256`, else against the hash that the hub announces for its large files. Raises
+    DownloadError.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    url, local = hub_url(repo, filename, revision), local_files_only or offline()
+    try:
+        found = hf_hub_download(
+            repo,
+            filename,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            endpoint=hub_endpoint(),
+            local_files_only=local,
+        )
+    except LocalEntryNotFoundError as error:
+        if local:
+            raise DownloadError(_missing(f"{repo}/{filename}", url, local_files_only)) from None
+        reason = error.__cause__ or error
+        raise DownloadError(
+            f"{url} could not be fetched: {_line(reason)}. Check the network and try again"
+        ) from None
+    except HfHubHTTPError as error:
+        raise DownloadError(_explain(error.response.status_code, url)) from None
+    except OSError as error:
+        raise DownloadError(
+            f"{url} could not be kept in huggingface_hub's cache: {_line(error)}; free some space or set HF_HOME to "
+            "another folder"
+        ) from None
+    except Exception as error:  # of the http library that huggingface_hub has, which changes with its version
+        raise DownloadError(f"{url} could not be fetched: {_line(error)}. Check it and try again") from None
+    kept = Path(found).resolve()
+    named = kept.name if re.fullmatch("[0-9a-f]{64}", kept.name) else None  # as the cache calls large files
+    _verify(kept, sha256 or named, url)
+    return kept
+
+
 def download(
     url: str,
     target: str | os.PathLike[str],
@@ -59,23 +109,21 @@ def download(
 ) -> Path:
     """Fetch `url` to `target` and return it; nothing is done when it is there.
 
-    Several processes may ask for one target at once: one fetches, the others wait. Without `sha256`, the hash
-    that the hub announces for its large files is checked. Raises DownloadError.
+    Several processes may ask for one target at once: one fetches, the others wait. Raises DownloadError.
     """
     target = Path(target)
     if target.exists():
         return target
     if local_files_only or offline():
-        reason = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
-        raise DownloadError(f"{target} is missing and {reason}: fetch it once from {url}, or copy it there")
+        raise DownloadError(f"{_missing(str(target), url, local_files_only)}, or copy it there")
     if not url.startswith(("https://", "http://")):
         raise DownloadError(f"{url!r} is not an address that can be fetched: give https://...")
     with _locked(target):
         if not target.exists():
             partial = target.with_name(target.name + ".part")
             _tell(f"fetching {url}", progress)
-            announced = _fetch_whole(url, partial, progress)
-            _verify(partial, sha256 or announced, url)
+            _fetch_whole(url, partial, progress)
+            _verify(partial, sha256, url)
             os.replace(partial, target)
     return target
 
@@ -104,8 +152,8 @@ def _locked(target: Path) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _fetch_whole(url: str, partial: Path, progress: bool) -> str | None:
-    """Fetch or continue until the file is whole. Returns the sha256 that the server announced, if any."""
+def _fetch_whole(url: str, partial: Path, progress: bool) -> None:
+    """Fetch or continue until the file is whole."""
     failures, furthest = 0, _size(partial)
     while True:
         try:
@@ -123,11 +171,10 @@ def _fetch_whole(url: str, partial: Path, progress: bool) -> str | None:
             time.sleep(pause)
 
 
-def _continue(url: str, partial: Path, progress: bool) -> str | None:
+def _continue(url: str, partial: Path, progress: bool) -> None:
     """One request, for the bytes that are missing."""
     offset = _size(partial)
-    redirects = _Redirects()
-    with _open(url, offset, redirects) as response:
+    with _open(url, offset) as response:
         if not _agrees(response, offset):
             partial.unlink(missing_ok=True)
             raise _Interrupted("the part already here is not of the file on the server: it is fetched anew")
@@ -139,8 +186,6 @@ def _continue(url: str, partial: Path, progress: bool) -> str | None:
             _receive(response, partial, start, total, progress)
             if total is not None and _size(partial) < total:
                 raise _Interrupted(f"the connection closed after {_size(partial)} of {total} bytes")
-        announced = (redirects.announced or response.headers.get("X-Linked-Etag") or "").strip('"')
-    return announced if re.fullmatch("[0-9a-f]{64}", announced) else None
 
 
 def _agrees(response: HTTPResponse | HTTPError, offset: int) -> bool:
@@ -151,16 +196,13 @@ def _agrees(response: HTTPResponse | HTTPError, offset: int) -> bool:
     return response.status != 416 or sent == f"bytes */{offset}"
 
 
-def _open(url: str, offset: int, redirects: "_Redirects") -> HTTPResponse | HTTPError:
+def _open(url: str, offset: int) -> HTTPResponse | HTTPError:
     """The response from `offset` on, also when it is 416: there is nothing from there on."""
     request = Request(url, headers={"User-Agent": f"vokens/{__version__}"})
     if offset:
         request.add_header("Range", f"bytes={offset}-")
-    token = _token(url)
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        return build_opener(redirects).open(request, timeout=TIMEOUT)
+        return urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == 416 and offset:
             return error
@@ -177,31 +219,6 @@ def _open(url: str, offset: int, redirects: "_Redirects") -> HTTPResponse | HTTP
         raise _Interrupted(str(error.reason)) from error
     except (HTTPException, OSError) as error:
         raise _Interrupted(f"{type(error).__name__}: {error}") from error
-
-
-class _Redirects(HTTPRedirectHandler):
-    """Keeps the hash that the hub announces when it redirects, and the token on the same host only."""
-
-    announced: str | None = None
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        self.announced = self.announced or headers.get("X-Linked-Etag")
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        token = req.unredirected_hdrs.get("Authorization")
-        if request is not None and token and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
-            request.add_unredirected_header("Authorization", token)
-        return request
-
-
-def _token(url: str) -> str | None:
-    """The user's Hugging Face token, for the hub only."""
-    if not url.startswith(hub_endpoint() + "/"):
-        return None
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _receive(
@@ -275,6 +292,15 @@ def _explain(code: int, url: str) -> str:
     if code in (404, 410):
         return f"{url} does not exist ({code}): check the name and the revision"
     return f"{url}: the server answered {code}, which trying again does not mend"
+
+
+def _missing(what: str, url: str, local_files_only: bool) -> str:
+    reason = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
+    return f"{what} is missing and {reason}: fetch it once from {url}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _tell(text: str, progress: bool) -> None:

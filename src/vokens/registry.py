@@ -1,21 +1,23 @@
 """Names and the files behind them: the codecs that `vokens.load` knows, their sources and licences.
 
-A new codec is one `Entry`. Files are kept in one folder per name, under VOKENS_CACHE or ~/.cache/vokens.
+A new codec is one `Entry`. A folder for each name, under VOKENS_CACHE or ~/.cache/vokens, has its files: those of the
+Hugging Face hub lie in the cache that huggingface_hub shares, and links to them here.
 """
 
 import difflib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
 from typing import Any
 
 from vokens import needs
-from vokens.download import download, hub_endpoint, hub_url
+from vokens.atomic import atomic_write
+from vokens.download import download, hub_endpoint, hub_file, hub_url
 from vokens.errors import ConfigError, DownloadError
 from vokens.install import install_line
 
@@ -662,7 +664,7 @@ def fetch(
     place = folder(entry, cache_dir)
     for file in entry.files:
         if file.url is not None:
-            _obtain(file, place / file.path, progress, local_files_only)
+            _obtain(file, place / file.path, progress, local_files_only, cache_dir)
         elif not (place / file.path).exists():
             raise DownloadError(
                 f"{place / file.path}, a part of vokens, is missing: install vokens again "
@@ -671,21 +673,34 @@ def fetch(
     return place
 
 
-def _obtain(file: File, target: Path, progress: bool, local_files_only: bool) -> None:
-    """Link a file of the hub to the cache that huggingface_hub shares, where it is there; else download it."""
-    if file.repo is not None and file.address is None and not target.exists():
-        from huggingface_hub import try_to_load_from_cache
-
-        # Passed over: names that the cache does not take, systems without links, folders that download explains.
-        with suppress(OSError, ValueError):
-            cached = try_to_load_from_cache(file.repo, file.filename or file.path, revision=file.revision)
-            # The cache names its large files by their sha256.
-            if isinstance(cached, str) and file.sha256 in (None, Path(cached).resolve().name):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target.is_symlink():  # to a file that is gone
-                    target.unlink()
-                target.symlink_to(Path(cached).resolve())
-    download(str(file.url), target, sha256=file.sha256, progress=progress, local_files_only=local_files_only)
+def _obtain(
+    file: File,
+    target: Path,
+    progress: bool,
+    local_files_only: bool,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> None:
+    """Have a file at its place: of the hub a link into the cache that huggingface_hub shares, else downloaded."""
+    if file.repo is None or file.address is not None:
+        download(
+            str(file.url), target, sha256=file.sha256, progress=progress, local_files_only=local_files_only
+        )
+    elif not target.exists():
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        name = file.filename or file.path
+        kept = hub_file(file.repo, name, revision=file.revision, sha256=file.sha256, **options)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # a link to a file that is gone
+            try:
+                target.symlink_to(kept)
+            except OSError:  # a system or a disk without links
+                with atomic_write(target) as partial:
+                    shutil.copyfile(kept, partial)
+        except OSError as error:
+            raise DownloadError(
+                f"cannot write to {target.parent}: {error.strerror or error}; set VOKENS_CACHE to another folder"
+            ) from error
 
 
 def _hub_folder(repo_id: str, revision: str | None) -> str:
@@ -712,7 +727,8 @@ def hub_snapshot(
     files = tuple(files)
     for name in files:
         try:
-            _obtain(File(name, repo_id, revision=revision), place / name, progress, local_files_only)
+            file = File(name, repo_id, revision=revision)
+            _obtain(file, place / name, progress, local_files_only, cache_dir)
         except DownloadError as error:
             raise DownloadError(
                 f"{error}. (As a codec, {hub_endpoint()}/{repo_id} must hold {' and '.join(files)}, "
