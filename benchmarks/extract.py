@@ -22,7 +22,7 @@ from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.items import Utterance
 from vokens.corpus.lease import Leases
 from vokens.corpus.run import Settings, open_run
-from vokens.corpus.shard import Spent, encode_shard
+from vokens.corpus.shard import ShardTiming, encode_shard
 from vokens.models.codec import Codec
 
 
@@ -123,11 +123,11 @@ def memory(codec: Codec, folder: Path, files: int) -> None:
         print(
             f"planned {files} files in {time.perf_counter() - begun:.1f} s; {len(run)} shards, {resident():.0f} MB"
         )
-        spent = Spent()
+        timing = ShardTiming()
         for place in range(10):
             shard = place * (len(run) - 1) // 9
             decoder.expect(shard, run.utterances(shard))
-            encode_shard(run, shard, codec, decoder, spent)
+            encode_shard(run, shard, codec, decoder, timing)
             print(f"after shard {shard}: {resident():.0f} MB")
 
 

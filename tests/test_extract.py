@@ -235,7 +235,7 @@ class TestLeases:
         assert not folder.exists()
 
     @pytest.mark.parametrize(
-        ("change", "dead"),
+        ("change", "ended"),
         [
             ({}, False),
             ({"start": "1"}, True),  # the process id came again
@@ -244,10 +244,10 @@ class TestLeases:
             ({"host": "another-machine", "pid": 1 << 22}, False),
         ],
     )
-    def test_who_is_dead(self, change: dict[str, str], dead: bool) -> None:
+    def test_who_has_ended(self, change: dict[str, str], ended: bool) -> None:
         owner = replace(Owner.here(), **change)
         assert Owner.of(owner.name) == owner
-        assert owner.dead() is dead
+        assert owner.ended() is ended
 
     def test_silence_of_another_machine_is_death(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,22 +17,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs import OUTPUTS, get_output
 from vokens.corpus.outputs.megatron import Documents
 from vokens.corpus.outputs.webdataset import sample_name
 from vokens.errors import ConfigError, MissingExtra, TokensError
 
-S3 = CodecFacts("speech_tokenizer_v2_25hz", "0123456789abcdef", 16000, 25.0, (6561,))
-MINI = CodecFacts("mini", "fedcba9876543210", 16000, 50.0, (1024,) * 8)
-WIDE = CodecFacts("wide", "0" * 16, 24000, 12.5, (70000, 3))
+S3 = CodecInfo("speech_tokenizer_v2_25hz", "0123456789abcdef", 16000, 25.0, (6561,))
+MINI = CodecInfo("mini", "fedcba9876543210", 16000, 50.0, (1024,) * 8)
+WIDE = CodecInfo("wide", "0" * 16, 24000, 12.5, (70000, 3))
 FORMS = [
     name for name in OUTPUTS if name != "cosyvoice"
 ]  # parquet of rows that CosyVoice can train on: its own tests
 PACKED = [name for name in FORMS if name != "sidecar"]  # those whose files lie in the output folder
 
 
-def make_row(facts: CodecFacts, frames: int, key: str = "a/b", seed: int = 0, **fields: str | None) -> Row:
+def make_row(facts: CodecInfo, frames: int, key: str = "a/b", seed: int = 0, **fields: str | None) -> Row:
     draw = np.random.default_rng(seed)
     codes = np.stack([draw.integers(0, size, frames) for size in facts.codebook_sizes])
     samples = math.ceil((frames - 0.7) * facts.sample_rate / facts.frame_rate) if frames else 0
@@ -40,7 +40,7 @@ def make_row(facts: CodecFacts, frames: int, key: str = "a/b", seed: int = 0, **
     return Row(key, codes, samples, samples / facts.sample_rate, **fields)
 
 
-def place(root: Path, name: str, rows: Sequence[Row], facts: CodecFacts, shard: int = 12) -> list[Path]:
+def place(root: Path, name: str, rows: Sequence[Row], facts: CodecInfo, shard: int = 12) -> list[Path]:
     """Write a shard as a run does: to a temporary folder, then each file to its place below root / 'out'."""
     scratch = root / f"scratch-{shard}"
     scratch.mkdir(parents=True)
@@ -56,7 +56,7 @@ def place(root: Path, name: str, rows: Sequence[Row], facts: CodecFacts, shard: 
     return finals
 
 
-def read_back(root: Path, name: str, facts: CodecFacts) -> list[Row]:
+def read_back(root: Path, name: str, facts: CodecInfo) -> list[Row]:
     output = get_output(name)
     return [row for file in output.shards(root / "out") for row in output.open(root / "out", file, facts)]
 
@@ -82,7 +82,7 @@ TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20
 
 
 @st.composite
-def shards(draw: st.DrawFn) -> tuple[CodecFacts, list[Row]]:
+def shards(draw: st.DrawFn) -> tuple[CodecInfo, list[Row]]:
     facts = draw(st.sampled_from([S3, MINI, WIDE]))
     vectors = draw(st.booleans())
     keys = draw(st.lists(KEY, max_size=4, unique=True))
@@ -100,7 +100,7 @@ def shards(draw: st.DrawFn) -> tuple[CodecFacts, list[Row]]:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shard=shards())
 def test_rows_come_back(
-    name: str, shard: tuple[CodecFacts, list[Row]], tmp_path_factory: pytest.TempPathFactory
+    name: str, shard: tuple[CodecInfo, list[Row]], tmp_path_factory: pytest.TempPathFactory
 ):
     facts, rows = shard
     root = tmp_path_factory.mktemp("shard")
@@ -116,7 +116,7 @@ def test_rows_come_back(
 
 
 @pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_sidecar_rows_come_back(facts: CodecFacts, tmp_path: Path):
+def test_sidecar_rows_come_back(facts: CodecInfo, tmp_path: Path):
     rows = [
         make_row(facts, i, f"é{i}", i, audio=f"{tmp_path}/corpus/s{i}/x y.wav", text="") for i in (0, 1, 30)
     ]
@@ -200,7 +200,7 @@ def test_parquet_columns_and_datasets(tmp_path: Path):
 
 
 @pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_parquet_is_read_by_datasets(facts: CodecFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_parquet_is_read_by_datasets(facts: CodecInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
     rows = [make_row(facts, 40, "a"), make_row(facts, 3, "b", 1)]
@@ -276,7 +276,7 @@ def test_webdataset_reads_samples_with_dots(tmp_path: Path):
 
 
 @pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_shar_is_read_by_lhotse(facts: CodecFacts, tmp_path: Path):
+def test_shar_is_read_by_lhotse(facts: CodecInfo, tmp_path: Path):
     from lhotse import CutSet
 
     rows = [make_row(facts, n, f"s{n}/u.{n}", n, text="hi", speaker="me") for n in (26, 1, 0, 101)]

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vokens.corpus.data import TokenBatch, TokenBatches, TokenDataset, collate
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs import OUTPUTS, get_output
 from vokens.errors import ConfigError
 
-FACTS = CodecFacts("mini", "fedcba9876543210", 16000, 50.0, (16, 8))
+FACTS = CodecInfo("mini", "fedcba9876543210", 16000, 50.0, (16, 8))
 SHARDS, ROWS = 5, 12
 
 
-def make_rows(shard: int, facts: CodecFacts = FACTS, rows: int = ROWS) -> list[Row]:
+def make_rows(shard: int, facts: CodecInfo = FACTS, rows: int = ROWS) -> list[Row]:
     draw = np.random.default_rng(shard)
     made = []
     for i in range(rows):
@@ -35,7 +35,7 @@ def make_rows(shard: int, facts: CodecFacts = FACTS, rows: int = ROWS) -> list[R
 
 
 def write_run(
-    folder: Path, name: str, facts: CodecFacts = FACTS, shards: int = SHARDS, rows: int = ROWS
+    folder: Path, name: str, facts: CodecInfo = FACTS, shards: int = SHARDS, rows: int = ROWS
 ) -> Path:
     """An output folder as a run leaves it."""
     folder.mkdir(exist_ok=True)

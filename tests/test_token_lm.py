@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from training import bfloat16_follows_float32, next_step_after_resuming
 
 import vokens
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs import get_output
 from vokens.errors import ConfigError, TokensError
 from vokens.models.socodec.lm import Sampling, TokenLM, TokenLMConfig, delayed, draw_codes, undelayed
@@ -164,7 +164,7 @@ schedule = "constant"
 def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `vokens extract` writes, of 4 utterances."""
     folder, some = tmp_path_factory.mktemp("tokens"), tokens(12, 9, 5, 7, seed=1)
-    facts = CodecFacts("tiny", "", 16000, 25 / 3, SIZES)
+    facts = CodecInfo("tiny", "", 16000, 25 / 3, SIZES)
     rows = [
         Row(str(i), some.codes[i, :, :n].numpy(), n * 1920, n * 0.12)
         for i, n in enumerate(some.lengths.tolist())

@@ -15,7 +15,7 @@ from torch import Tensor
 from training import bfloat16_follows_float32
 
 import vokens
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs import get_output
 from vokens.errors import ConfigError, MissingExtra, TokensError
 from vokens.models.learnable import LearnableLM
@@ -81,7 +81,7 @@ TEXTS = ["one", "two birds", "three", "four cats", "five", "six dogs", "seven", 
 def extract(folder: Path, sizes: tuple[int, ...], frame_rate: float, speakers: bool = True) -> Path:
     """Eight spoken texts as `vokens extract` writes them: two speakers, sounds of 1 to 2 s."""
     draw = np.random.default_rng(3)
-    facts = CodecFacts("tiny", "f00d", 16000, frame_rate, sizes)
+    facts = CodecInfo("tiny", "f00d", 16000, frame_rate, sizes)
     rows = []
     (folder / "speech").mkdir(parents=True)
     for i, text in enumerate(TEXTS):

@@ -15,7 +15,7 @@ from vokens.cli.options import Compute, load_codec
 
 if TYPE_CHECKING:
     from vokens.corpus.inspect import Findings
-    from vokens.corpus.items import CodecFacts
+    from vokens.corpus.items import CodecInfo
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
     return int(findings.fault_count > 0)
 
 
-def _facts(form: str, facts: "CodecFacts", findings: "Findings") -> list[tuple[str, str]]:
+def _facts(form: str, facts: "CodecInfo", findings: "Findings") -> list[tuple[str, str]]:
     drift = findings.drift
     most = f"{max(drift.values()):.3f} bits at most between a shard and the others" if len(drift) > 1 else ""
     return [

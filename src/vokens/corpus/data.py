@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs import Output, Shard, get_output
 from vokens.errors import ConfigError
 from vokens.tokens import Tokens
@@ -61,7 +61,7 @@ class TokenDataset(Dataset[Row]):
         self,
         folder: str | os.PathLike[str],
         output: Output | None = None,
-        facts: CodecFacts | None = None,
+        facts: CodecInfo | None = None,
         opened: int = 16,
     ) -> None:
         self.folder = Path(folder)
@@ -186,13 +186,13 @@ class TokenBatches(Sampler[list[int]]):
         return batches
 
 
-def read_run(folder: Path) -> tuple[Output, CodecFacts]:
+def read_run(folder: Path) -> tuple[Output, CodecInfo]:
     """The form and the codec of an output folder, from its run.json."""
     try:
         run: dict[str, Any] = json.loads((folder / RUN_FILE).read_bytes())
-        facts = {field.name: run[field.name] for field in fields(CodecFacts)}
+        facts = {field.name: run[field.name] for field in fields(CodecInfo)}
         facts["codebook_sizes"] = tuple(facts["codebook_sizes"])
-        return get_output(run["format"]), CodecFacts(**facts)
+        return get_output(run["format"]), CodecInfo(**facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder} is no output of vokens extract, its {RUN_FILE} cannot be used ({error!r}): give that folder, "
@@ -200,7 +200,7 @@ def read_run(folder: Path) -> tuple[Output, CodecFacts]:
         ) from error
 
 
-def collate(rows: Sequence[Row], facts: CodecFacts) -> TokenBatch:
+def collate(rows: Sequence[Row], facts: CodecInfo) -> TokenBatch:
     """Rows as one batch, codes padded with 0 to the longest: (B, K, T)."""
     lengths = torch.tensor([row.codes.shape[1] for row in rows], dtype=torch.int64)
     codes = torch.zeros(len(rows), len(facts.codebook_sizes), int(lengths.max()), dtype=torch.int64)

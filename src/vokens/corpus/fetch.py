@@ -11,7 +11,7 @@ TIMEOUT = 60.0  # seconds without a byte of a web server
 
 
 def open_audio(utterance: Utterance) -> bytes | Path:
-    """What `vokens.audio.load` takes: the bytes of an audio file, or its local path (which may not exist).
+    """Open an utterance for `vokens.audio.load`: the bytes of an audio file, or its local path (which may not exist).
 
     http(s) is read by the standard library, all other URLs by fsspec. Raises AudioError for a URL that does not
     give its file, ConfigError where the package of its scheme is missing (s3fs, gcsfs, …).

@@ -47,7 +47,7 @@ class Tally:
             counts += np.bincount(row, minlength=len(counts))
 
     def facts(self, frame_rate: float) -> dict[str, Any]:
-        """What a receipt holds, rounded so that it is the same on every machine.
+        """Statistics for the receipt, rounded so that they are the same on every machine.
 
         entropy: bits per token of each codebook. used: share of its entries that occur. length_ratio: frames there
         are to frames that the duration promises. histogram: counts of each codebook in 64 bins.

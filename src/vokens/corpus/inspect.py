@@ -1,4 +1,4 @@
-"""Is an output folder what it says: every shard there, every byte as it was written, every key once, and do samples
+"""Verification of an output folder: every shard there, every byte as it was written, every key once, and samples that
 encode to the same codes again.
 
 Shards are looked at one by one, so a folder of any size is inspected in the memory of one shard.
@@ -27,7 +27,7 @@ _MOST = 20  # faults that are kept word by word
 
 @dataclass
 class Findings:
-    """What an inspection found.
+    """Result of an inspection.
 
     Attributes:
         shards, done: planned, and with a receipt. utterances, failures, frames, seconds, bytes: of those done.
@@ -220,7 +220,7 @@ class Inspection:
         draw = np.random.default_rng(seed)
         done = [shard for shard in range(len(self.plan)) if receipt_path(self.folder, shard).exists()]
         chosen = Counter(draw.choice(done, count).tolist()) if done else Counter()
-        for shard, wanted in sorted(chosen.items()):
+        for shard, count in sorted(chosen.items()):
             try:
                 receipt = Receipt.read(receipt_path(self.folder, shard))
                 stored = {row.key: row.codes for row in self.rows(receipt)}
@@ -229,15 +229,15 @@ class Inspection:
             utterances = [u for u in self.source.read(self.plan[shard]) if u.key in stored]
             if not utterances:
                 continue
-            places = draw.choice(len(utterances), min(wanted, len(utterances)), replace=False)
+            places = draw.choice(len(utterances), min(count, len(utterances)), replace=False)
             for utterance in (utterances[place] for place in sorted(places)):
-                found = decode(utterance, codec.sample_rate)
+                decoded = decode(utterance, codec.sample_rate)
                 findings.compared += 1
-                if found.wave is None:
-                    findings.fault(f"{utterance.key!r} was encoded and cannot be read now: {found.reason}")
+                if decoded.wave is None:
+                    findings.fault(f"{utterance.key!r} was encoded and cannot be read now: {decoded.reason}")
                     continue
                 codes = codec.encode(
-                    found.wave, codec.sample_rate, num_codebooks=len(self.facts.codebook_sizes)
+                    decoded.wave, codec.sample_rate, num_codebooks=len(self.facts.codebook_sizes)
                 ).codes[0]
                 if np.array_equal(codes.numpy(), stored[utterance.key]):
                     findings.equal += 1

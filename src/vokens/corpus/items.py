@@ -1,4 +1,4 @@
-"""The three things that flow through a corpus run: what is to be encoded, where it is listed, what came out."""
+"""Data of a corpus run: an utterance to encode, a span of its source, a row of tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """What came out of one utterance.
+    """The tokens of one utterance, and its labels.
 
     Attributes:
         key: of the utterance. codes: (K, T) int64. num_samples: at the codec's rate. duration: seconds.
@@ -84,8 +84,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class CodecFacts:
-    """What an output needs to know of the codec that made its codes."""
+class CodecInfo:
+    """Facts of the codec that made the codes."""
 
     model: str
     fingerprint: str

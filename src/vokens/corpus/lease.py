@@ -1,4 +1,4 @@
-"""Who works on which shard, for any number of processes and machines on one folder, without a server.
+"""Leases of shards, for any number of processes and machines on one folder, without a server.
 
 Each process has one empty file whose name says who it is; a lease is a hard link to that file. Making the link is
 atomic, also on NFS, and one touch of the file is the heartbeat of all its leases. Two workers on one shard by accident
@@ -21,7 +21,7 @@ from vokens.errors import ConfigError
 
 HEARTBEAT = 20.0  # seconds between touches
 STALE = 120.0  # seconds without one, after which a worker of another machine counts as dead
-_SWEEP = 0.5  # seconds between looks for the dead while shards are contended
+_SWEEP = 0.5  # seconds between looks for expired leases while shards are contended
 _WORKER = "worker"
 
 
@@ -55,7 +55,7 @@ class Owner:
         """A file name that no other process has, nor this one again."""
         return "-".join([_WORKER, uuid.uuid4().hex[:12], *map(str, astuple(self))])
 
-    def dead(self) -> bool:
+    def ended(self) -> bool:
         """Whether it has certainly ended; False where that cannot be seen from here."""
         here = Owner.here()
         if self.host != here.host:
@@ -90,12 +90,12 @@ class Leases:
         """Give back what is held; the last one out removes the folder."""
         self._stop.set()
         self.sweep()
-        self._bury(self._file)
+        self._reclaim(self._file)
         with suppress(OSError):
             self.folder.rmdir()
 
     def claim(self, name: str) -> bool:
-        """Whether this process now holds `name`; the leases of the dead are taken over."""
+        """Whether this process now holds `name`; expired leases are taken over."""
         while True:
             try:
                 os.link(self._file, self.folder / name)
@@ -125,14 +125,14 @@ class Leases:
         return path
 
     def sweep(self) -> int:
-        """Remove what dead processes left; how many of them there were."""
+        """Remove what ended processes left; how many of them there were."""
         self._swept = time.monotonic()
-        dead = [
-            file for file in self.folder.glob(f"{_WORKER}-*") if file != self._file and self._is_dead(file)
+        expired = [
+            file for file in self.folder.glob(f"{_WORKER}-*") if file != self._file and self._expired(file)
         ]
-        for file in dead:
-            self._bury(file)
-        return len(dead)
+        for file in expired:
+            self._reclaim(file)
+        return len(expired)
 
     def _enrol(self) -> None:
         while True:
@@ -146,16 +146,16 @@ class Leases:
             with suppress(OSError):
                 os.utime(self._file)
 
-    def _is_dead(self, file: Path) -> bool:
+    def _expired(self, file: Path) -> bool:
         """Whether the process that a file is named by has ended, or has been silent for too long."""
-        if Owner.of(file.name).dead():
+        if Owner.of(file.name).ended():
             return True
         with suppress(FileNotFoundError):
             os.utime(self._file)  # asks the clock of the file system, which may differ from this machine's
             return self._file.stat().st_mtime - file.stat().st_mtime > STALE
         return False
 
-    def _bury(self, worker: Path) -> None:
+    def _reclaim(self, worker: Path) -> None:
         """Remove a worker's leases, its unfinished files, and its own file last."""
         for entry in list(self.folder.glob("*")):
             if entry.name.endswith(f".{self._token(worker)}"):

@@ -6,7 +6,7 @@ import numpy as np
 
 from vokens.corpus.health import threshold
 from vokens.corpus.inspect import Findings
-from vokens.corpus.items import CodecFacts
+from vokens.corpus.items import CodecInfo
 from vokens.picture import BLUE, FAINT, ORANGE, THEME, matplotlib_figure
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _LEGEND: dict[str, Any] = {"frameon": False, "loc": "upper right", "ncols": 2}
 _ROOM = 1.2  # of the highest value: the legend stands above the data
 
 
-def statistics_figure(findings: Findings, facts: CodecFacts, name: str) -> "Figure":
+def statistics_figure(findings: Findings, facts: CodecInfo, name: str) -> "Figure":
     """Four panels, 1600 x 1000 pixels. Raises MissingExtra without matplotlib."""
     matplotlib, figure_type = matplotlib_figure()
     with matplotlib.rc_context(THEME):
@@ -46,7 +46,7 @@ def _durations(axes: "Axes", findings: Findings) -> None:
     axes.set(title="Durations", xlabel="seconds", ylabel="utterances")
 
 
-def _bits(axes: "Axes", findings: Findings, facts: CodecFacts) -> None:
+def _bits(axes: "Axes", findings: Findings, facts: CodecInfo) -> None:
     bits = findings.entropies
     books = np.arange(1, len(facts.codebook_sizes) + 1)
     axes.bar(books, np.log2(facts.codebook_sizes), color=FAINT, label="log2 of its size")
@@ -80,7 +80,7 @@ def _drift(axes: "Axes", findings: Findings) -> None:
     axes.locator_params(axis="x", integer=True)
 
 
-def _use(axes: "Axes", findings: Findings, facts: CodecFacts) -> None:
+def _use(axes: "Axes", findings: Findings, facts: CodecInfo) -> None:
     """Share of each codebook that occurs: what there is to see of one shard, which has no others to differ from."""
     rows = [health["used"] for health in findings.health.values() if health["used"]]
     books = np.arange(1, len(facts.codebook_sizes) + 1)

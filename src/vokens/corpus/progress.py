@@ -16,7 +16,7 @@ from vokens.atomic import atomic_write
 from vokens.corpus.decode import Decoder
 from vokens.corpus.health import Drift
 from vokens.corpus.run import Receipt, Run
-from vokens.corpus.shard import Spent
+from vokens.corpus.shard import ShardTiming
 from vokens.errors import ConfigError
 
 METRICS = (".json", ".prom")
@@ -53,7 +53,7 @@ class Progress:
         check_metrics(metrics)
         self.run = run
         self.decoder = decoder
-        self.spent = Spent(beat=self.beat)
+        self.timing = ShardTiming(beat=self.beat)
         self._show, self._metrics = show, metrics
         self._terminal = sys.stderr.isatty()
         self._drift = Drift()
@@ -124,7 +124,7 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """The figures, by the names of the metrics file."""
-        spent, elapsed = self.spent, max(1e-9, time.monotonic() - self._begun)
+        timing, elapsed = self.timing, max(1e-9, time.monotonic() - self._begun)
         utterances, total = self._count(self._done), int(self.run.plan.counts.sum())
         rate = (utterances - self._first) / elapsed
         return {
@@ -132,14 +132,14 @@ class Progress:
             "shards_total": len(self.run),
             "utterances_done": utterances,
             "utterances_total": total,
-            "hours": round(spent.audio / 3600, 4),
-            "x_real_time": round(spent.audio / elapsed, 2),
+            "hours": round(timing.audio / 3600, 4),
+            "x_real_time": round(timing.audio / elapsed, 2),
             "eta_seconds": round((total - utterances) / rate, 1) if rate else None,
             "queue_seconds": round(self.decoder.ready_seconds, 1),
-            "decode_wait_seconds": round(spent.decode, 2),
-            "model_seconds": round(spent.model, 2),
-            "write_seconds": round(spent.write, 2),
-            "padding": round(1 - spent.audio / spent.padded, 4) if spent.padded else 0.0,
+            "decode_wait_seconds": round(timing.decode, 2),
+            "model_seconds": round(timing.model, 2),
+            "write_seconds": round(timing.write, 2),
+            "padding": round(1 - timing.audio / timing.padded, 4) if timing.padded else 0.0,
             "failures": self._failures,
             "entropy": self._entropy,
             "drifting_shards": self._drifting,

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from vokens._version import __version__
-from vokens.corpus.items import CodecFacts, Span, Utterance
+from vokens.corpus.items import CodecInfo, Span, Utterance
 from vokens.corpus.lease import Leases
 from vokens.corpus.outputs import Output, get_output
 from vokens.corpus.plan import plan_shards
@@ -39,7 +39,7 @@ _POLL = 0.2  # seconds between looks at a plan that another process is making
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is: reopening its folder with another value of any of these is refused.
+    """Identity of a run: reopening its folder with another value of any of these is refused.
 
     source: as on the command line. out: the run's folder. dtype: of the network. audio_root: of sidecar files.
     speaker: weights of CAM++, for an embedding of each utterance. sinc: resample as torchaudio does, not by soxr.
@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished shard holds.
+    """Record of a finished shard.
 
     Attributes:
         utterances, failures: how many came out, and how many are in quarantine.
@@ -133,7 +133,7 @@ class Run:
     """An open run. Made by `open_run`."""
 
     def __init__(
-        self, settings: Settings, facts: CodecFacts, leases: Leases, speaker: SpeakerEncoder | None = None
+        self, settings: Settings, facts: CodecInfo, leases: Leases, speaker: SpeakerEncoder | None = None
     ) -> None:
         self.folder = settings.out
         self.source_address = _address(settings.source)
@@ -146,7 +146,7 @@ class Run:
         self.output: Output = get_output(settings.format, settings.audio_root)
 
     def __len__(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return len(self.plan)
 
     def utterances(self, shard: int) -> Iterator[Utterance]:
@@ -226,7 +226,7 @@ def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
     identity = _identity(settings, codec)
     if speaker is not None:
         identity["speaker"] = speaker.fingerprint
-    facts = CodecFacts(
+    facts = CodecInfo(
         **{name: identity[name] for name in ("model", "fingerprint", "sample_rate", "frame_rate")},
         codebook_sizes=tuple(identity["codebook_sizes"]),
     )
@@ -296,9 +296,9 @@ def _listing(folder: Path) -> Path:
 
 
 def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
-    wanted = codec.num_codebooks if settings.num_codebooks is None else settings.num_codebooks
-    if not 1 <= wanted <= codec.num_codebooks:
-        raise ConfigError(f"--num-codebooks {wanted}: {codec.name} has 1 to {codec.num_codebooks}")
+    count = codec.num_codebooks if settings.num_codebooks is None else settings.num_codebooks
+    if not 1 <= count <= codec.num_codebooks:
+        raise ConfigError(f"--num-codebooks {count}: {codec.name} has 1 to {codec.num_codebooks}")
     options = {name: value for name, value in asdict(settings.options).items() if value is not None}
     identity = {
         "vokens": __version__,
@@ -310,7 +310,7 @@ def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
         "long_audio": getattr(codec.config, "long_audio", "whole"),
         "sample_rate": codec.sample_rate,
         "frame_rate": codec.frame_rate,
-        "codebook_sizes": list(codec.codebook_sizes[:wanted]),
+        "codebook_sizes": list(codec.codebook_sizes[:count]),
         "format": settings.format,
         "audio_root": settings.audio_root,
         "shard_size": settings.shard_size,

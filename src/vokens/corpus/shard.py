@@ -27,8 +27,8 @@ PADDING = 0.02
 
 
 @dataclass
-class Spent:
-    """Where the time went, in seconds of the clock, and what came of it; added up over shards.
+class ShardTiming:
+    """Seconds of the clock spent on each step, and of the audio encoded; added up over shards.
 
     beat: called after every batch.
     """
@@ -50,20 +50,22 @@ class Failure:
     reason: str
 
 
-def encode_shard(run: Run, shard: int, codec: Codec, decoder: Decoder, spent: Spent | None = None) -> Receipt:
+def encode_shard(
+    run: Run, shard: int, codec: Codec, decoder: Decoder, timing: ShardTiming | None = None
+) -> Receipt:
     """Encode a shard that the decoder expects, and commit it.
 
-    Tokens equal `codec.encode` of each utterance alone. Doing a shard twice gives the same files.
+    Tokens are batch-invariant: `codec.encode` of one utterance gives the same. A shard done twice has the same files.
 
     Raises:
         VokensError: files that cannot be written; nothing of the shard is left then.
     """
-    spent = spent or Spent()
+    timing = timing or ShardTiming()
     rows: list[Row] = []
     failures: list[Failure] = []
     tally = Tally(run.facts.codebook_sizes)
-    for pool in _pools(_timed(decoder.take(shard), spent), run.facts.sample_rate):
-        for item, made in zip(pool, _encode(run, codec, pool, spent), strict=True):
+    for pool in _pools(_timed(decoder.take(shard), timing), run.facts.sample_rate):
+        for item, made in zip(pool, _encode(run, codec, pool, timing), strict=True):
             try:
                 if isinstance(made, str):
                     raise AudioError(made)
@@ -85,22 +87,22 @@ def encode_shard(run: Run, shard: int, codec: Codec, decoder: Decoder, spent: Sp
             "space or set the rights, and run the same command again"
         ) from error
     finally:
-        spent.write += time.perf_counter() - start
-        spent.beat()
+        timing.write += time.perf_counter() - start
+        timing.beat()
 
 
-def _timed(items: Iterator[Decoded], spent: Spent) -> Iterator[Decoded]:
+def _timed(items: Iterator[Decoded], timing: ShardTiming) -> Iterator[Decoded]:
     while True:
         start = time.perf_counter()
         item = next(items, None)
-        spent.decode += time.perf_counter() - start
+        timing.decode += time.perf_counter() - start
         if item is None:
             return
         yield item
 
 
 def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]]:
-    """Consecutive items of at most POOL_SECONDS in all; a longer one alone."""
+    """Consecutive items of at most POOL_SECONDS in all; a longer one is a pool of its own."""
     pool: list[Decoded] = []
     samples = 0
     for item in items:
@@ -114,7 +116,7 @@ def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]
         yield pool
 
 
-def _encode(run: Run, codec: Codec, pool: list[Decoded], spent: Spent) -> list[Row | str]:
+def _encode(run: Run, codec: Codec, pool: list[Decoded], timing: ShardTiming) -> list[Row | str]:
     """The row of each item of a pool, or the reason why there is none."""
     made: list[Row | str] = [item.reason for item in pool]
     waves = [(place, item.wave) for place, item in enumerate(pool) if item.wave is not None]
@@ -130,15 +132,15 @@ def _encode(run: Run, codec: Codec, pool: list[Decoded], spent: Spent) -> list[R
                 made[place] = tokens if isinstance(tokens, str) else str(voice)
             else:
                 made[place] = _row(pool[place], tokens, voice, run.facts.sample_rate)
-        spent.model += time.perf_counter() - start
-        spent.audio += sum(lengths[i] for i in group) / run.facts.sample_rate
-        spent.padded += len(group) * lengths[group[0]] / run.facts.sample_rate
-        spent.beat()
+        timing.model += time.perf_counter() - start
+        timing.audio += sum(lengths[i] for i in group) / run.facts.sample_rate
+        timing.padded += len(group) * lengths[group[0]] / run.facts.sample_rate
+        timing.beat()
     return made
 
 
 def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Tokens | str]:
-    """Tokens of waves in one forward pass; when they fail together, each is tried alone."""
+    """Tokens of waves in one forward pass; when the batch fails, each is tried by itself."""
     try:
         return list(
             codec.encode(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from vokens.corpus.items import CodecFacts
+from vokens.corpus.items import CodecInfo
 from vokens.errors import ConfigError
 from vokens.text.files import iter_lines
 from vokens.tokens import Tokens
@@ -72,7 +72,7 @@ def _pair(line: str, source: Path, number: int) -> tuple[Clip, list[Tokens]]:
         ) from error
 
 
-def _facts(tokens: Tokens) -> CodecFacts:
-    return CodecFacts(
+def _facts(tokens: Tokens) -> CodecInfo:
+    return CodecInfo(
         tokens.model, tokens.fingerprint, tokens.sample_rate, tokens.frame_rate, tokens.codebook_sizes
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vokens.corpus.data import RUN_FILE, TokenDataset
-from vokens.corpus.items import CodecFacts
+from vokens.corpus.items import CodecInfo
 from vokens.errors import ConfigError
 from vokens.models import load
 from vokens.models.codec import Codec
@@ -23,7 +23,7 @@ from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import token_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published
 
-PUBLISHED = CodecFacts("speech_tokenizer_v2_25hz", "", 16000, TOKEN_RATE, (6561,))
+PUBLISHED = CodecInfo("speech_tokenizer_v2_25hz", "", 16000, TOKEN_RATE, (6561,))
 SMALLEST_BUCKET = 16  # utterances
 
 
@@ -55,7 +55,7 @@ class SpokenTexts:
 
     clips: Sequence[Clip]
     frames: np.ndarray
-    facts: CodecFacts
+    facts: CodecInfo
     codes: Callable[[int], np.ndarray]
 
 
@@ -228,10 +228,8 @@ def _open_codec(name: str, device: torch.device) -> Codec:
     return codec
 
 
-def _facts(codec: Codec) -> CodecFacts:
-    return CodecFacts(
-        codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes
-    )
+def _facts(codec: Codec) -> CodecInfo:
+    return CodecInfo(codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes)
 
 
 def _spelt(spell: Callable[[str], list[int]], text: str | None) -> list[int]:

@@ -24,7 +24,7 @@ _POLL = 0.5  # seconds between looks at shards that others hold
 
 @dataclass(frozen=True)
 class Worker:
-    """How one process works on a run; nothing here changes what comes out.
+    """Settings of one process of a run; none changes the output.
 
     rank, world: it begins with shards rank, rank + world, … and then helps with the others.
     feeders: processes of the run on this machine, among which the cores are shared.
@@ -91,7 +91,7 @@ def _work(run: Run, codec: Codec, decoder: Decoder, progress: Progress, order: S
             decoder.expect(shard, run.utterances(shard))
         if held:
             shard = held.popleft()
-            progress.shard(encode_shard(run, shard, codec, decoder, progress.spent))
+            progress.shard(encode_shard(run, shard, codec, decoder, progress.timing))
             run.leases.release(f"{shard:06d}")
         elif pending:
             progress.beat()

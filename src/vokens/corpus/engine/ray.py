@@ -28,7 +28,7 @@ _DEATHS = 1000  # of encoders, after which it is not their machines that go
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where and how to run.
+    """A cluster to run on.
 
     address: of a Ray cluster, "auto" for the one this machine belongs to, None for a cluster on this machine alone.
     encoders: at most so many; None for one per GPU of the cluster or, without any, one per machine.
@@ -40,7 +40,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Room:
-    """What a cluster has room for.
+    """Resources of a cluster.
 
     slots: where encoders go, by name: the machine, and the cores and GPUs that one takes there.
     decoder_cpus: cores of a decoding task, which goes anywhere.
@@ -145,7 +145,7 @@ def _drive(
 
 
 def room_of(nodes: list[dict[str, Any]], most: int | None = None) -> Room:
-    """Where a cluster of these machines has room for encoders, `most` of them at most.
+    """Places for encoders in a cluster of these machines, `most` of them at most.
 
     Decoders must always find a core, else all wait for ever: an encoder on a GPU asks for none, and without GPUs
     there is one to a machine, on all of its cores but the one that decodes (half of the only one).
@@ -240,6 +240,6 @@ class RayDecoder:
 
 
 def _cause(error: Any) -> Exception:
-    """What went wrong in an encoder, as it would look without Ray."""
+    """The error of an encoder as it would look without Ray."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, VokensError) else VokensError(f"an encoder failed: {error}")

@@ -13,7 +13,7 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layout:
-    """Which of how many processes this is, in all and on its machine."""
+    """Rank and world size of this process, in all and on its machine."""
 
     rank: int
     world: int

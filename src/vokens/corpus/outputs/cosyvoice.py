@@ -7,6 +7,7 @@ known when all shards are done; then `finish` writes a published file for each, 
 import hashlib
 import io
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ import soundfile
 
 from vokens import audio
 from vokens.corpus.fetch import open_audio
-from vokens.corpus.items import CodecFacts, Row, Utterance
+from vokens.corpus.items import CodecInfo, Row, Utterance
 from vokens.corpus.outputs.output import FinishedRun, shard_name
 from vokens.corpus.outputs.parquet import Parquet, import_pyarrow
 from vokens.corpus.outputs.pt_map import PtMap, read_pt_map
@@ -50,7 +51,7 @@ _POLL = 0.5  # seconds between looks at files that other workers write
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the published files need to know of all shards.
+    """Facts of all shards that the published files need.
 
     Attributes:
         speakers: embedding (192,) float32 of each. instruct: whether any utterance has one.
@@ -74,7 +75,7 @@ class Corpus:
 class CosyVoice(Parquet):
     """CosyVoice's training data, ready for its `train.py --train_data OUT/data.list`."""
 
-    def check_codec(self, facts: CodecFacts) -> None:
+    def check_codec(self, facts: CodecInfo) -> None:
         if len(facts.codebook_sizes) != 1:
             raise ConfigError(
                 f"--format cosyvoice holds one codebook, {facts.model} has {len(facts.codebook_sizes)}: give a "
@@ -82,7 +83,7 @@ class CosyVoice(Parquet):
             )
         import_pyarrow()
 
-    def check(self, row: Row, facts: CodecFacts) -> None:
+    def check(self, row: Row, facts: CodecInfo) -> None:
         super().check(row, facts)
         missing = [name for name in ("text", "speaker") if getattr(row, name) is None]
         if missing:
@@ -145,9 +146,7 @@ class CosyVoice(Parquet):
                 write_parquet(scratch / "parquet", corpus.columns, samples, corpus.digest)
                 run.publish([(scratch / "parquet", final)])
         finally:
-            for draft in scratch.iterdir():
-                draft.unlink()
-            scratch.rmdir()
+            shutil.rmtree(scratch)
             run.leases.release(name)
         return True
 
@@ -173,9 +172,7 @@ class CosyVoice(Parquet):
             json.dumps({"digest": corpus.digest, "folder": str(run.folder.absolute())})
         )
         run.publish([(scratch / name, run.folder / name) for name in (*names, _DONE)])
-        for draft in scratch.iterdir():
-            draft.unlink()
-        scratch.rmdir()
+        shutil.rmtree(scratch)
 
 
 _DONE = "cosyvoice.json"  # says of which rows, and for which folder, the lists are

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import (
     AGAIN,
     Output,
@@ -31,13 +31,13 @@ class Jsonl(Output):
 
     pattern = "shard-*.jsonl"
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         name = Path(f"{shard_name(shard)}.jsonl")
         write_lines(folder / name, [_line(row) for row in rows])
         return [Written(name, name)]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         lines = read_lines(folder / file)
         books = len(facts.codebook_sizes)
         try:  # Python's integers take 32 bytes each: packed as soon as read
@@ -56,6 +56,6 @@ def _line(row: Row) -> Record:
     return {"key": row.key, "code": codes[0] if len(codes) == 1 else codes} | vectors(row)
 
 
-def _estimated(line: Record, frames: int, facts: CodecFacts) -> Record:
+def _estimated(line: Record, frames: int, facts: CodecInfo) -> Record:
     samples = round(frames * facts.sample_rate / facts.frame_rate)
     return {**line, "frames": frames, "num_samples": samples, "duration": samples / facts.sample_rate}

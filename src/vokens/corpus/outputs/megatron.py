@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import (
     AGAIN,
     Output,
@@ -35,7 +35,7 @@ class Megatron(Output):
 
     pattern = "shard-*.jsonl"
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         documents = [flatten(row.codes, facts.codebook_sizes) for row in rows]
         names = [f"{shard_name(shard)}{suffix}" for suffix in (".bin", ".idx", ".jsonl")]
@@ -46,7 +46,7 @@ class Megatron(Output):
         write_lines(folder / names[2], [to_record(row) for row in rows])
         return [Written(Path(name), Path(name)) for name in names]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         documents = Documents((folder / file).with_suffix(""))
         records = read_lines(folder / file)
         if len(documents) != len(records):
@@ -56,7 +56,7 @@ class Megatron(Output):
             )
         return Shard(records, lambda i: unflatten(documents[i], facts.codebook_sizes))
 
-    def frames(self, folder: Path, file: Path, facts: CodecFacts) -> np.ndarray:
+    def frames(self, folder: Path, file: Path, facts: CodecInfo) -> np.ndarray:
         sizes = Documents((folder / file).with_suffix("")).sizes.astype(np.int64)
         return (sizes - 1) // len(facts.codebook_sizes)
 

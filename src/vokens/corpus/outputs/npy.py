@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import (
     AGAIN,
     Output,
@@ -30,11 +30,11 @@ class Npy(Output):
 
     pattern = "shard-*.jsonl"
 
-    def check(self, row: Row, facts: CodecFacts) -> None:
+    def check(self, row: Row, facts: CodecInfo) -> None:
         super().check(row, facts)
         check_path(row.key)
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         for row in rows:
             try:
@@ -50,7 +50,7 @@ class Npy(Output):
         files = [*(_file(shard_name(shard), row.key) for row in rows), index]
         return [Written(file, file) for file in files]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         records = read_lines(folder / file)
         return Shard(records, lambda i: load_array(folder / _file(file.stem, records[i]["key"])))
 

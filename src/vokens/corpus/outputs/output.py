@@ -1,4 +1,4 @@
-"""What every form of stored tokens has in common: `Output` writes a shard, `Shard` is one opened for reading.
+"""Base of all forms of stored tokens: `Output` writes a shard, `Shard` is one opened for reading.
 
 The trick: a form says how codes are packed and nothing else. What else is known of a row travels as one json
 record, the same in every form that has room for it.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row, Utterance
+from vokens.corpus.items import CodecInfo, Row, Utterance
 from vokens.corpus.lease import Leases
 from vokens.errors import TokensError
 
@@ -35,10 +35,10 @@ class Written(NamedTuple):
 
 
 class FinishedRun(Protocol):
-    """What an output needs of a run (`vokens.corpus.run.Run`) whose shards are all done."""
+    """The side of a run (`vokens.corpus.run.Run`) with all shards done that outputs see."""
 
     folder: Path
-    facts: CodecFacts
+    facts: CodecInfo
     leases: Leases
     source_address: str
 
@@ -92,7 +92,7 @@ class Output(ABC):
     pattern: str
 
     @abstractmethod
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         """Write shard number `shard` below the empty folder `folder`: equal rows give equal bytes.
 
         Returns its files in the order in which they may appear at their final places: the one that `pattern`
@@ -100,20 +100,20 @@ class Output(ABC):
         """
 
     @abstractmethod
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         """The shard whose last file is `file`, as found by `shards`, of the output folder `folder`."""
 
-    def check(self, row: Row, facts: CodecFacts) -> None:
+    def check(self, row: Row, facts: CodecInfo) -> None:
         """Raise TokensError if the row cannot be stored: what the run quarantines before it writes."""
         check_row(row, facts)
 
-    def check_codec(self, facts: CodecFacts) -> None:  # noqa: B027  (most take any)
+    def check_codec(self, facts: CodecInfo) -> None:  # noqa: B027  (most take any)
         """Raise ConfigError for a codec whose tokens cannot be stored, MissingExtra where a package lacks."""
 
     def finish(self, run: FinishedRun) -> None:  # noqa: B027  (most are done with their shards)
         """Write what needs all shards, once they are done. Every worker calls it; doing it again changes nothing."""
 
-    def check_all(self, rows: Sequence[Row], facts: CodecFacts) -> None:
+    def check_all(self, rows: Sequence[Row], facts: CodecInfo) -> None:
         """Raise TokensError if a row cannot be stored, or two have one key."""
         for row in rows:
             self.check(row, facts)
@@ -123,11 +123,11 @@ class Output(ABC):
         """The last file of each shard in `folder`, in order, relative to it."""
         return sorted(path.relative_to(folder) for path in folder.glob(self.pattern))
 
-    def frames(self, folder: Path, file: Path, facts: CodecFacts) -> np.ndarray:
+    def frames(self, folder: Path, file: Path, facts: CodecInfo) -> np.ndarray:
         """(n,) int64, T of each row of a shard, by the shortest way: all that planning batches needs."""
         return self.open(folder, file, facts).frames
 
-    def read(self, folder: Path, files: Sequence[Path], facts: CodecFacts) -> Iterator[Row]:
+    def read(self, folder: Path, files: Sequence[Path], facts: CodecInfo) -> Iterator[Row]:
         """The rows of one shard: `files` are its final paths in the order of `write`."""
         return iter(self.open(folder, files[-1], facts))
 
@@ -135,8 +135,8 @@ class Output(ABC):
 # Rows ------------------------------------------------------------------------------------------------------
 
 
-def check_row(row: Row, facts: CodecFacts) -> None:
-    """What every form asks of a row: codes (K, T) within their codebooks, and names that UTF-8 can hold."""
+def check_row(row: Row, facts: CodecInfo) -> None:
+    """Raise TokensError unless codes (K, T) lie within their codebooks and UTF-8 can hold the names."""
     for name in _TEXTS:
         try:
             (getattr(row, name) or "").encode()
@@ -163,7 +163,7 @@ def check_row(row: Row, facts: CodecFacts) -> None:
             )
 
 
-def code_type(facts: CodecFacts) -> np.dtype:
+def code_type(facts: CodecInfo) -> np.dtype:
     """Little-endian uint16 where all codes fit, int32 else."""
     return np.dtype("<u2" if max(facts.codebook_sizes) <= 1 << 16 else "<i4")
 
@@ -207,7 +207,7 @@ def write_lines(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """What `write_lines` wrote. Only a line feed ends a line: keys may hold any other separator."""
+    """Read what `write_lines` wrote. Only a line feed ends a line: keys may hold any other separator."""
     try:
         return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import Output, Shard, Written, code_type, shard_name, to_record
 from vokens.errors import MissingExtra, TokensError
 
@@ -25,7 +25,7 @@ class Parquet(Output):
 
     pattern = "shard-*.parquet"
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         arrow, parquet = import_pyarrow()
         self.check_all(rows, facts)
         file = Path(f"{shard_name(shard)}.parquet")
@@ -43,7 +43,7 @@ class Parquet(Output):
         )
         return [Written(file, file)]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         table = _read(folder / file)
         records = table.drop_columns("codes").to_pylist()
         codes = table.column("codes")
@@ -55,7 +55,7 @@ class Parquet(Output):
 
         return Shard(records, codes_of)
 
-    def frames(self, folder: Path, file: Path, facts: CodecFacts) -> np.ndarray:
+    def frames(self, folder: Path, file: Path, facts: CodecInfo) -> np.ndarray:
         return _read(folder / file, columns=["frames"]).column("frames").to_numpy().astype(np.int64)
 
 
@@ -68,7 +68,7 @@ def _read(path: Path, columns: list[str] | None = None) -> Any:
     return table.combine_chunks()
 
 
-def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecFacts) -> Any:
+def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecInfo) -> Any:
     kind = arrow.uint16() if code_type(facts) == np.uint16 else arrow.int32()
     columns = [
         ("key", arrow.string()),
@@ -93,7 +93,7 @@ def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecFacts) -> Any:
     return arrow.Table.from_arrays(arrays, names=names).replace_schema_metadata(about)
 
 
-def _codes(arrow: ModuleType, rows: Sequence[Row], facts: CodecFacts) -> Any:
+def _codes(arrow: ModuleType, rows: Sequence[Row], facts: CodecInfo) -> Any:
     """Lists from one flat array and its borders: no Python integer is made."""
     books = len(facts.codebook_sizes)
     frames = np.array([row.codes.shape[1] for row in rows], dtype=np.int64)

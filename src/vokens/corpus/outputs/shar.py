@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import (
     Output,
     Record,
@@ -31,11 +31,11 @@ class Shar(Output):
 
     pattern = "shar/cuts.*.jsonl.gz"
 
-    def check(self, row: Row, facts: CodecFacts) -> None:
+    def check(self, row: Row, facts: CodecInfo) -> None:
         super().check(row, facts)
         check_path(row.key)
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         members = []
         for row in rows:
@@ -48,7 +48,7 @@ class Shar(Output):
         (folder / cuts).write_bytes(_gzip(lines.encode()))
         return [Written(codes, codes), Written(cuts, cuts)]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         number = file.name.split(".")[1]
         archive = Archive(folder / file.with_name(f"codes.{number}.tar"))
         try:
@@ -59,7 +59,7 @@ class Shar(Output):
         return Shard(records, lambda i: archive.array(f"{records[i]['key']}.npy").T)
 
 
-def _array(row: Row, facts: CodecFacts) -> Record:
+def _array(row: Row, facts: CodecInfo) -> Record:
     """lhotse's TemporalArray. Its frame shift is duration / T and not 1 / frame_rate: `load_codes()` takes
     round(duration / shift) frames, and codecs that round T up would lose their last frame at every second cut."""
     frames = row.codes.shape[1]
@@ -69,7 +69,7 @@ def _array(row: Row, facts: CodecFacts) -> Record:
     return {"array": {**place, "shape": shape}, "temporal_dim": 0, "frame_shift": shift, "start": 0.0}
 
 
-def _cut(row: Row, facts: CodecFacts) -> Record:
+def _cut(row: Row, facts: CodecInfo) -> Record:
     """lhotse's MonoCut, without a recording: its text is a supervision, and all we know stands in `vokens`."""
     span = {"start": 0.0, "duration": _seconds(row, facts), "channel": 0}
     spoken = {name: getattr(row, name) for name in ("text", "speaker", "language")}
@@ -85,7 +85,7 @@ def _cut(row: Row, facts: CodecFacts) -> Record:
     }
 
 
-def _seconds(row: Row, facts: CodecFacts) -> float:
+def _seconds(row: Row, facts: CodecInfo) -> float:
     """The duration; where the row has none, that of its frames, and of one frame at least: lhotse needs some."""
     return float(row.duration) or max(row.codes.shape[1], 1) / facts.frame_rate
 

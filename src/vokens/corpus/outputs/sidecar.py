@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import (
     AGAIN,
     Output,
@@ -39,11 +39,11 @@ class Sidecar(Output):
     def __init__(self, audio_root: str | os.PathLike[str] | None = None) -> None:
         self._root = None if audio_root is None else Path(os.path.abspath(audio_root))
 
-    def check(self, row: Row, facts: CodecFacts) -> None:
+    def check(self, row: Row, facts: CodecInfo) -> None:
         super().check(row, facts)
         self._target(row)
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         targets = [self._target(row) for row in rows]
         refuse_twice(
@@ -59,7 +59,7 @@ class Sidecar(Output):
         write_lines(folder / index, records)
         return [*files, Written(index, index)]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         records = read_lines(folder / file)
         return Shard(records, lambda i: np.atleast_2d(_load(folder / records[i]["file"])))
 

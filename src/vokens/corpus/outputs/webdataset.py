@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vokens.corpus.items import CodecFacts, Row
+from vokens.corpus.items import CodecInfo, Row
 from vokens.corpus.outputs.output import (
     Output,
     Shard,
@@ -27,11 +27,11 @@ class WebDataset(Output):
 
     pattern = "shard-*.tar"
 
-    def check(self, row: Row, facts: CodecFacts) -> None:
+    def check(self, row: Row, facts: CodecInfo) -> None:
         super().check(row, facts)
         check_path(row.key)
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecFacts) -> list[Written]:
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         members = []
         for row in rows:
@@ -42,7 +42,7 @@ class WebDataset(Output):
         write_tar(folder / file, members)
         return [Written(file, file)]
 
-    def open(self, folder: Path, file: Path, facts: CodecFacts) -> Shard:
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         archive = Archive(folder / file)
         names = [name.removesuffix(".json") for name in archive.names if name.endswith(".json")]
         records = [json.loads(archive.read(f"{name}.json")) for name in names]

@@ -80,7 +80,7 @@ def _pattern(spec: str, listing: Path, options: SourceOptions) -> Source:
 
 
 def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
-    """What a folder is, by the files that its kinds are known by; else all audio below it."""
+    """The source of a folder: the kind that its files show, else all audio below it."""
     names = set() if is_url(folder) else set(os.listdir(folder))
     if "wav.scp" in names:
         there = kaldi.side_files(folder)

@@ -49,13 +49,13 @@ class KeyedLines:
                 raise ConfigError(f"{path} has two lines of {first.decode()!r}: remove one of them")
 
     def find(self, keys: list[bytes]) -> list[bytes | None]:
-        """What follows each key in its line, stripped; None for keys that are not there."""
+        """The rest of each key's line, stripped; None for keys that are not there."""
         places = np.searchsorted(self._hashes, np.array([hash(key) for key in keys], np.int64))
         return [self._rest(key, int(place)) for key, place in zip(keys, places, strict=True)]
 
     def _rest(self, key: bytes, place: int) -> bytes | None:
-        wanted = hash(key)
-        while place < len(self._hashes) and self._hashes[place] == wanted:
+        target = hash(key)
+        while place < len(self._hashes) and self._hashes[place] == target:
             words = self._words(place)
             if words[0] == key:
                 return words[1].strip() if len(words) > 1 else b""

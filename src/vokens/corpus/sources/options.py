@@ -1,4 +1,4 @@
-"""How a source is to be read: which utterances are wanted, and what the file itself cannot say."""
+"""Options of a source: which utterances to keep, and what the file itself does not say."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Labels(NamedTuple):
-    """What a source knows of an utterance besides its audio; None is unknown."""
+    """Labels of an utterance; None is unknown."""
 
     text: str | None = None
     speaker: str | None = None
@@ -22,7 +22,7 @@ def known(value: object) -> str | None:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Which utterances of a source, and where its facts are.
+    """Selection of utterances, and files and fields of their labels.
 
     Attributes:
         split, language: keep utterances that carry exactly this label. In folders of parquet and in Hugging Face
@@ -51,7 +51,7 @@ class SourceOptions:
         return self.split is not None or self.language is not None or self.with_text
 
     def keeps(self, labels: Labels) -> bool:
-        """Whether an utterance with these labels is wanted."""
+        """Whether to keep an utterance with these labels."""
         return (
             (self.split is None or labels.split == self.split)
             and (self.language is None or labels.language == self.language)

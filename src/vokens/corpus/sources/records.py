@@ -24,7 +24,7 @@ _CHANNEL = ("channel", "channel_selector")
 
 
 class Record(NamedTuple):
-    """What a line says of one utterance.
+    """Content of one line: an utterance and its labels.
 
     path: local path or URL. duration: seconds, where the line knows them. piece: the utterance is `duration` seconds
     from `start` of its file, and not the whole file. channel: the only one of the file that is meant.

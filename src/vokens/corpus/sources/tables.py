@@ -81,7 +81,7 @@ class TableSource:
         return f"{file}-{number:08d}"
 
     def _columns(self, where: str, schema: Any) -> dict[str, str]:
-        """Which column of a table is what."""
+        """The column of a table for each label."""
         chosen = {"audio": self._audio_column(where, schema)}
         pieces = [name for name in _PIECES if name in schema.names]
         if pieces and str(schema.field(chosen["audio"]).type) in _STRINGS:
@@ -106,12 +106,12 @@ class TableSource:
 
     def _audio_column(self, where: str, schema: Any) -> str:
         fitting = {field.name: rank for field in schema if (rank := _audio_rank(field)) is not None}
-        asked = self.options.column
-        if asked is not None:
-            if asked in fitting or (asked in schema.names and str(schema.field(asked).type) in _STRINGS):
-                return asked
+        column = self.options.column
+        if column is not None:
+            if column in fitting or (column in schema.names and str(schema.field(column).type) in _STRINGS):
+                return column
             raise ConfigError(
-                f"{where} has no column {asked!r} of audio: there are "
+                f"{where} has no column {column!r} of audio: there are "
                 f"{', '.join(f'{field.name} ({field.type})' for field in schema)}; audio is bytes, a path, "
                 "or a struct of both"
             )
@@ -130,7 +130,7 @@ _BINARIES = {"binary", "large_binary", "binary_view"}
 
 
 def _audio_rank(field: Any) -> int | None:
-    """How surely a column is audio: 0 a struct of bytes and path, 1 bytes, 2 a path by its name; None is not."""
+    """Rank of a column as audio: 0 a struct of bytes and path, 1 bytes, 2 a path by its name; None is not."""
     kind = str(field.type)
     if kind.startswith("struct<"):
         parts = {str(part.name): str(part.type) for part in field.type}
