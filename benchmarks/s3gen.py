@@ -1,18 +1,23 @@
-"""Our S3Gen beside chatterbox-tts: speed against it and against the floor, and whether the waves are the same.
+"""Our S3Gen beside chatterbox-tts, CosyVoice 3's beside its plain network: speed, floor, and whether they agree.
 
 Both run in this process with the same random weights, voice, noise and number of threads, one after the other.
 chatterbox-tts speaks one utterance at a time, so a batch goes through it row by row. Floor: the operations of the
 network over the rate of a large matrix product, measured in the same run. Streams stand beside the whole utterance of
-chatterbox-tts, which has no streams.
+chatterbox-tts, which has no streams. CosyVoice 3 stands beside a straightforward composition of the same network
+(`plain_cosyvoice3.py`), whose stream computes all that was said again for every chunk, and a stream of two minutes says
+what its first and its last chunks cost.
 
     python benchmarks/s3gen.py [--threads 2] [--product torch onednn] [--seconds 4 10] [--batches 1 8]
+    python benchmarks/s3gen.py --models cosyvoice3 [--threads 2] [--seconds 4] [--minutes 2]
 
-after `make peers`.
+the first after `make peers`.
 """
 
 import contextlib
 import io
+import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +25,12 @@ import measure
 import numpy as np
 import torch
 from measure import Report, best, options
+from plain_cosyvoice3 import Plain
 from torch import Tensor
 
-sys.path.pop(0)  # this file's folder
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "peers"))
-import published_s3gen as peer
-
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
+from vokens.models.s3gen.config import DIALECTS
+from vokens.models.s3gen.model_config import S3GenModelConfig
 
 TOKENS_PER_SECOND, RATE = 25, 24000
 # GFLOP of the released sizes, counted on the reference: of one estimator call per frame and per frame and key, of the
@@ -108,29 +112,149 @@ class Case:
         self.report.add(f"{self.name}, {label}", ours, theirs, audio=speech, gflop=work, note=note)
 
 
+class Third:
+    """CosyVoice 3 with random weights and a random voice, of the released size or small; lengths in seconds."""
+
+    # GFLOP as above, of one branch of the guidance, and of the vocoder.
+    PER_FRAME, PER_PAIR, VOCODER = 0.378, 9.0e-5, 0.67
+
+    def __init__(self, small: bool, report: Report) -> None:
+        flow = DIALECTS["cosyvoice3"]
+        if small:
+            few = {"decoder_channels": 128, "decoder_num_heads": 2, "decoder_num_mid_blocks": 2}
+            flow = replace(flow, pre_lookahead_channels=128, **few)
+        config = replace(S3GenModelConfig.of_flow(flow), tokenizer=None, speaker_encoder=False)
+        if small:
+            vocoder = replace(config.mel2wav, base_channels=64, f0_predictor_cond_channels=64)
+            config = replace(config, mel2wav=vocoder)
+        torch.manual_seed(0)
+        self.ours, self.report, self.small = S3GenModel(config).named("cosyvoice3"), report, small
+        for name, weight in self.ours.flow.named_parameters():
+            if "modulation" in name:  # zero in a fresh network: its blocks would do nothing
+                weight.normal_(0, 0.02)
+        self.plain = Plain(self.ours)
+        self.ours.set_dtype(report.dtype)
+
+    def voice(self, seconds: float) -> dict[str, Tensor]:
+        count = int(seconds * TOKENS_PER_SECOND)
+        return {
+            "prompt_token": torch.randint(6561, (1, count), generator=seeded(0)),
+            "prompt_feat": torch.randn(1, 2 * count, 80, generator=seeded(1)),
+            "embedding": torch.randn(1, 192, generator=seeded(2)),
+        }
+
+    def tokens(self, seconds: float) -> Tensor:
+        return torch.randint(6561, (int(seconds * TOKENS_PER_SECOND),), generator=seeded(3))
+
+    def work(self, frames: float, target: float, keys: float) -> float:
+        if self.small:
+            return 0.0  # not the sizes that were counted
+        calls = 2 * self.ours.config.flow.cfm_steps
+        flow = calls * (self.PER_FRAME * frames + self.PER_PAIR * frames * keys)
+        return flow + self.VOCODER * 2 * TOKENS_PER_SECOND * target
+
+    def whole(self, seconds: float) -> None:
+        voice, tokens = self.voice(seconds), self.tokens(seconds)
+        (mel, _), theirs = best(lambda: self.plain.inference(tokens, voice), self.report.repeats)
+        frames = 4 * TOKENS_PER_SECOND * seconds
+        for _ in self.report.each_product():
+            wave, ours = best(lambda: self.ours.inference(tokens, ref_dict=voice), self.report.repeats)
+            if wave[0].shape[1] != 960 * len(tokens):
+                raise RuntimeError("samples are missing")
+            error = (self.ours(tokens, ref_dict=voice) - mel).abs().max()
+            self.add(
+                "whole", seconds, ours, theirs, self.work(frames, seconds, frames), f"mels within {error:.0e}"
+            )
+
+    def stream(self, seconds: float) -> None:
+        voice, tokens = self.voice(seconds), self.tokens(seconds)
+        start, first = measure.clock(), 0.0
+        for _ in self.plain.stream(tokens, voice):
+            first = first or measure.clock() - start
+        theirs, waited = measure.clock() - start, first
+        for _ in self.report.each_product():
+            times = self.pieces(tokens, voice)
+            note = f"first sound {times[0]:.2f} s, theirs {waited:.2f} s"
+            self.add("stream", seconds, sum(times), theirs, 0.0, note)
+
+    def pieces(self, tokens: Tensor, voice: dict[str, Tensor]) -> list[float]:
+        """Seconds of each piece of a stream."""
+        times, last, count = [], measure.clock(), 0
+        for wave in self.ours.stream(tokens, voice):
+            count += len(wave)
+            times.append(measure.clock() - last)
+            last = measure.clock()
+        if count != 960 * len(tokens):
+            raise RuntimeError("the stream lost samples")
+        return times
+
+    def long(self, minutes: float) -> None:
+        """A stream's chunks once its context is full, the first ten and the last ten before the end."""
+        for _ in self.report.each_product():
+            times = self.pieces(self.tokens(60 * minutes), self.voice(4.0))
+            begin, end = (statistics.median(part) for part in (times[8:18], times[-11:-1]))
+            note = (
+                f"a chunk costs {begin:.3f} s at the begin, {end:.3f} s at the end ({end / begin:.2f} times)"
+            )
+            self.report.add(
+                f"cosyvoice3, stream of {minutes:g} min", sum(times), audio=60 * minutes, note=note
+            )
+
+    def add(self, label: str, seconds: float, ours: float, theirs: float, work: float, note: str) -> None:
+        name = f"cosyvoice3{', small' if self.small else ''}, {seconds:g} s + {seconds:g} s, {label}"
+        self.report.add(name, ours, theirs, audio=seconds, gflop=work or None, note=note)
+
+
+def chatterbox(report: Report, lengths: list[float], sizes: list[int]) -> None:
+    """Rows of the base and of the distilled release."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "peers"))
+    import published_s3gen as peer
+
+    for meanflow in (False, True):
+        theirs = peer.build(meanflow=meanflow)
+        ours = S3GenModel.from_published(dict(theirs.state_dict()), None).set_dtype(report.dtype)
+        case = Case(theirs, ours, 0.4, 0.4, report)
+        case.published(0)  # warm up
+        case.own(1)
+        for seconds in lengths:
+            case = Case(theirs, ours, seconds, seconds, report)
+            for size in sizes:
+                case.batch(size)
+            case.stream()
+        del theirs, ours, case
+
+
+def cosyvoice3(args: Any, report: Report, lengths: list[float]) -> None:
+    """Whole, in streams, and a long stream."""
+    case = Third(args.quick, report)
+    case.plain.inference(case.tokens(0.4), case.voice(0.4))  # warm up
+    case.pieces(case.tokens(0.4), case.voice(0.4))
+    for seconds in [2.0] if args.quick else lengths:
+        case.whole(seconds)
+        case.stream(seconds)
+    case.long(0.5 if args.quick else args.minutes)
+
+
 def main() -> None:
     parser = options(__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=("chatterbox", "cosyvoice3"), default=["chatterbox", "cosyvoice3"]
+    )
+    parser.add_argument("--minutes", type=float, default=2.0, help="of CosyVoice 3's long stream")
     parser.add_argument(
         "--seconds", type=float, nargs="+", default=[4.0, 10.0], help="of the prompt, and of the speech"
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
-    report = Report(args, "chatterbox-tts 0.1.7")
+    names = {"chatterbox": "chatterbox-tts 0.1.7", "cosyvoice3": "CosyVoice 3's network, composed plainly"}
+    report = Report(args, " and ".join(names[name] for name in args.models))
     lengths = [0.4] if args.quick else args.seconds
     sizes = [1, 2] if args.quick else args.batches
     with torch.inference_mode():
-        for meanflow in (False, True):
-            theirs = peer.build(meanflow=meanflow)
-            ours = S3GenModel.from_published(dict(theirs.state_dict()), None).set_dtype(report.dtype)
-            case = Case(theirs, ours, 0.4, 0.4, report)
-            case.published(0)  # warm up
-            case.own(1)
-            for seconds in lengths:
-                case = Case(theirs, ours, seconds, seconds, report)
-                for size in sizes:
-                    case.batch(size)
-                case.stream()
-            del theirs, ours, case
+        if "chatterbox" in args.models:
+            chatterbox(report, lengths, sizes)
+        if "cosyvoice3" in args.models:
+            cosyvoice3(args, report, lengths)
 
 
 if __name__ == "__main__":
