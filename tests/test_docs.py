@@ -260,6 +260,16 @@ def test_files_of_the_repository_exist(page: str) -> None:
     assert not missing
 
 
+def test_every_release_and_its_repository_are_on_the_page_of_what_was_proven() -> None:
+    page = TEXTS["systems.md"]
+    own = {"speechtokenizer", "s3tokenizer", "socodec", "s3gen", "learnable_lm"}
+    released = [entry for entry in registry.entries() if entry.system in own and not entry.embedded]
+    assert len(released) >= 14
+    missing = [entry.name for entry in released if f"`{entry.name}`" not in page]
+    missing += [source for source in registry.PUBLISHED if source.split("/")[1] not in page]
+    assert not missing
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed (make docs)")
