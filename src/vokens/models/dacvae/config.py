@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from vokens.checkpoint import later
 from vokens.errors import ConfigError
 
 
@@ -42,8 +43,8 @@ class DACVAEConfig:
     decoder_rates: tuple[int, ...] = (5, 4, 4, 3, 2)
     conv_slope: float = 1.0
     n_fft: int = 960
-    phase: bool = True
-    pulses: bool = False
+    phase: bool = later(True)
+    pulses: bool = later(False)
     width: int = 256
     expansion: int = 3
     kernel_size: int = 7

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vokens.checkpoint import later
 from vokens.errors import ConfigError
 from vokens.nn.progress import check_positions
 
@@ -81,7 +82,7 @@ class LearnableLMConfig:
     positions: str = "sequence"
     pace: float = 0.0
     tokens: str = TOKENS["cosyvoice2"]
-    release: str = "cosyvoice2"
+    release: str = later("cosyvoice2")
 
     def __post_init__(self) -> None:
         check_positions(self.positions, self.pace)

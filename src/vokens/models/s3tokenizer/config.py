@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from vokens.checkpoint import later
 from vokens.errors import ConfigError
 
 
@@ -31,10 +32,10 @@ class S3TokenizerConfig:
     positions: Literal["sinusoid", "rotary"] = "rotary"
     max_positions: int = 1500
     memory_taps: int = 31
-    merge: int = 1
+    merge: int = later(1)
     quantizer: Literal["vq", "fsq"] = "fsq"
     codebook_size: int = 6561
-    fsq_levels: int = 3
+    fsq_levels: int = later(3)
     attn_eps: float = 1e-5
     mlp_eps: float = 1e-5
     long_audio: Literal["complete", "published"] = "complete"
