@@ -35,11 +35,11 @@ from vokens.audio.fbank import kaldi_fbank
 from vokens.audio.mel import WHISPER_128
 from vokens.compat.cosyvoice.__main__ import main as command
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.outputs.pt_map import read_pt_map
 from vokens.corpus.run import Settings
-from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.data.outputs.pt_map import read_pt_map
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 from vokens.models.s3tokenizer.export import export_onnx
+from vokens.nn.campplus import CAMPPlus
 
 Job = Callable[[Path], np.ndarray]
 NAME = "speech_tokenizer_v2_25hz"

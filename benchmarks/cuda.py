@@ -41,12 +41,11 @@ import vokens
 from vokens import audio, checkpoint
 from vokens.corpus.decode import open_decoder
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.items import Utterance
 from vokens.corpus.run import Settings
+from vokens.data.items import Utterance
 from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.config import DIALECTS
 from vokens.models.s3gen.hift_config import S3GEN_24K
 from vokens.models.s3gen.model_config import S3GenModelConfig
@@ -55,6 +54,7 @@ from vokens.models.socodec import SoCodecConfig
 from vokens.models.socodec.hubert import Hubert
 from vokens.models.speechtokenizer import SpeechTokenizer
 from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
+from vokens.nn.campplus import CAMPPlus
 from vokens.train.config import trainer_of
 
 MODES = ("float32", "tf32", "bfloat16")

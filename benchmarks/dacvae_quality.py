@@ -4,7 +4,7 @@
         --model runs/flowae_mini/model@1,2,4,10 [--limit 30] [--out FOLDER]
 
 --model may be given several times: a folder or name that vokens.load opens; behind @ the numbers of steps of a flow.
---judges: folder of the judges' models, as for vokens bench. --out keeps the waves. Columns, means over the recordings:
+--evaluators: folder of the evaluator models, as for vokens bench. --out keeps the waves. Columns are means:
 
     mel         mean absolute difference of natural-log mels, nepers (vokens.bench.metrics), at 16 kHz
     stoi        short-time intelligibility; wer: word error of Moonshine, %, edits of all recordings over words of all
@@ -25,10 +25,11 @@ import torch
 sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio
-from vokens.bench.judges import find_judge
-from vokens.bench.metrics import log_mel_distance, normalise_text, stoi, word_edits
-from vokens.bench.recognise import Moonshine
-from vokens.models import load
+from vokens.bench.metrics import log_mel_distance, stoi
+from vokens.evaluator_files import find_evaluator
+from vokens.models.moonshine import Moonshine
+from vokens.models.pretrained import load
+from vokens.text.transcripts import normalised_words, word_edits
 from vokens.train.data import Clip, read_clips
 
 
@@ -55,14 +56,14 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", action="append", default=[])
-    parser.add_argument("--judges", type=Path)
+    parser.add_argument("--evaluators", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    clips, recogniser = chosen(args), Moonshine(find_judge("moonshine-tiny-en", args.judges))
-    words = [normalise_text(clip.text or "") for clip in clips]
+    clips, recogniser = chosen(args), Moonshine(find_evaluator("moonshine-tiny-en", args.evaluators))
+    words = [normalised_words(clip.text or "") for clip in clips]
     recordings = [audio.load(clip.path, 16000)[0] for clip in clips]
     seconds = sum(len(wave) for wave in recordings) / 16000
     print(
@@ -79,7 +80,7 @@ def main() -> None:
         for wave, recording, text in zip(waves, recordings, words, strict=True):
             values["mel"].append(log_mel_distance(recording, wave))
             values["stoi"].append(stoi(recording, wave))
-            values["edits"].append(word_edits(text, normalise_text(recogniser.transcribe(wave))))
+            values["edits"].append(word_edits(text, normalised_words(recogniser.transcribe(wave))))
         return values
 
     line("recording", judged(iter(recordings)), 0.0)

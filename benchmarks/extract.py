@@ -19,10 +19,10 @@ import soundfile
 import vokens
 from vokens.corpus.decode import decode, open_decoder
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.items import Utterance
-from vokens.corpus.lease import Leases
 from vokens.corpus.run import Settings, open_run
 from vokens.corpus.shard import ShardTiming, encode_shard
+from vokens.data.items import Utterance
+from vokens.data.lease import Leases
 from vokens.models.codec import Codec
 
 

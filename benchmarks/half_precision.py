@@ -22,8 +22,9 @@ from torch import Tensor
 import vokens
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
+from vokens.config import build_config
 from vokens.models.dacvae import Latents
-from vokens.models.pretrained import Pretrained, build_config
+from vokens.models.pretrained import Pretrained
 from vokens.nn import product
 from vokens.train.config import read_recipe
 

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens.flow import objective
-from vokens.models.codec import mask_of
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 from vokens.models.learnable.flow_config import latent_flow
 from vokens.models.learnable.loss import label_loss
 from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.flow import TokenToMel, Voice
+from vokens.nn.masks import padding_mask
 from vokens.nn.sampling import Sampler
 from vokens.train.flow_data import FlowBatch
 from vokens.train.flow_learner import Draw, FlowLearner
@@ -105,7 +105,7 @@ def plain_lm_loss(
     lengths = [len(row) for row in rows]
     x = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1.0)
     target = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-1)
-    mask = mask_of(torch.tensor(lengths), x.shape[1])
+    mask = padding_mask(torch.tensor(lengths), x.shape[1])
     scores = lm.head(backbone(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state)
     flat, asked = target.flatten(), target.flatten() >= 0
     wanted = torch.zeros(len(flat), scores.shape[2])
@@ -204,7 +204,7 @@ class PlainEncoder(nn.Module):
         return table
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        mask = mask_of(lengths, x.shape[1])[:, None]
+        mask = padding_mask(lengths, x.shape[1])[:, None]
         x = self.embed["out"](x) * math.sqrt(self.width) * mask.transpose(1, 2)
         y = F.pad(x.transpose(1, 2), (0, self.ahead))
         y = F.pad(F.leaky_relu(self.pre_lookahead_layer["conv1"](y)), (2, 0))
@@ -214,7 +214,7 @@ class PlainEncoder(nn.Module):
             x = layer(x, mask, table)
         y = F.interpolate(x.transpose(1, 2), scale_factor=float(self.ratio), mode="nearest")
         x = self.up_layer["conv"](F.pad(y, (2 * self.ratio, 0))).transpose(1, 2)
-        mask = mask_of(lengths * self.ratio, x.shape[1])[:, None]
+        mask = padding_mask(lengths * self.ratio, x.shape[1])[:, None]
         x = self.up_embed["out"](x) * math.sqrt(self.width)
         table = self.table(x.shape[1])
         for layer in self.up_encoders:
@@ -326,7 +326,7 @@ class PlainFlow(nn.Module):
 
     def given(self, tokens: Tensor, lengths: Tensor, voices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu = self.encoder_proj(self.encoder(self.input_embedding(tokens), lengths)).transpose(1, 2)
-        mask = mask_of(lengths * self.config.token_mel_ratio, mu.shape[2])[:, None].float()
+        mask = padding_mask(lengths * self.config.token_mel_ratio, mu.shape[2])[:, None].float()
         return mu, mask, self.spk_embed_affine_layer(F.normalize(voices, dim=1))
 
     def loss(self, batch: FlowBatch, draw: Draw) -> Tensor:
@@ -429,8 +429,8 @@ def compare_flow(report: Report, args: argparse.Namespace) -> None:
     plain.load_state_dict(flow_to_published(flow.state_dict()))
     learner, ratio, bins = FlowLearner(flow), config.token_mel_ratio, config.mel_bins
     lengths = torch.tensor([100 - 7 * row for row in range(args.batch)])
-    tokens = torch.randint(6561, (args.batch, 100), generator=seeded(0)) * mask_of(lengths, 100)
-    mask = mask_of(lengths * ratio, 100 * ratio)[:, None]
+    tokens = torch.randint(6561, (args.batch, 100), generator=seeded(0)) * padding_mask(lengths, 100)
+    mask = padding_mask(lengths * ratio, 100 * ratio)[:, None]
     frames = torch.randn(args.batch, bins, 100 * ratio, generator=seeded(1)) * mask
     voices = torch.randn(args.batch, config.speaker_embed_dim, generator=seeded(2))
     batch, t = (

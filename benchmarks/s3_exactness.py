@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vokens
 from vokens import audio
-from vokens.models.codec import batches
+from vokens.batching import batches
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 from vokens.models.s3tokenizer.long import WINDOW
 from vokens.models.s3tokenizer.model import FRAMES_ON_CPU, FRAMES_PER_FORWARD, PADDING

@@ -5,7 +5,7 @@ its vocoder, beside the vocoder alone on true mels and the recordings themselves
         --distilled runs/s3gen_distill/flow --vocoder runs/hift_mini/vocoder [--limit 20] [--out FOLDER]
 
 The voice is CAM++'s vector of the recording, without a prompt. --flow, --distilled and --vocoder may be left out.
---judges: folder of the judges' models, as for vokens bench. --out keeps the waves. Columns, means over the recordings:
+--evaluators: folder of the evaluator models, as for vokens bench. --out keeps the waves. Columns are means:
 
     mel         L1 between log-mels, nepers: generated against true before the vocoder, else of the wave's own mel
     stoi        of the wave; means little where no vocoder keeps the timing and phase of the recording
@@ -29,13 +29,14 @@ sys.path.pop(0)  # this file's folder, where names of packages would find benchm
 from vokens import audio
 from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import MEL_24K_80, LogMel
-from vokens.bench.judges import find_judge
-from vokens.bench.metrics import normalise_text, stoi, word_edits
-from vokens.bench.recognise import Moonshine
-from vokens.bench.speaker import SpeakerJudge
-from vokens.models import load
+from vokens.bench.evaluators import SpeakerEvaluator
+from vokens.bench.metrics import stoi
+from vokens.evaluator_files import find_evaluator
+from vokens.models.moonshine import Moonshine
+from vokens.models.pretrained import load
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.text.transcripts import normalised_words, word_edits
 from vokens.train.data import Clip, read_clips
 
 RATE, HOP = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
@@ -47,8 +48,8 @@ class Judge:
     """Compares waves with a recording."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.recogniser = Moonshine(find_judge("moonshine-tiny-en", folder))
-        self.speaker = SpeakerJudge(find_judge("campplus-zh-en", folder))
+        self.recogniser = Moonshine(find_evaluator("moonshine-tiny-en", folder))
+        self.speaker = SpeakerEvaluator(find_evaluator("campplus-zh-en", folder))
 
     def values(self, recording: np.ndarray, wave: np.ndarray, text: str) -> dict[str, float]:
         """Of waves (N,) at 24 kHz, N a multiple of the hop."""
@@ -56,13 +57,13 @@ class Judge:
         pitch, wanted = (track_pitch(x, RATE, HOP) for x in (wave, recording))
         both = (pitch > 0) & (wanted > 0)
         voices = [self.speaker.embed(x) for x in (low, low_recording)]
-        words = normalise_text(text)
+        words = normalised_words(text)
         return {
             "mel": distance(mel_of(wave), mel_of(recording)),
             "stoi": stoi(low_recording, low),
             "f0": float(np.abs(pitch - wanted)[both].mean()) if both.any() else np.nan,
             "voicing": 100 * float(((pitch > 0) == (wanted > 0)).mean()),
-            "edits": word_edits(words, normalise_text(self.recogniser.transcribe(low))),
+            "edits": word_edits(words, normalised_words(self.recogniser.transcribe(low))),
             "words": len(words),
             "voice": float(voices[0] @ voices[1] / np.linalg.norm(voices[0]) / np.linalg.norm(voices[1])),
         }
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    clips, judge = chosen(args), Judge(args.judges)
+    clips, judge = chosen(args), Judge(args.evaluators)
     recordings = [audio.load(clip.path, RATE)[0] for clip in clips]
     recordings = [wave[: len(wave) // HOP * HOP] for wave in recordings]
     mels = [mel_of(wave) for wave in recordings]

@@ -21,7 +21,7 @@ import torch
 sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio
-from vokens.bench.speaker import SpeakerJudge
+from vokens.bench.evaluators import SpeakerEvaluator
 
 
 def sample(data: Path, split: str, speakers: int, recordings: int, shortest: float) -> dict[str, list[Path]]:
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    judge = SpeakerJudge(args.weights)
+    judge = SpeakerEvaluator(args.weights)
     chosen = sample(args.data, args.split, args.speakers, args.recordings, min(2.0, args.seconds))
     start, voices, speaker = time.process_time(), [], []
     for number, files in enumerate(chosen.values()):

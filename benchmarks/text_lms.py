@@ -25,13 +25,12 @@ from torch import Tensor
 sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio, load
-from vokens.bench.judges import find_judge
-from vokens.bench.metrics import normalise_text, word_edits
-from vokens.bench.recognise import Moonshine
+from vokens.evaluator_files import find_evaluator
+from vokens.models.moonshine import Moonshine
 from vokens.models.s3tokenizer.recogniser import Recogniser
 from vokens.models.uslm.sampling import Sampling
+from vokens.text.transcripts import normalised_words, read, word_edits
 from vokens.train.data import Clip, read_clips
-from vokens.train.text import read
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[Clip, Clip]]:
@@ -44,7 +43,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[Clip, Clip]]:
 
 def show(name: str, wanted: list[str], found: list[str], seconds: float, cpu: float) -> None:
     """One row."""
-    words = [(normalise_text(a), normalise_text(b)) for a, b in zip(wanted, found, strict=True)]
+    words = [(normalised_words(a), normalised_words(b)) for a, b in zip(wanted, found, strict=True)]
     characters = [(list(" ".join(a)), list(" ".join(b))) for a, b in words]
     errors = [
         100 * sum(word_edits(a, b) for a, b in pairs) / sum(len(a) for a, _ in pairs)
@@ -102,7 +101,7 @@ def learnable(args: argparse.Namespace) -> None:
 def uslm(args: argparse.Namespace) -> None:
     """USLM; Moonshine hears what the codec decodes."""
     model, codec = load(args.uslm), load(args.tokens)
-    judge, pairs = Moonshine(find_judge("moonshine-tiny-en")), chosen(args)
+    judge, pairs = Moonshine(find_evaluator("moonshine-tiny-en")), chosen(args)
     law = Sampling(top_p=args.top_p, repetition=0.1)
     true = [codec.encode(clip.path) for clip, _ in pairs]
 

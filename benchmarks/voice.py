@@ -41,18 +41,18 @@ sys.path.pop(0)  # this file's folder, where names of packages would find benchm
 
 from vokens import audio
 from vokens.atomic import atomic_write
-from vokens.bench.judges import find_judge, models_folder
-from vokens.bench.metrics import cosine, normalise_text, pitch_error, stoi, word_edits
-from vokens.bench.mos import DNSMOS
-from vokens.bench.plugins import open_recogniser
-from vokens.bench.speaker import SpeakerJudge
+from vokens.bench.evaluators import SpeakerEvaluator, open_recogniser
+from vokens.bench.evaluators.mos import DNSMOS
+from vokens.bench.metrics import cosine, pitch_error, stoi
 from vokens.errors import VokensError
-from vokens.models import load
+from vokens.evaluator_files import find_evaluator, models_folder
 from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
 from vokens.models.learnable.voice import LearnableSpeech
-from vokens.models.s3gen.campplus import open_campplus
+from vokens.models.pretrained import load
 from vokens.models.speaking import Speaker, speaker
+from vokens.nn.campplus import open_campplus
 from vokens.text import normalise
+from vokens.text.transcripts import word_edits, words_of
 
 RATE = 16000  # of the evaluators
 REFERENCE = 6.0  # s: of a speaker's other recordings, the one nearest to it is the voice
@@ -191,7 +191,7 @@ def stages(args: argparse.Namespace) -> Iterator[Stage]:
 
     def flowed(steps: int) -> Callable[[Item, int], np.ndarray]:
         def make(item: Item, number: int) -> np.ndarray:
-            rows = decoder.ids(decoder.heard(item.record.path))
+            rows = decoder.ids(decoder.tokenize(item.record.path))
             known = voice(item, decoder.voice)
             return decoder.speak(rows, known, seed=args.seed + number, n_cfm_timesteps=steps)[0]
 
@@ -269,8 +269,8 @@ class Evaluators:
                 print(f"without {name}: {error}", file=sys.stderr)
         if not self.recognisers:
             sys.exit("no recogniser is there: docs/metrics.md says how to come by one")
-        self.speakers = SpeakerJudge(find_judge("campplus-zh-en", args.judges))
-        self.dnsmos = DNSMOS(find_judge("dnsmos", args.judges))
+        self.speakers = SpeakerEvaluator(find_evaluator("campplus-zh-en", args.judges))
+        self.dnsmos = DNSMOS(find_evaluator("dnsmos", args.judges))
 
     def measure(self, stage: Stage, item: Item, number: int, out: Path | None) -> dict[str, float]:
         stage.before(item)
@@ -282,11 +282,11 @@ class Evaluators:
         recording = audio.load(item.record.path, RATE)[0]
         low = audio.resample(wave, stage.rate, RATE)
         low = np.pad(low, (0, max(0, RATE // 2 - len(low))))
-        words = normalise_text(normalise(item.text))
+        words = words_of(normalise(item.text))
         line = {"words": len(words), "seconds": seconds, "took": took}
         for name, recogniser in self.recognisers.items():
             transcript = recogniser.transcribe(low)
-            line[f"wer {name}"] = word_edits(words, normalise_text(normalise(transcript)))
+            line[f"wer {name}"] = word_edits(words, words_of(normalise(transcript)))
             print(f"{item.record.id} {stage.name}, {name}: {transcript}", file=sys.stderr)
         line["speaker"] = cosine(self.speakers.embed(recording), self.speakers.embed(low))
         line["dnsmos"] = self.dnsmos.rate(low)["dnsmos"]

@@ -18,10 +18,9 @@ import torch
 
 from vokens import registry
 from vokens.checkpoint import save_safetensors
-from vokens.models import load
 from vokens.models.learnable.voice import DEFAULT_VOICE, LearnableSpeech
-from vokens.models.pretrained import Pretrained
-from vokens.models.s3gen.campplus import open_campplus
+from vokens.models.pretrained import Pretrained, load
+from vokens.nn.campplus import open_campplus
 from vokens.packed import pack
 
 HOME = Path(__file__).parent

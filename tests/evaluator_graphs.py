@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
 
-from vokens.bench.mos import WINDOW
-from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.bench.evaluators.mos import WINDOW
+from vokens.nn.campplus import CAMPPlus
 
 WORDS = ["<unk>", "<s>", "</s>", "the", "sea", "again"]
 SENTENCE = {1: 3, 3: 4, 4: 2}  # token -> next: "the sea"

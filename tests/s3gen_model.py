@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vokens.models.s3gen import S3GenModel, hift_checkpoint
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.hift_config import S3GEN_24K
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.nn.campplus import CAMPPlus
 
 FOLDER = Path(__file__).parent / "golden/s3gen"
 # Scale and offset of some weights, as the files' config.json has them.

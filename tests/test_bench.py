@@ -10,11 +10,12 @@ import pytest
 import soundfile
 from conftest import speechlike
 
-from vokens.bench import BENCHES, codecs, every, robust
-from vokens.bench.definitions import DEFINITIONS, metric, single
+from vokens.bench import BENCHES
 from vokens.bench.options import Every, Measure, Reconstruct, Robust, TokenStatistics
+from vokens.bench.report.definitions import DEFINITIONS, metric, single
+from vokens.bench.report.table import compact, markdown
 from vokens.bench.results import Results
-from vokens.bench.table import compact, markdown
+from vokens.bench.tasks import codecs, every, robust
 from vokens.cli import main
 from vokens.errors import ConfigError
 
@@ -246,7 +247,7 @@ def test_all_leaves_out_what_the_data_do_not_allow(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     possible = {name: BENCHES[name] for name in ("slmtok", "tokens")}  # the first needs transcripts
-    monkeypatch.setattr("vokens.bench.every.BENCHES", possible)
+    monkeypatch.setattr("vokens.bench.tasks.every.BENCHES", possible)
     options = Every(out=tmp_path, data=corpus, limit=1)
     assert every.run(options) == 0
     assert (tmp_path / "tokens.json").is_file()

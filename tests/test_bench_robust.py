@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import speechlike
 
-from vokens.bench import perturb, robust
-from vokens.bench.items import Item
-from vokens.bench.metrics import word_edits
 from vokens.bench.options import Robust
+from vokens.bench.tasks import perturb, robust
+from vokens.bench.tasks.items import Item
+from vokens.text.transcripts import word_edits
 
 RATE = perturb.RATE
 

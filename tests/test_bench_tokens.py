@@ -8,11 +8,11 @@ import pytest
 import soundfile
 import torch
 
-from vokens.bench import lm, speed, tokens
-from vokens.bench.items import Item, NoRecordings
-from vokens.bench.ngram import KneserNey
 from vokens.bench.options import Speed
 from vokens.bench.results import Results
+from vokens.bench.tasks import lm, speed, tokens
+from vokens.bench.tasks.information import KneserNey
+from vokens.bench.tasks.items import Item, NoRecordings
 from vokens.tokens import Tokens
 
 

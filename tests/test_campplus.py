@@ -10,11 +10,11 @@ import torch
 from golden.weights import tensor
 from safetensors.torch import load_file
 
-from vokens.bench.judges import find_judge
-from vokens.bench.speaker import SpeakerJudge
+from vokens.bench.evaluators import SpeakerEvaluator
 from vokens.errors import AudioError
-from vokens.models.s3gen import campplus
-from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.evaluator_files import find_evaluator
+from vokens.nn import campplus
+from vokens.nn.campplus import CAMPPlus
 
 GOLDEN = load_file(Path(__file__).parent / "golden/s3gen/campplus_full.safetensors")
 SCALED = re.compile(r"(conv[12]|linear\w*|shortcut\.0)\.weight$")  # the recorded run scales these by 1.4
@@ -98,7 +98,9 @@ def test_the_network_has_the_published_tensors():
 
 @pytest.mark.evaluators
 def test_published_weights_fit_strictly():
-    assert SpeakerJudge(find_judge("campplus-zh-en")).embed(np.zeros(16000, np.float32)).shape == (192,)
+    assert SpeakerEvaluator(find_evaluator("campplus-zh-en")).embed(np.zeros(16000, np.float32)).shape == (
+        192,
+    )
 
 
 def test_long_recordings_in_pieces(model, monkeypatch):

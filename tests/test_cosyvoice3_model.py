@@ -26,7 +26,8 @@ from vokens.cli import main
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.dialects import open_flow, open_hift
+from vokens.models.s3gen.dialects import open_flow
+from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.config import RELEASES
@@ -157,12 +158,12 @@ def test_releases_are_never_mixed(model: S3GenModel, folder: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="belong together"):
         vokens.load(tmp_path)
     with pytest.raises(ConfigError, match="belong together"):
-        S3GenModel.from_parts(flow=model.flow, mel2wav=open_hift(older, "v2"))
+        S3GenModel.from_parts(flow=model.flow, mel2wav=HiFTNetModel.from_published(older, {"source": "v2"}))
     for lost in ("decoder.estimator.proj_out.bias", "pre_lookahead_layer.conv1.weight"):
         state = {name: value for name, value in published_flow().items() if name != lost}
         with pytest.raises(CheckpointError, match=r"missing|lacks"):
             open_flow(state, FULL, None)
-    tokens = model.heard(speechlike(6400, 1), 16000)
+    tokens = model.tokenize(speechlike(6400, 1), 16000)
     assert tokens.model == V3
     with pytest.raises(TokensError, match=V3):
         model.ids(replace(tokens, model="speech_tokenizer_v2_25hz"))
@@ -178,7 +179,7 @@ def test_verbs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, seconds in (("hello.wav", 0.4), ("ref.wav", 0.48)):
         soundfile.write(tmp_path / name, speechlike(int(seconds * 16000), len(name)), 16000)
     monkeypatch.chdir(tmp_path)
-    vokens.load(folder).heard("hello.wav").save("hello.vok")
+    vokens.load(folder).tokenize("hello.wav").save("hello.vok")
     source = shlex.quote(str(folder))
     for line in ("speak hello.vok", "speak hello.vok --stream", "convert-voice hello.wav"):
         assert (

@@ -18,12 +18,12 @@ from vokens.audio.mel import WHISPER_128
 from vokens.cli import main as vokens_main
 from vokens.compat.cosyvoice.__main__ import main
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.outputs.pt_map import PtMap, read_pt_map
 from vokens.corpus.run import Settings
+from vokens.data.outputs.pt_map import PtMap, read_pt_map
 from vokens.errors import ConfigError
-from vokens.models import load
 from vokens.models.codec import Codec
-from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.models.pretrained import load
+from vokens.nn.campplus import CAMPPlus
 
 parquet = pytest.importorskip("pyarrow.parquet")
 RELEASED = Path(__file__).parent / "golden/s3tokenizer/onnx_v2.onnx"  # in the released form, small

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 import vokens
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.dacvae import DACVAE, DACVAEConfig, Latents
-from vokens.models.dacvae import checkpoint as layout
 from vokens.models.dacvae import model as module
 from vokens.models.dacvae import pulses as sources
 from vokens.models.dacvae.prior import FlowPrior
 from vokens.models.dacvae.pulses import Pulses, turns_of
+from vokens.models.pretrained import layout_of
 from vokens.train.losses import kl_flow
 
 GOLDEN = Path(__file__).parent / "golden/learnable"
@@ -150,7 +150,7 @@ def test_published_names_come_back(case):
     assert again.config == model.config
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-6, atol=1e-7)
-    assert layout.recognises(state.keys())
+    assert layout_of(state) == "dacvae"
     with pytest.raises(CheckpointError, match=r"conv_slope = 1.0: keep this model"):
         DACVAE(replace(model.config, conv_slope=1.0)).to_published()
 

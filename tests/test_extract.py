@@ -12,16 +12,17 @@ import torch
 from conftest import build_tiny_mini, speechlike
 
 from vokens.cli import main
-from vokens.corpus import decode, lease, shard
+from vokens.corpus import decode, shard
 from vokens.corpus.decode import DecodePool, automatic_workers
 from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.engine.torchrun import Layout
 from vokens.corpus.health import Drift, Tally, divergence, entropy, fold, silent_seconds
-from vokens.corpus.items import Utterance
-from vokens.corpus.lease import Leases, Owner
-from vokens.corpus.outputs import get_output
 from vokens.corpus.progress import _MEANING, prometheus
 from vokens.corpus.run import Plan, Settings, open_run
+from vokens.data import lease
+from vokens.data.items import Utterance
+from vokens.data.lease import Leases, Owner
+from vokens.data.outputs import get_output
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 

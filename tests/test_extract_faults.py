@@ -29,7 +29,7 @@ import soundfile
 
 import vokens
 from vokens.corpus.decode import DecodePool, decode
-from vokens.corpus.items import Utterance
+from vokens.data.items import Utterance
 
 CLIPS, SHARD, BAD = 30, 5, 7
 FULL = 1000  # bytes per file: enough for the plan, too few for the first shard

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vokens
+from vokens.batching import batches
 from vokens.errors import AudioError, CheckpointError, ConfigError, MissingExtra, TokensError
-from vokens.models.codec import Codec, batches
+from vokens.models.codec import Codec
 from vokens.models.speaking import Speaker
 from vokens.nn.sampling import Sampler
 

@@ -16,7 +16,6 @@ import vokens
 from vokens.checkpoint import save_safetensors
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.flow import objective
-from vokens.models.codec import mask_of
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import SpeakerConfig
 from vokens.models.learnable.flow import LearnableFlow
@@ -24,6 +23,7 @@ from vokens.models.learnable.flow_checkpoint import configure, read_start
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.s3gen.flow import Voice
 from vokens.nn.chunks import Chunks, reach
+from vokens.nn.masks import padding_mask
 
 HERE = Path(__file__).parent / "golden/learnable"
 TINY = load_file(HERE / "flow_tiny.safetensors")
@@ -125,7 +125,7 @@ def test_recorded_training_losses(tiny, case):
     keep = (draws["cfg_uniform"] > 0.2).float()[:, None]
     mu = TINY["mu"].clone().requires_grad_()
     vectors = torch.nn.functional.normalize(speakers(tiny).detach(), dim=1)
-    given = latent * mask_of(draws["cond_frames"], 14)[..., None]
+    given = latent * padding_mask(draws["cond_frames"], 14)[..., None]
     conditions = net.estimator.conditions(
         mu * keep[..., None], net.speaker(vectors) * keep, given * keep[..., None]
     )

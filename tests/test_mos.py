@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import speechlike
 
-from vokens.bench import distill_mos, mos
-from vokens.bench.distill_mos import DistillMOS
-from vokens.bench.judges import find_judge
-from vokens.bench.mos import DNSMOS
+from vokens.bench.evaluators import distill_mos, mos
+from vokens.bench.evaluators.distill_mos import DistillMOS
+from vokens.bench.evaluators.mos import DNSMOS
 from vokens.errors import CheckpointError, NotInstalled
+from vokens.evaluator_files import find_evaluator
 
 # Of PyPI's speechmos 0.0.1.1 (dnsmos.run, rate 16000): the seconds of `signal` below -> overall, speech, noise.
 PUBLISHED = {
@@ -73,7 +73,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def judge() -> DNSMOS:
-    return DNSMOS(find_judge("dnsmos"))
+    return DNSMOS(find_evaluator("dnsmos"))
 
 
 @pytest.mark.evaluators
@@ -97,7 +97,7 @@ DISTILLED = {0.7: 1.9865202, 4.0: 1.4238923, 12.5: 1.4574303}
 
 @pytest.fixture(scope="module")
 def distilled() -> DistillMOS:
-    return DistillMOS(find_judge("distillmos"))
+    return DistillMOS(find_evaluator("distillmos"))
 
 
 @pytest.mark.evaluators

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vokens.bench.mutual_information import barber_agakov, draw_others, vclub
+from vokens.bench.tasks.information import barber_agakov, draw_others, vclub
 
 COUNT = 4000
 

@@ -17,10 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vokens.corpus.items import CodecInfo, Row
-from vokens.corpus.outputs import OUTPUTS, get_output
-from vokens.corpus.outputs.megatron import Documents
-from vokens.corpus.outputs.webdataset import sample_name
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs import OUTPUTS, get_output
+from vokens.data.outputs.megatron import Documents
+from vokens.data.outputs.webdataset import sample_name
 from vokens.errors import ConfigError, MissingExtra, TokensError
 
 S3 = CodecInfo("speech_tokenizer_v2_25hz", "0123456789abcdef", 16000, 25.0, (6561,))

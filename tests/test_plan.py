@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vokens.corpus.items import Span
 from vokens.corpus.plan import plan_shards
+from vokens.data.items import Span
 from vokens.errors import ConfigError
 
 
@@ -69,7 +69,7 @@ MEASURE = """
 import sys, time
 from pathlib import Path
 from vokens.corpus.plan import plan_shards
-from vokens.corpus.sources import open_source
+from vokens.data.sources import open_source
 before = time.process_time()
 source = open_source(sys.argv[1], listing=Path(sys.argv[1]).parent / "run")
 count = sum(span.count for span in plan_shards(source, 1000))

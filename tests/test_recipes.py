@@ -9,8 +9,9 @@ import pytest
 from training import write_speech
 
 from vokens.cli import main
+from vokens.config import build_config
 from vokens.errors import ConfigError, VokensError
-from vokens.train.config import build, find_recipe, read_recipe, recipes, trainer_of
+from vokens.train.config import find_recipe, read_recipe, recipes, trainer_of
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -19,7 +20,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(path: Path) -> None:
     config = read_recipe(path)
-    again = build(trainer_of(config.task).Config, json.loads(json.dumps(dataclasses.asdict(config))), "again")
+    again = build_config(
+        trainer_of(config.task).Config, json.loads(json.dumps(dataclasses.asdict(config))), "again"
+    )
     assert again == config
     assert f"vokens train {path.stem} " in path.read_text()
     assert "~" not in path.read_text()  # no folder of one machine

@@ -11,9 +11,9 @@ pytest.importorskip("tokenizers")
 
 from evaluator_graphs import ENDLESS, SENTENCE, WIDTH, write_moonshine
 
-from vokens.bench.judges import find_judge
-from vokens.bench.recognise import HOP, SHORTEST, Moonshine
 from vokens.errors import AudioError, CheckpointError, NotInstalled
+from vokens.evaluator_files import find_evaluator
+from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_loop_is_bounded(tmp_path: Path) -> None:
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotInstalled, match=r"encoder_model\.onnx.*docs/metrics\.md"):
-        find_judge("moonshine-tiny-en", tmp_path)
+        find_evaluator("moonshine-tiny-en", tmp_path)
     for name in ("tokenizer.json", "decoder_model_merged.onnx"):
         write_moonshine(tmp_path, SENTENCE)
         (tmp_path / name).write_bytes(b"{")
@@ -61,6 +61,6 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.evaluators
 def test_the_published_graphs() -> None:
-    moonshine = Moonshine(find_judge("moonshine-tiny-en"))
+    moonshine = Moonshine(find_evaluator("moonshine-tiny-en"))
     check_length_law(moonshine, 288)
     assert isinstance(moonshine.transcribe(np.zeros(8000, np.float32)), str)  # in bounded time

@@ -16,17 +16,18 @@ from training import bfloat16_follows_float32
 
 import vokens
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Recogniser
 from vokens.packed import pack, unpack
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
-from vokens.train.config import build, read_recipe, trainer_of
+from vokens.text.transcripts import frames_needed, normalise, read, spell
+from vokens.train.config import read_recipe, trainer_of
 from vokens.train.data import pcm_rows, read_clips
 from vokens.train.recogniser import RecogniserConfig, RecogniserTrainer, attention, ctc
 from vokens.train.state import checkpoints
-from vokens.train.text import frames_needed, normalise, read, spell
 from vokens.train.utterances import AugmentConfig, Utterances, masked
 
 RATE = 16000
@@ -430,7 +431,7 @@ def test_the_recipe_is_valid() -> None:
     config = read_recipe(path, ["data.train=somewhere"])
     assert trainer_of(config.task) is RecogniserTrainer
     values = json.loads(json.dumps(__import__("dataclasses").asdict(config)))
-    assert build(RecogniserConfig, values, "again") == config
+    assert build_config(RecogniserConfig, values, "again") == config
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,10 @@ import soundfile
 import torch
 
 from vokens import registry
-from vokens.bench import judges
-from vokens.bench.items import find_items
+from vokens.bench import evaluators
 from vokens.bench.options import METRICS, Reconstruct
-from vokens.bench.reconstruct import run
-from vokens.bench.summary import summary_row
+from vokens.bench.tasks.items import find_items
+from vokens.bench.tasks.reconstruct import run, summary_row
 from vokens.cli import main
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, NotInstalled, VokensError
 
@@ -140,7 +139,7 @@ def test_every_evaluator_is_asked(corpus, tmp_path):
     write_campplus(tmp_path / "campplus-zh-en")
     write_dnsmos(tmp_path / "dnsmos")
     metrics = "speaker,dnsmos,dnsmos-sig,dnsmos-bak,wer"
-    asked = options(corpus, tmp_path / "out", metrics=metrics, language="en", limit=2, judges=tmp_path)
+    asked = options(corpus, tmp_path / "out", metrics=metrics, language="en", limit=2, evaluators=tmp_path)
     assert run(asked) == 0
     (row,) = json.loads((tmp_path / "out" / "reconstruct.json").read_text())["rows"]
     assert row["metric"].keys() == {"bitrate", "rtf", *metrics.split(",")}
@@ -287,8 +286,10 @@ def test_without_evaluators_the_rest_is_measured(corpus, tmp_path, monkeypatch, 
 
 def test_without_the_extra_the_rest_is_measured(corpus, tmp_path, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(judges, "find_spec", lambda name: None if name in ("pesq", "pystoi") else find(name))
-    notes = judges.unmeasurable(METRICS, "whisper:ID", tmp_path)
+    monkeypatch.setattr(
+        evaluators, "find_spec", lambda name: None if name in ("pesq", "pystoi") else find(name)
+    )
+    notes = evaluators.unmeasurable(METRICS, "whisper:ID", tmp_path)
     assert notes["stoi"] == notes["pesq-nb"]
     assert notes["stoi"].startswith("measuring them needs the package 'pystoi, pesq': pip install")
     assert "wer" not in notes  # of transformers, which says itself what it needs

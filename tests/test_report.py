@@ -15,10 +15,10 @@ import soundfile
 from report_folder import RATES, write_results
 
 from vokens import registry
-from vokens.bench.report import run
-from vokens.bench.report_options import Report
-from vokens.bench.report_plot import Point, Series, rate_plot
-from vokens.bench.report_samples import png
+from vokens.bench.options import Report
+from vokens.bench.report.page import run
+from vokens.bench.report.plot import Point, Series, rate_plot
+from vokens.bench.report.samples import png
 from vokens.errors import ConfigError
 
 

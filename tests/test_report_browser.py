@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from report_folder import RATES, write_results
 
-from vokens.bench.report import run
-from vokens.bench.report_options import Report
+from vokens.bench.options import Report
+from vokens.bench.report.page import run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:

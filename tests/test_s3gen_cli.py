@@ -65,7 +65,7 @@ def test_commands_of_the_page(here: Path) -> None:
     ]
     assert len(lines) == 3
     model = vokens.load("s3gen")
-    model.heard("hello.wav").save("hello.vok")
+    model.tokenize("hello.wav").save("hello.vok")
     for line in lines:
         assert main([*shlex.split(line), "--overwrite"]) == 0, line
     streamed, rate = soundfile.read("out.wav")
@@ -75,7 +75,7 @@ def test_commands_of_the_page(here: Path) -> None:
 
 def test_tokens_without_sound_are_an_error(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of no frames for `speak`, of no samples for `decode`: nothing is written, and the message is about tokens."""
-    kept = vokens.load("s3gen").heard("hello.wav")
+    kept = vokens.load("s3gen").tokenize("hello.wav")
     replace(kept, codes=kept.codes[:, :, :0], lengths=torch.tensor([0])).save("none.vok")
     tokens = vokens.load("mini").encode("hello.wav")
     replace(tokens, num_samples=torch.tensor([0])).save("silent.vok")
@@ -94,7 +94,7 @@ def test_tokens_without_sound_are_an_error(here: Path, capfd: pytest.CaptureFixt
 
 def test_spoken_file_is_what_speak_gives(here: Path) -> None:
     model = vokens.load("s3gen")
-    tokens = model.heard(["hello.wav", "ref.wav"])
+    tokens = model.tokenize(["hello.wav", "ref.wav"])
     for row, name in enumerate(("a.vok", "b.vok")):
         (here / "in").mkdir(exist_ok=True)
         tokens[row].save(here / "in" / name)
@@ -106,7 +106,7 @@ def test_spoken_file_is_what_speak_gives(here: Path) -> None:
 
 def test_bare_ids_are_spoken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a language model, in every form that holds ids alone, as the same ids in a token file."""
-    tokens, folder = vokens.load("s3gen").heard("hello.wav"), here / "ids"
+    tokens, folder = vokens.load("s3gen").tokenize("hello.wav"), here / "ids"
     folder.mkdir()
     tokens.save(folder / "a.vok")
     ids = tokens.codes.numpy()
@@ -132,7 +132,7 @@ def test_bare_ids_are_spoken(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_streaming_to_standard_output(here: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    vokens.load("s3gen").heard("hello.wav").save("hello.vok")
+    vokens.load("s3gen").tokenize("hello.wav").save("hello.vok")
     line = "speak hello.vok --voice ref.wav --model s3gen --stream -o -"
     assert main(shlex.split(line)) == 0
     data = capfdbinary.readouterr().out

@@ -15,14 +15,14 @@ from torch import Tensor
 
 import vokens
 from vokens import audio
+from vokens.config import build_config
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
-from vokens.models.pretrained import build_config
 from vokens.models.s3gen import S3GenModel, long
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.dialects import open_speaker
 from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3gen.voice import one_voice, stacked, voices_of
+from vokens.nn.campplus import CAMPPlus
 from vokens.tokens import Tokens
 
 REFS = golden("embed_ref")
@@ -174,7 +174,7 @@ def test_parts_become_one_folder(model: S3GenModel, tmp_path: Path) -> None:
         0,
     )
     assert whole.config.tokens_fingerprint == model.tokenizer.fingerprint
-    tokens = whole.heard(np.sin(np.arange(4000, dtype=np.float32)), 16000)
+    tokens = whole.tokenize(np.sin(np.arange(4000, dtype=np.float32)), 16000)
     assert tokens.model == whole.config.tokens
     assert whole.ids(tokens)
     with pytest.raises(TokensError, match="other weights"):

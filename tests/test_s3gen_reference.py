@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vokens.errors import AudioError
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.reference import embed_ref, move_ref
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
+from vokens.nn.campplus import CAMPPlus
 
 GOLDEN = load_file(Path(__file__).parent / "golden/s3gen/embed_ref.safetensors")
 RATES = {"even24k": 24000, "odd24k": 24000, "from44k": 44100, "from16k": 16000, "silence": 24000}

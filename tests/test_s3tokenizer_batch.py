@@ -11,8 +11,8 @@ from torch import Tensor
 
 import vokens
 from vokens import registry
+from vokens.batching import batches
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
-from vokens.models.codec import batches
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
 RATE = 16000

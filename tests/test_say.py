@@ -25,7 +25,6 @@ from vokens.models.learnable.decoder import decode_stream
 from vokens.models.learnable.voice import LearnableSpeech, speech_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel, hift_checkpoint
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
@@ -33,6 +32,7 @@ from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.speaking import PAUSE, Manner, Speaker, load_voice, speaker
 from vokens.models.uslm import USLM
 from vokens.models.uslm.voice import USLMSpeech, sampling_of
+from vokens.nn.campplus import CAMPPlus
 from vokens.nn.sampling import Sampler
 from vokens.text import normalise
 from vokens.text.bpe import OPENING

@@ -12,10 +12,11 @@ import pytest
 import soundfile
 import torch
 
+from vokens.bench.evaluators import open_recogniser, open_speaker_model
 from vokens.bench.metrics import cosine
-from vokens.bench.mutual_information import barber_agakov
-from vokens.bench.plugins import open_recogniser, open_speaker_model
-from vokens.bench.probe import (
+from vokens.bench.options import SlmTok
+from vokens.bench.tasks.information import barber_agakov
+from vokens.bench.tasks.probe import (
     ALPHABET,
     Budget,
     Probe,
@@ -26,11 +27,10 @@ from vokens.bench.probe import (
     transcribe,
     turned,
 )
-from vokens.bench.slmtok import alignment, run
-from vokens.bench.slmtok_options import SlmTok
+from vokens.bench.tasks.slmtok import alignment, run
 from vokens.errors import ConfigError, DownloadError, NotInstalled
+from vokens.text.transcripts import spell
 from vokens.tokens import Tokens
-from vokens.train.text import spell
 
 RATE = 16000
 SMALL = Budget(steps=150, seconds=4.0, width=16, learning_rate=2e-2)
@@ -315,7 +315,7 @@ def test_without_evaluators_and_with_a_broken_file_the_rest_is_measured(
     shutil.copytree(corpus, data)
     broken = json.loads((data / "manifest.jsonl").read_text().splitlines()[0])
     (data / broken["path"]).write_text("<html>")
-    options = asked(data, tiny_codec_folder, tmp_path, "", "", codebooks="1", judges=tmp_path)
+    options = asked(data, tiny_codec_folder, tmp_path, "", "", codebooks="1", evaluators=tmp_path)
     options = dataclasses.replace(options, recogniser="moonshine-tiny-en", speaker="campplus-zh-en")
     assert run(options) == 1
     said = capsys.readouterr().err

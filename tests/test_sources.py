@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from vokens import audio
 from vokens.corpus.decode import decode
-from vokens.corpus.fetch import open_audio
-from vokens.corpus.items import Source, Utterance
-from vokens.corpus.sources import SourceOptions, open_source
-from vokens.corpus.sources.records import parse_line, read_records
+from vokens.data.fetch import open_audio
+from vokens.data.items import Source, Utterance
+from vokens.data.sources import SourceOptions, open_source
+from vokens.data.sources.records import parse_line, read_records
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 
 RATE = 8000

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vokens.corpus.fetch import open_audio
-from vokens.corpus.items import Utterance
-from vokens.corpus.sources import SourceOptions, open_source
+from vokens.data.fetch import open_audio
+from vokens.data.items import Utterance
+from vokens.data.sources import SourceOptions, open_source
 from vokens.errors import AudioError, ConfigError
 
 CUT = {

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from vokens.corpus.data import TokenBatch, TokenBatches, TokenDataset, collate
-from vokens.corpus.items import CodecInfo, Row
-from vokens.corpus.outputs import OUTPUTS, get_output
+from vokens.data.dataset import TokenBatch, TokenBatches, TokenDataset, collate
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs import OUTPUTS, get_output
 from vokens.errors import ConfigError
 
 FACTS = CodecInfo("mini", "fedcba9876543210", 16000, 50.0, (16, 8))

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from training import bfloat16_follows_float32, next_step_after_resuming
 
 import vokens
-from vokens.corpus.items import CodecInfo, Row
-from vokens.corpus.outputs import get_output
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs import get_output
 from vokens.errors import ConfigError, TokensError
 from vokens.models.socodec.lm import Sampling, TokenLM, TokenLMConfig, delayed, draw_codes, undelayed
 from vokens.tokens import Tokens

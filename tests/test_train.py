@@ -16,9 +16,10 @@ from conftest import speechlike
 from training import bfloat16_follows_float32
 
 import vokens
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
 from vokens.train.codec import CodecConfig, CodecTrainer
-from vokens.train.config import OptimConfig, build, read_recipe
+from vokens.train.config import OptimConfig, read_recipe
 from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.optim import schedule
 from vokens.train.state import checkpoints
@@ -216,7 +217,7 @@ def test_recipes_are_valid(name: str) -> None:
     config = read_recipe(RECIPES / f"{name}.toml", ["data.train=somewhere"])
     assert config.system == name
     assert (
-        build(CodecConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again")
+        build_config(CodecConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again")
         == config
     )
 

@@ -18,12 +18,12 @@ import vokens
 from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.flow import objective
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.flow import TokenToMel, Voice
+from vokens.nn.campplus import CAMPPlus
 from vokens.train.config import read_recipe
-from vokens.train.flow import FlowTrainer, _jumps
+from vokens.train.flow import FlowTrainer
 from vokens.train.flow_data import FlowBatch
-from vokens.train.flow_learner import Draw
+from vokens.train.flow_learner import Draw, distillation_times
 
 RATE = 24000
 RECIPE = """
@@ -236,7 +236,7 @@ def test_shares_are_as_asked(recipe: Path) -> None:
 
 def test_jumps_go_forward_and_cover_what_will_be_asked() -> None:
     a, b, kind = torch.rand(3, 4000, generator=torch.Generator().manual_seed(0))
-    t, r = _jumps(a, b, kind)
+    t, r = distillation_times(a, b, kind)
     assert ((t >= 0) & (t <= r) & (r <= 1)).all()
     assert abs((t == r).float().mean() - 0.1) < 0.02
     for start, end in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0)):

@@ -18,7 +18,7 @@ from vokens.flow import objective
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 from vokens.models.learnable.flow import LearnableFlow
-from vokens.models.s3gen.campplus import CAMPPlus
+from vokens.nn.campplus import CAMPPlus
 from vokens.train.config import read_recipe
 from vokens.train.learnable_flow import LearnableFlowTrainer
 

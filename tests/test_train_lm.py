@@ -15,8 +15,8 @@ from torch import Tensor
 from training import bfloat16_follows_float32
 
 import vokens
-from vokens.corpus.items import CodecInfo, Row
-from vokens.corpus.outputs import get_output
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs import get_output
 from vokens.errors import ConfigError, MissingExtra, TokensError
 from vokens.models.learnable import LearnableLM
 from vokens.models.uslm import USLM

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from vokens.errors import AudioError, ConfigError
-from vokens.models import load
+from vokens.models.pretrained import load
 from vokens.train.data import Clip, Crops, pcm_rows, read_clips
 from vokens.train.flow_data import token_rows
 from vokens.train.rows import Rows, cached_rows

@@ -12,11 +12,11 @@ pytest.importorskip("tokenizers")
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from vokens.bench.judges import find_judge
-from vokens.bench.plugins import open_recogniser
-from vokens.bench.whisper import Whisper, WhisperNetwork
+from vokens.bench.evaluators import open_recogniser
+from vokens.bench.evaluators.whisper import Whisper, WhisperNetwork
 from vokens.checkpoint import save_safetensors
 from vokens.errors import AudioError, CheckpointError, NotInstalled
+from vokens.evaluator_files import find_evaluator
 
 MARKS = ["endoftext", "startoftranscript", "en", "de", "transcribe", "notimestamps"]
 WORDS = ["quiet", "the", "sea", *(f"<|{mark}|>" for mark in MARKS), "<|0.00|>"]
@@ -133,5 +133,5 @@ def test_the_published_weights_read_a_sentence() -> None:
     from vokens import audio
 
     wave, rate = audio.load((files("vokens") / "samples/english.flac").read_bytes())
-    words = Whisper(find_judge("whisper-base")).transcribe(audio.resample(wave, rate, 16000))
+    words = Whisper(find_evaluator("whisper-base")).transcribe(audio.resample(wave, rate, 16000))
     assert len(words.split()) > 5

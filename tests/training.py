@@ -11,7 +11,8 @@ import soundfile
 from accelerate.state import AcceleratorState
 from conftest import speechlike
 
-from vokens.train.config import build, read_recipe, trainer_of
+from vokens.config import build_config
+from vokens.train.config import read_recipe, trainer_of
 from vokens.train.loop import Trainer
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -72,4 +73,4 @@ def check_recipe(name: str, trainer: type[Trainer[Any, Any]]) -> None:
     """A published recipe is of this task, and its config survives the way to a checkpoint and back."""
     config = read_recipe(RECIPES / name, ["data.train=somewhere"])
     assert trainer_of(config.task) is trainer
-    assert build(trainer.Config, json.loads(json.dumps(asdict(config))), "again") == config
+    assert build_config(trainer.Config, json.loads(json.dumps(asdict(config))), "again") == config

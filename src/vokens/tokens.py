@@ -112,9 +112,7 @@ class Tokens:
         frames = self.codes.transpose(1, 2)[valid]  # (valid frames of all items, K)
         bits = torch.zeros(self.num_codebooks, dtype=torch.float64)
         for k, column in enumerate(frames.cpu().unbind(1)):
-            count = torch.unique(column, return_counts=True)[1].double()
-            share = count / count.sum()
-            bits[k] = -(share * share.log2()).sum()
+            bits[k] = codebook_use(column.numpy(), 1)[1]
         return bits
 
     def __repr__(self) -> str:
@@ -254,6 +252,13 @@ class Tokens:
             return Tokens(**fields, **{name: facts[name] for name in _FACTS})
         except (TokensError, TypeError) as error:
             raise TokensError(f"{path}: {error}") from error
+
+
+def codebook_use(codes: np.ndarray, size: int) -> tuple[float, float]:
+    """Share of the `size` entries that occur in codes (N,), and the entropy of their frequencies in bits."""
+    counts = np.unique(codes, return_counts=True)[1]
+    share = counts / max(1, counts.sum())
+    return len(counts) / size, float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def padded_ids(ids: Any, num_codebooks: int) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ import published_s3tokenizer as peer
 import vokens.compat.s3tokenizer as s3tokenizer
 from vokens import audio
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.outputs.pt_map import read_pt_map
 from vokens.corpus.run import Settings
+from vokens.data.outputs.pt_map import read_pt_map
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
 pytestmark = pytest.mark.peers

@@ -18,8 +18,8 @@ from conftest import speechlike
 
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_80
-from vokens.bench.judges import models_folder
 from vokens.checkpoint import load_strict
+from vokens.evaluator_files import models_folder
 from vokens.models.s3tokenizer import S3TokenizerConfig
 from vokens.models.s3tokenizer.checkpoint import to_ours
 from vokens.models.s3tokenizer.encoder import S3Encoder

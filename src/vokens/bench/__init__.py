@@ -1,4 +1,4 @@
-"""How good is a tokenizer: one benchmark for all, as a table of parts that share options and one form of results.
+"""Benchmark of tokenizers: a table of parts that share options and one form of results.
 
 A part joins by a line of `BENCHES`; its results, in the form of `vokens.bench.results`, can then be reported.
 """
@@ -28,28 +28,30 @@ class Bench:
 
 BENCHES = {
     "reconstruct": Bench(
-        "vokens.bench.reconstruct", "vokens.bench.options:Reconstruct", "how good is the resynthesis"
+        "vokens.bench.tasks.reconstruct", "vokens.bench.options:Reconstruct", "quality of the resynthesis"
     ),
     "tokens": Bench(
-        "vokens.bench.tokens",
+        "vokens.bench.tasks.tokens",
         "vokens.bench.options:TokenStatistics",
         "rates, use of codebooks, predictability",
     ),
     "robust": Bench(
-        "vokens.bench.robust", "vokens.bench.options:Robust", "which tokens stay when the audio changes"
+        "vokens.bench.tasks.robust",
+        "vokens.bench.options:Robust",
+        "agreement of tokens when the audio changes",
     ),
-    "speed": Bench("vokens.bench.speed", "vokens.bench.options:Speed", "times real time, and memory"),
+    "speed": Bench("vokens.bench.tasks.speed", "vokens.bench.options:Speed", "times real time, and memory"),
     "slmtok": Bench(
-        "vokens.bench.slmtok",
-        "vokens.bench.slmtok_options:SlmTok",
+        "vokens.bench.tasks.slmtok",
+        "vokens.bench.options:SlmTok",
         "SLMTokBench: what text the tokens carry, what of it and of the voice is left",
     ),
     "report": Bench(
-        "vokens.bench.report",
-        "vokens.bench.report_options:Report",
+        "vokens.bench.report.page",
+        "vokens.bench.options:Report",
         "a page of results: tables, plots, sounds",
     ),
     "all": Bench(
-        "vokens.bench.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
+        "vokens.bench.tasks.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
     ),
 }

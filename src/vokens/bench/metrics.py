@@ -5,7 +5,6 @@ Waves are mono float arrays (T,) at 16 kHz, reference first, of equal length. A 
 """
 
 import math
-import re
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -68,7 +67,9 @@ def _pesq(reference: np.ndarray, degraded: np.ndarray, mode: str) -> float:
     if not degraded.any():  # the package divides by the level of the degraded wave
         return math.nan
     value = pesq.pesq(SAMPLE_RATE, reference, degraded, mode, on_error=pesq.PesqError.RETURN_VALUES)
-    return math.nan if value < 0 else float(value)  # -1: no utterance found, or under a quarter of a second
+    return (
+        math.nan if value < 0 else float(value)
+    )  # -1: no utterance distances, or under a quarter of a second
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
@@ -130,13 +131,13 @@ def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     waves = torch.from_numpy(np.stack(_pair(reference, degraded)).astype(np.float32))
     if waves.shape[1] <= max(STFT_SIZES) // 2 or not waves[0].any():
         return math.nan
-    found = []
+    distances = []
     for size in STFT_SIZES:
         window = torch.hann_window(size)
         x, y = torch.stft(waves, size, size // 4, window=window, return_complex=True).abs()
         x, y = x.clamp(min=MEL.floor), y.clamp(min=MEL.floor)
-        found.append((x - y).norm() / x.norm() + (x.log() - y.log()).abs().mean())
-    return float(torch.stack(found).mean())
+        distances.append((x - y).norm() / x.norm() + (x.log() - y.log()).abs().mean())
+    return float(torch.stack(distances).mean())
 
 
 def pitch_error(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, float]:
@@ -171,32 +172,9 @@ def _cosines() -> torch.Tensor:
     return 2 / MEL.n_mels * torch.cos(math.pi * order * band / MEL.n_mels)
 
 
-def normalise_text(text: str) -> list[str]:
-    """Words as word error compares them: lower case, hyphens to blanks, then letters and apostrophes only."""
-    text = re.sub(r"[-‐-―]", " ", text.lower().replace("’", "'"))
-    return "".join(c for c in text if c.isalpha() or c == "'" or c.isspace()).split()
-
-
-def word_edits(reference: list[str], hypothesis: list[str]) -> int:
-    """Least number of substitutions, deletions and insertions between two word lists (Levenshtein 1966)."""
-    row = list(range(len(hypothesis) + 1))
-    for i, word in enumerate(reference, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(hypothesis, start=1):
-            diagonal, row[j] = row[j], min(diagonal + (word != other), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
-
-
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine of the angle between two vectors (D,)."""
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def codebook_use(codes: np.ndarray, size: int) -> tuple[float, float]:
-    """Share of the `size` entries that occur in codes (N,), and the entropy of their frequencies in bits."""
-    counts = np.bincount(codes, minlength=size)
-    share = counts[counts > 0] / max(1, counts.sum())
-    return float(len(share) / size), float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def _pair(reference: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

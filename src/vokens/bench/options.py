@@ -1,11 +1,11 @@
-"""What the parts of `vokens bench` are asked to do; without torch, so that help answers at once."""
+"""Options of the parts of `vokens bench`; without torch, so that help answers at once."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from vokens.errors import ConfigError
 
@@ -13,13 +13,13 @@ METRICS = (
     *("stoi", "estoi", "pesq-wb", "pesq-nb", "si-sdr", "mel", "stft", "mcd", "f0", "voicing"),
     *("speaker", "dnsmos", "dnsmos-sig", "dnsmos-bak", "distill-mos", "wer"),
 )
-ALWAYS = ("bitrate", "rtf")  # measured whatever is asked for
+ALWAYS = ("bitrate", "rtf")  # always measured
 PEERS = "original,codec2-3200,codec2-1300,opus-6,lyra-3.2,lyra-6"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What is measured, on which recordings, and where results go: options of all parts."""
+    """Options of all parts: models, recordings, and the folder of the results."""
 
     models: Annotated[str, arg(aliases=("--model", "-m"), metavar="NAME,...")] = "mini"
     """By commas: names of `vokens models`, hub ids, folders, published files."""
@@ -52,7 +52,7 @@ class Measure:
         at_least(1, threads=self.threads, limit=1 if self.limit is None else self.limit)
 
     def model_names(self) -> list[str]:
-        """The models asked for, in order, each once."""
+        """The chosen models, in order, each once."""
         return list(dict.fromkeys(split_list(self.models)))
 
     def selection(self) -> dict[str, object]:
@@ -63,7 +63,7 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Measure):
-    """How good is the resynthesis of codecs, beside that of others, over the files of a corpus."""
+    """Quality of the resynthesis of codecs, beside that of others, over the files of a corpus."""
 
     codebooks: str | None = None
     """Rows of a codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
@@ -76,7 +76,7 @@ class Reconstruct(Measure):
     always measured."""
     recogniser: str = "moonshine-tiny-en"
     """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID, wav2vec2:ID (hub id or folder)."""
-    judges: Path | None = None
+    evaluators: Annotated[Path | None, arg(aliases=("--judges",))] = None  # --judges: deprecated
     """Folder of the evaluator models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
     processes: int = 2
     """Files measured at once."""
@@ -85,8 +85,8 @@ class Reconstruct(Measure):
         super().__post_init__()
         at_least(1, processes=self.processes)
 
-    def wanted_metrics(self) -> tuple[str, ...]:
-        """The metrics asked for, in the order of METRICS; raises ConfigError for others."""
+    def chosen_metrics(self) -> tuple[str, ...]:
+        """The chosen metrics, in the order of METRICS; raises ConfigError for others."""
         if self.metrics is None:
             return METRICS
         names = split_list(self.metrics)
@@ -177,3 +177,75 @@ def split_list(text: str) -> list[str]:
 def _default_codebooks(count: int) -> str:
     firsts = [2**power for power in range(count.bit_length()) if 2**power < count] + [count]
     return ",".join(map(str, firsts)) + (f",2-{count}" if count > 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlmTok(Measure):
+    """SLMTokBench: what text the tokens carry, and what is left of text and voice in the resynthesis.
+
+    Transcribed recordings alone are used; --split is test and --language en, if not given.
+    """
+
+    codebooks: str = "1,all"
+    """Rows of a tokenizer: N for the first N codebooks, A-B for a range (3-3 for one alone), all."""
+    train_split: str = "train"
+    """Lines of the manifest that the probe is trained on."""
+    train_hours: float = 1.0
+    """Of them, so many hours, evenly spaced in the order of their ids."""
+    probe_steps: int = 1500
+    """Updates of the probe; 0 leaves it out, and with it mutual information."""
+    probe_seconds: float = 20.0
+    """Of speech in a batch of the probe."""
+    probe_width: int = 128
+    """Of the probe's LSTM in each direction (the paper's: 1024)."""
+    pairs: int = 16
+    """Texts that each recording is paired with to estimate mutual information from above."""
+    resynthesised: int = 300
+    """Recordings of the resynthesis, evenly spaced; 0 leaves it out."""
+    recogniser: str = "moonshine-tiny-en"
+    """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID, wav2vec2:ID (hub id or folder)."""
+    speaker: str = "campplus-zh-en"
+    """The speaker verification model: campplus-zh-en or wavlm:ID."""
+    evaluators: Annotated[Path | None, arg(aliases=("--judges",))] = None  # --judges: deprecated
+    """Folder of the evaluator models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_hours", "probe_seconds", "probe_width", "pairs"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
+        super().__post_init__()
+        at_least(0, probe_steps=self.probe_steps, resynthesised=self.resynthesised)
+        if not self.probe_steps and not self.resynthesised:
+            raise ConfigError(
+                "--probe-steps 0 and --resynthesised 0 leave nothing to measure: give one of them"
+            )
+
+    def measured(self) -> Self:
+        """With the filters of the recordings that are measured."""
+        return replace(self, split=self.split or "test", language=self.language or "en", with_text=True)
+
+    def trained_on(self) -> Self:
+        """With the filters of the recordings that the probe is trained on, of all hours."""
+        return replace(self.measured(), split=self.train_split, limit=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One page of the results in a folder: tables, plots, spectrograms and players, in a file without others."""
+
+    folder: Positional[Path]
+    """Where `vokens bench` wrote its results."""
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """The page; .csv, .md and .json go beside it. Default: report.html in the folder."""
+    samples: int = 2
+    """Recordings that can be heard, through every codec; 0 for none, then nothing is decoded."""
+    seconds: float = 6.0
+    """Most seconds of each."""
+    title: str = "Speech tokenizers, measured"
+    """Heading of the page."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or not 0 < self.seconds <= 60:
+            raise ConfigError(
+                f"samples={self.samples}, seconds={self.seconds} were given: 0 or more, and above 0 to 60"
+            )

@@ -6,10 +6,10 @@ FOLDER/<bench>.jsonl   one line per row and recording, written as soon as it is 
 FOLDER/<bench>.json    {"bench", "settings", "selection", "machine", "rows", "notes", "failed"}, written whole.
                        settings: what all lines of the jsonl have in common; another setting is refused.
                        selection: models and filters of the last run, of which the rows tell.
-                       rows: in the order asked for, [] until the first run ends; each is {"row": label, "model",
+                       rows: in the order given, [] until the first run ends; each is {"row": label, "model",
                        "fingerprint", "files", "seconds", "metric": {name: {"value": number or null, "unit",
                        "mode", "n": recordings, "ci": [low, high]}}}; ci only where there is one. Names and
-                       their titles: `vokens.bench.definitions`; what follows a slash is the condition
+                       their titles: `vokens.bench.report.definitions`; what follows a slash is the condition
                        ("agreement/white/20dB").
                        notes: {name: why it was not measured}. failed: recordings that could not be used.
 FOLDER/<bench>.md      the same as a table; a compact one is printed
@@ -30,7 +30,7 @@ from typing import IO, Any, Self
 from vokens._version import __version__
 from vokens.atomic import atomic_write
 from vokens.bench.options import Measure
-from vokens.bench.table import Line, compact, markdown
+from vokens.bench.report.table import Line, compact, markdown
 from vokens.errors import ConfigError
 
 try:
@@ -90,9 +90,9 @@ class Results:
             )
         return line
 
-    def add(self, row: str, model: str, id: str, fingerprint: str = "", **found: Any) -> Line:
+    def add(self, row: str, model: str, id: str, fingerprint: str = "", **measures: Any) -> Line:
         """Write one line, at once. Not-a-number and infinity become null, floats have 6 digits after the point."""
-        line = {"row": row, "model": model, "id": id, "fingerprint": fingerprint} | _plain(found)
+        line = {"row": row, "model": model, "id": id, "fingerprint": fingerprint} | _plain(measures)
         self._lines[row, id] = line
         if self._file is None:
             raise ConfigError("results are written inside `with results:`")

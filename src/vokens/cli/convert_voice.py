@@ -40,6 +40,6 @@ def run(arguments: Arguments) -> int:
     model, voice = load_speaker(arguments.speech, arguments.compute, registry.VOICE)
 
     def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":
-        return model.heard(item.value, item.kind)
+        return model.tokenize(item.value, item.kind)
 
     return speak_all(jobs, read_audio, tokens_of, model, voice, arguments.speech)

@@ -187,8 +187,8 @@ def _embedded(name: str, detail: str) -> Finding:
     import numpy as np
 
     from vokens import registry
-    from vokens.models import load
     from vokens.models.codec import Codec
+    from vokens.models.pretrained import load
 
     try:
         model = load(name)
@@ -205,7 +205,7 @@ def _embedded(name: str, detail: str) -> Finding:
 
 def _folders() -> list[Finding]:
     from vokens import registry
-    from vokens.bench.judges import FILES, models_folder
+    from vokens.evaluator_files import FILES, models_folder
 
     judges = models_folder()
     found = []

@@ -126,7 +126,7 @@ def _extract(arguments: Arguments) -> int:
     from vokens.corpus.engine.torchrun import Layout
     from vokens.corpus.progress import check_metrics
     from vokens.corpus.run import Settings
-    from vokens.corpus.sources import SourceOptions
+    from vokens.data.sources import SourceOptions
 
     settings = Settings(
         source=arguments.source,

@@ -15,7 +15,7 @@ from vokens.cli.options import Compute, load_codec
 
 if TYPE_CHECKING:
     from vokens.corpus.inspect import Findings
-    from vokens.corpus.items import CodecInfo
+    from vokens.data.items import CodecInfo
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -32,17 +32,24 @@ class Compute:
     change some tokens."""
 
 
-def load_codec(model: str, compute: Compute) -> "Codec":
-    """The codec of that name, hub id, folder or file, on the device and in the precision asked for."""
+def load_model(model: str, compute: Compute) -> Any:
+    """The model of that name, hub id, folder or file, on the chosen device and in the chosen precision."""
     import vokens
 
     return vokens.load(model, device=compute.device, dtype=compute.dtype)
 
 
+def load_codec(model: str, compute: Compute) -> "Codec":
+    """As `load_model`. Raises CheckpointError for what is no codec."""
+    from vokens.models.codec import Codec
+
+    return Codec.from_pretrained(model, device=compute.device, dtype=compute.dtype)
+
+
 def load_decoder(model: str, compute: Compute) -> "Codec":
     """As `load_codec`; what does not decode is refused, by a name of ours before anything is fetched."""
-    from vokens.models import system_of
     from vokens.models.codec import Codec
+    from vokens.models.pretrained import system_of
 
     def check(kind: type | None) -> None:
         if kind is not None and not (issubclass(kind, Codec) and kind.decodes):
@@ -52,7 +59,7 @@ def load_decoder(model: str, compute: Compute) -> "Codec":
             )
 
     check(system_of(model))
-    codec = load_codec(model, compute)
+    codec = load_model(model, compute)
     check(type(codec))
     return codec
 

@@ -62,8 +62,8 @@ def run(arguments: Arguments) -> int:
     import torch
 
     from vokens.device import usable_device
+    from vokens.serve.schema import Settings
     from vokens.serve.served import load_models
-    from vokens.serve.settings import Settings
 
     limits = {name: getattr(arguments, name) for name in _LIMITS}
     key = arguments.api_key or os.environ.get("VOKENS_API_KEY", "")

@@ -19,7 +19,7 @@ from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
-from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, load_codec
+from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, load_model
 from vokens.errors import ConfigError, TokensError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def load_speaker(
     from vokens.models.s3gen import S3GenModel
 
     wave, rate = audio.load(Path(speech.voice))
-    model = load_codec(speech.model or default, compute)
+    model = load_model(speech.model or default, compute)
     if isinstance(model, LearnableSpeech):
         return model.decoder, model.decoder.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
     if not isinstance(model, S3GenModel):

@@ -40,8 +40,8 @@ def run(arguments: Arguments) -> int:
     except ImportError as error:
         raise MissingExtra(error.name or "gradio", "web", "the page") from error
     from vokens.device import usable_device
-    from vokens.models import system_of
     from vokens.models.named import load_named
+    from vokens.models.pretrained import system_of
     from vokens.models.speaking import PARTNERED, speaker
 
     device = usable_device(arguments.device)

@@ -9,8 +9,9 @@ The model is vokens' own; transformers only finds it by the model_type in config
 from pathlib import Path
 from typing import Any
 
+from vokens.config import build_config
 from vokens.errors import MissingExtra
-from vokens.models.pretrained import Pretrained, build_config
+from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import HiFTNetConfig, HiFTNetModel, S3GenConfig, S3GenModel
 
 _OPTIONS = ("cache_dir", "local_files_only", "revision", "device", "dtype")

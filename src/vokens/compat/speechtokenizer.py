@@ -88,7 +88,10 @@ class SpeechTokenizer(nn.Module):
             raise RuntimeError(f"n_q={n_q}, st={st} select no codebook: n_q is the end, beyond st")
         wave = self._wave(x)
         lengths = torch.full((len(wave),), wave.shape[1])
-        return spans.encode(self.codec, wave, lengths, start, end).transpose(0, 1)
+        codec, codebooks = self.codec, range(start, end)
+        return spans.encode(
+            codec.encoder, codec.quantizer, codec.hop_length, wave, lengths, codebooks
+        ).transpose(0, 1)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, st: int = 0) -> Tensor:
@@ -103,7 +106,7 @@ class SpeechTokenizer(nn.Module):
                 f"{len(codes)} codebooks from number {st} on were given, the model has {self.n_q}"
             )
         lengths = torch.full((codes.shape[1],), codes.shape[2])
-        return spans.decode(self.codec, codes.transpose(0, 1), lengths, st).unsqueeze(1)
+        return self.codec.decode_batch(codes.transpose(0, 1), lengths, st).unsqueeze(1)
 
     def _latent(self, x: Tensor) -> Tensor:
         return self.codec.latent(self._wave(x))

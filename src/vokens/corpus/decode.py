@@ -25,10 +25,10 @@ import soundfile
 import torch
 
 from vokens import audio
-from vokens.corpus.fetch import open_audio
 from vokens.corpus.health import silent_seconds
-from vokens.corpus.items import Utterance
-from vokens.corpus.sources.addresses import is_url
+from vokens.data.fetch import open_audio
+from vokens.data.items import Utterance
+from vokens.data.sources.addresses import is_url
 from vokens.errors import AudioError, VokensError
 
 AHEAD_SECONDS = 1800.0  # decoded audio that waits for the device: 115 MB at 16 kHz

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from vokens.corpus.data import read_run
 from vokens.corpus.decode import decode
 from vokens.corpus.health import divergence
-from vokens.corpus.items import Row, Source
 from vokens.corpus.run import Plan, Receipt, receipt_path, sha256
-from vokens.corpus.sources import SourceOptions, open_source
+from vokens.data.dataset import read_run
+from vokens.data.items import Row, Source
+from vokens.data.sources import SourceOptions, open_source
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 

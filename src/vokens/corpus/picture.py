@@ -6,7 +6,7 @@ import numpy as np
 
 from vokens.corpus.health import threshold
 from vokens.corpus.inspect import Findings
-from vokens.corpus.items import CodecInfo
+from vokens.data.items import CodecInfo
 from vokens.picture import BLUE, FAINT, ORANGE, THEME, matplotlib_figure
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vokens.corpus.items import Source, Span
+from vokens.data.items import Source, Span
 from vokens.errors import ConfigError
 
 

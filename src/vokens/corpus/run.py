@@ -19,13 +19,13 @@ from typing import Any, Self
 import numpy as np
 
 from vokens._version import __version__
-from vokens.corpus.items import CodecInfo, Span, Utterance
-from vokens.corpus.lease import Leases
-from vokens.corpus.outputs import Output, get_output
 from vokens.corpus.plan import plan_shards
-from vokens.corpus.sources import SourceOptions, open_source
-from vokens.corpus.sources.addresses import is_url
 from vokens.corpus.speaker import SpeakerEncoder
+from vokens.data.items import CodecInfo, Span, Utterance
+from vokens.data.lease import Leases
+from vokens.data.outputs import Output, get_output
+from vokens.data.sources import SourceOptions, open_source
+from vokens.data.sources.addresses import is_url
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.text.files import read_json

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vokens.batching import batches
 from vokens.corpus.decode import Decoded, Decoder
 from vokens.corpus.health import Tally
-from vokens.corpus.items import Row
 from vokens.corpus.run import Receipt, Run, publish, sha256
+from vokens.data.items import Row
 from vokens.errors import AudioError, ConfigError, VokensError
-from vokens.models.codec import Codec, batches
+from vokens.models.codec import Codec
 from vokens.tokens import Tokens
 
 POOL_SECONDS = 3600.0  # of audio sorted together: 230 MB at 16 kHz, and enough for full batches

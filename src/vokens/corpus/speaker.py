@@ -8,8 +8,8 @@ import torch
 
 from vokens import audio, checkpoint
 from vokens.errors import ConfigError
-from vokens.models.s3gen.campplus import SHORTEST, merge_norms
 from vokens.models.s3gen.dialects import find_part, open_speaker
+from vokens.nn.campplus import SHORTEST, merge_norms
 
 RATE = 16000
 

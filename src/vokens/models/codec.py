@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vokens import audio
+from vokens.batching import batches
 from vokens.errors import ConfigError, TokensError
-from vokens.models.pretrained import Pretrained, build_config
+from vokens.models.pretrained import Pretrained
 from vokens.one_or_list import type_name
 from vokens.quantize import ResidualVectorQuantizer
 from vokens.tokens import Tokens, padded_ids
@@ -383,27 +384,4 @@ class Codec(Pretrained):
         )
 
 
-def batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:
-    """Row numbers in groups of similar length whose padded total stays within budget (one row may exceed it).
-
-    padding: the largest share of a group's padded total that may be padding.
-    """
-    group: list[int] = []
-    filled = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        padded = (len(group) + 1) * lengths[group[0] if group else row]
-        if group and (padded > budget or filled + lengths[row] < (1 - padding) * padded):
-            yield group
-            group, filled = [], 0
-        group.append(row)
-        filled += lengths[row]
-    if group:
-        yield group
-
-
-def mask_of(lengths: Tensor, longest: int) -> Tensor:
-    """(B, T) bool: True inside each row's length."""
-    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
-
-
-__all__ = ["Audio", "Codec", "CodecOutput", "batches", "build_config", "mask_of"]
+__all__ = ["Audio", "Codec", "CodecOutput"]

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from vokens.errors import ConfigError
-from vokens.models import load
-from vokens.models.pretrained import Pretrained
+from vokens.models.pretrained import Pretrained, load
 
 
 def load_named(names: Sequence[str], device: str | torch.device = "cpu") -> dict[str, Pretrained]:

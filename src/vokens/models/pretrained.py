@@ -1,22 +1,106 @@
-"""What every model offers that can be saved and loaded: one folder of config.json, model.safetensors and a card.
+"""Models that can be saved and loaded, as one folder of config.json, model.safetensors and a card, and `load`, which
+opens any of them from whatever the user has.
 
-Codecs, autoencoders, token-to-wave models and language models are all `Pretrained`; `vokens.load` opens any of them.
+Codecs, autoencoders, token-to-wave models and language models are all `Pretrained`. What a file is follows from its
+content: our folders name their system, published checkpoints are recognised by their tensors' names (`LAYOUTS`). A
+system is imported when it has matched.
 """
 
 import dataclasses
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from vokens import checkpoint
+from vokens import checkpoint, registry
 from vokens.atomic import atomic_write
+from vokens.config import build_config
+from vokens.device import usable_device
 from vokens.errors import CheckpointError, ConfigError
 from vokens.nn.product import warn_where_slow
+from vokens.onnx_file import is_onnx, read_onnx
 from vokens.packed import pack
+from vokens.text.files import read_json
+
+# system -> (module, class). A new system joins here.
+SYSTEMS = {
+    "mini": ("vokens.models.mini", "Mini"),
+    "speechtokenizer": ("vokens.models.speechtokenizer", "SpeechTokenizer"),
+    "s3tokenizer": ("vokens.models.s3tokenizer", "S3Tokenizer"),
+    "socodec": ("vokens.models.socodec", "SoCodec"),
+    "dacvae": ("vokens.models.dacvae", "DACVAE"),
+    "flowae": ("vokens.models.flowae", "FlowAE"),
+    "learnable": ("vokens.models.learnable.voice", "LearnableSpeech"),
+    "learnable_lm": ("vokens.models.learnable", "LearnableLM"),
+    "learnable_flow": ("vokens.models.learnable.flow", "LearnableFlow"),
+    "s3gen": ("vokens.models.s3gen.model", "S3GenModel"),
+    "s3gen_flow": ("vokens.models.s3gen.flow", "TokenToMel"),
+    "token_lm": ("vokens.models.socodec.lm", "TokenLM"),
+    "hiftnet": ("vokens.models.s3gen.hift", "HiFTNetModel"),
+    "uslm": ("vokens.models.uslm", "USLM"),
+    "encodec": ("vokens.models.adapters", "EnCodec"),
+    "dac": ("vokens.models.adapters", "DAC"),
+    "mimi": ("vokens.models.adapters", "Mimi"),
+    "xcodec": ("vokens.models.adapters", "XCodec"),
+    "xcodec2": ("vokens.models.adapters", "XCodec2"),
+    "neucodec": ("vokens.models.adapters", "NeuCodec"),
+    "higgs_audio_v2_tokenizer": ("vokens.models.adapters", "HiggsV2"),
+    "opus": ("vokens.models.adapters", "Opus"),
+    "codec2": ("vokens.models.adapters", "Codec2"),
+    "lyra": ("vokens.models.adapters", "Lyra"),
+}
+# system -> names of tensors, each of which a published state dict of it has; regular expressions.
+LAYOUTS = (
+    (
+        "speechtokenizer",
+        r"quantizer\.vq\.layers\.0\._codebook\.embed",
+        r"encoder\.model\.0\.conv\.conv\.bias",
+    ),
+    ("s3tokenizer", r"encoder\.blocks\.0\.attn_ln\.weight", r"quantizer\._codebook\..*"),
+    ("socodec", r"quantizer\.quantizers\.0\._codebook\.codebooks\.0\.embed"),  # its analyzer, its vocoder
+    ("socodec", r"resblocks\.0\.activations\.0\.act\.alpha", r"conv_pre\.bias"),
+    ("dacvae", r"en_conv_post\.0\.bias", r"encoder\.block\.0\.0\.bias"),
+    (
+        "learnable_lm",
+        r"llm\.model\.model\.embed_tokens\.weight",
+        r"speech_embedding\.weight",
+        r"llm_decoder\.weight",
+    ),
+    ("learnable_flow", r"input_embedding\.weight", r"encoder_proj\.weight", r"speaker_encoder\.init\.weight"),
+    ("s3gen", r"flow\.input_embedding\.weight", r"mel2wav\.conv_pre\.bias"),
+    ("hiftnet", r"(mel2wav\.|generator\.)?m_source\.l_linear\.weight"),
+    ("uslm", r"ar_predict_layer\.weight", r"nar_stage_embeddings\.0\.word_embeddings\.weight"),
+)
+_SPEECHTOKENIZER = {"n_q", "n_filters", "semantic_dimension", "dilation_base"}  # settings of its config.json
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".dev", ".onnx")
+
+
+def layout_of(keys: Iterable[str]) -> str | None:
+    """The system whose published checkpoints name their tensors so."""
+    names = list(keys)
+    for name, *patterns in LAYOUTS:
+        if all(any(re.fullmatch(pattern, key) for key in names) for pattern in patterns):
+            return name
+    return None
+
+
+def system(name: str) -> type[Any]:
+    """The class of a system."""
+    if name not in SYSTEMS:
+        raise ConfigError(f"unknown system {name!r}: vokens has {', '.join(sorted(SYSTEMS))}")
+    module, attribute = SYSTEMS[name]
+    return getattr(import_module(module), attribute)
+
+
+def system_of(name: str | Path) -> type[Any] | None:
+    """The class of a model of `vokens models`, told without a download; None for folders, files and other names."""
+    entry = registry.MODELS.get(str(name)) or registry.published(str(name))
+    return None if entry is None else system(entry.system)
 
 
 class Pretrained(nn.Module):
@@ -37,16 +121,6 @@ class Pretrained(nn.Module):
         self._fingerprint = ""
 
     # What a system implements ------------------------------------------------------------------------------
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these state-dict keys are a published checkpoint of this system."""
-        return False
-
-    @classmethod
-    def owns_config(cls, settings: Any) -> bool:
-        """Whether the content of a config.json is surely of this system, and so of no other beside it."""
-        return isinstance(settings, dict) and settings.get("system") == cls.system
 
     @classmethod
     def settings_beside(cls, path: Path) -> dict[str, Any]:
@@ -138,12 +212,11 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
         """As `vokens.load`, and an error where the source holds another system."""
-        from vokens.models import load
-
         model = load(source, **options)
         if not isinstance(model, cls):
+            needed = getattr(cls, "system", cls.__name__)
             raise CheckpointError(
-                f"{source} holds the system {model.system!r}, not {cls.system!r}: use vokens.load"
+                f"{source} holds the system {model.system!r}, not {needed!r}: use vokens.load"
             )
         return model
 
@@ -160,24 +233,196 @@ class Pretrained(nn.Module):
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
 
-def build_config(config_type: type, values: dict[str, Any], where: str) -> Any:
-    """A frozen config dataclass from plain values; unknown names are an error.
+def load(
+    source: str | Path,
+    *,
+    config: str | Path | dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    backend: Literal["torch", "onnxruntime"] = "torch",
+) -> Pretrained:
+    """Open a model, in evaluation mode.
 
-    Lists become tuples, and dicts become the config dataclass that the field is declared as, alone or with None.
+    Args:
+        source: a name of `vokens models`, a folder written by `save_pretrained` or by training, a published
+            checkpoint file (with its config.json beside it, or given by `config`), or a Hugging Face hub id, ours
+            or its authors' (`registry.PUBLISHED`).
+        config: for published files: the published config, as a path or a dict, or the name of the release where
+            the weights leave it open.
+        device: where the network lives: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA where there is one.
+        dtype: what it computes in: "float32", "bfloat16" (on CPUs that have it, see `vokens doctor`, several times
+            as fast), "float16", and S3Tokenizer on the CPU also "int8". Ids that are encoded change with it.
+        cache_dir: where downloads are kept.
+        local_files_only: never download.
+        revision: of a hub id.
+        variant: of a folder or hub id with several S3Gens, the stem of the file, such as "s3gen". Without it the one
+            that its publisher's program loads: s3gen_meanflow, else s3gen, else s3gen_v3.
+        backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
+
+    Raises:
+        CheckpointError: weights that are damaged, of no known system, or that do not fit.
+        DownloadError: files that cannot be had.
+        ConfigError: a device that is not here.
     """
-    known = {field.name for field in dataclasses.fields(config_type)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{where}: unknown settings {unknown}; {config_type.__name__} has {sorted(known)}")
-    types = get_type_hints(config_type)
-    return config_type(**{k: _plain_to_config(types[k], v, f"{where}: {k}") for k, v in values.items()})
+    device = usable_device(device)
+    path, name = registry.find(source, cache_dir, local_files_only, revision, variant)
+    if backend == "onnxruntime":
+        codec, device = _open_session(path, config, device), "cpu"
+    elif backend == "torch":
+        codec = _open_setting(name, path) or (_open_folder if path.is_dir() else _open_file)(path, config)
+    else:
+        raise ConfigError(f"backend={backend!r} was given: 'torch' and 'onnxruntime' are accepted")
+    if name:
+        codec.name = name
+    codec.eval().requires_grad_(False)
+    codec.to(device=device)
+    precision = _dtype(dtype) if isinstance(dtype, str) else dtype
+    if precision is not None and precision != torch.float32:
+        codec.set_dtype(precision)
+    return codec
 
 
-def _plain_to_config(declared: Any, value: Any, where: str) -> Any:
-    if isinstance(value, dict):
-        inner = [kind for kind in (declared, *get_args(declared)) if dataclasses.is_dataclass(kind)]
-        return build_config(cast(type, inner[0]), value, where) if inner else value
-    return tuple(value) if isinstance(value, list) else value
+def _open_setting(name: str, folder: Path) -> Pretrained | None:
+    """A codec whose name says its config ("opus-6"); its files, if it has any, are in the folder."""
+    entry = registry.MODELS.get(name)
+    if entry is None or entry.settings is None:
+        return None
+    cls = system(entry.system)
+    return cls.from_folder(folder, build_config(cls.Config, dict(entry.settings), name))
 
 
-__all__ = ["Pretrained", "build_config"]
+def _open_folder(folder: Path, config: Any) -> Pretrained:
+    """A folder of ours (config.json names the system), or one that holds a published checkpoint."""
+    settings = _read_config(folder / "config.json") if (folder / "config.json").exists() else None
+    if settings is not None and "system" in settings:
+        cls = system(settings["system"])
+        if not (folder / "model.safetensors").exists():  # a model of several folders
+            whole = cls.from_folder(folder, config)
+            if whole is not None:
+                return whole
+        codec = cls(build_config(cls.Config, settings["config"], str(folder / "config.json")))
+        codec.name = settings.get("name", codec.system)
+        state = checkpoint.read_state_dict(folder / "model.safetensors")
+        state = cls.fold({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        checkpoint.load_strict(codec, state, str(folder))
+        return codec
+    for name in SYSTEMS:
+        codec = system(name).from_folder(folder, config)
+        if codec is not None:
+            return codec
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+    if not files:
+        raise CheckpointError(
+            f"{folder} holds no model: a config.json that names its system with model.safetensors, or a published "
+            "checkpoint file is accepted"
+        )
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{folder} holds several checkpoints ({', '.join(path.name for path in files)}): give the file of the "
+            f"one that you want, such as {files[0]}"
+        )
+    return _open_file(files[0], config)
+
+
+def _open_file(path: Path, config: Any) -> Pretrained:
+    """A published checkpoint file; the tensors' names say which system it is."""
+    if is_onnx(path):
+        return _open_onnx(path, config)
+    own = checkpoint.read_config(path) if config is None else None
+    if own is not None:
+        return _open_described(path, own)
+    state = checkpoint.read_state_dict(path)
+    beside = path.with_name("config.json")
+    if (
+        config is None
+        and path.name == "model.safetensors"
+        and beside.exists()
+        and "system" in _read_config(beside)
+    ):
+        return _open_folder(path.parent, None)
+    if isinstance(config, (str, Path)) and str(config) not in registry.MODELS:
+        config = _read_config(Path(config))
+    name = layout_of(state)
+    if name is not None:
+        config = _config_beside(path, name) if config is None else config
+        codec = system(name).from_published(state, config)
+        codec.name = path.stem if codec.name == codec.system else codec.name
+        return codec
+    examples = ", ".join(sorted(state)[:3])
+    raise CheckpointError(
+        f"{path} is not a checkpoint of {', '.join(SYSTEMS)}: its tensors are named {examples}, …; "
+        "a file saved by save_pretrained is opened by its folder"
+    )
+
+
+def _open_described(path: Path, own: dict[str, Any]) -> Pretrained:
+    """A file that we wrote in a published layout, with the whole config inside."""
+    if "system" not in own:
+        raise CheckpointError(
+            f"{path} is what a stopped training goes on from, not a model: open the folder of the model, beside "
+            f"{path.parent}"
+        )
+    cls = system(own["system"])
+    config = build_config(cls.Config, own["config"], str(path))
+    model = cls.from_published(checkpoint.read_state_dict(path), config)
+    model.name = own["name"]
+    return model
+
+
+def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
+    """What a published layout keeps beside the file, or the content of config.json in its folder, unless that is known
+    as another system's."""
+    if told := system(name).settings_beside(path):
+        return told
+    beside = path.with_name("config.json")
+    if not beside.exists():
+        return None
+    settings = _read_config(beside)
+    owner = settings.get("system", "speechtokenizer" if settings.keys() >= _SPEECHTOKENIZER else None)
+    return settings if owner in (None, name) else None
+
+
+def _open_onnx(path: Path, config: Any) -> Pretrained:
+    """A published ONNX graph; the codecs that come as such are S3Tokenizer's releases."""
+    graph, kind = read_onnx(path), system("s3tokenizer")
+    if not kind.recognises_graph(graph):
+        raise CheckpointError(
+            f'{path} is no released S3Tokenizer: a file that export_onnx wrote opens with backend="onnxruntime"'
+        )
+    codec = kind.from_onnx(graph, config)
+    codec.name = path.stem if codec.name == codec.system else codec.name
+    return codec
+
+
+def _open_session(path: Path, config: Any, device: str) -> Pretrained:
+    """An S3Tokenizer's graph, or the only one in a folder, computed by ONNX Runtime."""
+    files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+    if len(files) != 1 or not is_onnx(files[0]):
+        raise CheckpointError(
+            f'{path} is no .onnx file, which backend="onnxruntime" needs: leave it out, or export one'
+        )
+    open_onnx = import_module(
+        "vokens.models.s3tokenizer.runtime"
+    ).open_onnx  # beside the system, as in SYSTEMS
+    return open_onnx(files[0], device=device, config=config)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(f"not a readable config.json: {error}") from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = ("float32", "bfloat16", "float16", "int8")
+    if name not in dtypes:
+        raise ConfigError(f"dtype {name!r} was given: {', '.join(dtypes)} are accepted")
+    return getattr(torch, name)
+
+
+__all__ = ["SYSTEMS", "Pretrained", "layout_of", "load", "system"]

@@ -262,7 +262,7 @@ def load_voice(
 
     Raises ConfigError for models that do not speak, and where this copy of the package has none.
     """
-    from vokens.models import load
+    from vokens.models.pretrained import load
 
     model, partner = load(source, **options), None if decoder is None else load(decoder, **options)
     entry = registry.MODELS.get(str(source)) or registry.published(str(source))

@@ -13,12 +13,9 @@ from fastapi import FastAPI
 from vokens._version import __version__
 from vokens.serve import about, coding, speech
 from vokens.serve.errors import Cors, Limit, handle_errors
-from vokens.serve.meter import Meter
-from vokens.serve.schema import Failure
-from vokens.serve.served import Served
-from vokens.serve.service import Service
-from vokens.serve.settings import Settings
-from vokens.serve.voices import Voices
+from vokens.serve.schema import Failure, Settings
+from vokens.serve.served import Served, Voices
+from vokens.serve.service import Meter, Service
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Failure, "description": "what was sent cannot be used"},

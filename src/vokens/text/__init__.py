@@ -1,7 +1,30 @@
 """Text before it is spoken: numbers and abbreviations as words, sentences, and front ends that make ids of it."""
 
-from vokens.text.front_end import FrontEnd, front_end
+from functools import cache
+
+from vokens.text.bpe import CosyVoice3, Pieces
+from vokens.text.front_end import Bytes, Characters, FrontEnd, check_name
 from vokens.text.normalise import normalise
+from vokens.text.phonemes import Espeak, Phonemes
 from vokens.text.sentences import sentences
+
+
+@cache
+def front_end(name: str) -> FrontEnd:
+    """The front end of a name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained tokenizer,
+    "cosyvoice3:FOLDER" one with CosyVoice 3's marks and opening words.
+
+    Raises ConfigError for other names, and MissingExtra where a tokenizer needs the package "tokenizers".
+    """
+    check_name(name)
+    kind, _, detail = name.partition(":")
+    if kind == "bytes":
+        return Bytes()
+    if kind == "characters":
+        return Characters(detail) if detail else Characters()
+    if kind in ("bpe", "cosyvoice3"):
+        return Pieces(detail) if kind == "bpe" else CosyVoice3(detail)
+    return Phonemes() if kind == "phonemes" else Espeak()
+
 
 __all__ = ["FrontEnd", "front_end", "normalise", "sentences"]

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 
-from vokens.text import english_words as W
+import vokens.text.english_words as W
 from vokens.text.numbers import MOST_DIGITS, cardinal, digits, number, ordinal, plural, year
 
 Match = re.Match[str]

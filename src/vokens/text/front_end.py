@@ -144,28 +144,6 @@ def without_accents(character: str) -> str:
     )
 
 
-@cache
-def front_end(name: str) -> FrontEnd:
-    """The front end of a name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained tokenizer,
-    "cosyvoice3:FOLDER" one with CosyVoice 3's marks and opening words.
-
-    Raises ConfigError for other names, and MissingExtra where a tokenizer needs the package "tokenizers".
-    """
-    check_name(name)
-    kind, _, detail = name.partition(":")
-    if kind == "bytes":
-        return Bytes()
-    if kind == "characters":
-        return Characters(detail) if detail else Characters()
-    if kind in ("bpe", "cosyvoice3"):
-        from vokens.text.bpe import CosyVoice3, Pieces
-
-        return Pieces(detail) if kind == "bpe" else CosyVoice3(detail)
-    from vokens.text.phonemes import Espeak, Phonemes
-
-    return Phonemes() if kind == "phonemes" else Espeak()
-
-
 def check_name(name: str) -> None:
     """ConfigError unless a front end may have this name; opens no file."""
     kind, colon, detail = name.partition(":")

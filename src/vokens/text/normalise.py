@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from vokens.text import english
+from vokens.text.english import Words, spell
 
 _MARKS = 8  # combining marks on one letter; beyond, Unicode's own composition takes quadratic time
 _PICTURE = "\ufffc"
@@ -23,7 +23,7 @@ _TAGS = (
     "a abbr b big blockquote body br center cite code dd div dl dt em font h1 h2 h3 h4 h5 h6 head hr html i img ins "
     "kbd li main mark ol p pre q s section small span sub summary sup table tbody td th thead title tr tt u ul"
 )
-_MARKUP: list[tuple[str, english.Words]] = [
+_MARKUP: list[tuple[str, Words]] = [
     (r"(?m)^(?:```|~~~).*$", ""),  # the fences of code
     (r"(?m)^[-*_=|:+~ ]+$", ""),  # rules, and those of tables
     (r"(?m)^(?:> ?)+", ""),  # quotations
@@ -53,7 +53,7 @@ def normalise(text: str, language: str = "en") -> str:
     if kind != "en":
         return text
     kept = _STRESS.sub(lambda sign: _CLICKS[int(sign[0])], text)
-    spelt = english.spell(kept, day_first=region not in ("", "us"))
+    spelt = spell(kept, day_first=region not in ("", "us"))
     return clean(_STRESS.sub(lambda sign: str(_CLICKS.index(sign[0])), spelt))
 
 

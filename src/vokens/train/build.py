@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models import system
-from vokens.models.codec import Codec, build_config
+from vokens.models.codec import Codec
+from vokens.models.pretrained import system
 from vokens.nn.discriminators import (
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,

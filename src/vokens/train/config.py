@@ -2,14 +2,13 @@
 
 import dataclasses
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
+from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.text.files import read_text
 
@@ -195,35 +194,12 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
         raise ConfigError(f"the recipe {path} is not valid TOML: {error}") from error
     for change in changes:
         _apply(values, change)
-    return build(trainer_of(values.get("task", "codec")).Config, values, str(path))
-
-
-def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass tree from nested tables; every name and type is checked."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise ConfigError(f"{where}: unknown settings {unknown}; known are {sorted(hints)}")
-    return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    return build_config(trainer_of(values.get("task", "codec")).Config, values, str(path))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The whole tree as plain values; `build` reads it back."""
     return dataclasses.asdict(config)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return build(typing.cast(type, hint), value, where)
-    origin = get_origin(hint)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
-    accepted = get_args(hint) if origin in (types.UnionType, typing.Union) else (origin or hint,)
-    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, tuple(accepted)) or (isinstance(value, bool) and bool not in accepted):
-        raise ConfigError(f"{where} = {value!r}: {hint} is expected")
-    return dict(value) if origin is dict else value
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

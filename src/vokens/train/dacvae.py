@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.dacvae.model import VAEOutput
 from vokens.models.dacvae.pulses import pitch_latents
 from vokens.models.dacvae.spectral import SPECTRA
-from vokens.models.pretrained import build_config
 from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
 from vokens.train.autoencoder import AutoencoderTrainer

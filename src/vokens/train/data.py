@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vokens import audio
 from vokens.audio_files import find_files
-from vokens.corpus.sources.records import Record, read_records
+from vokens.data.sources.records import Record, read_records
 from vokens.errors import ConfigError
 from vokens.train.rows import Rows, cached_rows
 

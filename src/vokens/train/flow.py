@@ -7,38 +7,44 @@ assigned, and targets are contrasted, among the rows of a process.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
+from vokens.config import build_config
 from vokens.errors import ConfigError
+from vokens.evaluator_files import find_model
 from vokens.flow import objective
 from vokens.flow.regression import FLOORS, OBJECTIVES, alpha_at, regression_loss
-from vokens.models import load
-from vokens.models.codec import build_config, mask_of
-from vokens.models.s3gen.campplus import open_campplus
+from vokens.models.codec import Codec
+from vokens.models.pretrained import load
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.estimator import Estimator, Stage
 from vokens.models.s3gen.flow import TokenToMel, Voice
+from vokens.nn.campplus import open_campplus
+from vokens.nn.masks import padding_mask
 from vokens.train.config import DataConfig, RunConfig, among
 from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import FlowBatch, FlowCrops, Ragged, frame_rows, token_rows, voice_rows
-from vokens.train.flow_learner import Draw, FlowLearner
+from vokens.train.flow_learner import (
+    Draw,
+    FlowLearner,
+    distillation_times,
+    masked_l1,
+    masked_spread,
+    start_as_identity,
+)
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
-from vokens.train.teacher import find_model
 
 VALID_CLIPS = 24
-VOICE_SECONDS = (
-    5.0  # of a recording that its speaker vector is computed from: a second costs 45 ms on a CPU core
-)
-DENSITIES = {
+VOICE_SECONDS = 5.0  # of a recording for its speaker embedding: a second costs 45 ms on a CPU core
+TIMESTEPS = {
     "uniform": lambda t: t,
     "cosine": objective.cosine_time,
     "logit_normal": objective.logit_normal_time,
@@ -72,7 +78,7 @@ class FlowDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class TeacherFlow:
-    """Whom to distil.
+    """Teacher model for flow distillation.
 
     Attributes:
         source: folder of a trained flow. steps: of its ODE between the two times, each two evaluations.
@@ -94,10 +100,10 @@ class FlowConfig(RunConfig):
             plain "meanflow".
         noise_pairing: "none", "knn", each row gets the nearest of `candidates` noises, or "assignment", the rows'
             noises are dealt so that all distances together are least (immiscible diffusion).
-        contrastive: weight with which other rows' targets are kept away from; 0.05 in the paper, 0 for none.
+        contrastive: weight of the contrastive loss (negatives: other rows' targets); 0.05 in the paper, 0 for none.
         guidance: strength of classifier-free guidance that meanflow, imf and alpha learn to do without.
         instant: share of their rows with r = t, flow matching.
-        time: density of times, "uniform", "cosine", denser at the noise, or "logit_normal".
+        time: timestep distribution, "uniform", "cosine", denser at the noise, or "logit_normal".
         chunked: share of batches under the streaming mask. prompted: share of rows that are given their first
             frames, up to `longest_prompt` of them. unconditioned: share of rows without any condition, for guidance.
         distil: the teacher of intmeanflow.
@@ -125,7 +131,7 @@ class FlowConfig(RunConfig):
         among("system", self.system, self.systems)
         among("objective", self.objective, OBJECTIVES)
         among("noise_pairing", self.noise_pairing, ("none", "knn", "assignment"))
-        among("time", self.time, tuple(DENSITIES))
+        among("time", self.time, tuple(TIMESTEPS))
         self.check_sources()
         if bool(self.distil.source) != (self.objective == "intmeanflow"):
             raise ConfigError(
@@ -142,7 +148,7 @@ class FlowConfig(RunConfig):
     systems: ClassVar[tuple[str, ...]] = ("s3gen",)
 
     def check_sources(self) -> None:
-        """Raise ConfigError unless the data says whose tokens and voices are given."""
+        """Raise ConfigError unless the config names a tokenizer and a speaker encoder."""
         if not self.data.tokenizer or not self.data.speaker:
             raise ConfigError(
                 "data.tokenizer and data.speaker are needed: an S3Tokenizer, and whose speaker vectors are given"
@@ -178,7 +184,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         if config.init:
             self._start_from(flow, config.init)
         else:
-            _pass_on(flow)
+            start_as_identity(flow)
         self.teacher = None
         if config.distil.source:
             self.teacher = FlowLearner(self.open_flow(config.distil.source))
@@ -187,7 +193,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def build_sizes(self) -> S3GenConfig:
         """Sizes of the network; the place to open what makes tokens and speaker vectors."""
-        self.tokenizer = load(self.config.data.tokenizer)
+        self.tokenizer = Codec.from_pretrained(self.config.data.tokenizer)
         self.open_speaker()
         return build_config(S3GenConfig, self.config.network_settings(), "model")
 
@@ -303,36 +309,32 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank, number = (
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-            self.number(part),
-        )
-        batch = self._moved(self.train.batch(number, rank, world))
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        number = self.number(part)
+        batch = self.train.batch(number, rank, world).to(self.device)
         draw = self._draw(batch, number, rank, world)
         x1, mask = self._targets(batch)
         x, velocity = objective.straight_path(x1, draw.noise, draw.t)
         if self.teacher is not None:
             velocity = self._distilled(batch, x, draw)
         with self.accelerator.autocast():
-            found, target = self.module(batch, x, velocity, draw, alpha_at(self.step / self.config.steps))
+            prediction, target = self.module(
+                batch, x, velocity, draw, alpha_at(self.step / self.config.steps)
+            )
         settings = self.config
-        loss = regression_loss(settings.objective, found, target, mask, draw.partner, settings.contrastive)
-        return loss, {"flow": objective.squared_error(found, target, mask)}
-
-    def _moved(self, batch: FlowBatch) -> FlowBatch:
-        return FlowBatch(
-            *(part.to(self.device) for part in (batch.tokens, batch.frames, batch.lengths, batch.voices))
+        loss = regression_loss(
+            settings.objective, prediction, target, mask, draw.partner, settings.contrastive
         )
+        return loss, {"flow": objective.squared_error(prediction, target, mask)}
 
     def _targets(self, batch: FlowBatch) -> tuple[Tensor, Tensor]:
         """Frames (B, T, D) and their mask (B, T, 1)."""
         x1 = batch.frames.transpose(1, 2)
         lengths = batch.lengths * self.model.flow.config.token_mel_ratio
-        return x1, mask_of(lengths, x1.shape[1])[..., None].to(x1.dtype)
+        return x1, padding_mask(lengths, x1.shape[1])[..., None].to(x1.dtype)
 
     def _draw(self, batch: FlowBatch, number: int, rank: int, world: int) -> Draw:
-        """What is random about this process's rows of micro-batch `number`."""
+        """Random draws for this process's rows of micro-batch `number`."""
         config, size = self.config, len(batch.tokens)
         shared = self.generator(number)  # the same numbers on every process
         numbers = torch.rand(world * size, 6, generator=shared)[rank * size : (rank + 1) * size]
@@ -357,8 +359,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     def _times(self, a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
         """t <= r (B,) of uniform numbers (B,)."""
         if self.teacher is not None:
-            return _jumps(a, b, kind)
-        density = DENSITIES[self.config.time]
+            return distillation_times(a, b, kind)
+        density = TIMESTEPS[self.config.time]
         first, second = density(a), density(b)
         if self.config.objective == "flow":
             return first, first
@@ -399,7 +401,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             return {}
         usable = self.valid.usable()
         chosen = usable[:: max(1, len(usable) // VALID_CLIPS)][:VALID_CLIPS]
-        batch = self._moved(self.valid.fixed(chosen))
+        batch = self.valid.fixed(chosen).to(self.device)
         flow = self.final_flow()
         x1, mask = self._targets(batch)
         draw = self._draw(batch, 0, 0, 1)  # the same each time
@@ -408,15 +410,15 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             if self.teacher is not None:
                 velocity = self._distilled(batch, x, draw)
             learner = FlowLearner(flow, self.config.objective, self.config.guidance)
-            found, target = learner(batch, x, velocity, draw)
-            measured = {"valid/flow": float(objective.squared_error(found, target, mask))}
+            prediction, target = learner(batch, x, velocity, draw)
+            measured = {"valid/flow": float(objective.squared_error(prediction, target, mask))}
         mean = (x1 * mask).sum((0, 1)) / mask.sum()
-        measured[f"valid/{self.frames_are}_mean"] = float(_distance(mean.expand_as(x1), x1, mask))
+        measured[f"valid/{self.frames_are}_mean"] = float(masked_l1(mean.expand_as(x1), x1, mask))
         made = x1
         for steps in self.validated_steps(flow):
             made = self._generated(flow, batch, steps)
-            measured[f"valid/{self.frames_are}_{steps}"] = float(_distance(made, x1, mask))
-            measured[f"valid/spread_{steps}"] = float(_spread(made, mask) / _spread(x1, mask))
+            measured[f"valid/{self.frames_are}_{steps}"] = float(masked_l1(made, x1, mask))
+            measured[f"valid/spread_{steps}"] = float(masked_spread(made, mask) / masked_spread(x1, mask))
         if board is not None:
             board.mel_picture(self.step, self.frames_are, x1[0].T)
             board.mel_picture(self.step, "generated", made[0].T)
@@ -445,47 +447,3 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         flow = self.final_flow()
         flow.name = self.config.name or flow.system
         return flow
-
-
-@torch.no_grad()
-def _pass_on(flow: TokenToMel) -> None:
-    """Make a fresh network's shortcuts hand on what they get, x and mu first.
-
-    Velocity is data less noise, so the noise must arrive at the end; torch's own start leaves 0.58 of it in each of
-    nine layers. The small recipe's held-out loss after 250 steps was 2.06 without and 1.94 with this.
-    """
-    estimator = flow.estimator
-    if estimator.time.mixer is not None:  # an average velocity starts by ignoring where its step ends
-        nn.init.eye_(estimator.time.mixer.weight)
-    if not isinstance(estimator, Estimator):
-        return
-    for stage in (estimator.first, *estimator.middle, estimator.last):
-        shortcut = cast(Stage, stage).resnet.shortcut
-        nn.init.dirac_(shortcut.weight)
-        nn.init.zeros_(shortcut.get_parameter("bias"))
-    for conv in (estimator.first_conv, estimator.last_conv):
-        nn.init.zeros_(conv.weight)
-        conv.weight[..., -1].fill_diagonal_(1)  # the newest frame of a causal kernel
-
-
-def _jumps(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
-    """Times t <= r (B,) that a student learns, of uniform numbers (B,).
-
-    Half are the steps that will be taken, 0 -> 1, 0 -> 1/2 and 1/2 -> 1; 40 % lie anywhere; 10 % have r = t, the
-    teacher's velocity itself.
-    """
-    t, r = torch.minimum(a, b), torch.maximum(a, b)
-    taken = kind < 0.5
-    t = torch.where(taken, (a < 1 / 3) * 0.5, t)
-    r = torch.where(taken, torch.where((a >= 1 / 3) & (a < 2 / 3), 0.5, 1.0), r)
-    return t, torch.where(kind >= 0.9, t, r)
-
-
-def _distance(found: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    return ((found - target).abs() * mask).sum() / mask.expand_as(target).sum()
-
-
-def _spread(frames: Tensor, mask: Tensor) -> Tensor:
-    """Standard deviation over all frames of each channel, their mean: ()."""
-    mean = (frames * mask).sum((0, 1)) / mask.sum()
-    return (((frames - mean) * mask).square().sum((0, 1)) / mask.sum()).sqrt().mean()

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.flow.objective import cosine_time, squared_error
-from vokens.models import load
 from vokens.models.dacvae import DACVAE
 from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.model import FlowDraws
-from vokens.models.pretrained import build_config
+from vokens.models.pretrained import load
 from vokens.train import losses as L
 from vokens.train.autoencoder import AutoencoderTrainer
 from vokens.train.codec import CropConfig

@@ -40,6 +40,9 @@ class FlowBatch:
     lengths: Tensor  # (B,) tokens
     voices: Tensor  # (B, V) float32 speaker vectors
 
+    def to(self, device: torch.device) -> "FlowBatch":
+        return FlowBatch(*(part.to(device) for part in (self.tokens, self.frames, self.lengths, self.voices)))
+
 
 def frame_rows(
     folder: Path, name: str, clips: Sequence[Clip], compute: Frames, rate: int, workers: int

@@ -1,11 +1,12 @@
-"""The differentiable side of a flow from tokens to frames, mels or latents: what is drawn for a batch, and what the
-network found beside what it should have.
+"""Flow matching from tokens to frames (mels or latents): the random draws of a batch, prediction and target, and what
+a fresh network and a validation need.
 
 One forward pass holds all evaluations that an objective needs, on one encoding of the tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,16 @@ from torch import Tensor, nn
 from vokens.flow.guidance import guide
 from vokens.flow.meanflow import distilled_target
 from vokens.flow.regression import guided_velocity, regress
-from vokens.models.codec import mask_of
-from vokens.models.s3gen.estimator import Conditions
+from vokens.models.s3gen.estimator import Conditions, Estimator, Stage
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.nn.chunks import Reach, reach
+from vokens.nn.masks import padding_mask
 from vokens.train.flow_data import FlowBatch
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What is random about a batch of B rows."""
+    """Random draws for a batch of B rows."""
 
     t: Tensor  # (B,) time, and r (B,) the end of the step: r = t without MeanFlow
     r: Tensor
@@ -30,12 +31,12 @@ class Draw:
     prompts: Tensor  # (B,) frames that are given
     conditioned: Tensor  # (B,) bool
     chunked: bool
-    partner: Tensor | None = None  # (B,) whose targets a row is kept away from
+    partner: Tensor | None = None  # (B,) index of each row's negative sample
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a velocity depends on beside point and time: mu and prompt (B, T, D), speaker (B, D), and what is seen."""
+class FlowConditioning:
+    """Conditions of a velocity: mu and prompt (B, T, D), speaker (B, D), and the attention context."""
 
     mu: Tensor
     speaker: Tensor
@@ -61,7 +62,7 @@ class FlowLearner(nn.Module):
     def forward(
         self, batch: FlowBatch, x: Tensor, v: Tensor, draw: Draw, alpha: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Found and wanted velocities (B, T, D) float32 at x (B, T, D), whose path has the velocity v (B, T, D)."""
+        """Predicted and target velocities (B, T, D) float32 at x (B, T, D), whose path has the velocity v (B, T, D)."""
         given = self.given(batch, draw)
         network = self._network(given, draw.conditioned)
         if self.guidance:
@@ -71,7 +72,7 @@ class FlowLearner(nn.Module):
             v = guided_velocity(v, own, free, self.guidance)
         return regress(self.objective, network, x, draw.t, draw.r, v, alpha)
 
-    def _network(self, given: Given, keep: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _network(self, given: FlowConditioning, keep: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The average velocity with the conditions of the rows that keep theirs."""
         conditions = self.flow.estimator.conditions(*given.kept(keep))
 
@@ -80,20 +81,20 @@ class FlowLearner(nn.Module):
 
         return network
 
-    def given(self, batch: FlowBatch, draw: Draw) -> Given:
+    def given(self, batch: FlowBatch, draw: Draw) -> FlowConditioning:
         """Conditions of a batch, encoded with gradients."""
         flow, ratio = self.flow, self.flow.config.token_mel_ratio
         chunks = flow.config.chunks() if draw.chunked else None
         ragged = None if bool((batch.lengths == batch.tokens.shape[1]).all()) else batch.lengths
         mu = flow.project(flow.encoder(flow.embedding(batch.tokens), ragged, chunks=chunks))
-        prompt = batch.frames.transpose(1, 2) * mask_of(draw.prompts, mu.shape[1])[..., None]
+        prompt = batch.frames.transpose(1, 2) * padding_mask(draw.prompts, mu.shape[1])[..., None]
         seen = reach(
             mu.shape[1],
             mu.device,
             lengths=None if ragged is None else ragged * ratio,
             chunks=None if chunks is None else chunks.scaled(ratio),
         )
-        return Given(mu, flow.embed_speaker(batch.voices), prompt, seen)
+        return FlowConditioning(mu, flow.embed_speaker(batch.voices), prompt, seen)
 
     @torch.no_grad()
     def distilled(self, batch: FlowBatch, x: Tensor, draw: Draw, steps: int, guidance: float) -> Tensor:
@@ -118,3 +119,48 @@ def velocity(
     """(B, T, D) float32 at x (B, T, D) and times t (B,), for MeanFlow up to r (B,)."""
     shifts = flow.estimator.shifts(t, r if flow.config.meanflow else None)
     return flow.estimator(x, shifts, conditions, seen).float()
+
+
+@torch.no_grad()
+def start_as_identity(flow: TokenToMel) -> None:
+    """Make a fresh network's shortcuts hand on what they get, x and mu first.
+
+    Velocity is data less noise, so the noise must arrive at the end; torch's own start leaves 0.58 of it in each of
+    nine layers. The small recipe's held-out loss after 250 steps was 2.06 without and 1.94 with this.
+    """
+    estimator = flow.estimator
+    if estimator.time.mixer is not None:  # an average velocity starts by ignoring where its step ends
+        nn.init.eye_(estimator.time.mixer.weight)
+    if not isinstance(estimator, Estimator):
+        return
+    for stage in (estimator.first, *estimator.middle, estimator.last):
+        shortcut = cast(Stage, stage).resnet.shortcut
+        nn.init.dirac_(shortcut.weight)
+        nn.init.zeros_(shortcut.get_parameter("bias"))
+    for conv in (estimator.first_conv, estimator.last_conv):
+        nn.init.zeros_(conv.weight)
+        conv.weight[..., -1].fill_diagonal_(1)  # the newest frame of a causal kernel
+
+
+def distillation_times(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+    """Times t <= r (B,) that a student learns, of uniform numbers (B,).
+
+    Half are the steps that will be taken, 0 -> 1, 0 -> 1/2 and 1/2 -> 1; 40 % lie anywhere; 10 % have r = t, the
+    teacher's velocity itself.
+    """
+    t, r = torch.minimum(a, b), torch.maximum(a, b)
+    taken = kind < 0.5
+    t = torch.where(taken, (a < 1 / 3) * 0.5, t)
+    r = torch.where(taken, torch.where((a >= 1 / 3) & (a < 2 / 3), 0.5, 1.0), r)
+    return t, torch.where(kind >= 0.9, t, r)
+
+
+def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error over real frames: ()."""
+    return ((prediction - target).abs() * mask).sum() / mask.expand_as(target).sum()
+
+
+def masked_spread(frames: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation over all frames of each channel, their mean: ()."""
+    mean = (frames * mask).sum((0, 1)) / mask.sum()
+    return (((frames - mean) * mask).square().sum((0, 1)) / mask.sum()).sqrt().mean()

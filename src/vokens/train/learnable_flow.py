@@ -13,21 +13,21 @@ import numpy as np
 import torch
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models import load
-from vokens.models.codec import Codec, build_config
+from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable import LearnableLM, SpeakerEncoder
-from vokens.models.learnable import checkpoint as published_lm
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.flow_checkpoint import read_start
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
-from vokens.models.s3gen.campplus import EMBEDDING
+from vokens.models.pretrained import layout_of, load
 from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.dialects import flow_sizes
 from vokens.models.s3gen.flow import TokenToMel
+from vokens.nn.campplus import EMBEDDING
 from vokens.train.data import Clip
 from vokens.train.flow import FlowConfig, FlowDataConfig, FlowTrainer
 from vokens.train.flow_data import FlowCrops, Ragged, frame_rows
@@ -146,7 +146,7 @@ class LearnableFlowTrainer(FlowTrainer):
             self.autoencoder = open_autoencoder(data.latents)
             self.facts = self.facts.of_autoencoder(self.autoencoder)
         if data.tokenizer:
-            self.tokenizer = load(data.tokenizer)
+            self.tokenizer = Codec.from_pretrained(data.tokenizer)
             self.facts = self.facts.of_tokenizer(self.tokenizer)
         facts = self.facts
         self.open_speaker()
@@ -299,7 +299,7 @@ class LearnableFlowTrainer(FlowTrainer):
 
 
 def _is_published_lm(path: Path) -> bool:
-    return path.is_file() and published_lm.recognises(checkpoint.read_state_dict(path))
+    return path.is_file() and layout_of(checkpoint.read_state_dict(path)) == "learnable_lm"
 
 
 def open_autoencoder(source: str) -> DACVAE:

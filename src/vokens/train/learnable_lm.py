@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models.codec import build_config
 from vokens.models.learnable.config import LearnableLMConfig
 from vokens.models.learnable.layout import IGNORE, alternates
 from vokens.models.learnable.lm import LearnableLM

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from vokens.corpus.items import CodecInfo
+from vokens.data.items import CodecInfo
 from vokens.errors import ConfigError
 from vokens.text.files import iter_lines
 from vokens.tokens import Tokens

@@ -18,23 +18,25 @@ from tqdm import tqdm
 from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_128
-from vokens.bench.metrics import codebook_use, word_edits
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models.codec import build_config, mask_of
+from vokens.evaluator_files import find_model
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.checkpoint import from_whisper
 from vokens.models.s3tokenizer.long import WINDOW
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Mode, Recogniser, Recognition
+from vokens.nn.masks import padding_mask
 from vokens.packed import pack, unpack
 from vokens.quantize.vq import UnitVectorLearner
+from vokens.text.transcripts import frames_needed, read, spell, word_edits
+from vokens.tokens import codebook_use
 from vokens.train import losses as L
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
 from vokens.train.data import Clip, paths_of, pcm_rows, read_clips
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
-from vokens.train.teacher import RATE, find_model, load_teacher, teacher_rows
-from vokens.train.text import frames_needed, read, spell
+from vokens.train.teacher import RATE, load_teacher, teacher_rows
 from vokens.train.utterances import AugmentConfig, UtteranceBatch, Utterances, masked
 
 LOSSES = ("ctc", "attention", "commit", "distill", "distill_before", "trunk")
@@ -306,7 +308,9 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             for rank in range(world):
                 inputs = self._inputs(self.train.batch(number + coming, rank, world))
                 states, frames = self.model.states(*inputs), inputs[1]
-                found.append(states[mask_of(-(-frames // self.model.config.hop), states.shape[1])].float())
+                found.append(
+                    states[padding_mask(-(-frames // self.model.config.hop), states.shape[1])].float()
+                )
         self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
             self.average.restart(self.model)
@@ -382,6 +386,6 @@ def ctc(found: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:
 
 def attention(logits: Tensor, texts: Tensor, lengths: Tensor, smoothing: float = 0.1) -> Tensor:
     """Mean cross entropy of the next character, the end (0) included. logits (B, L + 1, symbols)."""
-    inside = mask_of(lengths + 1, logits.shape[1])
+    inside = padding_mask(lengths + 1, logits.shape[1])
     target = F.pad(texts, (0, 1)).masked_fill(~inside, -100)
     return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), label_smoothing=smoothing)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models.codec import build_config, mask_of
 from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.models.socodec.checkpoint import hubert_to_ours
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP
@@ -25,6 +25,7 @@ from vokens.models.socodec.hubert import Hubert, hubert_features
 from vokens.models.socodec.learner import Heard, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
 from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
+from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, TeacherConfig, among, without_zeros
@@ -274,7 +275,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
                 generator=generator,
                 quantize=self.step >= self.config.fit_codebooks,
             )
-        inside = mask_of(frames, mel.shape[2]).unsqueeze(1).to(self.device)
+        inside = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
         values, report = self._of_analyzer(output, mel, wanted, inside, part)
         if output.wave is not None and spans is not None:
             more, told = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
@@ -379,7 +380,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         batch = self.valid.fixed(places)
         wave = batch.wave.to(self.device)
         mel, frames = self.spectrum(wave), -(-batch.lengths // MEL_HOP)
-        inside = mask_of(frames, mel.shape[2]).unsqueeze(1).to(self.device)
+        inside = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
         found = mel
         if self.model.analyzer:
             codes = torch.stack(codec.tokenize(list(wave)))

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vokens.bench.judges import FILES, find_judge, models_folder
-from vokens.bench.recognise import HOP, SHORTEST, Moonshine
 from vokens.checkpoint import fingerprint
 from vokens.errors import ConfigError, MissingExtra
+from vokens.evaluator_files import find_model
+from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 from vokens.nn.product import use_in
 from vokens.train.data import Clip, paths_of
 from vokens.train.rows import Rows, cached_rows
@@ -91,22 +91,6 @@ def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str =
     if kind == "hubert":
         return HubertTeacher(source, layer, device)
     raise ConfigError(f'teacher kind {kind!r}: "moonshine", "hubert" or "" for training without one')
-
-
-def find_model(source: str | Path) -> Path:
-    """A path, or the folder of an evaluator model by its name (docs/metrics.md), such as "campplus-zh-en".
-
-    Raises NotInstalled, which says how to get it, and ConfigError for a path that leads nowhere.
-    """
-    if str(source) in FILES:
-        return find_judge(str(source))
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise ConfigError(
-            f"{source} is not there: give a folder, or a name ({', '.join(FILES)}) that is looked for in "
-            f"{models_folder()} (docs/metrics.md has the commands that fetch them)"
-        )
-    return path
 
 
 def _open_hubert(source: str) -> tuple[Any, Any]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vokens.corpus.data import RUN_FILE, TokenDataset
-from vokens.corpus.items import CodecInfo
+from vokens.data.dataset import RUN_FILE, TokenDataset
+from vokens.data.items import CodecInfo
 from vokens.errors import ConfigError
-from vokens.models import load
 from vokens.models.codec import Codec
+from vokens.models.pretrained import load
 from vokens.train.buckets import Buckets
 from vokens.train.config import DataConfig
 from vokens.train.data import Clip, read_clips

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vokens import checkpoint
-from vokens.corpus.data import TokenBatch, TokenBatches, TokenDataset
+from vokens.config import build_config
+from vokens.data.dataset import TokenBatch, TokenBatches, TokenDataset
 from vokens.errors import ConfigError
-from vokens.models.codec import build_config
 from vokens.models.socodec.lm import TokenLM, TokenLMConfig
 from vokens.train.config import DataConfig, RunConfig, among
 from vokens.train.log import Board

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models.codec import build_config
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.loss import IGNORE, entropy, next_code, next_code_loss, stage_codes, stage_loss
 from vokens.models.uslm.model import USLM

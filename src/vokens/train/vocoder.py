@@ -18,13 +18,14 @@ from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import MEL_24K_80
+from vokens.config import build_config
 from vokens.errors import ConfigError
-from vokens.models.codec import build_config, mask_of
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3gen.hift_loss import MEL_LOSS, relativistic
 from vokens.models.s3gen.hift_source import Draws, PublishedDraws
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
+from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
@@ -226,7 +227,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
 
     def _batch(self, crops: Any) -> VocoderBatch:
         """Crops on the device; beyond a recording's end there is silence."""
-        inside = mask_of(crops.lengths // MEL_24K_80.hop_length, crops.teacher.shape[1])[..., None]
+        inside = padding_mask(crops.lengths // MEL_24K_80.hop_length, crops.teacher.shape[1])[..., None]
         rows = torch.where(inside, crops.teacher, torch.tensor([SILENT] * MEL_24K_80.n_mels + [0.0]))
         rows = rows.to(self.device)
         return VocoderBatch(crops.wave.to(self.device), rows[..., :-1].transpose(1, 2), rows[..., -1])

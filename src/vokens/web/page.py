@@ -225,7 +225,7 @@ def _convert_tab(
             if not of:
                 raise AudioError("record or upload the voice, too")
             owner = model.voice(*audio.load(Path(of), duration=REFERENCE))
-            tokens = model.heard(wave, rate)
+            tokens = model.tokenize(wave, rate)
             return play(addresses.add_stream(begun(model.stream(tokens, owner)), model.sample_rate))
 
     go.click(convert, [source, voice, name], player)

@@ -16,16 +16,16 @@ import torch
 
 from vokens.atomic import atomic_write
 from vokens.compat.s3tokenizer.__main__ import read_scp
-from vokens.corpus.data import TokenDataset
 from vokens.corpus.engine.local import extract
-from vokens.corpus.items import Row
-from vokens.corpus.outputs.pt_map import PtMap
 from vokens.corpus.run import Settings
-from vokens.corpus.sources.kaldi import KeyedLines
 from vokens.corpus.speaker import RATE
+from vokens.data.dataset import TokenDataset
+from vokens.data.items import Row
+from vokens.data.outputs.pt_map import PtMap
+from vokens.data.sources.kaldi import KeyedLines
 from vokens.errors import ConfigError
-from vokens.models import load
 from vokens.models.codec import Codec
+from vokens.models.pretrained import load
 from vokens.tokens import Tokens
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from vokens.atomic import atomic_write
 from vokens.compat.s3tokenizer.__main__ import Item, read_scp
-from vokens.corpus.items import Utterance
-from vokens.corpus.outputs.cosyvoice import (
+from vokens.data.items import Utterance
+from vokens.data.outputs.cosyvoice import (
     COLUMNS,
     file_bytes,
     file_name,
@@ -17,8 +17,8 @@ from vokens.corpus.outputs.cosyvoice import (
     write_lists,
     write_parquet,
 )
-from vokens.corpus.outputs.pt_map import read_pt_map
-from vokens.corpus.sources.kaldi import KeyedLines
+from vokens.data.outputs.pt_map import read_pt_map
+from vokens.data.sources.kaldi import KeyedLines
 from vokens.errors import ConfigError
 
 # column -> the file of lines, or the map, that it is of; what has a map here may be missing

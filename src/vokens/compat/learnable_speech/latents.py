@@ -25,8 +25,8 @@ from tqdm import tqdm
 from vokens import audio
 from vokens.atomic import atomic_write
 from vokens.errors import AudioError, ConfigError, VokensError
-from vokens.models import load
 from vokens.models.dacvae import DACVAE
+from vokens.models.pretrained import load
 from vokens.train.published_files import recordings
 
 ENDING = "_latent2x.pt"

@@ -26,11 +26,11 @@ from vokens.atomic import atomic_write
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_80, WHISPER_128
 from vokens.errors import ConfigError
-from vokens.models import load
-from vokens.models.codec import mask_of
+from vokens.models.pretrained import load
 from vokens.models.s3tokenizer import RELEASES, S3TokenizerConfig
 from vokens.models.s3tokenizer import S3Tokenizer as Codec
 from vokens.models.s3tokenizer import checkpoint as layout
+from vokens.nn.masks import padding_mask
 from vokens.onnx_file import read_onnx
 
 __all__ = [
@@ -253,7 +253,7 @@ def padding(data: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 def make_non_pad_mask(lengths: Tensor, max_len: int = 0) -> Tensor:
     """(B, max_len) bool: True inside each row's length (B,). max_len: the longest by default."""
-    return mask_of(lengths, max_len if max_len > 0 else int(lengths.max()))
+    return padding_mask(lengths, max_len if max_len > 0 else int(lengths.max()))
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vokens.corpus.decode import Decoder, automatic_workers, open_decoder
-from vokens.corpus.lease import Leases
 from vokens.corpus.progress import Progress
 from vokens.corpus.run import Run, Settings, open_run
 from vokens.corpus.shard import encode_shard
+from vokens.data.lease import Leases
 from vokens.models.codec import Codec
 
 _AHEAD = 2  # shards that a process holds: the one it encodes, and the one whose audio is being decoded

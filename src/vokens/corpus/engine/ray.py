@@ -16,9 +16,10 @@ from typing import Any
 
 from vokens.corpus.decode import Decoded, decode
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.items import Utterance
 from vokens.corpus.run import Plan, Settings, finished
+from vokens.data.items import Utterance
 from vokens.errors import ConfigError, MissingExtra, VokensError
+from vokens.models.codec import Codec
 
 AHEAD = 64  # recordings that are being decoded or wait, per encoder: 40 MB at 10 s and 16 kHz
 _LOOK, _TELL = 2.0, 10.0  # seconds between looks at the cluster, and between lines
@@ -170,13 +171,11 @@ class Encoder:
         import ray
         import torch
 
-        import vokens
-
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
             torch.set_num_threads(max(1, math.floor(cpus)))
-        self.codec = vokens.load(model, device=device, dtype=dtype)
+        self.codec = Codec.from_pretrained(model, device=device, dtype=dtype)
         self.decoder_cpus = decoder_cpus
 
     def work(self, settings: Settings, rank: int, world: int, retry_failed: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A packet's bytes are its codes: as many codebooks of 256 entries as it has bytes
 bits do not fill a byte. So `bitrate` is what is sent, and tokens of a library travel like all others.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,10 +25,6 @@ class LibraryCodec(Codec):
 
     packets: ClassVar[bool] = True
     delay: int = 0
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return False
 
     @classmethod
     def from_folder(cls, folder: Path, config: Any) -> Self | None:

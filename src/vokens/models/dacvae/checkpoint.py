@@ -4,8 +4,6 @@ Behind every plain convolution the published names carry `.0`, because it sits i
 that tells the published networks from clean ones.
 """
 
-from collections.abc import Collection
-
 from torch import Tensor
 
 from vokens.checkpoint import NameTable, fold_weight_norm, unfold_weight_norm
@@ -14,11 +12,6 @@ from vokens.models.dacvae.config import DACVAEConfig
 
 State = dict[str, Tensor]
 _UNIT = {"0": "snake1", "1.0": "conv1", "2": "snake2", "3.0": "conv2"}
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published layout's."""
-    return "en_conv_post.0.bias" in keys and "encoder.block.0.0.bias" in keys
 
 
 def configure(state: State) -> DACVAEConfig:

@@ -4,7 +4,7 @@ numbers per frame and back, for generative models of continuous latents.
 Long recordings go through in windows with as much context as the convolutions reach, which gives the same numbers.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import vokens.models.dacvae.checkpoint as layout
 from vokens import audio, checkpoint
+from vokens.batching import batches
 from vokens.errors import TokensError
-from vokens.models.codec import Audio, batches, mask_of
-from vokens.models.dacvae import checkpoint as layout
+from vokens.models.codec import Audio
 from vokens.models.dacvae.config import RELEASES, DACVAEConfig
 from vokens.models.dacvae.latents import Latents
 from vokens.models.dacvae.network import Decoder, Encoder, LastConv
@@ -24,6 +25,7 @@ from vokens.models.dacvae.pulses import hertz, pitch_latents, turns_of
 from vokens.models.dacvae.spectral import SPECTRA, SpectralDecoder, SpectralEncoder
 from vokens.models.pretrained import Pretrained
 from vokens.nn.conv import add_weight_norm
+from vokens.nn.masks import padding_mask
 from vokens.one_or_list import type_name
 
 PITCH_LOG_STD = -4.6  # of the latents that tell the pitch: a hundredth of an octave
@@ -217,7 +219,7 @@ class DACVAE(Autoencoder):
         if not self.config.pulses:
             return None
         assert isinstance(self.decoder, SpectralDecoder)
-        inside, decoder = mask_of(lengths, z.shape[2]), self.decoder
+        inside, decoder = padding_mask(lengths, z.shape[2]), self.decoder
         frequency = hertz(z[:, -2 * SPECTRA :]) * inside.repeat_interleave(SPECTRA, 1)
         turns = turns_of(frequency, decoder.pulses.hop, self.sample_rate)
 
@@ -251,10 +253,6 @@ class DACVAE(Autoencoder):
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return checkpoint.fold_weight_norm(state)
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return layout.recognises(keys)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:

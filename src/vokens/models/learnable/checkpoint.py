@@ -4,7 +4,7 @@ Names tell the release: CosyVoice 3's has no `llm_embedding`. Shapes say all siz
 than the released networks they are asked for.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from vokens.checkpoint import NameTable, read_state_dict
 from vokens.errors import CheckpointError
 from vokens.models.learnable.config import TOKENS, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
+from vokens.models.pretrained import layout_of
 from vokens.text.files import read_json
 
 State = dict[str, Tensor]
@@ -33,11 +34,6 @@ _TABLE = NameTable(
     ],
     dropped={_TIED: "the head over text, the same tensor as its embedding, is never asked"},
 )
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published layout's, of either release, with or without a speaker encoder."""
-    return {_EMBEDDING, "speech_embedding.weight", "llm_decoder.weight"} <= set(keys)
 
 
 def settings_beside(path: Path) -> dict[str, Any]:
@@ -138,7 +134,7 @@ def read_start(source: str | Path) -> State:
     path = Path(source).expanduser()
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     state = {name: value for file in files for name, value in read_state_dict(file).items()}
-    if recognises(state):
+    if layout_of(state) == "learnable_lm":
         return to_ours(state)
     if {"speech_embedding.weight", "head.weight"} <= set(state):
         return state
@@ -156,3 +152,22 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     while pattern.format(count) in state:
         count += 1
     return count
+
+
+def started(own: State, source: str | Path, config: LearnableLMConfig) -> State:
+    """A model's state with weights of `read_start` in it. Raises CheckpointError for sizes or releases that differ."""
+    state = read_start(source)
+    whole = "head.weight" in state
+    release = "cosyvoice2" if "marks.weight" in state else "cosyvoice3"
+    others = set(TOKENS.values()) - {TOKENS[release]} if Path(source).expanduser().is_file() else set()
+    if whole and (release != config.release or config.tokens in others):
+        raise CheckpointError(
+            f"{source} is of {release}, which speaks tokens of {TOKENS[release]}; this model is of "
+            f"{config.release} and learns those of {config.tokens}: give weights of the tokens' release "
+            "and set model.release"
+        )
+    missing = [name for name in own if name not in state and (whole or name.startswith("backbone."))]
+    missing = [name for name in missing if not name.startswith("speaker_")]
+    if missing:
+        raise CheckpointError(f"{source} lacks {len(missing)} tensors, {missing[0]} the first")
+    return own | state

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from vokens import audio
+from vokens.batching import batches
 from vokens.errors import AudioError, ConfigError, TokensError
-from vokens.models.codec import Audio, Codec, batches
+from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable.flow import LearnableFlow
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.speaking import generator_of
+from vokens.nn.campplus import CAMPPlus
 from vokens.tokens import Tokens
 
 CAMPPLUS_RATE = 16000
@@ -106,7 +107,7 @@ class FlowDecoder:
             [torch.from_numpy(heard[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.flow.device)]
         )
 
-    def heard(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
+    def tokenize(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
         """The tokens of recordings, as in `Codec.encode`."""
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer: give one with from_parts(tokenizer=...)")

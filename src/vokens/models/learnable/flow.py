@@ -4,7 +4,7 @@ The network is CosyVoice 2's (S3Gen's) with latents in the place of mel bands an
 works on normalised latents; what goes in and out here is in the autoencoder's own units.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -207,10 +207,6 @@ class LearnableFlow(Float32Buffers, Pretrained):
         return [Voice(ids, frames, row) for (ids, frames), row in zip(prompts, vectors, strict=True)]
 
     # Weights -----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return published.recognises(keys)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Mapping[str, Any] | None = None) -> Self:

@@ -3,7 +3,7 @@
 Shapes say all sizes but the numbers of heads, which are asked for where they are not the released ones.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,6 @@ _TABLE = NameTable(
     ]
 )
 _MIXER = "decoder.estimator.time_embed_mixer.weight"
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published layout's: a flow that has a speaker encoder."""
-    return {"input_embedding.weight", "encoder_proj.weight", "speaker_encoder.init.weight"} <= set(keys)
 
 
 def configure(

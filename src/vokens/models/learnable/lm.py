@@ -4,7 +4,7 @@ CosyVoice 2's and 3's: text tokens to 25 Hz speech tokens, in the voice of a ref
 Text may come in pieces: after every five text tokens fifteen speech tokens are said (`stream_text`).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+import vokens.models.learnable.checkpoint as published
 from vokens import checkpoint
 from vokens.audio import io as audio
-from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
-from vokens.models.learnable import checkpoint as published
 from vokens.models.learnable.backbone import Qwen2
-from vokens.models.learnable.config import TOKENS, LearnableLMConfig
+from vokens.models.learnable.config import LearnableLMConfig
 from vokens.models.learnable.layout import Layout, speech_position, text_position
 from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.speaker import (
@@ -385,10 +385,6 @@ class LearnableLM(Pretrained):
     # Weights -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return published.recognises(keys)
-
-    @classmethod
     def settings_beside(cls, path: Path) -> dict[str, Any]:
         return published.settings_beside(path)
 
@@ -413,22 +409,7 @@ class LearnableLM(Pretrained):
     def warm_start(self, source: Any) -> Self:
         """Start from a published llm.pt (CosyVoice's leave the speaker encoder as it is), or from Qwen2's
         transformers folder, which fills the backbone alone. Raises CheckpointError where sizes or releases differ."""
-        state = published.read_start(source)
-        own = self.state_dict()
-        whole = "head.weight" in state
-        release = "cosyvoice2" if "marks.weight" in state else "cosyvoice3"
-        others = set(TOKENS.values()) - {TOKENS[release]} if Path(source).expanduser().is_file() else set()
-        if whole and (release != self.config.release or self.config.tokens in others):
-            raise CheckpointError(
-                f"{source} is of {release}, which speaks tokens of {TOKENS[release]}; this model is of "
-                f"{self.config.release} and learns those of {self.config.tokens}: give weights of the tokens' release "
-                "and set model.release"
-            )
-        missing = [name for name in own if name not in state and (whole or name.startswith("backbone."))]
-        missing = [name for name in missing if not name.startswith("speaker_")]
-        if missing:
-            raise CheckpointError(f"{source} lacks {len(missing)} tensors, {missing[0]} the first")
-        checkpoint.load_strict(self, own | state, source)
+        checkpoint.load_strict(self, published.started(self.state_dict(), source, self.config), source)
         return self
 
 

@@ -18,15 +18,16 @@ from torch import Tensor
 from vokens import audio
 from vokens.atomic import atomic_write
 from vokens.checkpoint import later, read_state_dict, save_safetensors
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
-from vokens.models.pretrained import Pretrained, build_config
-from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
+from vokens.models.pretrained import Pretrained
 from vokens.models.speaking import Manner, Speaker, generator_of
+from vokens.nn.campplus import CAMPPlus, open_campplus
 from vokens.nn.sampling import Sampler
 from vokens.text.files import read_json
 
@@ -304,12 +305,7 @@ def _opened(source: str | Path | Part, kind: type[Part]) -> Part:
     """A model of this kind, or the one that a source holds."""
     if isinstance(source, kind):
         return source
-    from vokens.models import load
-
-    model = load(cast(str | Path, source))
-    if not isinstance(model, kind):
-        raise CheckpointError(f"{source} holds a {model.system!r}: a {kind.__name__} is needed here")
-    return model
+    return kind.from_pretrained(cast(str | Path, source))
 
 
 def _pieces(first: int, others: Iterable[int]) -> Iterator[Tensor]:

@@ -69,7 +69,7 @@ class WithS3Gen(Speaker):
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
         tokens = torch.zeros(0, dtype=torch.int64)
         if text.strip():
-            tokens = self.s3gen.heard(wave, rate).codes[0, 0]
+            tokens = self.s3gen.tokenize(wave, rate).codes[0, 0]
         reference = self.s3gen.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
         return S3Voice(HeardVoice(speaker, torch.zeros(1, 0), text.strip(), tokens, None), reference)
 

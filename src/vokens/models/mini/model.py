@@ -9,9 +9,10 @@ speech, a fifteenth of SpeechTokenizer's encoder. Two spectra, 10 ms apart, make
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vokens.models.codec import Codec, mask_of
+from vokens.models.codec import Codec
 from vokens.models.mini.config import MiniConfig
 from vokens.nn.convnext import ConvNeXt
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 from vokens.nn.stft import SpectrumIn, SpectrumOut
 from vokens.quantize import ResidualVectorQuantizer
@@ -83,9 +84,9 @@ class Mini(Codec):
         frames = self.num_frames(lengths)
         total = int(frames.max())
         wave = F.pad(wave, (0, total * self.hop_length - wave.shape[1]))
-        latent = self.encoder(wave, mask_of(frames, total)[..., None].to(self.dtype))
+        latent = self.encoder(wave, padding_mask(frames, total)[..., None].to(self.dtype))
         return self.quantizer.encode(latent, num_codebooks), frames
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
         latent = self.quantizer.decode(codes, first_codebook).to(self.dtype)
-        return self.decoder(latent, mask_of(lengths, codes.shape[2])[..., None].to(self.dtype))
+        return self.decoder(latent, padding_mask(lengths, codes.shape[2])[..., None].to(self.dtype))

@@ -4,7 +4,7 @@ Sizes follow from shapes, and every tensor must have its place.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 
 from vokens.checkpoint import State, load_strict, read_state_dict
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
-from vokens.models.codec import build_config
-from vokens.models.s3gen import hift_checkpoint
-from vokens.models.s3gen.campplus import CAMPPlus, open_campplus
-from vokens.models.s3gen.campplus_onnx import campplus_state
+from vokens.models.pretrained import layout_of
 from vokens.models.s3gen.checkpoint import RATES, flow_from_published, is_dit
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3gen.model_config import TOKENS_OF, S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.models.s3tokenizer import checkpoint as tokenizer_layout
+from vokens.nn.campplus import CAMPPlus, open_campplus
+from vokens.nn.campplus_onnx import campplus_state
 from vokens.onnx_file import is_onnx, read_onnx
 from vokens.text.files import read_json
 
@@ -43,11 +42,6 @@ _MIXER = "decoder.estimator.time_embed_mixer.weight"
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".onnx")
 
 
-def recognises(keys: Collection[str]) -> bool:
-    """Whether these are the tensors of a whole S3Gen, as Chatterbox saves it."""
-    return "flow.input_embedding.weight" in keys and "mel2wav.conv_pre.bias" in keys
-
-
 def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
     """The model of one published file; cls is S3GenModel."""
     parts: dict[str, State] = {part: {} for part in PARTS}
@@ -63,7 +57,12 @@ def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
     speaker = CAMPPlus()
     load_strict(speaker, parts["speaker_encoder"], "of the speaker encoder")
     model = join(
-        cls, flow, open_hift(parts["mel2wav"], flow.config.source), speaker, tokenizer, published=True
+        cls,
+        flow,
+        HiFTNetModel.from_published(parts["mel2wav"], {"source": flow.config.source}),
+        speaker,
+        tokenizer,
+        published=True,
     )
     return model.named(name)
 
@@ -75,7 +74,7 @@ def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
         single = [folder / "model.safetensors"]
     if single:
         state = read_state_dict(single[0])
-        return from_chatterbox(cls, state, config) if recognises(state.keys()) else None
+        return from_chatterbox(cls, state, config) if layout_of(state) == "s3gen" else None
     flow, vocoder = find_part(folder, "flow"), find_part(folder, "hift")
     if flow is None or vocoder is None:
         return None
@@ -106,7 +105,7 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
     model = join(
         cls,
         made,
-        open_hift(read_state_dict(vocoder), made.config.source),
+        HiFTNetModel.from_published(read_state_dict(vocoder), {"source": made.config.source}),
         None if speaker is None else open_speaker(speaker),
         heard,
         published=True,
@@ -124,20 +123,15 @@ def find_part(folder: Path, stem: str) -> Path | None:
 def open_parts(flow: Any, mel2wav: Any, speaker: Any, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
     """Parts that are given as themselves, folders, files or names."""
     return (
-        _loaded(flow, TokenToMel, "flow"),
-        _loaded(mel2wav, HiFTNetModel, "mel2wav"),
+        _opened(flow, TokenToMel),
+        _opened(mel2wav, HiFTNetModel),
         speaker if speaker is None or isinstance(speaker, CAMPPlus) else open_speaker(Path(speaker)),
-        None if tokenizer is None else _loaded(tokenizer, S3Tokenizer, "tokenizer"),
+        None if tokenizer is None else _opened(tokenizer, S3Tokenizer),
     )
 
 
-def _loaded(source: Any, kind: type, role: str) -> Any:
-    from vokens.models import load
-
-    part = source if isinstance(source, kind) else load(source)
-    if not isinstance(part, kind):
-        raise CheckpointError(f"{role}={source} holds {part.system!r}: {kind.__name__} is accepted")
-    return part
+def _opened(source: Any, kind: Any) -> Any:
+    return source if isinstance(source, kind) else kind.from_pretrained(source)
 
 
 def join(
@@ -249,37 +243,6 @@ def _dit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({found[1] for name in state if (found := re.match(pattern, name))})
-
-
-def open_hift(state: Mapping[str, Tensor], source: str) -> HiFTNetModel:
-    """The 24 kHz vocoder of published weights, with the sines of `source`.
-
-    Raises CheckpointError where source and weights are not both CosyVoice 3's, or neither.
-    """
-    causal = hift_checkpoint.is_causal(state)
-    if causal != (source == "v3"):
-        raise CheckpointError(
-            f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were asked for: a flow "
-            "and a vocoder of one release belong together"
-        )
-    ours = hift_checkpoint.to_ours(state)
-    try:
-        width, bands = ours["conv_pre.weight"].shape[:2]
-        sizes = {
-            "base_channels": width,
-            "in_channels": bands,
-            "f0_predictor_in_channels": bands,
-            "f0_predictor_cond_channels": ours["f0_predictor.classifier.weight"].shape[1],
-            "nb_harmonics": ours["m_source.l_linear.weight"].shape[1] - 1,
-            "source": source,
-        }
-    except KeyError as error:
-        raise CheckpointError(
-            f"the vocoder lacks {error}: the file is damaged or of another model"
-        ) from error
-    vocoder = HiFTNetModel(build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes, "the vocoder's config"))
-    load_strict(vocoder, ours, "of the vocoder")
-    return vocoder
 
 
 def open_speaker(path: Path) -> CAMPPlus:

@@ -9,10 +9,10 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens.models.codec import mask_of
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.nn.chunks import Carry, Chunks, reach
 from vokens.nn.conformer import CausalConv, ConformerLayer, LayerNorm, windowed
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 
 
@@ -94,7 +94,7 @@ class TokenEncoder(nn.Module):
         if (
             lengths is not None
         ):  # else the look-ahead of shorter rows would read the norm's bias in the padding
-            x = x * mask_of(lengths.to(device), x.shape[1]).unsqueeze(2)
+            x = x * padding_mask(lengths.to(device), x.shape[1]).unsqueeze(2)
             lengths = lengths - context
         x = self.lookahead(x, context, carry)
         seen = reach(count, device, lengths=lengths, chunks=chunks, offset=offset)
@@ -130,5 +130,5 @@ class LookaheadEncoder(nn.Module):
     ) -> Tensor:
         """As `TokenEncoder`; there is no attention that chunks would hide anything from."""
         if lengths is not None:
-            x = x * mask_of(lengths.to(x.device), x.shape[1]).unsqueeze(2)
+            x = x * padding_mask(lengths.to(x.device), x.shape[1]).unsqueeze(2)
         return self.lookahead(x, context, carry).repeat_interleave(self.ratio, 1)

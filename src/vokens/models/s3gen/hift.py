@@ -6,16 +6,17 @@ forward pass serves whole signals, ragged batches and streams. Module names are 
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+import vokens.models.s3gen.hift_checkpoint as layout
 from vokens.checkpoint import fold_weight_norm, load_strict
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
@@ -396,33 +397,23 @@ class HiFTNetModel(Pretrained):
     # Weights and training ----------------------------------------------------------------------------------
 
     @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        from vokens.models.s3gen import hift_checkpoint
-
-        return hift_checkpoint.recognises(keys)
-
-    @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
         """The 24 kHz network of hift.pt; config={"source": "v1"} or "v2" says which sines, as weights cannot but of v3.
 
         A network with other settings takes its whole HiFTNetConfig.
         """
-        from vokens.models.s3gen import hift_checkpoint
-        from vokens.models.s3gen.dialects import open_hift
-
-        if isinstance(config, HiFTNetConfig):
-            model = cls(config)
-            load_strict(model, hift_checkpoint.to_ours(state), "of the vocoder")
-            return model.eval().requires_grad_(False)
-
-        if config is None and hift_checkpoint.is_causal(state):
-            config = {"source": "v3"}
-        if not isinstance(config, Mapping) or set(config) != {"source"}:
-            raise ConfigError(
-                'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '
-                '"v2" (CosyVoice 2)'
-            )
-        return cast(Self, open_hift(state, config["source"]))
+        if not isinstance(config, HiFTNetConfig):
+            if config is None and layout.is_causal(state):
+                config = {"source": "v3"}
+            if not isinstance(config, Mapping) or set(config) != {"source"}:
+                raise ConfigError(
+                    'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '
+                    '"v2" (CosyVoice 2)'
+                )
+            config = layout.config_of(state, config["source"])
+        model = cls(config)
+        load_strict(model, layout.to_ours(state), "of the vocoder")
+        return model.eval().requires_grad_(False)
 
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,13 +5,16 @@ the names, and Snake's alpha, (C,) there and (1, C, 1) here. Strict in both dire
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Literal
 
 from torch import Tensor
 
 from vokens.checkpoint import NameTable, State, fold_weight_norm, unfold_weight_norm
+from vokens.config import build_config
 from vokens.errors import CheckpointError
+from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
 
 _PREFIXES = ("mel2wav.", "generator.")  # Chatterbox's whole model, CosyVoice's GAN training
 _SAME = (
@@ -43,13 +46,6 @@ NAMES = NameTable(
 )
 Spelling = Literal["parametrizations", "weight_g", "folded"]
 _PLAIN = ("source_downs.", "f0_predictor.classifier", "m_source.")  # published without weight norm
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether these are the tensors of a vocoder alone."""
-    return "m_source.l_linear.weight" in {_bare(key) for key in keys} and not any(
-        key.startswith("flow.") for key in keys
-    )
 
 
 def is_causal(state: Mapping[str, Tensor]) -> bool:
@@ -103,3 +99,32 @@ def _bare(key: str) -> str:
     for prefix in _PREFIXES:
         key = key.removeprefix(prefix)
     return key
+
+
+def config_of(state: Mapping[str, Tensor], source: str) -> HiFTNetConfig:
+    """The config of the 24 kHz vocoder with the sizes of published weights and the sines of `source`.
+
+    Raises CheckpointError where source and weights are not both CosyVoice 3's, or neither.
+    """
+    causal = is_causal(state)
+    if causal != (source == "v3"):
+        raise CheckpointError(
+            f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were asked for: a flow "
+            "and a vocoder of one release belong together"
+        )
+    ours = to_ours(state)
+    try:
+        width, bands = ours["conv_pre.weight"].shape[:2]
+        sizes = {
+            "base_channels": width,
+            "in_channels": bands,
+            "f0_predictor_in_channels": bands,
+            "f0_predictor_cond_channels": ours["f0_predictor.classifier.weight"].shape[1],
+            "nb_harmonics": ours["m_source.l_linear.weight"].shape[1] - 1,
+            "source": source,
+        }
+    except KeyError as error:
+        raise CheckpointError(
+            f"the vocoder lacks {error}: the file is damaged or of another model"
+        ) from error
+    return build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes, "the vocoder's config")

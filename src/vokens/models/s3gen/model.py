@@ -1,11 +1,11 @@
 """S3Gen as one model: S3 tokens and a voice to a 24 kHz wave (CosyVoice 2 and 3, arXiv 2412.10117, 2505.17589;
 Chatterbox).
 
-Tokenizer and CAM++ hear the reference, the flow makes a mel, HiFT the wave. `inference`, `embed_ref` and `forward`
+Tokenizer and CAM++ embed the reference, the flow makes a mel, HiFT the wave. `inference`, `embed_ref` and `forward`
 are called as published; `speak`, `stream` and `convert` are ours, and give the same in batches and alone.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -15,30 +15,31 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+import vokens.models.s3gen.dialects as dialects
+import vokens.models.s3gen.long as long
 from vokens import audio
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
-from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.batching import batches
+from vokens.errors import AudioError, ConfigError
 from vokens.flow.noise import PrefixNoise
-from vokens.models.codec import Audio, batches
+from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
-from vokens.models.s3gen import long
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
 from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3gen.reference import RefDict, embed_ref
-from vokens.models.s3gen.sampling import Ids, Sampling, Settings, piece_of, rows_of
+from vokens.models.s3gen.sampling import Ids, Sampling, Settings, ids_of, piece_of, rows_of
 from vokens.models.s3gen.stream_flow import MelStream
-from vokens.models.s3gen.synthesis import Synthesis
+from vokens.models.s3gen.synthesis import Synthesis, Watermark, faded_in, marked
 from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, matched, one_voice, stacked, voices_of
 from vokens.models.s3tokenizer import S3Tokenizer
+from vokens.nn.campplus import CAMPPlus
 from vokens.nn.chunks import Chunks
 from vokens.tokens import Tokens, padded_ids
 
-Watermark = Callable[[np.ndarray, int], np.ndarray]
-HEARD_RATE = 16000  # Hz of the recordings that its tokens are of
+TOKENIZER_RATE = 16000  # Hz
 
 
 class S3GenModel(Pretrained):
@@ -85,7 +86,7 @@ class S3GenModel(Pretrained):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """What hears references never trains: in training, CAM++'s norms would take the statistics of the batch."""
+        """Keep the tokenizer and speaker encoder in eval mode, so that BatchNorm uses running statistics."""
         super().train(mode)
         for part in (self.tokenizer, self.speaker_encoder):
             if part is not None:
@@ -104,19 +105,12 @@ class S3GenModel(Pretrained):
     ) -> Self:
         """One model of parts that were trained apart; `save_pretrained` makes it one folder.
 
-        Args:
-            flow: a folder that training wrote.
-            mel2wav: another.
-            speaker: a file of CAM++'s weights.
-            tokenizer: whose tokens the flow has learnt. Without speaker or tokenizer the model speaks only in voices
-                made elsewhere.
+        flow, mel2wav: folders that training wrote. speaker: a file of CAM++'s weights. tokenizer: the one whose tokens
+        the flow has learnt. Without speaker or tokenizer the model speaks only in voices made elsewhere.
 
-        Raises:
-            CheckpointError: another system than expected. ConfigError: parts that do not fit each other.
+        Raises CheckpointError for another system than expected, ConfigError for parts that do not fit each other.
         """
-        from vokens.models.s3gen.dialects import join, open_parts
-
-        return join(cls, *open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
+        return dialects.join(cls, *dialects.open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
 
     def named(self, name: str) -> Self:
         """This model under a name, ready for use."""
@@ -135,24 +129,18 @@ class S3GenModel(Pretrained):
     ) -> RefDict:
         """The voice of a recording, or of each of several, to be given as ref_dict any number of times.
 
-        Args:
-            ref_wav: (audio_length,) or (batch, audio_length) samples in [-1, 1], at any rate ref_sr in Hz; 3 s to
-                10 s serve best. lengths: (batch,) samples of each row. allow_silent: accept silence.
+        ref_wav: (T,) or (B, T) samples in [-1, 1], at any rate ref_sr in Hz; 3 s to 10 s serve best. lengths: (B,)
+        samples of each row. allow_silent: accept silence. A RefDict also names its tokenizer, by which a model of
+        other tokens refuses the voice.
 
-        Returns:
-            prompt_token (B, P) int64, prompt_token_len (B,), prompt_feat (B, F, 80), prompt_feat_len (B,),
-            embedding (B, 192), tokenizer: its name, by which a model of other tokens refuses the voice.
-
-        Raises:
-            AudioError: see `vokens.models.s3gen.reference.embed_ref`. ConfigError: a model without tokenizer or
-                speaker encoder.
+        Raises AudioError as `reference.embed_ref`, ConfigError for a model without tokenizer or speaker encoder.
         """
         if self.tokenizer is None or self.speaker_encoder is None:
             missing = "tokenizer" if self.tokenizer is None else "speaker encoder"
             raise ConfigError(
-                f"{self.name} was loaded without a {missing} and cannot hear a reference: give a ref_dict that another "
-                f"model made, or put {self.config.tokens.removesuffix('_25hz')}.onnx and CAM++'s weights into its "
-                "folder and convert it again"
+                f"{self.name} was loaded without a {missing} and cannot embed a reference: give another model's "
+                f"ref_dict, or put {self.config.tokens.removesuffix('_25hz')}.onnx and CAM++'s weights into its folder "
+                "and convert it again"
             )
         return embed_ref(
             ref_wav,
@@ -251,7 +239,7 @@ class S3GenModel(Pretrained):
             counts = (frames * self.mel2wav.config.hop_length).tolist()
         if self.config.fade:
             waves = trim_fade(waves, self.sample_rate)
-        return self._marked(waves, counts), sources
+        return marked(self.watermark, self.sample_rate, waves, counts), sources
 
     # Ours --------------------------------------------------------------------------------------------------
 
@@ -307,13 +295,15 @@ class S3GenModel(Pretrained):
 
         source, sample_rate: as in `Codec.encode`. voice: as in `speak`.
         """
-        return self.speak(self.heard(source, sample_rate), voice, seed=seed)
+        return self.speak(self.tokenize(source, sample_rate), voice, seed=seed)
 
-    def heard(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
+    def tokenize(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
         """The tokens of recordings, as in `Codec.encode`."""
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer: encode with {self.config.tokens}, then speak")
         return self.tokenizer.encode(source, sample_rate)
+
+    heard = tokenize  # deprecated
 
     def chunks(
         self, voice: VoiceLike, *, first_hop: int = 10, hop: int | None = None, context: int | None = 100
@@ -367,22 +357,8 @@ class S3GenModel(Pretrained):
         noise = PrefixNoise(self.config.flow.mel_bins, seed)
         stream = MelStream(self.flow, chunks=chunks, schedule=plan, noise=noise)
         pieces = (part for piece in tokens for part in piece_of(piece).split(chunks.size))
-        return self._stream(stream, pieces, owner, seed)
-
-    def _stream(
-        self, stream: MelStream, pieces: Iterable[Tensor], owner: ReferenceVoice, seed: int
-    ) -> Iterator[np.ndarray]:
-        mels = stream.run(pieces, owner.start(stream))
-        begin: np.ndarray | None = None  # what the fade at the start still has to see
-        fade = trim_fade(torch.ones(1, self.sample_rate // 25), self.sample_rate)[0].numpy()
-        done = 0
-        for wave in long.vocode(self.mel2wav, mels, seed):
-            sound = wave[0].float().cpu().numpy()
-            if self.config.fade and done < len(fade):
-                begin = fade[done : done + len(sound)]
-                sound[: len(begin)] *= begin
-            done += len(sound)
-            yield sound
+        waves = long.vocode(self.mel2wav, stream.run(pieces, owner.start(stream)), seed)
+        return faded_in(waves, self.sample_rate, self.config.fade)
 
     def tokens(self, ids: Any, lengths: Sequence[int] | Tensor | None = None) -> Tokens:
         """Tokens that this model speaks from bare ids, such as a language model's; arguments as in `Codec.tokens`."""
@@ -391,31 +367,17 @@ class S3GenModel(Pretrained):
         return Tokens(
             codes=codes,
             lengths=counts,
-            num_samples=counts.cpu() * round(HEARD_RATE / self._token_rate),
+            num_samples=counts.cpu() * round(TOKENIZER_RATE / self._token_rate),
             model=self.config.tokens,
             fingerprint=self.config.tokens_fingerprint,
-            sample_rate=HEARD_RATE,
+            sample_rate=TOKENIZER_RATE,
             frame_rate=self._token_rate,
             codebook_sizes=(self.config.flow.vocab_size,),
         )
 
     def ids(self, tokens: Tokens) -> list[Tensor]:
-        """Rows (N,) of tokens that this model speaks.
-
-        Raises:
-            TokensError: tokens of another tokenizer, or of other weights than a trained model has learnt.
-        """
-        name, fingerprint = self.config.tokens, self.config.tokens_fingerprint
-        if tokens.model != name or tokens.first_codebook or tokens.num_codebooks != 1:
-            raise TokensError(
-                f"{tokens!r} were given: {self.name} speaks the one codebook of {name!r}, so encode with that model"
-            )
-        if fingerprint and tokens.fingerprint and tokens.fingerprint != fingerprint:
-            raise TokensError(
-                f"these tokens were made by other weights of {name!r} (fingerprint {tokens.fingerprint}, "
-                f"{self.name} has learnt {fingerprint}): encode again"
-            )
-        return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
+        """Rows (N,) of tokens that this model speaks. Raises TokensError for those of another tokenizer."""
+        return ids_of(tokens, self.name, self.config.tokens, self.config.tokens_fingerprint)
 
     # Inside ------------------------------------------------------------------------------------------------
 
@@ -447,19 +409,6 @@ class S3GenModel(Pretrained):
         given = self.embed_ref(ref_wav, ref_sr or 0) if ref_dict is None else ref_dict
         return matched(voices_of(given, self.config.tokens), count)
 
-    def _marked(self, waves: Tensor, counts: Sequence[int]) -> Tensor:
-        if self.watermark is None:
-            return waves
-        waves = waves.clone()
-        for row, count in zip(waves, counts, strict=True):
-            marked = self.watermark(row[:count].cpu().numpy(), self.sample_rate)
-            if np.shape(marked) != (count,):
-                raise ConfigError(
-                    f"the watermark made {np.shape(marked)} of {(count,)} samples: as many are accepted"
-                )
-            row[:count] = torch.as_tensor(np.asarray(marked, np.float32))
-        return waves
-
     # Weights and precision ---------------------------------------------------------------------------------
 
     @property
@@ -479,35 +428,23 @@ class S3GenModel(Pretrained):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Half precision would change what the reference says and whose voice it is: there, parts only move."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            return (
-                fn(tensor).to(tensor.dtype) if tensor.is_meta else tensor.to(fn(tensor.new_empty(0)).device)
-            )
+        def moved(x: Tensor) -> Tensor:
+            return fn(x).to(x.dtype) if x.is_meta else x.to(fn(x.new_empty(0)).device)
 
         for name, part in self.named_children():
             part._apply(moved if name in ("tokenizer", "speaker_encoder", "_mel") else fn, recurse)
         return self
 
     def fix_steps(self, steps: int | None = None) -> Self:
-        """Give back, of CosyVoice 3, the weights that only other numbers of steps need; see `TokenToMel.fix_steps`."""
+        """As `TokenToMel.fix_steps`."""
         self.flow.fix_steps(steps)
         return self
 
     @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        from vokens.models.s3gen import dialects
-
-        return dialects.recognises(keys)
-
-    @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
         """The model of Chatterbox's one file, base or turbo; config: settings of S3GenConfig that shapes leave open."""
-        from vokens.models.s3gen import dialects
-
         return dialects.from_chatterbox(cls, state, config)
 
     @classmethod
     def from_folder(cls, folder: Path, config: Any) -> Self | None:
-        from vokens.models.s3gen import dialects
-
         return dialects.from_folder(cls, folder, config)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 
 from vokens.audio.mel import MEL_24K_80, WHISPER_128
 from vokens.errors import ConfigError
-from vokens.models.s3gen.campplus import EMBEDDING
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
+from vokens.nn.campplus import EMBEDDING
 
 TOKENS_OF = {
     "conv": "speech_tokenizer_v2_25hz",

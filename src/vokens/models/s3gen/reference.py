@@ -14,9 +14,9 @@ from torch import Tensor
 from vokens.audio import LogMel, sinc_resample
 from vokens.audio.mel import MEL_24K_80
 from vokens.errors import AudioError
-from vokens.models.codec import mask_of
-from vokens.models.s3gen.campplus import CAMPPlus
 from vokens.models.s3tokenizer import S3Tokenizer
+from vokens.nn.campplus import CAMPPlus
+from vokens.nn.masks import padding_mask
 
 SHORTEST = 0.08  # seconds: one window of the mel, 1920 samples at 24 kHz
 RATES = (4000, 768_000)  # Hz; below stand rates in kHz and frame rates
@@ -55,7 +55,7 @@ def embed_ref(
     """
     wave, counts = _check(ref_wav, ref_sr, lengths, allow_silent)
     wave, counts = wave.to(tokenizer.device), counts.to(tokenizer.device)
-    wave = wave * mask_of(counts, wave.shape[1])
+    wave = wave * padding_mask(counts, wave.shape[1])
     wave16, counts16 = _resample(wave, counts, ref_sr, tokenizer.sample_rate)
     wave24, counts24 = _resample(wave, counts, ref_sr, MEL_24K_80.sample_rate)
     mel = LogMel(MEL_24K_80).to(wave.device) if mel is None else mel
@@ -92,13 +92,13 @@ def move_ref(ref: Mapping[str, Any], device: torch.device | str, dtype: torch.dt
 def _resample(wave: Tensor, counts: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
     counts = -(-counts * target // source)
     resampled = sinc_resample(wave, source, target)
-    return resampled * mask_of(counts, resampled.shape[1]), counts  # a filter rings beyond a row's end
+    return resampled * padding_mask(counts, resampled.shape[1]), counts  # a filter rings beyond a row's end
 
 
 def _cut(x: Tensor, counts: Tensor) -> Tensor:
     """(B, T, ...) up to the longest row, zero beyond each row's end."""
     x = x[:, : int(counts.max())]
-    inside = mask_of(counts, x.shape[1])
+    inside = padding_mask(counts, x.shape[1])
     return x * inside.reshape(*inside.shape, *(1,) * (x.dim() - 2))
 
 

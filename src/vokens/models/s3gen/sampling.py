@@ -13,6 +13,7 @@ from vokens.flow.noise import Generators, one_each
 from vokens.models.s3gen.long import LONGEST
 from vokens.nn.chunks import Chunks
 from vokens.one_or_list import type_name
+from vokens.tokens import Tokens
 
 Ids = Tensor | np.ndarray | Sequence[Any]
 
@@ -103,3 +104,20 @@ def piece_of(piece: int | Ids) -> Tensor:
     """Ids (n,) of a single one or of several."""
     ids = torch.as_tensor(piece)
     return ids.reshape(1) if ids.dim() == 0 else ids
+
+
+def ids_of(tokens: Tokens, speaker: str, name: str, fingerprint: str) -> list[Tensor]:
+    """Rows (N,) of the tokens that a model called `speaker` speaks, those of the tokenizer `name`.
+
+    Raises TokensError for tokens of another tokenizer, or of other weights than a trained model has learnt.
+    """
+    if tokens.model != name or tokens.first_codebook or tokens.num_codebooks != 1:
+        raise TokensError(
+            f"{tokens!r} were given: {speaker} speaks the one codebook of {name!r}, so encode with that model"
+        )
+    if fingerprint and tokens.fingerprint and tokens.fingerprint != fingerprint:
+        raise TokensError(
+            f"these tokens were made by other weights of {name!r} (fingerprint {tokens.fingerprint}, "
+            f"{speaker} has learnt {fingerprint}): encode again"
+        )
+    return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]

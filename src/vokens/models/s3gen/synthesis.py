@@ -1,18 +1,22 @@
 """Checked tokens and voices to mels and waves: what flow and vocoder of S3Gen do together for a batch or a long row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+import vokens.models.s3gen.long as long
+from vokens.errors import ConfigError
 from vokens.flow.noise import PrefixNoise, one_each
-from vokens.models.s3gen import long
 from vokens.models.s3gen.flow import Schedule, TokenToMel
-from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
 from vokens.models.s3gen.sampling import Settings
 from vokens.models.s3gen.voice import ReferenceVoice
+
+Watermark = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,31 @@ class Synthesis:
         prompt, ratio = self.flow.cut_prompt(voice.voice), self.flow.config.token_mel_ratio
         frames = ratio * (len(row) + len(prompt.tokens)) - len(prompt.mel)
         return frames * self.mel2wav.config.hop_length
+
+
+def marked(watermark: Watermark | None, rate: int, waves: Tensor, counts: Sequence[int]) -> Tensor:
+    """Waves (B, N) with their first `counts` samples as the watermark gives them."""
+    if watermark is None:
+        return waves
+    waves = waves.clone()
+    for row, count in zip(waves, counts, strict=True):
+        wave = watermark(row[:count].cpu().numpy(), rate)
+        if np.shape(wave) != (count,):
+            raise ConfigError(
+                f"the watermark made {np.shape(wave)} of {(count,)} samples: as many are accepted"
+            )
+        row[:count] = torch.as_tensor(np.asarray(wave, np.float32))
+    return waves
+
+
+def faded_in(waves: Iterable[Tensor], sample_rate: int, fade: bool) -> Iterator[np.ndarray]:
+    """The first row of each piece (B, n) of a stream, float32 (n,), with Chatterbox's fade at the start."""
+    ramp = trim_fade(torch.ones(1, sample_rate // 25), sample_rate)[0].numpy()
+    done = 0
+    for wave in waves:
+        sound = wave[0].float().cpu().numpy()
+        if fade and done < len(ramp):
+            begin = ramp[done : done + len(sound)]
+            sound[: len(begin)] *= begin
+        done += len(sound)
+        yield sound

@@ -6,7 +6,7 @@ as an initialiser or as a constant. Stride and epsilons stand in the graph, size
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -59,13 +59,6 @@ _NODES = [
 _EPSILON = re.compile(r"/blocks\.\d+/(attn|mlp)_ln/(?:Add|LayerNormalization)")
 # Whose operands are weights; other nodes may read tables, such as those of rotary positions.
 _WEIGHTED = ("Conv", "MatMul", "Gemm", "Add", "Mul", "LayerNormalization")
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published state dict's."""
-    return "encoder.blocks.0.attn_ln.weight" in keys and any(
-        key.startswith("quantizer._codebook.") for key in keys
-    )
 
 
 def to_ours(published: State) -> State:

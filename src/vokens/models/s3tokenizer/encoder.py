@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.errors import ConfigError
-from vokens.models.codec import mask_of
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.nn.attention import Rotation, SelfAttention, rotation, sinusoids
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 
 
@@ -74,7 +74,7 @@ class S3Encoder(nn.Module):
     def trunk(self, mel: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """States below the merging convolution (B, T, D), T = ceil(F / (2 first_stride)), and their lengths (B,)."""
         x, lengths = self._convolve(mel, lengths)
-        mask = None if lengths is None else mask_of(lengths, x.shape[1])
+        mask = None if lengths is None else padding_mask(lengths, x.shape[1])
         turn = None
         if self.positions is None:
             turn = rotation(x.shape[1], self.config.width // self.config.heads, x.device)
@@ -94,7 +94,7 @@ class S3Encoder(nn.Module):
         if self.config.merge == 1:
             return x
         if lengths is not None:
-            x = x * mask_of(lengths, x.shape[1]).unsqueeze(2)
+            x = x * padding_mask(lengths, x.shape[1]).unsqueeze(2)
         return F.gelu(self.merge(x.transpose(1, 2).to(self.merge.weight.dtype))).transpose(1, 2).float()
 
     def _convolve(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -103,7 +103,7 @@ class S3Encoder(nn.Module):
         if lengths is None:
             x = F.gelu(self.conv2(F.gelu(self.conv1(x))))
             return x.transpose(1, 2).float(), None
-        x = F.gelu(self.conv1(x * mask_of(lengths, x.shape[-1]).unsqueeze(1)))
+        x = F.gelu(self.conv1(x * padding_mask(lengths, x.shape[-1]).unsqueeze(1)))
         lengths = (lengths - 1) // self.config.first_stride + 1
-        x = F.gelu(self.conv2(x * mask_of(lengths, x.shape[-1]).unsqueeze(1)))
+        x = F.gelu(self.conv2(x * padding_mask(lengths, x.shape[-1]).unsqueeze(1)))
         return x.transpose(1, 2).float(), (lengths - 1) // 2 + 1

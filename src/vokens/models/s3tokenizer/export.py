@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vokens.atomic import atomic_write
 from vokens.errors import MissingExtra
-from vokens.models.codec import mask_of
 from vokens.models.s3tokenizer.model import S3Tokenizer
+from vokens.nn.masks import padding_mask
 
 METADATA = "vokens"  # the key under which name, fingerprint and config stand
 INPUTS = ("feats", "feats_length")
@@ -34,7 +34,7 @@ class Graph(nn.Module):
     def forward(self, feats: Tensor, feats_length: Tensor) -> tuple[Tensor, Tensor]:
         ids, _ = self.codebook.encode(self.encoder(feats, feats_length))
         counts = (feats_length + (self.hop - 1)) // self.hop
-        return ids * mask_of(counts, ids.shape[1]), counts
+        return ids * padding_mask(counts, ids.shape[1]), counts
 
 
 @torch.no_grad()

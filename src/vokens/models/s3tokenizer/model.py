@@ -7,7 +7,7 @@ so that they depend neither on the batch nor on its precision.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import vokens.models.s3tokenizer.checkpoint as layout
 from vokens import audio, checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_128
+from vokens.batching import batches
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
-from vokens.models.codec import Audio, Codec, batches, mask_of
-from vokens.models.s3tokenizer import checkpoint as layout
+from vokens.models.codec import Audio, Codec
 from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
 from vokens.models.s3tokenizer.int8 import check_device, round_weights
 from vokens.models.s3tokenizer.long import WINDOW, log_mel, windows
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import warn_where_slow
 from vokens.onnx_file import OnnxGraph
 from vokens.quantize.fsq import FiniteScalarQuantizer
@@ -133,7 +135,7 @@ class S3Tokenizer(Codec):
             return nn.utils.rnn.pad_sequence(codes, batch_first=True), counts
         with self._products(mel.device):
             codes = self._encode(mel, mel_lens)[0]
-        return codes if mel_lens is None else codes * mask_of(counts, codes.shape[1]), counts
+        return codes if mel_lens is None else codes * padding_mask(counts, codes.shape[1]), counts
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """Log-mel (n_mels, F) of one recording (N,) at 16 kHz, F = max(1, N // 160); any length, in bounded memory."""
@@ -245,7 +247,7 @@ class S3Tokenizer(Codec):
         batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2)
         codes, margin = self._quickly(batch, None if min(sizes) == max(sizes) else lengths)
         counts = -(-lengths // self.config.hop)
-        least = margin.masked_fill(~mask_of(counts, codes.shape[1]), torch.inf).amin(1)
+        least = margin.masked_fill(~padding_mask(counts, codes.shape[1]), torch.inf).amin(1)
         sure = (least > self.bound) | (self.exactness == "plain")
         return [
             (row[:count], fine)
@@ -292,10 +294,6 @@ class S3Tokenizer(Codec):
     # Weights -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return layout.recognises(keys)
-
-    @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
         """The codec with the weights of a state dict of the package s3tokenizer.
 
@@ -307,6 +305,8 @@ class S3Tokenizer(Codec):
             CheckpointError: weights that do not fit the config, missing or unexpected tensors.
         """
         return cls._build(layout.to_ours(state), layout.configure(state, config))
+
+    recognises_graph = staticmethod(layout.recognises_graph)
 
     @classmethod
     def from_onnx(cls, graph: OnnxGraph, config: Any = None) -> Self:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
-from vokens.models.codec import build_config, mask_of
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import Block, Norm, S3Encoder
 from vokens.nn.attention import rotation, sinusoids
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
@@ -110,7 +111,7 @@ class Recogniser(nn.Module):
             trunk: (B, T', D) what the encoder's trunk gives for mel, where it is frozen and known.
         """
         states = self.states(mel, lengths, trunk)
-        inside = mask_of(-(-lengths // self.config.hop), states.shape[1])
+        inside = padding_mask(-(-lengths // self.config.hop), states.shape[1])
         values, codes, commit = self._quantize(states, inside, quantizer == "on", generator)
         x = self.expand(values)
         if quantizer == "off":

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError, MissingExtra
-from vokens.models.codec import build_config
-from vokens.models.s3tokenizer import checkpoint as layout
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.export import METADATA
 from vokens.models.s3tokenizer.model import S3Tokenizer
@@ -118,7 +117,7 @@ def _providers(device: str, available: Sequence[str]) -> list[str]:
 def _released(session: Any, path: Path, config: Any) -> OnnxS3Tokenizer:
     """A graph that does not say what it is: its nodes and weights do."""
     graph = read_onnx(path)
-    if not layout.recognises_graph(graph):
+    if not S3Tokenizer.recognises_graph(graph):
         raise CheckpointError(f"{path} is no S3Tokenizer: neither released nor written by export_onnx")
     codec = S3Tokenizer.from_onnx(graph, config)
     name = path.stem if codec.name == codec.system else codec.name

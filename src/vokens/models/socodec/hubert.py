@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vokens.errors import MissingExtra
-from vokens.models.codec import mask_of
 from vokens.models.socodec.config import SSL_HOP, SoCodecConfig
 from vokens.nn.conv import PlainConv1d
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import use_in
 
 TAIL = 3200  # zeros that SoCodec appends
@@ -72,7 +72,7 @@ class Hubert(nn.Module):
         hidden = self.model.feature_projection(torch.cat(pieces, 2).transpose(1, 2))
         mask = None
         if min(frames) < longest:
-            mask = mask_of(torch.tensor(frames, device=hidden.device), longest)
+            mask = padding_mask(torch.tensor(frames, device=hidden.device), longest)
         return self.model.encoder(hidden, attention_mask=mask).last_hidden_state.float()
 
 

@@ -5,7 +5,7 @@ four codes, of which the first carries most. Causal decoders make a mel of codes
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import vokens.models.socodec.checkpoint as layout
+import vokens.models.socodec.published as published
 from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.mel import SOCODEC_16K_80
+from vokens.batching import batches
+from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
-from vokens.models.codec import Codec, batches
-from vokens.models.pretrained import build_config
-from vokens.models.socodec import checkpoint as layout
-from vokens.models.socodec import published
+from vokens.models.codec import Codec
 from vokens.models.socodec.causal import Down, MelFront, Past, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
 from vokens.models.socodec.hubert import Hubert, Scaled, computable, hubert_features
@@ -343,10 +344,6 @@ class SoCodec(Codec):
         if self.config.hubert and self.config.features != "mel":
             self._hubert()
         return super().save_pretrained(folder, dtype=dtype, card=card)
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return layout.is_analyzer(keys) or layout.is_vocoder(keys)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:

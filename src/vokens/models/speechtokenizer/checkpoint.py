@@ -4,8 +4,6 @@ The layers have the published numbers, so the table only drops wrappers. Both fo
 the folded one of inference and the one with weight norm that trains.
 """
 
-from collections.abc import Collection
-
 from torch import Tensor
 
 from vokens.checkpoint import NameTable, unfold_weight_norm
@@ -43,11 +41,6 @@ _TABLE = NameTable(
         ("transform.*", "semantic.*"),
     ]
 )
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published layout's."""
-    return "quantizer.vq.layers.0._codebook.embed" in keys and "encoder.model.0.conv.conv.bias" in keys
 
 
 def to_ours(published: State) -> State:

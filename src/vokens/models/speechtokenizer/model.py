@@ -5,18 +5,17 @@ quantization; the decoder mirrors it. Inference runs in spans of time (see spans
 """
 
 import math
-from collections.abc import Collection
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+import vokens.models.speechtokenizer.checkpoint as layout
+import vokens.models.speechtokenizer.spans as spans
 from vokens import checkpoint
 from vokens.errors import CheckpointError
 from vokens.models.codec import Codec
-from vokens.models.speechtokenizer import checkpoint as layout
-from vokens.models.speechtokenizer import spans
-from vokens.models.speechtokenizer.config import PUBLISHED, SpeechTokenizerConfig
+from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
 from vokens.nn.conv import add_weight_norm
 from vokens.nn.product import Linear
 from vokens.nn.seanet import SEANetDecoder, SEANetEncoder
@@ -66,12 +65,16 @@ class SpeechTokenizer(Codec):
 
     @torch.inference_mode()
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
-        codes = spans.encode(self, wave, lengths.cpu(), 0, num_codebooks)
+        codes = spans.encode(
+            self.encoder, self.quantizer, self.hop_length, wave, lengths.cpu(), range(num_codebooks)
+        )
         return codes, self.num_frames(lengths)
 
     @torch.inference_mode()
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
-        return spans.decode(self, codes, lengths.cpu(), first_codebook)
+        return spans.decode(
+            self.decoder, self.quantizer, self.hop_length, codes, lengths.cpu(), first_codebook
+        )
 
     # Weights -----------------------------------------------------------------------------------------------
 
@@ -83,14 +86,6 @@ class SpeechTokenizer(Codec):
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return checkpoint.fold_weight_norm(state)
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return layout.recognises(keys)
-
-    @classmethod
-    def owns_config(cls, settings: Any) -> bool:
-        return super().owns_config(settings) or set(PUBLISHED.values()) <= set(settings)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:

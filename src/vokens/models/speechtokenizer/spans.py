@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +18,7 @@ from torch import Tensor
 from vokens.nn.lstm import SkipLSTM, State
 from vokens.nn.seanet import SEANet
 from vokens.nn.threads import Workers, gather, workers
-
-if TYPE_CHECKING:
-    from vokens.models.speechtokenizer.model import SpeechTokenizer
+from vokens.quantize import ResidualVectorQuantizer
 
 # Frames of a span, counted over all rows.
 CONV_FRAMES = 256  # 21 MB at 64 channels; the deepest layer lays out 58 MB of weights in every call
@@ -77,51 +74,62 @@ class Rows:
 
 
 def encode(
-    codec: "SpeechTokenizer", wave: Tensor, lengths: Tensor, first_codebook: int, num_codebooks: int
+    encoder: SEANet,
+    quantizer: ResidualVectorQuantizer,
+    hop: int,
+    wave: Tensor,
+    lengths: Tensor,
+    codebooks: range,
 ) -> Tensor:
-    """Codes (B, K, T) of wave (B, N), rows of lengths (B,) samples, from codebooks first..num_codebooks - 1."""
+    """Codes (B, K, T) of wave (B, N), rows of lengths (B,) samples, a frame each `hop` of them."""
     order = lengths.argsort(descending=True, stable=True)
     wave, lengths = wave[order.to(wave.device)], lengths[order]
-    rows, hop = Rows(codec.num_frames(lengths), wave.device), codec.hop_length
+    rows, dtype = Rows(-(-lengths // hop), wave.device), next(encoder.parameters()).dtype
     # One frame more than the outputs' reach: a last frame that is only begun is filled with a mirrored frame.
-    reach = -(-codec.encoder.front_reach // hop) + 1
-    codes = torch.zeros(
-        len(wave), num_codebooks - first_codebook, rows.total, dtype=torch.int64, device=wave.device
-    )
+    reach = -(-encoder.front_reach // hop) + 1
+    codes = torch.zeros(len(wave), len(codebooks), rows.total, dtype=torch.int64, device=wave.device)
 
     def front(span: Span) -> Tensor:
         left, right = max(0, span.start - reach), min(rows.total, span.end + reach)
         part = wave[: span.rows, None, left * hop : min(right * hop, int(lengths[0]))]
-        x = codec.encoder.front(part.to(codec.dtype), _ends(lengths[: span.rows], left * hop, part.shape[2]))
+        x = encoder.front(part.to(dtype), _ends(lengths[: span.rows], left * hop, part.shape[2]))
         return x[..., span.start - left : span.end - left]
 
     def head(span: Span, latent: Tensor) -> None:
-        found = codec.quantizer.encode(latent.transpose(1, 2), num_codebooks, first_codebook)
-        codes[: span.rows, :, span.start : span.end] = found
+        codes[: span.rows, :, span.start : span.end] = quantizer.encode(
+            latent.transpose(1, 2), codebooks.stop, codebooks.start
+        )
 
-    _run(codec.encoder, rows, codec.dtype, front, head)
+    _run(encoder, rows, dtype, front, head)
     beyond = torch.arange(rows.total) >= rows.frames[:, None]
     codes.masked_fill_(beyond[:, None].to(wave.device), 0)
     return codes[order.argsort().to(wave.device)]
 
 
-def decode(codec: "SpeechTokenizer", codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
+def decode(
+    decoder: SEANet,
+    quantizer: ResidualVectorQuantizer,
+    hop: int,
+    codes: Tensor,
+    lengths: Tensor,
+    first_codebook: int,
+) -> Tensor:
     """Wave (B, T * hop) float32 of codes (B, K, T), rows of lengths (B,) frames, zero beyond them."""
     order = lengths.argsort(descending=True, stable=True)
     codes, lengths = codes[order.to(codes.device)], lengths[order]
-    rows, hop, reach = Rows(lengths, codes.device), codec.hop_length, codec.decoder.front_reach
+    rows, reach, dtype = Rows(lengths, codes.device), decoder.front_reach, next(decoder.parameters()).dtype
     wave = torch.zeros(len(codes), codes.shape[2] * hop, device=codes.device)
 
     def front(span: Span) -> Tensor:
         left, right = max(0, span.start - reach), min(rows.total, span.end + reach)
-        latent = codec.quantizer.decode(codes[: span.rows, :, left:right], first_codebook).to(codec.dtype)
-        x = codec.decoder.front(latent.transpose(1, 2), _ends(lengths[: span.rows], left, right - left))
+        latent = quantizer.decode(codes[: span.rows, :, left:right], first_codebook).to(dtype)
+        x = decoder.front(latent.transpose(1, 2), _ends(lengths[: span.rows], left, right - left))
         return x[..., span.start - left : span.end - left]
 
     def head(span: Span, sound: Tensor) -> None:
         wave[: span.rows, span.start * hop : span.end * hop] = sound[:, 0]
 
-    _run(codec.decoder, rows, codec.dtype, front, head)
+    _run(decoder, rows, dtype, front, head)
     beyond = torch.arange(wave.shape[1]) >= (lengths * hop)[:, None]
     wave.masked_fill_(beyond.to(wave.device), 0.0)
     return wave[order.argsort().to(wave.device)]

@@ -3,15 +3,15 @@
 What stage s predicts codebook s with is the embedding of codebook s + 1: the file holds both names, we hold one.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vokens.checkpoint import NameTable
+from vokens.config import build_config
 from vokens.errors import CheckpointError
-from vokens.models.pretrained import build_config
 from vokens.models.uslm.config import USLMConfig
 
 State = dict[str, Tensor]
@@ -44,11 +44,6 @@ for _part, _norms in (
     for _there, _here in _norms.items():
         _ROWS += [(f"{_layer}.norm{n}.{_there}", f"{_ours}.norm{n}.{_here}") for n in (1, 2)]
         _ROWS += [(f"{_part}_decoder.norm.{_there}", f"{_part}.transformer.norm.{_here}")]
-
-
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are the published layout's."""
-    return "ar_predict_layer.weight" in keys and "nar_stage_embeddings.0.word_embeddings.weight" in keys
 
 
 def configure(state: State, config: USLMConfig | Mapping[str, Any] | None) -> USLMConfig:

@@ -4,24 +4,25 @@ The first network continues the prompt's first codebook with a cache of keys and
 other seven greedily. Texts of a batch are padded and masked, so that each is spoken as if alone.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+import vokens.models.uslm.checkpoint as layout
 from vokens import checkpoint
 from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.pretrained import Pretrained
-from vokens.models.uslm import checkpoint as layout
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
 from vokens.models.uslm.sampling import Sampling, draw
 from vokens.models.uslm.transformer import Memory
 from vokens.nn.progress import pace_of
 from vokens.one_or_list import one_or_list
-from vokens.text.front_end import PAD, front_end
+from vokens.text import front_end
+from vokens.text.front_end import PAD
 from vokens.tokens import Tokens
 
 
@@ -259,10 +260,6 @@ class USLM(Pretrained):
             raise TokensError(f"{len(prompt)} prompts were given for {count} texts: one for all or one each")
 
     # Weights -----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return layout.recognises(keys)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:

@@ -30,11 +30,9 @@ class USLMSpeech(Speaker):
     def __init__(self, uslm: USLM, codec: Pretrained | None = None) -> None:
         settings = uslm.config
         if codec is None:
-            from vokens.models import load
-
             name = RELEASED.get(settings.codec, settings.codec)
             try:
-                codec = load(name, device=uslm.device)
+                codec = Codec.from_pretrained(name, device=uslm.device)
             except VokensError as error:
                 raise ConfigError(
                     f"the codec of {uslm.name}, {name!r}, cannot be had: {error}; name it"

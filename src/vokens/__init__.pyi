@@ -1,0 +1,9 @@
+from vokens._version import __version__ as __version__
+from vokens.models.codec import Codec as Codec
+from vokens.models.pretrained import load as load
+from vokens.models.s3gen import HiFTNetConfig as HiFTNetConfig
+from vokens.models.s3gen import HiFTNetModel as HiFTNetModel
+from vokens.models.s3gen import S3GenConfig as S3GenConfig
+from vokens.models.s3gen import S3GenModel as S3GenModel
+from vokens.models.speaking import load_voice as load_voice
+from vokens.tokens import Tokens as Tokens

@@ -1,0 +1,214 @@
+"""Evaluators by name: ASR models, speaker verification models, and what this machine lacks for the metrics.
+
+A name without a colon is a model of docs/metrics.md that runs offline; `kind:ID` is opened by transformers, ID being a
+hub id or a folder. One more model is one function and one line of a table.
+"""
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vokens import checkpoint
+from vokens.errors import ConfigError, DownloadError, MissingExtra
+from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking
+from vokens.nn.campplus import CAMPPlus
+
+RATE = 16000
+_WINDOW = 30 * RATE  # the window of Whisper
+
+
+class Recogniser(Protocol):
+    """Speech recognition."""
+
+    def transcribe(self, wave: np.ndarray) -> str:
+        """The transcript of a 16 kHz wave (T,) in [-1, 1]."""
+        ...
+
+
+class SpeakerModel(Protocol):
+    """Voices as vectors."""
+
+    def embed(self, wave: np.ndarray) -> np.ndarray:
+        """The voice (D,) of a 16 kHz wave (T,) in [-1, 1]; the cosine compares two."""
+        ...
+
+
+def open_recogniser(name: str, folder: Path | None = None, device: str = "cpu") -> Recogniser:
+    """moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID or wav2vec2:ID (a network with CTC, as HuBERT's).
+
+    folder: of the offline models. Raises ConfigError for other names, NotInstalled and DownloadError for files that
+    cannot be had, MissingExtra without the packages.
+    """
+    return _open("recogniser", RECOGNISERS, name, folder, device)
+
+
+def open_speaker_model(name: str, folder: Path | None = None, device: str = "cpu") -> SpeakerModel:
+    """campplus-zh-en or wavlm:ID (with x-vectors, such as microsoft/wavlm-base-plus-sv); errors as above."""
+    return _open("speaker", SPEAKER_MODELS, name, folder, device)
+
+
+def _open(
+    role: str, table: dict[str, Callable[..., Any]], name: str, folder: Path | None, device: str
+) -> Any:
+    kind, colon, source = name.partition(":")
+    known = f"{kind}:ID" if colon else kind
+    if known not in table or (colon and not source):
+        raise ConfigError(f"{role} {name!r}: {', '.join(table)} are accepted, ID being a hub id or a folder")
+    return table[known](source or find_evaluator(kind, folder), device)
+
+
+# Offline -------------------------------------------------------------------------------------------------------
+
+
+def _moonshine(folder: Path, device: str) -> Recogniser:
+    from vokens.models.moonshine import Moonshine
+
+    return Moonshine(folder)
+
+
+def _whisper(folder: Path, device: str) -> Recogniser:
+    from vokens.bench.evaluators.whisper import Whisper
+
+    return Whisper(folder)
+
+
+def _campplus(folder: Path, device: str) -> SpeakerModel:
+    return SpeakerEvaluator(folder)
+
+
+# Through transformers ------------------------------------------------------------------------------------------
+
+
+class WhisperOfTransformers:
+    """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
+
+    def __init__(self, source: str, device: str = "cpu") -> None:
+        self._processor, self._model = _pretrained(
+            source, "AutoProcessor", "WhisperForConditionalGeneration", device
+        )
+        # English-only models refuse to be told so.
+        many = getattr(self._model.generation_config, "is_multilingual", False)
+        self._task = {"language": "en", "task": "transcribe"} if many else {}
+
+    @torch.inference_mode()
+    def transcribe(self, wave: np.ndarray) -> str:
+        texts = []
+        for start in range(0, len(wave), _WINDOW):
+            piece = wave[start : start + _WINDOW]
+            features = self._processor(
+                piece, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
+            ).to(self._model.device)
+            ids = self._model.generate(
+                features.input_features,
+                attention_mask=features.attention_mask,
+                do_sample=False,
+                num_beams=1,
+                **self._task,
+            )
+            texts.append(self._processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
+        return " ".join(text for text in texts if text)
+
+
+class Wav2Vec2:
+    """A network with CTC (wav2vec 2.0, HuBERT, WavLM), greedy."""
+
+    def __init__(self, source: str, device: str = "cpu") -> None:
+        self._processor, self._model = _pretrained(source, "Wav2Vec2Processor", "AutoModelForCTC", device)
+
+    @torch.inference_mode()
+    def transcribe(self, wave: np.ndarray) -> str:
+        features = self._processor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
+        best = self._model(features.input_values).logits.argmax(-1)
+        text = self._processor.batch_decode(best)[0]
+        # skip_special_tokens would drop the blanks before repeats are joined, and "ll" would be read as "l".
+        for mark in self._processor.tokenizer.all_special_tokens:
+            text = text.replace(mark, "")
+        return text.strip()
+
+
+class WavLM:
+    """WavLM with x-vectors (Chen et al. 2021), the speaker verification model of SLMTokBench."""
+
+    def __init__(self, source: str, device: str = "cpu") -> None:
+        self._extractor, self._model = _pretrained(source, "AutoFeatureExtractor", "WavLMForXVector", device)
+
+    @torch.inference_mode()
+    def embed(self, wave: np.ndarray) -> np.ndarray:
+        features = self._extractor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
+        return self._model(features.input_values).embeddings[0].float().cpu().numpy()
+
+
+def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[Any, Any]:
+    """The processor and the network of a hub id or a folder, by their classes in transformers."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtra("transformers", "hf", f"the model {source}") from error
+    try:
+        network = getattr(transformers, model).from_pretrained(source).to(device).eval()
+        return getattr(transformers, processor).from_pretrained(source), network
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"{source} cannot be opened: give the id of a model that the hub has and can be reached, or a folder with "
+            f"its files ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+RECOGNISERS: dict[str, Callable[..., Recogniser]] = {
+    "moonshine-tiny-en": _moonshine,
+    "moonshine-base-en": _moonshine,
+    "whisper-base": _whisper,
+    "whisper:ID": WhisperOfTransformers,
+    "wav2vec2:ID": Wav2Vec2,
+}
+SPEAKER_MODELS: dict[str, Callable[..., SpeakerModel]] = {"campplus-zh-en": _campplus, "wavlm:ID": WavLM}
+
+
+class SpeakerEvaluator:
+    """CAM++ from the folder of its published weights (campplus_cn_en_common.pt, 192 numbers a voice)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        home = Path(folder).expanduser()
+        check_files(home, FILES["campplus-zh-en"])
+        path = home / FILES["campplus-zh-en"][0]
+        self._model = CAMPPlus().eval()
+        checkpoint.load_strict(self._model, checkpoint.read_state_dict(path), str(path))
+
+    def embed(self, wave: np.ndarray) -> np.ndarray:
+        """The voice (192,) of a 16 kHz wave (T,) of at least 45 ms."""
+        return self._model.embed([torch.from_numpy(np.ascontiguousarray(wave))])[0].numpy()
+
+
+_PACKAGES = {  # of the extra `eval`, by metric
+    **dict.fromkeys(("stoi", "estoi"), ("pystoi",)),
+    **dict.fromkeys(("pesq-wb", "pesq-nb"), ("pesq",)),
+    **dict.fromkeys(("dnsmos", "dnsmos-sig", "dnsmos-bak"), ("onnxruntime",)),
+    "wer": ("onnxruntime", "tokenizers"),
+}
+_MODELS = {  # by metric; of word error it is chosen
+    **dict.fromkeys(("dnsmos", "dnsmos-sig", "dnsmos-bak"), "dnsmos"),
+    "distill-mos": "distillmos",
+    "speaker": "campplus-zh-en",
+}
+
+
+def unmeasurable(metrics: Iterable[str], recogniser: str, folder: str | Path | None = None) -> dict[str, str]:
+    """The metrics that this machine cannot compute, and why: at most one reason for packages, one for models."""
+    packages, models = {}, {}
+    for metric in metrics:
+        needed = _PACKAGES.get(metric, ())
+        if absent := [package for package in needed if find_spec(package) is None]:
+            packages[metric] = absent
+            continue
+        model = recogniser if metric == "wer" else _MODELS.get(metric)
+        if model in FILES and lacking([model], folder):
+            models[metric] = model
+    notes = {}
+    if packages:
+        every = dict.fromkeys(package for absent in packages.values() for package in absent)
+        notes = dict.fromkeys(packages, str(MissingExtra(", ".join(every), "eval", "measuring them")))
+    return notes | dict.fromkeys(models, lacking(dict.fromkeys(models.values()), folder))

@@ -1,0 +1,57 @@
+"""DNSMOS P.835 (Reddy et al. 2021, arXiv 2110.01763): a non-intrusive MOS predictor.
+
+The released graph takes 9.01 s at 16 kHz: shorter recordings are repeated, longer ones rated every second; the mean
+of these is taken, after the released polynomials that bring the graph's numbers to the scale of listeners.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from vokens.errors import ConfigError
+from vokens.evaluator_files import FILES, check_files, open_graph
+
+RATE = 16000
+WINDOW = 144160  # samples of the graph's input, 9.01 s
+# Of the released evaluation script (microsoft/DNS-Challenge, DNSMOS/dnsmos_local.py): a x^2 + b x + c.
+_LISTENERS = {
+    "dnsmos-sig": (-0.08397278, 1.22083953, 0.0052439),
+    "dnsmos-bak": (-0.13166888, 1.60915514, -0.39604546),
+    "dnsmos": (-0.06766283, 1.11546468, 0.04602535),
+}
+_PERSONALISED = (
+    "9e3a197449ca2177f0997afec3bd6b890117ce2f17b89d6eea7fa0d47272c81c"  # the other file of this name
+)
+
+
+class DNSMOS:
+    """The graph from the folder that holds sig_bak_ovr.onnx."""
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        home = Path(folder).expanduser()
+        check_files(home, FILES["dnsmos"])
+        path = home / FILES["dnsmos"][0]
+        if hashlib.sha256(path.read_bytes()).hexdigest() == _PERSONALISED:
+            raise ConfigError(
+                f"{path} is the graph of the personalised DNSMOS, which rates other voices as noise: take the file "
+                "of that name from the folder dnsmos_models of the package speechmos"
+            )
+        self._session = open_graph(path, threads, "DNSMOS")
+
+    def rate(self, wave: np.ndarray) -> dict[str, float]:
+        """dnsmos-sig (speech), dnsmos-bak (noise), dnsmos (overall), 1 to 5, of a 16 kHz wave (T,) in [-1, 1]."""
+        wave = np.asarray(wave, np.float32).clip(-1, 1)
+        while len(wave) < WINDOW:
+            wave = np.concatenate([wave, wave])
+        last = int(len(wave) // RATE - WINDOW / RATE)
+        starts = [second * RATE for second in range(last + 1)]
+        raw = np.stack(
+            [
+                self._session.run(None, {"input_1": wave[None, start : start + WINDOW]})[0][0]
+                for start in starts
+                if start + WINDOW <= len(wave)
+            ]
+        )
+        rated = [np.polyval(law, column) for law, column in zip(_LISTENERS.values(), raw.T, strict=True)]
+        return {name: float(values.mean()) for name, values in zip(_LISTENERS, rated, strict=True)}

@@ -1,0 +1,161 @@
+"""Players and spectrograms of a recording through every codec, as data addresses inside the page.
+
+Sound is FLAC: lossless, so that artefacts are the codec's. Pictures are PNG files of 256 colours, written here.
+"""
+
+import io
+import struct
+import zlib
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from vokens.audio import load, resample
+from vokens.bench.options import Measure
+from vokens.bench.tasks.items import Item, NoRecordings, find_items
+from vokens.errors import VokensError
+from vokens.models.codec import Codec
+from vokens.tokens import Tokens
+
+RATE = 16000  # Hz, of all sounds on the page: that of the metrics
+_RANGE = 70.0  # dB below the loudest that a picture shows
+_COLORS = (  # from dark to bright, eight of a perceptually even scale; between them straight lines
+    (0, 0, 4), (40, 17, 89), (101, 26, 128), (158, 47, 127), (213, 72, 104), (246, 118, 92), (254, 183, 122),
+    (252, 253, 191),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A row of results: addresses of its sound and its picture."""
+
+    row: str
+    audio: str
+    picture: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One recording through every row; the recording itself comes first."""
+
+    id: str
+    text: str | None
+    sounds: tuple[Sound, ...]
+
+
+def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float) -> Iterator[Sample]:
+    """Recordings of the reconstruction benchmark, evenly spaced; rows that cannot be opened any more are left out."""
+    items = _items(folder, summary)
+    chosen = [items[int((i + 0.5) * len(items) / count)] for i in range(min(count, len(items)))]
+    waves: dict[str, dict[str, np.ndarray]] = {}
+    for item in chosen:
+        with suppress(VokensError):  # the benchmark has named it
+            waves[item.id] = {"original": load(item.path, RATE)[0]}
+    chosen = [item for item in chosen if item.id in waves]
+    for model in dict.fromkeys(row["model"] for row in summary["rows"]):
+        rows = [row["row"] for row in summary["rows"] if row["model"] == model and row["row"] != "original"]
+        _decode(folder, summary, model, rows, chosen, waves)
+    for item in chosen:
+        outputs = waves[item.id]
+        loudest = float(_log_mel(outputs["original"][: int(seconds * RATE)]).max())
+        sounds = (_sound(row, wave[: int(seconds * RATE)], loudest) for row, wave in outputs.items())
+        yield Sample(item.id, item.text, tuple(sounds))
+
+
+def _items(folder: Path, summary: dict[str, Any]) -> list[Item]:
+    data, chosen = summary["settings"]["data"], dict(summary["selection"])
+    chosen["models"] = ",".join(chosen["models"])
+    path = Path(data) if Path(data).exists() else None
+    if path is None and data.startswith("/"):
+        return []  # the corpus has gone since
+    with suppress(NoRecordings):
+        return find_items(Measure(out=folder, data=path, **chosen))
+    return []
+
+
+def _decode(
+    folder: Path,
+    summary: dict[str, Any],
+    model: str,
+    rows: list[str],
+    items: list[Item],
+    waves: dict[str, dict[str, np.ndarray]],
+) -> None:
+    """Add what each of a model's rows makes of the recordings: of its kept tokens, else encoded again."""
+    from vokens.bench.tasks.codecs import labels, token_path
+
+    options = Measure(out=folder, models=",".join(summary["selection"]["models"]))
+    try:
+        codec = (
+            Codec.from_pretrained(labels(options).get(model, model), local_files_only=True) if rows else None
+        )
+    except (VokensError, OSError):
+        return
+    if codec is None:
+        return
+    for item in items:
+        kept = token_path(options, model, item)
+        original = waves[item.id]["original"]
+        tokens = Tokens.load(kept) if kept.is_file() else None
+        if tokens is None or tokens.fingerprint != codec.fingerprint:
+            tokens = codec.encode(original, RATE)
+        for row in rows:
+            wave = resample(codec.decode(_books(tokens, model, row))[0], codec.sample_rate, RATE)
+            waves[item.id][row] = np.pad(wave[: len(original)], (0, max(0, len(original) - len(wave))))
+
+
+def _books(tokens: Tokens, model: str, row: str) -> Tokens:
+    """The codebooks that a row's label names after the model's: "mini 2-8"; all where it names none."""
+    first, _, last = row.removeprefix(model).strip().partition("-")
+    if not first.isdigit():
+        return tokens
+    return tokens.select(int(first) - 1, int(last or first))
+
+
+def _sound(row: str, wave: np.ndarray, loudest: float) -> Sound:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wave, -1, 1), RATE, format="FLAC", subtype="PCM_16")
+    picture = png(_shades(_log_mel(wave), loudest))
+    return Sound(
+        row, _address("audio/flac", buffer.getvalue()), _address("image/png", picture), len(wave) / RATE
+    )
+
+
+def _log_mel(wave: np.ndarray) -> np.ndarray:
+    from vokens.picture import log_mel
+
+    return log_mel(wave, RATE)
+
+
+def _shades(mel: np.ndarray, loudest: float) -> np.ndarray:
+    """(bands, frames) dB to 0..255, the highest band first, at most 600 frames."""
+    step = max(1, -(-mel.shape[1] // 600))
+    mel = mel[::-1, : mel.shape[1] // step * step].reshape(len(mel), -1, step).mean(-1)
+    return np.clip(255 * (mel - loudest + _RANGE) / _RANGE, 0, 255).round().astype(np.uint8)
+
+
+def png(shades: np.ndarray) -> bytes:
+    """A PNG file of (rows, columns) uint8, through the palette. RFC 2083."""
+    height, width = shades.shape
+    anchors, places = np.array(_COLORS, float), np.linspace(0, 255, len(_COLORS))
+    palette = np.stack([np.interp(np.arange(256), places, column) for column in anchors.T], 1).round()
+    lines = b"".join(b"\0" + line.tobytes() for line in shades)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+        (b"PLTE", palette.astype(np.uint8).tobytes()),
+        (b"IDAT", zlib.compress(lines, 9)),
+        (b"IEND", b""),
+    )
+    chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(data).decode()}"

@@ -1,0 +1,94 @@
+"""Statistics of symbols: an n-gram model with Kneser-Ney smoothing, and bounds of mutual information."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class KneserNey:
+    """p(code | the order - 1 codes before it) over codes 0..size-1; sequences begin with a start symbol, `size`."""
+
+    def __init__(self, sequences: Iterable[Sequence[int]], size: int, order: int = 3) -> None:
+        self._size, self._order = size, order
+        highest: Counter[tuple[int, ...]] = Counter()
+        for sequence in sequences:
+            padded = self._padded(sequence)
+            highest.update(padded[i - order : i] for i in range(order, len(padded) + 1))
+        counts = [highest]
+        for _ in range(order - 1):
+            counts.append(
+                Counter(gram[1:] for gram in counts[-1])
+            )  # each distinct gram adds one left neighbour
+        self._orders = [_Order(count) for count in reversed(counts)]  # unigrams first
+
+    def probability(self, code: int, context: tuple[int, ...]) -> float:
+        """p(code | context), context of order - 1 codes; a start symbol stands before the first."""
+        p = 1 / self._size
+        for length, order in enumerate(self._orders):
+            p = order.blend(context[len(context) - length :], code, p)
+        return p
+
+    def bits(self, sequence: Sequence[int]) -> np.ndarray:
+        """(T,): -log2 p of each code of a sequence."""
+        padded, order = self._padded(sequence), self._order
+        likelihoods = [
+            self.probability(padded[i], padded[i - order + 1 : i]) for i in range(order - 1, len(padded))
+        ]
+        return -np.log2(np.array(likelihoods))
+
+    def _padded(self, sequence: Sequence[int]) -> tuple[int, ...]:
+        return (self._size,) * (self._order - 1) + tuple(int(code) for code in sequence)
+
+
+class _Order:
+    """Counts of grams of one length."""
+
+    def __init__(self, counts: Counter[tuple[int, ...]]) -> None:
+        self._counts = counts
+        self._total: defaultdict[tuple[int, ...], int] = defaultdict(int)
+        self._types: defaultdict[tuple[int, ...], int] = defaultdict(int)
+        for gram, count in counts.items():
+            self._total[gram[:-1]] += count
+            self._types[gram[:-1]] += 1
+        ones, twos = (sum(count == k for count in counts.values()) for k in (1, 2))
+        self._discount = (
+            ones / (ones + 2 * twos) if ones else 0.5
+        )  # 0.5: only where every gram came twice or more
+
+    def blend(self, context: tuple[int, ...], code: int, lower: float) -> float:
+        """p(code | context), of which `lower` is that of the next shorter context."""
+        total = self._total.get(context, 0)
+        if not total:
+            return lower
+        seen = max(self._counts.get((*context, code), 0) - self._discount, 0.0)
+        return (seen + self._discount * self._types[context] * lower) / total
+
+
+def vclub(matched: Tensor, shuffled: Tensor) -> Tensor:
+    """Terms (N,) in nats, log q(y_i | x_i) - mean_j log q(y_j | x_i), whose mean is the estimate.
+
+    matched (N,) scores pairs; shuffled (N, M) scores each x with M texts drawn from all N, its own not left out.
+    Where q is the true conditional the mean is at least I(X; Y); with another q it need not be. Texts that q holds
+    impossible (-inf) would make it infinite and are left out, which lowers it; NaN where all of a row are.
+    """
+    possible = shuffled.isfinite()
+    total = shuffled.double().masked_fill(~possible, 0).sum(1)
+    return matched.double() - total / possible.sum(1)
+
+
+def barber_agakov(conditional: Tensor, prior: Tensor) -> Tensor:
+    """Terms (N,) in nats, log q(y_i | x_i) - log p(y_i), whose mean is the lower bound.
+
+    With the true p(y) the mean is at most I(X; Y), and equal where q is the true conditional. A model in the place of
+    p adds its own excess, KL(p || model), the same for all x: differences between tokenizers are free of it.
+    """
+    return conditional.double() - prior.double()
+
+
+def draw_others(count: int, others: int, generator: torch.Generator) -> Tensor:
+    """(N, M): for each of `count` items M = min(others, count) of all items, drawn without replacement."""
+    some = min(count, others)
+    return torch.stack([torch.randperm(count, generator=generator)[:some] for _ in range(count)])

@@ -1,0 +1,290 @@
+"""The reconstruction benchmark: every file through every codec, then all metrics of what comes out.
+
+One worker measures one file at a time: it encodes once, decodes each range of codebooks, and asks the evaluators. The
+parent writes a line per file and row: a stopped run resumes from them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vokens import registry
+from vokens.audio import load, resample
+from vokens.bench import metrics
+from vokens.bench.evaluators import Recogniser, SpeakerEvaluator, open_recogniser, unmeasurable
+from vokens.bench.evaluators.distill_mos import DistillMOS
+from vokens.bench.evaluators.mos import DNSMOS
+from vokens.bench.options import METRICS, Reconstruct, split_list
+from vokens.bench.report.definitions import metric
+from vokens.bench.report.table import Line
+from vokens.bench.results import Results
+from vokens.bench.tasks.codecs import labels, open_codec, token_path
+from vokens.bench.tasks.items import Item, find_items
+from vokens.bench.tasks.processes import pool
+from vokens.errors import ConfigError, NotInstalled, VokensError
+from vokens.evaluator_files import find_evaluator
+from vokens.models.codec import Codec
+from vokens.text.transcripts import normalised_words, word_edits
+
+RATE = metrics.SAMPLE_RATE
+FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "stoi": metrics.stoi,
+    "estoi": lambda a, b: metrics.stoi(a, b, extended=True),
+    "pesq-wb": metrics.pesq_wb,
+    "pesq-nb": metrics.pesq_nb,
+    "si-sdr": metrics.si_sdr,
+    "mel": metrics.log_mel_distance,
+    "stft": metrics.stft_distance,
+    "mcd": metrics.mel_cepstral_distortion,
+}
+# Non-intrusive MOS predictors, by folder: the network, and the ratings that it gives.
+MOS_PREDICTORS = {
+    "dnsmos": (DNSMOS, {"dnsmos", "dnsmos-sig", "dnsmos-bak"}),
+    "distillmos": (DistillMOS, {"distill-mos"}),
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """A codec and the rows of results that it gives: label -> half-open range of codebooks."""
+
+    label: str
+    source: str
+    fingerprint: str
+    rows: dict[str, tuple[int, int]]
+
+
+# No codec: what evaluators say of the recording itself.
+ORIGINAL = System("original", "", "", {"original": (0, 0)})
+
+
+def run(options: Reconstruct) -> int:
+    """Measure, and write the results; 1 if some files failed."""
+    items = find_items(options)
+    options, left_out = _able(options)
+    systems, notes = find_systems(options)
+    if not systems:
+        raise ConfigError(f"nothing to measure: {'; '.join(notes.values())}")
+    chosen = options.chosen_metrics()
+    recogniser = options.recogniser if "wer" in chosen else None
+    with Results(options, "reconstruct", metrics=chosen, recogniser=recogniser) as results:
+        results.leave_out(notes | left_out)
+        jobs = []
+        for system in systems:
+            for item in items:
+                rows = [row for row in system.rows if not results.get(row, item.id, system.fingerprint)]
+                jobs += [(system, item, rows)] if rows else []
+        for system, item, outcome in _measure_all(options, jobs):
+            if isinstance(outcome, str):
+                results.fail(item.id, outcome)
+                continue
+            for row, found in outcome.items():
+                results.add(row, system.label, item.id, system.fingerprint, **found)
+        rows = []
+        for system in systems:
+            for row in system.rows:
+                lines = [results.get(row, item.id, system.fingerprint) for item in items]
+                measured = [line for line in lines if line]
+                rows.append(summary_row(row, system.label, system.fingerprint, measured, recogniser))
+        return results.finish(rows, processes=options.processes)
+
+
+def _able(options: Reconstruct) -> tuple[Reconstruct, dict[str, str]]:
+    """The options with the metrics that this machine can compute, and why it cannot compute the others.
+
+    Raises NotInstalled for one that was named for by name.
+    """
+    chosen = options.chosen_metrics()
+    notes = unmeasurable(chosen, options.recogniser, options.evaluators)
+    if notes and options.metrics is not None:
+        raise NotInstalled(f"--metrics {','.join(notes)}: {'; '.join(dict.fromkeys(notes.values()))}")
+    return replace(options, metrics=",".join(name for name in chosen if name not in notes)), notes
+
+
+def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
+    """The systems to measure, and for those that cannot be, the reason why not."""
+    found, notes = [], {}
+    for label, source in labels(options).items():
+        codec = open_codec(source, options)
+        rows = {label: (0, codec.num_codebooks)}
+        if codec.num_codebooks > 1 and not getattr(codec, "packets", False):  # parts of a packet mean nothing
+            ranges = options.codebook_ranges(codec.num_codebooks)
+            rows = {f"{label} {part}": span for part, span in ranges.items()}
+        if codec.decodes:
+            found.append(System(label, source, codec.fingerprint, rows))
+        else:
+            notes[label] = "it has no decoder: bench tokens and robust measure it"
+    named = {system.label for system in found}
+    for name in split_list(options.peers):
+        if name == ORIGINAL.label:
+            found.append(ORIGINAL)
+        elif name not in named:
+            if reason := registry.lacking(registry.get(name)):
+                notes[name] = reason
+                continue
+            codec = open_codec(name, options)
+            found.append(System(name, name, codec.fingerprint, {name: (0, codec.num_codebooks)}))
+    return found, notes
+
+
+@dataclass(frozen=True)
+class Resynthesis:
+    """A resynthesis: wave (T,) at 16 kHz, the bits it took, the seconds of computing."""
+
+    row: str
+    wave: np.ndarray
+    bits: float
+    seconds: float
+
+
+class Worker:
+    """Evaluators of one process, and the codec that it measures now."""
+
+    def __init__(self, options: Reconstruct) -> None:
+        torch.set_num_threads(options.threads)
+        self._options = options
+        self._metrics = options.chosen_metrics()
+        self._system: System | None = None
+        self._codec: Codec | None = None
+        self._speaker: SpeakerEvaluator | None = None
+        self._asr: Recogniser | None = None
+        self._voices: dict[str, np.ndarray] = {}  # of the recordings
+        if "speaker" in self._metrics:
+            self._speaker = SpeakerEvaluator(find_evaluator("campplus-zh-en", options.evaluators))
+        self._predictors = [
+            network(find_evaluator(folder, options.evaluators))
+            for folder, (network, ratings) in MOS_PREDICTORS.items()
+            if ratings & set(self._metrics)
+        ]
+        if "wer" in self._metrics:
+            self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
+
+    def measure(self, system: System, item: Item, rows: list[str]) -> dict[str, Line]:
+        """Measures of each of `rows`. Raises VokensError when the recording cannot be used."""
+        wave, _ = load(item.path, RATE)
+        results = {}
+        for output in self._resynthesise(system, item, wave, rows):
+            found: Line = {"seconds": len(wave) / RATE, "bits": output.bits}
+            found["compute_seconds"] = output.seconds
+            found |= {name: f(wave, output.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
+            if {"f0", "voicing"} & set(self._metrics):
+                pitch = dict(zip(("f0", "voicing"), metrics.pitch_error(wave, output.wave), strict=True))
+                found |= {name: value for name, value in pitch.items() if name in self._metrics}
+            if self._speaker is not None:
+                found["speaker"] = self._similarity(item, wave, output.wave)
+            for predictor in self._predictors:
+                rated = predictor.rate(output.wave)
+                found |= {name: value for name, value in rated.items() if name in self._metrics}
+            if self._asr is not None and item.text and item.language == "en":
+                found |= _word_error(self._asr.transcribe(output.wave), item.text)
+            results[output.row] = found
+        return results
+
+    def _resynthesise(
+        self, system: System, item: Item, wave: np.ndarray, rows: Sequence[str]
+    ) -> Iterator[Resynthesis]:
+        if system == ORIGINAL:
+            yield Resynthesis(system.label, wave, 16 * len(wave), 0.0)  # as 16-bit PCM
+            return
+        if self._codec is None or self._system != system:
+            self._codec, self._system = None, system  # one at a time in memory
+            self._codec = open_codec(system.source, self._options)
+        yield from self._ours(self._codec, system, item, wave, rows)
+
+    def _ours(
+        self, codec: Codec, system: System, item: Item, wave: np.ndarray, rows: Sequence[str]
+    ) -> Iterator[Resynthesis]:
+        start = time.perf_counter()
+        tokens = codec.encode([wave], sample_rate=RATE)
+        encoding = time.perf_counter() - start
+        path = token_path(self._options, system.label, item)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokens.save(path)
+        for row in rows:
+            chosen = tokens.select(*system.rows[row])
+            start = time.perf_counter()
+            output = codec.decode(chosen)[0]
+            seconds = encoding + time.perf_counter() - start
+            output = resample(output, codec.sample_rate, RATE)[: len(wave)]
+            output = np.pad(output, (0, len(wave) - len(output)))
+            bits = int(chosen.lengths.sum()) * chosen.bitrate / chosen.frame_rate
+            yield Resynthesis(row, output, bits, seconds)
+
+    def _similarity(self, item: Item, wave: np.ndarray, output: np.ndarray) -> float | None:
+        if self._speaker is None:
+            return None
+        if item.id not in self._voices:
+            self._voices[item.id] = self._speaker.embed(wave)
+        return metrics.cosine(self._voices[item.id], self._speaker.embed(output))
+
+
+def _word_error(transcript: str, text: str) -> Line:
+    words = normalised_words(text)
+    edits = word_edits(words, normalised_words(transcript))
+    return {"transcript": transcript, "edits": edits, "words": len(words)}
+
+
+Job = tuple[System, Item, list[str]]
+Outcome = tuple[System, Item, dict[str, Line] | str]
+_options: Reconstruct  # of this process, set by `_start`
+_worker: Worker | None = None
+
+
+def _start(options: Reconstruct) -> None:
+    global _options, _worker
+    _options, _worker = options, None
+
+
+def _measure(job: Job) -> Outcome:
+    global _worker
+    system, item, rows = job
+    _worker = _worker or Worker(_options)
+    try:
+        return system, item, _worker.measure(system, item, rows)
+    except (NotInstalled, ConfigError):  # the same for every file
+        raise
+    except VokensError as error:
+        return system, item, str(error)
+
+
+def _measure_all(options: Reconstruct, jobs: list[Job]) -> Iterator[Outcome]:
+    """Results in the order of the jobs, an error message in place of those of a file that cannot be used."""
+    bar = tqdm(total=len(jobs), unit="file", disable=None)
+    if not jobs:
+        return
+    count = min(options.processes, len(jobs))
+    if count == 1:
+        _start(options)
+        with bar:
+            for job in jobs:
+                yield _measure(job)
+                bar.update()
+        return
+    with pool(count, _start, options) as executor, bar:
+        for outcome in executor.map(_measure, jobs):
+            bar.update()
+            yield outcome
+
+
+def summary_row(
+    row: str, model: str, fingerprint: str, lines: Sequence[Line], recogniser: str | None = None
+) -> Line:
+    """A row of results. Means are over recordings, each counting once; rates and word error are sums over sums."""
+    seconds = [line["seconds"] for line in lines]
+    found = {"bitrate": metric("bitrate", [line["bits"] for line in lines], seconds, scale=1e-3)}
+    for name in METRICS:
+        if any(name in line for line in lines):
+            found[name] = metric(name, [line.get(name) for line in lines])
+    spoken = [line for line in lines if line.get("words")]
+    if spoken:
+        edits, words = ([line[key] for line in spoken] for key in ("edits", "words"))
+        found["wer"] = metric("wer", edits, words, scale=100, mode=f"{recogniser}, greedy")
+    found["rtf"] = metric("rtf", [line["compute_seconds"] for line in lines], seconds)
+    return {
+        **{"row": row, "model": model, "fingerprint": fingerprint, "files": len(lines)},
+        **{"seconds": round(sum(seconds), 3), "metric": found},
+    }

@@ -1,0 +1,359 @@
+"""SLMTokBench (Zhang et al. 2024, arXiv 2308.16692): how near are tokens to text, and what is left after resynthesis?
+
+Text alignment: a probe learns to read the tokens; its error, and mutual information by its likelihoods: a line of
+results for some codebooks of a tokenizer. Preservation: words and voice of the resynthesis: a line for each recording.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vokens.audio import duration, load, resample
+from vokens.bench import metrics
+from vokens.bench.evaluators import RATE, Recogniser, SpeakerModel, open_recogniser, open_speaker_model
+from vokens.bench.options import Reconstruct, SlmTok
+from vokens.bench.report.definitions import metric
+from vokens.bench.report.table import Line
+from vokens.bench.results import Results
+from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
+from vokens.bench.tasks.information import KneserNey, barber_agakov, draw_others, vclub
+from vokens.bench.tasks.items import Item, NoRecordings, find_items
+from vokens.bench.tasks.probe import ALPHABET, Budget, fits, log_likelihoods, train_probe, transcribe
+from vokens.errors import ConfigError, NotInstalled, VokensError
+from vokens.evaluator_files import FILES, lacking
+from vokens.models.codec import Codec
+from vokens.text.transcripts import normalised_words, spell, word_edits
+from vokens.tokens import Tokens
+
+ORIGINAL = "original"
+PRIOR_ORDER = 6  # of the character model that says how likely a text is before the tokens are read
+_END = 0  # the end of a text, for that model
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Recordings with what is said in them, as symbols of the probe's alphabet; others need other characters."""
+
+    items: list[Item]
+    texts: list[list[int]]
+    others: list[Item]
+
+
+def run(options: SlmTok) -> int:
+    """Measure, and write the results; 1 if some recordings could not be used."""
+    names = ("train_split", "train_hours", "probe_steps", "probe_seconds", "probe_width", "pairs")
+    chosen = {name: getattr(options, name) for name in (*names, "recogniser", "speaker")}
+    results = Results(options.measured(), "slmtok", **chosen)
+    test = spoken(find_items(options.measured()))
+    train = spoken(_train_items(options, results)) if options.probe_steps else Spoken([], [], [])
+    evaluators = [name for name in (options.recogniser, options.speaker) if name in FILES]
+    if absent := lacking(evaluators, options.evaluators):
+        if not options.probe_steps:
+            raise NotInstalled(absent)
+        options = replace(options, resynthesised=0)
+    rows: list[Line] = []
+    with results:
+        if absent:
+            results.leave_out({"the resynthesis": absent})
+        if other := len(test.others) + len(train.others):
+            characters = f"their texts need other characters than {ALPHABET!r} and punctuation"
+            results.leave_out({f"{other} recordings": characters})
+        measure = Preservation(options, results)
+        output = _spaced(test.items, options.resynthesised) if options.resynthesised else []
+        if output:
+            lines = measure.run(ORIGINAL, ORIGINAL, "", output, lambda item, wave: wave)
+            rows.append(_row(ORIGINAL, ORIGINAL, "", lines, None, options))
+        for label, source in labels(options).items():
+            codec = open_codec(source, options)
+            if output and not codec.decodes:
+                results.leave_out({f"{label}: resynthesis": "it has no decoder"})
+            for row, span in _ranges(label, codec, options).items():
+                probed = None
+                if options.probe_steps:
+                    probed = _probe(results, row, label, codec, span, train, test, options)
+                    results.leave_out(_left_out(row, probed))
+                lines = []
+                if output and codec.decodes:
+                    say = partial(_resynthesis, codec, label, span, options)
+                    lines = measure.run(row, label, codec.fingerprint, output, say)
+                rows.append(_row(row, label, codec.fingerprint, lines, probed, options))
+        return results.finish(rows)
+
+
+# Recordings ----------------------------------------------------------------------------------------------------
+
+
+def spoken(items: Sequence[Item]) -> Spoken:
+    """Recordings by whether the alphabet can spell their texts. Raises ConfigError when it can spell none."""
+    texts = [spell(item.text or "", ALPHABET) for item in items]
+    pairs = [(item, text) for item, text in zip(items, texts, strict=True) if text is not None]
+    if not pairs:
+        raise NoRecordings(
+            f"none of {len(items)} texts is spelled with {ALPHABET!r} and punctuation alone: "
+            "SLMTokBench is defined for English"
+        )
+    others = [item for item, text in zip(items, texts, strict=True) if text is None]
+    return Spoken([item for item, _ in pairs], [text for _, text in pairs], others)
+
+
+def _train_items(options: SlmTok, results: Results) -> list[Item]:
+    """Recordings to train on, about train_hours of them."""
+    try:
+        items = find_items(options.trained_on())
+    except NoRecordings as error:
+        raise NoRecordings(
+            f"slmtok trains a recogniser, on transcribed recordings: give a manifest that has them as --data, "
+            f"its split as --train-split, or --probe-steps 0. {error}"
+        ) from error
+    seconds: dict[Item, float] = {}
+    for item in items:
+        try:
+            seconds[item] = duration(item.path)
+        except VokensError as error:
+            results.fail(item.id, error)
+    share = min(1.0, 3600 * options.train_hours / max(sum(seconds.values()), 1e-9))
+    return _spaced(list(seconds), max(1, round(len(seconds) * share)))
+
+
+def _spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, at most, the middles of equal stretches."""
+    count = min(count, len(items))
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
+
+
+def _ranges(label: str, codec: Codec, options: SlmTok) -> dict[str, tuple[int, int]]:
+    """Rows of a codec: label -> half-open range of codebooks."""
+    count = codec.num_codebooks
+    chosen = options.codebooks.replace("all", str(count))
+    ranges = Reconstruct(out=options.out, codebooks=chosen).codebook_ranges(count)
+    return {label if count == 1 else f"{label} {part}": span for part, span in ranges.items()}
+
+
+# Text alignment ------------------------------------------------------------------------------------------------
+
+
+def _probe(
+    results: Results,
+    row: str,
+    label: str,
+    codec: Codec,
+    span: tuple[int, int],
+    train: Spoken,
+    test: Spoken,
+    options: SlmTok,
+) -> Line:
+    """The line of a probe of some codebooks."""
+    ids = "|".join(item.id for item in (*train.items, *test.items))
+    name = f"probe of {len(train.items)} and {len(test.items)} recordings, {zlib.crc32(ids.encode()):08x}"
+    known = results.get(row, name, codec.fingerprint)
+    if known is not None:
+        return known
+    learnt, output = (_tokens(codec, label, part, options, results) for part in (train, test))
+    budget = Budget(
+        options.probe_steps,
+        options.probe_seconds,
+        options.probe_width,
+        seed=options.seed,
+        device=options.device,
+    )
+    tokens = (learnt[0].select(*span), learnt[1], output[0].select(*span), output[1])
+    measures = alignment(*tokens, budget, options.pairs, row)
+    return results.add(row, label, name, codec.fingerprint, **measures)
+
+
+def alignment(
+    train: Tokens,
+    train_texts: list[list[int]],
+    test: Tokens,
+    test_texts: list[list[int]],
+    budget: Budget,
+    pairs: int,
+    title: str = "",
+) -> Line:
+    """Text alignment of tokens, measured on `test` with a probe and a character model that learn from `train`.
+
+    Of every test recording: characters and words with the probe's edits; ln q(text | tokens) of its own text and the
+    mean of others' (per text and per character); ln p(text) of the character model; all in nats. impossible: the
+    share of others' texts that do not fit the recording, and are left out. left_out: recordings of train and test that
+    are too short for their own texts.
+    """
+    given = len(train), len(test)
+    (train, train_texts), (test, test_texts) = _fitting(train, train_texts), _fitting(test, test_texts)
+    with tqdm(total=budget.steps, desc=f"{title} probe", unit="step", disable=None) as bar:
+        probe = train_probe(train, train_texts, budget, lambda step, loss: _show(bar, loss))
+    output = transcribe(probe, test)
+    said: list[str] = ["".join([ALPHABET[symbol - 1] for symbol in text]) for text in test_texts]
+    matched = log_likelihoods(probe, test, test_texts)
+    others = draw_others(len(test), pairs, torch.Generator().manual_seed(budget.seed))
+    shuffled = log_likelihoods(probe, test, test_texts, others)
+    sizes = torch.tensor([len(text) for text in test_texts])
+    prior = _prior(train_texts, test_texts)
+    return {
+        "seconds": [round(value, 3) for value in test.duration.tolist()],
+        "characters": sizes.tolist(),
+        "character_edits": [word_edits(list(a), list(b)) for a, b in zip(said, output, strict=True)],
+        "words": [len(text.split()) for text in said],
+        "word_edits": [word_edits(a.split(), b.split()) for a, b in zip(said, output, strict=True)],
+        "likelihood": matched.tolist(),
+        "prior": prior.tolist(),
+        "vclub": vclub(matched, shuffled).tolist(),
+        "vclub_per_character": vclub(matched / sizes, shuffled / sizes[others]).tolist(),
+        "lower": barber_agakov(matched, prior).tolist(),
+        "impossible": float((~shuffled.isfinite()).double().mean()),
+        "left_out": [given[0] - len(train), given[1] - len(test)],
+        "train_seconds": float(train.duration.sum()),
+    }
+
+
+def _show(bar: tqdm, loss: float) -> None:
+    bar.set_postfix_str(f"{loss / math.log(2):.2f} bits per character", refresh=False)
+    bar.update()
+
+
+def _prior(train: list[list[int]], test: list[list[int]]) -> torch.Tensor:
+    """(N,) float64: ln p of the test texts, their ends included, by a character model of the train texts."""
+    model = KneserNey([[*text, _END] for text in train], 1 + len(ALPHABET), PRIOR_ORDER)
+    bits = [float(model.bits([*text, _END]).sum()) for text in test]
+    return -math.log(2) * torch.tensor(bits, dtype=torch.float64)
+
+
+def _tokens(
+    codec: Codec, label: str, part: Spoken, options: SlmTok, results: Results
+) -> tuple[Tokens, list[list[int]]]:
+    """Tokens and texts of the recordings that can be used. Raises NoRecordings where none can."""
+    kept, texts = [], []
+    pairs = zip(part.items, part.texts, strict=True)
+    for item, text in tqdm(pairs, f"{label} tokens", len(part.items), unit="file", disable=None):
+        try:
+            wave, _ = load(item.path, codec.sample_rate)
+            kept.append(tokens_of(codec, label, item, wave, options))
+            texts.append(text)
+        except ConfigError:
+            raise
+        except VokensError as error:
+            results.fail(item.id, error)
+    if not kept:
+        raise NoRecordings(f"none of {len(part.items)} recordings can be read: give others as --data")
+    return Tokens.cat(kept), texts
+
+
+def _fitting(tokens: Tokens, texts: list[list[int]]) -> tuple[Tokens, list[list[int]]]:
+    """Those whose text can be spelled in the frames that a probe has for them."""
+    kept = [i for i, text in enumerate(texts) if fits(text, int(tokens.lengths[i]), tokens.frame_rate)]
+    return Tokens.cat([tokens[i] for i in kept]), [texts[i] for i in kept]
+
+
+def _left_out(row: str, probed: Line) -> dict[str, str]:
+    """Notes on what is not in the numbers of a row."""
+    share, (train, test) = probed["impossible"], probed["left_out"]
+    notes = {}
+    if share:
+        notes[f"{row}: {100 * share:.1f} % of the pairs of vCLUB"] = "the text is too long for the recording"
+    if train or test:
+        notes[f"{row}: {train} recordings to train on, {test} to test"] = "too short for their texts"
+    return notes
+
+
+# Preservation --------------------------------------------------------------------------------------------------
+
+
+class Preservation:
+    """Transcribes resyntheses and compares their voices."""
+
+    def __init__(self, options: SlmTok, results: Results) -> None:
+        self._options, self._results = options, results
+        self._asr: Recogniser | None = None
+        self._voices: SpeakerModel | None = None
+        self._known: dict[str, np.ndarray] = {}  # voices of the recordings
+
+    def run(
+        self,
+        row: str,
+        label: str,
+        fingerprint: str,
+        items: Sequence[Item],
+        say: Callable[[Item, np.ndarray], np.ndarray],
+    ) -> list[Line]:
+        """Lines of all recordings; say gives the resynthesis (T,) of a recording (T,), both at 16 kHz."""
+        lines = []
+        for item in tqdm(items, desc=f"{row} resynthesis", unit="file", disable=None):
+            line = self._results.get(row, item.id, fingerprint)
+            try:
+                measures = {} if line else self._measure(item, say)
+            except ConfigError:
+                raise
+            except VokensError as error:
+                self._results.fail(item.id, error)
+                continue
+            lines.append(line or self._results.add(row, label, item.id, fingerprint, **measures))
+        return lines
+
+    def _measure(self, item: Item, say: Callable[[Item, np.ndarray], np.ndarray]) -> Line:
+        options = self._options
+        if self._asr is None or self._voices is None:
+            self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
+            self._voices = open_speaker_model(options.speaker, options.evaluators, options.device)
+        wave, _ = load(item.path, RATE)
+        if item.id not in self._known:
+            self._known[item.id] = self._voices.embed(wave)
+        output = say(item, wave)
+        transcript = self._asr.transcribe(output)
+        words = normalised_words(item.text or "")
+        return {
+            "seconds": len(wave) / RATE,
+            "transcript": transcript,
+            "edits": word_edits(words, normalised_words(transcript)),
+            "words": len(words),
+            "speaker": metrics.cosine(self._known[item.id], self._voices.embed(output)),
+        }
+
+
+def _resynthesis(
+    codec: Codec, label: str, span: tuple[int, int], options: SlmTok, item: Item, wave: np.ndarray
+) -> np.ndarray:
+    given, _ = load(item.path, codec.sample_rate)
+    tokens = tokens_of(codec, label, item, given, options).select(*span)
+    output = resample(codec.decode(tokens)[0], codec.sample_rate, RATE)[: len(wave)]
+    return np.pad(output, (0, len(wave) - len(output)))
+
+
+# Rows ----------------------------------------------------------------------------------------------------------
+
+
+def _row(
+    row: str, label: str, fingerprint: str, lines: Sequence[Line], probed: Line | None, options: SlmTok
+) -> Line:
+    """A row of results: mutual information per recording and per character, errors as sums over sums."""
+    measures: dict[str, Any] = {}
+    seconds = [line["seconds"] for line in lines]
+    if probed is not None:
+        seconds = probed["seconds"]
+        characters, bit = probed["characters"], 1 / math.log(2)
+        silent = [-value for value in probed["likelihood"]]
+        unknown = [-value for value in probed["prior"]]
+        measures |= {
+            "mi-vclub": metric("mi-vclub", probed["vclub"]),
+            "mi-vclub-character": metric("mi-vclub-character", probed["vclub_per_character"], scale=bit),
+            "mi-lower": metric("mi-lower", probed["lower"]),
+            "mi-lower-character": metric("mi-lower-character", probed["lower"], characters, scale=bit),
+            "text-bits": metric("text-bits", unknown, characters, scale=bit),
+            "probe-bits": metric("probe-bits", silent, characters, scale=bit),
+            "probe-cer": metric("probe-cer", probed["character_edits"], characters, scale=100),
+            "probe-wer": metric("probe-wer", probed["word_edits"], probed["words"], scale=100),
+        }
+    if lines:
+        edits, words = ([line[key] for line in lines] for key in ("edits", "words"))
+        voices = [line["speaker"] for line in lines]
+        measures["wer"] = metric("wer", edits, words, scale=100, mode=f"{options.recogniser}, greedy")
+        measures["speaker"] = metric("speaker", voices, mode=f"{options.speaker}, 16 kHz, cosine")
+    return {
+        **{"row": row, "model": label, "fingerprint": fingerprint, "files": len(seconds)},
+        **{"seconds": round(sum(seconds), 3), "metric": measures},
+    }

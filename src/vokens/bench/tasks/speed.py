@@ -1,0 +1,204 @@
+"""Speed and memory: times real time of encoding and decoding, by length and batch, in a process that does nothing else.
+
+A codec is loaded in a process of its own, whose memory is then that of the codec and its work. Times are those of the
+machine at that moment: the only numbers of the benchmark that are not the same twice.
+"""
+
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vokens.audio import load
+from vokens.bench.options import Speed, split_list
+from vokens.bench.report.definitions import single
+from vokens.bench.report.table import Line
+from vokens.bench.results import Results
+from vokens.bench.tasks.codecs import labels, open_codec
+from vokens.bench.tasks.items import Item, NoRecordings, find_items
+from vokens.bench.tasks.processes import pool
+from vokens.errors import ConfigError, VokensError
+from vokens.models.codec import Codec
+
+RATE = 16000
+MIB = 2**20
+
+
+def run(options: Speed) -> int:
+    """Measure, and write the results."""
+    items = find_items(options)
+    cases = [
+        (seconds, int(batch))
+        for seconds in _numbers(options.durations, 0.1)
+        for batch in _numbers(options.batches, 1)
+    ]
+    rows = []
+    with Results(options, "speed", threads=options.threads, repeats=options.repeats) as results:
+        speech, used = speech_of(items, max(seconds * batch for seconds, batch in cases), results)
+        for label, source in labels(options).items():
+            lines = {}
+            with pool(1, _start, speech) as process:
+                loaded = process.submit(_open, source, options).result()
+                fingerprint = str(loaded.pop("fingerprint"))
+                for seconds, batch in tqdm(cases, desc=label, disable=None):
+                    id = f"{seconds:g} s × {batch:g}"
+                    line = results.get(label, id, fingerprint)
+                    if line is None:
+                        measures = process.submit(_time, seconds, batch).result()
+                        line = results.add(label, label, id, fingerprint, **measures)
+                    lines[id] = line
+            rows.append(summary_row(label, fingerprint, loaded, lines, used, len(speech) / RATE))
+        return results.finish(rows)
+
+
+def speech_of(items: list[Item], seconds: float, results: Results) -> tuple[np.ndarray, int]:
+    """Recordings at 16 kHz one after another (T,), as many as give `seconds`; and how many they are.
+
+    Raises NoRecordings where none can be read.
+    """
+    waves: list[np.ndarray] = []
+    for item in items:
+        try:
+            waves.append(load(item.path, RATE)[0])
+        except VokensError as error:
+            results.fail(item.id, error)
+        if sum(map(len, waves)) >= seconds * RATE:
+            break
+    if not waves:
+        raise NoRecordings(f"none of {len(items)} recordings can be read: give others as --data")
+    return np.concatenate(waves), len(waves)
+
+
+def summary_row(
+    label: str, fingerprint: str, loaded: Line, lines: dict[str, Line], files: int, seconds: float
+) -> Line:
+    """A row of results: of each length and batch, and the memory; of `files` recordings of `seconds`, joined."""
+    measures = {"memory-load": single("memory-load", loaded["load_bytes"] / MIB, files)}
+    for kind in ("encode", "decode"):
+        for id, line in lines.items():
+            times = line[f"{kind}_seconds"]
+            if times:
+                mode = f"median of {len(times)}, wall clock"
+                measures[f"{kind}/{id}"] = single(
+                    kind, line["seconds"] / statistics.median(times), files, mode
+                )
+    for kind in ("encode", "decode"):
+        for id, line in lines.items():
+            if line[f"{kind}_bytes"] is not None:
+                measures[f"memory-{kind}/{id}"] = single(f"memory-{kind}", line[f"{kind}_bytes"] / MIB, files)
+    row = {"row": label, "model": label, "fingerprint": fingerprint, "files": files}
+    return row | {"seconds": round(seconds, 3), "metric": measures}
+
+
+class Bench:
+    """The codec of one process."""
+
+    def __init__(self, source: str, options: Speed, speech: np.ndarray) -> None:
+        torch.set_num_threads(options.threads)
+        self._device = torch.device(options.device)
+        before = memory(self._device)
+        self.codec: Codec = open_codec(source, options)
+        self._loaded = memory(self._device)
+        self.load_bytes = self._loaded - before
+        self._options, self._speech = options, speech
+
+    def time(self, seconds: float, batch: int) -> Line:
+        """Wall seconds of each repeat, after one that does not count, and bytes above those of the loaded codec."""
+        waves = self._waves(seconds, batch)
+        measures: Line = {"seconds": seconds * batch}
+        measures["encode_seconds"], measures["encode_bytes"] = self._repeat(
+            lambda: self.codec.encode(waves, sample_rate=RATE)
+        )
+        measures["decode_seconds"], measures["decode_bytes"] = [], None
+        if self.codec.decodes:
+            tokens = self.codec.encode(waves, sample_rate=RATE)
+            measures["decode_seconds"], measures["decode_bytes"] = self._repeat(
+                lambda: self.codec.decode(tokens)
+            )
+        return measures
+
+    def _repeat(self, work: Callable[[], object]) -> tuple[list[float], int]:
+        times = []
+        _forget_peak(self._device)
+        work()
+        for _ in range(self._options.repeats):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return times, max(0, peak_memory(self._device) - self._loaded)
+
+    def _waves(self, seconds: float, batch: int) -> list[np.ndarray]:
+        """`batch` waves of `seconds` at 16 kHz: the speech, again from its start if need be."""
+        return list(np.resize(self._speech, (batch, round(seconds * RATE))))
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory: of this process (resident), or of its tensors on a CUDA device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory(device)  # elsewhere than on Linux, the most so far
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that it had, since `_forget_peak` where that can be said."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # proc(5): resets the peak; where it cannot, the peak is older
+
+
+def _numbers(text: str, least: float) -> list[float]:
+    with suppress(ValueError):
+        numbers = [float(part) for part in split_list(text)]
+        if numbers and all(least <= number < math.inf for number in numbers):
+            return numbers
+    raise ConfigError(
+        f"{text!r} was given: numbers from {least:g} on are accepted, by commas, such as 1,5,20"
+    )
+
+
+_speech_here: np.ndarray  # of this process, set by `_start`
+_bench: Bench  # set by `_open`
+
+
+def _start(speech: np.ndarray) -> None:
+    global _speech_here
+    _speech_here = speech
+
+
+def _open(source: str, options: Speed) -> Line:
+    global _bench
+    _bench = Bench(source, options, _speech_here)
+    return {"fingerprint": _bench.codec.fingerprint, "load_bytes": _bench.load_bytes}
+
+
+def _time(seconds: float, batch: int) -> Line:
+    return _bench.time(seconds, batch)

@@ -1,0 +1,117 @@
+"""What tokens cost and say: rates, use of the codebooks, and bits per second under language models."""
+
+import zlib
+
+import numpy as np
+from tqdm import tqdm
+
+from vokens.audio import load
+from vokens.bench.options import TokenStatistics
+from vokens.bench.report.definitions import single
+from vokens.bench.report.table import Line
+from vokens.bench.results import Results
+from vokens.bench.tasks import lm
+from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
+from vokens.bench.tasks.items import find_items
+from vokens.errors import VokensError
+from vokens.tokens import Tokens, codebook_use
+
+
+def run(options: TokenStatistics) -> int:
+    """Measure, and write the results; 1 if some files failed."""
+    items = find_items(options)
+    rows = []
+    with Results(options, "tokens", lm_steps=options.lm_steps) as results:
+        for label, source in labels(options).items():
+            codec = open_codec(source, options)
+            tokens: dict[str, Tokens] = {}
+            for item in tqdm(items, desc=label, unit="file", disable=None):
+                line = results.get(label, item.id, codec.fingerprint)
+                try:
+                    wave, _ = load(item.path, codec.sample_rate)
+                    tokens[item.id] = tokens_of(codec, label, item, wave, options)
+                except VokensError as error:
+                    results.fail(item.id, error)
+                    continue
+                if not line:
+                    measures = {
+                        "seconds": len(wave) / codec.sample_rate,
+                        "frames": int(tokens[item.id].lengths),
+                    }
+                    results.add(label, label, item.id, codec.fingerprint, **measures)
+            name, fingerprint = label, codec.fingerprint
+            del codec
+            learnt = _language_models(results, name, fingerprint, tokens, options)
+            rows.append(summary_row(name, fingerprint, list(tokens.values()), learnt))
+        return results.finish(rows)
+
+
+def _language_models(
+    results: Results,
+    label: str,
+    fingerprint: str,
+    tokens: dict[str, Tokens],
+    options: TokenStatistics,
+) -> Line | None:
+    """The line of the language models over these recordings; None for too few."""
+    if len(tokens) < lm.FEWEST or not options.lm_steps:
+        reason = f"they need {lm.FEWEST} recordings, and --lm-steps above 0"
+        results.leave_out({f"{label}: language models": reason})
+        return None
+    ids = list(tokens)
+    name = f"language models of {len(ids)} recordings, {zlib.crc32('|'.join(ids).encode()):08x}"
+    line = results.get(label, name, fingerprint)
+    if line is not None:
+        return line
+    every = list(tokens.values())
+    parts = lm.divide(ids)
+    with tqdm(total=options.lm_steps, desc=f"{label}, transformer", unit="step", disable=None) as bar:
+        transformer = lm.transformer_bits(
+            every, parts, options.lm_steps, options.seed, lambda step: bar.update(step - bar.n)
+        )
+    measures = {
+        "test_recordings": len(parts.test),
+        "test_frames": sum(int(every[i].lengths) for i in parts.test),
+        "test_seconds": sum(float(every[i].duration) for i in parts.test),
+        "ngram_bits": lm.ngram_bits(every, parts),
+        "transformer_bits": transformer,
+    }
+    return results.add(label, label, name, fingerprint, **measures)
+
+
+def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line | None) -> Line:
+    """A row of results: of all recordings together, and of each codebook."""
+    seconds = sum(float(one.duration) for one in tokens)
+    row: Line = {"row": label, "model": label, "fingerprint": fingerprint, "files": len(tokens)}
+    row["seconds"] = round(seconds, 3)
+    if not tokens:
+        return row | {"metric": {}}
+    n, first = len(tokens), tokens[0]
+    streams = lm.streams(tokens)
+    frames = len(streams[0])
+    used, entropy = zip(
+        *(codebook_use(codes, size) for codes, size in zip(streams, first.codebook_sizes, strict=True)),
+        strict=True,
+    )
+    over = f"over {frames} frames"
+    measures = {
+        "frame-rate": single("frame-rate", first.frame_rate, n),
+        "token-rate": single("token-rate", frames * first.num_codebooks / seconds, n),
+        "bitrate-nominal": single("bitrate-nominal", first.bitrate / 1000, n),
+        "bitrate-effective": single("bitrate-effective", first.frame_rate * sum(entropy) / 1000, n, over),
+        "used": single("used", 100 * float(np.mean(used)), n, over),
+    }
+    if learnt:
+        for kind in ("ngram", "transformer"):
+            rate = sum(learnt[f"{kind}_bits"]) / learnt["test_seconds"]
+            measures[kind] = single(kind, rate, learnt["test_recordings"])
+    for k, (share, bits) in enumerate(zip(used, entropy, strict=True)):
+        book = f"codebook {k + 1}"
+        measures[f"used/{book}"] = single("used", 100 * share, n, f"{over}, of {first.codebook_sizes[k]}")
+        measures[f"entropy/{book}"] = single("entropy", bits, n, over)
+        measures[f"perplexity/{book}"] = single("perplexity", 2**bits, n, over)
+        if learnt:
+            for kind in ("ngram", "transformer"):
+                value = learnt[f"{kind}_bits"][k] / learnt["test_frames"]
+                measures[f"{kind}-code/{book}"] = single(f"{kind}-code", value, learnt["test_recordings"])
+    return row | {"metric": measures}

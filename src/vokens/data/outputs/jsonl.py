@@ -1,0 +1,61 @@
+"""`shard-000012.jsonl`: a line {"key", "code"} per utterance, as the command of S3Tokenizer 0.3.0 writes it.
+
+With one codebook, "code" is the flat list of ids; with K, it is K such lists. Codecs with a global vector add
+"global_vector", and runs with a speaker encoder "embedding". There is no room for more: samples and seconds come back
+as those of the whole frames.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs.output import (
+    AGAIN,
+    Output,
+    Record,
+    Shard,
+    Written,
+    code_type,
+    read_lines,
+    shard_name,
+    vectors,
+    write_lines,
+)
+from vokens.errors import TokensError
+
+
+class Jsonl(Output):
+    """Lines of json, three times the size of packed codes, and readable by everything."""
+
+    pattern = "shard-*.jsonl"
+
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
+        self.check_all(rows, facts)
+        name = Path(f"{shard_name(shard)}.jsonl")
+        write_lines(folder / name, [_line(row) for row in rows])
+        return [Written(name, name)]
+
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
+        lines = read_lines(folder / file)
+        books = len(facts.codebook_sizes)
+        try:  # Python's integers take 32 bytes each: packed as soon as read
+            codes = [np.atleast_2d(np.array(line.pop("code"), dtype=code_type(facts))) for line in lines]
+        except (KeyError, ValueError, OverflowError) as error:
+            raise TokensError(f"{folder / file} has a line without whole codes ({error}): {AGAIN}") from error
+        wrong = next((array.shape for array in codes if len(array) != books), None)
+        if wrong:
+            raise TokensError(f"{folder / file} has codes {wrong}, {facts.model} has {books} codebooks")
+        records = [_estimated(line, row.shape[1], facts) for line, row in zip(lines, codes, strict=True)]
+        return Shard(records, codes.__getitem__)
+
+
+def _line(row: Row) -> Record:
+    codes = row.codes.tolist()
+    return {"key": row.key, "code": codes[0] if len(codes) == 1 else codes} | vectors(row)
+
+
+def _estimated(line: Record, frames: int, facts: CodecInfo) -> Record:
+    samples = round(frames * facts.sample_rate / facts.frame_rate)
+    return {**line, "frames": frames, "num_samples": samples, "duration": samples / facts.sample_rate}

@@ -1,0 +1,245 @@
+"""Base of all forms of stored tokens: `Output` writes a shard, `Shard` is one opened for reading.
+
+The trick: a form says how codes are packed and nothing else. What else is known of a row travels as one json
+record, the same in every form that has room for it.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from vokens.data.items import CodecInfo, Row, Utterance
+from vokens.data.lease import Leases
+from vokens.errors import TokensError
+
+# The remedy for files of a run that are damaged or gone: extraction sees by itself that one is gone or of another size.
+AGAIN = "run the same extraction again, and where it finds nothing to do, vokens inspect names the receipt to remove"
+_TEXTS = ("key", "audio", "text", "speaker", "language", "instruct")
+_VECTORS = ("global_vector", "embedding")
+_NAME_BYTES = 240  # file systems take 255 bytes per name; the rest is for suffixes
+
+Record = dict[str, Any]
+
+
+class Written(NamedTuple):
+    """A file of a shard: `path` below the temporary folder, `final` below the output folder (or absolute)."""
+
+    path: Path
+    final: Path
+
+
+class FinishedRun(Protocol):
+    """The side of a run (`vokens.corpus.run.Run`) with all shards done that outputs see."""
+
+    folder: Path
+    facts: CodecInfo
+    leases: Leases
+    source_address: str
+
+    def __len__(self) -> int: ...
+
+    def utterances(self, shard: int) -> Iterator[Utterance]: ...
+
+    def receipt(self, shard: int) -> Any: ...
+
+    def publish(self, files: Iterable[tuple[Path, Path]]) -> None: ...
+
+
+class Shard:
+    """A stored shard: rows by number, each decoded when asked for.
+
+    Attributes:
+        frames: (n,) int64, the frames T of each row.
+    """
+
+    def __init__(self, records: Sequence[Record], codes: Callable[[int], np.ndarray]) -> None:
+        self.frames = np.array([record["frames"] for record in records], dtype=np.int64)
+        self._records = records
+        self._codes = codes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a shard of {len(self)}")
+        record = self._records[index]
+        codes = np.asarray(self._codes(index), dtype=np.int64)
+        if codes.shape[1:] != (record["frames"],):
+            raise TokensError(
+                f"{record['key']!r} has codes {codes.shape}, but its record says {record['frames']} frames: "
+                "the files are not of one run, or damaged; verify the folder with vokens inspect"
+            )
+        return to_row(record, codes)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[i] for i in range(len(self)))
+
+
+class Output(ABC):
+    """A form of stored tokens.
+
+    Attributes:
+        pattern: glob, below the output folder, of the file that makes a shard complete: each shard has one.
+    """
+
+    pattern: str
+
+    @abstractmethod
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
+        """Write shard number `shard` below the empty folder `folder`: equal rows give equal bytes.
+
+        Returns its files in the order in which they may appear at their final places: the one that `pattern`
+        finds is the last. Raises TokensError for rows that `check` refuses.
+        """
+
+    @abstractmethod
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
+        """The shard whose last file is `file`, as found by `shards`, of the output folder `folder`."""
+
+    def check(self, row: Row, facts: CodecInfo) -> None:
+        """Raise TokensError if the row cannot be stored: what the run quarantines before it writes."""
+        check_row(row, facts)
+
+    def check_codec(self, facts: CodecInfo) -> None:  # noqa: B027  (most take any)
+        """Raise ConfigError for a codec whose tokens cannot be stored, MissingExtra where a package lacks."""
+
+    def finish(self, run: FinishedRun) -> None:  # noqa: B027  (most are done with their shards)
+        """Write what needs all shards, once they are done. Every worker calls it; doing it again changes nothing."""
+
+    def check_all(self, rows: Sequence[Row], facts: CodecInfo) -> None:
+        """Raise TokensError if a row cannot be stored, or two have one key."""
+        for row in rows:
+            self.check(row, facts)
+        refuse_twice("the key", [row.key for row in rows])
+
+    def shards(self, folder: Path) -> list[Path]:
+        """The last file of each shard in `folder`, in order, relative to it."""
+        return sorted(path.relative_to(folder) for path in folder.glob(self.pattern))
+
+    def frames(self, folder: Path, file: Path, facts: CodecInfo) -> np.ndarray:
+        """(n,) int64, T of each row of a shard, by the shortest way: all that planning batches needs."""
+        return self.open(folder, file, facts).frames
+
+    def read(self, folder: Path, files: Sequence[Path], facts: CodecInfo) -> Iterator[Row]:
+        """The rows of one shard: `files` are its final paths in the order of `write`."""
+        return iter(self.open(folder, files[-1], facts))
+
+
+# Rows ------------------------------------------------------------------------------------------------------
+
+
+def check_row(row: Row, facts: CodecInfo) -> None:
+    """Raise TokensError unless codes (K, T) lie within their codebooks and UTF-8 can hold the names."""
+    for name in _TEXTS:
+        try:
+            (getattr(row, name) or "").encode()
+        except UnicodeEncodeError as error:
+            raise TokensError(
+                f"{row.key!r}: {name} is not valid Unicode; rename the file or mend the manifest"
+            ) from error
+    if not (row.num_samples >= 0 and isfinite(row.duration) and row.duration >= 0):
+        raise TokensError(f"{row.key!r} has {row.num_samples} samples and {row.duration} s: give 0 or more")
+    sizes = facts.codebook_sizes
+    codes = row.codes
+    if codes.ndim != 2 or len(codes) != len(sizes) or codes.dtype.kind not in "iu":
+        raise TokensError(
+            f"{row.key!r} has codes {codes.shape} of {codes.dtype}: give integers ({len(sizes)}, T), "
+            f"as {facts.model} has {len(sizes)} codebooks"
+        )
+    if not codes.shape[1]:
+        return
+    for k, (low, high, size) in enumerate(zip(codes.min(1), codes.max(1), sizes, strict=True)):
+        if low < 0 or high >= size:
+            raise TokensError(
+                f"{row.key!r} holds code {low if low < 0 else high} in codebook {k}, which has {size} entries "
+                f"(0 to {size - 1}): these are not codes of {facts.model}"
+            )
+
+
+def code_type(facts: CodecInfo) -> np.dtype:
+    """Little-endian uint16 where all codes fit, int32 else."""
+    return np.dtype("<u2" if max(facts.codebook_sizes) <= 1 << 16 else "<i4")
+
+
+def to_record(row: Row) -> Record:
+    """All that is known of a row but its codes, as json values; what is None is left out."""
+    record = {"key": row.key, "frames": row.codes.shape[1]}
+    record |= {"num_samples": int(row.num_samples), "duration": float(row.duration)}
+    record |= {name: getattr(row, name) for name in _TEXTS[1:] if getattr(row, name) is not None}
+    return record | vectors(row)
+
+
+def vectors(row: Row) -> Record:
+    """The vectors that a row has, as lists."""
+    present = {name: getattr(row, name) for name in _VECTORS if getattr(row, name) is not None}
+    return {name: np.asarray(vector, dtype=np.float32).tolist() for name, vector in present.items()}
+
+
+def to_row(record: Record, codes: np.ndarray) -> Row:
+    """The row of a record and its codes (K, T)."""
+    floats = {name: record[name] for name in _VECTORS if record.get(name) is not None}
+    present: dict[str, Any] = {name: np.array(vector, dtype=np.float32) for name, vector in floats.items()}
+    return Row(
+        codes=codes,
+        num_samples=record["num_samples"],
+        duration=record["duration"],
+        key=record["key"],
+        **{name: record.get(name) for name in _TEXTS[1:]},
+        **present,
+    )
+
+
+def dump(record: Record) -> str:
+    """One line of json."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def write_lines(path: Path, records: Sequence[Record]) -> None:
+    """One record per line."""
+    path.write_bytes("".join(dump(record) + "\n" for record in records).encode())
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Read what `write_lines` wrote. Only a line feed ends a line: keys may hold any other separator."""
+    try:
+        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    except (OSError, ValueError) as error:
+        raise TokensError(f"{path} cannot be read ({error}): {AGAIN}") from error
+
+
+# Names -----------------------------------------------------------------------------------------------------
+
+
+def shard_name(shard: int) -> str:
+    """`shard-000012`."""
+    return f"shard-{shard:06d}"
+
+
+def check_path(key: str) -> None:
+    """Raise TokensError unless the key can name a file below a folder: relative, without `..`, not too long."""
+    parts = key.split("/")
+    if "\0" in key or any(part in ("", ".", "..") for part in parts) or str(PurePosixPath(key)) != key:
+        raise TokensError(
+            f"the key {key!r} cannot name a file: give a relative path without '..', '.', empty parts and NUL, "
+            "or choose the output jsonl, parquet or megatron, where keys are plain text"
+        )
+    longest = max(parts, key=lambda part: len(part.encode()))
+    if len(longest.encode()) > _NAME_BYTES:
+        raise TokensError(
+            f"the key {key[:40]!r}… has a part of {len(longest.encode())} bytes, a file name holds "
+            f"{_NAME_BYTES}: shorten it, or choose the output jsonl, parquet or megatron"
+        )
+
+
+def refuse_twice(what: str, names: Sequence[str]) -> None:
+    """Raise TokensError if two names are equal."""
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise TokensError(f"{what} {name!r} appears {count} times in one shard: each must be there once")

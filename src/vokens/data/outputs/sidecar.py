@@ -1,0 +1,98 @@
+"""`<name>_fsq.pt` beside each recording, as Learnable-Speech reads it, and `shard-000012.jsonl` that lists them.
+
+One codebook: ids (T,) int64 in `_fsq.pt`; K codebooks: (K, T) int64 in `_codes.pt`. Each file holds its own tokens:
+the published writer saved a slice of a padded batch, and with it the whole batch (385 kB for 100 tokens).
+"""
+
+import io
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs.output import (
+    AGAIN,
+    Output,
+    Shard,
+    Written,
+    read_lines,
+    refuse_twice,
+    shard_name,
+    to_record,
+    write_lines,
+)
+from vokens.errors import TokensError
+
+
+class Sidecar(Output):
+    """Files beside the audio.
+
+    Args:
+        audio_root: given, files lie below the output folder instead, at the place of the audio below this folder.
+    """
+
+    pattern = "shard-*.jsonl"
+
+    def __init__(self, audio_root: str | os.PathLike[str] | None = None) -> None:
+        self._root = None if audio_root is None else Path(os.path.abspath(audio_root))
+
+    def check(self, row: Row, facts: CodecInfo) -> None:
+        super().check(row, facts)
+        self._target(row)
+
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
+        self.check_all(rows, facts)
+        targets = [self._target(row) for row in rows]
+        refuse_twice(
+            "sidecar files lie beside whole recordings, one for each, but", [str(t) for t in targets]
+        )
+        parts = Path(f"{shard_name(shard)}.parts")
+        (folder / parts).mkdir()
+        files = [Written(parts / f"{i:06d}.pt", target) for i, target in enumerate(targets)]
+        for row, file in zip(rows, files, strict=True):
+            (folder / file.path).write_bytes(_tensor_bytes(row.codes))
+        index = Path(f"{shard_name(shard)}.jsonl")
+        records = [{**to_record(row), "file": str(file.final)} for row, file in zip(rows, files, strict=True)]
+        write_lines(folder / index, records)
+        return [*files, Written(index, index)]
+
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
+        records = read_lines(folder / file)
+        return Shard(records, lambda i: np.atleast_2d(_load(folder / records[i]["file"])))
+
+    def _target(self, row: Row) -> Path:
+        if row.audio is None or "://" in row.audio:
+            raise TokensError(
+                f"{row.key!r} comes from {row.audio or 'an archive'}: sidecar files lie beside audio files on a disk, "
+                "choose another output"
+            )
+        path = Path(os.path.abspath(row.audio))
+        name = f"{path.stem}{'_fsq' if len(row.codes) == 1 else '_codes'}.pt"
+        if self._root is None:
+            return path.with_name(name)
+        if not path.is_relative_to(self._root):
+            raise TokensError(
+                f"{row.audio} is not below {self._root}, from which the place of its file is taken"
+            )
+        return path.relative_to(self._root).with_name(name)
+
+
+def _tensor_bytes(codes: np.ndarray) -> bytes:
+    import torch
+
+    file = io.BytesIO()  # written to a path, the file's name would be part of the bytes
+    tensor = torch.from_numpy(codes.astype(np.int64))  # a copy: a view would bring its whole storage along
+    torch.save(tensor[0].clone() if len(tensor) == 1 else tensor, file)
+    return file.getvalue()
+
+
+def _load(path: Path) -> np.ndarray:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True).numpy()
+    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise TokensError(f"{path} is damaged or missing ({error}): {AGAIN}") from error

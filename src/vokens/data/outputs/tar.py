@@ -1,0 +1,65 @@
+"""Tar archives with the same bytes for the same content, and their members by name without unpacking."""
+
+import io
+import mmap
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from vokens.data.outputs.output import AGAIN
+from vokens.errors import TokensError
+
+_END = 2 * tarfile.BLOCKSIZE  # an archive ends with two empty blocks
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Members in the given order; owner, mode and time are those of an empty `TarInfo` (0, 0644, 0)."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """The array as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+class Archive:
+    """A tar archive mapped into memory; one pass over its headers finds the members."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with tarfile.open(path, "r:") as archive:
+                self._places = {m.name: (m.offset_data, m.size) for m in archive.getmembers()}
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise TokensError(f"{path} is missing or no whole tar archive ({error})") from error
+        end = max((start + size for start, size in self._places.values()), default=0)
+        if len(self._bytes) < end + _END:  # tarfile takes one cut between two members for a whole one
+            raise TokensError(f"{path} is truncated: {AGAIN}")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def read(self, name: str) -> bytes:
+        """The content of a member."""
+        if name not in self._places:
+            raise TokensError(f"{self._path} has no member {name!r}: it is damaged, or of another run")
+        start, size = self._places[name]
+        return self._bytes[start : start + size]
+
+    def array(self, name: str) -> np.ndarray:
+        """The array of a .npy member; nothing is unpickled."""
+        try:
+            return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise TokensError(f"{self._path}: the member {name!r} is damaged ({error})") from error

@@ -1,0 +1,57 @@
+"""`shard-000012.tar` for WebDataset: `<name>.codes.npy` (K, T) and `<name>.json` (key and the rest) per utterance.
+
+WebDataset cuts a name at its first dot, so `a.b` and `a.c` would become one sample `a`: in the last part of a name
+dots are written `%2E` (and `%` as `%25`). The true key stands in the json.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs.output import (
+    Output,
+    Shard,
+    Written,
+    check_path,
+    code_type,
+    dump,
+    shard_name,
+    to_record,
+)
+from vokens.data.outputs.tar import Archive, array_bytes, write_tar
+
+
+class WebDataset(Output):
+    """Tar archives read in one go, for `webdataset.WebDataset(".../shard-{000000..000999}.tar")`."""
+
+    pattern = "shard-*.tar"
+
+    def check(self, row: Row, facts: CodecInfo) -> None:
+        super().check(row, facts)
+        check_path(row.key)
+
+    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
+        self.check_all(rows, facts)
+        members = []
+        for row in rows:
+            name = sample_name(row.key)
+            members.append((f"{name}.codes.npy", array_bytes(row.codes.astype(code_type(facts)))))
+            members.append((f"{name}.json", dump(to_record(row)).encode()))
+        file = Path(f"{shard_name(shard)}.tar")
+        write_tar(folder / file, members)
+        return [Written(file, file)]
+
+    def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
+        archive = Archive(folder / file)
+        names = [name.removesuffix(".json") for name in archive.names if name.endswith(".json")]
+        records = [json.loads(archive.read(f"{name}.json")) for name in names]
+        return Shard(records, lambda i: archive.array(f"{names[i]}.codes.npy"))
+
+
+def sample_name(key: str) -> str:
+    """The key as WebDataset's `__key__`: no dot in its last part, no folder that it would take for its own."""
+    *folders, last = key.replace("%", "%25").split("/")
+    # names with a part __x__ at the front hold WebDataset's own facts and are passed over
+    folders = [f"%5F{part[1:]}" if part.startswith("__") else part for part in folders]
+    return "/".join([*folders, last.replace(".", "%2E")])

@@ -1,0 +1,150 @@
+"""Sources whose unit is a line of a text file: jsonl manifests, Kaldi's wav.scp, lists of paths.
+
+A span is a byte offset and a number of utterances: planning is one pass over the file, and reading a span seeks.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.data.items import Span, Utterance
+from vokens.data.sources.addresses import parent, resolve, spans, stem
+from vokens.data.sources.options import SourceOptions
+from vokens.data.sources.records import key_of, labels_of, parse_line, record_of
+from vokens.errors import ConfigError
+from vokens.text.files import BOM, decode
+
+_ARCHIVE = re.compile(rb"\.ark:\d+$")
+# What VITS, Tacotron and others read: a path, a separator and a text, perhaps a speaker between them.
+_COLUMNS = re.compile(rf"(.*?({'|'.join(map(re.escape, AUDIO_SUFFIXES))}))\s*[|\t,;]", re.IGNORECASE)
+
+
+class LineSource(ABC):
+    """Utterances that are a line each.
+
+    Args:
+        files: what to read, and for each the list that the user gave (another one where it had to be unpacked):
+            errors name it, and relative paths start from its folder.
+    """
+
+    def __init__(self, files: Mapping[Path, str], options: SourceOptions) -> None:
+        self.files = {str(file): given for file, given in files.items()}
+        self.options = options
+
+    @abstractmethod
+    def key(self, line: bytes) -> str | None:
+        """The key of a line that is not blank, None where the options leave it out. Raises ConfigError."""
+
+    @abstractmethod
+    def utterance(self, line: bytes, given: str) -> Utterance:
+        """The utterance of a line. given: the list that it is in."""
+
+    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
+        """Spans and keys in the order of the lines."""
+        for file in self.files:
+            yield from spans(file, self._entries(file), size)
+
+    def read(self, span: Span) -> Iterator[Utterance]:
+        """The utterances of a span."""
+        remaining, given = span.count, self.files.get(span.where, span.where)
+        with open(span.where, "rb") as lines:
+            lines.seek(span.offset)
+            for line in lines:
+                if remaining == 0:
+                    return
+                decode(line, given)  # it was text when the run was planned
+                line = line.removeprefix(BOM)
+                if not line.isspace() and self.key(line) is not None:
+                    remaining -= 1
+                    yield self.utterance(line, given)
+        if remaining:
+            raise ConfigError(
+                f"{given} is {remaining} utterances shorter than it was when the run was planned"
+            )
+
+    def _entries(self, file: str) -> Iterator[tuple[int, str]]:
+        offset, number = 0, 0
+        try:
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    size = len(line)
+                    line.decode()  # what is no text is refused here, by its line
+                    if number == 1:
+                        line = line.removeprefix(BOM)
+                    if not line.isspace():
+                        key = self.key(line)
+                        if key is not None:
+                            yield offset, key
+                    offset += size
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            decode(error.object, self.files[file], number)  # raises with the line and the byte
+        except ConfigError as error:
+            raise ConfigError(f"{self.files[file]}, line {number}: {error}") from error
+
+
+class ManifestSource(LineSource):
+    """jsonl manifests: ours, NeMo's, lhotse's cuts."""
+
+    def key(self, line: bytes) -> str | None:
+        """The id of a line."""
+        parsed = parse_line(line)
+        key = key_of(parsed, self.options.key)
+        return key if not self.options.choosy or self.options.keeps(labels_of(parsed)) else None
+
+    def utterance(self, line: bytes, given: str) -> Utterance:
+        """The utterance of a line."""
+        return record_of(parse_line(line), given, self.options.key).utterance
+
+
+class ScpSource(LineSource):
+    """Kaldi's wav.scp: a key, then a path that may hold blanks. Commands (`… |`) are never executed."""
+
+    def key(self, line: bytes) -> str | None:
+        """The first word."""
+        words = line.split(None, 1)
+        if len(words) < 2:
+            raise ConfigError(f"{line.strip().decode()!r} has no path: a line is a key, a blank, a path")
+        path = words[1].rstrip()
+        if path.endswith(b"|"):
+            raise ConfigError(
+                f"{words[0].decode()!r} is a command ({path.decode()[:60]!r}), and commands are never executed: "
+                "run it once into audio files (Kaldi's wav-copy scp:wav.scp) and list those"
+            )
+        if _ARCHIVE.search(path):
+            raise ConfigError(
+                f"{words[0].decode()!r} is a place in a Kaldi archive: copy it into audio files (wav-copy)"
+            )
+        return None if self.options.choosy else words[0].decode()
+
+    def utterance(self, line: bytes, given: str) -> Utterance:
+        """The utterance of a line: the whole file."""
+        key, path = line.split(None, 1)
+        return Utterance(key.decode(), resolve(path.strip().decode(), parent(given), from_cwd=True))
+
+
+class PathSource(LineSource):
+    """A list of paths, one per line; a key is the path below `folder`, without suffix."""
+
+    def __init__(self, files: Mapping[Path, str], options: SourceOptions, folder: str) -> None:
+        super().__init__(files, options)
+        self.folder = folder
+
+    def key(self, line: bytes) -> str | None:
+        """The path below the folder that all paths share. Raises ConfigError for a line of several columns."""
+        path = line.strip().decode()
+        if (found := _COLUMNS.match(path)) and stem(path) == path:
+            raise ConfigError(
+                f"{path[:60]!r} is more than a path: a list has a path per line; with texts, give a jsonl manifest, "
+                f'whose lines are {{"path": "{found[1]}", "text": "..."}}'
+            )
+        return None if self.options.choosy else stem(path.removeprefix(self.folder).lstrip("/"))
+
+    def utterance(self, line: bytes, given: str) -> Utterance:
+        """The utterance of a line: the whole file."""
+        path = line.strip().decode()
+        key = stem(path.removeprefix(self.folder).lstrip("/"))
+        return Utterance(key, resolve(path, parent(given), from_cwd=True))

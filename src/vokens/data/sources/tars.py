@@ -1,0 +1,223 @@
+"""Audio in tar files: WebDataset (members of one key side by side) and lhotse's Shar (cuts beside their audio).
+
+A span of WebDataset is the byte where its first member's header begins; one of Shar is a line of the cuts' file.
+"""
+
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from vokens.audio_suffixes import AUDIO_SUFFIXES
+from vokens.data.items import Span, Utterance
+from vokens.data.sources.addresses import note, open_binary, spans
+from vokens.data.sources.options import Labels, SourceOptions, known
+from vokens.data.sources.records import key_of, labels_of, parse_line, record_of
+from vokens.errors import ConfigError
+from vokens.text.files import decode
+
+BY_NAME = "name"
+
+
+class Member(NamedTuple):
+    """A file of a tar: where its header begins, its name, and its content where that was asked for."""
+
+    offset: int
+    name: str
+    content: bytes
+
+
+class _Sample(NamedTuple):
+    """The members of one key. audio: None where there is none; its offset is that of the sample's first member."""
+
+    key: str
+    labels: Labels
+    audio: Member | None
+    names: list[str]
+
+
+def members(where: str, offset: int = 0, wanted: frozenset[str] = frozenset()) -> Iterator[Member]:
+    """The files of a tar from a header on; the content of those with a wanted suffix. `.tar.gz` is read too.
+
+    Raises ConfigError for what is no tar or lost its end.
+    """
+    try:
+        with _opened(where) as file:
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    vars(tar)["members"].clear()  # else it remembers every member
+                    if info.isfile():
+                        suffix = os.path.splitext(info.name)[1].lower()
+                        content = tar.extractfile(info) if suffix in wanted else None
+                        yield Member(info.offset, info.name, content.read() if content else b"")
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ConfigError(
+            f"{where} is not a whole tar file ({error}): write it anew, or leave it out"
+        ) from error
+
+
+@contextmanager
+def _opened(where: str) -> Iterator[BinaryIO]:
+    with open_binary(where) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+
+
+class WebDataset:
+    """Tar files whose neighbouring members of one key are an utterance: audio, perhaps .txt and .json."""
+
+    def __init__(self, files: list[str], options: SourceOptions) -> None:
+        if options.key not in (None, BY_NAME):
+            raise ConfigError(
+                f"--key {options.key}: tars name utterances by their members, up to the first dot; "
+                f"{BY_NAME!r} takes them up to the last"
+            )
+        self.files, self.options = files, options
+
+    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
+        """Spans and keys in the order of the files; only headers are read, where the options do not ask more."""
+        for where in self.files:
+            yield from spans(where, self._entries(where), size)
+
+    def read(self, span: Span) -> Iterator[Utterance]:
+        """The utterances of a span, with the bytes of their audio."""
+        wanted = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
+        kept = (
+            (key, labels, audio.content)
+            for key, labels, audio, _ in self._samples(span.where, span.offset, wanted)
+            if audio is not None and self.options.keeps(labels)
+        )
+        for key, labels, audio in islice(kept, span.count):
+            yield Utterance(key, audio, 0.0, None, *labels[:3], instruct=labels.instruct)
+
+    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+        wanted = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
+        count, strays = 0, []
+        for key, labels, audio, names in self._samples(where, 0, wanted):
+            if audio is None:
+                strays.append(names)
+                continue
+            count += 1
+            if self.options.keeps(labels):
+                yield audio.offset, key
+        if strays and not count:
+            raise ConfigError(
+                f"{where}: {_key(strays[0][0])!r} has no audio, only {strays[0]}, and no other has"
+            )
+        if strays:
+            note(f"{where}: left out {len(strays)} keys without audio, the first with {', '.join(strays[0])}")
+
+    def _samples(self, where: str, offset: int, wanted: frozenset[str]) -> Iterator[_Sample]:
+        """Each key's labels, audio and names, from the member whose header is at `offset` on."""
+        sample: list[Member] = []
+        current = None
+        for member in members(where, offset, wanted):
+            if os.path.basename(member.name).startswith("."):  # left by a mac, or a half-written file
+                continue
+            key = _key(member.name, last=self.options.key == BY_NAME)
+            if key != current and sample:
+                yield self._sample(where, str(current), sample)
+                sample = []
+            current = key
+            rivals = [old.name for old in sample if _suffix(old) in AUDIO_SUFFIXES]
+            if rivals and _suffix(member) in AUDIO_SUFFIXES:
+                raise ConfigError(
+                    f"{where}: {rivals[0]!r} and {member.name!r} are both the audio of {key!r}, since keys end at the "
+                    f"first dot: --key {BY_NAME} ends them at the last, or keep one file of each key"
+                )
+            sample.append(member)
+        if sample:
+            yield self._sample(where, str(current), sample)
+
+    def _sample(self, where: str, key: str, sample: list[Member]) -> _Sample:
+        by_suffix = {_suffix(member): member for member in sample}
+        names = [member.name for member in sample]
+        audio = next((member for member in sample if _suffix(member) in AUDIO_SUFFIXES), None)
+        if audio is None:
+            return _Sample(key, Labels(), None, names)
+        facts: dict[str, Any] = {}
+        if ".json" in by_suffix and by_suffix[".json"].content:
+            try:
+                facts = parse_line(by_suffix[".json"].content)
+            except ConfigError as error:
+                raise ConfigError(f"{where}, {by_suffix['.json'].name}: {error}") from error
+        labels = labels_of(facts)
+        if ".txt" in by_suffix:
+            content = by_suffix[".txt"].content
+            text = known(decode(content, f"{where}, {by_suffix['.txt'].name}").strip())
+            labels = labels._replace(text=text or labels.text)
+        return _Sample(key, labels, audio._replace(offset=sample[0].offset), names)
+
+
+def _key(name: str, last: bool = False) -> str:
+    """The key of a member: its name up to the first dot, or up to the last."""
+    folder, _, base = name.rpartition("/")
+    return os.path.join(folder, os.path.splitext(base)[0] if last else base.partition(".")[0])
+
+
+def _suffix(member: Member) -> str:
+    return os.path.splitext(member.name)[1].lower()
+
+
+class Shar:
+    """lhotse's Shar: files of cuts, each beside a tar of their audio.
+
+    Args:
+        shards: the file of cuts (jsonl.gz) and the tar of recordings of each shard.
+    """
+
+    def __init__(self, shards: list[tuple[str, str]], options: SourceOptions) -> None:
+        self.shards, self.options = dict(shards), options
+
+    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
+        """Spans and keys in the order of the cuts; the tars stay closed."""
+        for where in self.shards:
+            yield from spans(where, self._entries(where), size)
+
+    def read(self, span: Span) -> Iterator[Utterance]:
+        """The utterances of a span, with the bytes of their audio."""
+        remaining, where = span.count, self.shards[span.where]
+        pairs = zip(self._cuts(span.where), self._recordings(where), strict=False)
+        for (_, cut), (name, audio) in islice(pairs, span.offset, None):
+            if remaining == 0:
+                return
+            if not self.options.keeps(labels_of(cut)):
+                continue
+            if name != cut["id"]:
+                raise ConfigError(
+                    f"{where} has {name!r} where {span.where} has {cut['id']!r}: write both anew"
+                )
+            remaining -= 1
+            recorded = record_of(cut, span.where, self.options.key).utterance
+            yield Utterance(**(recorded.__dict__ | {"audio": audio}))
+        if remaining:
+            raise ConfigError(f"{where} has {remaining} recordings less than {span.where} has cuts")
+
+    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+        for number, cut in self._cuts(where):
+            if self.options.keeps(labels_of(cut)):
+                yield number, key_of(cut, self.options.key)
+
+    def _cuts(self, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            with open_binary(where) as file, gzip.open(file) if where.endswith(".gz") else file as lines:
+                for number, line in enumerate(lines):
+                    cut = parse_line(line)
+                    key_of(cut)
+                    yield number, cut
+        except (ConfigError, EOFError, zlib.error, OSError) as error:
+            raise ConfigError(f"{where}, line {number + 1}: {error}") from error
+
+    def _recordings(self, where: str) -> Iterator[tuple[str, bytes]]:
+        """Name (that of the cut) and bytes of each recording: a member, followed by its own .json."""
+        for member in members(where, wanted=frozenset({*AUDIO_SUFFIXES, ".original"})):
+            name, suffix = os.path.splitext(member.name)
+            if suffix not in {".json", ".nometa"}:
+                yield name, member.content

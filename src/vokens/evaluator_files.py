@@ -1,0 +1,87 @@
+"""Files of evaluator models: where they lie, one folder for each.
+
+None is downloaded unasked. docs/metrics.md says what each one is, its licence, and the commands that fetch it.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vokens.errors import CheckpointError, ConfigError, MissingExtra, NotInstalled
+
+FILES = {
+    "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
+    "moonshine-base-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
+    "whisper-base": ("model.safetensors", "tokenizer.json", "config.json"),
+    "campplus-zh-en": ("campplus_cn_en_common.pt",),
+    "dnsmos": ("sig_bak_ovr.onnx",),
+    "distillmos": ("distill_mos_v7.pt",),
+    "lyra-v2": ("soundstream_encoder.tflite", "quantizer.tflite", "lyragan.tflite"),
+}
+
+
+def models_folder(folder: str | Path | None = None) -> Path:
+    """The folder of all evaluators: `folder`, else $VOKENS_EVAL_MODELS, else ~/.cache/vokens-eval."""
+    return Path(folder or os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser()
+
+
+def find_evaluator(name: str, folder: str | Path | None = None) -> Path:
+    """The folder of one evaluator, e.g. "moonshine-tiny-en", with every file it needs.
+
+    Raises NotInstalled when a file is missing; the message names it and says where to get it.
+    """
+    home = models_folder(folder) / name
+    check_files(home, FILES[name])
+    return home
+
+
+def find_model(source: str | Path) -> Path:
+    """A path, or the folder of an evaluator model by its name (docs/metrics.md), such as "campplus-zh-en".
+
+    Raises NotInstalled, which says how to get it, and ConfigError for a path that leads nowhere.
+    """
+    if str(source) in FILES:
+        return find_evaluator(str(source))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ConfigError(
+            f"{source} is not there: give a folder, or a name ({', '.join(FILES)}) that is looked for in "
+            f"{models_folder()} (docs/metrics.md has the commands that fetch them)"
+        )
+    return path
+
+
+def check_files(home: Path, names: tuple[str, ...]) -> None:
+    """Raise NotInstalled unless `home` holds all files `names`."""
+    missing = [name for name in names if not (home / name).is_file()]
+    if missing:
+        raise NotInstalled(f"{home} lacks {', '.join(missing)}: {_REMEDY}")
+
+
+_REMEDY = (
+    "docs/metrics.md, 'The evaluator models', has the commands that fetch them; "
+    "VOKENS_EVAL_MODELS names another folder"
+)
+
+
+def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
+    """Which evaluators of FILES are not on this machine, in one sentence with the remedy; "" where all are."""
+    home = models_folder(folder)
+    missing = [name for name in names if not all((home / name / file).is_file() for file in FILES[name])]
+    return f"{home} lacks {', '.join(missing)}: {_REMEDY}" if missing else ""
+
+
+def open_graph(path: Path, threads: int, purpose: str) -> Any:
+    """The onnxruntime session of a file, on the CPU. Raises MissingExtra, and CheckpointError for a damaged file."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "eval", purpose) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each fault, all of them straight from Exception
+        raise CheckpointError(f"{path} is no graph that onnxruntime opens ({error}): {_REMEDY}") from error
