@@ -167,6 +167,31 @@ def test_doing_it_again_or_by_two_changes_nothing(
     assert not [name for name in before if name.startswith(("leases", "."))]
 
 
+def test_from_the_folder_where_all_is(
+    made: Path, data: Path, model: Path, speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By relative paths the files are the same, the lists hold whole paths, and inspection encodes the same again."""
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("data", data), ("model", model), ("campplus", speaker.parent)):
+        (tmp_path / name).symlink_to(place)
+    command = [
+        "extract",
+        "data/",
+        "--model",
+        "model",
+        "--format",
+        "cosyvoice",
+        "--speaker",
+        "campplus",
+        "--out",
+        "out",
+    ]
+    assert vokens_main([*command, "--shard-size", "2", "--workers", "0", "--device", "cpu"]) == 0
+    assert (tmp_path / "out/data.list").read_text().split()[0] == str(tmp_path / "out/parquet_000000000.tar")
+    assert (tmp_path / "out/utt2speech_token.pt").read_bytes() == (made / "utt2speech_token.pt").read_bytes()
+    assert vokens_main(["inspect", "out", "--model", "model", "--sample", "20", "--device", "cpu"]) == 0
+
+
 def test_another_speaker_encoder_is_refused(made: Path, data: Path, codec: Codec, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was begun with speaker"):
         extract(settings(data, made), codec, Worker(workers=0))

@@ -7,7 +7,7 @@ Shards are looked at one by one, so a folder of any size is inspected in the mem
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,8 @@ class Inspection:
                 continue
             places = draw.choice(len(utterances), min(count, len(utterances)), replace=False)
             for utterance in (utterances[place] for place in sorted(places)):
-                decoded = decode(utterance, codec.sample_rate)
+                sinc = bool(self.identity.get("sinc"))  # as the run has resampled
+                decoded = decode(replace(utterance, sinc=sinc), codec.sample_rate)
                 findings.compared += 1
                 if decoded.wave is None:
                     findings.fault(f"{utterance.key!r} was encoded and cannot be read now: {decoded.reason}")

@@ -144,7 +144,7 @@ class CosyVoice(Parquet):
                 spoken = (one for one in run.utterances(shard) if one.key in rows)
                 samples = (_sample(one, rows[one.key], corpus) for one in spoken)
                 write_parquet(scratch / "parquet", corpus.columns, samples, corpus.digest)
-                run.publish([(scratch / "parquet", final)])
+                run.publish([(scratch / "parquet", Path(final.name))])
         finally:
             shutil.rmtree(scratch)
             run.leases.release(name)
@@ -171,7 +171,7 @@ class CosyVoice(Parquet):
         (scratch / _DONE).write_text(
             json.dumps({"digest": corpus.digest, "folder": str(run.folder.absolute())})
         )
-        run.publish([(scratch / name, run.folder / name) for name in (*names, _DONE)])
+        run.publish([(scratch / name, Path(name)) for name in (*names, _DONE)])
         shutil.rmtree(scratch)
 
 
