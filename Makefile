@@ -20,7 +20,7 @@ $(VENV)/.installed: $(VENV)/.core
 	$(PIP) -e ".[$(EXTRAS)]"
 	touch $@
 
-demo: $(VENV)/.core  ## the core and matplotlib alone: encode and decode a real sample with the embedded codec
+demo: $(VENV)/.core  ## the core and matplotlib alone: encode and decode a real sample, and say a sentence, with what is embedded
 	$(BIN)/vokens demo
 
 check: setup  ## lint, format, types

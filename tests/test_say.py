@@ -17,6 +17,7 @@ from speakers import tiny_lm, tiny_s3gen, tiny_speech, tiny_uslm
 from test_hift import REDUCED as VOCODER
 
 import vokens
+from vokens import registry
 from vokens.cli import main
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
@@ -535,7 +536,8 @@ def test_uslm_with_its_codec(here):
         (["...", "-m", "learnable", "--voice", "ref.wav"], "nothing to say"),
     ],
 )
-def test_errors_say_what_to_do(here, capsys, words, reason):
+def test_errors_say_what_to_do(here, capsys, monkeypatch, words, reason):
+    monkeypatch.delitem(registry.MODELS, registry.VOICE, raising=False)  # a copy without a voice
     Path("twice.txt").write_text("a\tHello\na\tHello\n")
     Path("outside.txt").write_text("../a\tHello\n")
     assert main(["say", *words]) == 2
