@@ -306,6 +306,7 @@ def test_without_links_files_are_copied_and_a_folder_of_ones_own_keeps_all(hub, 
 
 
 def test_a_hub_that_does_not_answer_is_told(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits before it asks again
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         DownloadError, match=r"9/org/name.*could not be fetched.*[Cc]heck the network"
