@@ -210,6 +210,14 @@ def test_what_is_missing_is_said(data: Path, codec: Codec, speaker: Path, tmp_pa
     assert "'b-2' has no speaker" in reasons
     assert [row["instruct"] for row in parquet_rows(out)] == ["Speak.", "", ""]
     assert "reject_speech_token" not in parquet_rows(out)[0]
+    soundfile.write(
+        folder / "a-2.wav", speechlike(9000, 2), 16000
+    )  # mended: it changes its speaker's mean everywhere
+    again = extract(settings(folder, out, speaker=speaker), codec, Worker(workers=0, retry_failed=True))
+    assert (again["utterances"], again["failures"]) == (4, 1)
+    rows, means = parquet_rows(out), read_pt_map(out / "spk2embedding.pt")
+    assert [row["utt"] for row in rows] == ["a-1", "a-2", "b-1", "a-3"]
+    assert all(row["spk_embedding"] == means[row["spk"]] for row in rows)
     with pytest.raises(ConfigError, match="--format cosyvoice holds one codebook, mini has 4"):
         extract(settings(folder, tmp_path / "mini"), build_tiny_mini(), Worker(workers=0))
     assert not (tmp_path / "mini").exists()
