@@ -18,6 +18,7 @@ from vokens.models.dacvae import model as module
 from vokens.models.dacvae import pulses as sources
 from vokens.models.dacvae.prior import FlowPrior
 from vokens.models.dacvae.pulses import Pulses, turns_of
+from vokens.models.learnable.decoder import decode_stream
 from vokens.models.pretrained import layout_of
 from vokens.train.losses import kl_flow
 
@@ -354,3 +355,13 @@ def test_a_model_with_a_flow_prior_decodes_z(tmp_path):
     torch.testing.assert_close(output.wave, model.decoder(output.mean)[:, 0])
     again = vokens.load(model.save_pretrained(tmp_path / "vae"))
     torch.testing.assert_close(again(wave, noise).flowed, output.flowed.detach())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("sizes", [[1] * 40, [7, 1, 20, 12], [40]])
+def test_latents_in_pieces_are_decoded_as_at_once(network, sizes):
+    """Pulses go on in phase, and noise by its place."""
+    z = torch.randn(network.config.latent_dim, 40, generator=torch.Generator().manual_seed(0))
+    whole = network.decode_batch(z[None], torch.tensor([40]))[0].numpy()
+    pieces = list(decode_stream(network, z.split(sizes, 1)))
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-3 * np.abs(whole).max())

@@ -41,6 +41,16 @@ class VAEOutput(NamedTuple):
     flowed: Tensor | None  # (B, D, T) f(z) of the drawn latent, where there is a flow prior
 
 
+class Place(NamedTuple):
+    """Where a piece of latents stands: the frames before it, and the turns (B,) that their pulses have made."""
+
+    frames: int = 0
+    turns: Tensor | None = None
+
+
+BEGIN = Place()
+
+
 class Autoencoder(Pretrained):
     """Speech to continuous latents; what makes speech of them is a subclass's."""
 
@@ -203,10 +213,13 @@ class DACVAE(Autoencoder):
         """
         return self._decoded(latents, self.decode_batch, batch_seconds)
 
-    def decode_batch(self, z: Tensor, lengths: Tensor) -> Tensor:
-        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
+    def decode_batch(self, z: Tensor, lengths: Tensor, place: Place = BEGIN) -> Tensor:
+        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames.
+
+        place: where they stand in what they are a piece of; `behind` gives it.
+        """
         hop, reach, total = self.hop_length, self.decoder.reach, z.shape[2]
-        pulses, parts = self._pulses(z, lengths), []
+        pulses, parts = self._pulses(z, lengths, place), []
         for start, end in self.windows(total):
             left, right = max(0, start - reach), min(total, end + reach)
             more = [] if pulses is None else [pulses(left, right)]
@@ -214,18 +227,27 @@ class DACVAE(Autoencoder):
             parts.append(wave[:, 0, (start - left) * hop : (end - left) * hop])
         return torch.cat(parts, 1)
 
-    def _pulses(self, z: Tensor, lengths: Tensor) -> Callable[[int, int], Tensor] | None:
+    def behind(self, z: Tensor, place: Place = BEGIN) -> Place:
+        """The place of latents that follow z (B, D, T) at its place."""
+        if not self.config.pulses:
+            return Place(place.frames + z.shape[2])
+        turns = hertz(z[:, -2 * SPECTRA :]).double().sum(1) * (self.hop_length / SPECTRA / self.sample_rate)
+        turns = turns if place.turns is None else turns + place.turns
+        return Place(place.frames + z.shape[2], turns.remainder(1))
+
+    def _pulses(self, z: Tensor, lengths: Tensor, place: Place) -> Callable[[int, int], Tensor] | None:
         """The decoder's pulses of frames left ... right, silent beyond each row's end; None where it takes none."""
         if not self.config.pulses:
             return None
         assert isinstance(self.decoder, SpectralDecoder)
         inside, decoder = padding_mask(lengths, z.shape[2]), self.decoder
         frequency = hertz(z[:, -2 * SPECTRA :]) * inside.repeat_interleave(SPECTRA, 1)
-        turns = turns_of(frequency, decoder.pulses.hop, self.sample_rate)
+        turns = turns_of(frequency, decoder.pulses.hop, self.sample_rate, place.turns)
 
         def between(left: int, right: int) -> Tensor:
             steps = slice(SPECTRA * left, SPECTRA * right)
-            source = decoder.pulses(frequency[:, steps], turns[:, steps], steps.start)
+            first = SPECTRA * place.frames + steps.start
+            source = decoder.pulses(frequency[:, steps], turns[:, steps], first)
             return source * inside[:, left:right].repeat_interleave(self.hop_length, 1)
 
         return between

@@ -39,10 +39,13 @@ def hertz(latents: Tensor) -> Tensor:
     return torch.where(voiced > 0, (MIDDLE * octaves.exp2()).clamp(LOWEST, HIGHEST), 0.0)
 
 
-def turns_of(frequency: Tensor, hop: int, sample_rate: int) -> Tensor:
-    """Turns (B, F) in [0, 1), float64, at the first sample of each step of `hop` samples; frequencies in Hz."""
-    turns = (frequency.double() * (hop / sample_rate)).cumsum(1)
-    return F.pad(turns, (1, -1)).remainder(1)
+def turns_of(frequency: Tensor, hop: int, sample_rate: int, start: Tensor | None = None) -> Tensor:
+    """Turns (B, F) in [0, 1), float64, at the first sample of each step of `hop` samples; frequencies (B, F) in Hz.
+
+    start: (B,) turns at the first of all, 0 by default.
+    """
+    turns = F.pad((frequency.double() * (hop / sample_rate)).cumsum(1), (1, -1))
+    return (turns if start is None else turns + start[:, None]).remainder(1)
 
 
 class Pulses(Float32):

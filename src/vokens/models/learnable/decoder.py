@@ -15,6 +15,7 @@ from vokens.batching import batches
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
+from vokens.models.dacvae.model import BEGIN
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.speaking import generator_of
 from vokens.nn.campplus import CAMPPlus
@@ -208,11 +209,11 @@ def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np
     """
     reach, hop = autoencoder.decoder.reach, autoencoder.hop_length
     kept = torch.zeros(autoencoder.config.latent_dim, 0)  # what is still seen, and what is not yet given out
-    done = 0  # of the kept frames, those that have been
+    done, place = 0, BEGIN  # of the kept frames, those that have been; where the first of them stands
 
     def sound(until: int) -> np.ndarray:
         z = kept[None].to(autoencoder.device, autoencoder.dtype)
-        wave = autoencoder.decode_batch(z, torch.tensor([kept.shape[1]], device=autoencoder.device))
+        wave = autoencoder.decode_batch(z, torch.tensor([z.shape[2]], device=autoencoder.device), place)
         return wave[0, done * hop : until * hop].float().cpu().numpy()
 
     for piece in latents:
@@ -221,6 +222,7 @@ def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np
         if ready > done:
             yield sound(ready)
             begin = max(0, ready - reach)
+            place = autoencoder.behind(kept[None, :, :begin].to(autoencoder.device), place)
             kept, done = kept[:, begin:], ready - begin
     if kept.shape[1] > done:
         yield sound(kept.shape[1])
