@@ -248,7 +248,7 @@ def test_parts_that_do_not_fit(learnable):
         LearnableSpeech.from_parts(
             **parts | {"autoencoder": DACVAE(DACVAEConfig(encoder_dim=2, decoder_dim=32))}
         )
-    with pytest.raises(CheckpointError, match="LearnableFlow is needed"):
+    with pytest.raises(CheckpointError, match="not 'learnable_flow'"):
         LearnableSpeech.from_parts(**parts | {"flow": "mini"})
 
 
