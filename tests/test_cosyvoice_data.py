@@ -19,7 +19,7 @@ from vokens.cli import main as vokens_main
 from vokens.compat.cosyvoice.__main__ import main
 from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.run import Settings
-from vokens.data.outputs.pt_map import PtMap, read_pt_map
+from vokens.data.outputs.pt_map import read_pt_map, write_pt_map
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.models.pretrained import load
@@ -352,9 +352,21 @@ class TestPublishedCommands:
         assert "a-1 is not in utt2speech_token.pt" in capsys.readouterr().err
         assert len(parquet_rows(out)) == 4
         assert "utt_embedding" not in parquet_rows(out)[0]
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
         (folder / "utt2spk").write_text("a-1 a\n")
         assert main(["extract_embedding", "--dir", str(folder), "--onnx_path", str(model)]) == 2
         assert "has no speaker for 'a-2': add the line" in capsys.readouterr().err
+
+    def test_what_failed_is_tried_again(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "wav.scp").write_text(f"a {tmp_path}/a.wav\n")
+        command = ["extract_speech_token", "--dir", str(tmp_path), "--onnx_path", str(model)]
+        assert main(command) == 2
+        assert "all 1 utterances failed; the first, a: " in capsys.readouterr().err
+        soundfile.write(tmp_path / "a.wav", speechlike(8000), 16000)
+        assert main(command) == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "utt2speech_token.pt", "wav.scp"]
 
     @pytest.mark.parametrize(
         ("flags", "said"),
@@ -384,9 +396,7 @@ def test_a_map_is_what_torch_saves(tmp_path: Path) -> None:
         "": np.zeros(0, np.int64),
         "f": np.float32([0.1, -2.5]),
     }
-    with PtMap(tmp_path / "map.pt") as file:
-        for name, values in entries.items():
-            file.add(name, values)
+    write_pt_map(tmp_path / "map.pt", entries)
     expected = {name: values.tolist() for name, values in entries.items()}
     for safe in (True, False):
         assert torch.load(tmp_path / "map.pt", weights_only=safe) == expected

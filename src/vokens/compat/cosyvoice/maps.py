@@ -16,12 +16,13 @@ import torch
 
 from vokens.atomic import atomic_write
 from vokens.compat.s3tokenizer.__main__ import read_scp
-from vokens.corpus.engine.local import extract
+from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.run import Settings
 from vokens.corpus.speaker import RATE
 from vokens.data.dataset import TokenDataset
 from vokens.data.items import Row
-from vokens.data.outputs.pt_map import PtMap
+from vokens.data.outputs.cosyvoice import SpeakerMeans
+from vokens.data.outputs.pt_map import PtMap, write_pt_map
 from vokens.data.sources.kaldi import KeyedLines
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
@@ -43,23 +44,18 @@ def extract_speech_token(arguments: argparse.Namespace) -> list[str]:
 def extract_embedding(arguments: argparse.Namespace) -> list[str]:
     """utt2embedding.pt and spk2embedding.pt, the mean of each speaker's utterances; what failed, a line each."""
     speakers = _speakers(arguments.dir)
-    sums: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
+    means = SpeakerMeans()
 
     def embedding(row: Row) -> np.ndarray:
         assert row.embedding is not None
-        name = speakers[row.key]
-        sums[name] = sums.get(name, 0) + row.embedding.astype(np.float64)
-        counts[name] = counts.get(name, 0) + 1
+        means.add(speakers[row.key], row.embedding)
         return row.embedding
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     targets = [arguments.dir / f"{name}2embedding.pt" for name in ("utt", "spk")]
-    with atomic_write(targets[0]) as utterances, atomic_write(targets[1]) as means:
+    with atomic_write(targets[0]) as utterances, atomic_write(targets[1]) as voices:
         failed = _extract(arguments, NoCodec(device), arguments.onnx_path, utterances, embedding)
-        with PtMap(means) as file:
-            for name, total in sums.items():
-                file.add(name, (total / counts[name]).astype(np.float32))
+        write_pt_map(voices, means.of_all())
     return failed
 
 
@@ -120,7 +116,7 @@ def _extract(
     scp = arguments.dir / "wav.scp"
     state = f"{arguments.command} {codec.fingerprint} {speaker}".encode() + scp.read_bytes()
     out = arguments.dir / f".{arguments.command}-{hashlib.sha256(state).hexdigest()[:12]}"
-    summary = extract(Settings(str(scp), out, speaker=speaker, sinc=True), codec)
+    summary = extract(Settings(str(scp), out, speaker=speaker, sinc=True), codec, Worker(retry_failed=True))
     with PtMap(target) as file:
         for row in _rows(out) if summary["utterances"] else ():
             file.add(row.key, values(row))
@@ -131,7 +127,10 @@ def _extract(
     ]
     if not summary["utterances"]:
         raise ConfigError(f"all {summary['failures']} utterances failed; the first, {failed[0]}")
-    shutil.rmtree(out)
+    for run in arguments.dir.glob(
+        f".{arguments.command}-*"
+    ):  # this one, and those of other lists that were stopped
+        shutil.rmtree(run)
     return failed
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vokens.data.fetch import open_audio
 from vokens.data.items import CodecInfo, Row, Utterance
 from vokens.data.outputs.output import FinishedRun, shard_name
 from vokens.data.outputs.parquet import Parquet, import_pyarrow
-from vokens.data.outputs.pt_map import PtMap, read_pt_map
+from vokens.data.outputs.pt_map import PtMap, read_pt_map, write_pt_map
 from vokens.data.sources.addresses import note
 from vokens.errors import ConfigError, TokensError
 
@@ -47,6 +48,23 @@ _ROWS = (
     64  # of a row group, which is what the published reader takes at a time: 30 MB of audio and not a shard's
 )
 _POLL = 0.5  # seconds between looks at files that other workers write
+
+
+class SpeakerMeans:
+    """The mean embedding of each speaker, summed in float64."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, speaker: str, embedding: np.ndarray) -> None:
+        """Count an utterance."""
+        self._counts[speaker] += 1
+        self._sums[speaker] = self._sums.get(speaker, 0) + embedding.astype(np.float64)
+
+    def of_all(self) -> dict[str, np.ndarray]:
+        """(192,) float32 of each speaker, in the order in which they came."""
+        return {name: (total / self._counts[name]).astype(np.float32) for name, total in self._sums.items()}
 
 
 @dataclass(frozen=True)
@@ -113,24 +131,20 @@ class CosyVoice(Parquet):
 
     def _survey(self, run: FinishedRun) -> Corpus:
         """One pass over all rows."""
-        sums: dict[str, np.ndarray] = {}
-        counts: dict[str, int] = {}
-        instruct, utterances, digest = 0, 0, hashlib.sha256()
+        means, instruct, utterances, digest = SpeakerMeans(), 0, 0, hashlib.sha256()
         for shard in range(len(run)):
             digest.update(json.dumps(run.receipt(shard).files).encode())
             for row in self._rows(run, shard):
                 utterances, instruct = utterances + 1, instruct + (row.instruct is not None)
                 if row.embedding is not None and row.speaker is not None:
-                    counts[row.speaker] = counts.get(row.speaker, 0) + 1
-                    sums[row.speaker] = sums.get(row.speaker, 0) + row.embedding.astype(np.float64)
+                    means.add(row.speaker, row.embedding)
         if 0 < instruct < utterances:
             note(f"{utterances - instruct} of {utterances} utterances have no instruct: theirs is empty")
         file = Path(f"{run.source_address}_reject/utt2speech_token.pt")
         if file.exists():
             digest.update(file.read_bytes())
         rejected = read_pt_map(file) if file.exists() else None
-        speakers = {name: (total / counts[name]).astype(np.float32) for name, total in sums.items()}
-        return Corpus(speakers, instruct > 0, rejected, digest.hexdigest()[:16])
+        return Corpus(means.of_all(), instruct > 0, rejected, digest.hexdigest()[:16])
 
     def _write_parquet(self, run: FinishedRun, shard: int, corpus: Corpus) -> bool:
         """The published file of a shard; False where another worker is at it."""
@@ -164,9 +178,7 @@ class CosyVoice(Parquet):
                 names += write_json(scratch, run.folder.absolute(), shard, keys, speakers)
         if corpus.speakers:
             names.append(_MAPS["speakers"])
-            with PtMap(scratch / _MAPS["speakers"]) as embeddings:
-                for speaker, embedding in corpus.speakers.items():
-                    embeddings.add(speaker, embedding)
+            write_pt_map(scratch / _MAPS["speakers"], corpus.speakers)
         names += write_lists(scratch, run.folder.absolute(), shards)
         (scratch / _DONE).write_text(
             json.dumps({"digest": corpus.digest, "folder": str(run.folder.absolute())})

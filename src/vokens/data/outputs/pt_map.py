@@ -6,6 +6,7 @@ The file is torch's zip archive with a pickle inside; each list is written as on
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +47,13 @@ class PtMap:
         self._pickle.write(b".")
         self._pickle.close()
         self._archive.close()
+
+
+def write_pt_map(path: Path, entries: Mapping[str, np.ndarray]) -> None:
+    """All of a map at once."""
+    with PtMap(path) as file:
+        for name, values in entries.items():
+            file.add(name, values)
 
 
 def read_pt_map(path: Path) -> dict[str, Any]:
