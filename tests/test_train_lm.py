@@ -17,7 +17,7 @@ from training import bfloat16_follows_float32
 import vokens
 from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs import get_output
-from vokens.errors import ConfigError, MissingExtra, TokensError
+from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
 from vokens.models.learnable import LearnableLM
 from vokens.models.uslm import USLM
 from vokens.models.uslm.sampling import GREEDY
@@ -376,6 +376,24 @@ def test_simpo_needs_no_reference(trainer, pairs: Path) -> None:
 
 
 # Starts and settings
+
+
+def test_training_starts_from_cosyvoice3s_weights(trainer, tmp_path: Path) -> None:
+    """Its llm.pt knows no speaker token: the encoder starts fresh. Its layout of ids stays."""
+    config = trainer("lm", "model.release=cosyvoice3").model.lm.config
+    published = LearnableLM(replace(config, speaker=None))
+    torch.save(published.to_published() | {"epoch": 1}, tmp_path / "llm.pt")
+    run = trainer("lm", "model.release=cosyvoice3", f"init={tmp_path / 'llm.pt'}")
+    for name, value in published.state_dict().items():
+        assert torch.equal(run.model.lm.state_dict()[name], value)
+    before = learned(run, 1)["loss"]
+    assert learned(run, 8)["loss"] < before
+    run.save()
+    opened = vokens.load(tmp_path / "lm/lm")
+    assert isinstance(opened, LearnableLM)
+    assert opened.config.release == "cosyvoice3"
+    with pytest.raises(CheckpointError, match=r"set model\.release"):
+        trainer("lm", f"init={tmp_path / 'llm.pt'}")
 
 
 def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_path: Path) -> None:
