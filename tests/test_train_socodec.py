@@ -212,13 +212,13 @@ def test_streams_fall_into_order_and_the_mel_is_learned(recipe: Path, tmp_path: 
 def test_both_turns_teach_their_own_network(recipe: Path) -> None:
     trainer = trainer_for(recipe, "mel_judge.start=0", "wave_judge.start=0")
     before = {
-        name: {k: v.clone() for k, v in j.network.state_dict().items()} for name, j in trainer.judges.items()
+        name: {k: v.clone() for k, v in j.network.state_dict().items()} for name, j in enumerate(trainer.gans)
     }
     vocoder = {k: v.clone() for k, v in trainer.model.codec.vocoder.state_dict().items()}
     found = trainer.train_step()
     assert {"mel_judges", "wave_judges", "mel_feature", "wave_feature"} <= found.keys()
-    for name, judges in trainer.judges.items():
-        assert any(not torch.equal(before[name][k], v) for k, v in judges.network.state_dict().items())
+    for name, gan in enumerate(trainer.gans):
+        assert any(not torch.equal(before[name][k], v) for k, v in gan.network.state_dict().items())
     assert any(not torch.equal(vocoder[k], v) for k, v in trainer.model.codec.vocoder.state_dict().items())
 
 

@@ -46,7 +46,7 @@ def hub_endpoint() -> str:
 
 
 def hub_url(repo: str, filename: str, revision: str | None = None) -> str:
-    """Where the hub serves a file of a model repository."""
+    """Address of a file of a model repository on the hub."""
     return f"{hub_endpoint()}/{repo}/resolve/{quote(revision or 'main', safe='')}/{quote(filename)}"
 
 

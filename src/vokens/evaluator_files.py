@@ -66,7 +66,7 @@ _REMEDY = (
 
 
 def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
-    """Which evaluators of FILES are not on this machine, in one sentence with the remedy; "" where all are."""
+    """The evaluators of FILES that are not on this machine, in one sentence with the remedy; "" where all are."""
     home = models_folder(folder)
     missing = [name for name in names if not all((home / name / file).is_file() for file in FILES[name])]
     return f"{home} lacks {', '.join(missing)}: {_REMEDY}" if missing else ""

@@ -33,7 +33,7 @@ _PLAIN: dict[tuple[str, str], Any] = {
 
 
 class Inert:
-    """What stands for an object of an unknown class: it keeps arguments, items and state, and does nothing.
+    """Stand-in for an object of an unknown class: it keeps arguments, items and state, and does nothing.
 
     Attributes:
         held: what the file gave it, in order: ("arguments", (...)), ("state", ...), ("item", ...).

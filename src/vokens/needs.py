@@ -16,7 +16,7 @@ _PACKAGES = {
 
 
 def lacking(system: str) -> str:
-    """What a system needs and this machine has not, in one sentence with the remedy; "" where all is there."""
+    """Dependencies of a system that this machine lacks, in one sentence with the remedy; "" where all is there."""
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if system == "codec2" and missing:
         return f"Codec2 needs the program {missing[0]}: apt-get install codec2"

@@ -81,7 +81,7 @@ class Entry:
 
     @property
     def size_bytes(self) -> int | None:
-        """What it takes on the disk, less configs and vocabularies; None where a file's size is not known."""
+        """Bytes on the disk, less configs and vocabularies; None where a file's size is not known."""
         sizes = [file.size for file in self.files if not file.path.endswith((".json", ".txt"))]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
@@ -233,17 +233,17 @@ def _unknown(name: str) -> str:
 
 
 def source_of(model: str) -> str | None:
-    """What `vokens.load` opens for the model that tokens name; None for one of the user's own."""
+    """The source for `vokens.load` of the model that tokens name; None for one of the user's own."""
     return model if model in MODELS or "/" in model else None
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads are kept: `cache_dir`, else VOKENS_CACHE, else ~/.cache/vokens."""
+    """Folder of downloads: `cache_dir`, else VOKENS_CACHE, else ~/.cache/vokens."""
     return Path(cache_dir or os.environ.get("VOKENS_CACHE") or "~/.cache/vokens").expanduser()
 
 
 def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where the files of a codec are, or will be."""
+    """Folder of a codec's files, also of those to come."""
     if entry.embedded:
         return WEIGHTS / entry.name
     place = cache_folder(cache_dir) / (entry.shared or entry.name)

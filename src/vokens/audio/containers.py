@@ -69,7 +69,7 @@ class _Chunked(NamedTuple):
     align: int = 2  # chunks begin at multiples of this
 
     def next(self, body: int, length: int, start: int) -> int:
-        """Where the chunk behind begins."""
+        """Position of the next chunk."""
         behind = body + max(0, length)
         return behind + -(behind - start) % self.align
 
@@ -193,7 +193,7 @@ def _is_chunk(file: BinaryIO, kind: _Chunked, position: int, end: int) -> bool:
 
 
 def _behind_chunks(file: BinaryIO, kind: _Chunked, body: int, size: int, start: int, end: int) -> int:
-    """Where the chunks behind the samples end."""
+    """End of the chunks behind the samples."""
     position = kind.next(body, size, start)
     if not _is_chunk(file, kind, position, end) and _is_chunk(file, kind, body + size, end):
         position = body + size  # a writer that forgot the byte that makes a size even
@@ -206,7 +206,7 @@ def _behind_chunks(file: BinaryIO, kind: _Chunked, body: int, size: int, start: 
 
 
 def _before_chunks(file: BinaryIO, kind: _Chunked, body: int, end: int) -> int:
-    """Where samples of unknown length end: before known chunks that fit exactly between them and the end."""
+    """End of samples of unknown length: before known chunks that fit exactly between them and the end."""
     first = max(body, end - _SCAN)
     tail = _read(file, first, end - first)
     last = len(tail)
@@ -311,7 +311,7 @@ def _ogg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
 
 
 def _behind_page(page: bytes, position: int) -> int:
-    """Where a page that begins at `position` ends."""
+    """End of the page that begins at `position`."""
     segments = page[26] if len(page) > 26 else 255
     return position + 27 + segments + sum(page[27 : 27 + segments])
 
@@ -369,7 +369,7 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _seek(file: BinaryIO, needle: bytes, position: int, end: int) -> int:
-    """Where these bytes are next found; `end` if nowhere."""
+    """Next position of these bytes; `end` if nowhere."""
     while position < end:
         found = _read(file, position, _SCAN + len(needle) - 1).find(needle)
         if found >= 0:
@@ -379,7 +379,7 @@ def _seek(file: BinaryIO, needle: bytes, position: int, end: int) -> int:
 
 
 def _behind_tags(file: BinaryIO, position: int, end: int) -> int:
-    """Where tags and rows of zeros that begin here end."""
+    """End of the tags and rows of zeros that begin here."""
     while position < end and _TAG.match(_read(file, position, 16)):
         behind = behind_tag(_read(file, position, min(_SCAN, end - position)), 0)
         if behind == 0:
@@ -389,7 +389,7 @@ def _behind_tags(file: BinaryIO, position: int, end: int) -> int:
 
 
 def _before_tags(file: BinaryIO, start: int, end: int) -> int:
-    """Where ID3v1, Lyrics3 and APE tags that end at `end` begin."""
+    """Start of the ID3v1, Lyrics3 and APE tags that end at `end`."""
     while end > start:
         tail = _read(file, max(start, end - 128), min(128, end - start))
         if len(tail) == 128 and tail[:3] == b"TAG":

@@ -25,7 +25,7 @@ _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 
 
 
 class MpegFrame(NamedTuple):
-    """What the four bytes of a header say."""
+    """Fields of the four bytes of a header."""
 
     length: int  # bytes
     info: int  # byte at which a first frame names itself Xing or Info
@@ -105,7 +105,7 @@ def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
 
 
 def _resume(data: bytes, position: int, earliest: int, name: str) -> int:
-    """Where frames go on behind tags, zeros or a broken frame; the end of the data if nowhere."""
+    """Next position of frames behind tags, zeros or a broken frame; the end of the data if nowhere."""
     behind = behind_tag(data, position)
     if behind > position:
         return behind
@@ -129,7 +129,7 @@ def _resume(data: bytes, position: int, earliest: int, name: str) -> int:
 
 
 def behind_tag(data: bytes, position: int) -> int:
-    """Where an ID3, APE or Lyrics3 tag, or four zeros and more, that begin at this byte end; else the byte itself."""
+    """End of the ID3, APE or Lyrics3 tag, or of four zeros and more, at this byte; else the byte itself."""
     head = data[position : position + 32]
     if head[:3] == b"ID3" and len(head) > 10 and max(head[6:10]) < 128:
         size = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))

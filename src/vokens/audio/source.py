@@ -30,7 +30,7 @@ def sources(given: Any) -> list[Source]:
 
 
 def unpacked(given: Source, rate: int | None) -> tuple[Readable, int | None]:
-    """What to read and, of arrays, its rate in Hz: its own, or `rate`. Raises AudioError where both differ."""
+    """The object to read and, of arrays, its rate in Hz: its own, or `rate`. Raises AudioError where both differ."""
     if not is_source(given):
         raise AudioError(f"{type_name(given)} was given as audio: {ACCEPTED} is accepted")
     if isinstance(given, bytearray | memoryview):

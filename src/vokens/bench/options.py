@@ -41,7 +41,7 @@ class Measure:
     limit: int | None = None
     """Only N of these files, evenly spaced in the order of their ids."""
     device: str = "cpu"
-    """Where the codecs run."""
+    """Device of the codecs."""
     threads: int = 1
     """Threads that torch computes with."""
     seed: int = 0
@@ -56,7 +56,7 @@ class Measure:
         return list(dict.fromkeys(split_list(self.models)))
 
     def selection(self) -> dict[str, object]:
-        """Which recordings are taken: the filters, as the results name them."""
+        """Filters of the recordings, as the results name them."""
         names = ("split", "language", "with_text", "min_seconds", "max_seconds", "limit")
         return {name: getattr(self, name) for name in names}
 
@@ -71,7 +71,7 @@ class Reconstruct(Measure):
     """Codecs beside them, whole, where installed: original (the recording itself) and names of `vokens models`; ''
     for none."""
     metrics: str | None = None
-    """Which numbers to compute, by commas: stoi, estoi, pesq-wb, pesq-nb, si-sdr, mel, stft, mcd, f0, voicing,
+    """Metrics to compute, by commas: stoi, estoi, pesq-wb, pesq-nb, si-sdr, mel, stft, mcd, f0, voicing,
     speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer. Default: all that this machine can. bitrate and rtf are
     always measured."""
     recogniser: str = "moonshine-tiny-en"
@@ -128,7 +128,7 @@ class TokenStatistics(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class Robust(Measure):
-    """Which tokens stay when noise, level, time, another codec, a seam, the batch or the precision change."""
+    """Agreement of tokens when noise, level, time, another codec, a seam, the batch or the precision change."""
 
     dtypes: str = "bfloat16"
     """Precisions to compare with float32, by commas: bfloat16, float16, int8 (S3Tokenizer); '' for none."""
@@ -155,7 +155,7 @@ class Every(Measure):
     """Several parts in turn into one folder, each with the options that all share and its own defaults."""
 
     only: str | None = None
-    """Which parts, by commas; all of them, if not given."""
+    """Parts to run, by commas; all of them, if not given."""
 
     def of(self, options: type[Measure]) -> Measure:
         """The options of one part."""
@@ -234,7 +234,7 @@ class Report:
     """One page of the results in a folder: tables, plots, spectrograms and players, in a file without others."""
 
     folder: Positional[Path]
-    """Where `vokens bench` wrote its results."""
+    """Folder of the results of `vokens bench`."""
     out: Annotated[Path | None, arg(aliases=("-o",))] = None
     """The page; .csv, .md and .json go beside it. Default: report.html in the folder."""
     samples: int = 2

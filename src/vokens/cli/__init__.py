@@ -19,7 +19,7 @@ from vokens.errors import ConfigError, VokensError
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb lives and its line in `vokens --help`."""
+    """Module of a verb and its line in `vokens --help`."""
 
     module: str
     help: str

@@ -23,7 +23,7 @@ _GROUP_BATCHES = 8  # enough to sort by length and pad little; audio held in mem
 
 @dataclass
 class Loaded(Generic[Given]):
-    """What was read for a job: its value, its length in seconds, and what a group must have in common."""
+    """The input of a job: its value, its length in seconds, and what a group must have in common."""
 
     job: Job
     value: Given

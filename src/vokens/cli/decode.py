@@ -144,7 +144,7 @@ def _load(path: Path, codec: "Callable[[], Codec | S3GenModel] | None") -> "Toke
 
 
 def _kind(tokens: "Tokens") -> tuple[object, ...]:
-    """What tokens must share to be decoded in one batch."""
+    """Facts that tokens must share to be decoded in one batch."""
     vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
     facts = tokens.model, tokens.fingerprint, tokens.sample_rate, tokens.frame_rate
     return *facts, tokens.codebook_sizes, tokens.first_codebook, vector

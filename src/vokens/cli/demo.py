@@ -26,7 +26,7 @@ class Arguments:
     output: Annotated[Path, tyro.conf.arg(aliases=("-o", "--out"), metavar="FOLDER")] = Path("vokens-demo")
     """Folder for the results; those of an earlier demo are replaced."""
     sample: Literal["english", "mandarin"] = "english"
-    """Which recording (LibriSpeech, AISHELL-1)."""
+    """The recording (LibriSpeech, AISHELL-1)."""
     model: Model = "mini"
     """A name of `vokens models`, a hub id, a folder or a published file."""
     compute: Compute = field(default_factory=Compute)

@@ -29,7 +29,7 @@ Optional = tyro.conf.arg(help_behavior_hint="")
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which utterances of the source, and where its facts are."""
+    """Selection of utterances, and the places of their facts."""
 
     split: Annotated[str | None, Optional] = None
     """Keep utterances of this split; of a dataset folder, the files named by it."""
@@ -83,7 +83,7 @@ class Arguments:
     engine: Annotated[
         Literal["auto", "local", "torchrun", "ray"], tyro.conf.arg(metavar="{auto,local,torchrun,ray}")
     ] = "auto"
-    """Who schedules shards; auto is torchrun where it has set RANK."""
+    """Scheduler of shards; auto is torchrun where it has set RANK."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="IP:PORT", help_behavior_hint="")] = None
     """Of a Ray cluster, or auto on one of its machines (default: this machine alone)."""
     encoders: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None

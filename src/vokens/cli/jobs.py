@@ -1,4 +1,4 @@
-"""Which file becomes which: inputs (files, folders, globs, stdin) are paired with outputs before any work.
+"""Pairs of files: inputs (files, folders, globs, stdin) are paired with outputs before any work.
 
 Folders and globs keep their structure below the output folder. Two inputs for one output, an output that
 exists and an unknown suffix are errors here, so that a long run does not end on one of them.
@@ -121,7 +121,7 @@ def make_job(source: Source, target: Path | None, suffix: str) -> Job:
 def _target_rule(
     output: str | None, sources: list[Source], outputs: Sequence[str], suffix: str | None
 ) -> Callable[[Source], Path | None]:
-    """How the target follows from the source."""
+    """Rule by which the target follows from the source."""
     chosen = suffix or outputs[0]
     paths = [source.path or source.place if output is None else source.place for source in sources]
     uses = Counter(path.with_suffix("") for path in paths)

@@ -1,4 +1,4 @@
-"""What several verbs share: which codec and where it runs, ranges of codebooks, names of outputs."""
+"""Shared options of the verbs: codec and device, ranges of codebooks, names of outputs."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ BatchSeconds = Annotated[float, arg(metavar="SECONDS")]
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where and how precisely the network runs."""
+    """Device and precision of the network."""
 
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a CUDA device when there is one."""

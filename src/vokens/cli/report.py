@@ -1,4 +1,4 @@
-"""What the verbs print: aligned tables, and the numbers of one trip through a codec."""
+"""Output of the verbs: aligned tables, and the numbers of one trip through a codec."""
 
 import time
 from collections.abc import Callable, Sequence

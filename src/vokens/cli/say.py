@@ -45,7 +45,7 @@ NAME = "said"  # of a single output, where -o does not say it
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """How speech is drawn; the model's own way by default."""
+    """Sampling parameters; the model's own by default."""
 
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Another seed is another take; of lines, each has it for itself."""
@@ -68,7 +68,7 @@ class Arguments:
     text: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
     ] = ()
-    """What to say, or - for standard input."""
+    """The text, or - for standard input."""
     output: Output = None
     """File (.wav .flac .ogg .opus .mp3), folder or - for standard output (default: said.wav)."""
     file: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
@@ -76,11 +76,11 @@ class Arguments:
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
     """A speaking model: a folder, a hub id or a published file (default: the one that comes with the package)."""
     decoder: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """What makes sound of the model's tokens, where that is another model: an S3Gen, or USLM's codec."""
+    """Decoder of the model's tokens, where that is another model: an S3Gen, or USLM's codec."""
     voice: Annotated[str | None, tyro.conf.arg(metavar="WAV", help_behavior_hint="")] = None
     """A recording of the voice, 3 s to 10 s, or the name of one of the model's own (default: its default voice)."""
     voice_text: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
-    """What the recording says. Speech then goes on from it (one-shot), nearer to its manner."""
+    """Transcript of the recording. Speech then goes on from it (one-shot), nearer to its manner."""
     play: bool = False
     """Play the sound when it is there, if this machine has a player."""
     stream: bool = False
@@ -263,7 +263,7 @@ def _sampler(law: "Sampler", draws: Draws) -> "Sampler":
 
 
 def _no_model() -> str:
-    """What to do without a model: those that lie here, or how to come by one."""
+    """Remedies for a missing model: those that lie here, or how to come by one."""
     found = ", ".join(sorted(map(str, _models_here())))
     here = f"found here: {found}" if found else "none was found in ./runs"
     return (

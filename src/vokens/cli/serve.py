@@ -20,7 +20,7 @@ _LIMITS = ("max_upload", "max_seconds", "max_text", "max_queue", "max_streams", 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
-    """What to serve: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
+    """Models to serve: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: then give an API key."""
     port: Annotated[int, tyro.conf.arg(metavar="N")] = 8000

@@ -34,7 +34,7 @@ REFERENCE_SECONDS = 10.0  # of a voice's recording that are used, as Chatterbox 
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """What speaking needs, whatever is spoken."""
+    """Options of speaking, whatever the tokens are."""
 
     voice: Annotated[str, tyro.conf.arg(metavar="WAV")]
     """A recording of the voice; its first 10 s are used, 3 s are enough."""

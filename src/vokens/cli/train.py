@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _first_sentence(recipe: Path) -> str:
-    """What a recipe trains, as its head says."""
+    """Subject of a recipe, as its head says."""
     head = itertools.takewhile(lambda line: line.startswith("# "), recipe.read_text().splitlines())
     text = " ".join(line[2:] for line in head)
     return re.split(r"(?<=[a-z\d)])[.:;] ", text)[0]

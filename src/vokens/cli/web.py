@@ -17,7 +17,7 @@ from vokens.errors import ConfigError, MissingExtra
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
-    """What to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
+    """Models to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
     host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, tyro.conf.arg(metavar="N")] = 7860

@@ -30,7 +30,7 @@ def register() -> None:
 
 
 def _names(model: type[Pretrained]) -> tuple[type, type]:
-    """What transformers asks for: a config of its own base class, and a class that opens the model."""
+    """Classes that transformers needs: a config of its own base class, and a class that opens the model."""
     from transformers import PretrainedConfig
 
     class Config(PretrainedConfig):

@@ -32,7 +32,7 @@ def with_derivative(
 
 
 def meanflow_target(network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor) -> Tensor:
-    """What u(x, t, r) regresses on: v + (r - t) du/dt, v the path's (or a guided) velocity (B, …)."""
+    """Target of u(x, t, r): v + (r - t) du/dt, v the path's (or a guided) velocity (B, …)."""
     _, derivative = with_derivative(network, x, t, r, v)
     return v + expand(r - t, v) * derivative
 

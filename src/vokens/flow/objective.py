@@ -69,7 +69,7 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
 
 
 def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
-    """Which of k noises (B, k, …) is nearest to each item of x1 (B, …): (B,) int64.
+    """Index of the one of k noises (B, k, …) that is nearest to each item of x1 (B, …): (B,) int64.
 
     In float32 and over the item's own frames: half precision and padding both change the choice.
     """
@@ -98,7 +98,7 @@ def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tens
 
 
 def assignment(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
-    """Which of B noises z each of B items gets, (B,) int64, so that the sum of all distances is least.
+    """Assignment of B noises z to B items, (B,) int64, that minimises the sum of all distances.
 
     Costs are per element of the item, so that long items do not outvote short ones.
 

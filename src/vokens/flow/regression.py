@@ -1,4 +1,4 @@
-"""What a network of velocities regresses on, by the name of the objective, and the loss of it.
+"""Regression targets of a velocity network by the name of the objective, and the loss.
 
 "flow": the path's velocity. "meanflow", "imf", "alpha": average velocities from scratch (`vokens.flow.meanflow`).
 "intmeanflow": those of a teacher, which the caller has computed. Any of them with contrastive flow matching.
@@ -26,7 +26,7 @@ def alpha_at(progress: float) -> float:
 def regress(
     objective: str, network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor, alpha: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """What the network found and what it should have been, (B, …) each; gradients go through the first alone.
+    """Prediction and target, (B, …) each; gradients go through the prediction alone.
 
     v (B, …): the velocity of the path, guided or not, or a teacher's mean velocity from t to r. alpha: of "alpha".
     """

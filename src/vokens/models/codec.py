@@ -1,4 +1,4 @@
-"""What every codec offers: audio to `Tokens` and back, in batches that change nothing, saved as one folder.
+"""The base of every codec: audio to `Tokens` and back, in batches that change nothing, saved as one folder.
 
 A system subclasses `Codec` and implements the two batch functions; loading, resampling, batching by duration,
 trimming and checks on tokens stand here once.
@@ -26,7 +26,7 @@ SPAN_FRAMES = 1000  # 20 s at 50 Hz: mini is as fast as with more, and its conte
 
 @dataclass(frozen=True)
 class CodecOutput:
-    """What a codec's training forward returns."""
+    """Output of a codec's training forward."""
 
     wave: Tensor  # (B, N) resynthesis
     codes: Tensor  # (B, K, T) int64
@@ -36,7 +36,7 @@ class CodecOutput:
 
 @dataclass
 class _Encoded:
-    """What is known of one recording while its spans are encoded."""
+    """State of one recording while its spans are encoded."""
 
     parts: list[Tensor] = field(default_factory=list)  # (K, t) int32
     num_samples: int = 0

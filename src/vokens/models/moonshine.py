@@ -64,7 +64,7 @@ class Moonshine:
         return np.asarray(self._encoder.run(None, {"input_values": wave[None]})[0])[0]
 
     def transcribe(self, wave: np.ndarray) -> str:
-        """What is said in a 16 kHz wave (T,), cased and punctuated; greedy, so deterministic."""
+        """Transcript of a 16 kHz wave (T,), cased and punctuated; greedy, so deterministic."""
         states = self.encode(wave)[None]
         cache = {name: np.zeros((1, h, 0, d), np.float32) for name, (h, d) in self._cache.items()}
         tokens = [_START]

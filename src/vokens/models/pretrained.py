@@ -124,7 +124,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def settings_beside(cls, path: Path) -> dict[str, Any]:
-        """What other files in the folder of a published file say of its config; empty where they say nothing."""
+        """Settings of a published file in other files of its folder; empty where there are none."""
         return {}
 
     @classmethod
@@ -374,8 +374,8 @@ def _open_described(path: Path, own: dict[str, Any]) -> Pretrained:
 
 
 def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
-    """What a published layout keeps beside the file, or the content of config.json in its folder, unless that is known
-    as another system's."""
+    """Settings that a published layout keeps beside the file, or the content of config.json in its folder, unless that
+    is known as another system's."""
     if told := system(name).settings_beside(path):
         return told
     beside = path.with_name("config.json")

@@ -1,4 +1,4 @@
-"""What every speaking model offers: text in, speech out, in the voice of a recording, for whole texts or as a stream.
+"""The base of every speaking model: text in, speech out, in the voice of a recording, for whole texts or as a stream.
 
 A system says how it hears a voice and how it utters short texts; words for figures, sentences, batches, pauses and
 random numbers stand here once. What a text becomes does not depend on its company.
@@ -39,7 +39,7 @@ PARTNERED = {
 
 @dataclass(frozen=True)
 class Manner:
-    """How speech is drawn; None leaves it to the model.
+    """Synthesis options; None leaves one to the model.
 
     Attributes:
         sampler: of the language model's tokens. steps: of the flow's solver; guidance: its strength of guidance.

@@ -68,7 +68,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Reach:
-    """What one forward pass over a stretch of positions may look at, shared by all its layers.
+    """Attention context of one forward pass: mask, padding and KV window, shared by all its layers.
 
     visible: bool, broadcast over (B, H, queries, keys); None where all is visible, which needs no mask.
     inside: (B, T, 1) bool, False beyond each row's length; None where there is no padding.

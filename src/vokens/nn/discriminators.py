@@ -240,7 +240,7 @@ class Discriminator(nn.Module):
         self.discriminators = nn.ModuleList(stacks)
 
     def views(self, wave: Tensor) -> list[Tensor]:
-        """What each stack sees of the wave."""
+        """The view of the wave for each stack."""
         return [wave] * len(self.discriminators)
 
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:

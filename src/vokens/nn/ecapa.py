@@ -135,7 +135,7 @@ class ECAPA(Float32):
             yield compute(mel[..., left : start + size + self.reach]).narrow(2, start - left, size)
 
     def _trunk(self, mel: Tensor, gates: Sequence[Tensor]) -> list[Tensor]:
-        """What the first layer gives, and each block whose gate is known."""
+        """The output of the first layer, and of each block whose gate is known."""
         outputs = [F.relu(self.first(mel))]
         for block, gate in zip(self._blocks(), gates, strict=False):
             outputs.append(outputs[-1] + gate * block.branch(outputs[-1]))

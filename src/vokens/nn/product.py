@@ -145,7 +145,7 @@ def _flags() -> set[str]:
 
 @cache
 def _processor(field: str) -> str:
-    """What Linux says of the first core under this name in /proc/cpuinfo; "" elsewhere, and where it says nothing."""
+    """The value of this name in /proc/cpuinfo for the first core; "" elsewhere, and where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

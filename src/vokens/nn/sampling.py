@@ -16,7 +16,7 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the next token is drawn; the defaults are CosyVoice 2's.
+    """Sampling parameters of the next token; the defaults are CosyVoice 2's.
 
     Attributes:
         kind: "greedy" takes the likeliest; "full" draws among all; "nucleus" among the likeliest `top_k` whose

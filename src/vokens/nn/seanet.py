@@ -58,12 +58,12 @@ class SEANet(nn.Module):
 
     @property
     def front_reach(self) -> int:
-        """How many inputs on either side an output of `front` depends on."""
+        """Context of an output of `front` on either side, in inputs."""
         return _reach(self.layers[: self._middle])
 
     @property
     def head_reach(self) -> int:
-        """How many frames on either side an output of `head` depends on."""
+        """Context of an output of `head` on either side, in frames."""
         return _reach(self.layers[self._middle + 1 :])
 
     def front(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from vokens.nn.product import Linear
 
 @dataclass(frozen=True)
 class Cache:
-    """What a transformer has seen: keys and values (B, H, T, D / H) of each layer."""
+    """KV cache of a transformer: keys and values (B, H, T, D / H) of each layer."""
 
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
 

@@ -18,7 +18,7 @@ from vokens.quantize.vq import gather_rows
 
 @dataclass(frozen=True)
 class ProductQuantized:
-    """What the product quantizer returns in training."""
+    """Output of the product quantizer in training."""
 
     latent: Tensor  # (B, T, width) of the streams kept, straight-through
     codes: Tensor  # (B, K, T) int64

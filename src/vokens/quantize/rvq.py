@@ -18,7 +18,7 @@ from vokens.nn.float32 import Float32
 
 @dataclass(frozen=True)
 class Quantized:
-    """What the residual quantizer returns in training."""
+    """Output of the residual quantizer in training."""
 
     latent: Tensor  # (B, T, D) sum over codebooks, straight-through
     parts: tuple[Tensor, ...]  # K of (B, T, D), each codebook's entries alone, straight-through

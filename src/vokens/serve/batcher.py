@@ -33,7 +33,7 @@ class Job:
 
 @dataclass
 class Load:
-    """What a model is doing, for /metrics."""
+    """Load of a model, for /metrics."""
 
     batches: int = 0
     requests: int = 0

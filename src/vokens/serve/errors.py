@@ -27,7 +27,7 @@ def problem(status: int, message: str, code: str) -> HTTPException:
 
 
 def listed(kind: str, names: Iterable[str]) -> str:
-    """What there is of a kind, as the end of an error."""
+    """The names of a kind, as the end of an error."""
     match list(names):
         case []:
             return f"this server has no {kind}"

@@ -155,7 +155,7 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong, in the shape of OpenAI's errors."""
+    """An error, in the shape of OpenAI's errors."""
 
     message: str
     type: str

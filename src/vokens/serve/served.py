@@ -156,7 +156,7 @@ class Served:
         return self.model.say_stream(text, self._voice(voice), generator=generator, speed=speed)
 
     def _voice(self, voice: Voice | None) -> Any:
-        """What the model makes of a voice, once for its files; a prompt where the recording's text is known."""
+        """The model's own form of a voice, made once for its files; a prompt where the recording's text is known."""
         if voice is None:
             return None
         if self.voices.get(voice.name, (None,))[0] != voice:

@@ -1,4 +1,4 @@
-"""What all routes share: models, voices, limits and counters, and the checks of a request against them."""
+"""State shared by all routes: models, voices, limits and counters, and the checks of a request against them."""
 
 import asyncio
 import hmac
@@ -211,7 +211,7 @@ async def _disconnect(request: Request) -> None:
 
 
 def batch_facts(tokens: Tokens) -> tuple[Any, ...]:
-    """What the tokens of one batch share."""
+    """The facts that tokens of one batch must share."""
     vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
     names = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
     return (*(getattr(tokens, name) for name in names), vector)

@@ -29,7 +29,7 @@ _TOKEN_RATE = 25.0  # Hz, of the speech tokens of models that do not say theirs:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a request is computed.
+    """Plan of a request.
 
     Attributes:
         whole: the wave (T,), from the queue of `model`. pieces: the same, piece by piece, on its thread.

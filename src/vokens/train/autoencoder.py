@@ -1,4 +1,4 @@
-"""What trainings of autoencoders share: crops of a corpus, and a model that carries the statistics of its latents."""
+"""Shared parts of training autoencoders: crops of a corpus, and a model that carries the statistics of its latents."""
 
 from dataclasses import replace
 from pathlib import Path

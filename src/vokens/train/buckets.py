@@ -1,4 +1,4 @@
-"""Which utterances make a batch: those of similar sizes. The batch of a number is a pure function of (seed, number),
+"""Batches of utterances of similar sizes. The batch of a number is a pure function of (seed, number),
 every epoch cuts each bucket anew, and how many batches there are never changes.
 """
 

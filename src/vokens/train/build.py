@@ -1,4 +1,4 @@
-"""What training a codec is made of, from its config: network, discriminators, mel scales."""
+"""Parts of codec training from its config: network, discriminators, mel scales."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vokens.nn.discriminators import (
 )
 from vokens.train import losses as L
 from vokens.train.config import AdversarialConfig, RunConfig
-from vokens.train.judges import Discriminators
+from vokens.train.gan import Discriminators
 
 
 def build_codec(config: RunConfig) -> Codec:

@@ -1,6 +1,6 @@
 """Training a codec: reconstruction, residual codebooks, semantic distillation, discriminators.
 
-One generator pass per step; the discriminators learn on its detached output, then judge it (SpeechTokenizer's loop,
+One generator pass per step; the discriminators learn on its detached output, then give it its losses (SpeechTokenizer's loop,
 arXiv 2308.16692 §3.3). Everything random is a function of (seed, step), so a resumed run goes on as if never stopped.
 """
 
@@ -21,7 +21,7 @@ from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators, mel_recipe
 from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
-from vokens.train.judges import Contest, Judges, generator_losses
+from vokens.train.gan import GAN, GANLoss, generator_losses
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
@@ -166,28 +166,18 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
 
     def prepare(self) -> None:
         super().prepare()
-        self.judges: Judges | None = None
         if self.discriminators is not None:
             settings = self.config.adversarial
             matching = {"published": L.feature_matching, "normalised": L.normalised_feature_matching}
             loss = L.ADVERSARIAL[settings.loss]
-            contest = Contest(
-                loss.discriminator, generator_losses(loss.generator, matching[settings.feature])
-            )
-            self.judges = Judges(
-                self,
-                self.discriminators,
-                contest,
-                start=settings.start,
-                learning_rate=settings.learning_rate,
-            )
+            losses = GANLoss(loss.discriminator, generator_losses(loss.generator, matching[settings.feature]))
+            rate = settings.learning_rate
+            self.gans.append(GAN(self, self.discriminators, losses, start=settings.start, learning_rate=rate))
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         yield from super().parts()
         if self.balancer is not None:
             yield "balancer", self.balancer
-        if self.judges is not None:
-            yield from self.judges.parts()
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -200,10 +190,9 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         with self.accelerator.autocast():
             output = self._forward(batch, keep, generator)
         values, report = self._losses(batch, output), {}
-        if self.judges is not None and self.judges.active:
-            target, wave = batch.wave[:, None], output.wave[:, None]
-            report["discriminator"] = self.judges.learn(target, wave, part)
-            values |= self.judges.judge(target, wave.float())
+        for gan in self.gans:
+            losses, report = gan.step(batch.wave[:, None], output.wave[:, None], part)
+            values |= losses
         return self._total(values, output.wave), report | values
 
     def _batch(self, part: int) -> tuple[Batch, torch.Generator, Tensor | None]:

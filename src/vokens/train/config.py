@@ -30,7 +30,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where speech comes from. Manifests as in `vokens.train.data.read_clips`.
+    """Sources of speech. Manifests as in `vokens.train.data.read_clips`.
 
     Attributes:
         language: keep recordings of this language alone; None keeps all.
@@ -49,7 +49,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Whose features the first codebook learns to carry. kind "" trains without a teacher.
+    """Teacher whose features are distilled into the first codebook. kind "" trains without a teacher.
 
     Attributes:
         kind: "hubert" (any HuBERT-like model of transformers) or "moonshine". source: a folder; a hub id of a
@@ -107,7 +107,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every run has; a task adds its own.
+    """Settings of every run; a task adds its own.
 
     Attributes:
         task: a name of TASKS. system: which network; model: its settings that differ from the defaults.

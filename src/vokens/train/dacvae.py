@@ -4,9 +4,7 @@ Losses and schedule are Learnable-Speech's (its DAC-VAE configs; 2306.06546 sect
 generative models of them need, are measured when the model is written.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from vokens.train import losses as L
 from vokens.train.autoencoder import AutoencoderTrainer
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
-from vokens.train.judges import Contest, Discriminators, Judges
+from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 
 JUDGED = ("adversarial", "feature")
@@ -129,24 +127,19 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
 
     def prepare(self) -> None:
         super().prepare()
-        self.judges: Judges | None = None
         if self.discriminators is not None:
-            settings, usual = self.config.judges, Contest()
+            settings, usual = self.config.judges, GANLoss()
             wanted = {name: loss for name, loss in usual.generator.items() if name in self.config.losses}
-            self.judges = Judges(
+            gan = GAN(
                 self,
                 self.discriminators,
-                Contest(usual.discriminator, wanted),
+                GANLoss(usual.discriminator, wanted),
                 start=settings.start,
                 learning_rate=settings.learning_rate,
                 weight_decay=self.config.optim.weight_decay,
                 clip=settings.clip,
             )
-
-    def parts(self) -> Iterator[tuple[str, Any]]:
-        yield from super().parts()
-        if self.judges is not None:
-            yield from self.judges.parts()
+            self.gans.append(gan)
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -159,11 +152,10 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             output = self.module(wave, noise, self._pitch(wave))
         made = output.wave.float()
         values, report = self._losses(wave, made, output), {}
-        if self.judges is not None and self.judges.active:
-            heard = self._heard(number)
-            target, output = wave[:, None, heard], made[:, None, heard]
-            report["discriminator"] = self.judges.learn(target, output, part)
-            values |= self.judges.judge(target, output)
+        for gan in self.gans:
+            crop = self._crop(number)
+            losses, report = gan.step(wave[:, None, crop], made[:, None, crop], part)
+            values |= losses
         weights = {name: self.config.losses[name] for name in values}
         weights["kl"] *= min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
         return L.weighted_sum(values, weights), report | values
@@ -187,7 +179,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             return None
         return pitch_latents(wave, self.sample_rate, self.hop, SPECTRA)
 
-    def _heard(self, number: int) -> slice:
+    def _crop(self, number: int) -> slice:
         """The samples of each crop that the discriminators hear in this micro-batch."""
         size = round(self.config.judges.seconds * self.sample_rate) or self.train.crop
         place = torch.rand((), generator=self.generator(number))

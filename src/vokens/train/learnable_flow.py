@@ -84,7 +84,7 @@ class LearnableFlowRun(FlowConfig):
 
 @dataclass(frozen=True)
 class TokensAndLatents:
-    """What a flow is told of the tokens that it is given and of the latents that it makes.
+    """Facts of a flow's tokens and latents.
 
     Attributes:
         width: numbers of a latent. vocabulary: of tokens. mean, std: of each number; empty where they are not known.
@@ -170,7 +170,7 @@ class LearnableFlowTrainer(FlowTrainer):
         return build_config(S3GenConfig, {"noise": "fresh", **found, **settings}, "model")
 
     def _facts_of_files(self) -> TokensAndLatents:
-        """What published files of the training data say of themselves."""
+        """Facts that published files of the training data state."""
         files = PublishedFiles(self.data.train)
         tokens, latents = self._rows_of_files(files)
         ratio = ratio_of(tokens, latents)

@@ -101,7 +101,7 @@ class LearnableLMRunConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Voices:
-    """What is drawn for the B rows of a batch.
+    """Random draws for the B rows of a batch.
 
     Attributes:
         mels: (B, 1, 80, F), lengths (B, 1) frames, 0 where there is none. bistream: which rows alternate.

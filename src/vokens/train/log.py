@@ -1,4 +1,4 @@
-"""What a run shows: one progress line with ETA, TensorBoard curves, audio and mel pictures, curves elsewhere."""
+"""Logs of a run: one progress line with ETA, TensorBoard curves, audio and mel pictures, curves elsewhere."""
 
 import importlib.util
 import sys

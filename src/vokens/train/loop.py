@@ -95,7 +95,7 @@ class Trainer(Generic[Config, Model]):
         raise NotImplementedError
 
     def final_model(self) -> Any:
-        """What users load, of the averaged weights where there are any; has `save_pretrained(folder)`."""
+        """The model that users load, of the EMA weights where there are any; has `save_pretrained(folder)`."""
         raise NotImplementedError
 
     def begin_step(self) -> None:
@@ -111,6 +111,8 @@ class Trainer(Generic[Config, Model]):
             yield "average", self.average
         if self.accelerator.scaler is not None:
             yield "scaler", self.accelerator.scaler
+        for gan in self.gans:
+            yield from gan.parts()
 
     def export(self) -> None:
         """Write what users load to out/`exported`."""
@@ -124,6 +126,7 @@ class Trainer(Generic[Config, Model]):
         )
         self.average = Average(self.model.to(self.device), self.config.ema) if self.config.ema else None
         self.module, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.gans: list[Any] = []  # a task that trains with discriminators adds its own
 
     # What a task calls -------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ def read_tokens(path: Path, codebook_size: int = 6561) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LatentFile:
-    """What an `X_latent2x.pt` holds that training asks for. z: (T, D) float32."""
+    """Content of an `X_latent2x.pt` that training needs. z: (T, D) float32."""
 
     z: np.ndarray
     sample_rate: int

@@ -212,7 +212,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         )
 
     def _trunk_rows(self, clips: Sequence[Clip], pcm: Rows) -> Rows:
-        """What the frozen trunk gives for all clips, (T', D) fp16."""
+        """Features of the frozen trunk for all clips, (T', D) fp16."""
         encoder, hop = self.model.encoder.to(self.device).eval(), WHISPER_128.hop_length
 
         @torch.inference_mode()

@@ -116,7 +116,7 @@ def _open(index: Path) -> Rows | None:
 
 
 def _gone(facts: Sequence[Fact], known: Sequence[Fact]) -> int:
-    """How many recordings have rows that are no longer theirs."""
+    """Number of recordings whose rows are out of date."""
     return sum(before is not None and before != now for now, before in zip(facts, known, strict=True))
 
 

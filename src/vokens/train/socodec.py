@@ -6,10 +6,8 @@ streams are kept for each item, which puts what matters most first.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ from vokens.train import losses as L
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
-from vokens.train.judges import Contest, Discriminators, Judges
+from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.recogniser import standard
@@ -220,31 +218,27 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
     def prepare(self) -> None:
         super().prepare()
         config, named = self.config, set(self.config.losses)
-        self.judges: dict[str, Judges] = {}
         if named & {"mel_adversarial", "mel_feature"}:
-            self.judges["mel"] = self._judges(MelJudge(config.mel_judge.channels), config.mel_judge, "mel")
+            self._add_gan(MelJudge(config.mel_judge.channels), config.mel_judge, "mel")
         if named & {"wave_adversarial", "wave_feature"}:
-            judges: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_judge.divisor)}
+            kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_judge.divisor)}
             if config.wave_judge.channels:
-                judges["mrd"] = MultiResolutionDiscriminator(config.wave_judge.channels)
-            self.judges["wave"] = self._judges(Discriminators(judges), config.wave_judge, "wave")
+                kinds["mrd"] = MultiResolutionDiscriminator(config.wave_judge.channels)
+            self._add_gan(Discriminators(kinds), config.wave_judge, "wave")
 
-    def _judges(self, network: nn.Module, config: JudgeConfig, kind: str) -> Judges:
-        usual = Contest()
+    def _add_gan(self, network: nn.Module, config: JudgeConfig, kind: str) -> None:
+        usual = GANLoss()
         named = {f"{kind}_{name}": loss for name, loss in usual.generator.items()}
         wanted = {name: loss for name, loss in named.items() if name in self.config.losses}
-        return Judges(
-            self,
-            network,
-            Contest(usual.discriminator, wanted),
-            start=config.start,
-            learning_rate=config.learning_rate,
-        )
+        losses, rate = GANLoss(usual.discriminator, wanted), config.learning_rate
+        self.gans.append(GAN(self, network, losses, name=kind, start=config.start, learning_rate=rate))
 
-    def parts(self) -> Iterator[tuple[str, Any]]:
-        yield from super().parts()
-        for name, judges in self.judges.items():
-            yield from judges.parts(f"{name}_")
+    def _gan_step(
+        self, kind: str, target: Tensor, output: Tensor, part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As `GAN.step` of the discriminators of a kind, "mel" or "wave"; empty without them."""
+        found = [gan for gan in self.gans if gan.prefix == f"{kind}_"]
+        return found[0].step(target, output, part) if found else ({}, {})
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -283,7 +277,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
 
     def _keep(self, rows: int, generator: torch.Generator) -> Tensor:
-        """How many streams each of the rows keeps (rows,): all, or a number from 1 on, all alike.
+        """Per-row quantizer dropout: streams kept (rows,), all, or a number from 1 on, all alike.
 
         All before the codebooks' start: the order is worked out among codes, and latents that come and go have no
         clusters to fit."""
@@ -295,7 +289,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return torch.where(dropped, drawn, streams)
 
     def _heard(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[Heard, Tensor | None]:
-        """What the analyzer hears, and the features (B, hubert_width, F) that the semantic loss wants."""
+        """Input of the analyzer, and the features (B, hubert_width, F) that the semantic loss wants."""
         if self.hubert is not None:
             with torch.no_grad():
                 features = hubert_features(self.hubert, wave)
@@ -329,27 +323,20 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         if output.features is not None and wanted is not None:
             difference = (output.features.float() - wanted).square()
             values["semantic"] = masked_mean(difference, inside[..., ::2])
-        report = {}
-        judges = self.judges.get("mel")
-        if judges is not None and judges.active:
-            report["mel_judges"] = judges.learn(mel, found, part)
-            values |= judges.judge(mel, found)
-        return {name: value for name, value in values.items() if name in names}, report
+        losses, report = self._gan_step("mel", mel, found, part)
+        return {name: value for name, value in (values | losses).items() if name in names}, report
 
     def _of_vocoder(
         self, found: Tensor, wave: Tensor, part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The vocoder's losses of waves (B, N), and what else to report."""
-        values, names, report = {}, self.config.losses, {}
+        values, names = {}, self.config.losses
         if "wave_mel" in names:
             values["wave_mel"] = L.spectral_l1(self.spectrum, found, wave)
         if "wave_stft" in names:
             values["wave_stft"] = self.stft(found, wave)
-        judges = self.judges.get("wave")
-        if judges is not None and judges.active:
-            report["wave_judges"] = judges.learn(wave[:, None], found[:, None], part)
-            values |= judges.judge(wave[:, None], found[:, None])
-        return values, report
+        losses, report = self._gan_step("wave", wave[:, None], found[:, None], part)
+        return values | losses, report
 
     @torch.no_grad()
     def _fit_codebooks(self) -> None:

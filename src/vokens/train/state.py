@@ -1,4 +1,4 @@
-"""What a training run keeps on disk: checkpoints that resume exactly, the best models, and metrics as json lines.
+"""Files of a training run: checkpoints that resume exactly, the best models, and metrics as json lines.
 
 A checkpoint is one file of tensors and plain values, written under a temporary name and renamed when whole, and
 read back with weights_only.

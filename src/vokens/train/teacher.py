@@ -25,7 +25,7 @@ RATE = 16000  # Hz, of every teacher
 
 
 class Teacher(Protocol):
-    """What a teacher is: features (T', width) of a wave (N,) at 16 kHz."""
+    """A teacher: features (T', width) of a wave (N,) at 16 kHz."""
 
     name: str  # names the cache: which model, which weights, which layer
     width: int

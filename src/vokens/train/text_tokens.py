@@ -125,7 +125,7 @@ def draws_of(batch: TextBatch, seed: int, number: int, rank: int) -> list[np.ran
 
 
 def silenced(batch: TextBatch, share: float, draws: Sequence[np.random.Generator]) -> Tensor | None:
-    """Which tokens (B, T) are not read, drawn by each row's generator; None where the share is 0."""
+    """Input dropout mask (B, T) of tokens, drawn by each row's generator; None where the share is 0."""
     if not share:
         return None
     frames = batch.codes.shape[1]

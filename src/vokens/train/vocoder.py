@@ -4,7 +4,6 @@ One pass of the vocoder serves both turns of a step: first the discriminators le
 judge it. The pitch predictor learns from a tracker's pitch alone, for the sines it drives pass no gradient on.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from vokens.train import losses as L
 from vokens.train.codec import CropConfig
 from vokens.train.config import RunConfig, among
 from vokens.train.data import Clip, Crops, paths_of, pcm_rows, read_clips
-from vokens.train.judges import Contest, Discriminators, Judges
+from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
@@ -191,21 +190,10 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
 
     def prepare(self) -> None:
         super().prepare()
-        self.judges: Judges | None = None
         if self.discriminators is not None:
             settings = self.config.judges
-            self.judges = Judges(
-                self,
-                self.discriminators,
-                contest(self.config.losses),
-                start=settings.start,
-                learning_rate=settings.learning_rate,
-            )
-
-    def parts(self) -> Iterator[tuple[str, Any]]:
-        yield from super().parts()
-        if self.judges is not None:
-            yield from self.judges.parts()
+            losses, rate = gan_losses(self.config.losses), settings.learning_rate
+            self.gans.append(GAN(self, self.discriminators, losses, start=settings.start, learning_rate=rate))
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -220,9 +208,9 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
             wave, pitch = self.module(batch.mel, draws, tracked)
         wave = wave.float()
         values, report = self._losses(batch, wave, pitch), {}
-        if self.judges is not None and self.judges.active:
-            report["discriminator"] = self.judges.learn(batch.wave[:, None], wave[:, None], part)
-            values |= self.judges.judge(batch.wave[:, None], wave[:, None])
+        for gan in self.gans:
+            losses, report = gan.step(batch.wave[:, None], wave[:, None], part)
+            values |= losses
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
 
     def _batch(self, crops: Any) -> VocoderBatch:
@@ -281,11 +269,11 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         return vocoder.to(self.device).eval().requires_grad_(False)
 
 
-def contest(weights: dict[str, float]) -> Contest:
+def gan_losses(weights: dict[str, float]) -> GANLoss:
     """Least squares and feature matching; both sides also learn from the relativistic loss, where it has a weight."""
-    weight, usual = weights.get("relativistic", 0.0), Contest()
+    weight, usual = weights.get("relativistic", 0.0), GANLoss()
     generator = usual.generator | {"relativistic": lambda target, output: relativistic(output[0], target[0])}
-    return Contest(
+    return GANLoss(
         lambda target, output: usual.discriminator(target, output) + weight * relativistic(target, output),
         {name: loss for name, loss in generator.items() if name in weights},
     )

@@ -152,7 +152,7 @@ class Whisper:
 
     @torch.inference_mode()
     def transcribe(self, wave: np.ndarray) -> str:
-        """What is said in a 16 kHz wave (T,), cased and punctuated; greedy, so deterministic."""
+        """Transcript of a 16 kHz wave (T,), cased and punctuated; greedy, so deterministic."""
         wave = np.asarray(wave, np.float32)
         if wave.ndim != 1 or not len(wave):
             raise AudioError(f"Whisper needs a mono wave (T,) with samples in it, got {wave.shape}")

@@ -49,7 +49,7 @@ def tokens_of(codec: Codec, label: str, item: Item, wave: np.ndarray, options: M
 
 
 def token_path(options: Measure, label: str, item: Item) -> Path:
-    """Where the tokens of a recording lie."""
+    """Path of a recording's tokens."""
     return options.out / "tokens" / quote(label, safe="") / f"{quote(item.id, safe='')}.vok"
 
 

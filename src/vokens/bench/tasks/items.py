@@ -1,4 +1,4 @@
-"""Which recordings are measured: lines of a manifest or files of a folder, filtered, ordered by id."""
+"""Recordings to measure: lines of a manifest or files of a folder, filtered, ordered by id."""
 
 from dataclasses import dataclass
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""How predictable tokens are to language models: bits per second of recordings that the models have not seen.
+"""Predictability of tokens by language models: bits per second of recordings that the models have not seen.
 
 A tokenizer that is easier to model needs fewer bits per second; tokenizers of any frame rate and number of codebooks
 compare, since recordings and seconds are the same. Recordings are divided by a hash of their ids.

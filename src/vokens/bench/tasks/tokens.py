@@ -1,4 +1,4 @@
-"""What tokens cost and say: rates, use of the codebooks, and bits per second under language models."""
+"""Token statistics: rates, use of the codebooks, and bits per second under language models."""
 
 import zlib
 

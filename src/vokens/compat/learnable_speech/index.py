@@ -98,7 +98,7 @@ def split(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, 
 
 
 def statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the published index says of itself."""
+    """Facts of the published index."""
     sizes = {kind: sum(row[f"{kind}_size"] for row in rows) for kind in ("wav", "txt", "token", "latent")}
     speakers = Counter(row["spk"] for row in rows)
     return {

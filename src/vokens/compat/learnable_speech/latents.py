@@ -34,7 +34,7 @@ ENDING = "_latent2x.pt"
 
 @dataclass(frozen=True)
 class Place:
-    """Which of how many processes this is, and where it computes."""
+    """Rank, number of processes, and device."""
 
     rank: int
     world: int

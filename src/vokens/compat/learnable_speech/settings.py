@@ -100,7 +100,7 @@ def common(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def epochs(values: dict[str, Any]) -> int:
-    """How many epochs the config asks for."""
+    """Number of epochs in the config."""
     return int((values.get("train_conf") or {}).get("max_epoch", 2000))
 
 

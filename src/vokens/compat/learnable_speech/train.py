@@ -171,7 +171,7 @@ def batches_of_epoch(trainer: Any) -> int:
 
 
 def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -> list[str]:
-    """What a user should know of flags and settings that are not followed."""
+    """Notes on flags and settings that are not followed."""
     given = [name for name in NO_EFFECT if getattr(arguments, name) not in (None, False)]
     found = ["without effect here: " + ", ".join(f"--{name} ({NO_EFFECT[name]})" for name in given)] * bool(
         given

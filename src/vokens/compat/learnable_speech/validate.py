@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(item: Item) -> Checked:
-    """What an utterance holds. Raises VokensError for the first thing that training could not use."""
+    """Content of an utterance. Raises VokensError for the first thing that training could not use."""
     if item.missing:
         raise ConfigError(f"{item.missing[0].name} is not there or empty")
     if not read_text(item.text_path):

@@ -257,7 +257,7 @@ def make_non_pad_mask(lengths: Tensor, max_len: int = 0) -> Tensor:
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to attention scores: -1e10 where the mask is False, else 0, in a floating-point type."""
+    """Attention bias: -1e10 where the mask is False, else 0, in a floating-point type."""
     if mask.dtype != torch.bool or not dtype.is_floating_point:
         raise ConfigError(f"a {mask.dtype} mask and {dtype} were given: torch.bool and a floating-point type")
     return (1.0 - mask.to(dtype)) * -1e10

@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Process:
-    """Which of how many processes this is, as torchrun says; alone it is the first of one."""
+    """Rank and number of processes, as torchrun says; alone it is the first of one."""
 
     rank: int
     world: int

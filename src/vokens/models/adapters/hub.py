@@ -140,7 +140,7 @@ def to_whole_frames(wave: Tensor, hop: int) -> Tensor:
 
 
 def sum_of(layers: Any, codes: Tensor, first: int) -> Tensor:
-    """What residual layers `first` and on say of codes (B, K, T), summed."""
+    """Sum of the embeddings of codes (B, K, T) of residual layers `first` and on."""
     parts = [layers[first + k].decode(codes[:, k]) for k in range(codes.shape[1])]
     return torch.stack(parts).sum(0)
 

@@ -33,7 +33,7 @@ WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the r
 
 
 class VAEOutput(NamedTuple):
-    """What the training forward returns."""
+    """Output of the training forward."""
 
     wave: Tensor  # (B, N) resynthesis of a drawn latent
     mean: Tensor  # (B, D, T) of the posterior
@@ -301,6 +301,6 @@ class DACVAE(Autoencoder):
 
 
 def ends_in(lengths: Tensor, size: int) -> Tensor | None:
-    """Where rows end inside a window of `size` frames; None if all fill it."""
+    """Ends of rows inside a window of `size` frames; None if all fill it."""
     ends = lengths.clamp(0, size)
     return None if bool((ends == size).all()) else ends

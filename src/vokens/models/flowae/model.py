@@ -34,7 +34,7 @@ class FlowDraws(NamedTuple):
 
 
 class FlowOutput(NamedTuple):
-    """What the training forward returns."""
+    """Output of the training forward."""
 
     found: Tensor  # (B, T, C) predicted velocity
     wanted: Tensor  # (B, T, C) that of the data

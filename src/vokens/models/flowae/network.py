@@ -82,7 +82,7 @@ class Spectra(Float32):
 
 
 class FlowDecoder(Float32Buffers):
-    """What the clean spectra are, given those at a time of the path and the latents.
+    """Prediction of the clean spectra, given those at a time of the path and the latents.
 
     `shift` and `spread` (D,) bring latents to a mean of 0 and a deviation of 1, where they have been set.
     """

@@ -37,7 +37,7 @@ _TABLE = NameTable(
 
 
 def settings_beside(path: Path) -> dict[str, Any]:
-    """What the folder of an llm.pt says of it: sizes of CosyVoice-BlankEN's network, and that it cuts the text."""
+    """Settings in the folder of an llm.pt: sizes of CosyVoice-BlankEN's network, and that it cuts the text."""
     folder = path.parent / "CosyVoice-BlankEN"
     if not folder.is_dir():
         return {}

@@ -1,4 +1,4 @@
-"""Where text and speech stand in a sequence, and what is asked at each place (CosyVoice 2, arXiv 2412.10117, §2.3).
+"""Layout of text and speech in a sequence, with the target of each place (CosyVoice 2, arXiv 2412.10117, §2.3).
 
 Unistream: start, speaker, text, task, speech. Bistream: groups of 5 text and 15 speech tokens, then the rest as in
 unistream. Layouts are made of places alone, so one gather fills in the embeddings of a whole batch.
@@ -78,7 +78,7 @@ class Layout:
         return found * (self.rows >= 0)[..., None]
 
     def speech(self, values: Tensor) -> Tensor:
-        """What (B, S) says of each speech token, at its place (B, L); False elsewhere."""
+        """A mask (B, S) of speech tokens, at their places (B, L); False elsewhere."""
         place = self.rows - TEXT - self.widest
         return values.gather(1, place.clamp(min=0)) & (place >= 0)
 

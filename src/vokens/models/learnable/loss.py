@@ -1,4 +1,4 @@
-"""What the language model learns from: label-smoothed divergence, accuracy, and preferences (DPO, arXiv 2305.18290).
+"""Losses of the language model: label-smoothed divergence, accuracy, and preferences (DPO, arXiv 2305.18290).
 
 Scores (B, L, V) and targets (B, L) are those of `LearnableLM.forward`; IGNORE asks nothing.
 """

@@ -1,4 +1,4 @@
-"""What a language model has read so far: the backbone's keys and values, and the scores of what comes next.
+"""KV cache of a language model: the backbone's keys and values, and the scores of what comes next.
 
 Rows of a ragged batch are filled up on the left; the filling is masked and positions count without it, so that a
 row gets the scores it has alone, and reading in pieces those of reading at once.

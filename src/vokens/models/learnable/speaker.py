@@ -21,7 +21,7 @@ _QUIET = 1e-4  # a peak below it is not raised to 1: there is no voice
 
 
 class ReferenceMel(nn.Module):
-    """What the speaker encoder hears: log-mels of waves at 24 kHz whose peak is 1."""
+    """Input of the speaker encoder: log-mels of waves at 24 kHz whose peak is 1."""
 
     def __init__(self) -> None:
         super().__init__()

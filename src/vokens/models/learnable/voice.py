@@ -39,7 +39,7 @@ DEFAULT_VOICE = "default"
 
 @dataclass(frozen=True)
 class LearnableConfig:
-    """What the parts' own configs leave open.
+    """Settings that the parts' own configs leave open.
 
     Attributes:
         tokenizer: whether there is one; without, voices have no text (no one-shot). A name of `vokens models` instead

@@ -104,7 +104,7 @@ class WithS3Gen(Speaker):
     def utter_stream(
         self, piece: str, voice: S3Voice | None, seed: int, manner: Manner
     ) -> Iterator[np.ndarray]:
-        """What `S3GenModel.stream` gives of the language model's tokens."""
+        """The sound of `S3GenModel.stream` for the language model's tokens."""
         heard = self._known(voice)
         tokens = self._tokens(piece, heard.lm, manner, seed)
         first = next(tokens, None)

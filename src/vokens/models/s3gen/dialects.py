@@ -181,7 +181,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the shapes of published weights say, and the estimator's heads, which are given or the release's.
+    """Sizes that the shapes of published weights give, and the estimator's heads, which are given or the release's.
 
     Raises CheckpointError where they are neither.
     """

@@ -83,7 +83,7 @@ class Resnet(nn.Module):
         return self.block2(y + shift, carry) + short
 
     def shift(self, time: Tensor) -> Tensor:
-        """What times' features (M, hidden) add to the channels: (M, C) in the weights' type."""
+        """Shifts of the channels by the features of times (M, hidden): (M, C) in the weights' type."""
         return linear32(self.time, mish(time)).to(self.time.weight.dtype)
 
 

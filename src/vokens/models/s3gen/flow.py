@@ -28,7 +28,7 @@ from vokens.nn.product import Linear
 
 @dataclass(frozen=True)
 class Voice:
-    """What S3Gen knows of a voice: a prompt's tokens (P,) int64, its log-mel (F, mel_bins), F about 2 P, and the
+    """Speaker conditioning of S3Gen: a prompt's tokens (P,) int64, its log-mel (F, mel_bins), F about 2 P, and the
     speaker vector (192,), not normalised. A voice without a prompt has P = F = 0."""
 
     tokens: Tensor
@@ -52,7 +52,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the ODE is given, in the weights' type: mu, prompt (B, T, mel_bins) and speaker (B, mel_bins).
+    """Inputs of the ODE, in the weights' type: mu, prompt (B, T, mel_bins) and speaker (B, mel_bins).
 
     lengths: frames of each row, prompt and target. starts: the prompt's, which are cut from the result. overlay:
     the target's by its tokens, on which MeanFlow draws twice.

@@ -1,4 +1,4 @@
-"""What HiFT learns from beside other vocoders' losses: CosyVoice's mel distance, and the truncated pointwise
+"""HiFT-specific training losses: CosyVoice's mel distance, and the truncated pointwise
 relativistic loss (TPRLS, HiFTNet's section 2.4, arXiv 2309.09493), which asks of a pair only which is more real.
 """
 

@@ -1,4 +1,4 @@
-"""What lies beyond the ends of a signal that a convolution sees: nothing, the end of a shorter row, or more to come.
+"""Padding of convolutions: a whole signal, a ragged batch, or a stream with look-ahead.
 
 Layers of the vocoder are centred, so they look ahead, or causal. `Ends` is a whole signal, `Ragged` rows of several
 lengths, `Stream` a piece of a signal: each layer then keeps the columns it still needs, gives what is settled, and
@@ -161,7 +161,7 @@ class Stream(Ends):
         return x[..., : (ready - 1) * stride + span if ready else 0], ready
 
     def _take(self, x: Tensor, zeros: int = 0) -> Tensor:
-        """What the layer that asks kept of the last piece; zeros (B, C, zeros) before the first."""
+        """State of the calling layer from the last piece; zeros (B, C, zeros) before the first."""
         return x.new_zeros(*x.shape[:-1], zeros) if self._past is None else next(self._past)
 
     def _keep(self, x: Tensor) -> None:

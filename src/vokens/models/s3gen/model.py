@@ -291,7 +291,7 @@ class S3GenModel(Pretrained):
     def convert(
         self, source: Audio | Sequence[Audio], voice: VoiceLike, sample_rate: int | None = None, seed: int = 0
     ) -> list[np.ndarray]:
-        """What was said, in another voice: float32 (T,) at `sample_rate` of each recording.
+        """The recordings in another voice: float32 (T,) at `sample_rate` of each recording.
 
         source, sample_rate: as in `Codec.encode`. voice: as in `speak`.
         """

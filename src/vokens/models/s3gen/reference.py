@@ -36,7 +36,7 @@ def embed_ref(
     cut_mel: bool = True,
     allow_silent: bool = False,
 ) -> RefDict:
-    """What S3Gen keeps of a voice; made once, used for any number of sentences.
+    """A voice as S3Gen keeps it; made once, used for any number of sentences.
 
     Args:
         ref_wav: (N,) or (B, N) samples in [-1, 1] at any rate ref_sr.

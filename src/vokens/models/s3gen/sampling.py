@@ -1,4 +1,4 @@
-"""What is asked of S3Gen for a batch of utterances: tokens of any form, and how they are sampled; checked."""
+"""A checked request to S3Gen for a batch of utterances: tokens of any form, and how they are sampled; checked."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ Ids = Tensor | np.ndarray | Sequence[Any]
 
 
 class Sampling(TypedDict, total=False):
-    """How a batch of utterances is sampled.
+    """Sampling parameters of a batch of utterances.
 
     n_cfm_timesteps: steps of the ODE, the dialect's by default. guidance: strength of classifier-free guidance.
     chunks: the streaming mask in tokens (`S3GenModel.chunks`); full attention by default.

@@ -132,7 +132,7 @@ class MelStream:
             yield mel
 
     def _border(self, state: MelState) -> int:
-        """Where the chunks end that are complete, with the tokens that they look ahead to."""
+        """Ends of the complete chunks, with the tokens that they look ahead to."""
         seen = state.position + state.waiting.shape[1] - self.flow.config.pre_lookahead_len
         return max(state.position, self.chunks.border(max(0, seen)))
 

@@ -233,7 +233,7 @@ def _of_release(name: str, found: dict[str, Any]) -> S3TokenizerConfig:
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of published weights say."""
+    """Sizes that the shapes of published weights give."""
     try:
         width, n_mels, _ = state["encoder.conv1.weight"].shape
         sinusoid = "encoder.positional_embedding" in state

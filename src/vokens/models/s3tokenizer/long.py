@@ -30,7 +30,7 @@ class Window:
 def windows(
     frames: int, hop: int, published: bool = False, size: int = WINDOW, overlap: int = OVERLAP
 ) -> list[Window]:
-    """How a recording of mel frames is cut, `hop` frames to a token.
+    """Windows of a recording of mel frames, `hop` frames to a token.
 
     One window where it fits. Otherwise kept tokens are ceil(frames / hop), in order; with `published` those
     that s3tokenizer 0.3.0 keeps, up to overlap / 2 fewer.
@@ -65,7 +65,7 @@ def log_mel(mel: LogMel, wave: Tensor, longest: int = WINDOW) -> Tensor:
 def seam_agreement(
     tokenize: Callable[[Tensor], Tensor], mel: Tensor, hop: int, size: int = WINDOW, overlap: int = OVERLAP
 ) -> tuple[Tensor, Tensor]:
-    """How well windowed tokens agree with tokens that see the whole recording, by distance from the nearest seam.
+    """Agreement of windowed tokens with tokens that see the whole recording, by distance from the nearest seam.
 
     Args:
         tokenize: log-mel (n_mels, F) of any length -> ids (T,), in one piece.

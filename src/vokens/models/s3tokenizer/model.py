@@ -270,7 +270,7 @@ class S3Tokenizer(Codec):
         return self.compute_dtype in (torch.bfloat16, torch.float16)
 
     def _products(self, device: torch.device) -> torch.autocast:
-        """Where matrix products have the chosen precision, whatever surrounds it."""
+        """A context in which matrix products have the chosen precision."""
         return torch.autocast(device.type, self.compute_dtype if self._half else None, enabled=self._half)
 
     def _encode(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

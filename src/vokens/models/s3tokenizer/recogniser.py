@@ -32,7 +32,7 @@ Mode = Literal["on", "soft", "off"]  # of the quantizer
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What stands on the quantizer while it is trained.
+    """ASR head configuration (training only).
 
     Attributes:
         alphabet: characters that texts are spelled with; the CTC blank comes before them as symbol 0.
@@ -56,7 +56,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class Recognition:
-    """What the recogniser returns in training; T tokens, E emissions per token."""
+    """Output of the ASR model in training; T tokens, E emissions per token."""
 
     ctc: Tensor  # (B, T * E, 1 + len(alphabet)) logits, the blank first
     frames: Tensor  # (B,) CTC frames of each row
@@ -153,7 +153,7 @@ class Recogniser(nn.Module):
         self.expand.bias.copy_(found[-1])
 
     def recognise(self, x: Tensor, inside: Tensor) -> Tensor:
-        """What the bottleneck gives, (B, T, D) -> recogniser's states (B, T, D); inside (B, T) masks padding."""
+        """The bottleneck, (B, T, D) -> the ASR head's states (B, T, D); inside (B, T) masks padding."""
         turn = rotation(x.shape[1], self.config.width // self.config.heads, x.device)
         for block in self.blocks:
             x = block(x, inside, turn)

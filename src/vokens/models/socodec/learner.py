@@ -32,7 +32,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class SoCodecOutput:
-    """What the training pass returns; the parts that are not trained are None."""
+    """Output of the training pass; the parts that are not trained are None."""
 
     mel: Tensor | None  # (B, n_mels, N / 160)
     features: Tensor | None  # (B, hubert_width, N / 320) the semantic decoder's

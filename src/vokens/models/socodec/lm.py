@@ -53,7 +53,7 @@ class TokenLMConfig:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn: temperature 0 takes the likeliest; then of the top_k likeliest (0: all) the fewest that
+    """Sampling parameters: temperature 0 takes the likeliest; then of the top_k likeliest (0: all) the fewest that
     hold top_p of the probability. The defaults are the paper's."""
 
     temperature: float = 0.8

@@ -54,7 +54,7 @@ class Window:
 
 @dataclass(frozen=True)
 class DecoderState:
-    """What streaming decoding remembers: see `SoCodec.step`.
+    """Streaming state of decoding: see `SoCodec.step`.
 
     Attributes:
         voice: (B, width). past: of the causal convolutions. mel: (B, n_mels, up to 26) the last frames, of which the
@@ -191,7 +191,7 @@ class SoCodec(Codec):
         return torch.cat(codes, 1)
 
     def _groups(self, frames: list[int]) -> Iterable[list[int]]:
-        """Which windows go through HuBERT together."""
+        """Groups of windows that go through HuBERT together."""
         return [[i] for i in range(len(frames))] if self.device.type == "cpu" else batches(frames, SSL_FRAMES)
 
     def features(self, wave: Tensor) -> Tensor:

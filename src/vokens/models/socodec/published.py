@@ -34,7 +34,7 @@ class Published:
 
 
 def read_folder(folder: Path) -> Published | None:
-    """What a folder and the folders in it hold of SoCodec; None where there is neither analyzer nor vocoder.
+    """SoCodec's files in a folder and the folders in it; None where there is neither analyzer nor vocoder.
 
     Raises:
         CheckpointError: one of the two without the other, or files that cannot be read.

@@ -136,7 +136,7 @@ def decode(
 
 
 def _ends(lengths: Tensor, start: int, size: int) -> Tensor | None:
-    """Where rows end inside a window; None if all fill it."""
+    """Ends of rows inside a window; None if all fill it."""
     ends = (lengths - start).clamp(max=size)
     return None if bool((ends == size).all()) else ends
 

@@ -1,4 +1,4 @@
-"""How the next code is drawn: temperature, top-k and top-p (nucleus, arXiv 1904.09751), repetition awareness.
+"""Sampling of the next code: temperature, top-k and top-p (nucleus, arXiv 1904.09751), repetition awareness.
 
 Repetition-aware sampling is VALL-E 2's (arXiv 2406.05370 §3.2): a nucleus draw that its near past already holds
 too often is drawn again from the whole distribution, which ends loops without forbidding pauses.

@@ -1,5 +1,5 @@
-"""Discriminators in training: with their optimizer, and the two turns of a step. First they learn to tell targets from
-outputs that are cut off from the generator, then they judge the outputs, and the generator learns by it.
+"""Discriminator and generator losses of one GAN step: discriminators with their optimizer learn on detached outputs,
+then give the generator its losses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,34 +13,34 @@ from vokens.train import losses as L
 from vokens.train.loop import Trainer
 
 Logits = Sequence[Tensor]
-Judged = tuple[Logits, Sequence[Sequence[Tensor]]]  # of one kind of discriminators: logits, feature maps
+Scores = tuple[Logits, Sequence[Sequence[Tensor]]]  # of one kind of discriminators: logits, feature maps
 
 
 class Discriminators(nn.ModuleDict):
     """Kinds of discriminators, called together: wave (B, 1, N) -> [(logits, feature maps)]."""
 
-    def forward(self, wave: Tensor) -> list[Judged]:
-        return [judge(wave) for judge in self.values()]
+    def forward(self, wave: Tensor) -> list[Scores]:
+        return [discriminator(wave) for discriminator in self.values()]
 
 
 @dataclass(frozen=True)
-class Contest:
-    """What is asked of either side; each is summed over the kinds of discriminators.
+class GANLoss:
+    """Discriminator and generator losses; each is summed over the kinds of discriminators.
 
     Attributes:
         discriminator: loss of (logits of targets, logits of outputs).
-        generator: losses by name of what was judged, (targets, outputs).
+        generator: losses by name of (scores of targets, scores of outputs).
     """
 
     discriminator: Callable[[Logits, Logits], Tensor] = L.least_squares_discriminator
-    generator: dict[str, Callable[[Judged, Judged], Tensor]] = field(
+    generator: dict[str, Callable[[Scores, Scores], Tensor]] = field(
         default_factory=lambda: generator_losses(L.least_squares_generator, L.feature_matching)
     )
 
 
 def generator_losses(
     adversarial: Callable[[Logits], Tensor], feature: Callable[..., Tensor]
-) -> dict[str, Callable[[Judged, Judged], Tensor]]:
+) -> dict[str, Callable[[Scores, Scores], Tensor]]:
     """The two usual losses of a generator."""
     return {
         "adversarial": lambda _target, output: adversarial(output[0]),
@@ -48,11 +48,11 @@ def generator_losses(
     }
 
 
-class Judges:
-    """Discriminators of a training.
+class GAN:
+    """Discriminators of a training, with their optimizer; `step` is their part of a micro-step.
 
     Args:
-        start: the first step with them. learning_rate: theirs; 0 means the generator's.
+        name: of several in one training; it begins their losses' names. start: the first step with them. learning_rate: theirs; 0 means the generator's.
         clip: largest norm of their gradient, 0 for none.
     """
 
@@ -60,20 +60,16 @@ class Judges:
         self,
         trainer: Trainer[Any, Any],
         network: nn.Module,
-        contest: Contest,
+        loss: GANLoss,
         *,
+        name: str = "",
         start: int,
         learning_rate: float,
         weight_decay: float = 0.0,
         clip: float = 0.0,
     ) -> None:
-        self.trainer, self.network, self.contest, self.start, self.clip = (
-            trainer,
-            network,
-            contest,
-            start,
-            clip,
-        )
+        self.trainer, self.network, self.loss, self.start, self.clip = trainer, network, loss, start, clip
+        self.prefix = f"{name}_" if name else ""
         optim = trainer.config.optim
         self.rate = learning_rate or optim.learning_rate
         optimizer = torch.optim.AdamW(
@@ -81,18 +77,22 @@ class Judges:
         )
         self.module, self.optimizer = trainer.accelerator.prepare(network, optimizer)
 
-    def parts(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """What a checkpoint keeps of them."""
-        yield f"{prefix}judges", self.network
-        yield f"{prefix}judge_optimizer", self.optimizer
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """State of a checkpoint, under the names that earlier runs wrote."""
+        yield f"{self.prefix}judges", self.network
+        yield f"{self.prefix}judge_optimizer", self.optimizer
 
-    @property
-    def active(self) -> bool:
-        """Whether they take part in this step."""
-        return self.trainer.step >= self.start
+    def step(self, target: Tensor, output: Tensor, part: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The generator's losses, and the discriminators', descended, by name; both empty before `start`.
 
-    def learn(self, target: Tensor, output: Tensor, part: int) -> Tensor:
-        """Their own loss in micro-step `part`, descended, for targets and outputs of one shape (B, ...)."""
+        target, output: of one shape (B, ...), micro-batch `part`.
+        """
+        if self.trainer.step < self.start:
+            return {}, {}
+        loss = self._discriminators(target, output, part)
+        return self._generator(target, output.float()), {f"{self.prefix}discriminator": loss}
+
+    def _discriminators(self, target: Tensor, output: Tensor, part: int) -> Tensor:
         trainer = self.trainer
         if part == 0:
             trainer.set_rate(self.optimizer, self.rate)
@@ -100,10 +100,10 @@ class Judges:
         self.module.requires_grad_(True)
         with trainer.synced(self.module, part):
             with trainer.accelerator.autocast():  # one pass for both: DDP expects a forward for each backward
-                judged = self.module(torch.cat([target, output.detach()]))
-            halves = [[logits.chunk(2) for logits in kind] for kind, _ in judged]
+                scores = self.module(torch.cat([target, output.detach()]))
+            halves = [[logits.chunk(2) for logits in kind] for kind, _ in scores]
             total = torch.stack(
-                [self.contest.discriminator([t for t, _ in kind], [o for _, o in kind]) for kind in halves]
+                [self.loss.discriminator([t for t, _ in kind], [o for _, o in kind]) for kind in halves]
             ).sum()
             trainer.accelerator.backward(total / trainer.config.accumulate)
         if part == trainer.config.accumulate - 1:
@@ -113,13 +113,12 @@ class Judges:
         self.module.requires_grad_(False)
         return total
 
-    def judge(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """The generator's losses by name, differentiable in the outputs."""
+    def _generator(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
         with self.trainer.accelerator.autocast():
             with torch.no_grad():
                 real = self.network(target)
             fake = self.network(output)
         return {
             name: torch.stack([loss(r, f) for r, f in zip(real, fake, strict=True)]).sum()
-            for name, loss in self.contest.generator.items()
+            for name, loss in self.loss.generator.items()
         }
