@@ -216,7 +216,7 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
     }
     vocoder = {k: v.clone() for k, v in trainer.model.codec.vocoder.state_dict().items()}
     found = trainer.train_step()
-    assert {"mel_judges", "wave_judges", "mel_feature", "wave_feature"} <= found.keys()
+    assert {"mel_discriminator", "wave_discriminator", "mel_feature", "wave_feature"} <= found.keys()
     for name, gan in enumerate(trainer.gans):
         assert any(not torch.equal(before[name][k], v) for k, v in gan.network.state_dict().items())
     assert any(not torch.equal(vocoder[k], v) for k, v in trainer.model.codec.vocoder.state_dict().items())

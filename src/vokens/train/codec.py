@@ -1,7 +1,8 @@
 """Training a codec: reconstruction, residual codebooks, semantic distillation, discriminators.
 
-One generator pass per step; the discriminators learn on its detached output, then give it its losses (SpeechTokenizer's loop,
-arXiv 2308.16692 §3.3). Everything random is a function of (seed, step), so a resumed run goes on as if never stopped.
+One generator pass per step; the discriminators learn on its detached output, then give it its losses (SpeechTokenizer's
+loop, arXiv 2308.16692 §3.3). Everything random is a function of (seed, step), so a resumed run goes on as if never
+stopped.
 """
 
 from collections.abc import Iterator

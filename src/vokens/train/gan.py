@@ -52,7 +52,8 @@ class GAN:
     """Discriminators of a training, with their optimizer; `step` is their part of a micro-step.
 
     Args:
-        name: of several in one training; it begins their losses' names. start: the first step with them. learning_rate: theirs; 0 means the generator's.
+        name: of several in one training; it begins their losses' names.
+        start: the first step with them. learning_rate: theirs; 0 means the generator's.
         clip: largest norm of their gradient, 0 for none.
     """
 
