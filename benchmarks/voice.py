@@ -46,13 +46,16 @@ from vokens.bench.evaluators.mos import DNSMOS
 from vokens.bench.metrics import cosine, pitch_error, stoi
 from vokens.errors import VokensError
 from vokens.evaluator_files import find_evaluator, models_folder
+from vokens.models.codec import Codec
+from vokens.models.dacvae import DACVAE
 from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
+from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.pretrained import load
 from vokens.models.speaking import Speaker, speaker
 from vokens.nn.campplus import open_campplus
 from vokens.text import normalise
-from vokens.text.transcripts import word_edits, words_of
+from vokens.text.transcripts import normalised_words, word_edits
 
 RATE = 16000  # of the evaluators
 REFERENCE = 6.0  # s: of a speaker's other recordings, the one nearest to it is the voice
@@ -159,7 +162,23 @@ def opened(args: argparse.Namespace) -> dict[str, Any]:
     flow = parts.get("flow")
     if flow is not None and flow.speaker_encoder is None and parts.get("speaker") is None:
         parts["speaker"] = open_campplus(models_folder(args.judges) / "campplus-zh-en")
-    return {name: part for name, part in parts.items() if part is not None}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    if {"flow", "autoencoder", "tokenizer"} <= parts.keys():
+        link(parts["flow"], parts["autoencoder"], parts["tokenizer"])
+    return parts
+
+
+def link(flow: LearnableFlow, autoencoder: DACVAE, tokenizer: Codec) -> None:
+    """Let a flow take parts that were trained on, or packed, since; a line says so."""
+    facts = {
+        "latents_fingerprint": autoencoder.fingerprint,
+        "tokens": tokenizer.name,
+        "tokens_fingerprint": tokenizer.fingerprint,
+    }
+    other = [name for name, value in facts.items() if getattr(flow.config, name) not in ("", value)]
+    if other:
+        print(f"the flow was trained with other {', '.join(other)}: measured all the same", file=sys.stderr)
+        flow.config = replace(flow.config, **{name: facts[name] for name in other})
 
 
 def stages(args: argparse.Namespace) -> Iterator[Stage]:
@@ -282,11 +301,11 @@ class Evaluators:
         recording = audio.load(item.record.path, RATE)[0]
         low = audio.resample(wave, stage.rate, RATE)
         low = np.pad(low, (0, max(0, RATE // 2 - len(low))))
-        words = words_of(normalise(item.text))
+        words = normalised_words(normalise(item.text))
         line = {"words": len(words), "seconds": seconds, "took": took}
         for name, recogniser in self.recognisers.items():
             transcript = recogniser.transcribe(low)
-            line[f"wer {name}"] = word_edits(words, words_of(normalise(transcript)))
+            line[f"wer {name}"] = word_edits(words, normalised_words(normalise(transcript)))
             print(f"{item.record.id} {stage.name}, {name}: {transcript}", file=sys.stderr)
         line["speaker"] = cosine(self.speakers.embed(recording), self.speakers.embed(low))
         line["dnsmos"] = self.dnsmos.rate(low)["dnsmos"]

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import pytest
 import soundfile
 from conftest import speechlike
 from speakers import tiny_speech
+
+import vokens
 
 pytest.importorskip("pystoi")
 SCRIPT = Path(__file__).parents[1] / "benchmarks/voice.py"
@@ -81,6 +84,15 @@ def test_stages_are_measured_once_for_each_model(
     assert len(bench("--json", results, "--seed", 1)) == 2 * 2 * 3  # recordings and autoencoder have no noise
     assert not bench("--json", results, "--seed", 1, "--only", "recording")
     assert len(bench("--items", results, "--only", "recording", "--limit", 1)) == 2
+
+
+def test_parts_apart_and_trained_on_since(bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flow may have learned the latents of an autoencoder whose decoder was trained on."""
+    model = vokens.load(tmp_path / "voice")
+    model.flow.config = replace(model.flow.config, latents_fingerprint="0" * 16)
+    model.flow.save_pretrained(tmp_path / "flow")
+    assert len(bench("--flow", tmp_path / "flow", "--only", "tokens", "--limit", 1)) == 2 * 2
+    assert "trained with other latents_fingerprint" in capsys.readouterr().err
 
 
 def test_a_sentence_that_is_gone_is_named(bench, tmp_path: Path) -> None:
