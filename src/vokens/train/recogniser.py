@@ -313,7 +313,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
                 )
         self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
-            self.average.restart(self.model)
+            self.average.reset(self.model)
 
     # What comes out of it ----------------------------------------------------------------------------------
 
