@@ -32,7 +32,7 @@ TRAINING: dict[str, tuple[str, list[str], list[str]]] = {
         ],
     ),
     "recogniser": (
-        "s3_mini",
+        "s3_scratch",
         [
             "teacher={}",
             "losses={ctc=1.0}",

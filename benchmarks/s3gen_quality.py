@@ -1,7 +1,7 @@
 """How well a trained S3Gen speaks: held-out recordings through its tokens, its flow in several numbers of steps, and
 its vocoder, beside the vocoder alone on true mels and the recordings themselves.
 
-    python benchmarks/s3gen_quality.py --data MANIFEST --tokenizer runs/s3_mini/codec --flow runs/s3gen_mini/flow \
+    python benchmarks/s3gen_quality.py --data MANIFEST --tokenizer runs/s3_scratch/codec --flow runs/s3gen_mini/flow \
         --distilled runs/s3gen_distill/flow --vocoder runs/hift_mini/vocoder [--limit 20] [--out FOLDER]
 
 The voice is CAM++'s vector of the recording, without a prompt. --flow, --distilled and --vocoder may be left out.

@@ -1,11 +1,11 @@
 """What language models make of held-out texts: their tokens, read by a recogniser, or heard.
 
     python benchmarks/text_lms.py --data MANIFEST --learnable runs/learnable_lm_mini/lm \
-        --tokens runs/s3_mini/codec --recogniser runs/s3_mini/recogniser.safetensors
+        --tokens runs/s3_scratch/codec --recogniser runs/s3_scratch/recogniser.safetensors
     python benchmarks/text_lms.py --data MANIFEST --uslm runs/uslm_mini/lm --tokens mini [--out FOLDER]
 
 Every --limit texts of the split are spoken in the voice of another recording of their speaker. Of Learnable-Speech's
-model the tokens are read by the CTC head that s3_mini was trained with; of USLM they are decoded and heard by
+model the tokens are read by the CTC head that the tokenizer was trained with; of USLM they are decoded and heard by
 Moonshine. Rows: what is read or heard of the true tokens, of the model's, and of the model's for another text.
 
     cer, wer    character or word error, %, edits over characters or words of all

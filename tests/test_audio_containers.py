@@ -80,7 +80,7 @@ def id3(size: int) -> bytes:
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.99])
 def test_cut_files_are_refused(form: str, share: float) -> None:
     content = written(form, 2.0)
-    with pytest.raises(AudioError, match=r"is truncated|not readable"):
+    with pytest.raises(AudioError, match=r"lost its end|not readable"):
         load(content[: int(share * len(content))])
 
 
@@ -89,20 +89,20 @@ def test_cut_media_are_refused(form: str) -> None:
     content = media(form)
     assert abs(len(load(content)[0]) - 48000) < 4096
     for share in (0.5, 0.98):
-        with pytest.raises(AudioError, match="is truncated"):
+        with pytest.raises(AudioError, match="lost its end"):
             load(content[: int(share * len(content))])
 
 
 def test_a_flac_cut_between_frames_counts_its_samples() -> None:
     content = written("flac", 2.0)
     last = content.rindex(b"\xff\xf8")
-    with pytest.raises(AudioError, match=r"is truncated: 28672 of 32000 samples"):
+    with pytest.raises(AudioError, match=r"lost its end: 28672 of 32000 samples"):
         load(content[:last])
 
 
 def test_an_mp3_cut_between_frames_counts_them() -> None:
     frames = list(mp3_frames(written("mp3", 3.0)))
-    with pytest.raises(AudioError, match=rf"is truncated: {len(frames) - 2} of {len(frames) - 1} mp3 frames"):
+    with pytest.raises(AudioError, match=rf"lost its end: {len(frames) - 2} of {len(frames) - 1} mp3 frames"):
         load(b"".join(frames[:-1]))
 
 
@@ -237,7 +237,7 @@ def test_mp3_inside_wav() -> None:
     )
     wav = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
     np.testing.assert_array_equal(load(wav)[0], load(frames)[0])
-    with pytest.raises(AudioError, match="is truncated"):
+    with pytest.raises(AudioError, match="lost its end"):
         load(wav[:-500])
 
 

@@ -18,7 +18,7 @@ from vokens.models.s3gen.checkpoint import RATES, flow_from_published, flow_to_p
 from vokens.models.s3gen.dit import first_head_turn
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.models.s3gen.stream_flow import MelStream
-from vokens.nn.chunks import Chunks, StreamState, reach
+from vokens.nn.chunks import Carry, Chunks, reach
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_chunks_of_the_network_alone(flow: TokenToMel) -> None:
     seen = reach(67, x.device, chunks=chunks)
     whole, state, pieces = net(x, shifts, net.conditions(mu, speaker, prompt), seen), (), []
     for start, end in itertools.pairwise([0, 10, 40, 50, 67]):
-        carry = StreamState(state)
+        carry = Carry(state)
         seen = reach(end - start, x.device, chunks=chunks, offset=start)
         given = net.conditions(mu[:, start:end], speaker, prompt[:, start:end])
         pieces.append(net(x[:, start:end], shifts, given, seen, carry))

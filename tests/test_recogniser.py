@@ -156,7 +156,17 @@ def test_what_stands_on_a_frozen_trunk_learns(recipe: Path, tmp_path: Path) -> N
     assert 0 < ((weight - before) / step).abs().max() < 0.6
     again = unpack(pack({"weight": weight.detach()}), "here")["weight"]
     assert torch.equal(again, weight)
+    trainer.save()
+    above = trainer_for(
+        recipe,
+        *changes[:4],
+        f"init={trainer.out / 'recogniser.safetensors'}",
+        "freeze_tokenizer=true",
+        "out=above",
+    )
+    above.train_step()
     codec = trainer.final_model()
+    assert above.final_model().fingerprint == codec.fingerprint
     wave = torch.from_numpy(spoken(TEXTS[0]))
     alone = codec.encode(wave, sample_rate=RATE)
     assert (alone.frame_rate, alone.codebook_sizes) == (25, (625,))

@@ -11,7 +11,7 @@ from torch import nn
 
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
 from vokens.models.s3gen.encoder import TokenEncoder
-from vokens.nn.chunks import Chunks, StreamState
+from vokens.nn.chunks import Carry, Chunks
 from vokens.nn.conformer import relative_shift, relative_sinusoids
 
 HERE = Path(__file__).parent / "golden/s3gen"
@@ -141,7 +141,7 @@ def test_stream_equals_whole(model, chunks):
     borders = [0, first, first + 15, first + 20, first + 40, 48]  # steps of one and of several chunks
     state, pieces = (), []
     for start, end in itertools.pairwise(borders):
-        carry, context = StreamState(state), min(3, 48 - end)
+        carry, context = Carry(state), min(3, 48 - end)
         piece = tokens[:, start : end + context]
         pieces.append(model(piece, context=context, chunks=chunks, carry=carry, offset=start))
         state = carry.state

@@ -12,7 +12,7 @@ from vokens.flow.guidance import guidance_schedule, guide
 from vokens.flow.solver import evaluation_times, integrate, time_grid
 from vokens.models.s3gen.config import DIALECTS
 from vokens.models.s3gen.estimator import Estimator
-from vokens.nn.chunks import Chunks, StreamState, reach
+from vokens.nn.chunks import Carry, Chunks, reach
 
 HERE = Path(__file__).parent / "golden/s3gen"
 FULL = load_file(HERE / "estimator_reduced_chatterbox.safetensors")
@@ -103,7 +103,7 @@ def test_stream_equals_whole(model, chunks):
     first = 10 - chunks.phase
     state, fixed, pieces = (), (), []
     for start, end in itertools.pairwise([0, first, first + 30, first + 40, 67]):
-        carry, given = StreamState(state), StreamState(fixed)
+        carry, given = Carry(state), Carry(fixed)
         conditions = model.conditions(mu[:, start:end], speaker, prompt[:, start:end], given)
         seen = reach(end - start, x.device, chunks=chunks, offset=start)
         pieces.append(model(x[:, start:end], shifts, conditions, seen, carry))

@@ -18,7 +18,7 @@ from vokens.models.uslm import USLM, Sampling, USLMConfig
 from vokens.models.uslm import checkpoint as layout
 from vokens.models.uslm.loss import next_code, next_code_loss, stage_loss
 from vokens.models.uslm.sampling import GREEDY, draw, keep_likeliest
-from vokens.models.uslm.transformer import KVCache
+from vokens.models.uslm.transformer import Memory
 
 GOLDEN = Path(__file__).parent / "golden/uslm"
 FACTS = json.loads((GOLDEN / "config.json").read_text())
@@ -173,7 +173,7 @@ def test_filters_and_draws_match(golden):
 def test_cache_is_the_whole_pass(published, golden, pace):
     x, codes = golden["x"], golden["y"][..., 0]
     whole = published.ar(x, counts(x)[0], codes, counts(codes)[0], pace=pace)[:, x.shape[1] :]
-    memory = [KVCache() for _ in range(TINY.layers)]
+    memory = [Memory() for _ in range(TINY.layers)]
     published.ar(x, counts(x)[0], codes[:, :3], torch.tensor([3]), memory, pace)
     for place in range(3, codes.shape[1]):
         at = torch.tensor([place])

@@ -96,10 +96,20 @@ class Entry:
         return all(file.url is None for file in self.files)
 
 
-# What a build of the package may hold beside mini: name -> (system, description, whose config knows its tokens).
+# A build of the package may hold beside mini: name -> (system, description, whose config knows its tokens, licence).
 EMBEDDABLE = {
-    "s3_mini": ("s3tokenizer", "semantic tokens at 25 Hz, comes with the package; encodes only", "s3_mini"),
-    "say": ("learnable", "text to speech in any voice, comes with the package: vokens say", "s3_mini"),
+    "s3_mini": (
+        "s3tokenizer",
+        "semantic tokens at 25 Hz, comes with the package; encodes only",
+        "s3_mini",
+        "MIT",
+    ),
+    "say": (
+        "learnable",
+        "text to speech in any voice, comes with the package: vokens say",
+        "s3_mini",
+        "Apache-2.0",
+    ),
 }
 VOICE = "say"  # the model that speaks where none is named
 
@@ -117,7 +127,7 @@ def embedded(name: str) -> Entry | None:
     """
     if not (WEIGHTS / name / "config.json").is_file():
         return None
-    system, description, part = EMBEDDABLE[name]
+    system, description, part, licence = EMBEDDABLE[name]
     try:
         config = json.loads((WEIGHTS / part / "config.json").read_text())["config"]
         size, stride = config["codebook_size"], config["first_stride"]
@@ -129,7 +139,7 @@ def embedded(name: str) -> Entry | None:
     )
     files = _embedded_files(name, [path for path in paths if path.endswith((".json", ".safetensors"))])
     sample_rate = 24000 if system == "learnable" else 16000
-    return Entry(name, system, description, sample_rate, rate, 1, size, "Apache-2.0", "vokens", files)
+    return Entry(name, system, description, sample_rate, rate, 1, size, licence, "vokens", files)
 
 
 def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, str], tuple[File, ...]]:
@@ -153,6 +163,11 @@ def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, str], tuple[Fil
 
 
 MODELS, PUBLISHED, LANGUAGE_MODELS, OTHERS = _read()
+
+
+def converter() -> str:
+    """The model that converts voices where none is named: the package's own, else chatterbox's."""
+    return VOICE if VOICE in MODELS else "chatterbox_s3gen"
 
 
 def offline() -> tuple[str, ...]:

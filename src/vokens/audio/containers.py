@@ -104,7 +104,7 @@ _Piece = tuple[bytes, int, int]  # a stream: a header to put in front, and the b
 def streams(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
     """The streams of a file one behind the other, each as a file by itself, to be read before the next is asked for.
 
-    Raises AudioError for a stream that is truncated, and for bytes behind the last that are no tags.
+    Raises AudioError for a stream that lost its end, and for bytes behind the last that are no tags.
     """
     end = file.seek(0, io.SEEK_END)
     start = _behind_tags(file, 0, end)
@@ -174,7 +174,7 @@ def _chunked(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Pie
         kind.entry.pack_into(head, position - start, chunk, min(last - body + kind.counted, largest))
         pieces, behind = [(bytes(head), body, last)], end
     elif there < size:
-        raise AudioError(f"{name} is truncated: {there} of {size} bytes of samples are there")
+        raise AudioError(f"{name} lost its end: {there} of {size} bytes of samples are there")
     else:
         last, behind = body + size, _behind_chunks(file, kind, body, size, start, end)
         pieces = [(b"", start, behind)]
@@ -247,7 +247,7 @@ def _sized(
     if size is None:
         return [(b"", start, end)], end
     if body + size > end:
-        raise AudioError(f"{name} is truncated: {end - body} of {size} bytes of samples are there")
+        raise AudioError(f"{name} lost its end: {end - body} of {size} bytes of samples are there")
     return [(b"", start, body + size)], body + size
 
 
@@ -281,7 +281,7 @@ def _flac(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece]
     count = _flac_length(file, start, last)
     if count is None or count < stated:
         there = "its last frame is broken" if count is None else f"{count} of {stated} samples are there"
-        raise AudioError(f"{name} is truncated: {there}")
+        raise AudioError(f"{name} lost its end: {there}")
     head[21:26] = (int.from_bytes(head[21:26], "big") - stated + count).to_bytes(5, "big")
     return [(bytes(head), start + 42, last)], behind
 
@@ -305,7 +305,7 @@ def _ogg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
     page = tail.rfind(b"OggS")
     if page < 0 or _behind_page(tail[page:], first + page) != last:
         raise AudioError(
-            f"{name} is truncated: its last Ogg page is not whole (from byte {first + max(page, 0)})"
+            f"{name} lost its end: its last Ogg page is not whole (from byte {first + max(page, 0)})"
         )
     return [(b"", start, last)], behind
 
@@ -326,7 +326,7 @@ def _mp4(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
             break  # another file, or no box
         position = position + size if size else end
     if position > end:
-        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
+        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
     return [(b"", start, position)], position
 
 
@@ -342,7 +342,7 @@ def _matroska(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Pi
             return [(b"", start, behind)], behind
         position += element + width + size
     if position > end:
-        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
+        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
     return [(b"", start, position)], position
 
 
@@ -357,7 +357,7 @@ def _asf(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
             break
         position += size if position < end else 0
     if position > end:
-        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
+        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
     return [(b"", start, position)], position
 
 

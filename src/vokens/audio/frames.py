@@ -63,9 +63,9 @@ def mpeg_streams(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
         if size == end - start:  # some writers count the Xing frame too
             count = len(audio)
         if count is not None and count > len(audio):
-            raise AudioError(f"{name} is truncated: {len(audio)} of {count} mp3 frames are there")
+            raise AudioError(f"{name} lost its end: {len(audio)} of {count} mp3 frames are there")
         if size is not None and count is None and size > end - start:
-            raise AudioError(f"{name} is truncated: {end - start} of {size} bytes of mp3 are there")
+            raise AudioError(f"{name} lost its end: {end - start} of {size} bytes of mp3 are there")
         if count is not None and count < len(audio):
             yield _headed(data, audio[:count], audio[count], start)
             audio, named = audio[count:], False
@@ -97,7 +97,7 @@ def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
             kind, named = frame.kind, begins
         if position + frame.length > len(data):
             missing = f"{len(data) - position} of {frame.length} bytes of its last frame are there"
-            raise AudioError(f"{name} is truncated: {missing}")
+            raise AudioError(f"{name} lost its end: {missing}")
         frames.append(position)
         position += frame.length
     if frames:
@@ -181,12 +181,12 @@ def _word(data: bytes | bytearray, at: int) -> int:
 
 
 def check_adts(data: bytes, name: str) -> None:
-    """Raise AudioError where the last frame of an ADTS stream is truncated."""
+    """Raise AudioError where the last frame of an ADTS stream lost its end."""
     position = 0
     while re.match(rb"\xff[\xf0\xf1\xf8\xf9]", data[position : position + 2]):
         position += max(7, int.from_bytes(data[position + 3 : position + 6], "big") >> 5 & 0x1FFF)
     if position > len(data):
-        raise AudioError(f"{name} is truncated: {position - len(data)} bytes of its last frame are missing")
+        raise AudioError(f"{name} lost its end: {position - len(data)} bytes of its last frame are missing")
 
 
 def flac_length(tail: bytes, block: int) -> int | None:

@@ -52,7 +52,7 @@ def load(
     sample_rate: resample to this (soxr HQ); None keeps the rate of the source.
     offset, duration: read only this part, in seconds; it may end early with the audio. Only the part is
     decoded, except that mp3 is decoded from its start, and m4a, aac, webm and wma whole.
-    Raises AudioError with a remedy for what cannot be read, is empty, truncated or holds NaN or infinity,
+    Raises AudioError with a remedy for what cannot be read, is empty, lost its end or holds NaN or infinity,
     and MissingExtra where PyAV is needed. Floats beyond 1 are kept as they are.
     """
     if not (offset >= 0.0 and np.isfinite(offset)) or (duration is not None and not duration > 0.0):
@@ -269,7 +269,7 @@ def _read(audio: soundfile.SoundFile, name: str, start: int, count: int, size: i
         frames = audio.read(wanted, dtype="float32", always_2d=True)  # (t, C)
         if len(frames) < wanted:
             there = max(0, position + len(frames) - start)
-            raise AudioError(f"{name} is truncated: {there} of {count} samples are there")
+            raise AudioError(f"{name} lost its end: {there} of {count} samples are there")
         frames = frames[max(0, start - position) :]
         position += wanted
         yield frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)

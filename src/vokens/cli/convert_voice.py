@@ -37,7 +37,7 @@ def run(arguments: Arguments) -> int:
     if arguments.output is None:
         raise ConfigError("-o is missing: beside the input, the output would have its name")
     jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO_SUFFIXES)
-    model, voice = load_speaker(arguments.speech, arguments.compute, registry.VOICE)
+    model, voice = load_speaker(arguments.speech, arguments.compute, registry.converter())
 
     def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":
         return model.tokenize(item.value, item.kind)

@@ -40,7 +40,7 @@ class Speech:
     """A recording of the voice; its first 10 s are used, 3 s are enough."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
     """An S3Gen or Learnable-Speech: a name of `vokens models`, a hub id, a folder or a published file (default:
-    chatterbox_s3gen to speak tokens; to convert a voice say, which comes with the package)."""
+    chatterbox_s3gen; to convert a voice say, where this copy of the package has it)."""
     stream: bool = False
     """Write sound while it is computed (wav only), under the streaming mask."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: of the model)")] = (

@@ -67,7 +67,7 @@ class Chunks:
 
 
 @dataclass(frozen=True)
-class AttentionContext:
+class Reach:
     """Attention context of one forward pass: mask, padding and KV window, shared by all its layers.
 
     visible: bool, broadcast over (B, H, queries, keys); None where all is visible, which needs no mask.
@@ -95,7 +95,7 @@ def reach(
     lengths: Tensor | None = None,
     chunks: Chunks | None = None,
     offset: int = 0,
-) -> AttentionContext:
+) -> Reach:
     """The reach of `count` positions from `offset` on.
 
     Args:
@@ -106,15 +106,15 @@ def reach(
     visible = None if chunks is None else chunks.visible(offset, count, device)
     keep = 0 if chunks is None else end - chunks.first_visible(end)
     if lengths is None:
-        return AttentionContext(visible, None, keep, offset)
+        return Reach(visible, None, keep, offset)
     inside = torch.arange(count, device=device) < lengths.to(device)[:, None]
     keys = inside[:, None, None]
     if visible is not None:  # padding must see something, itself, for a softmax over nothing is NaN
         keys = visible & keys | torch.eye(count, dtype=torch.bool, device=device)
-    return AttentionContext(keys, inside.unsqueeze(2), keep, offset)
+    return Reach(keys, inside.unsqueeze(2), keep, offset)
 
 
-class StreamState:
+class Carry:
     """Hands each layer what the chunk before left for it and collects what this chunk leaves, as `state`."""
 
     def __init__(self, state: State = ()) -> None:
@@ -136,7 +136,7 @@ class StreamState:
         return whole
 
 
-def with_past(x: Tensor, count: int, carry: StreamState | None) -> Tensor:
+def with_past(x: Tensor, count: int, carry: Carry | None) -> Tensor:
     """x (B, T, C) after its last `count` positions, which are zeros at the start: what a causal kernel reads."""
 
     def start() -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.nn.attention import attention
-from vokens.nn.chunks import AttentionContext, StreamState, with_past
+from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.product import Linear, linear
 
 
@@ -29,7 +29,7 @@ class CausalConv(nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
 
-    def forward(self, input: Tensor, carry: StreamState | None = None) -> Tensor:
+    def forward(self, input: Tensor, carry: Carry | None = None) -> Tensor:
         taps = self.kernel_size[0]
         return windowed(with_past(input, taps - 1, carry) if taps > 1 else input, self.weight, self.bias)
 
@@ -71,7 +71,7 @@ class RelativeAttention(nn.Module):
         self.out = Linear(width, width)
         self._table: tuple[object, int, Tensor] | None = None
 
-    def forward(self, x: Tensor, reach: AttentionContext, carry: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
         q, kv = parts[0], parts[1:]
@@ -119,7 +119,7 @@ class ConformerLayer(nn.Module):
         self.up = Linear(width, feed_forward)
         self.down = Linear(feed_forward, width)
 
-    def forward(self, x: Tensor, reach: AttentionContext, carry: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         x = x + self.attention(self.norm1(x), reach, carry)
         return x + self.down(F.silu(self.up(self.norm2(x))))

@@ -16,7 +16,7 @@ from vokens.flow.meanflow import distilled_target
 from vokens.flow.regression import guided_velocity, regress
 from vokens.models.s3gen.estimator import Conditions, Estimator, Stage
 from vokens.models.s3gen.flow import TokenToMel
-from vokens.nn.chunks import AttentionContext, reach
+from vokens.nn.chunks import Reach, reach
 from vokens.nn.masks import padding_mask
 from vokens.train.flow_data import FlowBatch
 
@@ -41,7 +41,7 @@ class FlowConditioning:
     mu: Tensor
     speaker: Tensor
     prompt: Tensor
-    seen: AttentionContext
+    seen: Reach
 
     def kept(self, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """mu, speaker and prompt of the rows where keep (B,) is 1, zeros where it is 0."""
@@ -114,7 +114,7 @@ class FlowLearner(nn.Module):
 
 
 def velocity(
-    flow: TokenToMel, conditions: Conditions, seen: AttentionContext, x: Tensor, t: Tensor, r: Tensor
+    flow: TokenToMel, conditions: Conditions, seen: Reach, x: Tensor, t: Tensor, r: Tensor
 ) -> Tensor:
     """(B, T, D) float32 at x (B, T, D) and times t (B,), for MeanFlow up to r (B,)."""
     shifts = flow.estimator.shifts(t, r if flow.config.meanflow else None)

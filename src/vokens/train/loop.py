@@ -19,7 +19,7 @@ from vokens.errors import CheckpointError, MissingExtra
 from vokens.train.config import RunConfig, to_dict
 from vokens.train.log import Board, Progress, Tracker
 from vokens.train.optim import parameter_groups, schedule
-from vokens.train.state import EMA, Best, Metrics, checkpoints, load_checkpoint, save_checkpoint
+from vokens.train.state import Average, Best, Metrics, checkpoints, load_checkpoint, save_checkpoint
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -124,7 +124,7 @@ class Trainer(Generic[Config, Model]):
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, optim.weight_decay), lr=optim.learning_rate, betas=optim.betas
         )
-        self.average = EMA(self.model.to(self.device), self.config.ema) if self.config.ema else None
+        self.average = Average(self.model.to(self.device), self.config.ema) if self.config.ema else None
         self.module, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.gans: list[Any] = []  # a task that trains with discriminators adds its own
 

@@ -73,6 +73,8 @@ class RecogniserConfig(RunConfig):
             weights rounded to 8 bits as `vokens.packed` does. What it gives for the corpus is
             computed once. The loss "trunk" has the states above the quantizer tell the trunk's states again, which
             keeps languages without text.
+        freeze_tokenizer: train what stands above the quantizer alone, on the tokens of init: what they carry is
+            measured by a recogniser that had time to learn them.
     """
 
     task: str = "recogniser"
@@ -85,6 +87,7 @@ class RecogniserConfig(RunConfig):
     losses: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
     fit_codebooks: int = 0
     trunk: str = ""
+    freeze_tokenizer: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +128,9 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             checkpoint.load_strict(model, checkpoint.read_state_dict(config.init), config.init)
         if config.trunk:
             self._freeze_trunk(model)
+        if config.freeze_tokenizer:
+            for part in (model.encoder, model.quantizer):
+                part.requires_grad_(False)
         return model
 
     def _freeze_trunk(self, model: Recogniser) -> None:
@@ -313,7 +319,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
                 )
         self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
-            self.average.reset(self.model)
+            self.average.restart(self.model)
 
     # What comes out of it ----------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.models.socodec.checkpoint import hubert_to_ours
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP
 from vokens.models.socodec.hubert import Hubert, hubert_features
-from vokens.models.socodec.learner import AnalyzerInput, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
+from vokens.models.socodec.learner import Heard, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
 from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
@@ -288,16 +288,16 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         dropped = torch.rand(rows, generator=generator) < self.config.stream_dropout
         return torch.where(dropped, drawn, streams)
 
-    def _heard(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[AnalyzerInput, Tensor | None]:
+    def _heard(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[Heard, Tensor | None]:
         """Input of the analyzer, and the features (B, hubert_width, F) that the semantic loss wants."""
         if self.hubert is not None:
             with torch.no_grad():
                 features = hubert_features(self.hubert, wave)
-            return AnalyzerInput(wave, features, clips), features
+            return Heard(wave, features, clips), features
         wanted = None
         if batch.teacher is not None:
             wanted = ((batch.teacher - self.mean) / self.scale).transpose(1, 2).to(self.device)
-        return AnalyzerInput(wave, None, clips), wanted
+        return Heard(wave, None, clips), wanted
 
     def _spans(self, frames: Tensor, chance: torch.Generator) -> Tensor | None:
         """First and last mel frame (B, 2) of what the vocoder makes of each crop."""
@@ -352,7 +352,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
                 found.append(self.model.latent(heard).flatten(0, 1).float())
         self.model.codec.codebooks.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
-            self.average.reset(self.model)
+            self.average.restart(self.model)
 
     # What comes out of it ----------------------------------------------------------------------------------
 

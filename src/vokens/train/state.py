@@ -19,7 +19,7 @@ from vokens.checkpoint import save_torch
 from vokens.errors import CheckpointError, ConfigError
 
 
-class EMA:
+class Average:
     """Exponential moving average of a module's floating-point parameters; buffers are copied.
 
     The decay starts at (1 + n) / (10 + n), so that early averages forget the random start.
@@ -41,8 +41,8 @@ class EMA:
                 self.values[name].copy_(value)
 
     @torch.no_grad()
-    def reset(self, module: nn.Module) -> None:
-        """Start anew, e.g. after codebooks were initialised again."""
+    def restart(self, module: nn.Module) -> None:
+        """Forget: after a step that sets weights anew, averages with the old ones mean nothing."""
         self.updates = 0
         for name, value in module.state_dict().items():
             self.values[name].copy_(value)

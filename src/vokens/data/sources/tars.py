@@ -43,7 +43,7 @@ class _Sample(NamedTuple):
 def members(where: str, offset: int = 0, wanted: frozenset[str] = frozenset()) -> Iterator[Member]:
     """The files of a tar from a header on; the content of those with a wanted suffix. `.tar.gz` is read too.
 
-    Raises ConfigError for what is no tar or truncated.
+    Raises ConfigError for what is no tar or lost its end.
     """
     try:
         with _opened(where) as file:

@@ -42,7 +42,7 @@ class VAEOutput(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Place of a piece of latents: the frames before it, and the turns (B,) that their pulses have made."""
+    """Where a piece of latents stands: the frames before it, and the turns (B,) that their pulses have made."""
 
     frames: int = 0
     turns: Tensor | None = None

@@ -142,7 +142,7 @@ class FlowDecoder:
         guidance: float | None = None,
         batch_seconds: float = 60.0,
     ) -> list[np.ndarray]:
-        """Speech (T,) float32 of ids (N,), each row independent of the others; arguments as in S3Gen's `speak`."""
+        """Speech (T,) float32 of ids (N,), the same for each row in any company; arguments as in S3Gen's `speak`."""
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         most = int(batch_seconds * self.flow.config.frame_rate / self.flow.ratio)
         for group in batches([len(row) for row in rows], most):

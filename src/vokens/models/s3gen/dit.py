@@ -16,7 +16,7 @@ from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.estimator import Attention, Conditions, TimeEmbedding, linear32
 from vokens.nn.attention import rotary_rates
-from vokens.nn.chunks import AttentionContext, StreamState, with_past
+from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import mish
 
@@ -48,7 +48,7 @@ class PositionConv(nn.Conv1d):
     def __init__(self, width: int) -> None:
         super().__init__(width, width, TAPS, groups=GROUPS)
 
-    def forward(self, input: Tensor, carry: StreamState | None = None) -> Tensor:
+    def forward(self, input: Tensor, carry: Carry | None = None) -> Tensor:
         past = with_past(input, TAPS - 1, carry)
         return mish(super().forward(past.transpose(1, 2)).transpose(1, 2))
 
@@ -71,9 +71,7 @@ class Block(nn.Module):
         self.up = Linear(width, config.decoder_ff_mult * width)
         self.down = Linear(config.decoder_ff_mult * width, width)
 
-    def forward(
-        self, x: Tensor, by: Tensor, reach: AttentionContext, carry: StreamState | None, turn: Turn
-    ) -> Tensor:
+    def forward(self, x: Tensor, by: Tensor, reach: Reach, carry: Carry | None, turn: Turn) -> Tensor:
         """x (B, T, C), by (B or 1, 6, C) -> (B, T, C)."""
         shift, scale, gate, shift2, scale2, gate2 = by[:, :, None].unbind(1)
         x = x + gate * self.attention(modulated(x, shift, scale), reach, carry, turn)
@@ -138,19 +136,14 @@ class DiT(nn.Module):
     # Velocity ----------------------------------------------------------------------------------------------
 
     def conditions(
-        self, mu: Tensor, speaker: Tensor, prompt: Tensor, carry: StreamState | None = None
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, carry: Carry | None = None
     ) -> Conditions:
         """The share of mu, prompt (B, T, mel_bins) and speaker (B, mel_bins) in the first layer, its bias included."""
         given = torch.cat([prompt, mu, speaker[:, None].expand_as(mu)], 2)
         return Conditions((linear(given, self.first.weight[:, self.bins :], self.first.bias),))
 
     def forward(
-        self,
-        x: Tensor,
-        shifts: Tensor,
-        conditions: Conditions,
-        reach: AttentionContext,
-        carry: StreamState | None = None,
+        self, x: Tensor, shifts: Tensor, conditions: Conditions, reach: Reach, carry: Carry | None = None
     ) -> Tensor:
         """The velocity at x, arguments as of `Estimator`; zero beyond each row's length."""
         (given,) = conditions.parts

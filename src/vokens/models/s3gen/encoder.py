@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.nn.chunks import Chunks, StreamState, reach
+from vokens.nn.chunks import Carry, Chunks, reach
 from vokens.nn.conformer import CausalConv, ConformerLayer, LayerNorm, windowed
 from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
@@ -38,7 +38,7 @@ class Lookahead(nn.Module):
         self.conv1 = nn.Conv1d(width, hidden, ahead + 1)
         self.conv2 = CausalConv(hidden, width, 3)
 
-    def forward(self, x: Tensor, context: int, carry: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: int, carry: Carry | None = None) -> Tensor:
         """x (B, T, D), whose last `context` positions are only seen ahead -> (B, T - context, D)."""
         future = F.pad(x, (0, 0, 0, self.ahead - context))
         y = F.leaky_relu(windowed(future, self.conv1.weight, self.conv1.bias), 0.01)
@@ -73,7 +73,7 @@ class TokenEncoder(nn.Module):
         *,
         context: int = 0,
         chunks: Chunks | None = None,
-        carry: StreamState | None = None,
+        carry: Carry | None = None,
         offset: int = 0,
     ) -> Tensor:
         """Encode embedded tokens, whole or the next stretch of a stream.
@@ -125,7 +125,7 @@ class LookaheadEncoder(nn.Module):
         *,
         context: int = 0,
         chunks: Chunks | None = None,
-        carry: StreamState | None = None,
+        carry: Carry | None = None,
         offset: int = 0,
     ) -> Tensor:
         """As `TokenEncoder`; there is no attention that chunks would hide anything from."""

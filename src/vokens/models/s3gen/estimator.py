@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.nn.attention import attention
-from vokens.nn.chunks import AttentionContext, StreamState, with_past
+from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.conformer import CausalConv, LayerNorm, windowed
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import mish
@@ -58,7 +58,7 @@ class ConvBlock(nn.Module):
         self.conv = CausalConv(in_channels, channels, 3)
         self.norm = LayerNorm(channels)
 
-    def forward(self, x: Tensor, carry: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         return self.activate(self.conv(x, carry))
 
     def activate(self, x: Tensor) -> Tensor:
@@ -75,11 +75,11 @@ class Resnet(nn.Module):
         self.block2 = ConvBlock(channels, channels)
         self.shortcut = CausalConv(in_channels, channels, 1)
 
-    def forward(self, x: Tensor, shift: Tensor, carry: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, carry: Carry | None = None) -> Tensor:
         """x (B, T, in), shift (B or 1, 1, C) from `shift` -> (B, T, C)."""
         return self.finish(self.block1(x, carry), self.shortcut(x), shift, carry)
 
-    def finish(self, y: Tensor, short: Tensor, shift: Tensor, carry: StreamState | None) -> Tensor:
+    def finish(self, y: Tensor, short: Tensor, shift: Tensor, carry: Carry | None) -> Tensor:
         return self.block2(y + shift, carry) + short
 
     def shift(self, time: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        reach: AttentionContext,
-        carry: StreamState | None = None,
+        reach: Reach,
+        carry: Carry | None = None,
         turn: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         self.up = Linear(width, wider * width)
         self.down = Linear(wider * width, width)
 
-    def forward(self, x: Tensor, reach: AttentionContext, carry: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), reach, carry)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -143,10 +143,10 @@ class Stage(nn.Module):
             for _ in range(config.decoder_n_blocks)
         )
 
-    def forward(self, x: Tensor, shift: Tensor, reach: AttentionContext, carry: StreamState | None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, reach: Reach, carry: Carry | None) -> Tensor:
         return self.transform(self.resnet(x, shift, carry), reach, carry)
 
-    def transform(self, x: Tensor, reach: AttentionContext, carry: StreamState | None) -> Tensor:
+    def transform(self, x: Tensor, reach: Reach, carry: Carry | None) -> Tensor:
         for block in self.blocks:
             x = block(x, reach, carry)
         return x
@@ -186,7 +186,7 @@ class Estimator(nn.Module):
         return torch.stack([stage.resnet.shift(time) for stage in stages], 1)
 
     def conditions(
-        self, mu: Tensor, speaker: Tensor, prompt: Tensor, carry: StreamState | None = None
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, carry: Carry | None = None
     ) -> Conditions:
         """mu, prompt (B, T, mel_bins) and speaker (B, mel_bins), the same at all times of a solver."""
         given = torch.cat([mu, speaker[:, None].expand_as(mu), prompt], 2)
@@ -200,12 +200,7 @@ class Estimator(nn.Module):
         )
 
     def forward(
-        self,
-        x: Tensor,
-        shifts: Tensor,
-        conditions: Conditions,
-        reach: AttentionContext,
-        carry: StreamState | None = None,
+        self, x: Tensor, shifts: Tensor, conditions: Conditions, reach: Reach, carry: Carry | None = None
     ) -> Tensor:
         """The velocity at x.
 
@@ -228,7 +223,7 @@ class Estimator(nn.Module):
         x = self.out(self.final(self.last_conv(x, carry), carry))
         return x if reach.inside is None else x * reach.inside
 
-    def _first(self, x: Tensor, shift: Tensor, conditions: Conditions, carry: StreamState | None) -> Tensor:
+    def _first(self, x: Tensor, shift: Tensor, conditions: Conditions, carry: Carry | None) -> Tensor:
         """The first resnet, whose input is x beside the conditions."""
         resnet, (conv, shortcut) = self.first.resnet, conditions.parts
         y = windowed(with_past(x, 2, carry), resnet.block1.conv.weight[:, : self.bins]) + conv

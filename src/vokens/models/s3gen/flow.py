@@ -22,7 +22,7 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.dit import DiT
 from vokens.models.s3gen.encoder import LookaheadEncoder, TokenEncoder
 from vokens.models.s3gen.estimator import Conditions, Estimator
-from vokens.nn.chunks import AttentionContext, Chunks, StreamState, reach
+from vokens.nn.chunks import Carry, Chunks, Reach, reach
 from vokens.nn.product import Linear
 
 
@@ -191,12 +191,7 @@ class TokenToMel(Pretrained):
         return integrate(self.velocity(conditions, seen, schedule), noise, schedule.grid, schedule.solver)
 
     def conditions(
-        self,
-        mu: Tensor,
-        speaker: Tensor,
-        prompt: Tensor,
-        schedule: Schedule,
-        carry: StreamState | None = None,
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, schedule: Schedule, carry: Carry | None = None
     ) -> Conditions:
         """The estimator's conditions, for guidance with a second batch that has none."""
         if any(schedule.guidance):
@@ -204,11 +199,7 @@ class TokenToMel(Pretrained):
         return self.estimator.conditions(mu, speaker, prompt, carry)
 
     def velocity(
-        self,
-        conditions: Conditions,
-        seen: AttentionContext,
-        schedule: Schedule,
-        carries: Sequence[StreamState] | None = None,
+        self, conditions: Conditions, seen: Reach, schedule: Schedule, carries: Sequence[Carry] | None = None
     ) -> Velocity:
         """The guided velocity as a solver asks for it: at x (B, T, mel_bins) float32, by number of evaluation."""
         doubled = seen.repeated(2)

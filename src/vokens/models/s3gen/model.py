@@ -257,7 +257,7 @@ class S3GenModel(Pretrained):
         guidance: float | None = None,
         batch_seconds: float = 60.0,
     ) -> list[np.ndarray]:
-        """Speech of tokens: a list of float32 (T,) at `sample_rate`, each independent of the other items.
+        """Speech of tokens: a list of float32 (T,) at `sample_rate`, the same for each item in any company.
 
         Args:
             tokens: as `S3Tokenizer.encode` gives them, or ids (N,), (B, N), or a list of (N,).

@@ -14,7 +14,7 @@ from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import PrefixNoise
 from vokens.flow.solver import integrate
 from vokens.models.s3gen.flow import Schedule, TokenToMel, Voice
-from vokens.nn.chunks import Chunks, State, StreamState, reach
+from vokens.nn.chunks import Carry, Chunks, State, reach
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class MelStream:
         if not count:
             return state.speaker.new_zeros((*state.speaker.shape, 0), dtype=torch.float32), state
         ahead = state.waiting[:, : count + flow.config.pre_lookahead_len]
-        encoder, given = StreamState(state.encoder), StreamState(state.conditions)
+        encoder, given = Carry(state.encoder), Carry(state.conditions)
         encoded = flow.encoder(
             flow.embedding(ahead),
             context=ahead.shape[1] - count,
@@ -158,7 +158,7 @@ class MelStream:
         conditions = flow.conditions(mu, state.speaker, prompt, self.schedule, given)
         frames = self.chunks.scaled(ratio)
         seen = reach(ratio * count, mu.device, chunks=frames, offset=ratio * start)
-        carries = [StreamState(before) for before in state.evaluations]
+        carries = [Carry(before) for before in state.evaluations]
         noise = self.noise.frames(ratio * start, ratio * end).to(mu.device).expand_as(mu)
         velocity = flow.velocity(conditions, seen, self.schedule, carries)
         x = integrate(velocity, noise, self.schedule.grid, self.schedule.solver)

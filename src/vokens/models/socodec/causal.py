@@ -1,6 +1,6 @@
 """SoCodec's causal convolution stacks: HuBERT's features down to tokens, and tokens up to mel (arXiv 2409.00933 §3).
 
-Every convolution sees the past alone, so a stack runs in pieces of any length: `ConvState` hands each convolution the
+Every convolution sees the past alone, so a stack runs in pieces of any length: `Past` hands each convolution the
 columns that it remembers, zeros at the start. Layout (B, C, T).
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from vokens.nn.conv import PlainConv1d
 
 
-class ConvState:
+class Past:
     """The last columns that each convolution has seen, in the order in which they run.
 
     Attributes:
-        kept: what the next piece needs; give it to `ConvState` again.
+        kept: what the next piece needs; give it to `Past` again.
     """
 
     def __init__(self, kept: Sequence[Tensor] = ()) -> None:
@@ -40,8 +40,8 @@ class CausalConv(PlainConv1d):
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel_size, stride=stride, groups=groups)
 
-    def forward(self, input: Tensor, past: ConvState | None = None) -> Tensor:
-        return super().forward((past or ConvState()).extend(input, self.kernel_size[0] - 1))
+    def forward(self, input: Tensor, past: Past | None = None) -> Tensor:
+        return super().forward((past or Past()).extend(input, self.kernel_size[0] - 1))
 
 
 class MelFront(nn.Module):
@@ -52,8 +52,8 @@ class MelFront(nn.Module):
         self.first = CausalConv(n_mels, width, 4, stride=2)
         self.last = CausalConv(width, width, 3)
 
-    def forward(self, mel: Tensor, past: ConvState | None = None) -> Tensor:
-        past = past or ConvState()
+    def forward(self, mel: Tensor, past: Past | None = None) -> Tensor:
+        past = past or Past()
         return self.last(F.silu(self.first((mel + 5) / 2.5, past)), past)  # speech: mean -5, deviation 2.5
 
 
@@ -65,7 +65,7 @@ class CausalUpsample(nn.Module):
         self.up = nn.ConvTranspose1d(width, width, 2 * stride, stride=stride)
         self.stride = stride
 
-    def forward(self, x: Tensor, past: ConvState) -> Tensor:
+    def forward(self, x: Tensor, past: Past) -> Tensor:
         return self.up(past.extend(x, 1)).narrow(2, self.stride, self.stride * x.shape[2])
 
 
@@ -75,7 +75,7 @@ class ResidualUnit(nn.Module):
         self.conv1 = CausalConv(width, width, 3, groups=groups)
         self.conv2 = CausalConv(width, width, 3, groups=groups)
 
-    def forward(self, x: Tensor, past: ConvState) -> Tensor:
+    def forward(self, x: Tensor, past: Past) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(x, past)), past)
 
 
@@ -87,7 +87,7 @@ class Down(nn.Module):
         self.units = nn.ModuleList(ResidualUnit(width, groups) for _ in range(2))
         self.conv = CausalConv(width, width, 2 * stride, stride=stride)
 
-    def forward(self, x: Tensor, past: ConvState) -> Tensor:
+    def forward(self, x: Tensor, past: Past) -> Tensor:
         for unit in self.units:
             x = F.silu(unit(x, past))
         return self.conv(x, past)
@@ -101,7 +101,7 @@ class Up(nn.Module):
         self.conv = CausalUpsample(width, stride)
         self.units = nn.ModuleList(ResidualUnit(width, groups) for _ in range(2))
 
-    def forward(self, x: Tensor, past: ConvState) -> Tensor:
+    def forward(self, x: Tensor, past: Past) -> Tensor:
         x = self.conv(x, past)
         for unit in self.units:
             x = unit(F.silu(x), past)
@@ -120,12 +120,12 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.last = CausalConv(width, outputs, 3)
 
-    def hidden(self, x: Tensor, past: ConvState) -> Tensor:
+    def hidden(self, x: Tensor, past: Past) -> Tensor:
         x = F.silu(self.first(x, past))
         for block in self.blocks:
             x = F.silu(block(x, past))
         return x
 
-    def forward(self, x: Tensor, past: ConvState | None = None) -> Tensor:
-        past = past or ConvState()
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        past = past or Past()
         return self.last(self.hidden(x, past), past)

@@ -1,7 +1,7 @@
 """SoCodec's training pass (arXiv 2409.00933 §3): features and voice to mel and features again; beside it, the vocoder.
 
-The voice is given in shuffled pieces of the recording, so that it cannot carry the words. The discriminator of mels
-stands for Mega-TTS's (arXiv 2306.03509 §3.1): a stack for each resolution of time, on all windows not drawn ones.
+The voice is heard in shuffled pieces of the recording, so that it cannot carry the words. The judge of mels stands for
+Mega-TTS's (arXiv 2306.03509 §3.1): a stack for each resolution of time, on all windows instead of drawn ones.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vokens.models.socodec.causal import CausalConv, ConvState, ResidualUnit
+from vokens.models.socodec.causal import CausalConv, Past, ResidualUnit
 from vokens.models.socodec.model import SoCodec
 from vokens.nn.discriminators import ConvStack
 
@@ -22,7 +22,7 @@ SHORTEST_CLIP = 100  # mel frames, 1 s
 
 
 @dataclass(frozen=True)
-class AnalyzerInput:
+class Heard:
     """A batch as the analyzer hears it: of all, `features` or (for a codec that hears mels) `wave` is given."""
 
     wave: Tensor  # (B, N), N a multiple of hop_length
@@ -59,7 +59,7 @@ class SoCodecLearner(nn.Module):
 
     def forward(
         self,
-        inputs: AnalyzerInput,
+        heard: Heard,
         *,
         mels: Tensor | None = None,
         keep: Tensor | None = None,
@@ -72,15 +72,15 @@ class SoCodecLearner(nn.Module):
         wave = None if mels is None else self.codec.vocoder(mels)
         if not self.analyzer:
             return SoCodecOutput(None, None, None, wave)
-        codec, past = self.codec, ConvState()
-        found = codec.codebooks(self.latent(inputs), keep=keep, generator=generator, quantize=quantize)
-        voice = codec.speaker(inputs.clips).unsqueeze(2)
+        codec, past = self.codec, Past()
+        found = codec.codebooks(self.latent(heard), keep=keep, generator=generator, quantize=quantize)
+        voice = codec.speaker(heard.clips).unsqueeze(2)
         hidden = codec.semantic_decoder.hidden(found.latent.transpose(1, 2) + voice, past)
         features = codec.semantic_decoder.last(hidden, past) if self.semantic else None
         return SoCodecOutput(codec.mel_decoder(hidden + voice), features, found.commit, wave)
 
     @torch.no_grad()
-    def start_from(self, inputs: AnalyzerInput) -> None:
+    def start_from(self, heard: Heard) -> None:
         """Weights with which content reaches the mel from the first step on; PyTorch's let through next to nothing.
 
         Each channel of each layer deviates by 0.5 from 0 on this batch (arXiv 1602.07868 §3), where swish is nearly
@@ -105,13 +105,13 @@ class SoCodecLearner(nn.Module):
                 hooks.append(
                     module.register_forward_hook(partial(_to_size, size=0.1 if module in small else 0.5))
                 )
-        self(inputs, quantize=False)
+        self(heard, quantize=False)
         for hook in hooks:
             hook.remove()
 
-    def latent(self, inputs: AnalyzerInput) -> Tensor:
+    def latent(self, heard: Heard) -> Tensor:
         """The encoder's output (B, T, width)."""
-        features = self.codec.features(inputs.wave) if inputs.features is None else inputs.features
+        features = self.codec.features(heard.wave) if heard.features is None else heard.features
         return self.codec.encoder(features).transpose(1, 2)
 
 

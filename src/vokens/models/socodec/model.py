@@ -23,7 +23,7 @@ from vokens.batching import batches
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
 from vokens.models.codec import Codec
-from vokens.models.socodec.causal import ConvState, Down, MelFront, Stack, Up
+from vokens.models.socodec.causal import Down, MelFront, Past, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
 from vokens.models.socodec.hubert import Hubert, Scaled, computable, hubert_features
 from vokens.models.socodec.vocoder import Vocoder
@@ -184,7 +184,7 @@ class SoCodec(Codec):
         kept: tuple[Tensor, ...] = ()
         codes = []
         for piece in mel.split(DECODER_TOKENS * self.hop_length // MEL_HOP, 1):
-            past = ConvState(kept)
+            past = Past(kept)
             latent = self.encoder.forward(front(piece.unsqueeze(0), past), past).transpose(1, 2)
             codes.append(self.codebooks.encode(latent, wanted)[0])
             kept = past.kept
@@ -278,7 +278,7 @@ class SoCodec(Codec):
     def _mel_step(
         self, codes: Tensor, voice: Tensor, kept: tuple[Tensor, ...], first_codebook: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        past = ConvState(kept)
+        past = Past(kept)
         g = voice.to(self.dtype).unsqueeze(2)
         latent = self.codebooks.decode(codes, first_codebook).transpose(1, 2)
         hidden = self.semantic_decoder.hidden(latent + g, past)

@@ -18,7 +18,7 @@ from vokens.models.pretrained import Pretrained
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
 from vokens.models.uslm.sampling import Sampling, draw
-from vokens.models.uslm.transformer import KVCache
+from vokens.models.uslm.transformer import Memory
 from vokens.nn.progress import pace_of
 from vokens.one_or_list import one_or_list
 from vokens.text import front_end
@@ -166,7 +166,7 @@ class USLM(Pretrained):
         frames = torch.tensor([len(row) for row in prompts], device=self.device)
         codes = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(self.device)
         padded, rows = text.shape[1], torch.arange(len(text), device=self.device)
-        memory = [KVCache() for _ in range(self.config.layers)]
+        memory = [Memory() for _ in range(self.config.layers)]
         hidden = self.ar(text, text_lengths, codes, frames, memory, pace)
         hidden = hidden[rows, torch.where(frames > 0, padded + frames, text_lengths) - 1]
         spoken: list[list[int]] = [[] for _ in prompts]

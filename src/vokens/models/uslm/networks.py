@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vokens.models.uslm.config import USLMConfig
-from vokens.models.uslm.transformer import KVCache, Positions, Transformer, attention_mask
+from vokens.models.uslm.transformer import Memory, Positions, Transformer, attention_mask
 from vokens.nn.product import Linear, linear
 
 
@@ -39,7 +39,7 @@ class Autoregressive(nn.Module):
         text_lengths: Tensor,
         codes: Tensor,
         lengths: Tensor,
-        memory: list[KVCache] | None = None,
+        memory: list[Memory] | None = None,
         pace: Tensor | None = None,
         silenced: Tensor | None = None,
     ) -> Tensor:
@@ -65,7 +65,7 @@ class Autoregressive(nn.Module):
         frames: Tensor,
         text_lengths: Tensor,
         padded: int,
-        memory: list[KVCache],
+        memory: list[Memory],
         pace: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, D) of one more code (B,) each, which becomes the code number frames (B,) of its item.

@@ -15,7 +15,7 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters.
+    """The law of one draw.
 
     Attributes:
         temperature: what logits are divided by; 0 takes the likeliest. top_k: of so many likeliest; 0: of all.

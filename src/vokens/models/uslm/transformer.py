@@ -62,7 +62,7 @@ def attention_mask(
     return mask & past
 
 
-class KVCache:
+class Memory:
     """Keys and values (B, H, S, D) that a layer has seen; rows write at places of their own."""
 
     GROWTH = 256  # free places made at once
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.project = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, memory: KVCache | None, places: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, memory: Memory | None, places: Tensor | None) -> Tensor:
         parts = self.project(x).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if memory is not None:
@@ -136,7 +136,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor, stage: Tensor | None, memory: KVCache | None, places: Tensor | None
+        self, x: Tensor, mask: Tensor, stage: Tensor | None, memory: Memory | None, places: Tensor | None
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x, stage), mask, memory, places))
         hidden = self.dropout(F.relu(self.up(self.norm2(x, stage))))
@@ -160,7 +160,7 @@ class Transformer(nn.Module):
         x: Tensor,
         mask: Tensor,
         stage: Tensor | None = None,
-        memory: list[KVCache] | None = None,
+        memory: list[Memory] | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).

@@ -79,7 +79,7 @@ class USLMSpeech(Speaker):
 
 
 def sampling_of(sampler: Sampler) -> Sampling:
-    """A sampler as this model's sampling parameters."""
+    """A sampler as this model's law of one draw."""
     if sampler.kind == "greedy":
         return Sampling(temperature=0.0)
     if sampler.kind == "full":
