@@ -438,12 +438,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def final_flow(self) -> TokenToMel:
         """The network with the averaged (or present) weights."""
-        state = {name.removeprefix("flow."): value for name, value in self.final_state().items()}
-        flow = TokenToMel(self.model.flow.config)
-        checkpoint.load_strict(flow, state, "training")
-        return flow.to(self.device).eval().requires_grad_(False)
+        return self.finished(TokenToMel(self.model.flow.config), self.final_state("flow."))
 
     def final_model(self) -> Any:
-        flow = self.final_flow()
-        flow.name = self.config.name or flow.system
-        return flow
+        return self.final_flow()

@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vokens import checkpoint
 from vokens.errors import CheckpointError, MissingExtra
+from vokens.models.pretrained import Pretrained
 from vokens.train.config import RunConfig, to_dict
 from vokens.train.log import Board, Progress, Tracker
 from vokens.train.optim import parameter_groups, schedule
@@ -23,6 +25,7 @@ from vokens.train.state import Average, Best, Metrics, checkpoints, load_checkpo
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
+Exported = TypeVar("Exported", bound=Pretrained)
 
 
 class Trainer(Generic[Config, Model]):
@@ -149,10 +152,16 @@ class Trainer(Generic[Config, Model]):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * factor
 
-    def final_state(self) -> dict[str, Tensor]:
-        """The averaged (or present) weights, on the CPU."""
+    def final_state(self, prefix: str = "") -> dict[str, Tensor]:
+        """The EMA (or present) weights on the CPU, their names without the prefix of a part."""
         state = self.average.values if self.average is not None else self.model.state_dict()
-        return {name: value.detach().cpu() for name, value in state.items()}
+        return {name.removeprefix(prefix): value.detach().cpu() for name, value in state.items()}
+
+    def finished(self, model: Exported, state: dict[str, Tensor]) -> Exported:
+        """A fresh model with these weights, under the run's name, ready for use."""
+        checkpoint.load_strict(model, model.fold(state), "training")
+        model.name = self.config.name or model.system
+        return model.to(self.device).eval().requires_grad_(False)
 
     # The run -----------------------------------------------------------------------------------------------
 

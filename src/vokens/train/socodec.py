@@ -392,13 +392,10 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
 
     def final_model(self) -> SoCodec:
         """The codec of the averaged (or present) weights, with its HuBERT."""
-        state = {name.removeprefix("codec."): value for name, value in self.final_state().items()}
+        state = self.final_state("codec.")
         if self.hubert is not None:
             state |= {f"hubert.{name}": value.cpu() for name, value in self.hubert.state_dict().items()}
-        codec = SoCodec(self.sizes)
-        checkpoint.load_strict(codec, state, "training")
-        codec.name = self.config.name or codec.system
-        return codec.to(self.device).eval().requires_grad_(False)
+        return self.finished(SoCodec(self.sizes), state)
 
 
 def cut(x: Tensor, spans: Tensor, hop: int) -> Tensor:

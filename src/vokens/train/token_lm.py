@@ -143,11 +143,7 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         }
 
     def final_model(self) -> TokenLM:
-        state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
-        lm = TokenLM(self.model.lm.config)
-        checkpoint.load_strict(lm, state, "training")
-        lm.name = self.config.name or lm.system
-        return lm.to(self.device).eval().requires_grad_(False)
+        return self.finished(TokenLM(self.model.lm.config), self.final_state("lm."))
 
 
 def _named(name: str, losses: Tensor) -> dict[str, Tensor]:

@@ -192,11 +192,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         return {**nats, **right, "valid/perplexity": float(np.exp(nats["valid/first"]))}
 
     def final_model(self) -> USLM:
-        state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
-        lm = USLM(self.model.lm.config)
-        checkpoint.load_strict(lm, state, "training")
-        lm.name = self.config.name or lm.system
-        return lm.to(self.device).eval().requires_grad_(False)
+        return self.finished(USLM(self.model.lm.config), self.final_state("lm."))
 
 
 def _given(batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

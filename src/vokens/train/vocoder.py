@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens import checkpoint
 from vokens.audio import LogMel
 from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import MEL_24K_80
@@ -262,11 +261,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         return measured
 
     def final_model(self) -> HiFTNetModel:
-        state = {name.removeprefix("vocoder."): value for name, value in self.final_state().items()}
-        vocoder = HiFTNetModel(self.model.vocoder.config)
-        checkpoint.load_strict(vocoder, HiFTNetModel.fold(state), "training")
-        vocoder.name = self.config.name or vocoder.system
-        return vocoder.to(self.device).eval().requires_grad_(False)
+        return self.finished(HiFTNetModel(self.model.vocoder.config), self.final_state("vocoder."))
 
 
 def gan_losses(weights: dict[str, float]) -> GANLoss:
