@@ -15,7 +15,7 @@ from torch import Tensor
 from vokens.checkpoint import State, load_strict, read_state_dict
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
-from vokens.models.pretrained import layout_of
+from vokens.models.pretrained import layout_of, load
 from vokens.models.s3gen.checkpoint import RATES, flow_from_published, is_dit
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
@@ -123,15 +123,18 @@ def find_part(folder: Path, stem: str) -> Path | None:
 def open_parts(flow: Any, mel2wav: Any, speaker: Any, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
     """Parts that are given as themselves, folders, files or names."""
     return (
-        _opened(flow, TokenToMel),
-        _opened(mel2wav, HiFTNetModel),
+        _opened(flow, TokenToMel, "flow"),
+        _opened(mel2wav, HiFTNetModel, "mel2wav"),
         speaker if speaker is None or isinstance(speaker, CAMPPlus) else open_speaker(Path(speaker)),
-        None if tokenizer is None else _opened(tokenizer, S3Tokenizer),
+        None if tokenizer is None else _opened(tokenizer, S3Tokenizer, "tokenizer"),
     )
 
 
-def _opened(source: Any, kind: Any) -> Any:
-    return source if isinstance(source, kind) else kind.from_pretrained(source)
+def _opened(source: Any, kind: Any, role: str) -> Any:
+    part = source if isinstance(source, kind) else load(source)
+    if not isinstance(part, kind):
+        raise CheckpointError(f"{role}={source} holds {part.system!r}: {kind.__name__} is accepted")
+    return part
 
 
 def join(
