@@ -271,9 +271,8 @@ def test_pulses_are_harmonics_at_one_level_and_phases_go_on_from_step_to_step(mo
     assert torch.equal(source(frequency[:, 5:], turns[:, 5:], 5)[0], wave[1200:])
 
 
+@pytest.mark.parametrize("network", ["pulses"], indirect=True)
 def test_the_last_latents_tell_the_pitch(network):
-    if not network.config.pulses:
-        pytest.skip("of models with pulses")
     time = torch.arange(24000) / 24000
     wave = 0.1 * sum((2 * torch.pi * 220 * k * time).sin() for k in range(1, 20)) * (time < 0.5)
     z = network.encode(wave.numpy(), 24000).values

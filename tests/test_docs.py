@@ -127,6 +127,7 @@ MODELS: dict[str, Callable[[], Pretrained]] = {
     "runs/learnable_flow_mini/flow": partial(of_test_say, "tiny_speech", "flow"),
     "runs/dacvae_mini/model": partial(of_test_say, "tiny_speech", "autoencoder"),
     "runs/s3_mini/codec": partial(of_test_say, "tiny_speech", "tokenizer"),
+    "runs/s3_scratch/codec": partial(of_test_say, "tiny_speech", "tokenizer"),
 }
 FILES: dict[str, Callable[[Path], None]] = {
     "SpeechTokenizer.pt": write_published_speechtokenizer,
