@@ -14,6 +14,7 @@ from vokens import checkpoint
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
 from vokens.models.learnable.backbone import Qwen2
+from vokens.models.learnable.durations import frame_positions
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.speaker import ReferenceMel
@@ -70,6 +71,16 @@ def beside(corrected) -> LearnableLM:
         LearnableLM(replace(corrected.config, positions="progress", pace=4.5)).eval().requires_grad_(False)
     )
     model.load_state_dict(corrected.state_dict())
+    return model
+
+
+@pytest.fixture(scope="module")
+def aligned(corrected) -> LearnableLM:
+    """The same weights, with speech where its text stands."""
+    torch.manual_seed(1)
+    model = LearnableLM(replace(corrected.config, positions="aligned")).eval().requires_grad_(False)
+    model.load_state_dict(model.state_dict() | corrected.state_dict())
+    model.durations.out.bias.fill_(1.2)  # some three tokens an id
     return model
 
 
@@ -319,6 +330,46 @@ def test_places_of_text_and_speech(beside):
         heard = 2 + (torch.arange(speech) + 0.5) / speech * text
         wanted = torch.cat([torch.arange(2 + text), torch.tensor([2.0]), heard])
         close(found[row, : len(wanted)], wanted)
+
+
+def test_positions_follow_durations():
+    durations = torch.tensor([[2, 0, 1, 1], [1, 3, 9, 9]])
+    places = frame_positions(durations, torch.tensor([4, 2]), torch.tensor([4, 8]))
+    close(places[0, :5], torch.tensor([0.25, 0.75, 2.5, 3.5, 4.0]))
+    # the padding's durations count nothing; 4 tokens are stretched to 8
+    expected = [0.25, 0.75, *(1 + (n + 0.5) / 6 for n in range(6)), 2.0]
+    close(places[1], torch.tensor(expected))
+
+
+def test_aligned_training_sees_what_generation_sees(aligned):
+    """Scores of the pass over a whole row equal those of reading it token by token, at the same durations."""
+    text, speaker = GOLDEN["text_token"][:1, :6].long(), aligned.speaker_of(GOLDEN["reference_mels"][:1])
+    (said,) = aligned.generate([text[0]], speaker=speaker, sampler=Sampler("greedy"))
+    lengths = torch.tensor([6])
+    durations = aligned.durations(text, lengths, speaker).exp()
+    expected = int(durations.sum().round())
+    assert 3 * expected // 4 <= len(said) <= -(-5 * expected // 4)
+    count = torch.tensor([expected])
+    scores, _ = aligned(text, lengths, said[None, :expected], count, speaker=speaker, durations=durations)
+    drawn = scores[0, 2 + 6 :, : aligned.config.speech_tokens].argmax(-1)
+    assert torch.equal(drawn[: min(len(said), expected)], said[:expected])
+
+
+def test_aligned_streams_and_batches_are_the_whole(aligned):
+    texts, greedy = [GOLDEN["text_token"][0, :7], GOLDEN["text_token"][1, :3]], Sampler("greedy")
+    prompt = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": GOLDEN["speech_token"][0, :20]}
+    for options in ({}, prompt, {"prompt_speech": prompt["prompt_speech"]}, {"speed": 1.5}):
+        both = aligned.generate(texts, sampler=greedy, **options)
+        for text, tokens in zip(texts, both, strict=True):
+            assert tokens.tolist() == list(aligned.stream(text, sampler=greedy, **options))
+    slow, fast = (len(aligned.generate(texts, sampler=greedy, speed=s)[0]) for s in (0.5, 2.0))
+    assert slow > 2 * fast
+    with pytest.raises(ConfigError, match="whole text"):
+        next(iter(aligned.stream_text([texts[0]])))
+    with pytest.raises(ConfigError, match="above 0"):
+        aligned.generate(texts, speed=0.0)
+    with pytest.raises(ConfigError, match="durations"):
+        aligned(**batch())
 
 
 def test_paces_that_cannot_be(corrected, beside):

@@ -19,11 +19,13 @@ from vokens import checkpoint
 from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.learnable.config import LearnableLMConfig
+from vokens.models.learnable.durations import duration_loss
 from vokens.models.learnable.layout import IGNORE, alternates
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
 from vokens.text import front_end
+from vokens.train.alignment import Aligner
 from vokens.train.config import RunConfig, among
 from vokens.train.data import Clip, pcm_rows
 from vokens.train.log import Board
@@ -93,6 +95,11 @@ class LearnableLMRunConfig(RunConfig):
                 raise ConfigError(f"model.{name} comes from the tokens: leave it out")
         if not self.model.get("front_end"):
             raise ConfigError('model.front_end is empty: say how text becomes ids, e.g. "characters"')
+        if self.model.get("positions") == "aligned" and (self.bistream or self.preference.beta):
+            raise ConfigError(
+                'model.positions = "aligned" needs the whole text and its alignment: bistream = 0 is accepted, and no '
+                "preference"
+            )
         if not (0 <= self.bistream <= 1 and 0 <= self.smoothing < 1 and 0 <= self.token_dropout < 1):
             raise ConfigError("bistream, token_dropout and smoothing are shares: 0 to 1 are accepted")
         if self.preference.beta < 0 or (self.preference.reference and not self.preference.beta):
@@ -154,34 +161,45 @@ class References:
 
 
 class LMLearner(nn.Module):
-    """A LearnableLM whose pass gives scores and targets."""
+    """A LearnableLM whose pass gives scores, targets and, with an alignment, the loss of its durations."""
 
     def __init__(self, lm: LearnableLM) -> None:
         super().__init__()
         self.lm = lm
 
-    def forward(self, batch: TextBatch, voices: Voices, every_place: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: TextBatch, voices: Voices, every_place: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores (N, V) and targets (N,) of the places that are asked, or (B, L, V) and (B, L) of every place.
 
         The head over text and padding would cost a small model as much as its backbone.
         """
         lm = self.lm
+        speaker = None if lm.config.speaker is None else lm.speaker_of(voices.mels, voices.lengths)
         x, layout = lm.inputs(
             batch.text,
             batch.text_lengths,
             batch.codes[..., 0],
             batch.lengths,
-            speaker=None if lm.config.speaker is None else lm.speaker_of(voices.mels, voices.lengths),
+            speaker=speaker,
             bistream=voices.bistream,
             asked=voices.asked,
         )
         if voices.silenced is not None:
             x = x.masked_fill(layout.speech(voices.silenced)[..., None], 0.0)
-        hidden = lm.hidden(x, lm.positions(layout, batch.text_lengths, batch.lengths))
+        hidden = lm.hidden(x, lm.positions(layout, batch.text_lengths, batch.lengths, batch.durations))
+        lengths = None if batch.durations is None else self._durations(batch, batch.durations, speaker)
         if every_place:
-            return lm.head(hidden), layout.target
+            return lm.head(hidden), layout.target, lengths
         asked = layout.target != IGNORE
-        return lm.head(hidden[asked]), layout.target[asked]
+        return lm.head(hidden[asked]), layout.target[asked], lengths
+
+    def _durations(self, batch: TextBatch, durations: Tensor, speaker: Tensor | None) -> Tensor:
+        """Loss of the durations; the speaker token is left to what the tokens say of it."""
+        if speaker is None:
+            speaker = torch.zeros(len(durations), self.lm.config.backbone.width, device=durations.device)
+        prediction = self.lm.durations(batch.text, batch.text_lengths, speaker.detach())
+        return duration_loss(prediction, durations, batch.text_lengths)
 
 
 class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
@@ -210,6 +228,11 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         self.train = self._batches(self.corpus)
         if values.get("positions") == "progress":
             values["pace"] = self.train.pace
+        self.aligner: Aligner | None = None
+        if values.get("positions") == "aligned":
+            self.aligner = Aligner(self.spell.num_ids, sizes[0])
+            self.aligner.learn(self.train.pairs)
+            self.train.align(self.aligner)
         lm = LearnableLM(build_config(LearnableLMConfig, values, "model"))
         if backbone["vocab_size"] < self.spell.num_ids:
             raise ConfigError(
@@ -233,6 +256,8 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             if held_out.facts.fingerprint != self.corpus.facts.fingerprint:
                 raise ConfigError(f"{data.valid} and {data.train} hold tokens of different codecs")
             self.valid = self._batches(held_out)
+            if self.aligner is not None:
+                self.valid.align(self.aligner)
             self.valid_references = self._references(held_out.clips)
 
     def _batches(self, corpus: Any) -> TextBatches:
@@ -263,9 +288,12 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             return self._preference(batch, draws, self.pairs)
         voices = self._voices(self.references, batch, draws, self.config.bistream, self.config.token_dropout)
         with self.accelerator.autocast():
-            scores, target = self.module(batch.to(self.device), voices.to(self.device))
+            scores, target, durations = self.module(batch.to(self.device), voices.to(self.device))
         loss = self._loss(scores, target, len(batch.rows))
-        return loss, {"loss": loss, "accuracy": accuracy(scores, target)}
+        values = {"loss": loss, "accuracy": accuracy(scores, target)}
+        if durations is None:
+            return loss, values
+        return loss + durations, values | {"durations": durations}
 
     def _loss(self, scores: Tensor, target: Tensor, rows: int) -> Tensor:
         loss = label_loss(scores, target, smoothing=self.config.smoothing)
@@ -280,13 +308,13 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         voices = _twice(self._voices(self.references, chosen, draws, self.config.bistream), both, self._mix)
         both, voices = both.to(self.device), voices.to(self.device)
         with self.accelerator.autocast():
-            scores, target = self.module(both, voices, True)
+            scores, target, _ = self.module(both, voices, True)
         counts = (target != IGNORE).sum(1) if settings.per_token else 1
         good, bad = (sum_log_probs(scores, target) / counts).split(rows)
         kept: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.reference is not None:
             with torch.no_grad():
-                known = sum_log_probs(*self.reference(both, voices, True)) / counts
+                known = sum_log_probs(*self.reference(both, voices, True)[:2]) / counts
             kept = known[:rows], known[rows:]
         preference = dpo_loss(good, bad, *kept, beta=settings.beta)
         loss = self._loss(scores[:rows], target[:rows], rows)
@@ -334,17 +362,18 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         if self.valid is None:
             return {}
         learner = LMLearner(self.final_model())
-        found = {
-            name: torch.zeros(3) for name in ("nats", "nats_bistream", "nats_other_text", "nats_unigram")
-        }
+        kinds = ["nats", "nats_bistream", "nats_other_text"]
+        if self.aligner is not None:  # text and speech do not alternate
+            kinds.remove("nats_bistream")
+        found = {name: torch.zeros(3) for name in (*kinds, "nats_unigram")}
         shares = unigram(self.train)
         batches = self.valid.fixed()
         for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
-            for name in ("nats", "nats_bistream", "nats_other_text"):
+            for name in kinds:
                 draws = [np.random.default_rng((0, row)) for row in batch.rows]  # the same each time
                 voices = self._voices(self.valid_references, batch, draws, float(name == "nats_bistream"))
                 heard = batch.swapped() if name == "nats_other_text" else batch
-                scores, target = learner(heard.to(self.device), voices.to(self.device))
+                scores, target, _ = learner(heard.to(self.device), voices.to(self.device))
                 count, right = len(target), float(accuracy(scores, target))
                 found[name] += torch.tensor([float(label_loss(scores, target)), right, 1.0]) * count
                 if name == "nats":

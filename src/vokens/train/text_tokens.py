@@ -17,6 +17,7 @@ from vokens.data.items import CodecInfo
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.models.pretrained import load
+from vokens.train.alignment import Aligner
 from vokens.train.buckets import Buckets
 from vokens.train.config import DataConfig
 from vokens.train.data import Clip, read_clips
@@ -108,14 +109,20 @@ class TextBatch:
     text_lengths: Tensor  # (B,)
     codes: Tensor  # (B, T, K) int64, zero beyond lengths
     lengths: Tensor  # (B,)
+    durations: Tensor | None = None  # (B, L) speech tokens of each id, where they are aligned
 
     def to(self, device: torch.device) -> "TextBatch":
-        parts = (self.text, self.text_lengths, self.codes, self.lengths)
-        return TextBatch(self.rows, *(part.to(device) for part in parts))
+        text, lengths, durations = self.text.to(device), self.text_lengths.to(device), self.durations
+        durations = None if durations is None else durations.to(device)
+        return TextBatch(
+            self.rows, text, lengths, self.codes.to(device), self.lengths.to(device), durations=durations
+        )
 
     def swapped(self) -> "TextBatch":
         """Each utterance with the text of another: what a model loses by it is what it hears of the text."""
-        return replace(self, text=self.text.roll(1, 0), text_lengths=self.text_lengths.roll(1))
+        durations = None if self.durations is None else self.durations.roll(1, 0)
+        text, lengths = self.text.roll(1, 0), self.text_lengths.roll(1)
+        return replace(self, text=text, text_lengths=lengths, durations=durations)
 
 
 def draws_of(batch: TextBatch, seed: int, number: int, rank: int) -> list[np.random.Generator]:
@@ -140,7 +147,8 @@ class TextBatches:
         batch_frames, longest: as in `TextDataConfig`; a batch has one utterance at least.
 
     Attributes:
-        usable: numbers of the utterances that are learned. texts: their ids, by number.
+        usable: numbers of the utterances that are learned. texts: their ids, by number. durations: speech tokens of
+            each id, by number, once `align` was called.
 
     Raises ConfigError where none is left.
     """
@@ -168,6 +176,7 @@ class TextBatches:
                 f"none of {len(corpus.clips)} utterances has a text that can be spelt, tokens, and at most "
                 f"data.longest = {longest} of both together"
             )
+        self.durations: dict[int, np.ndarray] = {}
         self.buckets = Buckets(
             self.usable,
             lambda row: batch_frames // size[row],
@@ -180,6 +189,15 @@ class TextBatches:
         rows = self.buckets.rows(number, world)
         size = len(rows) // world
         return rows[rank * size : (rank + 1) * size].tolist()
+
+    def align(self, aligner: Aligner) -> None:
+        """Give batches the durations that an aligner finds."""
+        self.durations = dict(zip(self.usable, aligner.durations(self.pairs), strict=True))
+
+    @property
+    def pairs(self) -> list[tuple[list[int], np.ndarray]]:
+        """Text and first codebook's tokens of each usable utterance."""
+        return [(self.texts[row], self.corpus.codes(row)[:, 0]) for row in self.usable]
 
     @property
     def pace(self) -> float:
@@ -207,7 +225,11 @@ class TextBatches:
             torch.tensor([len(text) for text in texts]),
             pad_sequence(codes, batch_first=True),
             torch.tensor([len(code) for code in codes]),
+            self._durations(rows) if self.durations else None,
         )
+
+    def _durations(self, rows: list[int]) -> Tensor:
+        return pad_sequence([torch.from_numpy(self.durations[row]) for row in rows], batch_first=True)
 
 
 def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:

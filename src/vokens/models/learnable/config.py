@@ -68,7 +68,8 @@ class LearnableLMConfig:
         mix: text tokens and speech tokens of a group where they alternate (bistream).
         speech_per_text: least and most speech tokens of one text token when generating.
         front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
-        positions: "sequence", one after another, as published; or "progress", speech beside its text (`nn.progress`).
+        positions: "sequence", one after another, as published; "progress", speech beside its text at an even pace
+            (`nn.progress`); or "aligned", where the text stands that is said (`learnable.durations`).
         pace: speech tokens of one text id, on the average; "progress" needs it.
         tokens: name of the tokenizer whose tokens are made.
     """
@@ -85,7 +86,8 @@ class LearnableLMConfig:
     release: str = later("cosyvoice2")
 
     def __post_init__(self) -> None:
-        check_positions(self.positions, self.pace)
+        if self.positions != "aligned" or self.pace:
+            check_positions(self.positions, self.pace)
         if self.release not in TOKENS:
             raise ConfigError(f"release={self.release!r} was given: {' or '.join(TOKENS)} is accepted")
         if self.speech_tokens < 1 or len(self.mix) != 2 or min(self.mix) < 1:

@@ -91,6 +91,17 @@ class Layout:
         position = torch.where(rows == TASK, speech_position(said, pace, 0.0), position)
         return torch.where(is_speech, speech_position(rows - TEXT - self.widest, pace), position)
 
+    def aligned(self, frames: Tensor) -> Tensor:
+        """Positions (B, L) float32 where an input stands beside the text of the speech token that it predicts.
+
+        frames: (B, S + 1), places in the text of each speech token and of the end. Text is known from the start.
+        """
+        rows = self.rows
+        position = torch.where(rows < TEXT, rows.clamp(min=0), text_position(rows - TEXT)).float()
+        coming = torch.where(rows == TASK, 0, rows - TEXT - self.widest + 1)
+        place = text_position(frames.gather(1, coming.clamp(0, frames.shape[1] - 1)))
+        return torch.where((rows == TASK) | (coming > 0), place, position)
+
 
 def text_position(n: Tensor) -> Tensor:
     """Rotary positions of text ids n, behind the start and the speaker."""
@@ -100,6 +111,36 @@ def text_position(n: Tensor) -> Tensor:
 def speech_position(s: Tensor, pace: Tensor | float, middle: float = 0.5) -> Tensor:
     """Rotary positions of speech tokens s, `pace` of which belong to a text id: where that text stands."""
     return text_position((s + middle) / pace)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Positions of speech beside its text at an even pace, in speech tokens of a text id."""
+
+    pace: float
+
+    def task(self, said: int) -> Tensor:
+        """Position (1,) of the task mark behind so many speech tokens."""
+        return speech_position(torch.tensor([said]), self.pace, 0.0)
+
+    def speech(self, said: Tensor) -> Tensor:
+        """Positions (n,) of speech tokens of these numbers."""
+        return speech_position(said, self.pace)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Positions of speech beside its text by the places (S + 1,) in the text of its tokens and its end."""
+
+    frames: Tensor
+
+    def task(self, said: int) -> Tensor:
+        """Position (1,) of the task mark behind so many speech tokens."""
+        return self.speech(torch.tensor([said - 1]))
+
+    def speech(self, said: Tensor) -> Tensor:
+        """Positions (n,) of speech tokens of these numbers: where the next ones stand."""
+        return text_position(self.frames[(said + 1).clamp(max=len(self.frames) - 1)])
 
 
 def alternates(text: int, speech: int, mix: tuple[int, int]) -> bool:

@@ -20,8 +20,10 @@ from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.learnable.backbone import Qwen2
 from vokens.models.learnable.config import LearnableLMConfig
-from vokens.models.learnable.layout import Layout, speech_position, text_position
+from vokens.models.learnable.durations import DurationPredictor, frame_positions
+from vokens.models.learnable.layout import Alignment, Layout, Pace
 from vokens.models.learnable.reader import Reader
+from vokens.models.learnable.script import Script
 from vokens.models.learnable.speaker import (
     REFERENCE_RATE,
     REFERENCE_SECONDS,
@@ -57,6 +59,8 @@ class LearnableLM(Pretrained):
         if config.speaker is not None:
             self.speaker_encoder = SpeakerEncoder(config.speaker)
             self.speaker_project = Linear(config.speaker.embed_dim, width)
+        if config.positions == "aligned":
+            self.durations = DurationPredictor(config.backbone.vocab_size, width)
 
     # Voices ------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,7 @@ class LearnableLM(Pretrained):
         speaker: Tensor | None = None,
         bistream: bool | Sequence[bool] = False,
         asked: Tensor | None = None,
+        durations: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores (B, L, V) and targets (B, L), -1 where none is asked, for the losses of `learnable.loss`.
 
@@ -142,17 +147,28 @@ class LearnableLM(Pretrained):
             speaker: tokens (B, W) of `speaker_of`; None leaves the token out of the sequence.
             bistream: which rows alternate text and speech, where they have speech enough for it.
             asked: (B, S) bool, which speech tokens are targets; None for all. The end and FILL always are.
+            durations: (B, T) speech tokens of each id, for a model with positions = "aligned".
         """
         x, layout = self.inputs(
             text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream, asked=asked
         )
-        return self.head(self.hidden(x, self.positions(layout, text_lengths, speech_lengths))), layout.target
+        positions = self.positions(layout, text_lengths, speech_lengths, durations)
+        return self.head(self.hidden(x, positions)), layout.target
 
-    def positions(self, layout: Layout, text_lengths: Tensor, speech_lengths: Tensor) -> Tensor | None:
-        """Positions (B, L) of layouts, None for 0, 1, 2 …: at each utterance's own pace; where text and speech
-        alternate, which is done before its end is known, at the config's."""
+    def positions(
+        self, layout: Layout, text_lengths: Tensor, speech_lengths: Tensor, durations: Tensor | None = None
+    ) -> Tensor | None:
+        """Positions (B, L) of layouts, None for 0, 1, 2 …: by the durations (B, T), or at each utterance's own pace;
+        where text and speech alternate, which is done before its end is known, at the config's."""
         if self.config.positions == "sequence":
             return None
+        if self.config.positions == "aligned":
+            if durations is None or bool(layout.mixed.any()):
+                raise ConfigError(
+                    'positions = "aligned" without durations, or with bistream: durations of the text\'s ids and '
+                    "bistream = 0 are accepted"
+                )
+            return layout.aligned(frame_positions(durations, text_lengths, speech_lengths))
         own = speech_lengths / text_lengths
         return layout.progress(torch.where(layout.mixed, torch.full_like(own, self.config.pace), own))
 
@@ -185,10 +201,9 @@ class LearnableLM(Pretrained):
             prompt_speech: its tokens.
             sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
                 row's draws its own.
-            limits: least and most tokens; else `config.speech_per_text` times the text's, without the prompt's, over
-                the speed.
+            limits: least and most tokens; else `bounds`.
             speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
-                models with positions = "progress" alone.
+                models with positions = "progress" or "aligned" alone.
 
         Raises:
             TokensError: an empty text, or ids outside the vocabularies.
@@ -197,15 +212,15 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         voices = self._voices(speaker, len(texts))
         generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
-        paces = [pace_of(self.config.pace, len(ids) - own, len(heard), speed) for ids, own in texts]
         scripts = [
-            Script(self, voice, pace).text(ids).task().speech(heard)
-            for voice, (ids, _), pace in zip(voices, texts, paces, strict=True)
+            self._script(voice, ids, own, heard, speed)
+            for voice, (ids, own) in zip(voices, texts, strict=True)
         ]
-        bounds = [limits or self.bounds(own, speed) for _, own in texts]
+        bounds = [
+            limits or self.bounds(own, speed, script) for (_, own), script in zip(texts, scripts, strict=True)
+        ]
         reader = Reader(self.backbone, self.head)
-        scores = reader.start([script.take() for script in scripts])
-        pace_of_rows = torch.tensor(paces)[:, None]
+        scores = reader.start([script.take(self.beside) for script in scripts])
         found: list[list[int]] = [[] for _ in texts]
         running = [row for row, (_, most) in enumerate(bounds) if most > 0]
         while running:
@@ -219,8 +234,9 @@ class LearnableLM(Pretrained):
                     running.remove(row)
             if running:
                 last = torch.tensor([[tokens[-1] if tokens else 0] for tokens in found], device=self.device)
-                said = torch.tensor([[len(heard) + max(0, len(tokens) - 1)] for tokens in found])
-                at = speech_position(said, pace_of_rows).to(self.device) if self.beside else None
+                said = [torch.tensor([len(heard) + max(0, len(tokens) - 1)]) for tokens in found]
+                at = [script.clock.speech(n) for script, n in zip(scripts, said, strict=True)]
+                at = torch.stack(at).to(self.device) if self.beside else None
                 scores = reader.read(self.speech_embedding(last), at)
         return [torch.tensor(tokens, dtype=torch.long) for tokens in found]
 
@@ -239,10 +255,9 @@ class LearnableLM(Pretrained):
         """The tokens that `generate` gives for one text, as soon as each is drawn."""
         (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
         heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
-        pace = pace_of(self.config.pace, len(ids) - own, len(heard), speed)
         reader = Reader(self.backbone, self.head)
-        script = Script(self, voice, pace).text(ids).task().speech(heard)
-        yield from self._spoken(reader, script, [], self.bounds(own, speed), sampler, generator)
+        script = self._script(voice, ids, own, heard, speed)
+        yield from self._spoken(reader, script, [], self.bounds(own, speed, script), sampler, generator)
 
     @torch.inference_mode()
     def stream_text(
@@ -261,6 +276,10 @@ class LearnableLM(Pretrained):
         what belongs to the rest after the last piece. Pieces are ids, which `ids` makes of strings; how the text is
         cut changes nothing. Other arguments as `generate`.
         """
+        if self.config.positions == "aligned":
+            raise ConfigError(
+                f'{self.name} has positions = "aligned", which need the whole text: give it to generate or stream'
+            )
         (group, share), sampler = self.config.mix, sampler or Sampler()
         spelt = isinstance(prompt_text, str) and bool(self.config.front_end)
         before = front_end(self.config.front_end).both(str(prompt_text), "") if spelt else prompt_text
@@ -268,7 +287,7 @@ class LearnableLM(Pretrained):
         heard = self._check_speech(prompt_speech)
         (voice,) = self._voices(speaker, 1)
         reader, found, length = Reader(self.backbone, self.head), [], 0
-        script = Script(self, voice, self.config.pace or 1.0)
+        script = self._begin(voice, Pace(self.config.pace or 1.0))
         for piece in text:
             new = self._check_text(piece, empty=True)
             words, length = torch.cat([words, new]), length + len(new)
@@ -287,7 +306,7 @@ class LearnableLM(Pretrained):
     def _spoken(
         self,
         reader: Reader,
-        script: "Script",
+        script: Script,
         found: list[int],
         limits: tuple[int, int],
         sampler: Sampler,
@@ -295,7 +314,7 @@ class LearnableLM(Pretrained):
     ) -> Iterator[int]:
         """Tokens that follow what the script holds, at least and at most so many; `found` has all so far."""
         for count in range(limits[1]):
-            scores = reader.more(*script.take())[0].cpu()
+            scores = reader.more(*script.take(self.beside))[0].cpu()
             token = self._draw(scores, found, sampler, generator, may_end=count >= limits[0])
             if token == self.config.end:
                 return
@@ -325,12 +344,43 @@ class LearnableLM(Pretrained):
     @property
     def beside(self) -> bool:
         """Whether speech runs beside its text."""
-        return self.config.positions == "progress"
+        return self.config.positions != "sequence"
 
-    def bounds(self, text: int, speed: float = 1.0) -> tuple[int, int]:
-        """Least and most speech tokens of so many text tokens."""
+    def bounds(self, text: int, speed: float = 1.0, script: Script | None = None) -> tuple[int, int]:
+        """Least and most speech tokens of so many text tokens: `config.speech_per_text` times as many, over the speed;
+        of a script with an alignment, three and five quarters of what is expected."""
+        if script is not None and isinstance(script.clock, Alignment):
+            expected = len(script.clock.frames) - 1 - script.speeches
+            return 3 * expected // 4, -(-5 * expected // 4)
         least, most = self.config.speech_per_text
         return int(text * least / speed), int(text * most / speed)
+
+    def _script(self, voice: Tensor, ids: Tensor, own: int, heard: Tensor, speed: float) -> Script:
+        """The sequence of a text, `own` of whose ids are not the prompt's, up to the prompt's speech."""
+        if self.config.positions == "aligned":
+            clock: Pace | Alignment = self._alignment(voice, ids, len(ids) - own, len(heard), speed)
+        else:
+            clock = Pace(pace_of(self.config.pace, len(ids) - own, len(heard), speed))
+        return self._begin(voice, clock).text(ids).task().speech(heard)
+
+    def _begin(self, voice: Tensor, clock: Pace | Alignment) -> Script:
+        return Script(self.mark_weights, self.backbone.embed_tokens, self.speech_embedding, voice, clock)
+
+    def _alignment(self, voice: Tensor, ids: Tensor, prompt: int, heard: int, speed: float) -> Alignment:
+        """Expected places of speech: the prompt's ids take its speech, which also sets the pace of the rest."""
+        if speed <= 0:
+            raise ConfigError(f"speed = {speed}: numbers above 0 are accepted")
+        whole = torch.tensor([len(ids)], device=ids.device)
+        speaker = voice if len(voice) else torch.zeros_like(self.speech_embedding.weight[:1])
+        durations = self.durations(ids[None], whole, speaker)[0].float().exp()
+        if prompt and heard:
+            durations = durations * (heard / durations[:prompt].sum())
+        durations[prompt:] /= speed
+        total = (heard if prompt else 0) + max(1, round(float(durations[prompt:].sum())))
+        frames = frame_positions(durations[None], whole, torch.tensor([total], device=ids.device))[0]
+        if heard and not prompt:  # its text is not known: it stands at the start
+            frames = torch.cat([frames.new_zeros(heard), frames])
+        return Alignment(frames.cpu())
 
     def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
         """Each row's speaker token (1, W), or (0, W) where the model has none."""
@@ -411,37 +461,3 @@ class LearnableLM(Pretrained):
         transformers folder, which fills the backbone alone. Raises CheckpointError where sizes or releases differ."""
         checkpoint.load_strict(self, published.started(self.state_dict(), source, self.config), source)
         return self
-
-
-class Script:
-    """One utterance's sequence as it is written: what was not read yet, and where it stands."""
-
-    def __init__(self, lm: LearnableLM, voice: Tensor, pace: float) -> None:
-        self.lm, self.pace, self.texts, self.speeches = lm, pace, 0, 0
-        start, self.task_mark = lm.mark_weights.split(1)
-        self.pending = [torch.cat([start, voice])]
-        self.places = [torch.arange(1.0 + len(voice))]
-
-    def text(self, ids: Tensor) -> Self:
-        self.places.append(text_position(torch.arange(self.texts, self.texts + len(ids))).float())
-        self.pending.append(self.lm._text(ids))
-        self.texts += len(ids)
-        return self
-
-    def task(self) -> Self:
-        self.places.append(speech_position(torch.tensor([self.speeches]), self.pace, 0.0))
-        self.pending.append(self.task_mark)
-        return self
-
-    def speech(self, ids: Tensor) -> Self:
-        said = torch.arange(self.speeches, self.speeches + len(ids))
-        self.places.append(speech_position(said, self.pace))
-        self.pending.append(self.lm.speech_embedding(ids))
-        self.speeches += len(ids)
-        return self
-
-    def take(self) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (n, W) of what was written since, and positions (n,) where they are not 0, 1, 2 …"""
-        found = torch.cat(self.pending), torch.cat(self.places).to(self.lm.device)
-        self.pending, self.places = [], []
-        return found if self.lm.beside else (found[0], None)

@@ -1,0 +1,52 @@
+"""One utterance's sequence of embeddings and positions, built up in the order of reading."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from vokens.models.learnable.layout import Alignment, Pace, text_position
+
+
+class Script:
+    """A sequence as it is written: what was not read yet, and where it stands.
+
+    Args:
+        marks: (2, W), start and task. words, tokens: tables of the text's and of the speech's ids. voice: the speaker
+            token (1, W), or (0, W). clock: positions of speech.
+
+    Attributes:
+        texts, speeches: how many of each were written.
+    """
+
+    def __init__(
+        self, marks: Tensor, words: nn.Embedding, tokens: nn.Embedding, voice: Tensor, clock: Pace | Alignment
+    ) -> None:
+        self.words, self.tokens, self.clock, self.texts, self.speeches = words, tokens, clock, 0, 0
+        start, self.task_mark = marks.split(1)
+        self.pending = [torch.cat([start, voice])]
+        self.places = [torch.arange(1.0 + len(voice))]
+
+    def text(self, ids: Tensor) -> Self:
+        self.places.append(text_position(torch.arange(self.texts, self.texts + len(ids))).float())
+        self.pending.append(self.words(ids))
+        self.texts += len(ids)
+        return self
+
+    def task(self) -> Self:
+        self.places.append(self.clock.task(self.speeches))
+        self.pending.append(self.task_mark)
+        return self
+
+    def speech(self, ids: Tensor) -> Self:
+        said = torch.arange(self.speeches, self.speeches + len(ids))
+        self.places.append(self.clock.speech(said))
+        self.pending.append(self.tokens(ids))
+        self.speeches += len(ids)
+        return self
+
+    def take(self, placed: bool) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (n, W) of what was written since, and their positions (n,), if asked for."""
+        x, places = torch.cat(self.pending), torch.cat(self.places)
+        self.pending, self.places = [], []
+        return x, places.to(x.device) if placed else None
