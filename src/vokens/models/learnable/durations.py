@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens.errors import ConfigError
 from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 
@@ -33,6 +34,11 @@ class DurationPredictor(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + F.gelu(norm(layer((x * inside).transpose(1, 2)).transpose(1, 2)))
         return self.out(x)[..., 0]
+
+    def expected(self, text: Tensor, speaker: Tensor) -> Tensor:
+        """Expected durations (L,) of one text's ids (L,) for a speaker token (1, W)."""
+        lengths = torch.tensor([len(text)], device=text.device)
+        return self(text[None], lengths, speaker)[0].float().exp()
 
 
 def duration_loss(prediction: Tensor, durations: Tensor, lengths: Tensor) -> Tensor:
@@ -63,3 +69,20 @@ def frame_positions(durations: Tensor, text_lengths: Tensor, speech_lengths: Ten
     )
     place = symbol + (middle - start) / length.clamp(min=1e-9)
     return torch.where(symbol > last, text_lengths[:, None].double(), place).float()
+
+
+def expected_positions(durations: Tensor, prompt: int, heard: int, speed: float) -> Tensor:
+    """Places (S + 1,) in the text of all speech tokens and of the end, from expected durations (L,).
+
+    prompt: ids that are the prompt's, which take its `heard` tokens and set the pace of the rest. Speech of a prompt
+    without text stands at the start. Raises ConfigError for a speed that is not above 0.
+    """
+    if speed <= 0:
+        raise ConfigError(f"speed = {speed}: numbers above 0 are accepted")
+    if prompt and heard:
+        durations = durations * (heard / durations[:prompt].sum())
+    durations = torch.cat([durations[:prompt], durations[prompt:] / speed])
+    total = (heard if prompt else 0) + max(1, round(float(durations[prompt:].sum())))
+    lengths = (torch.tensor([n], device=durations.device) for n in (len(durations), total))
+    frames = frame_positions(durations[None], *lengths)[0]
+    return frames if prompt else torch.cat([frames.new_zeros(heard), frames])

@@ -20,7 +20,7 @@ from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.learnable.backbone import Qwen2
 from vokens.models.learnable.config import LearnableLMConfig
-from vokens.models.learnable.durations import DurationPredictor, frame_positions
+from vokens.models.learnable.durations import DurationPredictor, expected_positions, frame_positions
 from vokens.models.learnable.layout import Alignment, Layout, Pace
 from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.script import Script
@@ -358,29 +358,16 @@ class LearnableLM(Pretrained):
     def _script(self, voice: Tensor, ids: Tensor, own: int, heard: Tensor, speed: float) -> Script:
         """The sequence of a text, `own` of whose ids are not the prompt's, up to the prompt's speech."""
         if self.config.positions == "aligned":
-            clock: Pace | Alignment = self._alignment(voice, ids, len(ids) - own, len(heard), speed)
+            speaker = voice if len(voice) else torch.zeros_like(self.speech_embedding.weight[:1])
+            durations = self.durations.expected(ids, speaker)
+            frames = expected_positions(durations, len(ids) - own, len(heard), speed)
+            clock: Pace | Alignment = Alignment(frames.cpu())
         else:
             clock = Pace(pace_of(self.config.pace, len(ids) - own, len(heard), speed))
         return self._begin(voice, clock).text(ids).task().speech(heard)
 
     def _begin(self, voice: Tensor, clock: Pace | Alignment) -> Script:
         return Script(self.mark_weights, self.backbone.embed_tokens, self.speech_embedding, voice, clock)
-
-    def _alignment(self, voice: Tensor, ids: Tensor, prompt: int, heard: int, speed: float) -> Alignment:
-        """Expected places of speech: the prompt's ids take its speech, which also sets the pace of the rest."""
-        if speed <= 0:
-            raise ConfigError(f"speed = {speed}: numbers above 0 are accepted")
-        whole = torch.tensor([len(ids)], device=ids.device)
-        speaker = voice if len(voice) else torch.zeros_like(self.speech_embedding.weight[:1])
-        durations = self.durations(ids[None], whole, speaker)[0].float().exp()
-        if prompt and heard:
-            durations = durations * (heard / durations[:prompt].sum())
-        durations[prompt:] /= speed
-        total = (heard if prompt else 0) + max(1, round(float(durations[prompt:].sum())))
-        frames = frame_positions(durations[None], whole, torch.tensor([total], device=ids.device))[0]
-        if heard and not prompt:  # its text is not known: it stands at the start
-            frames = torch.cat([frames.new_zeros(heard), frames])
-        return Alignment(frames.cpu())
 
     def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
         """Each row's speaker token (1, W), or (0, W) where the model has none."""
