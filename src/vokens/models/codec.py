@@ -4,6 +4,7 @@ A system subclasses `Codec` and implements the two batch functions; loading, res
 trimming and checks on tokens stand here once.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -16,6 +17,7 @@ from vokens import audio
 from vokens.batching import batches
 from vokens.errors import ConfigError, TokensError
 from vokens.models.pretrained import Pretrained
+from vokens.nn.windows import Window, window, windows
 from vokens.one_or_list import type_name
 from vokens.quantize import ResidualVectorQuantizer
 from vokens.tokens import Tokens, padded_ids
@@ -211,18 +213,18 @@ class Codec(Pretrained):
     def _encode_rows(self, waves: Sequence[np.ndarray | audio.Recording], wanted: int) -> "list[_Encoded]":
         """Recordings of any lengths encoded together, span by span."""
         items = [_Encoded() for _ in waves]
-        for start, end, left, some in self._encode_spans(waves):
+        for w, some in self._encode_spans(waves):
             sizes = torch.tensor([len(wave) for wave in some])
             # One alone, which may be hours, is not copied.
             batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
             # Each codec rounds the wave where half precision begins.
             batch, lengths = batch.to(self.device), sizes.to(self.device)
             codes = self.encode_batch(batch, lengths, wanted)[0].to("cpu", torch.int32)
-            frames = (self.num_frames(sizes) + left).clamp(max=end)
+            frames = (self.num_frames(sizes) + w.left).clamp(w.start, w.end)
             for row, item in enumerate(items):
-                item.parts.append(codes[row, :, start - left : max(start, int(frames[row])) - left])
+                item.parts.append(w._replace(end=int(frames[row])).cut(codes[row]))
                 if sizes[row]:
-                    item.num_samples = left * self.hop_length + int(sizes[row])
+                    item.num_samples = w.left * self.hop_length + int(sizes[row])
             vector = self.global_batch(batch, lengths) if self.encode_context is None else None
             if vector is not None:
                 for item, one in zip(items, vector.float().cpu(), strict=True):
@@ -231,20 +233,19 @@ class Codec(Pretrained):
 
     def _encode_spans(
         self, waves: Sequence[np.ndarray | audio.Recording]
-    ) -> Iterator[tuple[int, int, int, list[Tensor]]]:
-        """Frames start..end of each span, the frame where its context begins, and the waves in both."""
+    ) -> Iterator[tuple[Window, list[Tensor]]]:
+        """Windows of frames, and the waves in each with its context."""
         hop, context = self.hop_length, self.encode_context
         if context is None:
             whole = [torch.from_numpy(wave[:]) for wave in waves]
-            yield 0, self.num_frames(max(map(len, whole))), 0, whole
+            yield window(0, self.num_frames(max(map(len, whole))), 0), whole
             return
-        start, ended = 0, False
-        while not ended:
-            left, end = max(0, start - context), start + SPAN_FRAMES
-            some = [torch.from_numpy(wave[left * hop : (end + context) * hop]) for wave in waves]
-            yield start, end, left, some
-            ended = left * hop + max(map(len, some)) <= end * hop
-            start = end
+        for start in itertools.count(0, SPAN_FRAMES):
+            w = window(start, start + SPAN_FRAMES, context)
+            some = [torch.from_numpy(wave[w.left * hop : w.right * hop]) for wave in waves]
+            yield w, some
+            if w.left * hop + max(map(len, some)) <= w.end * hop:
+                return
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, *, batch_seconds: float = 120.0) -> list[np.ndarray]:
@@ -289,21 +290,15 @@ class Codec(Pretrained):
     @torch.inference_mode()
     def _decode_rows(self, tokens: Tokens, rows: list[int]) -> Iterator[np.ndarray]:
         """Waves (B, t) of some items, span by span."""
-        lengths, hop = tokens.lengths[rows].to(self.device), self.hop_length
+        lengths = tokens.lengths[rows].to(self.device)
         vector = None if tokens.global_vector is None else tokens.global_vector[rows].to(self.device)
-        total = int(lengths.max())
-        context = total if self.decode_context is None else self.decode_context
-        step = total if self.decode_context is None else SPAN_FRAMES
-        for start in range(0, total, max(1, step)):
-            left, end, right = (
-                max(0, start - context),
-                min(start + step, total),
-                min(start + step + context, total),
-            )
-            codes = tokens.codes[rows, :, left:right].to(self.device)
-            some = (lengths - left).clamp(0, right - left)
+        total, context = int(lengths.max()), self.decode_context
+        size = max(1, total) if context is None else SPAN_FRAMES
+        for w in windows(total, size, context or 0):
+            codes = tokens.codes[rows, :, w.left : min(w.right, total)].to(self.device)
+            some = (lengths - w.left).clamp(0, codes.shape[2])
             wave = self.decode_global_batch(codes, some, tokens.first_codebook, vector)
-            yield wave[:, (start - left) * hop : (end - left) * hop].float().cpu().numpy()
+            yield w.cut(wave, self.hop_length).float().cpu().numpy()
 
     def tokens(
         self,

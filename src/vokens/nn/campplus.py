@@ -20,6 +20,7 @@ from vokens.audio.fbank import FRAME, HOP, kaldi_fbank
 from vokens.batching import batches
 from vokens.errors import AudioError, CheckpointError
 from vokens.nn.masks import padding_mask
+from vokens.nn.windows import windows
 
 EMBEDDING = 192
 SHORTEST = 720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, the least that has a deviation
@@ -85,13 +86,13 @@ class Head(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.shape[-1] <= _FRAMES:
             return self._piece(x, mask)
-        pieces = []
-        for start in range(0, x.shape[-1], _FRAMES):
-            left = max(0, start - _HEAD_CONTEXT)
-            seen = slice(left, start + _FRAMES + _HEAD_CONTEXT)
-            piece = self._piece(x[..., seen], None if mask is None else mask[..., seen])
-            pieces.append(piece[..., start - left :][..., :_FRAMES])
-        return torch.cat(pieces, dim=-1)
+        return torch.cat(
+            [
+                w.cut(self._piece(w.read(x), None if mask is None else w.read(mask)))
+                for w in windows(x.shape[-1], _FRAMES, _HEAD_CONTEXT)
+            ],
+            dim=-1,
+        )
 
     def _piece(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = F.relu(self.bn1(self.conv1(clear(x, mask)[:, None])))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.nn.float32 import Float32
+from vokens.nn.windows import windows
 
 WINDOW = 12000  # mel frames, two minutes at 10 ms: 37 MB in the widest layer
 SHORTEST = 5  # frames that the widest mirrored end needs
@@ -130,9 +131,7 @@ class ECAPA(Float32):
 
     def _pieces(self, mel: Tensor, compute: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """compute(mel) in consecutive pieces of WINDOW frames, each from a window that reaches over its ends."""
-        for start in range(0, mel.shape[2], WINDOW):
-            left, size = max(0, start - self.reach), min(WINDOW, mel.shape[2] - start)
-            yield compute(mel[..., left : start + size + self.reach]).narrow(2, start - left, size)
+        return (w.cut(compute(w.read(mel))) for w in windows(mel.shape[2], WINDOW, self.reach))
 
     def _trunk(self, mel: Tensor, gates: Sequence[Tensor]) -> list[Tensor]:
         """The output of the first layer, and of each block whose gate is known."""

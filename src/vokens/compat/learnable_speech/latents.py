@@ -77,15 +77,13 @@ def posterior(vae: DACVAE, wave: Tensor) -> tuple[Tensor, Tensor]:
     if vae.config.network != "dac":  # ours on spectra knows whole frames alone
         mean, log_std = vae.encode_batch(wave[None], torch.tensor([len(wave)], device=wave.device))
         return mean[0], log_std[0]
-    total, reach, hop = frames_of(len(wave), vae.config.encoder_rates), vae.encoder.reach, vae.hop_length
+    total = frames_of(len(wave), vae.config.encoder_rates)
     if total < 1:
-        raise AudioError(f"{len(wave)} samples are too short for one frame of {hop}")
+        raise AudioError(f"{len(wave)} samples are too short for one frame of {vae.hop_length}")
     parts = []
-    for start, end in vae.windows(total):
-        left, right = max(0, start - reach), end + reach
-        piece = wave[left * hop : right * hop if right < total else len(wave)]
-        found = vae.posterior_of(piece[None, None])
-        parts.append([part[0, :, start - left : end - left] for part in found])
+    for w in vae.windows(total, vae.encoder.reach):
+        posterior = vae.posterior_of(w.read(wave, vae.hop_length)[None, None])
+        parts.append([w.cut(part[0]) for part in posterior])
     mean, log_std = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     return mean, log_std
 

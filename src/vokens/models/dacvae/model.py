@@ -26,6 +26,7 @@ from vokens.models.dacvae.spectral import SPECTRA, SpectralDecoder, SpectralEnco
 from vokens.models.pretrained import Pretrained
 from vokens.nn.conv import add_weight_norm
 from vokens.nn.masks import padding_mask
+from vokens.nn.windows import Window, windows
 from vokens.one_or_list import type_name
 
 PITCH_LOG_STD = -4.6  # of the latents that tell the pitch: a hundredth of an octave
@@ -142,20 +143,16 @@ class Autoencoder(Pretrained):
 
         Rows are filled up with zeros to whole frames; what follows a row's own frames is meaningless.
         """
-        hop, reach = self.hop_length, self.encoder.reach
+        hop = self.hop_length
         frames = -(-lengths // hop)
         total = int(frames.max())
         wave = F.pad(wave, (0, total * hop - wave.shape[1]))[:, None]
         pitch, parts = self._pitch_of(wave[:, 0], frames), []
-        for start, end in self.windows(total):
-            left, right = max(0, start - reach), min(total, end + reach)
-            ends = ends_in(frames - left, right - left)
-            found = self.posterior_of(
-                wave[..., left * hop : right * hop],
-                None if ends is None else ends * hop,
-                None if pitch is None else pitch[..., left:right],
-            )
-            parts.append([part[..., start - left : end - left] for part in found])
+        for w in self.windows(total, self.encoder.reach):
+            some = w.read(wave, hop)
+            lengths_in = w.lengths(frames * hop, some.shape[2], hop)
+            posterior = self.posterior_of(some, lengths_in, None if pitch is None else w.read(pitch))
+            parts.append([w.cut(part) for part in posterior])
         mean, log_std = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         return mean, log_std
 
@@ -183,10 +180,9 @@ class Autoencoder(Pretrained):
         ]
         return torch.cat(rows)
 
-    def windows(self, total: int) -> list[tuple[int, int]]:
-        """(first, end) of the spans of frames that are computed at once."""
-        size = max(1, round(WINDOW_SECONDS * self.frame_rate))
-        return [(start, min(total, start + size)) for start in range(0, total, size)]
+    def windows(self, total: int, context: int) -> list[Window]:
+        """Windows of frames that are computed at once."""
+        return windows(total, max(1, round(WINDOW_SECONDS * self.frame_rate)), context)
 
 
 class DACVAE(Autoencoder):
@@ -218,13 +214,11 @@ class DACVAE(Autoencoder):
 
         place: where they stand in what they are a piece of; `behind` gives it.
         """
-        hop, reach, total = self.hop_length, self.decoder.reach, z.shape[2]
         pulses, parts = self._pulses(z, lengths, place), []
-        for start, end in self.windows(total):
-            left, right = max(0, start - reach), min(total, end + reach)
-            more = [] if pulses is None else [pulses(left, right)]
-            wave = self.decoder(z[..., left:right], ends_in(lengths - left, right - left), *more)
-            parts.append(wave[:, 0, (start - left) * hop : (end - left) * hop])
+        for w in self.windows(z.shape[2], self.decoder.reach):
+            some, more = w.read(z), [] if pulses is None else [pulses(w)]
+            wave = self.decoder(some, w.lengths(lengths, some.shape[2]), *more)
+            parts.append(w.cut(wave[:, 0], self.hop_length))
         return torch.cat(parts, 1)
 
     def behind(self, z: Tensor, place: Place = BEGIN) -> Place:
@@ -235,8 +229,8 @@ class DACVAE(Autoencoder):
         turns = turns if place.turns is None else turns + place.turns
         return Place(place.frames + z.shape[2], turns.remainder(1))
 
-    def _pulses(self, z: Tensor, lengths: Tensor, place: Place) -> Callable[[int, int], Tensor] | None:
-        """The decoder's pulses of frames left ... right, silent beyond each row's end; None where it takes none."""
+    def _pulses(self, z: Tensor, lengths: Tensor, place: Place) -> Callable[[Window], Tensor] | None:
+        """The decoder's pulses in a window, silent beyond each row's end; None where it takes none."""
         if not self.config.pulses:
             return None
         assert isinstance(self.decoder, SpectralDecoder)
@@ -244,13 +238,12 @@ class DACVAE(Autoencoder):
         frequency = hertz(z[:, -2 * SPECTRA :]) * inside.repeat_interleave(SPECTRA, 1)
         turns = turns_of(frequency, decoder.pulses.hop, self.sample_rate, place.turns)
 
-        def between(left: int, right: int) -> Tensor:
-            steps = slice(SPECTRA * left, SPECTRA * right)
-            first = SPECTRA * place.frames + steps.start
-            source = decoder.pulses(frequency[:, steps], turns[:, steps], first)
-            return source * inside[:, left:right].repeat_interleave(self.hop_length, 1)
+        def pulses(w: Window) -> Tensor:
+            first = SPECTRA * (place.frames + w.left)
+            source = decoder.pulses(w.read(frequency, SPECTRA), w.read(turns, SPECTRA), first)
+            return source * w.read(inside).repeat_interleave(self.hop_length, 1)
 
-        return between
+        return pulses
 
     def forward(self, wave: Tensor, noise: Tensor, pitch: Tensor | None = None) -> VAEOutput:
         """The training pass: wave (B, N), N a multiple of the hop; noise (B, D, T) standard normal; pitch latents
@@ -298,9 +291,3 @@ class DACVAE(Autoencoder):
         )
         state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
         return layout.to_published(state, config)
-
-
-def ends_in(lengths: Tensor, size: int) -> Tensor | None:
-    """Ends of rows inside a window of `size` frames; None if all fill it."""
-    ends = lengths.clamp(0, size)
-    return None if bool((ends == size).all()) else ends

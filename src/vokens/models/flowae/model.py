@@ -17,7 +17,7 @@ from vokens.flow.noise import PrefixNoise
 from vokens.flow.objective import expand, straight_path
 from vokens.flow.solver import integrate, time_grid
 from vokens.models.dacvae.latents import Latents
-from vokens.models.dacvae.model import Autoencoder, ends_in
+from vokens.models.dacvae.model import Autoencoder
 from vokens.models.dacvae.spectral import inside
 from vokens.models.flowae.config import FlowAEConfig
 from vokens.models.flowae.network import FlowDecoder, velocity
@@ -73,13 +73,12 @@ class FlowAE(Autoencoder):
         steps = self.config.steps if steps is None else steps
         if steps < 1:
             raise ConfigError(f"{steps} steps were asked for: at least 1 is accepted")
-        hop, total, reach = self.hop_length, z.shape[2], steps * self.flow.reach + 3  # spectra see 1 frame
-        noise, parts = PrefixNoise(hop, seed), []
-        for start, end in self.windows(total):
-            left, right = max(0, start - reach), min(total, end + reach)
-            white = noise.frames(left, right).to(self.device)
-            wave = self._span(z[..., left:right], white, ends_in(lengths - left, right - left), steps)
-            parts.append(wave[:, (start - left) * hop : (end - left) * hop])
+        noise, parts = PrefixNoise(self.hop_length, seed), []
+        for w in self.windows(z.shape[2], steps * self.flow.reach + 3):  # spectra see 1 frame
+            some = w.read(z)
+            white = noise.frames(w.left, w.left + some.shape[2]).to(self.device)
+            wave = self._span(some, white, w.lengths(lengths, some.shape[2]), steps)
+            parts.append(w.cut(wave, self.hop_length))
         return torch.cat(parts, 1)
 
     def _span(self, z: Tensor, white: Tensor, lengths: Tensor | None, steps: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vokens.audio import LogMel
+from vokens.nn.windows import windows as pieces
 
 WINDOW = 3000  # mel frames, 30 s
 OVERLAP = 400  # of neighbouring windows
@@ -52,14 +53,11 @@ def windows(
 
 def log_mel(mel: LogMel, wave: Tensor, longest: int = WINDOW) -> Tensor:
     """Log-mel (n_mels, F) of one recording (N,), computed in pieces of `longest` frames to bound memory."""
-    hop, margin = mel.config.hop_length, 2  # frames that reach over the end of a piece
-    frames = mel.config.frames(len(wave))
-    found = wave.new_empty(mel.config.n_mels, frames)
-    for start in range(0, frames, longest):
-        left, end = max(0, start - margin), min(start + longest, frames)
-        piece = mel(wave[None, left * hop : (start + longest + margin) * hop])[0]
-        found[:, start:end] = piece[:, start - left : end - left]
-    return found
+    hop, frames = mel.config.hop_length, mel.config.frames(len(wave))
+    log_mel = wave.new_empty(mel.config.n_mels, frames)
+    for w in pieces(frames, longest, 2):  # two frames reach over the end of a piece
+        log_mel[:, w.start : w.end] = w.cut(mel(w.read(wave[None], hop))[0])
+    return log_mel
 
 
 def seam_agreement(

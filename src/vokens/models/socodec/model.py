@@ -29,6 +29,7 @@ from vokens.models.socodec.hubert import Hubert, Scaled, computable, hubert_feat
 from vokens.models.socodec.vocoder import Vocoder
 from vokens.models.socodec.vocos import Vocos
 from vokens.nn.ecapa import ECAPA, SHORTEST
+from vokens.nn.windows import Window, windows
 from vokens.quantize.product import ProductQuantizer
 
 # Work per step: exact, they bound memory.
@@ -39,17 +40,6 @@ VOCODER_FRAMES = (
 )
 VOCODER_FRAMES_ON_DEVICE = 12_000
 SSL_FRAMES = 24_000  # padded, of HuBERT; on the CPU, where company gains nothing, every window goes alone
-
-
-@dataclass(frozen=True)
-class Window:
-    """Tokens left..right of a row, computed from the audio under them; tokens start..end of the row are kept."""
-
-    row: int
-    left: int
-    right: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -151,29 +141,29 @@ class SoCodec(Codec):
 
         Raises ConfigError for a codec without HuBERT.
         """
-        wanted = self._wanted(num_codebooks)
+        count = self._wanted(num_codebooks)
         if self.front is not None:
-            return [self._tokens_of_mel(wave, self.front, wanted) for wave in waves]
+            return [self._tokens_of_mel(wave, self.front, count) for wave in waves]
         hubert = self._hubert()
         scaled = [Scaled.of(wave) for wave in waves]
         ratio = self.hop_length // SSL_HOP
         frames = [-(-len(wave) // SSL_HOP) for wave in waves]
         codes = [
-            torch.zeros(wanted, -(-count // ratio), dtype=torch.int64, device=wave.device)
-            for count, wave in zip(frames, waves, strict=True)
+            torch.zeros(count, -(-size // ratio), dtype=torch.int64, device=wave.device)
+            for size, wave in zip(frames, waves, strict=True)
         ]
-        plan = [window for row, found in enumerate(codes) for window in self._windows(row, found.shape[1])]
-        sizes = [min(w.right * ratio, frames[w.row]) - w.left * ratio for w in plan]
+        plan = [(row, w) for row, whole in enumerate(codes) for w in self._windows(whole.shape[1])]
+        sizes = [min(w.right * ratio, frames[row]) - w.left * ratio for row, w in plan]
         for group in self._groups(sizes):
-            windows = [plan[place] for place in group]
-            spans = [
-                scaled[w.row].span(w.left * self.hop_length, SSL_HOP * sizes[place] + 80)
-                for w, place in zip(windows, group, strict=True)
-            ]
+            spans = []
+            for place in group:
+                row, w = plan[place]
+                spans.append(scaled[row].span(w.left * self.hop_length, SSL_HOP * sizes[place] + 80))
             features = hubert(spans, [sizes[place] for place in group]).to(self.dtype)
             latent = self.encoder(features.transpose(1, 2)).transpose(1, 2)
-            for w, found in zip(windows, self.codebooks.encode(latent, wanted), strict=True):
-                codes[w.row][:, w.start : w.end] = found[:, w.start - w.left : w.end - w.left]
+            for place, part in zip(group, self.codebooks.encode(latent, count), strict=True):
+                row, w = plan[place]
+                codes[row][:, w.start : w.end] = w.cut(part)
         return codes
 
     def _tokens_of_mel(self, wave: Tensor, front: MelFront, wanted: int) -> Tensor:
@@ -215,18 +205,18 @@ class SoCodec(Codec):
             )
         return self.hubert
 
-    def _windows(self, row: int, tokens: int) -> Iterator[Window]:
-        """One window where it fits, else the fewest, each with context on the sides where there is more."""
+    def _windows(self, tokens: int) -> Iterator[Window]:
+        """One window of tokens where it fits, else the fewest, each with context on the sides where there is more."""
         size, context = self.config.window_tokens, self.config.context_tokens
         if tokens <= size:
-            yield Window(row, 0, tokens, 0, tokens)
+            yield Window(0, tokens, 0, tokens)
             return
         start = 0
         while start < tokens:
             left = max(0, start - context)
             right = min(tokens, left + size)
             end = right if right == tokens else right - context
-            yield Window(row, left, right, start, end)
+            yield Window(start, end, left, right)
             start = end
 
     def voice(self, wave: Tensor) -> Tensor:
@@ -237,13 +227,10 @@ class SoCodec(Codec):
         """Log-mel (n_mels, max(5, N // 160)) of wave (N,), in pieces that bound memory; short ones end in silence."""
         if len(wave) < SHORTEST * MEL_HOP:
             wave = F.pad(wave, (0, SHORTEST * MEL_HOP - len(wave)))
-        total, beside = len(wave) // MEL_HOP, 3  # frames: a window reaches 1.5 before and 2.5 after its hop
-        pieces = []
-        for start in range(0, total, MEL_FRAMES):
-            left, size = max(0, start - beside), min(MEL_FRAMES, total - start)
-            span = wave[left * MEL_HOP : (start + size + beside) * MEL_HOP]
-            pieces.append(self.mel(span.unsqueeze(0))[0].narrow(1, start - left, size))
-        return torch.cat(pieces, 1)
+        plan = windows(
+            len(wave) // MEL_HOP, MEL_FRAMES, 3
+        )  # a spectrum sees 1.5 frames before and 2.5 after its hop
+        return torch.cat([w.cut(self.mel(w.read(wave[None], MEL_HOP))[0]) for w in plan], 1)
 
     # Speech ------------------------------------------------------------------------------------------------
 
@@ -286,14 +273,9 @@ class SoCodec(Codec):
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Wave (160 * F,) of a log-mel (n_mels, F), in pieces that bound memory."""
-        total, reach = mel.shape[1], self.vocoder.reach
-        step = VOCODER_FRAMES if mel.device.type == "cpu" else VOCODER_FRAMES_ON_DEVICE
-        pieces = []
-        for start in range(0, total, step):
-            left, size = max(0, start - reach), min(step, total - start)
-            wave = self.vocoder(mel[None, :, left : start + size + reach])[0]
-            pieces.append(wave.narrow(0, (start - left) * MEL_HOP, size * MEL_HOP))
-        return torch.cat(pieces)
+        size = VOCODER_FRAMES if mel.device.type == "cpu" else VOCODER_FRAMES_ON_DEVICE
+        plan = windows(mel.shape[1], size, self.vocoder.reach)
+        return torch.cat([w.cut(self.vocoder(w.read(mel[None]))[0], MEL_HOP) for w in plan])
 
     # Streaming ---------------------------------------------------------------------------------------------
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from vokens.nn.lstm import SkipLSTM, State
+from vokens.nn.masks import padding_mask
 from vokens.nn.seanet import SEANet
 from vokens.nn.threads import Workers, gather, workers
+from vokens.nn.windows import window
 from vokens.quantize import ResidualVectorQuantizer
 
 # Frames of a span, counted over all rows.
@@ -83,17 +85,17 @@ def encode(
 ) -> Tensor:
     """Codes (B, K, T) of wave (B, N), rows of lengths (B,) samples, a frame each `hop` of them."""
     order = lengths.argsort(descending=True, stable=True)
-    wave, lengths = wave[order.to(wave.device)], lengths[order]
+    lengths = lengths[order]
+    wave = wave[order.to(wave.device), : int(lengths[0])]
     rows, dtype = Rows(-(-lengths // hop), wave.device), next(encoder.parameters()).dtype
     # One frame more than the outputs' reach: a last frame that is only begun is filled with a mirrored frame.
     reach = -(-encoder.front_reach // hop) + 1
     codes = torch.zeros(len(wave), len(codebooks), rows.total, dtype=torch.int64, device=wave.device)
 
     def front(span: Span) -> Tensor:
-        left, right = max(0, span.start - reach), min(rows.total, span.end + reach)
-        part = wave[: span.rows, None, left * hop : min(right * hop, int(lengths[0]))]
-        x = encoder.front(part.to(dtype), _ends(lengths[: span.rows], left * hop, part.shape[2]))
-        return x[..., span.start - left : span.end - left]
+        w = window(span.start, span.end, reach)
+        part = w.read(wave[: span.rows, None], hop).to(dtype)
+        return w.cut(encoder.front(part, w.lengths(lengths[: span.rows], part.shape[2], hop)))
 
     def head(span: Span, latent: Tensor) -> None:
         codes[: span.rows, :, span.start : span.end] = quantizer.encode(
@@ -101,8 +103,7 @@ def encode(
         )
 
     _run(encoder, rows, dtype, front, head)
-    beyond = torch.arange(rows.total) >= rows.frames[:, None]
-    codes.masked_fill_(beyond[:, None].to(wave.device), 0)
+    codes.mul_(padding_mask(rows.frames, rows.total)[:, None].to(wave.device))
     return codes[order.argsort().to(wave.device)]
 
 
@@ -121,24 +122,16 @@ def decode(
     wave = torch.zeros(len(codes), codes.shape[2] * hop, device=codes.device)
 
     def front(span: Span) -> Tensor:
-        left, right = max(0, span.start - reach), min(rows.total, span.end + reach)
-        latent = quantizer.decode(codes[: span.rows, :, left:right], first_codebook).to(dtype)
-        x = decoder.front(latent.transpose(1, 2), _ends(lengths[: span.rows], left, right - left))
-        return x[..., span.start - left : span.end - left]
+        w = window(span.start, span.end, reach)
+        latent = quantizer.decode(w.read(codes[: span.rows]), first_codebook).to(dtype)
+        return w.cut(decoder.front(latent.mT, w.lengths(lengths[: span.rows], latent.shape[1])))
 
     def head(span: Span, sound: Tensor) -> None:
         wave[: span.rows, span.start * hop : span.end * hop] = sound[:, 0]
 
     _run(decoder, rows, dtype, front, head)
-    beyond = torch.arange(wave.shape[1]) >= (lengths * hop)[:, None]
-    wave.masked_fill_(beyond.to(wave.device), 0.0)
+    wave.masked_fill_(~padding_mask(lengths * hop, wave.shape[1]).to(wave.device), 0.0)
     return wave[order.argsort().to(wave.device)]
-
-
-def _ends(lengths: Tensor, start: int, size: int) -> Tensor | None:
-    """Ends of rows inside a window; None if all fill it."""
-    ends = (lengths - start).clamp(max=size)
-    return None if bool((ends == size).all()) else ends
 
 
 def _run(
@@ -156,12 +149,11 @@ def _run(
         x[span.start : span.end, : span.rows] = front(span).permute(2, 0, 1)
 
     def after(span: Span) -> None:
-        left, right = max(0, span.start - reach), min(rows.total, span.end + reach)
-        skip = x[left:right, : span.rows].repeat(1, 1, lstm.num_directions)
-        window = (y[left:right, : span.rows] + skip).permute(1, 2, 0)
-        out = net.head(window.contiguous(), _ends(rows.frames[: span.rows], left, right - left))
-        scale = out.shape[2] // (right - left)  # outputs per frame
-        head(span, out[..., (span.start - left) * scale : (span.end - left) * scale])
+        w = window(span.start, span.end, reach)
+        skip = x[w.left : w.right, : span.rows].repeat(1, 1, lstm.num_directions)
+        some = (y[w.left : w.right, : span.rows] + skip).permute(1, 2, 0)
+        out = net.head(some.contiguous(), w.lengths(rows.frames[: span.rows], some.shape[2]))
+        head(span, w.cut(out, out.shape[2] // some.shape[2]))
 
     with workers(rows.device) as pool:
         share = -(-int(rows.frames.sum()) // torch.get_num_threads())  # so that no thread is idle
