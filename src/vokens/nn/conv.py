@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from vokens.nn.float32 import Float32
+from vokens.nn.masks import padding_mask
 
 
 def conv_side_by_side(
@@ -81,11 +82,8 @@ class Upsample(nn.Module):
         self.left = kernel_size - stride - (kernel_size - stride) // 2
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if (
-            lengths is not None
-        ):  # the next frame's kernel reaches back: beyond a row's end there must be nothing
-            beyond = torch.arange(x.shape[2], device=x.device) >= lengths.to(x.device)[:, None]
-            x = x.masked_fill(beyond.unsqueeze(1), 0.0)
+        if lengths is not None:  # the kernel of the frame after a row's end reaches back into it: zeros there
+            x = x.masked_fill(~padding_mask(lengths.to(x.device), x.shape[2]).unsqueeze(1), 0.0)
         return self.up(x).narrow(2, self.left, self.stride * x.shape[2])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vokens import checkpoint
 from vokens.models.dacvae.model import Autoencoder
+from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.loop import Trainer
@@ -80,10 +81,9 @@ def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ..
         batch = crops.batch(number)
         frames = (batch.lengths // model.hop_length).to(model.device)  # whole ones
         mean, _ = model.encode_batch(batch.wave.to(model.device), batch.lengths.to(model.device))
-        inside = torch.arange(mean.shape[2], device=model.device) < frames[:, None]
-        found = mean.mT[inside].double().cpu()  # (frames, D)
-        count += len(found)
-        total, squares = total + found.sum(0), squares + found.square().sum(0)
+        means = mean.mT[padding_mask(frames, mean.shape[2])].double().cpu()  # (frames, D)
+        count += len(means)
+        total, squares = total + means.sum(0), squares + means.square().sum(0)
     average = total / max(1, count)
     spread = (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
     return tuple(average.tolist()), tuple(spread.tolist())

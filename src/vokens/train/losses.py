@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity, l1_loss, logsigmoid, pad, rel
 
 from vokens.audio.mel import SPEECHTOKENIZER_LOSSES, LogMel, MelConfig, stft_magnitude
 from vokens.errors import ConfigError
+from vokens.nn.masks import padding_mask
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -220,8 +221,8 @@ def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Te
     feature, target = feature[:, :frames], target[:, :frames]
     if lengths is None:
         return feature, target, feature.new_ones(len(feature), frames, 1)
-    valid = torch.arange(frames, device=feature.device) < lengths.to(feature.device)[:, None]
-    return feature, target, valid[..., None].to(feature.dtype)
+    mask = padding_mask(lengths.to(feature.device), frames)
+    return feature, target, mask[..., None].to(feature.dtype)
 
 
 # Adversarial losses: logits are one tensor per discriminator stack, features one list of maps per stack.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vokens.models.dacvae.config import DACVAEConfig
 from vokens.nn.conv import PlainConv1d
 from vokens.nn.float32 import Float32
+from vokens.nn.masks import padding_mask
 from vokens.nn.snake import Snake
 
 DILATIONS = (1, 3, 9)
@@ -20,7 +21,7 @@ def silence_beyond(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x (B, C, T) with zeros beyond each row's length (B,); None: all rows are full."""
     if lengths is None:
         return x
-    return x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None]).unsqueeze(1)
+    return x * padding_mask(lengths, x.shape[2]).unsqueeze(1)
 
 
 class Conv(PlainConv1d):

@@ -3,12 +3,12 @@
 Spectra in, an inverse Fourier transform out (Vocos, arXiv 2306.00814). Rows of a right-padded batch are as if alone.
 """
 
-import torch
 from torch import Tensor, nn
 
 from vokens.models.dacvae.config import DACVAEConfig
 from vokens.models.dacvae.pulses import Pulses, turns_of
 from vokens.nn.convnext import ConvNeXt
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 from vokens.nn.stft import SpectrumIn, SpectrumOut
 
@@ -32,7 +32,9 @@ class SpectralEncoder(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): samples of each row, multiples of the hop."""
         x = self.norm(self.embed(self.spectrum(wave[:, 0]).to(self.embed.weight.dtype)))
-        mask = None if lengths is None else inside(lengths // self.hop, x)
+        mask = (
+            None if lengths is None else padding_mask(lengths // self.hop, x.shape[1])[..., None].to(x.dtype)
+        )
         return self.final_norm(self.backbone(x, mask)).mT
 
 
@@ -61,14 +63,9 @@ class SpectralDecoder(nn.Module):
             spectra = self.source.spectra(source)
             x = x + self.source_embed(self.source.features(spectra).to(x.dtype))
         x = self.norm(x)
-        mask = None if lengths is None else inside(lengths, x)
+        mask = None if lengths is None else padding_mask(lengths, x.shape[1])[..., None].to(x.dtype)
         return self.spectrum(self.final_norm(self.backbone(x, mask)), mask, spectra)[:, None]
 
     def pulses_of(self, frequency: Tensor) -> Tensor:
         """Pulses (B, hop * T) at frequencies (B, SPECTRA * T) in Hz."""
         return self.pulses(frequency, turns_of(frequency, self.pulses.hop, self.config.sample_rate))
-
-
-def inside(lengths: Tensor, x: Tensor) -> Tensor:
-    """(B, T, 1) of ones up to each row's length (B,), in the type of x (B, T, ...)."""
-    return (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None].to(x.dtype)

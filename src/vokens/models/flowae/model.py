@@ -18,9 +18,9 @@ from vokens.flow.objective import expand, straight_path
 from vokens.flow.solver import integrate, time_grid
 from vokens.models.dacvae.latents import Latents
 from vokens.models.dacvae.model import Autoencoder
-from vokens.models.dacvae.spectral import inside
 from vokens.models.flowae.config import FlowAEConfig
 from vokens.models.flowae.network import FlowDecoder, velocity
+from vokens.nn.masks import padding_mask
 
 
 class FlowDraws(NamedTuple):
@@ -85,7 +85,7 @@ class FlowAE(Autoencoder):
         """Wave (B, T * hop) of latents (B, D, T), with white noise (T, hop)."""
         condition = self.flow.normalised(z).to(z.dtype)
         white = white.expand(len(z), -1, -1)
-        mask = None if lengths is None else inside(lengths, white)
+        mask = None if lengths is None else padding_mask(lengths, white.shape[1])[..., None].to(white.dtype)
         white = white if mask is None else white * mask
         grid = time_grid(steps, "cosine").to(self.device)
 

@@ -6,13 +6,13 @@ and pooling. Its attention starts at zero, so that a fresh network is its first 
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.audio.mel import MEL_24K_80, LogMel
 from vokens.models.learnable.config import SpeakerConfig
 from vokens.nn.attention import attention, rotate, rotation
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
 
 REFERENCE_RATE = 24000  # Hz
@@ -47,7 +47,7 @@ class SpeakerEncoder(nn.Module):
         """mel (B, n_mels, F), lengths (B,) frames, None for all full; the published network ignores them."""
         mask = None
         if lengths is not None and not self.config.published:
-            mask = torch.arange(mel.shape[2], device=mel.device) < lengths[:, None].clamp(min=1)
+            mask = padding_mask(lengths.clamp(min=1), mel.shape[2])
         x = self.first(mel)
         for block in self.attention:
             x = block(x, mask)
