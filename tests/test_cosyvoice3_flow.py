@@ -18,7 +18,7 @@ from vokens.models.s3gen.checkpoint import RATES, flow_from_published, flow_to_p
 from vokens.models.s3gen.dit import first_head_turn
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.models.s3gen.stream_flow import MelStream
-from vokens.nn.chunks import Carry, Chunks, reach
+from vokens.nn.streaming import Chunks, Context, StreamState
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_state_of_a_stream_is_bounded(flow: TokenToMel) -> None:
         sizes.append(state.nbytes)
     assert len(set(sizes[2:])) == 1
     evaluation = state.evaluations[0]
-    assert [tuple(kept.shape) for kept in evaluation] == [(2, 30, 48)] * 2 + [(2, 2, 3, 20, 16)] * 3
+    assert [tuple(kept.shape) for kept in evaluation.values()] == [(2, 30, 48)] * 2 + [(2, 2, 3, 20, 16)] * 3
 
 
 @torch.inference_mode()
@@ -193,14 +193,12 @@ def test_chunks_of_the_network_alone(flow: TokenToMel) -> None:
     x, mu, prompt = (torch.randn(2, 67, 80, generator=generator) for _ in range(3))
     speaker, net = torch.randn(2, 80, generator=generator), flow.estimator
     shifts, chunks = net.shifts(torch.tensor([0.3])), Chunks(10, left=3)
-    seen = reach(67, x.device, chunks=chunks)
-    whole, state, pieces = net(x, shifts, net.conditions(mu, speaker, prompt), seen), (), []
+    context = Context.of(x, chunks=chunks)
+    whole, state, pieces = net(x, shifts, net.conditions(mu, speaker, prompt), context), StreamState(), []
     for start, end in itertools.pairwise([0, 10, 40, 50, 67]):
-        carry = Carry(state)
-        seen = reach(end - start, x.device, chunks=chunks, offset=start)
+        context = Context.of(x[:, start:end], chunks=chunks, offset=start, state=state)
         given = net.conditions(mu[:, start:end], speaker, prompt[:, start:end])
-        pieces.append(net(x[:, start:end], shifts, given, seen, carry))
-        state = carry.state
+        pieces.append(net(x[:, start:end], shifts, given, context))
     close(torch.cat(pieces, 1), whole, 2e-5)
 
 

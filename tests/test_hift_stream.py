@@ -62,8 +62,8 @@ def test_state_stays_small_and_is_a_value(model: HiFTNetModel) -> None:
     sizes = set()
     for _ in range(3):
         _, first = model.step(mel, first)
-        sizes.add(sum(tensor.numel() for tensor in first.kept))
-        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in first.kept)
+        sizes.add(sum(tensor.numel() for tensor in first.layers.values()))
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in first.layers.values())
     assert len(sizes) == 1
 
 

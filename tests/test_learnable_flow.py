@@ -22,8 +22,8 @@ from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.flow_checkpoint import configure, read_start
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.s3gen.flow import Voice
-from vokens.nn.chunks import Chunks, reach
 from vokens.nn.masks import padding_mask
+from vokens.nn.streaming import Chunks, Context
 
 HERE = Path(__file__).parent / "golden/learnable"
 TINY = load_file(HERE / "flow_tiny.safetensors")
@@ -101,10 +101,10 @@ LENGTHS = 2 * TINY["token_len"].long()
 @torch.inference_mode()
 def test_recorded_estimator(tiny, streaming):
     estimator = tiny.network.estimator
-    seen = reach(14, torch.device("cpu"), lengths=LENGTHS, chunks=Chunks(6) if streaming else None)
+    context = Context.of(TINY["mu"], lengths=LENGTHS, chunks=Chunks(6) if streaming else None)
     conditions = estimator.conditions(TINY["mu"], TINY["spk"], TINY["latent"])
     shifts = estimator.shifts(torch.tensor([0.0, 0.5, 1.0]))
-    found = estimator(TINY["est.x"].transpose(1, 2), shifts, conditions, seen)
+    found = estimator(TINY["est.x"].transpose(1, 2), shifts, conditions, context)
     close(found.transpose(1, 2), TINY[f"est.out.streaming{streaming}"])
 
 
@@ -129,8 +129,8 @@ def test_recorded_training_losses(tiny, case):
     conditions = net.estimator.conditions(
         mu * keep[..., None], net.speaker(vectors) * keep, given * keep[..., None]
     )
-    seen = reach(14, mask.device, lengths=LENGTHS)
-    found = net.estimator(x, net.estimator.shifts(t), conditions, seen)
+    context = Context.of(x, lengths=LENGTHS)
+    found = net.estimator(x, net.estimator.shifts(t), conditions, context)
     close((found * mask).transpose(1, 2), draws["pred"])
     loss = objective.squared_error(found, velocity, mask)
     if case == "contrastive":

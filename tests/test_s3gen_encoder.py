@@ -11,8 +11,8 @@ from torch import nn
 
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
 from vokens.models.s3gen.encoder import TokenEncoder
-from vokens.nn.chunks import Carry, Chunks
 from vokens.nn.conformer import relative_shift, relative_sinusoids
+from vokens.nn.streaming import Chunks, StreamState
 
 HERE = Path(__file__).parent / "golden/s3gen"
 FULL = load_file(HERE / "encoder_reduced_chatterbox.safetensors")
@@ -139,15 +139,14 @@ def test_stream_equals_whole(model, chunks):
     whole = model(tokens, chunks=chunks)
     first = 5 - chunks.phase
     borders = [0, first, first + 15, first + 20, first + 40, 48]  # steps of one and of several chunks
-    state, pieces = (), []
+    state, pieces = StreamState(), []
     for start, end in itertools.pairwise(borders):
-        carry, context = Carry(state), min(3, 48 - end)
+        context = min(3, 48 - end)
         piece = tokens[:, start : end + context]
-        pieces.append(model(piece, context=context, chunks=chunks, carry=carry, offset=start))
-        state = carry.state
+        pieces.append(model(piece, context=context, chunks=chunks, state=state, offset=start))
     close(torch.cat(pieces, 1), whole, 1e-5)
     if chunks.left >= 0:  # memory is bounded: keys and values (2, B, H, T, d) of the chunks in reach
-        widest = max(part.shape[3] for part in state if part.dim() == 5)
+        widest = max(part.shape[3] for part in state.values() if part.dim() == 5)
         assert widest <= 2 * (5 * chunks.left + 5)
 
 

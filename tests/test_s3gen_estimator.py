@@ -12,7 +12,7 @@ from vokens.flow.guidance import guidance_schedule, guide
 from vokens.flow.solver import evaluation_times, integrate, time_grid
 from vokens.models.s3gen.config import DIALECTS
 from vokens.models.s3gen.estimator import Estimator
-from vokens.nn.chunks import Carry, Chunks, reach
+from vokens.nn.streaming import Chunks, Context, StreamState
 
 HERE = Path(__file__).parent / "golden/s3gen"
 FULL = load_file(HERE / "estimator_reduced_chatterbox.safetensors")
@@ -34,14 +34,9 @@ def velocity(model, case, chunks=None):
     """One evaluation in the layout of the files, (B, C, T)."""
     mask, mu, prompt, x = (case[name].transpose(1, 2) for name in ("mask", "mu", "cond", "x"))
     lengths = mask[..., 0].sum(1).long()
-    seen = reach(
-        x.shape[1],
-        x.device,
-        lengths=None if bool(mask.all()) else lengths,
-        chunks=chunks,
-    )
+    context = Context.of(x, lengths=None if bool(mask.all()) else lengths, chunks=chunks)
     conditions = model.conditions(mu * mask, case["spks"], prompt * mask)
-    return model(x, model.shifts(case["t"], case.get("r")), conditions, seen).transpose(1, 2)
+    return model(x, model.shifts(case["t"], case.get("r")), conditions, context).transpose(1, 2)
 
 
 @pytest.mark.parametrize("name", ["T1", "T2", "single", "ragged"])
@@ -98,16 +93,13 @@ def test_stream_equals_whole(model, chunks):
     generator = torch.Generator().manual_seed(3)
     x, mu, prompt = (torch.randn(2, 67, 80, generator=generator) for _ in range(3))
     speaker, shifts = torch.randn(2, 80, generator=generator), model.shifts(torch.tensor([0.3]))
-    seen = reach(67, x.device, chunks=chunks)
-    whole = model(x, shifts, model.conditions(mu, speaker, prompt), seen)
+    whole = model(x, shifts, model.conditions(mu, speaker, prompt), Context.of(x, chunks=chunks))
     first = 10 - chunks.phase
-    state, fixed, pieces = (), (), []
+    state, fixed, pieces = StreamState(), StreamState(), []
     for start, end in itertools.pairwise([0, first, first + 30, first + 40, 67]):
-        carry, given = Carry(state), Carry(fixed)
-        conditions = model.conditions(mu[:, start:end], speaker, prompt[:, start:end], given)
-        seen = reach(end - start, x.device, chunks=chunks, offset=start)
-        pieces.append(model(x[:, start:end], shifts, conditions, seen, carry))
-        state, fixed = carry.state, given.state
+        conditions = model.conditions(mu[:, start:end], speaker, prompt[:, start:end], fixed)
+        context = Context.of(x[:, start:end], chunks=chunks, offset=start, state=state)
+        pieces.append(model(x[:, start:end], shifts, conditions, context))
     close(torch.cat(pieces, 1), whole, 2e-5)
 
 

@@ -16,7 +16,7 @@ from vokens.flow.noise import PrefixNoise, fresh_noise
 from vokens.models.s3gen.checkpoint import flow_from_published, flow_to_published
 from vokens.models.s3gen.config import DIALECTS
 from vokens.models.s3gen.flow import TokenToMel, Voice
-from vokens.nn.chunks import Chunks
+from vokens.nn.streaming import Chunks
 
 HERE = Path(__file__).parent / "golden/s3gen"
 NAMES = ("chatterbox", "meanflow", "cosyvoice2")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from vokens.errors import ConfigError, TokensError
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.models.s3gen.stream_flow import MelStream
-from vokens.nn.chunks import Chunks
+from vokens.nn.streaming import Chunks
 
 GOLDEN = load_file(Path(__file__).parent / "golden/s3gen/stream_reduced_cosyvoice2.safetensors")
 
@@ -104,7 +104,7 @@ def test_memory_is_constant(flow):
         assert mel.shape == (1, 80, 10)
         sizes.append(state.nbytes)
     assert len(set(sizes)) == 1
-    keys = [tensor for tensor in state.evaluations[0] if tensor.dim() == 5]
+    keys = [tensor for tensor in state.evaluations[0].values() if tensor.dim() == 5]
     assert {tensor.shape[3] for tensor in keys} == {20}
 
 

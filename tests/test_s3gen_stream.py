@@ -101,7 +101,7 @@ def test_work_and_memory_do_not_grow(turbo: S3GenModel) -> None:
     for chunk in range(40):
         mel, state = stream.step(state, ids(8 if chunk == 0 else 5, chunk))
         _, vocoder = turbo.mel2wav.step(mel, vocoder)
-        sizes.append((state.nbytes, sum(kept.nbytes for kept in vocoder.kept)))
+        sizes.append((state.nbytes, sum(kept.nbytes for kept in vocoder.layers.values())))
     assert len(set(sizes[5:])) == 1
 
 

@@ -16,7 +16,6 @@ from weights import fill_
 
 from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.models.socodec import checkpoint as layout
-from vokens.models.socodec.causal import Past
 from vokens.models.socodec.hubert import normalised
 from vokens.models.socodec.vocoder import low_pass
 
@@ -193,11 +192,10 @@ def test_every_stage() -> None:
     assert error(quantized, data["stage.quant"]) <= 1e-5
     voice = codec.voice(sound)
     assert error(voice, data["stage.spk"]) <= 1e-5
-    past = Past()
-    h1 = codec.semantic_decoder.hidden(quantized.transpose(1, 2) + voice[..., None], past)
+    h1 = codec.semantic_decoder.hidden(quantized.transpose(1, 2) + voice[..., None])
     assert error(h1.transpose(1, 2), data["stage.h1"]) <= 1e-5
     assert error(codec.semantic_decoder.last(h1).transpose(1, 2), data["stage.ssl_pred"]) <= 1e-5
-    h2 = codec.mel_decoder.hidden(h1 + voice[..., None], Past())
+    h2 = codec.mel_decoder.hidden(h1 + voice[..., None])
     assert error(h2.transpose(1, 2), data["stage.h2"]) <= 1e-5
     mel = codec.decode_mel(codes, voice)
     assert error(mel.transpose(1, 2), data["stage.mel_pred"]) <= 1e-5

@@ -65,6 +65,12 @@ def test_a_stream_without_codes_is_silent() -> None:
     assert codec.finish(codec.init_state(torch.zeros(1, 64))).shape == (1, 0)
 
 
+def test_a_state_of_another_model_is_refused(tokens: vokens.Tokens) -> None:
+    _, state = small().step(tokens.codes[..., :5], small().init_state(tokens.global_vector))
+    with pytest.raises(ConfigError, match="another model"):
+        small().step(tokens.codes[..., 5:], state)
+
+
 def test_a_state_can_be_used_twice(tokens: vokens.Tokens) -> None:
     codec = small()
     _, state = codec.step(tokens.codes[..., :5], codec.init_state(tokens.global_vector))

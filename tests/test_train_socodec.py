@@ -15,7 +15,6 @@ from training import bfloat16_follows_float32, next_step_after_resuming, write_r
 import vokens
 from vokens.errors import ConfigError
 from vokens.models.socodec import SoCodec, SoCodecConfig
-from vokens.models.socodec.causal import Past
 from vokens.models.socodec.learner import voice_clips
 from vokens.models.socodec.vocoder import SnakeBeta
 from vokens.quantize.product import ProductQuantizer
@@ -178,7 +177,7 @@ def test_the_start_lets_content_through(recipe: Path) -> None:
     assert_close(latent.std((0, 1)), torch.full((32,), 0.5), rtol=1e-3, atol=0)
     tokens = codec.codebooks.project_out(codec.codebooks.project_in(latent)).mT
     voice = codec.speaker(mel).unsqueeze(2)
-    found = codec.mel_decoder(codec.semantic_decoder.hidden(tokens + voice, Past()) + voice)
+    found = codec.mel_decoder(codec.semantic_decoder.hidden(tokens + voice) + voice)
     assert_close(found.mean((0, 2)), mel.mean((0, 2)), rtol=0, atol=1e-3)
     assert_close(found.std((0, 2)), torch.full((80,), 0.1), rtol=1e-3, atol=0)
 

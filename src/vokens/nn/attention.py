@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens.nn.fsmn import Memory
+from vokens.nn.fsmn import FSMN
 from vokens.nn.product import Linear, by_onednn, linear
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines (T, head width)
@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
         self.key = Linear(width, width, bias=False)
         self.value = Linear(width, width)
         self.out = Linear(width, width)
-        self.memory = Memory(width, memory_taps) if memory_taps else None
+        self.memory = FSMN(width, memory_taps) if memory_taps else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, positions: Rotation | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D); mask (B, T) bool is True inside each row's length."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.nn.attention import attention
-from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.product import Linear, linear
+from vokens.nn.streaming import Context, StreamState, with_left_context
 
 
 class LayerNorm(nn.LayerNorm):
@@ -29,9 +29,10 @@ class CausalConv(nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
 
-    def forward(self, input: Tensor, carry: Carry | None = None) -> Tensor:
-        taps = self.kernel_size[0]
-        return windowed(with_past(input, taps - 1, carry) if taps > 1 else input, self.weight, self.bias)
+    def forward(self, input: Tensor, state: StreamState | None = None) -> Tensor:
+        return windowed(
+            with_left_context(self, input, self.kernel_size[0] - 1, state), self.weight, self.bias
+        )
 
 
 def windowed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,18 +72,18 @@ class RelativeAttention(nn.Module):
         self.out = Linear(width, width)
         self._table: tuple[object, int, Tensor] | None = None
 
-    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
         q, kv = parts[0], parts[1:]
-        k, v = kv if carry is None else carry.extend(kv, 3, reach.keep)
+        k, v = context.keys_and_values(self, kv)
         queries, keys = q.shape[2], k.shape[2]
         scale = q.shape[3] ** -0.5
         places = self._distances(keys - 1, queries - 1)
         by_distance = (q + self.bias_v[:, None]) * scale @ places.transpose(1, 2)
         bias = relative_shift(by_distance, keys)
-        if reach.visible is not None:
-            bias = bias.masked_fill(~reach.visible, -torch.inf)
+        if context.mask is not None:
+            bias = bias.masked_fill(~context.mask, -torch.inf)
         y = attention(q + self.bias_u[:, None], k, v, bias, scale)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -119,7 +120,7 @@ class ConformerLayer(nn.Module):
         self.up = Linear(width, feed_forward)
         self.down = Linear(feed_forward, width)
 
-    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        x = x + self.attention(self.norm1(x), reach, carry)
+        x = x + self.attention(self.norm1(x), context)
         return x + self.down(F.silu(self.up(self.norm2(x))))

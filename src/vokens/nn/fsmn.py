@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Memory(nn.Module):
+class FSMN(nn.Module):
     """x (B, T, C) + depthwise convolution of x, zeros beyond both ends and beyond each row's length."""
 
     def __init__(self, width: int, taps: int) -> None:

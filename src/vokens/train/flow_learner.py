@@ -16,8 +16,8 @@ from vokens.flow.meanflow import distilled_target
 from vokens.flow.regression import guided_velocity, regress
 from vokens.models.s3gen.estimator import Conditions, Estimator, Stage
 from vokens.models.s3gen.flow import TokenToMel
-from vokens.nn.chunks import Reach, reach
 from vokens.nn.masks import padding_mask
+from vokens.nn.streaming import Context
 from vokens.train.flow_data import FlowBatch
 
 
@@ -41,7 +41,7 @@ class FlowConditioning:
     mu: Tensor
     speaker: Tensor
     prompt: Tensor
-    seen: Reach
+    context: Context
 
     def kept(self, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """mu, speaker and prompt of the rows where keep (B,) is 1, zeros where it is 0."""
@@ -77,7 +77,7 @@ class FlowLearner(nn.Module):
         conditions = self.flow.estimator.conditions(*given.kept(keep))
 
         def network(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-            return velocity(self.flow, conditions, given.seen, x, t, r)
+            return velocity(self.flow, conditions, given.context, x, t, r)
 
         return network
 
@@ -88,13 +88,12 @@ class FlowLearner(nn.Module):
         ragged = None if bool((batch.lengths == batch.tokens.shape[1]).all()) else batch.lengths
         mu = flow.project(flow.encoder(flow.embedding(batch.tokens), ragged, chunks=chunks))
         prompt = batch.frames.transpose(1, 2) * padding_mask(draw.prompts, mu.shape[1])[..., None]
-        seen = reach(
-            mu.shape[1],
-            mu.device,
+        context = Context.of(
+            mu,
             lengths=None if ragged is None else ragged * ratio,
             chunks=None if chunks is None else chunks.scaled(ratio),
         )
-        return FlowConditioning(mu, flow.embed_speaker(batch.voices), prompt, seen)
+        return FlowConditioning(mu, flow.embed_speaker(batch.voices), prompt, context)
 
     @torch.no_grad()
     def distilled(self, batch: FlowBatch, x: Tensor, draw: Draw, steps: int, guidance: float) -> Tensor:
@@ -104,7 +103,7 @@ class FlowLearner(nn.Module):
             torch.cat([y, torch.zeros_like(y)]) for y in (given.mu, given.speaker, given.prompt)
         )
         both = self.flow.estimator.conditions(mu, speaker, prompt)
-        doubled = given.seen.repeated(2)
+        doubled = given.context.repeated(2)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             t = torch.cat([t, t])
@@ -114,11 +113,11 @@ class FlowLearner(nn.Module):
 
 
 def velocity(
-    flow: TokenToMel, conditions: Conditions, seen: Reach, x: Tensor, t: Tensor, r: Tensor
+    flow: TokenToMel, conditions: Conditions, context: Context, x: Tensor, t: Tensor, r: Tensor
 ) -> Tensor:
     """(B, T, D) float32 at x (B, T, D) and times t (B,), for MeanFlow up to r (B,)."""
     shifts = flow.estimator.shifts(t, r if flow.config.meanflow else None)
-    return flow.estimator(x, shifts, conditions, seen).float()
+    return flow.estimator(x, shifts, conditions, context).float()
 
 
 @torch.no_grad()

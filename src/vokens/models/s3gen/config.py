@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vokens.errors import ConfigError
-from vokens.nn.chunks import Chunks
+from vokens.nn.streaming import Chunks
 
 
 @dataclass(frozen=True)

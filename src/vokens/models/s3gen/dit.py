@@ -16,9 +16,9 @@ from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.estimator import Attention, Conditions, TimeEmbedding, linear32
 from vokens.nn.attention import rotary_rates
-from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import mish
+from vokens.nn.streaming import Context, StreamState, with_left_context
 
 GROUPS, TAPS = 16, 31  # of the convolutions that tell positions
 TIME_WIDTH = 256
@@ -48,9 +48,9 @@ class PositionConv(nn.Conv1d):
     def __init__(self, width: int) -> None:
         super().__init__(width, width, TAPS, groups=GROUPS)
 
-    def forward(self, input: Tensor, carry: Carry | None = None) -> Tensor:
-        past = with_past(input, TAPS - 1, carry)
-        return mish(super().forward(past.transpose(1, 2)).transpose(1, 2))
+    def forward(self, input: Tensor, state: StreamState | None = None) -> Tensor:
+        x = with_left_context(self, input, TAPS - 1, state)
+        return mish(super().forward(x.transpose(1, 2)).transpose(1, 2))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ class Block(nn.Module):
         self.up = Linear(width, config.decoder_ff_mult * width)
         self.down = Linear(config.decoder_ff_mult * width, width)
 
-    def forward(self, x: Tensor, by: Tensor, reach: Reach, carry: Carry | None, turn: Turn) -> Tensor:
+    def forward(self, x: Tensor, by: Tensor, context: Context, turn: Turn) -> Tensor:
         """x (B, T, C), by (B or 1, 6, C) -> (B, T, C)."""
         shift, scale, gate, shift2, scale2, gate2 = by[:, :, None].unbind(1)
-        x = x + gate * self.attention(modulated(x, shift, scale), reach, carry, turn)
+        x = x + gate * self.attention(modulated(x, shift, scale), context, turn)
         y = F.gelu(self.up(modulated(x, shift2, scale2)), approximate="tanh")
         return x + gate2 * self.down(y)
 
@@ -136,26 +136,24 @@ class DiT(nn.Module):
     # Velocity ----------------------------------------------------------------------------------------------
 
     def conditions(
-        self, mu: Tensor, speaker: Tensor, prompt: Tensor, carry: Carry | None = None
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, state: StreamState | None = None
     ) -> Conditions:
         """The share of mu, prompt (B, T, mel_bins) and speaker (B, mel_bins) in the first layer, its bias included."""
         given = torch.cat([prompt, mu, speaker[:, None].expand_as(mu)], 2)
         return Conditions((linear(given, self.first.weight[:, self.bins :], self.first.bias),))
 
-    def forward(
-        self, x: Tensor, shifts: Tensor, conditions: Conditions, reach: Reach, carry: Carry | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, shifts: Tensor, conditions: Conditions, context: Context) -> Tensor:
         """The velocity at x, arguments as of `Estimator`; zero beyond each row's length."""
         (given,) = conditions.parts
         x = linear(x.to(given.dtype), self.first.weight[:, : self.bins]) + given
-        x = x + self.conv2(self.conv1(x, carry), carry)
-        turn = first_head_turn(reach.start, x.shape[1], self.head_width, x.device)
+        x = x + self.conv2(self.conv1(x, context.state), context.state)
+        turn = first_head_turn(context.offset, x.shape[1], self.head_width, x.device)
         *table, end = shifts.split([_PARTS] * len(self.blocks) + [2], 1)
         for block, by in zip(self.blocks, table, strict=True):
-            x = block(x, by, reach, carry, turn)
+            x = block(x, by, context, turn)
         scale, shift = end[:, :, None].unbind(1)
         x = self.out(modulated(x, shift, scale))
-        return x if reach.inside is None else x * reach.inside
+        return context.clear(x)
 
 
 def _silent(layer: Linear) -> Linear:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.nn.chunks import Carry, Chunks, reach
 from vokens.nn.conformer import CausalConv, ConformerLayer, LayerNorm, windowed
 from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear
+from vokens.nn.streaming import Chunks, Context, StreamState
 
 
 class Embed(nn.Module):
@@ -38,11 +38,11 @@ class Lookahead(nn.Module):
         self.conv1 = nn.Conv1d(width, hidden, ahead + 1)
         self.conv2 = CausalConv(hidden, width, 3)
 
-    def forward(self, x: Tensor, context: int, carry: Carry | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: int, state: StreamState | None = None) -> Tensor:
         """x (B, T, D), whose last `context` positions are only seen ahead -> (B, T - context, D)."""
         future = F.pad(x, (0, 0, 0, self.ahead - context))
         y = F.leaky_relu(windowed(future, self.conv1.weight, self.conv1.bias), 0.01)
-        return x[:, : x.shape[1] - context] + self.conv2(y, carry)
+        return x[:, : x.shape[1] - context] + self.conv2(y, state)
 
 
 class TokenEncoder(nn.Module):
@@ -73,7 +73,7 @@ class TokenEncoder(nn.Module):
         *,
         context: int = 0,
         chunks: Chunks | None = None,
-        carry: Carry | None = None,
+        state: StreamState | None = None,
         offset: int = 0,
     ) -> Tensor:
         """Encode embedded tokens, whole or the next stretch of a stream.
@@ -83,28 +83,25 @@ class TokenEncoder(nn.Module):
             context: how many last tokens of each row are only seen ahead: 0 at the end of an utterance, where
                 zeros follow, or pre_lookahead_len.
             chunks: the streaming mask in tokens; None for full attention.
-            carry: the stream's state. offset: tokens that this stream has encoded, on a border of the chunks.
+            state: the stream's state. offset: tokens that this stream has encoded, on a border of the chunks.
 
         Returns:
             (B, 2 (T - context), D); what is beyond a row's length is meaningless.
         """
-        count, device = x.shape[1] - context, x.device
         frames = None if chunks is None else chunks.scaled(self.ratio)
         x = self.embed(x)
-        if (
-            lengths is not None
-        ):  # else the look-ahead of shorter rows would read the norm's bias in the padding
-            x = x * padding_mask(lengths.to(device), x.shape[1]).unsqueeze(2)
+        if lengths is not None:  # or the look-ahead of shorter rows would read the norm's bias in the padding
+            x = x * padding_mask(lengths.to(x.device), x.shape[1]).unsqueeze(2)
             lengths = lengths - context
-        x = self.lookahead(x, context, carry)
-        seen = reach(count, device, lengths=lengths, chunks=chunks, offset=offset)
+        x = self.lookahead(x, context, state)
+        attention = Context.of(x, lengths=lengths, chunks=chunks, offset=offset, state=state)
         for layer in self.layers:
-            x = layer(x, seen, carry)
-        x = self.up_embed(self.up(x.repeat_interleave(self.ratio, 1), carry))
+            x = layer(x, attention)
+        x = self.up_embed(self.up(x.repeat_interleave(self.ratio, 1), state))
         lengths = None if lengths is None else lengths * self.ratio
-        seen = reach(count * self.ratio, device, lengths=lengths, chunks=frames, offset=offset * self.ratio)
+        attention = Context.of(x, lengths=lengths, chunks=frames, offset=offset * self.ratio, state=state)
         for layer in self.up_layers:
-            x = layer(x, seen, carry)
+            x = layer(x, attention)
         return self.norm(x)
 
 
@@ -125,10 +122,10 @@ class LookaheadEncoder(nn.Module):
         *,
         context: int = 0,
         chunks: Chunks | None = None,
-        carry: Carry | None = None,
+        state: StreamState | None = None,
         offset: int = 0,
     ) -> Tensor:
         """As `TokenEncoder`; there is no attention that chunks would hide anything from."""
         if lengths is not None:
             x = x * padding_mask(lengths.to(x.device), x.shape[1]).unsqueeze(2)
-        return self.lookahead(x, context, carry).repeat_interleave(self.ratio, 1)
+        return self.lookahead(x, context, state).repeat_interleave(self.ratio, 1)

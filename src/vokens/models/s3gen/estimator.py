@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.nn.attention import attention
-from vokens.nn.chunks import Carry, Reach, with_past
 from vokens.nn.conformer import CausalConv, LayerNorm, windowed
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import mish
+from vokens.nn.streaming import Context, StreamState, with_left_context
 
 
 class TimeEmbedding(nn.Module):
@@ -58,8 +58,8 @@ class ConvBlock(nn.Module):
         self.conv = CausalConv(in_channels, channels, 3)
         self.norm = LayerNorm(channels)
 
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return self.activate(self.conv(x, carry))
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        return self.activate(self.conv(x, state))
 
     def activate(self, x: Tensor) -> Tensor:
         return mish(self.norm(x))
@@ -75,12 +75,12 @@ class Resnet(nn.Module):
         self.block2 = ConvBlock(channels, channels)
         self.shortcut = CausalConv(in_channels, channels, 1)
 
-    def forward(self, x: Tensor, shift: Tensor, carry: Carry | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, state: StreamState | None = None) -> Tensor:
         """x (B, T, in), shift (B or 1, 1, C) from `shift` -> (B, T, C)."""
-        return self.finish(self.block1(x, carry), self.shortcut(x), shift, carry)
+        return self.finish(self.block1(x, state), self.shortcut(x), shift, state)
 
-    def finish(self, y: Tensor, short: Tensor, shift: Tensor, carry: Carry | None) -> Tensor:
-        return self.block2(y + shift, carry) + short
+    def finish(self, y: Tensor, short: Tensor, shift: Tensor, state: StreamState | None) -> Tensor:
+        return self.block2(y + shift, state) + short
 
     def shift(self, time: Tensor) -> Tensor:
         """Shifts of the channels by the features of times (M, hidden): (M, C) in the weights' type."""
@@ -102,16 +102,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        reach: Reach,
-        carry: Carry | None = None,
+        context: Context,
         turn: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
         q, kv = parts[0], parts[1:]
         if turn is not None:
             q, kv = turn(q), torch.stack([turn(kv[0]), kv[1]])
-        k, v = kv if carry is None else carry.extend(kv, 3, reach.keep)
-        y = attention(q, k, v, reach.visible)
+        k, v = context.keys_and_values(self, kv)
+        y = attention(q, k, v, context.mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -126,8 +125,8 @@ class Transformer(nn.Module):
         self.up = Linear(width, wider * width)
         self.down = Linear(wider * width, width)
 
-    def forward(self, x: Tensor, reach: Reach, carry: Carry | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), reach, carry)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.attention(self.norm1(x), context)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -143,12 +142,12 @@ class Stage(nn.Module):
             for _ in range(config.decoder_n_blocks)
         )
 
-    def forward(self, x: Tensor, shift: Tensor, reach: Reach, carry: Carry | None) -> Tensor:
-        return self.transform(self.resnet(x, shift, carry), reach, carry)
+    def forward(self, x: Tensor, shift: Tensor, context: Context) -> Tensor:
+        return self.transform(self.resnet(x, shift, context.state), context)
 
-    def transform(self, x: Tensor, reach: Reach, carry: Carry | None) -> Tensor:
+    def transform(self, x: Tensor, context: Context) -> Tensor:
         for block in self.blocks:
-            x = block(x, reach, carry)
+            x = block(x, context)
         return x
 
 
@@ -186,7 +185,7 @@ class Estimator(nn.Module):
         return torch.stack([stage.resnet.shift(time) for stage in stages], 1)
 
     def conditions(
-        self, mu: Tensor, speaker: Tensor, prompt: Tensor, carry: Carry | None = None
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, state: StreamState | None = None
     ) -> Conditions:
         """mu, prompt (B, T, mel_bins) and speaker (B, mel_bins), the same at all times of a solver."""
         given = torch.cat([mu, speaker[:, None].expand_as(mu), prompt], 2)
@@ -194,38 +193,36 @@ class Estimator(nn.Module):
         conv, short = resnet.block1.conv, resnet.shortcut
         return Conditions(
             (
-                windowed(with_past(given, 2, carry), conv.weight[:, self.bins :], conv.bias),
+                windowed(with_left_context(conv, given, 2, state), conv.weight[:, self.bins :], conv.bias),
                 windowed(given, short.weight[:, self.bins :], short.bias),
             )
         )
 
-    def forward(
-        self, x: Tensor, shifts: Tensor, conditions: Conditions, reach: Reach, carry: Carry | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, shifts: Tensor, conditions: Conditions, context: Context) -> Tensor:
         """The velocity at x.
 
         Args:
             x: (B, T, mel_bins). shifts: (B or 1, stages, C), rows of the table from `shifts`.
-            conditions: from `conditions`. reach: what frames see of each other; carry: a stream's state at this
-                evaluation.
+            conditions: from `conditions`. context: with a stream's state at this evaluation.
 
         Returns:
             (B, T, mel_bins), zero beyond each row's length.
         """
-        x = x.to(conditions.parts[0].dtype)
+        state, x = context.state, x.to(conditions.parts[0].dtype)
         shift = shifts[:, :, None].unbind(1)
-        x = self._first(x, shift[0], conditions, carry)
-        skip = self.first.transform(x, reach, carry)
-        x = self.first_conv(skip, carry)
+        x = self._first(x, shift[0], conditions, state)
+        skip = self.first.transform(x, context)
+        x = self.first_conv(skip, state)
         for stage, by in zip(self.middle, shift[1:-1], strict=True):
-            x = stage(x, by, reach, carry)
-        x = self.last(torch.cat([x, skip], 2), shift[-1], reach, carry)
-        x = self.out(self.final(self.last_conv(x, carry), carry))
-        return x if reach.inside is None else x * reach.inside
+            x = stage(x, by, context)
+        x = self.last(torch.cat([x, skip], 2), shift[-1], context)
+        x = self.out(self.final(self.last_conv(x, state), state))
+        return context.clear(x)
 
-    def _first(self, x: Tensor, shift: Tensor, conditions: Conditions, carry: Carry | None) -> Tensor:
+    def _first(self, x: Tensor, shift: Tensor, conditions: Conditions, state: StreamState | None) -> Tensor:
         """The first resnet, whose input is x beside the conditions."""
         resnet, (conv, shortcut) = self.first.resnet, conditions.parts
-        y = windowed(with_past(x, 2, carry), resnet.block1.conv.weight[:, : self.bins]) + conv
+        first = resnet.block1.conv
+        y = windowed(with_left_context(first, x, 2, state), first.weight[:, : self.bins]) + conv
         short = windowed(x, resnet.shortcut.weight[:, : self.bins]) + shortcut
-        return resnet.finish(resnet.block1.activate(y), short, shift, carry)
+        return resnet.finish(resnet.block1.activate(y), short, shift, state)

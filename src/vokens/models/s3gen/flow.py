@@ -22,8 +22,8 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.dit import DiT
 from vokens.models.s3gen.encoder import LookaheadEncoder, TokenEncoder
 from vokens.models.s3gen.estimator import Conditions, Estimator
-from vokens.nn.chunks import Carry, Chunks, Reach, reach
 from vokens.nn.product import Linear
+from vokens.nn.streaming import Chunks, Context, StreamState
 
 
 @dataclass(frozen=True)
@@ -186,30 +186,33 @@ class TokenToMel(Pretrained):
 
         mu, prompt (B, T, mel_bins), speaker (B, mel_bins). lengths: (B,) frames of ragged rows. chunks: in frames.
         """
-        seen = reach(mu.shape[1], mu.device, lengths=lengths, chunks=chunks)
+        context = Context.of(mu, lengths=lengths, chunks=chunks)
         conditions = self.conditions(mu, speaker, prompt, schedule)
-        return integrate(self.velocity(conditions, seen, schedule), noise, schedule.grid, schedule.solver)
+        velocity = self.velocity(conditions, [context] * len(schedule.guidance), schedule)
+        return integrate(velocity, noise, schedule.grid, schedule.solver)
 
     def conditions(
-        self, mu: Tensor, speaker: Tensor, prompt: Tensor, schedule: Schedule, carry: Carry | None = None
+        self,
+        mu: Tensor,
+        speaker: Tensor,
+        prompt: Tensor,
+        schedule: Schedule,
+        state: StreamState | None = None,
     ) -> Conditions:
         """The estimator's conditions, for guidance with a second batch that has none."""
         if any(schedule.guidance):
             mu, speaker, prompt = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, prompt))
-        return self.estimator.conditions(mu, speaker, prompt, carry)
+        return self.estimator.conditions(mu, speaker, prompt, state)
 
-    def velocity(
-        self, conditions: Conditions, seen: Reach, schedule: Schedule, carries: Sequence[Carry] | None = None
-    ) -> Velocity:
-        """The guided velocity as a solver asks for it: at x (B, T, mel_bins) float32, by number of evaluation."""
-        doubled = seen.repeated(2)
+    def velocity(self, conditions: Conditions, contexts: Sequence[Context], schedule: Schedule) -> Velocity:
+        """The guided velocity at x (B, T, mel_bins) float32, by number of evaluation; contexts: one for each."""
 
         def velocity(x: Tensor, number: int) -> Tensor:
             rate, shifts = schedule.guidance[number], schedule.shifts[number : number + 1]
-            carry = None if carries is None else carries[number]
+            context = contexts[number]
             if not rate:
-                return self.estimator(x, shifts, conditions.rows(len(x)), seen, carry).float()
-            both = self.estimator(torch.cat([x, x]), shifts, conditions, doubled, carry)
+                return self.estimator(x, shifts, conditions.rows(len(x)), context).float()
+            both = self.estimator(torch.cat([x, x]), shifts, conditions, context.repeated(2))
             return guide(both.float(), rate)
 
         return velocity

@@ -1,13 +1,13 @@
 """HiFT, the vocoder of CosyVoice and S3Gen (HiFTNet, arXiv 2309.09493): log-mel (B, 80, T) to wave (B, 480 T).
 
 A pitch predictor drives a harmonic source; its spectrum joins the upsampled mel at every resolution, and the network
-ends in small spectra whose inverse transform is the wave. Convolutions leave their borders to `Ends`, so that one
+ends in small spectra whose inverse transform is the wave. Convolutions leave their borders to `Padding`, so that one
 forward pass serves whole signals, ragged batches and streams. Module names are the published ones.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, Literal, Self
 
@@ -21,6 +21,7 @@ from vokens.checkpoint import fold_weight_norm, load_strict
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.hift_config import HiFTNetConfig
+from vokens.models.s3gen.hift_padding import WHOLE, Padding, RaggedPadding, StreamPadding, side_by_side
 from vokens.models.s3gen.hift_source import (
     Draws,
     HarmonicSource,
@@ -29,10 +30,10 @@ from vokens.models.s3gen.hift_source import (
     ReleasedDraws,
     exact,
 )
-from vokens.models.s3gen.hift_stream import WHOLE, Ends, Ragged, Stream, side_by_side
 from vokens.nn.float32 import Float32
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import Snake
+from vokens.nn.streaming import StreamState
 
 _LOUDEST = 100.0  # of a predicted magnitude
 _LAST_SLOPE = 0.01  # of the last leaky ReLU: torch's default, not the configured one, as published
@@ -57,10 +58,10 @@ class Conv(nn.Conv1d):
         span = (kernel - 1) * dilation
         around = (span + 1 - stride) // 2 if stride > 1 else span // 2
         past = stride - 1 if stride > 1 else span
-        self.ends = {"both": (around, around), "past": (past, 0), "future": (0, span)}[reads]
+        self.sides = {"both": (around, around), "past": (past, 0), "future": (0, span)}[reads]
 
-    def forward(self, input: Tensor, ends: Ends = WHOLE) -> Tensor:
-        return ends.conv(input, self.weight, self.bias, self.stride[0], self.ends, self.dilation[0])
+    def forward(self, input: Tensor, padding: Padding = WHOLE) -> Tensor:
+        return padding.conv(self, input, self.weight, self.bias, self.stride[0], self.sides, self.dilation[0])
 
 
 class Up(nn.Module):
@@ -72,8 +73,8 @@ class Up(nn.Module):
         self.weight, self.bias = plain.weight, plain.bias
         self.rate, self.padding = rate, (kernel - rate) // 2
 
-    def forward(self, x: Tensor, ends: Ends = WHOLE) -> Tensor:
-        return ends.transposed(x, self.weight, self.bias, self.rate, self.padding)
+    def forward(self, x: Tensor, padding: Padding = WHOLE) -> Tensor:
+        return padding.transposed(self, x, self.weight, self.bias, self.rate, self.padding)
 
 
 class CausalUp(Conv):
@@ -83,8 +84,8 @@ class CausalUp(Conv):
         super().__init__(inputs, outputs, kernel, reads="past")
         self.rate = rate
 
-    def forward(self, input: Tensor, ends: Ends = WHOLE) -> Tensor:
-        return super().forward(input.repeat_interleave(self.rate, -1), ends)
+    def forward(self, input: Tensor, padding: Padding = WHOLE) -> Tensor:
+        return super().forward(input.repeat_interleave(self.rate, -1), padding)
 
 
 class ResBlock(nn.Module):
@@ -100,11 +101,11 @@ class ResBlock(nn.Module):
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
-    def forward(self, x: Tensor, ends: Ends) -> Tensor:  # (B, C, N)
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:  # (B, C, N)
         parts = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
-        for snake1, conv1, snake2, conv2 in parts:
-            y = conv2(snake2(conv1(snake1(x), ends), in_place=True), ends)
-            x, y = ends.join(x, y)
+        for place, (snake1, conv1, snake2, conv2) in enumerate(parts):
+            y = conv2(snake2(conv1(snake1(x), padding), in_place=True), padding)
+            x, y = padding.join((self, place), x, y)
             x = x + y
         return x
 
@@ -129,13 +130,13 @@ class F0Predictor(Float32):
             self.condnet.append(nn.ELU())
         self.classifier = Linear(channels, 1)
 
-    def forward(self, mel: Tensor, ends: Ends = WHOLE) -> Tensor:
+    def forward(self, mel: Tensor, padding: Padding = WHOLE) -> Tensor:
         cast = exact if self.exact else Tensor.float
         x = cast(mel)
         for layer in self.condnet:
             if isinstance(layer, Conv):
                 weight, bias = cast(layer.weight), cast(layer.get_parameter("bias"))
-                x = ends.conv(x, weight, bias, 1, layer.ends, 1)
+                x = padding.conv(layer, x, weight, bias, sides=layer.sides)
             else:
                 x = layer(x)
         weight, bias = cast(self.classifier.weight), cast(self.classifier.bias)
@@ -169,22 +170,22 @@ class Spectrum(Float32):
         ):
             self.register_buffer(name, basis.float(), persistent=False)
 
-    def of_wave(self, wave: Tensor, ends: Ends = WHOLE) -> Tensor:
+    def of_wave(self, wave: Tensor, padding: Padding = WHOLE) -> Tensor:
         """wave (B, 1, N) -> (B, 2 K, N / hop + 1), windows centred on multiples of hop, reflected ends."""
-        padded = ends.mirror(wave, self.n_fft // 2, self.n_fft // 2)
-        return ends.conv(padded, self.analysis, None, self.hop, (0, 0), 1)
+        padded = padding.mirror((self, "mirror"), wave, self.n_fft // 2, self.n_fft // 2)
+        return padding.conv((self, "analysis"), padded, self.analysis, stride=self.hop)
 
-    def to_wave(self, features: Tensor, ends: Ends = WHOLE) -> Tensor:
+    def to_wave(self, features: Tensor, padding: Padding = WHOLE) -> Tensor:
         """Log magnitudes and sines' arguments of phases (B, 2 K, F) -> wave (B, (F - 1) hop)."""
         log_magnitude, phase = features.float().chunk(2, 1)
         magnitude, phase = log_magnitude.exp().clamp(max=_LOUDEST), phase.sin()
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], 1)
-        return self._overlap(spectrum, self.synthesis, ends) / self._overlap(
-            torch.ones_like(spectrum[:, :1]), self.energy, ends
-        ).clamp(min=1e-11)
+        wave = self._overlap("synthesis", spectrum, padding)
+        return wave / self._overlap("energy", torch.ones_like(spectrum[:, :1]), padding).clamp(min=1e-11)
 
-    def _overlap(self, frames: Tensor, basis: Tensor, ends: Ends) -> Tensor:
-        return ends.transposed(frames, basis, None, self.hop, self.n_fft // 2)[:, 0]
+    def _overlap(self, basis: str, frames: Tensor, padding: Padding) -> Tensor:
+        weight = self.get_buffer(basis)
+        return padding.transposed((self, basis), frames, weight, None, self.hop, self.n_fft // 2)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class HiFTState:
     """A stream between two chunks; constant in size."""
 
     draws: KeyedDraws
-    kept: tuple[Tensor, ...] = ()  # columns that layers still need, in the order layers run
+    layers: StreamState = field(default_factory=StreamState)  # columns that they still need
     frames: int = 0  # mel frames so far
     samples: int = 0  # of the source so far
     ended: bool = False
@@ -300,7 +301,7 @@ class HiFTNetModel(Pretrained):
             raise AudioError("a mel without frames was given: at least one is needed")
         if generator is not None and seed is not None:
             raise ConfigError("both generator and seed were given: one of them says what the noise is")
-        ends = WHOLE if lengths is None else self._ragged(lengths.to(self.device), speech_feat.shape[-1])
+        padding = WHOLE if lengths is None else self._ragged(lengths.to(self.device), speech_feat.shape[-1])
         sines, hop = self.config.nb_harmonics + 1, self.config.hop_length
         if seed is not None:
             draws: Draws = self._keyed(seed, len(rows))
@@ -309,29 +310,30 @@ class HiFTNetModel(Pretrained):
         else:
             draws = PublishedDraws(generator, [n * hop for n in rows], sines, self.config.source)
         mel = speech_feat.to(self.device)
-        f0 = ends.clear(self.f0_predictor(mel, ends)[:, None])[:, 0]
-        source = ends.clear(self.m_source(f0, draws, ends))
+        f0 = padding.clear(self.f0_predictor(mel, padding)[:, None])[:, 0]
+        source = padding.clear(self.m_source(f0, draws, padding))
         if cache_source is not None:
             source[..., : cache_source.shape[-1]] = cache_source
-        return ends.clear(self.decode(mel, source, ends)[:, None])[:, 0], source
+        return padding.clear(self.decode(mel, source, padding)[:, None])[:, 0], source
 
-    def decode(self, mel: Tensor, source: Tensor, ends: Ends = WHOLE) -> Tensor:
+    def decode(self, mel: Tensor, source: Tensor, padding: Padding = WHOLE) -> Tensor:
         """Wave (B, T * hop) of a mel (B, 80, T) and a source (B, 1, T * hop); differentiable."""
-        spectrum = self.stft.of_wave(source.float(), ends).to(self.conv_pre.weight.dtype)
-        x = self.conv_pre(mel.to(spectrum.dtype), ends)
+        spectrum = self.stft.of_wave(source.float(), padding).to(self.conv_pre.weight.dtype)
+        x = self.conv_pre(mel.to(spectrum.dtype), padding)
         branches = len(self.config.resblock_kernel_sizes)
         for stage, up in enumerate(self.ups):
-            x = up(F.leaky_relu(x, self.config.lrelu_slope), ends)
+            x = up(F.leaky_relu(x, self.config.lrelu_slope), padding)
             if stage == len(self.ups) - 1:
-                x = ends.mirror(x, 1, 0)  # spectra are one more than hops
-            pitch = self.source_resblocks[stage](self.source_downs[stage](spectrum, ends), ends)
-            x, pitch = ends.join(x, pitch)
+                x = padding.mirror("last", x, 1, 0)  # spectra are one more than hops
+            pitch = self.source_resblocks[stage](self.source_downs[stage](spectrum, padding), padding)
+            x, pitch = padding.join(("source", stage), x, pitch)
             x = pitch + x  # in pitch's memory layout, which convolutions want
             blocks = self.resblocks[stage * branches : (stage + 1) * branches]
-            x = reduce(torch.add, ends.join(*(block(x, ends) for block in blocks))) / branches
-        x = self.conv_post(F.leaky_relu(x, _LAST_SLOPE), ends)
+            outputs = padding.join(("blocks", stage), *(block(x, padding) for block in blocks))
+            x = reduce(torch.add, outputs) / branches
+        x = self.conv_post(F.leaky_relu(x, _LAST_SLOPE), padding)
         limit = self.config.audio_limit
-        return self.stft.to_wave(x, ends).clamp(-limit, limit)
+        return self.stft.to_wave(x, padding).clamp(-limit, limit)
 
     # Streams -----------------------------------------------------------------------------------------------
 
@@ -358,12 +360,12 @@ class HiFTNetModel(Pretrained):
         frames = state.frames + mel.shape[-1]
         if last and not frames:
             raise AudioError("a stream ended without any frame: at least one is needed")
-        ends = Stream(state.kept, state.samples, last)
+        padding = StreamPadding(state.layers, state.samples, last)
         mel = mel.to(self.device)
-        source = self.m_source(self.f0_predictor(mel, ends), state.draws, ends)
-        wave = self.decode(mel, source, ends)
+        source = self.m_source(self.f0_predictor(mel, padding), state.draws, padding)
+        wave = self.decode(mel, source, padding)
         samples = state.samples + source.shape[-1]
-        return wave, HiFTState(state.draws, tuple(ends.kept), frames, samples, last)
+        return wave, HiFTState(state.draws, padding.state, frames, samples, last)
 
     def _keyed(self, seed: int | Sequence[int], rows: int) -> KeyedDraws:
         return KeyedDraws(_seeds(seed, rows), self.config.nb_harmonics + 1, self.config.source == "v3")
@@ -387,12 +389,12 @@ class HiFTNetModel(Pretrained):
             raise ConfigError(f"lengths {rows} were given for a mel {tuple(mel.shape)}: one per row, 1 to T")
         return rows
 
-    def _ragged(self, lengths: Tensor, frames: int) -> Ragged:
+    def _ragged(self, lengths: Tensor, frames: int) -> RaggedPadding:
         """Ends of rows at each resolution of the network."""
         widths = (*self.config.widths, self.config.hop_length)
         known = {frames * width: lengths * width for width in widths}
         spectra = self.config.widths[-1]
-        return Ragged(known | {frames * spectra + 1: lengths * spectra + 1})
+        return RaggedPadding(known | {frames * spectra + 1: lengths * spectra + 1})
 
     # Weights and training ----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vokens.errors import ConfigError
 from vokens.models.s3gen.hift_config import HiFTNetConfig
-from vokens.models.s3gen.hift_stream import WHOLE, Ends
+from vokens.models.s3gen.hift_padding import WHOLE, Padding
 from vokens.nn.float32 import Float32
 from vokens.nn.product import Linear
 
@@ -155,12 +155,14 @@ class HarmonicSource(Float32):
         self.config = config
         self.l_linear = Linear(config.nb_harmonics + 1, 1)
 
-    def forward(self, f0: Tensor, draws: Draws, ends: Ends = WHOLE) -> Tensor:
+    def forward(self, f0: Tensor, draws: Draws, padding: Padding = WHOLE) -> Tensor:
         """Source (B, 1, N) in [-1, 1], N = T * hop, of the pitch (B, T) in Hz; 0 is unvoiced."""
-        return torch.tanh(self.l_linear(self.sines(f0.float(), draws, ends).transpose(1, 2))).transpose(1, 2)
+        return torch.tanh(self.l_linear(self.sines(f0.float(), draws, padding).transpose(1, 2))).transpose(
+            1, 2
+        )
 
     @torch.no_grad()
-    def sines(self, f0: Tensor, draws: Draws, ends: Ends = WHOLE) -> Tensor:
+    def sines(self, f0: Tensor, draws: Draws, padding: Padding = WHOLE) -> Tensor:
         """(B, H, N): nb_harmonics + 1 sines where voiced, and noise: little there, much elsewhere."""
         c = self.config
         harmonics = torch.arange(1, c.nb_harmonics + 2, device=f0.device)
@@ -170,22 +172,22 @@ class HarmonicSource(Float32):
             angle = self._published(steps)
         else:
             turns = {"v1": self._turns_v1, "v2": self._turns_v2, "v3": self._turns_v3}[c.source]
-            angle = 2 * math.pi * turns(steps, ends)
+            angle = 2 * math.pi * turns(steps, padding)
         if c.source == "v1":  # from a random phase, but the fundamental starts at 0
             angle = angle + 2 * math.pi * F.pad(draws.phase(f0.device)[:, 1:], (0, 0, 1, 0))
-        sine, voiced = ends.join(torch.sin(angle), voiced)
-        noise = draws.noise(ends.start, sine.shape[-1], f0.device)
+        sine, voiced = padding.join(self, torch.sin(angle), voiced)
+        noise = draws.noise(padding.start, sine.shape[-1], f0.device)
         loudness = voiced * c.nsf_sigma + (1 - voiced) * (c.nsf_alpha / 3)
         return c.nsf_alpha * sine * voiced + loudness * noise
 
-    def _turns_v1(self, steps: Tensor, ends: Ends) -> Tensor:
+    def _turns_v1(self, steps: Tensor, padding: Padding) -> Tensor:
         """The running sum of the steps of all samples up to each one: (B, H, N) turns, whole ones left out."""
         each = exact(steps)
-        before = ends.before(each * self.config.hop_length)  # (B, H, T)
+        before = padding.before((self, "turns"), each * self.config.hop_length)  # (B, H, T)
         inside = torch.arange(1, self.config.hop_length + 1, device=steps.device, dtype=each.dtype)
         return (before[..., None] + each[..., None] * inside).remainder(1).flatten(-2).to(steps)
 
-    def _turns_v2(self, steps: Tensor, ends: Ends) -> Tensor:
+    def _turns_v2(self, steps: Tensor, padding: Padding) -> Tensor:
         """Phase on straight lines between the centres of frames, constant before the first and after the last.
 
         The published code adds a random phase to the first sample, then reads only the middle of each frame: it
@@ -193,23 +195,23 @@ class HarmonicSource(Float32):
         """
         hop = self.config.hop_length
         each = exact(steps).remainder(1) * hop
-        before = ends.before(each)  # the phase at the centre of the frame before
+        before = padding.before((self, "turns"), each)  # the phase at the centre of the frame before
         share = (torch.arange(hop, device=each.device, dtype=each.dtype) + 0.5) / hop
         turns = (before[..., None] + each[..., None] * share).flatten(
             -2
         )  # from half a frame before each frame
-        if ends.start == 0 and turns.shape[-1]:
+        if padding.start == 0 and turns.shape[-1]:
             held = (before + each)[..., :1].expand(-1, -1, hop // 2)
             turns = torch.cat([held, turns[..., hop:]], -1)
-        if ends.last:
+        if padding.last:
             held = (before + each)[..., -1:].expand(-1, -1, hop // 2)
             turns = torch.cat([turns, held], -1)
         return turns.remainder(1).to(steps)
 
-    def _turns_v3(self, steps: Tensor, ends: Ends) -> Tensor:
+    def _turns_v3(self, steps: Tensor, padding: Padding) -> Tensor:
         """Phase after each whole frame, held over its samples; as of v2, the random phase has no effect."""
         each = exact(steps).remainder(1) * self.config.hop_length
-        held = (ends.before(each) + each).remainder(1)
+        held = (padding.before((self, "turns"), each) + each).remainder(1)
         return held.repeat_interleave(self.config.hop_length, -1).to(steps)
 
     def _published(self, steps: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_stream import Stream
+from vokens.models.s3gen.hift_padding import StreamPadding
+from vokens.nn.streaming import StreamState
 
 LONGEST = 750  # tokens, 30 s: longer than utterances in training, and attention grows with the square
 PIECE = 500  # tokens at most in a piece, 20 s
@@ -59,13 +60,12 @@ def vocode(vocoder: HiFTNetModel, mels: Iterable[Tensor], seed: int) -> Iterator
 
 def source_of(vocoder: HiFTNetModel, mels: Iterable[Tensor], seed: int) -> Iterator[Tensor]:
     """The source (1, 1, n) that drives `vocode`."""
-    kept: tuple[Tensor, ...] = ()
-    draws, samples, last = vocoder.init_state(1, seed).draws, 0, None
+    draws, state, samples, last = vocoder.init_state(1, seed).draws, StreamState(), 0, None
     for last in mels:
-        ends = Stream(kept, samples, last=False)
-        source = vocoder.m_source(vocoder.f0_predictor(last, ends), draws, ends)
-        kept, samples = tuple(ends.kept), samples + source.shape[2]
+        padding = StreamPadding(state, samples, last=False)
+        source = vocoder.m_source(vocoder.f0_predictor(last, padding), draws, padding)
+        state, samples = padding.state, samples + source.shape[2]
         yield source
     if last is not None:
-        ends = Stream(kept, samples, last=True)
-        yield vocoder.m_source(vocoder.f0_predictor(last[..., :0], ends), draws, ends)
+        padding = StreamPadding(state, samples, last=True)
+        yield vocoder.m_source(vocoder.f0_predictor(last[..., :0], padding), draws, padding)

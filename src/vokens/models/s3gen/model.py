@@ -36,7 +36,7 @@ from vokens.models.s3gen.synthesis import Synthesis, Watermark, faded_in, marked
 from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, matched, one_voice, stacked, voices_of
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.nn.campplus import CAMPPlus
-from vokens.nn.chunks import Chunks
+from vokens.nn.streaming import Chunks
 from vokens.tokens import Tokens, padded_ids
 
 TOKENIZER_RATE = 16000  # Hz

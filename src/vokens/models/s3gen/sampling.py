@@ -11,7 +11,7 @@ from torch import Tensor
 from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
 from vokens.models.s3gen.long import LONGEST
-from vokens.nn.chunks import Chunks
+from vokens.nn.streaming import Chunks
 from vokens.one_or_list import type_name
 from vokens.tokens import Tokens
 

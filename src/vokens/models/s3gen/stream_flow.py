@@ -14,7 +14,7 @@ from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import PrefixNoise
 from vokens.flow.solver import integrate
 from vokens.models.s3gen.flow import Schedule, TokenToMel, Voice
-from vokens.nn.chunks import Carry, Chunks, State, reach
+from vokens.nn.streaming import Chunks, Context, StreamState
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class MelState:
     Attributes:
         waiting: (B, n) tokens that have come and are not yet encoded. position: tokens that are, prompt included.
         prompt: (B, F, mel_bins) the voice's mel. speaker: (B, mel_bins).
-        encoder, conditions: what these layers carry. evaluations: what the estimator carries, for each evaluation.
+        conditions: streaming state of the encoder and of the estimator's conditions. evaluations: of the estimator,
+            at each evaluation.
     """
 
     waiting: Tensor
     position: int
     prompt: Tensor
     speaker: Tensor
-    encoder: State
-    conditions: State
-    evaluations: tuple[State, ...]
+    conditions: StreamState
+    evaluations: tuple[StreamState, ...]
 
     @property
     def nbytes(self) -> int:
         """Memory of all tensors, in bytes."""
-        fixed = (self.waiting, self.prompt, self.speaker, *self.encoder, *self.conditions)
-        carried = (tensor for state in self.evaluations for tensor in state)
-        return sum(tensor.nbytes for tensor in (*fixed, *carried))
+        states = (self.conditions, *self.evaluations)
+        kept = (tensor for state in states for tensor in state.values())
+        return sum(tensor.nbytes for tensor in (self.waiting, self.prompt, self.speaker, *kept))
 
 
 class MelStream:
@@ -88,9 +88,8 @@ class MelStream:
             position=0,
             prompt=torch.stack([voice.mel for voice in cut]),
             speaker=flow.embed_speaker(torch.stack([voice.speaker for voice in cut])),
-            encoder=(),
-            conditions=(),
-            evaluations=((),) * len(self.schedule.guidance),
+            conditions=StreamState(),
+            evaluations=(StreamState(),) * len(self.schedule.guidance),
         )
         return self._advance(state, self._border(state))[1]
 
@@ -143,31 +142,30 @@ class MelStream:
         if not count:
             return state.speaker.new_zeros((*state.speaker.shape, 0), dtype=torch.float32), state
         ahead = state.waiting[:, : count + flow.config.pre_lookahead_len]
-        encoder, given = Carry(state.encoder), Carry(state.conditions)
+        kept, evaluations = StreamState(state.conditions), tuple(map(StreamState, state.evaluations))
         encoded = flow.encoder(
             flow.embedding(ahead),
             context=ahead.shape[1] - count,
             chunks=self.chunks,
-            carry=encoder,
+            state=kept,
             offset=start,
         )
         mu = flow.project(encoded)
         prompt = torch.zeros_like(mu)
         known = state.prompt[:, ratio * start : ratio * end]
         prompt[:, : known.shape[1]] = known
-        conditions = flow.conditions(mu, state.speaker, prompt, self.schedule, given)
+        conditions = flow.conditions(mu, state.speaker, prompt, self.schedule, kept)
         frames = self.chunks.scaled(ratio)
-        seen = reach(ratio * count, mu.device, chunks=frames, offset=ratio * start)
-        carries = [Carry(before) for before in state.evaluations]
+        context = Context.of(mu, chunks=frames, offset=ratio * start)
+        contexts = [replace(context, state=evaluation) for evaluation in evaluations]
         noise = self.noise.frames(ratio * start, ratio * end).to(mu.device).expand_as(mu)
-        velocity = flow.velocity(conditions, seen, self.schedule, carries)
+        velocity = flow.velocity(conditions, contexts, self.schedule)
         x = integrate(velocity, noise, self.schedule.grid, self.schedule.solver)
         following = replace(
             state,
             waiting=state.waiting[:, count:],
             position=end,
-            encoder=encoder.state,
-            conditions=given.state,
-            evaluations=tuple(carry.state for carry in carries),
+            conditions=kept,
+            evaluations=evaluations,
         )
         return x[:, max(0, state.prompt.shape[1] - ratio * start) :].transpose(1, 2), following

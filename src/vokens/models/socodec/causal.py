@@ -1,47 +1,26 @@
 """SoCodec's causal convolution stacks: HuBERT's features down to tokens, and tokens up to mel (arXiv 2409.00933 §3).
 
-Every convolution sees the past alone, so a stack runs in pieces of any length: `Past` hands each convolution the
-columns that it remembers, zeros at the start. Layout (B, C, T).
+Every convolution sees the past alone, so a stack runs in chunks of any length: the streaming state holds the left
+context of each convolution, zeros at the start. Layout (B, C, T).
 """
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.nn.conv import PlainConv1d
-
-
-class Past:
-    """The last columns that each convolution has seen, in the order in which they run.
-
-    Attributes:
-        kept: what the next piece needs; give it to `Past` again.
-    """
-
-    def __init__(self, kept: Sequence[Tensor] = ()) -> None:
-        self._before = iter(kept)
-        self.kept: tuple[Tensor, ...] = ()
-
-    def extend(self, x: Tensor, columns: int) -> Tensor:
-        """x (B, C, T) with the last `columns` before it: (B, C, columns + T)."""
-        before = next(self._before, None)
-        if before is None:
-            before = x.new_zeros(*x.shape[:2], columns)
-        x = torch.cat([before, x], 2)
-        self.kept = (*self.kept, x[..., -columns:].clone())
-        return x
+from vokens.nn.streaming import StreamState, with_left_context
 
 
 class CausalConv(PlainConv1d):
-    """(B, in, T) -> (B, out, ceil(T / stride)); a piece of a stream must hold a multiple of the stride."""
+    """(B, in, T) -> (B, out, ceil(T / stride)); a chunk of a stream must hold a multiple of the stride."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel_size, stride=stride, groups=groups)
 
-    def forward(self, input: Tensor, past: Past | None = None) -> Tensor:
-        return super().forward((past or Past()).extend(input, self.kernel_size[0] - 1))
+    def forward(self, input: Tensor, state: StreamState | None = None) -> Tensor:
+        return super().forward(with_left_context(self, input, self.kernel_size[0] - 1, state, dim=2))
 
 
 class MelFront(nn.Module):
@@ -52,9 +31,8 @@ class MelFront(nn.Module):
         self.first = CausalConv(n_mels, width, 4, stride=2)
         self.last = CausalConv(width, width, 3)
 
-    def forward(self, mel: Tensor, past: Past | None = None) -> Tensor:
-        past = past or Past()
-        return self.last(F.silu(self.first((mel + 5) / 2.5, past)), past)  # speech: mean -5, deviation 2.5
+    def forward(self, mel: Tensor, state: StreamState | None = None) -> Tensor:
+        return self.last(F.silu(self.first((mel + 5) / 2.5, state)), state)  # speech: mean -5, deviation 2.5
 
 
 class CausalUpsample(nn.Module):
@@ -65,8 +43,10 @@ class CausalUpsample(nn.Module):
         self.up = nn.ConvTranspose1d(width, width, 2 * stride, stride=stride)
         self.stride = stride
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        return self.up(past.extend(x, 1)).narrow(2, self.stride, self.stride * x.shape[2])
+    def forward(self, x: Tensor, state: StreamState | None) -> Tensor:
+        return self.up(with_left_context(self, x, 1, state, dim=2)).narrow(
+            2, self.stride, self.stride * x.shape[2]
+        )
 
 
 class ResidualUnit(nn.Module):
@@ -75,8 +55,8 @@ class ResidualUnit(nn.Module):
         self.conv1 = CausalConv(width, width, 3, groups=groups)
         self.conv2 = CausalConv(width, width, 3, groups=groups)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(x, past)), past)
+    def forward(self, x: Tensor, state: StreamState | None) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(x, state)), state)
 
 
 class Down(nn.Module):
@@ -87,10 +67,10 @@ class Down(nn.Module):
         self.units = nn.ModuleList(ResidualUnit(width, groups) for _ in range(2))
         self.conv = CausalConv(width, width, 2 * stride, stride=stride)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None) -> Tensor:
         for unit in self.units:
-            x = F.silu(unit(x, past))
-        return self.conv(x, past)
+            x = F.silu(unit(x, state))
+        return self.conv(x, state)
 
 
 class Up(nn.Module):
@@ -101,10 +81,10 @@ class Up(nn.Module):
         self.conv = CausalUpsample(width, stride)
         self.units = nn.ModuleList(ResidualUnit(width, groups) for _ in range(2))
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        x = self.conv(x, past)
+    def forward(self, x: Tensor, state: StreamState | None) -> Tensor:
+        x = self.conv(x, state)
         for unit in self.units:
-            x = unit(F.silu(x), past)
+            x = unit(F.silu(x), state)
         return x
 
 
@@ -120,12 +100,11 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.last = CausalConv(width, outputs, 3)
 
-    def hidden(self, x: Tensor, past: Past) -> Tensor:
-        x = F.silu(self.first(x, past))
+    def hidden(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        x = F.silu(self.first(x, state))
         for block in self.blocks:
-            x = F.silu(block(x, past))
+            x = F.silu(block(x, state))
         return x
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        past = past or Past()
-        return self.last(self.hidden(x, past), past)
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        return self.last(self.hidden(x, state), state)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vokens.models.socodec.causal import CausalConv, Past, ResidualUnit
+from vokens.models.socodec.causal import CausalConv, ResidualUnit
 from vokens.models.socodec.model import SoCodec
 from vokens.nn.discriminators import ConvStack
 
@@ -72,11 +72,11 @@ class SoCodecLearner(nn.Module):
         wave = None if mels is None else self.codec.vocoder(mels)
         if not self.analyzer:
             return SoCodecOutput(None, None, None, wave)
-        codec, past = self.codec, Past()
+        codec = self.codec
         found = codec.codebooks(self.latent(heard), keep=keep, generator=generator, quantize=quantize)
         voice = codec.speaker(heard.clips).unsqueeze(2)
-        hidden = codec.semantic_decoder.hidden(found.latent.transpose(1, 2) + voice, past)
-        features = codec.semantic_decoder.last(hidden, past) if self.semantic else None
+        hidden = codec.semantic_decoder.hidden(found.latent.transpose(1, 2) + voice)
+        features = codec.semantic_decoder.last(hidden) if self.semantic else None
         return SoCodecOutput(codec.mel_decoder(hidden + voice), features, found.commit, wave)
 
     @torch.no_grad()

@@ -23,12 +23,13 @@ from vokens.batching import batches
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
 from vokens.models.codec import Codec
-from vokens.models.socodec.causal import Down, MelFront, Past, Stack, Up
+from vokens.models.socodec.causal import Down, MelFront, Stack, Up
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP, SoCodecConfig
 from vokens.models.socodec.hubert import Hubert, Scaled, computable, hubert_features
 from vokens.models.socodec.vocoder import Vocoder
 from vokens.models.socodec.vocos import Vocos
 from vokens.nn.ecapa import ECAPA, SHORTEST
+from vokens.nn.streaming import StreamState
 from vokens.nn.windows import Window, windows
 from vokens.quantize.product import ProductQuantizer
 
@@ -47,12 +48,12 @@ class DecoderState:
     """Streaming state of decoding: see `SoCodec.step`.
 
     Attributes:
-        voice: (B, width). past: of the causal convolutions. mel: (B, n_mels, up to 26) the last frames, of which the
+        voice: (B, width). layers: of the causal convolutions. mel: (B, n_mels, up to 26) the last frames, of which the
             last `pending` have no wave yet.
     """
 
     voice: Tensor
-    past: tuple[Tensor, ...]
+    layers: StreamState
     mel: Tensor
     pending: int
 
@@ -171,13 +172,10 @@ class SoCodec(Codec):
         ahead = self.hop_length - MEL_HOP  # a token hears the mel of its own span
         wave = F.pad(wave, (0, -len(wave) % self.hop_length + ahead))
         mel = self.log_mel(wave)[:, ahead // MEL_HOP :].to(self.dtype)
-        kept: tuple[Tensor, ...] = ()
-        codes = []
+        state, codes = StreamState(), []
         for piece in mel.split(DECODER_TOKENS * self.hop_length // MEL_HOP, 1):
-            past = Past(kept)
-            latent = self.encoder.forward(front(piece.unsqueeze(0), past), past).transpose(1, 2)
+            latent = self.encoder(front(piece.unsqueeze(0), state), state).transpose(1, 2)
             codes.append(self.codebooks.encode(latent, wanted)[0])
-            kept = past.kept
         return torch.cat(codes, 1)
 
     def _groups(self, frames: list[int]) -> Iterable[list[int]]:
@@ -255,21 +253,14 @@ class SoCodec(Codec):
 
     def decode_mel(self, codes: Tensor, voice: Tensor, first_codebook: int = 0) -> Tensor:
         """Log-mel (B, n_mels, hop_length / 160 * T) of codes (B, k, T) and voice (B, width)."""
-        past: tuple[Tensor, ...] = ()
-        pieces = []
-        for piece in codes.split(max(1, DECODER_TOKENS // len(codes)), 2):
-            mel, past = self._mel_step(piece, voice, past, first_codebook)
-            pieces.append(mel)
-        return torch.cat(pieces, 2)
+        state, pieces = StreamState(), codes.split(max(1, DECODER_TOKENS // len(codes)), 2)
+        return torch.cat([self._mel_step(piece, voice, state, first_codebook) for piece in pieces], 2)
 
-    def _mel_step(
-        self, codes: Tensor, voice: Tensor, kept: tuple[Tensor, ...], first_codebook: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        past = Past(kept)
+    def _mel_step(self, codes: Tensor, voice: Tensor, state: StreamState, first_codebook: int) -> Tensor:
+        """The mel of the next codes; the state is brought up to it."""
         g = voice.to(self.dtype).unsqueeze(2)
         latent = self.codebooks.decode(codes, first_codebook).transpose(1, 2)
-        hidden = self.semantic_decoder.hidden(latent + g, past)
-        return self.mel_decoder(hidden + g, past), past.kept
+        return self.mel_decoder(self.semantic_decoder.hidden(latent + g, state) + g, state)
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Wave (160 * F,) of a log-mel (n_mels, F), in pieces that bound memory."""
@@ -282,7 +273,7 @@ class SoCodec(Codec):
     def init_state(self, voice: Tensor) -> DecoderState:
         """Begin to decode B streams of voices (B, width), the `global_vector` of tokens."""
         voice = voice.to(self.device, self.dtype)
-        return DecoderState(voice, (), voice.new_zeros(len(voice), self.config.n_mels, 0), 0)
+        return DecoderState(voice, StreamState(), voice.new_zeros(len(voice), self.config.n_mels, 0), 0)
 
     @torch.inference_mode()
     def step(
@@ -294,13 +285,14 @@ class SoCodec(Codec):
         comes, but for its last 130 ms (with a Vocos, 290), which the vocoder keeps until it knows what follows.
         """
         reach = self.vocoder.reach
-        mel, past = self._mel_step(codes.to(self.device), state.voice, state.past, first_codebook)
+        layers = StreamState(state.layers)
+        mel = self._mel_step(codes.to(self.device), state.voice, layers, first_codebook)
         pending = state.pending + mel.shape[2]
         mel = torch.cat([state.mel, mel], 2)
         ready = max(0, pending - reach)
         wave = self._wave_of(mel, mel.shape[2] - pending, ready) if ready else mel.new_zeros(len(mel), 0)
         pending -= ready
-        return wave, DecoderState(state.voice, past, mel[..., -(pending + reach) :].clone(), pending)
+        return wave, DecoderState(state.voice, layers, mel[..., -(pending + reach) :].clone(), pending)
 
     @torch.inference_mode()
     def finish(self, state: DecoderState) -> Tensor:
