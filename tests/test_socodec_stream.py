@@ -26,6 +26,7 @@ import vokens
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.nn import ecapa
+from vokens.nn.windows import window, windows
 
 RATE = 16000
 
@@ -67,8 +68,9 @@ def test_a_stream_without_codes_is_silent() -> None:
 
 def test_a_state_of_another_model_is_refused(tokens: vokens.Tokens) -> None:
     _, state = small().step(tokens.codes[..., :5], small().init_state(tokens.global_vector))
+    other = SoCodec.from_weights(*published_weights(SMALL), config=SMALL)
     with pytest.raises(ConfigError, match="another model"):
-        small().step(tokens.codes[..., 5:], state)
+        other.step(tokens.codes[..., 5:], state)
 
 
 def test_a_state_can_be_used_twice(tokens: vokens.Tokens) -> None:
@@ -88,6 +90,25 @@ def test_windows_together_are_windows_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # Long audio
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "context"), [(0, 5, 2), (1, 5, 2), (10, 5, 0), (23, 5, 7), (23, 40, 3)]
+)
+def test_windows_equal_the_whole(total: int, size: int, context: int) -> None:
+    """Of sums over a neighbourhood at two values a frame; lengths in a window are those of the rows inside it."""
+    x, lengths = torch.randn(2, 1, 2 * total, dtype=torch.float64), torch.tensor([total, total // 2])
+    kernel = torch.ones(1, 1, 4 * context + 1, dtype=torch.float64)
+    parts, counts = [x[..., :0]], torch.zeros(2, dtype=torch.int64)
+    for w in windows(total, size, context):
+        some = w.read(x, 2)
+        parts.append(w.cut(torch.nn.functional.conv1d(some, kernel, padding=2 * context), 2))
+        inside = window(w.start, w.end, 0).lengths(lengths, w.end - w.start)
+        counts += w.end - w.start if inside is None else inside
+    if total:
+        whole = torch.nn.functional.conv1d(x, kernel, padding=2 * context)
+        torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=0, atol=1e-12)
+    assert torch.equal(counts, lengths)
 
 
 @pytest.mark.parametrize("count", [1, 99, 100, 101, 120, 121, 150, 260, 999])
