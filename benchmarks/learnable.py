@@ -23,13 +23,13 @@ from torch.nn import functional as F
 sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens.flow import objective
+from vokens.lm.sampling import COSYVOICE
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 from vokens.models.learnable.flow_config import latent_flow
 from vokens.models.learnable.loss import label_loss
 from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.nn.masks import padding_mask
-from vokens.nn.sampling import Sampler
 from vokens.train.flow_data import FlowBatch
 from vokens.train.flow_learner import Draw, FlowLearner
 
@@ -119,7 +119,7 @@ def recomputed(
     lm: LearnableLM, backbone: Any, text: Tensor, count: int, generator: torch.Generator
 ) -> list[int]:
     """`count` tokens, the whole sequence being read again for each."""
-    marks, sampler, found = lm.marks.weight, Sampler(), []
+    marks, sampler, found = lm.marks.weight, COSYVOICE, []
     voice = torch.zeros_like(marks[:1])
     x = torch.cat([marks[:1], voice, lm.backbone.embed_tokens(text), marks[1:]])
     while len(found) < count:

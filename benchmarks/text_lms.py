@@ -26,9 +26,9 @@ sys.path.pop(0)  # this file's folder, where names of packages would find benchm
 
 from vokens import audio, load
 from vokens.evaluator_files import find_evaluator
+from vokens.lm.sampling import SamplingParams
 from vokens.models.moonshine import Moonshine
 from vokens.models.s3tokenizer.recogniser import Recogniser
-from vokens.models.uslm.sampling import Sampling
 from vokens.text.transcripts import normalised_words, read, word_edits
 from vokens.train.data import Clip, read_clips
 
@@ -102,7 +102,7 @@ def uslm(args: argparse.Namespace) -> None:
     """USLM; Moonshine hears what the codec decodes."""
     model, codec = load(args.uslm), load(args.tokens)
     judge, pairs = Moonshine(find_evaluator("moonshine-tiny-en")), chosen(args)
-    law = Sampling(top_p=args.top_p, repetition=0.1)
+    law = SamplingParams(top_p=args.top_p, repeats=2)
     true = [codec.encode(clip.path) for clip, _ in pairs]
 
     def speak(clip: Clip, voice: Clip, generator: torch.Generator) -> Tensor:

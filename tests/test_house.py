@@ -11,7 +11,7 @@ PACKAGE = ROOT / "src/vokens"
 # Rooms from the ground up; what is not named lies on the ground.
 FLOORS = (
     (),
-    ("nn", "quantize", "flow", "data"),
+    ("nn", "lm", "quantize", "flow", "data"),
     ("models",),
     ("train", "bench", "corpus"),
     ("cli", "compat", "serve", "web", "__main__"),

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import vokens
 from vokens.batching import batches
 from vokens.errors import AudioError, CheckpointError, ConfigError, MissingExtra, TokensError
+from vokens.lm.sampling import COSYVOICE
 from vokens.models.codec import Codec
 from vokens.models.speaking import Speaker
-from vokens.nn.sampling import Sampler
 
 RATE = 16000
 
@@ -132,7 +132,7 @@ def test_what_is_no_recording_is_refused_by_type(codec: Codec, source: object, w
 @pytest.mark.parametrize("texts", [None, b"Hello.", {"text": "Hello."}, ["Hello.", 3], []])
 def test_texts_and_voices_of_other_types_are_refused(texts: object) -> None:
     class Silent(Speaker):
-        sample_rate, front_end, sampler, voice_type = RATE, "characters", Sampler(), tuple
+        sample_rate, front_end, sampler, voice_type = RATE, "characters", COSYVOICE, tuple
 
         def voice(self, source: object, text: str = "", *, sample_rate: int | None = None) -> tuple:
             return (vokens.audio.load(source, source_rate=sample_rate)[0],)

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 import vokens
 from vokens import checkpoint
 from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.lm.cache import KVCache
+from vokens.lm.decode import decode
+from vokens.lm.qwen2 import Qwen2
+from vokens.lm.sampling import COSYVOICE, GREEDY
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
-from vokens.models.learnable.backbone import Qwen2
 from vokens.models.learnable.durations import frame_positions
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
-from vokens.models.learnable.reader import Reader
 from vokens.models.learnable.speaker import ReferenceMel
-from vokens.nn.sampling import Sampler
 
 FOLDER = Path(__file__).parent / "golden/learnable"
 SPEECH = json.loads((FOLDER / "config.json").read_text())["speech"]
@@ -158,7 +159,7 @@ def test_sequences_and_losses_match(lm, case):
     if case != "mixed":
         valid = (layout.rows >= 0)[..., None]
         close(x[..., ::8] * valid, GOLDEN[f"{case}.input.every8"] * valid)
-        close(lm.hidden(x)[..., ::8] * valid, GOLDEN[f"{case}.hidden.every8_valid"])
+        close(lm.backbone(x)[..., ::8] * valid, GOLDEN[f"{case}.hidden.every8_valid"])
         close(scores[..., ::4] * valid, GOLDEN[f"{case}.logits.every4_valid"])
 
 
@@ -219,18 +220,23 @@ def published_generation(lm: LearnableLM, kind: str) -> list[int]:
     voice = lm.speaker_of(GOLDEN["reference_mels"][:1])
     words = lm.backbone.embed_tokens(torch.cat([text[:3], text[5:9]]))
     prompt = lm.speech_embedding(GOLDEN[f"gen.{kind}.prompt_speech"][0].long())
-    reader, generator = Reader(lm.backbone, lm.head), torch.Generator().manual_seed(facts["seed"])
-    scores = reader.start([(torch.cat([start, voice, words, task, prompt]), None)])
+    sampling = {"greedy": GREEDY, "ras": COSYVOICE}[kind]
+    cache, generator = KVCache(TINY.layers), torch.Generator().manual_seed(facts["seed"])
+
+    def read(x: torch.Tensor) -> torch.Tensor:
+        return lm.head(lm.backbone(x[None], cache=cache)[:, -1])
+
+    scores = read(torch.cat([start, voice, words, task, prompt]))
     close(scores[0].log_softmax(0), GOLDEN[f"gen.{kind}.logp_first"])
     found: list[int] = []
     for step in range(facts["max_len"]):
-        token = Sampler(kind).draw(scores[0].log_softmax(0), found, generator)
+        token = sampling.draw(scores[0].log_softmax(0), found, generator)
         while token == 61 and step < facts["min_len"]:
-            token = Sampler(kind).draw(scores[0].log_softmax(0), found, generator)
+            token = sampling.draw(scores[0].log_softmax(0), found, generator)
         if token == 61:
             break
         found += [token] if token < 61 else []
-        scores = reader.read(lm.speech_embedding(torch.tensor([found[-1:]])))
+        scores = read(lm.speech_embedding(torch.tensor(found[-1:])))
     return found
 
 
@@ -265,18 +271,19 @@ def test_the_backbone_is_that_of_transformers():
     at = torch.tensor([[0, 1, 2, 3, 9, 9, 10, 11, 40]]).expand(2, -1)
     for positions in (None, at):
         expected = theirs(inputs_embeds=x, attention_mask=mask, position_ids=positions).last_hidden_state
-        close(ours(x, positions)[0], expected)
-        first, cache = ours(x[:, :4], None if positions is None else positions[:, :4])
-        rest, cache = ours(x[:, 4:], None if positions is None else positions[:, 4:], cache=cache)
+        close(ours(x, positions), expected)
+        cache = KVCache(sizes.layers)
+        first = ours(x[:, :4], None if positions is None else positions[:, :4], cache)
+        rest = ours(x[:, 4:], None if positions is None else positions[:, 4:], cache)
         close(torch.cat([first, rest], 1), expected)
         assert cache.length == 9
-    close(ours.bfloat16()(x.bfloat16())[0].float(), theirs(inputs_embeds=x).last_hidden_state, 0.1)
+    close(ours.bfloat16()(x.bfloat16()).float(), theirs(inputs_embeds=x).last_hidden_state, 0.1)
 
 
 def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
     texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
     speaker = corrected.speaker_of(GOLDEN["reference_mels"])
-    greedy = Sampler("greedy")
+    greedy = GREEDY
     found = corrected.generate(texts, speaker=speaker, sampler=greedy)
     for row, text in enumerate(texts):
         (alone,) = corrected.generate([text], speaker=speaker[row : row + 1], sampler=greedy)
@@ -294,16 +301,16 @@ def test_speech_beside_its_text_is_read_as_it_is_learned(beside):
     texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
     for row, text in enumerate(texts):
         voice, count = speaker[row : row + 1], 20 + row
-        options = {"speaker": voice, "sampler": Sampler("greedy"), "speed": 4.5 * len(text) / count}
+        options = {"speaker": voice, "sampler": GREEDY, "speed": 4.5 * len(text) / count}
         (said,) = beside.generate([text], limits=(count, count), **options)
         lengths = torch.tensor([len(text)]), torch.tensor([count])
         scores, _ = beside(text[None], lengths[0], said[None], lengths[1], speaker=voice)
         assert torch.equal(scores[0, 2 + len(text) :, :61][:count].argmax(-1), said)
         at_another = beside(text[None], lengths[0], said[None, :-3], lengths[1] - 3, speaker=voice)[0]
         assert not torch.equal(at_another[:, :-4], scores[:, :-7])
-    together = beside.generate(texts, speaker=speaker, sampler=Sampler("greedy"))
+    together = beside.generate(texts, speaker=speaker, sampler=GREEDY)
     for row, text in enumerate(texts):
-        options = {"speaker": speaker[row : row + 1], "sampler": Sampler("greedy")}
+        options = {"speaker": speaker[row : row + 1], "sampler": GREEDY}
         assert torch.equal(together[row], beside.generate([text], **options)[0])
         assert together[row].tolist() == list(beside.stream(text, **options))
 
@@ -313,7 +320,7 @@ def test_a_prompt_sets_the_pace(beside):
     options = {
         "prompt_text": GOLDEN["text_token"][1, :5],
         "prompt_speech": prompt,
-        "sampler": Sampler("greedy"),
+        "sampler": GREEDY,
     }
     (said,) = beside.generate([text], **options)
     hasty = LearnableLM(replace(beside.config, pace=0.1)).eval().requires_grad_(False)
@@ -344,7 +351,7 @@ def test_positions_follow_durations():
 def test_aligned_training_sees_what_generation_sees(aligned):
     """Scores of the pass over a whole row equal those of reading it token by token, at the same durations."""
     text, speaker = GOLDEN["text_token"][:1, :6].long(), aligned.speaker_of(GOLDEN["reference_mels"][:1])
-    (said,) = aligned.generate([text[0]], speaker=speaker, sampler=Sampler("greedy"))
+    (said,) = aligned.generate([text[0]], speaker=speaker, sampler=GREEDY)
     lengths = torch.tensor([6])
     durations = aligned.durations(text, lengths, speaker).exp()
     expected = int(durations.sum().round())
@@ -356,7 +363,7 @@ def test_aligned_training_sees_what_generation_sees(aligned):
 
 
 def test_aligned_streams_and_batches_are_the_whole(aligned):
-    texts, greedy = [GOLDEN["text_token"][0, :7], GOLDEN["text_token"][1, :3]], Sampler("greedy")
+    texts, greedy = [GOLDEN["text_token"][0, :7], GOLDEN["text_token"][1, :3]], GREEDY
     prompt = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": GOLDEN["speech_token"][0, :20]}
     for options in ({}, prompt, {"prompt_speech": prompt["prompt_speech"]}, {"speed": 1.5}):
         both = aligned.generate(texts, sampler=greedy, **options)
@@ -393,7 +400,7 @@ def test_own_generators_make_rows_independent(corrected):
 @pytest.mark.parametrize("kind", ["corrected", "beside"])
 def test_streaming_text_is_the_bistream_sequence(kind, request):
     corrected = request.getfixturevalue(kind)
-    text, greedy = GOLDEN["text_token"][0, :12], Sampler("greedy")
+    text, greedy = GOLDEN["text_token"][0, :12], GREEDY
     speaker = corrected.speaker_of(GOLDEN["reference_mels"][:1])
     whole = list(corrected.stream_text([text], speaker=speaker, sampler=greedy))
     for size in (1, 4, 7):
@@ -421,7 +428,7 @@ def test_streaming_speaks_before_the_text_ends(corrected):
             asked.append(word)
             yield [word]
 
-    stream = corrected.stream_text(pieces(), sampler=Sampler("greedy"))
+    stream = corrected.stream_text(pieces(), sampler=GREEDY)
     first = [next(stream) for _ in range(15)]
     assert len(first) == 15
     assert len(asked) == 5
@@ -432,7 +439,7 @@ def test_streaming_speaks_before_the_text_ends(corrected):
 def test_prompt_speech_fills_the_first_groups(corrected):
     text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
     stream = corrected.stream_text(
-        [text], prompt_text=GOLDEN["text_token"][1, :5], prompt_speech=prompt, sampler=Sampler("greedy")
+        [text], prompt_text=GOLDEN["text_token"][1, :5], prompt_speech=prompt, sampler=GREEDY
     )
     found = list(stream)
     assert 10 <= len(found) <= 42
@@ -444,10 +451,10 @@ def test_texts_are_read_by_the_front_end_of_the_config():
         TINY, None, speech_tokens=61, front_end="characters", speech_per_text=(1.0, 2.0)
     )
     model = LearnableLM(config).eval()
-    said = model.generate(["Hello.", "yes"], prompt_text="well ", sampler=Sampler("greedy"))
+    said = model.generate(["Hello.", "yes"], prompt_text="well ", sampler=GREEDY)
     ids = [model.ids("well Hello."), model.ids("well yes")]
-    alone = [model.generate([ids[0]], sampler=Sampler("greedy"), limits=(6, 12))[0]]
-    alone += [model.generate([ids[1]], sampler=Sampler("greedy"), limits=(3, 6))[0]]
+    alone = [model.generate([ids[0]], sampler=GREEDY, limits=(6, 12))[0]]
+    alone += [model.generate([ids[1]], sampler=GREEDY, limits=(3, 6))[0]]
     assert all(torch.equal(a, b) for a, b in zip(said, alone, strict=True))
     with pytest.raises(TokensError, match="empty"):
         model.generate([""])
@@ -638,14 +645,22 @@ def test_the_third_release_reads_and_asks_as_published(third):
     assert int(said.max()) < 61
 
 
+def no_step(last: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("a step was taken behind the last token")
+
+
 @pytest.mark.parametrize("first", [61, 62, 63, 100])
 def test_nothing_but_the_end_ends_the_third_release(third, first):
     """Of the 200 ids behind the codes the end alone can be drawn, and only where it may come."""
     scores = torch.zeros(261)
     scores[first] = 50.0
-    drawn = third._draw(scores.clone(), [], Sampler("greedy"), None, may_end=True)
-    assert drawn == (62 if first == 62 else 0)
-    assert third._draw(scores, [], Sampler("greedy"), None, may_end=False) == 0
+    options = {"end": 62, "generators": [None]}
+    logits = third.drawable(scores[None])
+    free, bound = (
+        list(decode(logits.clone(), no_step, GREEDY, limits=[(least, 1)], **options)) for least in (0, 1)
+    )
+    assert free == ([] if first == 62 else [[0]])
+    assert bound == [[0]]
 
 
 def test_training_starts_from_the_third_release_and_never_mixes(third, corrected, tmp_path):

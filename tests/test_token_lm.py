@@ -15,7 +15,9 @@ import vokens
 from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs import get_output
 from vokens.errors import ConfigError, TokensError
-from vokens.models.socodec.lm import Sampling, TokenLM, TokenLMConfig, delayed, draw_codes, undelayed
+from vokens.lm.cache import KVCache
+from vokens.lm.sampling import GREEDY, SamplingParams
+from vokens.models.socodec.lm import TokenLM, TokenLMConfig, delayed, undelayed
 from vokens.tokens import Tokens
 from vokens.train.config import read_recipe
 from vokens.train.token_lm import TokenLMTrainer
@@ -65,11 +67,9 @@ def test_delays_come_back(delay: int) -> None:
 def test_the_cache_equals_the_whole(pieces: tuple[int, ...]) -> None:
     lm, some = tiny(delay=1, vector_width=4), tokens(5, 5, vector_width=4)
     steps = delayed(some.codes, some.lengths, SIZES, 1)
-    whole, _ = lm(steps, some.global_vector)
-    cache, found = None, []
-    for piece in steps.split(list(pieces), 2):
-        logits, cache = lm(piece, some.global_vector, cache)
-        found.append(logits)
+    whole = lm(steps, some.global_vector)
+    cache = KVCache(2)
+    found = [lm(piece, some.global_vector, cache) for piece in steps.split(list(pieces), 2)]
     for j, wanted in enumerate(whole):
         assert_close(torch.cat([logits[j] for logits in found], 1), wanted, rtol=1e-5, atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_the_future_is_not_seen() -> None:
     steps = delayed(some.codes, some.lengths, SIZES, 1)
     other = steps.clone()
     other[:, :, 4:] = 0
-    for one, two in zip(lm(steps)[0], lm(other)[0], strict=True):
+    for one, two in zip(lm(steps), lm(other), strict=True):
         assert torch.equal(one[:, :4], two[:, :4])
 
 
@@ -94,7 +94,7 @@ def test_losses_of_ragged_rows_are_those_of_each() -> None:
 @pytest.mark.parametrize("delay", [0, 1])
 def test_sampled_rows_are_those_alone_and_go_on_from_their_prompts(delay: int) -> None:
     lm, some = tiny(delay=delay, vector_width=4), tokens(5, 2, 3, vector_width=4)
-    free = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+    free = SamplingParams()
     together = lm.generate(prompt=some, max_frames=12, sampling=free, seed=3)
     assert len(set(together.lengths.tolist())) > 1 or int(together.lengths[0]) == 12
     for i, given in enumerate(some.lengths.tolist()):
@@ -104,19 +104,6 @@ def test_sampled_rows_are_those_alone_and_go_on_from_their_prompts(delay: int) -
     assert torch.equal(alone.codes[0], together.codes[0, :, : alone.lengths[0]])
     assert torch.equal(lm.generate(prompt=some, max_frames=12, sampling=free, seed=3).codes, together.codes)
     assert together.model == "tiny"
-
-
-def test_drawn_codes_follow_the_shares_that_are_left() -> None:
-    logits = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().expand(4000, -1)
-    chance = (torch.arange(4000) + 0.5) / 4000
-    for sampling, wanted in (
-        (Sampling(1.0, 0, 1.0), (0.1, 0.4, 0.3, 0.2)),
-        (Sampling(1.0, 2, 1.0), (0.0, 4 / 7, 3 / 7, 0.0)),
-        (Sampling(1.0, 0, 0.5), (0.0, 4 / 7, 3 / 7, 0.0)),
-        (Sampling(0.0), (0.0, 1.0, 0.0, 0.0)),
-    ):
-        shares = draw_codes(logits, chance, sampling).bincount(minlength=4) / 4000
-        assert_close(shares, torch.tensor(wanted), rtol=0, atol=1e-3)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -188,7 +175,7 @@ def test_a_tiny_corpus_is_learned_by_heart(recipe: Path, delay: int) -> None:
     assert trainer.validate()["valid/nats"] < 0.3
     row = trainer.dataset[0].codes
     begun = replace(tokens(2), codes=torch.from_numpy(row[None, :, :2].astype(np.int64)))
-    said = trainer.final_model().generate(prompt=begun, sampling=Sampling(0.0), max_frames=20)
+    said = trainer.final_model().generate(prompt=begun, sampling=GREEDY, max_frames=20)
     assert torch.equal(said.codes[0], torch.from_numpy(row.astype(np.int64)))
 
 

@@ -18,10 +18,9 @@ import vokens
 from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs import get_output
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
+from vokens.lm.sampling import GREEDY
 from vokens.models.learnable import LearnableLM
 from vokens.models.uslm import USLM
-from vokens.models.uslm.sampling import GREEDY
-from vokens.nn.sampling import Sampler
 from vokens.tokens import Tokens
 from vokens.train.config import read_recipe, trainer_of
 from vokens.train.data import Clip, paths_of
@@ -145,11 +144,11 @@ def test_texts_learned_by_heart_are_said_again_in_both_orders(trainer) -> None:
     assert measured["valid/perplexity"] == pytest.approx(np.exp(measured["valid/nats"]))
     lm = run.final_model()
     voices = torch.cat([lm.voice(run.corpus.clips[row].path) for row in range(8)])
-    said = lm.generate(TEXTS, speaker=voices, sampler=Sampler("greedy"))
+    said = lm.generate(TEXTS, speaker=voices, sampler=GREEDY)
     for row in range(8):
         assert torch.equal(said[row], codes_of(run, row)[:, 0])
     ids = lm.ids(TEXTS[3])
-    streamed = lm.stream_text([ids[:2], ids[2:]], speaker=voices[3:4], sampler=Sampler("greedy"))
+    streamed = lm.stream_text([ids[:2], ids[2:]], speaker=voices[3:4], sampler=GREEDY)
     assert list(streamed) == codes_of(run, 3)[:, 0].tolist()
 
 

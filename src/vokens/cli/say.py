@@ -32,8 +32,8 @@ from vokens.text.files import read_stdin, read_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from vokens.lm.sampling import SamplingParams
     from vokens.models.speaking import Speaker
-    from vokens.nn.sampling import Sampler
 
 SPEAKING = (
     "learnable",
@@ -250,16 +250,11 @@ def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
     }
 
 
-def _sampler(law: "Sampler", draws: Draws) -> "Sampler":
-    """The model's sampler with what was asked for."""
-    if draws.temperature == 0:
-        return replace(law, kind="greedy")
+def _sampler(sampling: "SamplingParams", draws: Draws) -> "SamplingParams":
+    """The model's sampling parameters with what was asked for."""
     asked = {"temperature": draws.temperature, "top_p": draws.top_p, "top_k": draws.top_k}
-    changes: dict[str, Any] = {}
-    if law.kind == "full" and (draws.top_p or draws.top_k):  # all tokens, until some are asked for
-        changes.update(kind="nucleus", top_p=1.0, top_k=1 << 30)
-    changes.update((name, value) for name, value in asked.items() if value is not None)
-    return replace(law, **changes)
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    return replace(sampling, **changes)
 
 
 def _no_model() -> str:

@@ -19,9 +19,9 @@ from vokens import registry
 from vokens.audio.source import ACCEPTED, is_source
 from vokens.errors import ConfigError
 from vokens.flow.noise import Generators, one_each
+from vokens.lm.sampling import SamplingParams
 from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
-from vokens.nn.sampling import Sampler
 from vokens.one_or_list import one_or_list, type_name
 from vokens.text import front_end, normalise, sentences
 
@@ -46,7 +46,7 @@ class Manner:
         speed: 2 is twice as fast as the model, or the prompt, speaks.
     """
 
-    sampler: Sampler | None = None
+    sampler: SamplingParams | None = None
     steps: int | None = None
     guidance: float | None = None
     speed: float = 1.0
@@ -56,14 +56,14 @@ class Speaker(ABC):
     """Text to speech.
 
     Attributes:
-        sample_rate: Hz of what is said. sampler: how tokens are drawn where `say` is given nothing else.
+        sample_rate: Hz of what is said. sampler: sampling parameters where `say` is given none.
         front_end: name of what makes ids of text; "phonemes" takes text as it is.
         paced: whether it can speak at another speed. needs_voice: whether `say` must be given one.
         voices: those that came with the model, by name.
     """
 
     sample_rate: int
-    sampler: Sampler
+    sampler: SamplingParams
     front_end: str
     paced: bool = False
     voice_type: type  # of what `voice` returns
@@ -100,7 +100,7 @@ class Speaker(ABC):
         *,
         voice_text: str = "",
         sample_rate: int | None = None,
-        sampler: Sampler | None = None,
+        sampler: SamplingParams | None = None,
         generator: Generators = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -157,7 +157,7 @@ class Speaker(ABC):
         *,
         voice_text: str = "",
         sample_rate: int | None = None,
-        sampler: Sampler | None = None,
+        sampler: SamplingParams | None = None,
         generator: torch.Generator | None = None,
         steps: int | None = None,
         guidance: float | None = None,

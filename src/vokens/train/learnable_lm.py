@@ -187,7 +187,7 @@ class LMLearner(nn.Module):
         )
         if voices.silenced is not None:
             x = x.masked_fill(layout.speech(voices.silenced)[..., None], 0.0)
-        hidden = lm.hidden(x, lm.positions(layout, batch.text_lengths, batch.lengths, batch.durations))
+        hidden = lm.backbone(x, lm.positions(layout, batch.text_lengths, batch.lengths, batch.durations))
         lengths = None if batch.durations is None else self._durations(batch, batch.durations, speaker)
         if every_place:
             return lm.head(hidden), layout.target, lengths

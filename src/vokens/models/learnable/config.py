@@ -1,31 +1,11 @@
-"""Sizes of Learnable-Speech's language model: Qwen2's backbone, the speaker encoder, the tokens and their mix."""
+"""Sizes of Learnable-Speech's language model: the speaker encoder, the tokens and their mix, beside Qwen2's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vokens.checkpoint import later
 from vokens.errors import ConfigError
-from vokens.nn.progress import check_positions
-
-
-@dataclass(frozen=True)
-class Qwen2Sizes:
-    """Sizes of the backbone; the defaults are Qwen2-0.5B's (CosyVoice-BlankEN)."""
-
-    vocab_size: int = 151_936
-    width: int = 896
-    hidden: int = 4864
-    layers: int = 24
-    heads: int = 14
-    kv_heads: int = 2
-    max_positions: int = 32_768
-    rope_theta: float = 1e6
-    norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads or self.heads % self.kv_heads:
-            raise ConfigError(
-                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must be a multiple of the next"
-            )
+from vokens.lm.positions import check_positions
+from vokens.lm.qwen2 import Qwen2Sizes
 
 
 @dataclass(frozen=True)
@@ -69,12 +49,12 @@ class LearnableLMConfig:
         speech_per_text: least and most speech tokens of one text token when generating.
         front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
         positions: "sequence", one after another, as published; "progress", speech beside its text at an even pace
-            (`nn.progress`); or "aligned", where the text stands that is said (`learnable.durations`).
+            (`lm.positions`); or "aligned", where the text stands that is said (`learnable.durations`).
         pace: speech tokens of one text id, on the average; "progress" needs it.
         tokens: name of the tokenizer whose tokens are made.
     """
 
-    backbone: Qwen2Sizes = Qwen2Sizes()
+    backbone: Qwen2Sizes = field(default_factory=Qwen2Sizes)
     speaker: SpeakerConfig | None = SpeakerConfig()
     speech_tokens: int = 6561
     mix: tuple[int, int] = (5, 15)

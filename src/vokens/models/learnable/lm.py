@@ -6,7 +6,7 @@ Text may come in pieces: after every five text tokens fifteen speech tokens are 
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,15 @@ from vokens import checkpoint
 from vokens.audio import io as audio
 from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
-from vokens.models.learnable.backbone import Qwen2
+from vokens.lm.cache import KVCache, left_padded
+from vokens.lm.decode import by_rows, decode
+from vokens.lm.positions import pace_of
+from vokens.lm.qwen2 import Qwen2
+from vokens.lm.sampling import COSYVOICE, SamplingParams
 from vokens.models.learnable.config import LearnableLMConfig
 from vokens.models.learnable.durations import DurationPredictor, expected_positions, frame_positions
 from vokens.models.learnable.layout import Alignment, Layout, Pace
-from vokens.models.learnable.reader import Reader
-from vokens.models.learnable.script import Script
+from vokens.models.learnable.prompt import PromptBuilder
 from vokens.models.learnable.speaker import (
     REFERENCE_RATE,
     REFERENCE_SECONDS,
@@ -32,8 +35,6 @@ from vokens.models.learnable.speaker import (
 )
 from vokens.models.pretrained import Pretrained
 from vokens.nn.product import Linear
-from vokens.nn.progress import pace_of
-from vokens.nn.sampling import Sampler
 from vokens.text import front_end
 
 Ids = Tensor | Sequence[int]
@@ -121,7 +122,7 @@ class LearnableLM(Pretrained):
             speaker=speaker is not None,
             asked=asked,
         )
-        words = self._text(text[:, : int(text_lengths.max())])
+        words = self.backbone.embed_tokens(text[:, : int(text_lengths.max())])
         start, task = self.mark_weights.expand(len(text), -1, -1).split(1, 1)
         voice = torch.zeros_like(start) if speaker is None else speaker[:, None].to(start.dtype)
         table = torch.cat([start, voice, task, words, self.speech_embedding(speech)], 1)
@@ -153,7 +154,7 @@ class LearnableLM(Pretrained):
             text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream, asked=asked
         )
         positions = self.positions(layout, text_lengths, speech_lengths, durations)
-        return self.head(self.hidden(x, positions)), layout.target
+        return self.head(self.backbone(x, positions)), layout.target
 
     def positions(
         self, layout: Layout, text_lengths: Tensor, speech_lengths: Tensor, durations: Tensor | None = None
@@ -172,10 +173,6 @@ class LearnableLM(Pretrained):
         own = speech_lengths / text_lengths
         return layout.progress(torch.where(layout.mixed, torch.full_like(own, self.config.pace), own))
 
-    def hidden(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The backbone's states (B, L, W) at positions (B, L); padding on the right is never looked at."""
-        return self.backbone(x, positions)[0]
-
     # Generation --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -186,7 +183,7 @@ class LearnableLM(Pretrained):
         speaker: Tensor | None = None,
         prompt_text: Text = "",
         prompt_speech: Ids = (),
-        sampler: Sampler | None = None,
+        sampler: SamplingParams | None = None,
         generator: Generators = None,
         limits: tuple[int, int] | None = None,
         speed: float = 1.0,
@@ -199,7 +196,7 @@ class LearnableLM(Pretrained):
                 a speaker encoder.
             prompt_text: what the voice said (one-shot); one for all.
             prompt_speech: its tokens.
-            sampler: `Sampler()`, RAS, by default. generator: on the CPU; one for all, or one for each, which makes a
+            sampler: sampling parameters, CosyVoice's by default. generator: one for all, or one for each, which makes a
                 row's draws its own.
             limits: least and most tokens; else `bounds`.
             speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
@@ -208,37 +205,9 @@ class LearnableLM(Pretrained):
         Raises:
             TokensError: an empty text, or ids outside the vocabularies.
         """
-        texts = [self._read(item, prompt_text) for item in text]
-        heard = self._check_speech(prompt_speech)
-        voices = self._voices(speaker, len(texts))
-        generators, sampler = one_each(generator, len(texts)), sampler or Sampler()
-        scripts = [
-            self._script(voice, ids, own, heard, speed)
-            for voice, (ids, own) in zip(voices, texts, strict=True)
-        ]
-        bounds = [
-            limits or self.bounds(own, speed, script) for (_, own), script in zip(texts, scripts, strict=True)
-        ]
-        reader = Reader(self.backbone, self.head)
-        scores = reader.start([script.take(self.beside) for script in scripts])
-        found: list[list[int]] = [[] for _ in texts]
-        running = [row for row, (_, most) in enumerate(bounds) if most > 0]
-        while running:
-            rows = scores.cpu()
-            for row in list(running):
-                may_end = len(found[row]) >= bounds[row][0]
-                token = self._draw(rows[row], found[row], sampler, generators[row], may_end)
-                if token != self.config.end:
-                    found[row].append(token)
-                if token == self.config.end or len(found[row]) >= bounds[row][1]:
-                    running.remove(row)
-            if running:
-                last = torch.tensor([[tokens[-1] if tokens else 0] for tokens in found], device=self.device)
-                said = [torch.tensor([len(heard) + max(0, len(tokens) - 1)]) for tokens in found]
-                at = [script.clock.speech(n) for script, n in zip(scripts, said, strict=True)]
-                at = torch.stack(at).to(self.device) if self.beside else None
-                scores = reader.read(self.speech_embedding(last), at)
-        return [torch.tensor(tokens, dtype=torch.long) for tokens in found]
+        prompts, bounds = self._prompts(text, speaker, prompt_text, prompt_speech, speed)
+        bounds = [limits or each for each in bounds]
+        return by_rows(self._decode(prompts, bounds, sampler, one_each(generator, len(text))), len(text))
 
     @torch.inference_mode()
     def stream(
@@ -248,16 +217,14 @@ class LearnableLM(Pretrained):
         speaker: Tensor | None = None,
         prompt_text: Text = "",
         prompt_speech: Ids = (),
-        sampler: Sampler | None = None,
+        sampler: SamplingParams | None = None,
         generator: torch.Generator | None = None,
         speed: float = 1.0,
     ) -> Iterator[int]:
         """The tokens that `generate` gives for one text, as soon as each is drawn."""
-        (ids, own), sampler = self._read(text, prompt_text), sampler or Sampler()
-        heard, (voice,) = self._check_speech(prompt_speech), self._voices(speaker, 1)
-        reader = Reader(self.backbone, self.head)
-        script = self._script(voice, ids, own, heard, speed)
-        yield from self._spoken(reader, script, [], self.bounds(own, speed, script), sampler, generator)
+        prompts, bounds = self._prompts([text], speaker, prompt_text, prompt_speech, speed)
+        for (token,) in self._decode(prompts, bounds, sampler, [generator]):
+            yield cast(int, token)
 
     @torch.inference_mode()
     def stream_text(
@@ -267,7 +234,7 @@ class LearnableLM(Pretrained):
         speaker: Tensor | None = None,
         prompt_text: Text = "",
         prompt_speech: Ids = (),
-        sampler: Sampler | None = None,
+        sampler: SamplingParams | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[int]:
         """Speech tokens of one utterance, one by one, while its text comes in pieces of any sizes.
@@ -280,61 +247,94 @@ class LearnableLM(Pretrained):
             raise ConfigError(
                 f'{self.name} has positions = "aligned", which need the whole text: give it to generate or stream'
             )
-        (group, share), sampler = self.config.mix, sampler or Sampler()
+        group, share = self.config.mix
         spelt = isinstance(prompt_text, str) and bool(self.config.front_end)
         before = front_end(self.config.front_end).both(str(prompt_text), "") if spelt else prompt_text
         words = self._check_text(before, empty=True)
-        heard = self._check_speech(prompt_speech)
+        heard = self._check(prompt_speech, self.config.speech_tokens, "speech")
         (voice,) = self._voices(speaker, 1)
-        reader, found, length = Reader(self.backbone, self.head), [], 0
-        script = self._begin(voice, Pace(self.config.pace or 1.0))
+        prompt = self._begin(voice, Pace(self.config.pace or 1.0))
+        cache, said, length = KVCache(self.config.backbone.layers), [], 0
+
+        def speak(least: int, most: int) -> Iterator[int]:
+            new: list[int] = []
+            for (token,) in self._decode([prompt], [(least, most)], sampler, [generator], cache, [said]):
+                new.append(cast(int, token))
+                yield new[-1]
+            said.extend(new)
+            prompt.decoded(new)
+
         for piece in text:
             new = self._check_text(piece, empty=True)
             words, length = torch.cat([words, new]), length + len(new)
             while len(words) >= group:
                 given = heard[:share]
-                script.text(words[:group]).speech(given)
+                prompt.text(words[:group]).speech(given)
                 words, heard = words[group:], heard[share:]
-                count = share - len(given)
-                yield from self._spoken(reader, script, found, (count, count), sampler, generator)
+                yield from speak(share - len(given), share - len(given))
         if not length:
             raise TokensError("no text was given to stream_text: give at least one token")
-        script.text(words).task().speech(heard)
-        least, most = (limit - len(found) for limit in self.bounds(length))
-        yield from self._spoken(reader, script, found, (least, most), sampler, generator)
+        prompt.text(words).task().speech(heard)
+        least, most = (limit - len(said) for limit in self.bounds(length))
+        yield from speak(least, most)
 
-    def _spoken(
+    def _prompts(
         self,
-        reader: Reader,
-        script: Script,
-        found: list[int],
-        limits: tuple[int, int],
-        sampler: Sampler,
-        generator: torch.Generator | None,
-    ) -> Iterator[int]:
-        """Tokens that follow what the script holds, at least and at most so many; `found` has all so far."""
-        for count in range(limits[1]):
-            scores = reader.more(*script.take(self.beside))[0].cpu()
-            token = self._draw(scores, found, sampler, generator, may_end=count >= limits[0])
-            if token == self.config.end:
-                return
-            found.append(token)
-            script.speech(torch.tensor([token], device=self.device))
-            yield token
+        text: Sequence[Text],
+        speaker: Tensor | None,
+        prompt_text: Text,
+        prompt_speech: Ids,
+        speed: float,
+    ) -> tuple[list[PromptBuilder], list[tuple[int, int]]]:
+        """The prompt of each text, and its least and most tokens; arguments as `generate`."""
+        texts = [self._read(item, prompt_text) for item in text]
+        heard = self._check(prompt_speech, self.config.speech_tokens, "speech")
+        prompts = [
+            self._prompt(voice, ids, own, heard, speed)
+            for voice, (ids, own) in zip(self._voices(speaker, len(texts)), texts, strict=True)
+        ]
+        bounds = [self.bounds(own, speed, each) for (_, own), each in zip(texts, prompts, strict=True)]
+        return prompts, bounds
 
-    def _draw(
+    def _decode(
         self,
-        scores: Tensor,
-        history: list[int],
-        sampler: Sampler,
-        generator: torch.Generator | None,
-        may_end: bool,
-    ) -> int:
-        """A code, or the end where it may come; the ids that are no codes are never drawn."""
-        end = float(scores[self.config.end]) if may_end else -torch.inf
-        scores[self.config.speech_tokens :] = -torch.inf
-        scores[self.config.end] = end
-        return sampler.draw(scores, history, generator)
+        prompts: list[PromptBuilder],
+        limits: list[tuple[int, int]],
+        sampling: SamplingParams | None,
+        generators: Sequence[torch.Generator | None],
+        cache: KVCache | None = None,
+        history: Sequence[Sequence[int]] = (),
+    ) -> Iterator[list[int | None]]:
+        """Tokens that follow prompts: see `vokens.lm.decode`. cache: of a prompt that is not the first."""
+        if all(most <= 0 for _, most in limits):
+            return
+        said, count = [torch.tensor([prompt.speeches]) for prompt in prompts], 0
+        embeddings, positions = zip(*(prompt.take() for prompt in prompts), strict=True)
+        x, mask = left_padded(embeddings)
+        read = cache or KVCache(self.config.backbone.layers, mask)
+
+        def step(last: Tensor) -> Tensor:
+            nonlocal count
+            places = [each.clock.speech(n + count) for each, n in zip(prompts, said, strict=True)]
+            count += 1
+            x = self.speech_embedding(last.to(self.device))[:, None]
+            return self._logits(x, torch.stack(places).to(self.device), read)
+
+        logits = self._logits(x, left_padded(positions)[0], read)
+        options = {"end": self.config.end, "limits": limits, "generators": generators, "history": history}
+        yield from decode(logits, step, sampling or COSYVOICE, **options)
+
+    def _logits(self, x: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) float32 of what follows x (B, n, W) at positions (B, n) of progress."""
+        states = self.backbone(x, positions if self.beside else None, cache)
+        return self.drawable(self.head(states[:, -1]).float())
+
+    def drawable(self, logits: Tensor) -> Tensor:
+        """Logits (B, V), -inf of ids that are neither codes nor the end."""
+        end = logits[:, self.config.end].clone()
+        logits[:, self.config.speech_tokens :] = -torch.inf
+        logits[:, self.config.end] = end
+        return logits
 
     @property
     def mark_weights(self) -> Tensor:
@@ -346,17 +346,17 @@ class LearnableLM(Pretrained):
         """Whether speech runs beside its text."""
         return self.config.positions != "sequence"
 
-    def bounds(self, text: int, speed: float = 1.0, script: Script | None = None) -> tuple[int, int]:
+    def bounds(self, text: int, speed: float = 1.0, prompt: PromptBuilder | None = None) -> tuple[int, int]:
         """Least and most speech tokens of so many text tokens: `config.speech_per_text` times as many, over the speed;
-        of a script with an alignment, three and five quarters of what is expected."""
-        if script is not None and isinstance(script.clock, Alignment):
-            expected = len(script.clock.frames) - 1 - script.speeches
+        of a prompt with an alignment, three and five quarters of what is expected."""
+        if prompt is not None and isinstance(prompt.clock, Alignment):
+            expected = len(prompt.clock.frames) - 1 - prompt.speeches
             return 3 * expected // 4, -(-5 * expected // 4)
         least, most = self.config.speech_per_text
         return int(text * least / speed), int(text * most / speed)
 
-    def _script(self, voice: Tensor, ids: Tensor, own: int, heard: Tensor, speed: float) -> Script:
-        """The sequence of a text, `own` of whose ids are not the prompt's, up to the prompt's speech."""
+    def _prompt(self, voice: Tensor, ids: Tensor, own: int, heard: Tensor, speed: float) -> PromptBuilder:
+        """The input of a text, `own` of whose ids are not the prompt's, up to the prompt's speech."""
         if self.config.positions == "aligned":
             speaker = voice if len(voice) else torch.zeros_like(self.speech_embedding.weight[:1])
             durations = self.durations.expected(ids, speaker)
@@ -366,8 +366,10 @@ class LearnableLM(Pretrained):
             clock = Pace(pace_of(self.config.pace, len(ids) - own, len(heard), speed))
         return self._begin(voice, clock).text(ids).task().speech(heard)
 
-    def _begin(self, voice: Tensor, clock: Pace | Alignment) -> Script:
-        return Script(self.mark_weights, self.backbone.embed_tokens, self.speech_embedding, voice, clock)
+    def _begin(self, voice: Tensor, clock: Pace | Alignment) -> PromptBuilder:
+        return PromptBuilder(
+            self.mark_weights, self.backbone.embed_tokens, self.speech_embedding, voice, clock
+        )
 
     def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
         """Each row's speaker token (1, W), or (0, W) where the model has none."""
@@ -383,9 +385,6 @@ class LearnableLM(Pretrained):
                 f"speaker {tuple(speaker.shape)} was given: (1, {width}) or ({count}, {width}) is accepted"
             )
         return list(speaker.to(self.device, self.dtype).expand(count, -1).split(1))
-
-    def _text(self, ids: Tensor) -> Tensor:
-        return self.backbone.embed_tokens(ids)
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text. Raises ConfigError where the config names no front end, or it cannot spell the text."""
@@ -407,9 +406,6 @@ class LearnableLM(Pretrained):
         if len(ids) == 0 and not empty:
             raise TokensError("an empty text was given: give at least one token")
         return self._check(ids, self.config.backbone.vocab_size, "text")
-
-    def _check_speech(self, ids: Ids) -> Tensor:
-        return self._check(ids, self.config.speech_tokens, "speech")
 
     def _check(self, ids: Ids, size: int, kind: str) -> Tensor:
         found = torch.as_tensor(ids, device=self.device).long()

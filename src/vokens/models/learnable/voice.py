@@ -20,6 +20,7 @@ from vokens.atomic import atomic_write
 from vokens.checkpoint import later, read_state_dict, save_safetensors
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
+from vokens.lm.sampling import COSYVOICE
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
@@ -28,7 +29,6 @@ from vokens.models.learnable.lm import LearnableLM
 from vokens.models.pretrained import Pretrained
 from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.nn.campplus import CAMPPlus, open_campplus
-from vokens.nn.sampling import Sampler
 from vokens.text.files import read_json
 
 Part = TypeVar("Part", bound=Pretrained)
@@ -92,7 +92,7 @@ class LearnableSpeech(Pretrained, Speaker):
         self.speaker = speaker
         self.sample_rate, self.sampler, self.front_end = (
             autoencoder.sample_rate,
-            Sampler(),
+            COSYVOICE,
             lm.config.front_end,
         )
         self.paced = lm.beside

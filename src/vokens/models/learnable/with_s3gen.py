@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vokens import audio
 from vokens.errors import AudioError, ConfigError
+from vokens.lm.sampling import COSYVOICE
 from vokens.models.codec import Audio
 from vokens.models.learnable.decoder import PROMPT_SECONDS, HeardVoice
 from vokens.models.learnable.lm import LearnableLM
@@ -18,7 +19,6 @@ from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
 from vokens.models.s3gen.model_config import TOKENS_OF
 from vokens.models.speaking import Manner, Speaker, generator_of
-from vokens.nn.sampling import Sampler
 
 REFERENCE_SECONDS = 10.0  # of a recording that S3Gen hears, as Chatterbox does
 
@@ -54,7 +54,7 @@ class WithS3Gen(Speaker):
                 "whose ids mean other sounds: give models of one release"
             )
         self.lm, self.s3gen = lm, s3gen
-        self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, Sampler(), lm.config.front_end
+        self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, COSYVOICE, lm.config.front_end
         self.paced = lm.beside
 
     @torch.inference_mode()

@@ -5,16 +5,18 @@ predicts all at once. A step sums the streams' embeddings, and each has a head. 
 """
 
 from dataclasses import dataclass
-from typing import cast
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.errors import ConfigError, TokensError
+from vokens.lm.cache import KVCache
+from vokens.lm.sampling import SamplingParams
+from vokens.lm.transformer import CausalTransformer
 from vokens.models.pretrained import Pretrained
 from vokens.nn.product import Linear
-from vokens.nn.transformer import Cache, CausalTransformer
 from vokens.tokens import Tokens
 
 IGNORED = -100  # targets that nothing is learned from
@@ -51,18 +53,12 @@ class TokenLMConfig:
             )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters: temperature 0 takes the likeliest; then of the top_k likeliest (0: all) the fewest that
-    hold top_p of the probability. The defaults are the paper's."""
+PAPER = SamplingParams(temperature=0.8, top_k=10, top_p=0.8)
 
-    temperature: float = 0.8
-    top_k: int = 10
-    top_p: float = 0.8
 
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(f"{self}: temperature and top_k of at least 0, top_p in (0, 1] are accepted")
+def Sampling(temperature: float = 0.8, top_k: int = 10, top_p: float = 0.8) -> SamplingParams:
+    """Deprecated: `vokens.lm.SamplingParams`."""
+    return SamplingParams(temperature, top_k, top_p)
 
 
 def delayed(codes: Tensor, lengths: Tensor, sizes: tuple[int, ...], delay: int) -> Tensor:
@@ -106,18 +102,18 @@ class TokenLM(Pretrained):
             nn.init.normal_(module.get_parameter("weight"), std=0.02)
 
     def forward(
-        self, steps: Tensor, vector: Tensor | None = None, cache: Cache | None = None
-    ) -> tuple[list[Tensor], Cache]:
-        """Logits, K of (B, S, size + 1), of what follows each of the steps (B, K, S), and the cache for more.
+        self, steps: Tensor, vector: Tensor | None = None, cache: KVCache | None = None
+    ) -> list[Tensor]:
+        """Logits, K of (B, S, size + 1), of what follows each of the steps (B, K, S), which follow the cache.
 
-        vector: (B, vector_width), at the beginning (no cache) of a model that has one.
+        vector: (B, vector_width), at the beginning (no cache, or an empty one) of a model that has one.
         """
         x = torch.stack([embed(steps[:, j]) for j, embed in enumerate(self.embeddings)]).sum(0)
         prefix = self._prefix(vector, len(steps)) if cache is None or not cache.length else None
         if prefix is not None:
             x = torch.cat([prefix, x], 1)
-        hidden, cache = self.transformer(x, cache)
-        return [head(hidden[:, -steps.shape[2] :]) for head in self.heads], cache
+        hidden = self.transformer(x, cache)
+        return [head(hidden[:, -steps.shape[2] :]) for head in self.heads]
 
     def _prefix(self, vector: Tensor | None, rows: int) -> Tensor | None:
         if (vector is None) == (self.vector is not None) or (vector is not None and len(vector) != rows):
@@ -129,7 +125,7 @@ class TokenLM(Pretrained):
         """Mean of -ln p of each stream (K,) over its codes and their end, of codes (B, K, T), lengths (B,)."""
         sizes, delay = self.config.codebook_sizes, self.config.delay
         steps = delayed(codes, lengths, sizes, delay)
-        logits, _ = self(steps[..., :-1], vector)
+        logits = self(steps[..., :-1], vector)
         places = torch.arange(steps.shape[2] - 1, device=codes.device)
         found = []
         for j, scores in enumerate(logits):
@@ -151,7 +147,7 @@ class TokenLM(Pretrained):
         prompt: Tokens | None = None,
         vector: Tensor | None = None,
         max_frames: int = 500,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         seed: int = 0,
     ) -> Tokens:
         """Tokens of `rows` utterances, or of those that a prompt's rows go on to, prompt included.
@@ -164,7 +160,7 @@ class TokenLM(Pretrained):
 
         Raises TokensError for a prompt of other codebooks.
         """
-        sampling, config = sampling or Sampling(), self.config
+        sampling, config = sampling or PAPER, self.config
         sizes, delay, streams = config.codebook_sizes, config.delay, len(config.codebook_sizes)
         if prompt is not None:
             if tuple(prompt.codebook_sizes) != tuple(sizes):
@@ -176,26 +172,25 @@ class TokenLM(Pretrained):
         codes = torch.zeros(rows, streams, total, dtype=torch.int64)
         if prompt is not None:
             codes[..., : prompt.codes.shape[2]] = prompt.codes.cpu()
-        draws = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(rows)]
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(rows)]
         lengths = given.clamp(min=max_frames)
-        cache: Cache | None = None
+        cache = KVCache(config.layers)
         for step in range(total + delay * (streams - 1)):
             if step - delay * (streams - 1) >= int(lengths.max()):
                 break
             inputs = delayed(codes, lengths, sizes, delay)[..., step : step + 1]
-            logits, cache = self(inputs.to(self.device), vector, cache)
-            chance = torch.stack([torch.rand(streams, generator=draw) for draw in draws])
-            for j, scores in enumerate(logits):
+            logits = [scores[:, 0].float().cpu() for scores in self(inputs.to(self.device), vector, cache)]
+            for row, j in product(range(rows), range(streams)):
                 frame = step - delay * j
-                if not 0 <= frame < total:
+                if not given[row] <= frame < lengths[row]:
                     continue
-                scores = scores[:, 0].float().cpu()
                 may_end = j == 0 and frame > 0
-                drawn = draw_codes(scores if may_end else scores[:, :-1], chance[:, j], sampling)
-                free = (frame >= given) & (frame < lengths)
-                ends = free & (drawn == sizes[j])
-                lengths = torch.where(ends, frame, lengths)
-                codes[:, j, frame] = torch.where(free & ~ends, drawn, codes[:, j, frame])
+                scores = logits[j][row] if may_end else logits[j][row, :-1]
+                code = sampling.draw(scores, generator=generators[row])
+                if code == sizes[j]:
+                    lengths[row] = frame
+                else:
+                    codes[row, j, frame] = code
         longest = int(lengths.max()) if rows else 0
         return Tokens(
             codes=codes[..., :longest],
@@ -208,20 +203,3 @@ class TokenLM(Pretrained):
             codebook_sizes=sizes,
             global_vector=None if vector is None else vector.float().cpu(),
         )
-
-
-def draw_codes(logits: Tensor, chance: Tensor, sampling: Sampling) -> Tensor:
-    """Codes (B,) of logits (B, size), each a function of its row and of its chance (B,) in [0, 1)."""
-    if sampling.temperature == 0:
-        return logits.argmax(1)
-    sorted_logits, order = (logits / sampling.temperature).sort(dim=1, descending=True, stable=True)
-    shares = sorted_logits.softmax(1)
-    if sampling.top_k:
-        shares[:, sampling.top_k :] = 0
-        shares = shares / shares.sum(1, keepdim=True)
-    before = shares.cumsum(1) - shares
-    shares = shares.masked_fill(before >= sampling.top_p, 0)  # the likeliest always stays
-    reached = shares.cumsum(1)
-    place = (reached <= (chance * reached[:, -1])[:, None]).sum(1)
-    last = (shares > 0).sum(1) - 1
-    return cast(Tensor, order.gather(1, torch.minimum(place, last)[:, None])[:, 0])

@@ -2,6 +2,6 @@
 
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.model import USLM
-from vokens.models.uslm.sampling import Sampling
+from vokens.nn.sampling import Sampling  # deprecated: vokens.lm.SamplingParams
 
 __all__ = ["USLM", "Sampling", "USLMConfig"]

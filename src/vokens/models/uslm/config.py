@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vokens.errors import ConfigError
-from vokens.nn.progress import check_positions
+from vokens.lm.positions import check_positions
 from vokens.text.front_end import check_name
 
 
@@ -21,7 +21,7 @@ class USLMConfig:
         sample_rate, hop_length: of the tokenizer, Hz and samples per frame. codec, fingerprint: its name and, where
             it is known, which weights.
         positions: in the first network: "sequence", as published; or "progress", speech beside its text
-            (`nn.progress`), for which pace is the frames of a symbol on the average. The second hears what is said.
+            (`lm.positions`), for which pace is the frames of a symbol on the average. The second hears what is said.
         published_stop: the length limit counts the prompt's text too, and speech also ends where the end is
             the likeliest next code and another one was drawn. The released weights were judged with both.
         published_targets: no training of the first code, which leaves speech without a prompt undefined, and

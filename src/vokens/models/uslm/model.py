@@ -14,12 +14,14 @@ import vokens.models.uslm.checkpoint as layout
 from vokens import checkpoint
 from vokens.errors import ConfigError, TokensError
 from vokens.flow.noise import Generators, one_each
+from vokens.lm.cache import KVCache
+from vokens.lm.decode import by_rows, decode
+from vokens.lm.positions import pace_of
+from vokens.lm.sampling import SamplingParams
 from vokens.models.pretrained import Pretrained
 from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.networks import Autoregressive, NonAutoregressive
-from vokens.models.uslm.sampling import Sampling, draw
-from vokens.models.uslm.transformer import Memory
-from vokens.nn.progress import pace_of
+from vokens.nn.masks import padding_mask
 from vokens.one_or_list import one_or_list
 from vokens.text import front_end
 from vokens.text.front_end import PAD
@@ -55,7 +57,7 @@ class USLM(Pretrained):
         prompt: Tokens | None = None,
         prompt_text: str | Sequence[str] = "",
         *,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         generator: Generators = None,
         max_frames: int | None = None,
         spelling: str = "",
@@ -67,7 +69,7 @@ class USLM(Pretrained):
             texts: one text or a list of them.
             prompt: SpeechTokenizer's tokens of a few seconds of the voice, `codec.encode("voice.wav")`: one item
                 for all texts or one for each. prompt_text: what is said in it, likewise.
-            sampling: how codes are drawn; the whole distribution by default.
+            sampling: parameters; the whole distribution by default.
             generator: of the draws: one that the texts use up together, or one for each, which makes them
                 independent of their company; None stands for torch's own.
             max_frames: end all speech there at the latest. spelling: another front end than the config's, e.g.
@@ -93,7 +95,7 @@ class USLM(Pretrained):
         ids = [torch.tensor(spell.ids(text, before)) for text, before in zip(wanted, said, strict=True)]
         alone = [len(spell.ids(text)) for text in wanted]
         rows = self._prompt_rows(prompt, len(wanted))
-        spoken = self.speak(ids, rows, alone, sampling or Sampling(), generator, max_frames, speed)
+        spoken = self.speak(ids, rows, alone, sampling or SamplingParams(), generator, max_frames, speed)
         lengths = torch.tensor([len(row) for row in spoken])
         return Tokens(
             codes=nn.utils.rnn.pad_sequence(spoken, batch_first=True).transpose(1, 2).cpu(),
@@ -111,7 +113,7 @@ class USLM(Pretrained):
         ids: Sequence[Tensor],
         prompts: Sequence[Tensor],
         own: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
         generator: Generators = None,
         max_frames: int | None = None,
         speed: float = 1.0,
@@ -157,45 +159,33 @@ class USLM(Pretrained):
         text_lengths: Tensor,
         prompts: Sequence[Tensor],
         limits: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
         generator: Generators = None,
         pace: Tensor | None = None,
     ) -> list[Tensor]:
         """New codes (T,) of the first codebook, 1 to limits[row], after text (B, L) and prompts (P,), at paces (B,)."""
-        generators = one_each(generator, len(prompts))
         frames = torch.tensor([len(row) for row in prompts], device=self.device)
         codes = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(self.device)
-        padded, rows = text.shape[1], torch.arange(len(text), device=self.device)
-        memory = [Memory() for _ in range(self.config.layers)]
-        hidden = self.ar(text, text_lengths, codes, frames, memory, pace)
-        hidden = hidden[rows, torch.where(frames > 0, padded + frames, text_lengths) - 1]
-        spoken: list[list[int]] = [[] for _ in prompts]
-        going = set(range(len(prompts)))
-        while True:
-            logits = self.ar.predict(hidden).float()
-            for row in sorted(going):
-                code = self._next(logits[row], spoken[row], sampling, generators[row])
-                if code != self.config.end:
-                    spoken[row].append(code)
-                if code == self.config.end or len(spoken[row]) == limits[row]:
-                    going.remove(row)
-            if not going:
-                return [torch.tensor(codes, device=self.device) for codes in spoken]
-            last = torch.tensor([row[-1] for row in spoken], device=self.device)
-            hidden = self.ar.step(last, frames, text_lengths, padded, memory, pace)
-            frames = frames + 1  # rows that have ended go on beside the others, unheard
+        cache = KVCache(self.config.layers)
+        hidden = self.ar(text, text_lengths, codes, frames, cache, pace)
+        last = torch.where(frames > 0, text.shape[1] + frames, text_lengths) - 1
 
-    def _next(
-        self, logits: Tensor, spoken: list[int], sampling: Sampling, generator: torch.Generator | None
-    ) -> int:
-        """The next code of one item, or the end; the first is never the end."""
-        end = self.config.end
-        if not spoken:
-            logits = logits.clone()
-            logits[end] = -torch.inf
-        code = draw(logits, sampling, spoken, generator)
-        ends = self.config.published_stop and int(logits.argmax()) == end
-        return end if ends else code
+        def step(codes: Tensor) -> Tensor:
+            nonlocal frames
+            hidden = self.ar.step(codes.to(self.device), frames, cache, pace)
+            frames = frames + 1
+            return self.ar.predict(hidden)
+
+        steps = decode(
+            self.ar.predict(hidden[torch.arange(len(text), device=self.device), last]),
+            step,
+            sampling,
+            end=self.config.end,
+            limits=[(1, limit) for limit in limits],
+            generators=one_each(generator, len(prompts)),
+            end_if_likeliest=self.config.published_stop,
+        )
+        return [row.to(self.device) for row in by_rows(steps, len(prompts))]
 
     def fill_in(
         self, text: Tensor, text_lengths: Tensor, prompts: Sequence[Tensor], firsts: Sequence[Tensor]
@@ -208,9 +198,7 @@ class USLM(Pretrained):
         for row, (before, after) in enumerate(zip(prompts, firsts, strict=True)):
             codes[row, : len(before)] = before
             codes[row, len(before) : int(lengths[row]), 0] = after
-        given = (
-            torch.arange(codes.shape[1], device=self.device) < starts[:, None]
-        )  # (B, N): the prompt's frames
+        given = padding_mask(starts, codes.shape[1])  # (B, N): the prompt's frames
         speech = self.nar.embed(codes[..., 0], 0)
         if mode:  # all of the prompt from the first stage on
             for book in range(1, books):

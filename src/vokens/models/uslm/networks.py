@@ -5,8 +5,10 @@ hears it and says the remaining codebooks one after another, each for all frames
 import torch
 from torch import Tensor, nn
 
+from vokens.lm.cache import KVCache, causal_mask
 from vokens.models.uslm.config import USLMConfig
-from vokens.models.uslm.transformer import Memory, Positions, Transformer, attention_mask
+from vokens.models.uslm.transformer import Positions, Transformer
+from vokens.nn.masks import padding_mask
 from vokens.nn.product import Linear, linear
 
 
@@ -19,6 +21,11 @@ def beside(frames: Tensor, pace: Tensor | None) -> Tensor:
 def _transformer(config: USLMConfig, staged: bool) -> Transformer:
     sizes = config.width, config.heads, config.layers, config.feedforward
     return Transformer(*sizes, config.dropout, staged)
+
+
+def _padding_mask(text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L + N) bool of text (B, L) and speech (B, N), each padded on its right."""
+    return torch.cat([padding_mask(text_lengths, text.shape[1]), padding_mask(lengths, speech.shape[1])], 1)
 
 
 class Autoregressive(nn.Module):
@@ -39,7 +46,7 @@ class Autoregressive(nn.Module):
         text_lengths: Tensor,
         codes: Tensor,
         lengths: Tensor,
-        memory: list[Memory] | None = None,
+        cache: KVCache | None = None,
         pace: Tensor | None = None,
         silenced: Tensor | None = None,
     ) -> Tensor:
@@ -56,25 +63,16 @@ class Autoregressive(nn.Module):
             speech, beside(torch.arange(codes.shape[1], device=codes.device), pace)
         )
         x = torch.cat([self.text_positions(self.text(text)), speech], 1)
-        mask = attention_mask(text_lengths, lengths, (text.shape[1], codes.shape[1]), causal=True)
-        return self.transformer(x, mask, memory=memory)
+        padding = _padding_mask(text, text_lengths, codes, lengths)
+        if cache is not None:
+            cache.padding_mask = padding
+        mask = causal_mask(x.shape[1], x.shape[1], x.device, padding, prefix=text.shape[1])
+        return self.transformer(x, mask, cache=cache)
 
-    def step(
-        self,
-        codes: Tensor,
-        frames: Tensor,
-        text_lengths: Tensor,
-        padded: int,
-        memory: list[Memory],
-        pace: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states (B, D) of one more code (B,) each, which becomes the code number frames (B,) of its item.
-
-        text_lengths (B,) of `padded`, the text that `forward` with the same memory began with.
-        """
+    def step(self, codes: Tensor, frames: Tensor, cache: KVCache, pace: Tensor | None = None) -> Tensor:
+        """Hidden states (B, D) of one more code (B,) each, the code number frames (B,) of its item."""
         x = self.speech_positions(self.speech(codes)[:, None], beside(frames[:, None], pace))
-        mask = attention_mask(text_lengths, frames + 1, (padded, int(frames.max()) + 1), causal=False)
-        return self.transformer(x, mask[:, :, :1], memory=memory, places=padded + frames)[:, 0]
+        return self.transformer(x, cache.mask(1, x.device), cache=cache)[:, 0]
 
 
 class NonAutoregressive(nn.Module):
@@ -109,8 +107,8 @@ class NonAutoregressive(nn.Module):
     ) -> Tensor:
         """Hidden states (B, L + N, D) of text (B, L) and embedded speech (B, N, D) in stage 1 ... K - 1."""
         x = torch.cat([self.text_positions(self.text(text)), self.speech_positions(speech)], 1)
-        mask = attention_mask(text_lengths, lengths, (text.shape[1], speech.shape[1]), causal=False)
-        return self.transformer(x, mask, self.stages[stage - 1][0])
+        padding = _padding_mask(text, text_lengths, speech, lengths)
+        return self.transformer(x, padding[:, None, None], self.stages[stage - 1][0])
 
     def embed(self, codes: Tensor, book: int) -> Tensor:
         """(B, N, D) of codes (B, N) of a codebook."""

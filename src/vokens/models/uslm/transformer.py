@@ -1,8 +1,8 @@
 """The transformer of both networks of USLM: pre-norm, ReLU, sine positions, norms that a stage scales (VALL-E §4.2).
 
 A sequence is text, then speech, each padded on its right and counted from position 0 (speech at a pace of its own
-where it has one). With a memory of keys and
-values a code is a step of one row per item; text never looks at speech, so the result is the whole pass's.
+where it has one). With a KV cache a code is a step of one row per item; text never attends to speech, so the result
+is the whole pass's.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens.lm.cache import KVCache, LayerCache
 from vokens.nn.attention import attention
 from vokens.nn.product import Linear
 
@@ -39,51 +40,6 @@ class Positions(nn.Module):
         return self.dropout(x + self.scale * sines(places, self.width).to(x.dtype))
 
 
-def attention_mask(
-    text_lengths: Tensor, speech_lengths: Tensor, sizes: tuple[int, int], causal: bool
-) -> Tensor:
-    """(B, 1, L + N, L + N) bool, True where a row (query) sees a column, for L, N = sizes padded text and speech.
-
-    causal: text sees text alone, speech sees all text and its past. Otherwise each sees all.
-    """
-    text, speech = sizes
-    device = text_lengths.device
-    mask = torch.cat(
-        [
-            torch.arange(text, device=device) < text_lengths[:, None],
-            torch.arange(speech, device=device) < speech_lengths[:, None],
-        ],
-        1,
-    )[:, None, None]
-    if not causal:
-        return mask.expand(-1, 1, text + speech, -1)
-    past = torch.ones(text + speech, text + speech, dtype=torch.bool, device=device).tril()
-    past[:, :text] = True
-    return mask & past
-
-
-class Memory:
-    """Keys and values (B, H, S, D) that a layer has seen; rows write at places of their own."""
-
-    GROWTH = 256  # free places made at once
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def add(self, keys: Tensor, values: Tensor, places: Tensor | None, seen: int) -> tuple[Tensor, Tensor]:
-        """All up to `seen`, after a first pass's keys (B, H, S, D), or one step's (B, H, 1, D) at places (B,)."""
-        if self.keys is None or self.values is None or places is None:
-            self.keys, self.values = keys, values
-            return keys, values
-        if self.keys.shape[2] < seen:
-            self.keys = F.pad(self.keys, (0, 0, 0, self.GROWTH))
-            self.values = F.pad(self.values, (0, 0, 0, self.GROWTH))
-        rows = torch.arange(len(places), device=places.device)
-        self.keys[rows, :, places], self.values[rows, :, places] = keys[:, :, 0], values[:, :, 0]
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
-
-
 class Attention(nn.Module):
     """Multi-head attention with one projection for queries, keys and values."""
 
@@ -93,11 +49,11 @@ class Attention(nn.Module):
         self.project = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, memory: Memory | None, places: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         parts = self.project(x).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        if memory is not None:
-            k, v = memory.add(k, v, places, mask.shape[-1])
+        if cache is not None:
+            k, v = cache.append(k, v)
         y = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -136,9 +92,9 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor, stage: Tensor | None, memory: Memory | None, places: Tensor | None
+        self, x: Tensor, mask: Tensor | None, stage: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x, stage), mask, memory, places))
+        x = x + self.dropout(self.attention(self.norm1(x, stage), mask, cache))
         hidden = self.dropout(F.relu(self.up(self.norm2(x, stage))))
         return x + self.dropout(self.down(hidden))
 
@@ -156,20 +112,14 @@ class Transformer(nn.Module):
         self.norm = Norm(width, staged)
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        stage: Tensor | None = None,
-        memory: list[Memory] | None = None,
-        places: Tensor | None = None,
+        self, x: Tensor, mask: Tensor | None, stage: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D).
+        """x (B, T, D) that follows the cache, which then holds it -> (B, T, D).
 
         Args:
-            mask: (B, 1, T, S) bool, True where a row sees a column.
-            stage: (D,) of a staged network. memory: one per layer, filled by a first pass and continued by steps
-                of T = 1, whose rows stand at places (B,) among the S.
+            mask: (B, 1, 1 or T, S) bool, True where a row attends to a column; None where to all.
+            stage: (D,) of a staged network.
         """
         for number, layer in enumerate(self.layers):
-            x = layer(x, mask, stage, None if memory is None else memory[number], places)
+            x = layer(x, mask, stage, None if cache is None else cache.layers[number])
         return self.norm(x, stage)

@@ -9,12 +9,11 @@ import numpy as np
 
 from vokens import audio
 from vokens.errors import ConfigError, VokensError
+from vokens.lm.sampling import SamplingParams
 from vokens.models.codec import Audio, Codec
 from vokens.models.pretrained import Pretrained
 from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.models.uslm.model import USLM
-from vokens.models.uslm.sampling import Sampling
-from vokens.nn.sampling import Sampler
 from vokens.tokens import Tokens
 
 # The codec that a config means by its system's name.
@@ -47,7 +46,7 @@ class USLMSpeech(Speaker):
             )
         self.uslm, self.codec = uslm, codec
         self.sample_rate, self.front_end = codec.sample_rate, settings.front_end
-        self.sampler, self.paced = Sampler("full"), settings.positions == "progress"
+        self.sampler, self.paced = SamplingParams(), settings.positions == "progress"
 
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> tuple[Tokens, str]:
         """A prompt and its text, without which it cannot be gone on from."""
@@ -71,23 +70,8 @@ class USLMSpeech(Speaker):
             pieces,
             prompt,
             said,
-            sampling=sampling_of(manner.sampler or self.sampler),
+            sampling=manner.sampler or self.sampler,
             generator=[generator_of(seed) for seed in seeds],
             speed=manner.speed,
         )
         return self.codec.decode(tokens)
-
-
-def sampling_of(sampler: Sampler) -> Sampling:
-    """A sampler as this model's law of one draw."""
-    if sampler.kind == "greedy":
-        return Sampling(temperature=0.0)
-    if sampler.kind == "full":
-        return Sampling(sampler.temperature)
-    return Sampling(
-        sampler.temperature,
-        sampler.top_k,
-        sampler.top_p,
-        sampler.window,
-        sampler.repeats if sampler.kind == "ras" else 1.0,
-    )

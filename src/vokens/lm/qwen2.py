@@ -1,18 +1,36 @@
-"""Qwen2's decoder (arXiv 2407.10671): the backbone of Learnable-Speech's language model.
+"""Qwen2's decoder (arXiv 2407.10671), with the names of transformers, whose weights load without a table."""
 
-Tensors are named as in transformers, whose weights of Qwen2 load without a table.
-"""
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens.models.learnable.config import Qwen2Sizes
+from vokens.errors import ConfigError
+from vokens.lm.cache import KVCache, LayerCache
 from vokens.nn.attention import Rotation, attention, rotate
 from vokens.nn.product import Linear
-from vokens.nn.transformer import Cache
 
-Seen = tuple[Tensor, Tensor]  # keys and values (B, kv_heads, T, D) of a layer
+
+@dataclass(frozen=True)
+class Qwen2Sizes:
+    """Sizes of the backbone; the defaults are Qwen2-0.5B's (CosyVoice-BlankEN)."""
+
+    vocab_size: int = 151_936
+    width: int = 896
+    hidden: int = 4864
+    layers: int = 24
+    heads: int = 14
+    kv_heads: int = 2
+    max_positions: int = 32_768
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must be a multiple of the next"
+            )
 
 
 class RMSNorm(nn.Module):
@@ -40,19 +58,18 @@ class Attention(nn.Module):
         self.o_proj = Linear(sizes.heads * self.head, sizes.width, bias=False)
 
     def forward(
-        self, x: Tensor, positions: Rotation, mask: Tensor | None, seen: Seen | None
-    ) -> tuple[Tensor, Seen]:
-        """x (B, n, W) behind what was seen -> (B, n, W), and all that is seen now; mask (B or 1, 1, n, T) bool."""
+        self, x: Tensor, positions: Rotation, mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        """x (B, n, W) that follows the cache -> (B, n, W); mask (B or 1, 1, n, T) bool."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, positions), rotate(k, positions)
-        if seen is not None:
-            k, v = torch.cat([seen[0], k], 2), torch.cat([seen[1], v], 2)
+        if cache is not None:
+            k, v = cache.append(k, v)
         keys, values = (part.repeat_interleave(self.group, 1) for part in (k, v))
-        attended = attention(q, keys, values, mask)
-        return self.o_proj(attended.transpose(1, 2).flatten(2)), (k, v)
+        return self.o_proj(attention(q, keys, values, mask).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -79,11 +96,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(sizes.width, sizes.norm_eps)
 
     def forward(
-        self, x: Tensor, positions: Rotation, mask: Tensor | None, seen: Seen | None
-    ) -> tuple[Tensor, Seen]:
-        y, kept = self.self_attn(self.input_layernorm(x), positions, mask, seen)
-        x = x + y
-        return x + self.mlp(self.post_attention_layernorm(x)), kept
+        self, x: Tensor, positions: Rotation, mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), positions, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Qwen2(nn.Module):
@@ -101,30 +117,17 @@ class Qwen2(nn.Module):
             if isinstance(part, nn.Linear) and part.bias is not None:
                 nn.init.zeros_(part.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor | None = None,
-        filling: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Tensor, Cache]:
-        """x (B, n, W) that follows the cache -> states (B, n, W), and the cache for what follows x.
+    def forward(self, x: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """x (B, n, W) that follows the cache, which then holds it -> states (B, n, W).
 
-        positions: (B, n), numbers of any kind; None for those that follow the cache's. filling: (B,) places at the
-        left of each row, counted from the cache's start, that are never looked at.
+        positions: (B, n), numbers of any kind; None for those that follow the cache's.
         """
-        cache = cache or Cache()
-        first, total = cache.length, cache.length + x.shape[1]
-        places = torch.arange(total, device=x.device)
-        if positions is None:
-            positions = places[None, first:]
-        turn = self._rotation(positions)
-        mask = self._mask(places, first, filling)
-        seen = []
+        before = cache or KVCache(1)
+        mask = before.mask(x.shape[1], x.device)
+        rotation = self._rotation(before.positions(x.shape[1], x.device) if positions is None else positions)
         for number, layer in enumerate(self.layers):
-            x, kept = layer(x, turn, mask, cache.layers[number] if cache.layers else None)
-            seen.append(kept)
-        return self.norm(x), Cache(tuple(seen))
+            x = layer(x, rotation, mask, None if cache is None else cache.layers[number])
+        return self.norm(x)
 
     def _rotation(self, positions: Tensor) -> Rotation:
         """Cosines and sines (B or 1, 1, n, head), in float32."""
@@ -133,15 +136,3 @@ class Qwen2(nn.Module):
         angles = positions[:, None, :, None].float() * (1.0 / self.sizes.rope_theta**steps)
         angles = torch.cat([angles, angles], -1)
         return angles.cos(), angles.sin()
-
-    @staticmethod
-    def _mask(places: Tensor, first: int, filling: Tensor | None) -> Tensor | None:
-        """(B or 1, 1, n, T) bool, which places each new one sees; None where that is all of them.
-
-        Filling sees itself: a softmax over nothing would be NaN, which later layers would spread.
-        """
-        new = places[first:, None]
-        if filling is None:
-            return None if len(new) == 1 else (places <= new)[None, None]
-        seen = (places <= new) & (places >= filling[:, None, None])
-        return (seen | (places == new))[:, None]

@@ -1,4 +1,4 @@
-"""One utterance's sequence of embeddings and positions, built up in the order of reading."""
+"""Builder of one utterance's input: embeddings and positions, in the order in which they are read."""
 
 from typing import Self
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from vokens.models.learnable.layout import Alignment, Pace, text_position
 
 
-class Script:
-    """A sequence as it is written: what was not read yet, and where it stands.
+class PromptBuilder:
+    """Builds the input of text and speech piece by piece.
 
     Args:
         marks: (2, W), start and task. words, tokens: tables of the text's and of the speech's ids. voice: the speaker
             token (1, W), or (0, W). clock: positions of speech.
 
     Attributes:
-        texts, speeches: how many of each were written.
+        texts, speeches: how many of each were appended.
     """
 
     def __init__(
@@ -45,8 +45,13 @@ class Script:
         self.speeches += len(ids)
         return self
 
-    def take(self, placed: bool) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (n, W) of what was written since, and their positions (n,), if asked for."""
+    def decoded(self, tokens: list[int]) -> None:
+        """Append tokens that decoding drew, and of which it read all but the last."""
+        self.speeches += max(0, len(tokens) - 1)
+        self.speech(torch.tensor(tokens[-1:], dtype=torch.long, device=self.task_mark.device))
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Embeddings (n, W) of what was appended since the last call, and positions (n,)."""
         x, places = torch.cat(self.pending), torch.cat(self.places)
         self.pending, self.places = [], []
-        return x, places.to(x.device) if placed else None
+        return x, places.to(x.device)
