@@ -24,7 +24,7 @@ from vokens.models.dacvae import model as module
 from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.network import Spectra, velocity
 from vokens.train.config import read_recipe
-from vokens.train.flow_autoencoder import FlowAutoencoderTrainer
+from vokens.train.tasks.flow_autoencoder import FlowAutoencoderTrainer
 
 RATE = 24000
 SIZES = {
@@ -189,11 +189,11 @@ def test_the_encoder_stays_or_learns(recipe: Path, speech: Path) -> None:
 
 def test_disturbed_crops_learn_noisier_times_alone(recipe: Path) -> None:
     trainer = trainer_for(recipe, "augment=0.5", "data.batch_size=64")
-    draws = trainer._draws(0, 0, 1)
+    draws = trainer._draws(0)
     disturbed = draws.share > 0
     assert 0.3 < disturbed.float().mean() < 0.7
     assert (draws.time <= 1 - draws.share).all()
-    assert not trainer_for(recipe, "augment=0.0")._draws(0, 0, 1).share.any()
+    assert not trainer_for(recipe, "augment=0.0")._draws(0).share.any()
 
 
 def test_bfloat16_follows_float32(recipe: Path) -> None:
@@ -206,9 +206,10 @@ def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
 
 def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
     one, two = trainer_for(recipe, "data.batch_size=4"), trainer_for(recipe)
-    whole = one._draws(3, 0, 1)
+    whole = one._draws(3)
     for rank in range(2):
-        for mine, all_rows in zip(two._draws(3, rank, 2), whole, strict=True):
+        two.world, two.rank = 2, rank
+        for mine, all_rows in zip(two._draws(3), whole, strict=True):
             torch.testing.assert_close(mine, all_rows[2 * rank : 2 * rank + 2], atol=0, rtol=0)
 
 

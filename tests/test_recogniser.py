@@ -26,8 +26,8 @@ from vokens.quantize.vq import UnitVectorLearner
 from vokens.text.transcripts import frames_needed, normalise, read, spell
 from vokens.train.config import read_recipe, trainer_of
 from vokens.train.data import pcm_rows, read_clips
-from vokens.train.recogniser import RecogniserConfig, RecogniserTrainer, attention, ctc
 from vokens.train.state import checkpoints
+from vokens.train.tasks.recogniser import RecogniserConfig, RecogniserTrainer, attention, ctc
 from vokens.train.utterances import AugmentConfig, Utterances, masked
 
 RATE = 16000
@@ -184,7 +184,7 @@ def test_all_losses_fall(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             level = np.abs(wave[: len(wave) // 320 * 320]).reshape(-1, 320).mean(1)
             return np.stack([level, level**2, 1 - level], 1)
 
-    monkeypatch.setattr("vokens.train.recogniser.load_teacher", lambda *_: Tones())
+    monkeypatch.setattr("vokens.train.tasks.recogniser.load_teacher", lambda *_: Tones())
     losses = "losses={ctc=1.0, commit=0.25, attention=0.5, distill=1.0, distill_before=1.0}"
     changes = (*VQ[:2], losses, "head.decoder_layers=1", "teacher.kind=tones", "teacher.loss=t_axis")
     trainer = trainer_for(recipe, *changes, "optim.schedule=constant")
@@ -421,16 +421,23 @@ def test_an_epoch_has_every_utterance_once_and_little_padding(tmp_path: Path) ->
     assert sorted(once) == list(range(100))
 
 
+def seeded(seeds: range) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def test_masks_hide_their_share() -> None:
     mel = torch.randn(16, 40, 200)
     frames = torch.full((16,), 200)
     augment = AugmentConfig(bands=1, band_share=0.5, gaps=0)
-    out = masked(mel, frames, augment, torch.Generator().manual_seed(0))
+    out = masked(mel, frames, augment, seeded(range(16)))
     hidden = (out != mel).float().mean((1, 2))
     assert hidden.max() <= 0.55
     assert 0.1 < hidden.mean() < 0.4
-    assert torch.equal(out, masked(mel, frames, augment, torch.Generator().manual_seed(0)))
-    assert torch.equal(masked(mel, frames, AugmentConfig(bands=0, gaps=0), torch.Generator()), mel)
+    assert torch.equal(out, masked(mel, frames, augment, seeded(range(16))))
+    assert torch.equal(
+        out[9:], masked(mel[9:], frames[9:], augment, seeded(range(9, 16)))
+    )  # a row is its own
+    assert torch.equal(masked(mel, frames, AugmentConfig(bands=0, gaps=0), seeded(range(16))), mel)
 
 
 # Settings

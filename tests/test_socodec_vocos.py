@@ -13,7 +13,7 @@ import vokens
 from vokens.errors import ConfigError
 from vokens.models.socodec import SoCodec, SoCodecConfig, model
 from vokens.train.config import read_recipe
-from vokens.train.socodec import SoCodecTrainer
+from vokens.train.tasks.socodec import SoCodecTrainer
 
 SIZES = SoCodecConfig(
     features="mel",

@@ -10,9 +10,9 @@ from conftest import speechlike
 from test_train import RECIPE
 
 from vokens.errors import ConfigError
-from vokens.train.codec import CodecTrainer
 from vokens.train.config import read_recipe
 from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.tasks.codec import CodecTrainer
 from vokens.train.teacher import RATE, HubertTeacher, load_teacher, teacher_rows
 
 transformers = pytest.importorskip("transformers")

@@ -20,7 +20,7 @@ from vokens.lm.sampling import GREEDY, SamplingParams
 from vokens.models.socodec.lm import TokenLM, TokenLMConfig, delayed, undelayed
 from vokens.tokens import Tokens
 from vokens.train.config import read_recipe
-from vokens.train.token_lm import TokenLMTrainer
+from vokens.train.tasks.token_lm import TokenLMTrainer
 
 SIZES = (7, 5, 6)
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -18,11 +18,11 @@ from training import bfloat16_follows_float32
 import vokens
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
-from vokens.train.codec import CodecConfig, CodecTrainer
 from vokens.train.config import OptimConfig, read_recipe
 from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.optim import schedule
 from vokens.train.state import checkpoints
+from vokens.train.tasks.codec import CodecConfig, CodecTrainer
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -21,9 +21,9 @@ from vokens.flow import objective
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.nn.campplus import CAMPPlus
 from vokens.train.config import read_recipe
-from vokens.train.flow import FlowTrainer
 from vokens.train.flow_data import FlowBatch
 from vokens.train.flow_learner import Draw, distillation_times
+from vokens.train.tasks.flow import FlowTrainer
 
 RATE = 24000
 RECIPE = """
@@ -176,11 +176,11 @@ def loss_of(trainer: FlowTrainer, batch: FlowBatch, draw: Draw) -> Tensor:
 def test_padding_has_no_influence_on_the_loss(recipe: Path, chunked: float) -> None:
     trainer = trainer_for(recipe, f"chunked={chunked}")
     short = trainer.train.fixed([1, 1])  # 15 tokens
-    draw = trainer._draw(short, 0, 0, 1)
+    draw = trainer._draw(short, 0)
     tokens = torch.nn.functional.pad(short.tokens, (0, 4), value=7)
     frames = torch.nn.functional.pad(short.frames, (0, 8), value=3.0)
     padded = replace(short, tokens=tokens, frames=frames)
-    longer = trainer._draw(padded, 0, 0, 1)
+    longer = trainer._draw(padded, 0)
     torch.testing.assert_close(longer.noise[:, : 2 * 15], draw.noise, atol=0, rtol=0)
     assert not longer.noise[:, 2 * 15 :].any()
     assert torch.equal(longer.prompts, draw.prompts)
@@ -190,14 +190,15 @@ def test_padding_has_no_influence_on_the_loss(recipe: Path, chunked: float) -> N
 def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
     one, two = trainer_for(recipe, "data.batch_size=4"), trainer_for(recipe)
     whole = one.train.batch(3)
-    expected = one._draw(whole, 3, 0, 1)
+    expected = one._draw(whole, 3)
     for rank in range(2):
         rows, part = slice(2 * rank, 2 * rank + 2), two.train.batch(3, rank, 2)
         width = part.tokens.shape[1]
         assert torch.equal(part.tokens, whole.tokens[rows, :width])
         assert torch.equal(part.frames, whole.frames[rows, :, : 2 * width])
         assert torch.equal(part.voices, whole.voices[rows])
-        found = two._draw(part, 3, rank, 2)
+        two.world, two.rank = 2, rank
+        found = two._draw(part, 3)
         for name in ("t", "r", "prompts", "conditioned"):
             assert torch.equal(getattr(found, name), getattr(expected, name)[rows]), name
         assert torch.equal(found.noise, expected.noise[rows, : 2 * width])
@@ -208,7 +209,7 @@ def test_rows_without_conditions_get_none(recipe: Path) -> None:
     trainer = trainer_for(recipe)
     batch = trainer.train.batch(0)
     other = FlowBatch(batch.tokens.flip(1), batch.frames + 1, batch.lengths, -batch.voices)
-    draw = replace(trainer._draw(batch, 0, 0, 1), prompts=torch.tensor([4, 4]))
+    draw = replace(trainer._draw(batch, 0), prompts=torch.tensor([4, 4]))
     draw = replace(draw, conditioned=torch.tensor([False, True]))
     x = draw.noise
     with torch.inference_mode():
@@ -220,7 +221,7 @@ def test_rows_without_conditions_get_none(recipe: Path) -> None:
 def test_shares_are_as_asked(recipe: Path) -> None:
     trainer = trainer_for(recipe)
     batch = trainer.train.fixed([0] * 64)
-    drawn = [trainer._draw(batch, number, 0, 1) for number in range(16)]
+    drawn = [trainer._draw(batch, number) for number in range(16)]
     dropped = torch.cat([~draw.conditioned for draw in drawn]).float().mean()
     prompts = torch.cat([draw.prompts for draw in drawn])
     t = torch.cat([draw.t for draw in drawn])
@@ -249,7 +250,7 @@ def test_the_target_is_the_mean_velocity_of_the_guided_ode(taught: tuple[Path, P
     assert trainer.teacher is not None
     batch = trainer.train.fixed([0, 0])
     nothing = {"prompts": torch.zeros(2, dtype=torch.int64), "t": torch.zeros(2), "r": torch.ones(2)}
-    draw = replace(trainer._draw(batch, 0, 0, 1), **nothing)
+    draw = replace(trainer._draw(batch, 0), **nothing)
     found = trainer._distilled(batch, draw.noise, draw)
     flow = replace(trainer.teacher.flow.config, cfm_t_scheduler="linear")
     same = TokenToMel(flow).eval()
@@ -269,7 +270,8 @@ def test_a_student_jumps_where_its_teacher_flows(taught: tuple[Path, Path], tmp_
     rows = [row[:n] for row, n in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
 
     def made(flow: TokenToMel, steps: int) -> Tensor:
-        noise = [trainer._noise(batch, range(5, 7))[i, : 2 * len(row)] for i, row in enumerate(rows)]
+        drawn = trainer._noise(batch, trainer.row_generators(5, 2))
+        noise = [drawn[i, : 2 * len(row)] for i, row in enumerate(rows)]
         schedule = flow.schedule(steps)
         return flow.generate(rows, voices_of(batch), schedule=schedule, noise=noise)[0]
 

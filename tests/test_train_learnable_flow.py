@@ -20,7 +20,7 @@ from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, 
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.nn.campplus import CAMPPlus
 from vokens.train.config import read_recipe
-from vokens.train.learnable_flow import LearnableFlowTrainer
+from vokens.train.tasks.learnable_flow import LearnableFlowTrainer
 
 RATE = 24000
 
@@ -115,7 +115,7 @@ def test_pairings_bring_noise_nearer(recipe: Path) -> None:
     def distances(pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
         trainer = trainer_for(recipe, f"noise_pairing={pairing}", "data.batch_size=8")
         batch = trainer.train.fixed([0] * 8)
-        noise = trainer._noise(batch, range(8))
+        noise = trainer._noise(batch, trainer.row_generators(0, 8))
         x1, mask = trainer._targets(batch)
         return objective.item_errors(noise, x1, mask), noise
 
@@ -128,7 +128,7 @@ def test_pairings_bring_noise_nearer(recipe: Path) -> None:
 def test_assigned_noise_ends_where_the_row_ends(recipe: Path) -> None:
     trainer = trainer_for(recipe, "noise_pairing=assignment", "data.batch_size=3")
     batch = trainer.train.fixed([0, 1, 2])
-    noise = trainer._noise(batch, range(3))
+    noise = trainer._noise(batch, trainer.row_generators(0, 3))
     _, mask = trainer._targets(batch)
     assert not (noise * (1 - mask)).any()
     assert ((noise != 0).all(2).sum(1) == 2 * batch.lengths).all()
@@ -138,11 +138,11 @@ def test_a_row_is_contrasted_with_another(recipe: Path) -> None:
     trainer = trainer_for(recipe, "contrastive=0.05", "data.batch_size=4")
     batch = trainer.train.batch(0)
     for number in range(20):
-        partner = trainer._draw(batch, number, 0, 1).partner
+        partner = trainer._draw(batch, number).partner
         assert partner is not None
         assert sorted(partner.tolist()) == [0, 1, 2, 3]
         assert (partner != torch.arange(4)).all()
-    assert trainer_for(recipe, "contrastive=0.0")._draw(batch, 0, 0, 1).partner is None
+    assert trainer_for(recipe, "contrastive=0.0")._draw(batch, 0).partner is None
 
 
 # Data

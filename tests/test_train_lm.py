@@ -24,12 +24,12 @@ from vokens.models.uslm import USLM
 from vokens.tokens import Tokens
 from vokens.train.config import read_recipe, trainer_of
 from vokens.train.data import Clip, paths_of
-from vokens.train.learnable_lm import LearnableLMTrainer, References
 from vokens.train.loop import Trainer
 from vokens.train.rows import cached_rows
 from vokens.train.state import Best
-from vokens.train.text_tokens import TextBatch, draws_of, silenced
-from vokens.train.uslm import USLMTrainer
+from vokens.train.tasks.learnable_lm import LearnableLMTrainer, References
+from vokens.train.tasks.uslm import USLMTrainer
+from vokens.train.text_tokens import TextBatch, silenced
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COMMON = """
@@ -272,14 +272,16 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> No
     )
 
 
-def test_what_is_silenced_is_the_same_for_any_number_of_processes() -> None:
+def test_what_is_silenced_is_the_same_for_any_number_of_processes(trainer) -> None:
+    run = trainer("lm")
     codes, count = torch.zeros(8, 30, 1, dtype=torch.long), torch.full((8,), 30)
     whole = TextBatch(list(range(8)), codes, count, codes, count)
-    found = silenced(whole, 0.3, draws_of(whole, 1, 5, 0))
+    found = silenced(whole, 0.3, run.row_draws(5, 8))
     assert 0.2 < found.float().mean() < 0.4
     for rank in (0, 1):
         half = TextBatch(whole.rows[:4], codes[:4], count[:4], codes[:4], count[:4])
-        assert torch.equal(silenced(half, 0.3, draws_of(half, 1, 5, rank)), found[4 * rank :][:4])
+        run.world, run.rank = 2, rank
+        assert torch.equal(silenced(half, 0.3, run.row_draws(5, 4)), found[4 * rank :][:4])
 
 
 def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:

@@ -4,11 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from vokens import checkpoint
 from vokens.models.dacvae.model import Autoencoder
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
@@ -48,29 +45,15 @@ class AutoencoderTrainer(Trainer[Config, Model]):
             seed=self.config.seed,
         )
 
-    def held_out(self, valid: Crops, most: int) -> Tensor:
-        """Waves (B, N) of at most `most` recordings, evenly spaced."""
-        count = min(most, len(valid.pcm))
-        places = np.linspace(0, len(valid.pcm) - 1, count).round().astype(int).tolist()
-        return valid.fixed(places).wave.to(self.device)
-
     def trained(self) -> Model:
         """The model of the averaged (or present) weights."""
-        model = type(self.model)(self.model.config)
-        checkpoint.load_strict(model, model.fold(self.final_state()), "training")
-        return self._ready(model)
+        return self.finished(type(self.model)(self.model.config), self.final_state())
 
     def final_model(self) -> Model:
         """The same, with the statistics of its latents."""
         model = self.trained()
         mean, std = latent_statistics(model, self.train)
-        measured = type(model)(replace(model.config, mean=mean, std=std))
-        measured.load_state_dict(model.state_dict())
-        return self._ready(measured)
-
-    def _ready(self, model: Model) -> Model:
-        model.name = self.config.name or model.system
-        return model.to(self.device).eval().requires_grad_(False)
+        return self.finished(type(model)(replace(model.config, mean=mean, std=std)), model.state_dict())
 
 
 @torch.inference_mode()

@@ -12,19 +12,19 @@ from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.text.files import read_text
 
-# Tasks: name -> (module, class of the trainer). A new task joins here.
+# Task -> the class of its trainer, in the file of its name below `vokens.train.tasks`. A new task joins here.
 TASKS = {
-    "codec": ("vokens.train.codec", "CodecTrainer"),
-    "recogniser": ("vokens.train.recogniser", "RecogniserTrainer"),
-    "flow": ("vokens.train.flow", "FlowTrainer"),
-    "learnable_flow": ("vokens.train.learnable_flow", "LearnableFlowTrainer"),
-    "vocoder": ("vokens.train.vocoder", "VocoderTrainer"),
-    "socodec": ("vokens.train.socodec", "SoCodecTrainer"),
-    "token_lm": ("vokens.train.token_lm", "TokenLMTrainer"),
-    "uslm": ("vokens.train.uslm", "USLMTrainer"),
-    "learnable_lm": ("vokens.train.learnable_lm", "LearnableLMTrainer"),
-    "dacvae": ("vokens.train.dacvae", "VAETrainer"),
-    "flow_autoencoder": ("vokens.train.flow_autoencoder", "FlowAutoencoderTrainer"),
+    "codec": "CodecTrainer",
+    "recogniser": "RecogniserTrainer",
+    "flow": "FlowTrainer",
+    "learnable_flow": "LearnableFlowTrainer",
+    "vocoder": "VocoderTrainer",
+    "socodec": "SoCodecTrainer",
+    "token_lm": "TokenLMTrainer",
+    "uslm": "USLMTrainer",
+    "learnable_lm": "LearnableLMTrainer",
+    "dacvae": "VAETrainer",
+    "flow_autoencoder": "FlowAutoencoderTrainer",
 }
 
 
@@ -45,6 +45,18 @@ class DataConfig:
     language: str | None = None
     cache: str = "cache"
     workers: int = 2
+
+
+@dataclass(frozen=True)
+class CropConfig(DataConfig):
+    """Crops of speech.
+
+    Attributes:
+        seconds: duration of a crop. batch_size: crops per process and forward pass.
+    """
+
+    seconds: float = 3.0
+    batch_size: int = 6
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,22 @@ class AdversarialConfig:
     windows: tuple[int, ...] = (1024, 2048, 512, 256, 128)
     loss: str = "least_squares"
     feature: str = "published"
+    start: int = 0
+    learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Discriminators of periods and of spectrograms, or of mels.
+
+    Attributes:
+        divisor: divides the widths of the first. channels: of the others; of SoCodec's waves, 0 is without those of
+            spectrograms, which take four fifths of the discriminators' time on a CPU.
+        start: the first step with them. learning_rate: theirs; 0 means the generator's.
+    """
+
+    divisor: int = 1
+    channels: int = 32
     start: int = 0
     learning_rate: float = 0.0
 
@@ -157,8 +185,7 @@ class RunConfig:
 def trainer_of(task: str) -> Any:
     """The trainer class of a task."""
     among("task", task, tuple(TASKS))
-    module, name = TASKS[task]
-    return getattr(import_module(module), name)
+    return getattr(import_module(f"vokens.train.tasks.{task}"), TASKS[task])
 
 
 def recipes() -> dict[str, Path]:
@@ -219,6 +246,12 @@ def _apply(values: dict[str, Any], change: str) -> None:
 def without_zeros(losses: Mapping[str, float]) -> dict[str, float]:
     """The losses that are asked for: a weight of 0 leaves one out."""
     return {name: weight for name, weight in losses.items() if weight}
+
+
+def refuse(model: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise ConfigError for settings of a model that its tokens say."""
+    if given := [name for name in names if name in model]:
+        raise ConfigError(f"model.{given[0]} comes from the tokens: leave it out")
 
 
 def among(name: str, value: str, accepted: Sequence[str]) -> None:

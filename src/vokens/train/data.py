@@ -153,6 +153,11 @@ class Crops:
         """The middle crop of each of these clips."""
         return self._collate([self._crop(clip, 0.5) for clip in clips])
 
+    def spread(self, most: int) -> Batch:
+        """The same of at most so many clips, evenly spaced."""
+        count = min(most, len(self.pcm))
+        return self.fixed(np.linspace(0, len(self.pcm) - 1, count).round().astype(int).tolist())
+
     def _crop(self, clip: int, place: float) -> tuple[np.ndarray, np.ndarray | None]:
         samples = self.pcm[clip]
         start = int(place * max(0, len(samples) - self.crop)) // self.hop * self.hop

@@ -37,6 +37,12 @@ class Board:
         with torch.inference_mode():
             self.mel_picture(step, f"{name}_mel", self.mel(wave[None])[0])
 
+    def resyntheses(self, step: int, originals: Tensor, outputs: Tensor) -> None:
+        """The first two of waves (B, N), as they were and as they became."""
+        for i, (original, output) in enumerate(zip(originals[:2], outputs[:2], strict=True)):
+            self.audio(step, f"original_{i}", original)
+            self.audio(step, f"resynthesis_{i}", output)
+
     def mel_picture(self, step: int, name: str, mel: Tensor) -> None:
         """mel (bands, frames) of natural logarithms, as a picture."""
         self.writer.add_image(name, self.picture(mel.detach().float().cpu()), step, dataformats="HW")

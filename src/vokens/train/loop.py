@@ -1,6 +1,6 @@
 """The training loop that every task shares: steps, resume, checkpoints, averaged weights, logs, validation, stopping.
 
-A task is a subclass in a file of its own, named in `config.TASKS`. Everything random in it is a function of
+A task is a subclass in a file of its own in `tasks/`, named in `config.TASKS`. Everything random in it is a function of
 (seed, step), so that a resumed run goes on as if never stopped, and n processes learn what one would.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class Trainer(Generic[Config, Model]):
 
     Attributes:
         model: the network in training; module: the same, wrapped for several devices, to be called in micro_step.
-        step: steps done.
+        step: steps done. world, rank: number of processes, and which of them this is.
         sample_rate: of the sounds on the TensorBoard, Hz.
     """
 
@@ -73,6 +74,7 @@ class Trainer(Generic[Config, Model]):
             log_with=config.tracker or None,
         )
         self.device: torch.device = self.accelerator.device
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         torch.manual_seed(config.seed)
         self.model: Model = self.build_model()
         with self.accelerator.main_process_first():  # the others then find the caches made
@@ -140,6 +142,20 @@ class Trainer(Generic[Config, Model]):
     def generator(self, number: int) -> torch.Generator:
         """The randomness of a micro-batch: the same on every process."""
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+
+    def row_draws(self, number: int, rows: int) -> list[np.random.Generator]:
+        """The randomness of each of this process's rows of a micro-batch, however many processes share it."""
+        first = self.rank * rows
+        return [np.random.default_rng((self.config.seed, number, first + row)) for row in range(rows)]
+
+    def row_generators(self, number: int, rows: int) -> list[torch.Generator]:
+        """`row_draws` for torch."""
+        seeds = [int(draw.integers(2**63)) for draw in self.row_draws(number, rows)]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """This process's rows of what was drawn for those of all."""
+        return drawn.chunk(self.world)[self.rank]
 
     def synced(self, module: nn.Module, part: int) -> contextlib.AbstractContextManager[None]:
         """Gradients are exchanged in the last micro-batch only."""

@@ -125,12 +125,6 @@ class TextBatch:
         return replace(self, text=text, text_lengths=lengths, durations=durations)
 
 
-def draws_of(batch: TextBatch, seed: int, number: int, rank: int) -> list[np.random.Generator]:
-    """A generator for each row of this process's share of a batch: the same however many processes share it."""
-    first = rank * len(batch.rows)
-    return [np.random.default_rng((seed, number, first + place)) for place in range(len(batch.rows))]
-
-
 def silenced(batch: TextBatch, share: float, draws: Sequence[np.random.Generator]) -> Tensor | None:
     """Input dropout mask (B, T) of tokens, drawn by each row's generator; None where the share is 0."""
     if not share:
@@ -230,6 +224,14 @@ class TextBatches:
 
     def _durations(self, rows: list[int]) -> Tensor:
         return pad_sequence([torch.from_numpy(self.durations[row]) for row in rows], batch_first=True)
+
+
+def check_same_codec(data: DataConfig, train: CodecInfo, valid: CodecInfo) -> None:
+    """Raise ConfigError where held-out tokens are not of the training tokens' codec."""
+    if valid.fingerprint != train.fingerprint:
+        raise ConfigError(
+            f"{data.valid} and {data.train} hold tokens of different codecs: extract both with one"
+        )
 
 
 def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:

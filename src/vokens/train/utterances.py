@@ -142,15 +142,19 @@ class Utterances:
         return features_at(self.teacher[self.clips[row]], middles, self.grid)
 
 
-def masked(mel: Tensor, frames: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """SpecAugment: mel (B, n_mels, F) with bands and gaps set to each row's mean; frames (B,)."""
+def masked(
+    mel: Tensor, frames: Tensor, augment: AugmentConfig, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """SpecAugment: mel (B, n_mels, F) with bands and gaps set to each row's mean; frames (B,), a generator for
+    each row."""
     bands, longest = mel.shape[1:]
     mean = mel.mean((1, 2), keepdim=True)
 
     def spans(count: int, share: float, size: Tensor, positions: int) -> Tensor:
         """(B, positions) bool: inside one of `count` random spans."""
-        width = torch.rand(len(mel), count, 1, generator=generator).to(mel.device) * share
-        start = torch.rand(len(mel), count, 1, generator=generator).to(mel.device) * (1 - width)
+        chance = torch.stack([torch.rand(2, count, 1, generator=own) for own in generators]).to(mel.device)
+        width = chance[:, 0] * share
+        start = chance[:, 1] * (1 - width)
         place = (torch.arange(positions, device=mel.device) + 0.5) / size[:, None, None]
         return ((place >= start) & (place < start + width)).any(1)
 

@@ -4,6 +4,7 @@ The voice is heard in shuffled pieces of the recording, so that it cannot carry 
 Mega-TTS's (arXiv 2306.03509 §3.1): a stack for each resolution of time, on all windows instead of drawn ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -128,14 +129,14 @@ def _to_size(module: nn.Module, inputs: object, output: Tensor, size: float) -> 
     return (output - mean) * scale
 
 
-def voice_clips(mel: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
+def voice_clips(mel: Tensor, frames: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Clips (B, n_mels, F) of mels (B, n_mels, T) with frames (B,) each, that keep the voice and lose the words.
 
     A clip is a quarter to three quarters of its mel, cut in three pieces that change places; all are repeated to the
     longest, and to 1 s at least.
     """
     clips = []
-    for row, size in zip(mel, frames.tolist(), strict=True):
+    for row, size, generator in zip(mel, frames.tolist(), generators, strict=True):
         share, place = torch.rand(2, generator=generator).tolist()
         piece = max(1, int((0.25 + 0.5 * share) * size) // PIECES)
         start = int(place * max(0, size - PIECES * piece))

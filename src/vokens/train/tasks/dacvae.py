@@ -19,8 +19,7 @@ from vokens.models.dacvae.spectral import SPECTRA
 from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
 from vokens.train.autoencoder import AutoencoderTrainer
-from vokens.train.codec import CropConfig
-from vokens.train.config import RunConfig, among
+from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 
@@ -30,21 +29,15 @@ VALID_CLIPS = 32
 
 
 @dataclass(frozen=True)
-class JudgesConfig:
+class JudgesConfig(DiscriminatorConfig):
     """The discriminators: multi-period, and multi-band spectra.
 
     Attributes:
-        divisor: divides the widths of the first. channels: of the second. windows: of its spectra, samples.
-        start: the first step with them. learning_rate: theirs; 0 means the autoencoder's.
-        seconds: of each crop that they hear, 0 for all of it; two thirds of a small run's time are theirs.
-        clip: largest norm of their gradient, 0 for none.
+        windows: of the spectra, samples. seconds: of each crop that they take, 0 for all of it; two thirds of a small
+            run's time are theirs. clip: largest norm of their gradient, 0 for none.
     """
 
-    divisor: int = 1
-    channels: int = 32
     windows: tuple[int, ...] = (2048, 1024, 512)
-    start: int = 0
-    learning_rate: float = 0.0
     seconds: float = 0.0
     clip: float = 10.0
 
@@ -144,10 +137,9 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
-        wave = self.train.batch(number, rank, world).wave.to(self.device)
-        noise = self._noise(number, rank, world, wave.shape[1] // self.hop).to(self.device)
+        wave = self.train.batch(number, self.rank, self.world).wave.to(self.device)
+        noise = self._noise(number, wave.shape[1] // self.hop).to(self.device)
         with self.accelerator.autocast():
             output = self.module(wave, noise, self._pitch(wave))
         made = output.wave.float()
@@ -160,13 +152,10 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         weights["kl"] *= min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
         return L.weighted_sum(values, weights), report | values
 
-    def _noise(self, number: int, rank: int, world: int, frames: int) -> Tensor:
-        """(B, D, frames) normal, those rows of the world's that are this process's."""
-        size = self.config.data.batch_size
-        drawn = torch.randn(
-            world * size, self.model.config.latent_dim, frames, generator=self.generator(number)
-        )
-        return drawn[rank * size : (rank + 1) * size]
+    def _noise(self, number: int, frames: int) -> Tensor:
+        """(B, D, frames) normal."""
+        shape = self.world * self.config.data.batch_size, self.model.config.latent_dim, frames
+        return self.own(torch.randn(shape, generator=self.generator(number)))
 
     def _losses(self, target: Tensor, wave: Tensor, output: VAEOutput) -> dict[str, Tensor]:
         wanted = self.config.losses
@@ -200,14 +189,12 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         latent numbers carry more than 0.1 nats."""
         if self.valid is None:
             return {}
-        model, wave = self.trained(), self.held_out(self.valid, VALID_CLIPS)
+        model, wave = self.trained(), self.valid.spread(VALID_CLIPS).wave.to(self.device)
         mean, log_std = model.posterior_of(wave[:, None], None, self._pitch(wave))
         made = model.decode_batch(mean, torch.full((len(mean),), mean.shape[2], device=mean.device))
         each = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean((0, 2)) / 2
         if board is not None:
-            for i in range(min(2, len(wave))):
-                board.audio(self.step, f"original_{i}", wave[i])
-                board.audio(self.step, f"resynthesis_{i}", made[i])
+            board.resyntheses(self.step, wave, made)
         return {
             "valid/mel": float(self.measure(made, wave)),
             "valid/kl": float(each.sum()),

@@ -6,10 +6,10 @@ streams are kept for each item, which puts what matters most first.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +25,19 @@ from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
-from vokens.train.codec import CropConfig
-from vokens.train.config import RunConfig, TeacherConfig, among, without_zeros
+from vokens.train.config import (
+    CropConfig,
+    DiscriminatorConfig,
+    RunConfig,
+    TeacherConfig,
+    among,
+    without_zeros,
+)
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
-from vokens.train.recogniser import standard
-from vokens.train.teacher import load_teacher, teacher_rows
+from vokens.train.teacher import load_teacher, standard, teacher_rows
 
 ON_ANALYZER = ("mel", "mel_l1", "semantic", "commit", "mel_adversarial", "mel_feature")
 ON_VOCODER = ("wave_mel", "wave_stft", "wave_adversarial", "wave_feature")
@@ -40,21 +45,6 @@ LOSSES = (*ON_ANALYZER, *ON_VOCODER)
 FIT_VECTORS = 50  # for k-means, per codebook entry
 FIT_MOST = 65_536  # in all, unless there are more entries: 2 hours at 8.3 Hz
 VALID_CLIPS = 32
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """Discriminators of mels (`channels`) and of waves (`channels` of spectrograms, periods' widths over `divisor`).
-
-    Attributes:
-        channels: for waves, 0 is without those of spectrograms, which take four fifths of the judges' time on a CPU.
-        start: the first step with them. learning_rate: theirs; 0 means the codec's.
-    """
-
-    channels: int = 32
-    divisor: int = 1
-    start: int = 0
-    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +70,8 @@ class SoCodecRunConfig(RunConfig):
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=6.0, batch_size=16))
     hubert: str = ""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    mel_judge: JudgeConfig = field(default_factory=JudgeConfig)
-    wave_judge: JudgeConfig = field(default_factory=JudgeConfig)
+    mel_judge: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    wave_judge: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     losses: dict[str, float] = field(default_factory=lambda: {"commit": 1.0, "semantic": 1000.0, "mel": 10.0})
     stream_dropout: float = 1.0
     fit_codebooks: int = 0
@@ -226,7 +216,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
                 kinds["mrd"] = MultiResolutionDiscriminator(config.wave_judge.channels)
             self._add_gan(Discriminators(kinds), config.wave_judge, "wave")
 
-    def _add_gan(self, network: nn.Module, config: JudgeConfig, kind: str) -> None:
+    def _add_gan(self, network: nn.Module, config: DiscriminatorConfig, kind: str) -> None:
         usual = GANLoss()
         named = {f"{kind}_{name}": loss for name, loss in usual.generator.items()}
         wanted = {name: loss for name, loss in named.items() if name in self.config.losses}
@@ -251,16 +241,14 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return all(bool(book.inited) for book in self.model.codec.codebooks.codebooks)
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
-        batch, generator = self.train.batch(number, rank, world), self.generator(number)
+        batch, generator = self.train.batch(number, self.rank, self.world), self.generator(number)
         wave, frames = batch.wave.to(self.device), -(-batch.lengths // MEL_HOP)
         mel = self.spectrum(wave)
-        keep = self._keep(len(wave) * world, generator)[rank * len(wave) :][: len(wave)].to(self.device)
-        # Clips and spans differ between processes; revival does not.
-        chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number * 97 + rank)
-        heard, wanted = self._heard(batch, wave, voice_clips(mel, frames, chance))
-        spans = self._spans(frames, chance)
+        keep = self.own(self._keep(len(wave) * self.world, generator)).to(self.device)
+        generators = self.row_generators(number, len(wave))
+        heard, wanted = self._heard(batch, wave, voice_clips(mel, frames, generators))
+        spans = self._spans(frames, generators)
         with self.accelerator.autocast():
             output = self.module(
                 heard,
@@ -299,7 +287,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             wanted = ((batch.teacher - self.mean) / self.scale).transpose(1, 2).to(self.device)
         return Heard(wave, None, clips), wanted
 
-    def _spans(self, frames: Tensor, chance: torch.Generator) -> Tensor | None:
+    def _spans(self, frames: Tensor, generators: Sequence[torch.Generator]) -> Tensor | None:
         """First and last mel frame (B, 2) of what the vocoder makes of each crop."""
         if not set(self.config.losses) & set(ON_VOCODER):
             return None
@@ -307,7 +295,8 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             round(self.config.data.seconds * RATE / self.sizes.hop_length) * self.sizes.hop_length // MEL_HOP
         )
         size = min(crop, round(self.config.vocoder_seconds * RATE / MEL_HOP))
-        start = (torch.rand(len(frames), generator=chance) * (frames - size + 1).clamp(min=1)).long()
+        chance = torch.cat([torch.rand(1, generator=own) for own in generators])
+        start = (chance * (frames - size + 1).clamp(min=1)).long()
         return torch.stack([start, start + size], 1)
 
     def _of_analyzer(
@@ -342,12 +331,12 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
     def _fit_codebooks(self) -> None:
         """Start the codebooks from latents of coming batches, the same on every process."""
         self.model.eval()
-        world, first, found = self.accelerator.num_processes, self.number(0), []
+        first, found = self.number(0), []
         size = self.sizes.codebook_size
         wanted = max(size, min(FIT_VECTORS * size, FIT_MOST))
         while sum(len(rows) for rows in found) < wanted:
-            for rank in range(world):
-                batch = self.train.batch(first + len(found) // world, rank, world)
+            for rank in range(self.world):
+                batch = self.train.batch(first + len(found) // self.world, rank, self.world)
                 heard, _ = self._heard(batch, batch.wave.to(self.device), batch.wave)
                 found.append(self.model.latent(heard).flatten(0, 1).float())
         self.model.codec.codebooks.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
@@ -362,9 +351,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         from real mels; and the share of entries that are used, of the averaged weights."""
         if self.valid is None or (self.model.analyzer and not self._fitted()):
             return {}
-        codec, count, measured = self.final_model(), min(VALID_CLIPS, len(self.valid.pcm)), {}
-        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
-        batch = self.valid.fixed(places)
+        codec, measured, batch = self.final_model(), {}, self.valid.spread(VALID_CLIPS)
         wave = batch.wave.to(self.device)
         mel, frames = self.spectrum(wave), -(-batch.lengths // MEL_HOP)
         inside = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
@@ -385,9 +372,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             copied = torch.stack([codec.vocode(row) for row in mel[:8]])
             measured["valid/wave_mel"] = float(L.spectral_l1(self.spectrum, copied, wave[:8]))
         if board is not None:
-            for i in range(min(2, count)):
-                board.audio(self.step, f"original_{i}", wave[i])
-                board.audio(self.step, f"resynthesis_{i}", codec.vocode(found[i]))
+            board.resyntheses(self.step, wave, torch.stack([codec.vocode(row) for row in found[:2]]))
         return measured
 
     def final_model(self) -> SoCodec:

@@ -19,7 +19,7 @@ from vokens.models.uslm.config import USLMConfig
 from vokens.models.uslm.loss import IGNORE, entropy, next_code, next_code_loss, stage_codes, stage_loss
 from vokens.models.uslm.model import USLM
 from vokens.text import front_end
-from vokens.train.config import RunConfig, among
+from vokens.train.config import RunConfig, among, refuse
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.text_tokens import (
@@ -27,7 +27,7 @@ from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,
     TextDataConfig,
-    draws_of,
+    check_same_codec,
     open_texts,
     silenced,
     unigram,
@@ -66,9 +66,7 @@ class USLMRunConfig(RunConfig):
         super().__post_init__()
         among("system", self.system, ("uslm",))
         among("networks", self.networks, ("both", "ar", "nar"))
-        given = [name for name in _OF_THE_TOKENS if name in self.model]
-        if given:
-            raise ConfigError(f"model.{given[0]} comes from the tokens: leave it out")
+        refuse(self.model, _OF_THE_TOKENS)
 
 
 class USLMLearner(nn.Module):
@@ -134,8 +132,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         self.valid: TextBatches | None = None
         if data.valid:
             held_out = open_texts(data, data.valid, data.valid_split, self.device, with_text=True)
-            if held_out.facts.fingerprint != self.corpus.facts.fingerprint:
-                raise ConfigError(f"{data.valid} and {data.train} hold tokens of different codecs")
+            check_same_codec(data, self.corpus.facts, held_out.facts)
             self.valid = self._batches(held_out)
 
     def _batches(self, corpus: SpokenTexts) -> TextBatches:
@@ -151,12 +148,12 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
         last = self.model.lm.config.num_codebooks - 1
         stage = int(torch.randint(min(2, last), last + 1, (), generator=self.generator(number)))
-        batch = self.train.batch(number, rank, world)
-        unread = silenced(batch, self.config.token_dropout, draws_of(batch, self.config.seed, number, rank))
+        batch = self.train.batch(number, self.rank, self.world)
+        draws = self.row_draws(number, len(batch.rows))
+        unread = silenced(batch, self.config.token_dropout, draws)
         batch, unread = batch.to(self.device), None if unread is None else unread.to(self.device)
         with self.accelerator.autocast():
             losses = self.module(batch, stage, unread)

@@ -309,10 +309,9 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
-        batch = self.train.batch(number, rank, world).to(self.device)
-        draw = self._draw(batch, number, rank, world)
+        batch = self.train.batch(number, self.rank, self.world).to(self.device)
+        draw = self._draw(batch, number)
         x1, mask = self._targets(batch)
         x, velocity = objective.straight_path(x1, draw.noise, draw.t)
         if self.teacher is not None:
@@ -333,23 +332,22 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         lengths = batch.lengths * self.model.flow.config.token_mel_ratio
         return x1, padding_mask(lengths, x1.shape[1])[..., None].to(x1.dtype)
 
-    def _draw(self, batch: FlowBatch, number: int, rank: int, world: int) -> Draw:
+    def _draw(self, batch: FlowBatch, number: int) -> Draw:
         """Random draws for this process's rows of micro-batch `number`."""
         config, size = self.config, len(batch.tokens)
         shared = self.generator(number)  # the same numbers on every process
-        numbers = torch.rand(world * size, 6, generator=shared)[rank * size : (rank + 1) * size]
+        numbers = self.own(torch.rand(self.world * size, 6, generator=shared))
         chunked = bool(torch.rand((), generator=shared) < config.chunked)
         t, r = self._times(*numbers[:, [0, 1, 5]].T)
         frames = batch.lengths.cpu() * self.model.flow.config.token_mel_ratio
         prompts = (numbers[:, 2] * config.longest_prompt * frames).long() * (numbers[:, 3] < config.prompted)
         dropped = 0.0 if self.teacher is not None else config.unconditioned
-        first = (number * world + rank) * size
         contrasted = config.contrastive > 0 and size > 1
         partner = objective.derangement(size, shared).to(self.device) if contrasted else None
         return Draw(
             t.to(self.device),
             r.to(self.device),
-            self._noise(batch, range(first, first + size)),
+            self._noise(batch, self.row_generators(number, size)),
             prompts.to(self.device),
             (numbers[:, 4] >= dropped).to(self.device),
             chunked,
@@ -368,15 +366,13 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         t, r = torch.minimum(first, second), torch.maximum(first, second)
         return torch.where(both, t, first), torch.where(both, r, first)
 
-    def _noise(self, batch: FlowBatch, rows: range) -> Tensor:
-        """Noise (B, T, D) of rows by their numbers, zero where they end: neither padding nor company changes it, but
-        that they exchange noises under "assignment"."""
+    def _noise(self, batch: FlowBatch, generators: list[torch.Generator]) -> Tensor:
+        """Noise (B, T, D) of rows by their generators, zero where they end: neither padding nor the other rows change
+        it, but that they exchange noises under "assignment"."""
         x1, mask = self._targets(batch)
         pairing = self.config.noise_pairing
         drawn = torch.zeros_like(x1)
-        for place, (row, length) in enumerate(zip(rows, mask.sum((1, 2)).long().tolist(), strict=True)):
-            # 2 ** 40 keeps these seeds from those of `generator`.
-            own = torch.Generator().manual_seed(self.config.seed * 1_000_003 + row + (1 << 40))
+        for place, (own, length) in enumerate(zip(generators, mask.sum((1, 2)).long().tolist(), strict=True)):
             of_row = (slice(place, place + 1), slice(None if pairing == "assignment" else length))
             count = self.config.candidates if pairing == "knn" else 1
             drawn[of_row] = objective.nearest_noise(x1[of_row], mask[of_row], count, own)
@@ -404,7 +400,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         batch = self.valid.fixed(chosen).to(self.device)
         flow = self.final_flow()
         x1, mask = self._targets(batch)
-        draw = self._draw(batch, 0, 0, 1)  # the same each time
+        draw = self._draw(batch, 0)  # the same each time
         with torch.no_grad():
             x, velocity = objective.straight_path(x1, draw.noise, draw.t)
             if self.teacher is not None:

@@ -25,8 +25,7 @@ from vokens.models.s3gen.hift_source import Draws, PublishedDraws
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
-from vokens.train.codec import CropConfig
-from vokens.train.config import RunConfig, among
+from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
 from vokens.train.data import Clip, Crops, paths_of, pcm_rows, read_clips
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
@@ -37,22 +36,6 @@ JUDGED = ("adversarial", "feature", "relativistic")
 LOSSES = ("mel", "stft", "f0", *JUDGED)
 VALID_CLIPS = 16
 SILENT = float(np.log(MEL_24K_80.floor))
-
-
-@dataclass(frozen=True)
-class JudgesConfig:
-    """The discriminators: multi-period and multi-resolution spectrograms.
-
-    Attributes:
-        divisor: divides the widths of the first. channels: of the second.
-        start: the first step with them; before, the vocoder learns from mel and pitch.
-        learning_rate: theirs; 0 means the vocoder's.
-    """
-
-    divisor: int = 1
-    channels: int = 32
-    start: int = 0
-    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,7 @@ class VocoderConfig(RunConfig):
     system: str = "hiftnet"
     out: str = "runs/hift"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.02, batch_size=16))
-    judges: JudgesConfig = field(default_factory=JudgesConfig)
+    judges: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     sines: str = "predicted"
     losses: dict[str, float] = field(
         default_factory=lambda: {
@@ -179,7 +162,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         with a deviation of 1: at 0.2 beside a mel of 2.7, 1750 steps learned to whisper."""
         vocoder, batch = self.model.vocoder, self._batch(self.train.batch(0))
         wave = batch.wave.to(vocoder.device)
-        source = vocoder.m_source(batch.pitch.to(wave), self._draws(range(len(wave)), wave.shape[1]))
+        source = vocoder.m_source(batch.pitch.to(wave), self._draws(0, wave))
         spectrum = vocoder.stft.of_wave(source)
         for down in vocoder.source_downs:
             down.get_parameter("weight").div_(down(spectrum).std().clamp(min=1e-3))
@@ -197,11 +180,9 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        number, size = self.number(part), self.config.data.batch_size
-        batch = self._batch(self.train.batch(number, rank, world))
-        rows = range((number * world + rank) * size, (number * world + rank + 1) * size)
-        draws = self._draws(rows, batch.wave.shape[1])
+        number = self.number(part)
+        batch = self._batch(self.train.batch(number, self.rank, self.world))
+        draws = self._draws(number, batch.wave)
         tracked = batch.pitch if self.config.sines == "tracked" else None
         with self.accelerator.autocast():
             wave, pitch = self.module(batch.mel, draws, tracked)
@@ -219,11 +200,11 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         rows = rows.to(self.device)
         return VocoderBatch(crops.wave.to(self.device), rows[..., :-1].transpose(1, 2), rows[..., -1])
 
-    def _draws(self, rows: range, samples: int) -> Draws:
-        """The noise of rows, a function of their numbers."""
-        generators = [torch.Generator().manual_seed(self.config.seed * 1_000_003 + row) for row in rows]
-        config = self.model.vocoder.config
-        return PublishedDraws(generators, [samples] * len(rows), config.nb_harmonics + 1, config.source)
+    def _draws(self, number: int, wave: Tensor) -> Draws:
+        """The noise of the rows (B, N) of a micro-batch."""
+        config, (rows, samples) = self.model.vocoder.config, wave.shape
+        generators = self.row_generators(number, rows)
+        return PublishedDraws(generators, [samples] * rows, config.nb_harmonics + 1, config.source)
 
     def _losses(self, batch: VocoderBatch, wave: Tensor, pitch: Tensor) -> dict[str, Tensor]:
         wanted = self.config.losses
@@ -242,9 +223,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         whose voicing both agree."""
         if self.valid is None:
             return {}
-        count = min(VALID_CLIPS, len(self.valid.pcm))
-        places = np.linspace(0, len(self.valid.pcm) - 1, count).round().astype(int).tolist()
-        batch, vocoder = self._batch(self.valid.fixed(places)), self.final_model()
+        batch, vocoder = self._batch(self.valid.spread(VALID_CLIPS)), self.final_model()
         pitch = vocoder.f0_predictor(batch.mel)
         wave, _ = vocoder.inference(batch.mel, seed=0)
         voiced, wanted = pitch > vocoder.config.nsf_voiced_threshold, batch.pitch > 0
@@ -255,9 +234,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
             "valid/voicing": float((voiced == wanted).float().mean()),
         }
         if board is not None:
-            for i in range(min(2, count)):
-                board.audio(self.step, f"original_{i}", batch.wave[i])
-                board.audio(self.step, f"resynthesis_{i}", wave[i])
+            board.resyntheses(self.step, batch.wave, wave)
         return measured
 
     def final_model(self) -> HiFTNetModel:

@@ -19,8 +19,7 @@ from vokens.models.flowae.model import FlowDraws
 from vokens.models.pretrained import load
 from vokens.train import losses as L
 from vokens.train.autoencoder import AutoencoderTrainer
-from vokens.train.codec import CropConfig
-from vokens.train.config import RunConfig, among
+from vokens.train.config import CropConfig, RunConfig, among
 from vokens.train.log import Board
 
 VALID_CLIPS = 16
@@ -106,10 +105,9 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
-        wave = self.train.batch(number, rank, world).wave.to(self.device)
-        draws = FlowDraws(*(draw.to(self.device) for draw in self._draws(number, rank, world)))
+        wave = self.train.batch(number, self.rank, self.world).wave.to(self.device)
+        draws = FlowDraws(*(draw.to(self.device) for draw in self._draws(number)))
         with self.accelerator.autocast():
             output = self.module(wave, draws)
         values = {"flow": squared_error(output.found, output.wanted, torch.ones_like(wave[:, :1, None]))}
@@ -117,10 +115,9 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
             values["kl"] = L.kl_normal(output.mean.float(), output.log_std.float())
         return L.weighted_sum(values, self.config.losses), values
 
-    def _draws(self, number: int, rank: int, world: int) -> FlowDraws:
-        """Those rows of the world's that are this process's."""
-        generator, size = self.generator(number), self.config.data.batch_size
-        rows, width = world * size, self.model.config.latent_dim
+    def _draws(self, number: int) -> FlowDraws:
+        generator = self.generator(number)
+        rows, width = self.world * self.config.data.batch_size, self.model.config.latent_dim
         frames = self.train.crop // self.hop
         draws = FlowDraws(
             torch.randn(rows, width, frames, generator=generator),
@@ -132,7 +129,7 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         disturbed = torch.rand(rows, generator=generator) < self.config.augment
         share = draws.share * disturbed
         draws = draws._replace(share=share, time=(1 - share) * cosine_time(draws.time))
-        return FlowDraws(*(draw[rank * size : (rank + 1) * size] for draw in draws))
+        return FlowDraws(*map(self.own, draws))
 
     # What comes out of it ----------------------------------------------------------------------------------
 
@@ -141,7 +138,7 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         """Held-out mel distance (log10, three DAC scales) of waves decoded in 1 step and in the config's steps."""
         if self.valid is None:
             return {}
-        model, wave = self.trained(), self.held_out(self.valid, VALID_CLIPS)
+        model, wave = self.trained(), self.valid.spread(VALID_CLIPS).wave.to(self.device)
         mean, _ = model.posterior_of(wave[:, None])
         lengths = torch.full((len(wave),), mean.shape[2], device=self.device)
         measured = {}

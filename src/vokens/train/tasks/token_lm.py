@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from vokens import checkpoint
 from vokens.config import build_config
 from vokens.data.dataset import TokenBatch, TokenBatches, TokenDataset
-from vokens.errors import ConfigError
 from vokens.models.socodec.lm import TokenLM, TokenLMConfig
-from vokens.train.config import DataConfig, RunConfig, among
+from vokens.train.config import DataConfig, RunConfig, among, refuse
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
+from vokens.train.text_tokens import check_same_codec
 
 VALID_BATCHES = 8
+OF_THE_TOKENS = ("codebook_sizes", "model", "fingerprint", "sample_rate", "frame_rate")
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,7 @@ class TokenLMRunConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         among("system", self.system, ("token_lm",))
-        known = ("codebook_sizes", "vector_width", "model", "fingerprint", "sample_rate", "frame_rate")
-        given = sorted(set(known) & set(self.model))
-        if given:
-            raise ConfigError(f"model.{given[0]} comes from the tokens: leave it out")
+        refuse(self.model, ("vector_width", *OF_THE_TOKENS))
 
 
 class TokenLMLearner(nn.Module):
@@ -73,10 +71,7 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
     def build_model(self) -> TokenLMLearner:
         self.dataset = TokenDataset(self.config.data.train)
         row = self.dataset[0]
-        facts = {
-            name: getattr(self.dataset.facts, name)
-            for name in ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes")
-        }
+        facts = {name: getattr(self.dataset.facts, name) for name in OF_THE_TOKENS}
         facts["vector_width"] = 0 if row.global_vector is None else len(row.global_vector)
         lm = TokenLM(build_config(TokenLMConfig, self.config.model | facts, "model"))
         if self.config.init:
@@ -86,22 +81,20 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         return TokenLMLearner(lm)
 
     def load_data(self) -> None:
-        data, accelerator = self.config.data, self.accelerator
+        data = self.config.data
         self.batches = TokenBatches(
             self.dataset,
             data.batch_frames,
             self.config.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
+            self.rank,
+            self.world,
             max_frames=data.max_frames or None,
         )
         self.epochs = [0]  # the number of each epoch's first batch
         self.epoch: list[list[int]] = []  # the batches of the last epoch that was begun
         self.valid = TokenDataset(data.valid) if data.valid else None
-        if self.valid is not None and self.valid.facts.fingerprint != self.dataset.facts.fingerprint:
-            raise ConfigError(
-                f"{data.valid} and {data.train} hold tokens of different codecs: extract with one"
-            )
+        if self.valid is not None:
+            check_same_codec(data, self.dataset.facts, self.valid.facts)
 
     # One step ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vokens import checkpoint
 from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.learnable.config import LearnableLMConfig
@@ -26,7 +25,7 @@ from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
 from vokens.text import front_end
 from vokens.train.alignment import Aligner
-from vokens.train.config import RunConfig, among
+from vokens.train.config import RunConfig, among, refuse
 from vokens.train.data import Clip, pcm_rows
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
@@ -36,7 +35,7 @@ from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,
     TextDataConfig,
-    draws_of,
+    check_same_codec,
     open_texts,
     silenced,
     unigram,
@@ -90,9 +89,7 @@ class LearnableLMRunConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         among("system", self.system, ("learnable_lm",))
-        for name in ("speech_tokens", "pace"):
-            if name in self.model:
-                raise ConfigError(f"model.{name} comes from the tokens: leave it out")
+        refuse(self.model, ("speech_tokens", "pace"))
         if not self.model.get("front_end"):
             raise ConfigError('model.front_end is empty: say how text becomes ids, e.g. "characters"')
         if self.model.get("positions") == "aligned" and (self.bistream or self.preference.beta):
@@ -253,8 +250,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         self.valid: TextBatches | None = None
         if data.valid:
             held_out = open_texts(data, data.valid, data.valid_split, self.device)
-            if held_out.facts.fingerprint != self.corpus.facts.fingerprint:
-                raise ConfigError(f"{data.valid} and {data.train} hold tokens of different codecs")
+            check_same_codec(data, self.corpus.facts, held_out.facts)
             self.valid = self._batches(held_out)
             if self.aligner is not None:
                 self.valid.align(self.aligner)
@@ -280,10 +276,9 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
-        batch = self.train.batch(number, rank, world)
-        draws = draws_of(batch, self.config.seed, number, rank)
+        batch = self.train.batch(number, self.rank, self.world)
+        draws = self.row_draws(number, len(batch.rows))
         if self.pairs is not None:
             return self._preference(batch, draws, self.pairs)
         voices = self._voices(self.references, batch, draws, self.config.bistream, self.config.token_dropout)
@@ -386,11 +381,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         }
 
     def final_model(self) -> LearnableLM:
-        state = {name.removeprefix("lm."): value for name, value in self.final_state().items()}
-        lm = LearnableLM(self.model.lm.config)
-        checkpoint.load_strict(lm, state, "training")
-        lm.name = self.config.name or lm.system
-        return lm.to(self.device).eval().requires_grad_(False)
+        return self.finished(LearnableLM(self.model.lm.config), self.final_state("lm."))
 
 
 def _twice(voices: Voices, both: TextBatch, mix: tuple[int, int]) -> Voices:

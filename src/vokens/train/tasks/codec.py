@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec, CodecOutput
 from vokens.train import losses as L
 from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators, mel_recipe
-from vokens.train.config import AdversarialConfig, DataConfig, RunConfig, TeacherConfig, among, without_zeros
+from vokens.train.config import AdversarialConfig, CropConfig, RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.data import Batch, Crops, pcm_rows, read_clips
 from vokens.train.gan import GAN, GANLoss, generator_losses
 from vokens.train.log import Board
@@ -32,18 +31,6 @@ from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 ON_WAVE = ("wave", "mel", "stft", "spectrum", "adversarial", "feature")
 LOSSES = (*ON_WAVE, "commit", "distill")
 FIT_BATCHES = 32  # for k-means: 32 batches of 16 s are 25,600 latents, 25 for each of 1024 entries
-
-
-@dataclass(frozen=True)
-class CropConfig(DataConfig):
-    """Crops of speech.
-
-    Attributes:
-        seconds: duration of a crop. batch_size: crops per process and forward pass.
-    """
-
-    seconds: float = 3.0
-    batch_size: int = 6
 
 
 @dataclass(frozen=True)
@@ -198,15 +185,14 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
 
     def _batch(self, part: int) -> tuple[Batch, torch.Generator, Tensor | None]:
         """Micro-batch `part` of this step, its generator (the same on every process), and codebooks to keep (B,)."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         number = self.number(part)
-        batch, generator = self.crops.batch(number, rank, world), self.generator(number)
+        batch, generator = self.crops.batch(number, self.rank, self.world), self.generator(number)
         keep = None
         if self.config.codebook_dropout:
-            total, size = self.model.num_codebooks, len(batch.wave)
-            drawn = torch.randint(1, total + 1, (world * size,), generator=generator)
-            dropped = torch.rand(world * size, generator=generator) < self.config.codebook_dropout
-            keep = torch.where(dropped, drawn, total)[rank * size : (rank + 1) * size].to(self.device)
+            total, rows = self.model.num_codebooks, self.world * len(batch.wave)
+            drawn = torch.randint(1, total + 1, (rows,), generator=generator)
+            dropped = torch.rand(rows, generator=generator) < self.config.codebook_dropout
+            keep = self.own(torch.where(dropped, drawn, total)).to(self.device)
         teacher = batch.teacher
         if teacher is None and self.teacher is not None:
             teacher = self._features(batch)
@@ -262,12 +248,10 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
     @torch.no_grad()
     def _fit_codebooks(self) -> None:
         self.model.eval()
-        world = self.accelerator.num_processes
-        first = self.step * self.config.accumulate
         waves = (
-            self.crops.batch(first + i, r, world).wave
-            for i in range(-(-FIT_BATCHES // world))
-            for r in range(world)
+            self.crops.batch(self.number(i), rank, self.world).wave
+            for i in range(-(-FIT_BATCHES // self.world))
+            for rank in range(self.world)
         )
         latents = [self.model.latent(wave.to(self.device)).flatten(0, 1).float() for wave in waves]
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -281,10 +265,7 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         if self.valid is None or self.step < self.config.fit_codebooks:
             return {}
         model = self.final_model()
-        count = min(32, len(self.valid.pcm))
-        batch = self.valid.fixed(
-            [round(i * (len(self.valid.pcm) - 1) / max(1, count - 1)) for i in range(count)]
-        )
+        batch = self.valid.spread(32)
         wave = batch.wave.to(self.device)
         codes, frames = model.encode_batch(wave, batch.lengths.to(self.device), model.num_codebooks)
         mel = L.MelLoss(L.dac_scales(model.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
@@ -295,14 +276,9 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         for k in range(model.num_codebooks):
             measured[f"valid/use_{k + 1}"] = len(codes[:, k].unique()) / model.codebook_sizes[k]
         if board is not None:
-            for i in range(min(2, count)):
-                board.audio(self.step, f"original_{i}", wave[i])
-                board.audio(self.step, f"resynthesis_{i}", output[i])
+            board.resyntheses(self.step, wave, output)
         return measured
 
     def final_model(self) -> Codec:
         """The inference codec of the averaged (or present) weights."""
-        model = type(self.model)(self.model.config)
-        checkpoint.load_strict(model, type(model).fold(self.final_state()), "training")
-        model.name = self.config.name or model.system
-        return model.to(self.device).eval()
+        return self.finished(type(self.model)(self.model.config), self.final_state())

@@ -36,7 +36,7 @@ from vokens.train.data import Clip, paths_of, pcm_rows, read_clips
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
-from vokens.train.teacher import RATE, load_teacher, teacher_rows
+from vokens.train.teacher import RATE, load_teacher, standard, teacher_rows
 from vokens.train.utterances import AugmentConfig, UtteranceBatch, Utterances, masked
 
 LOSSES = ("ctc", "attention", "commit", "distill", "distill_before", "trunk")
@@ -248,17 +248,13 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             self._fit_codebooks()
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        number, accelerator = self.number(part), self.accelerator
-        batch = self.train.batch(number, accelerator.process_index, accelerator.num_processes)
+        number = self.number(part)
+        batch = self.train.batch(number, self.rank, self.world)
         mel, frames, trunk = self._inputs(batch)
-        # Masks differ between processes, k-means and revival do not.
-        chance = torch.Generator().manual_seed(
-            self.config.seed * 1_000_003 + number * 97 + accelerator.process_index
-        )
         if trunk is None:
-            mel = masked(mel, frames, self.config.augment, chance)
+            mel = masked(mel, frames, self.config.augment, self.row_generators(number, len(mel)))
         texts = batch.texts.to(self.device)
-        with accelerator.autocast():
+        with self.accelerator.autocast():
             mode: Mode = "on" if self.step >= self.config.fit_codebooks else "off"
             found = self.module(
                 mel, frames, texts, quantizer=mode, generator=self.generator(number), trunk=trunk
@@ -307,12 +303,11 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         wanted, found, number = FIT_VECTORS * FIT_CODEWORDS, [], self.number(0)
         if isinstance(self.model.quantizer, UnitVectorLearner):
             wanted = FIT_VECTORS * self.model.config.codebook_size
-        world = self.accelerator.num_processes
-        for coming in range(self.train.batches_per_epoch(world)):
+        for coming in range(self.train.batches_per_epoch(self.world)):
             if sum(len(states) for states in found) >= wanted:
                 break
-            for rank in range(world):
-                inputs = self._inputs(self.train.batch(number + coming, rank, world))
+            for rank in range(self.world):
+                inputs = self._inputs(self.train.batch(number + coming, rank, self.world))
                 states, frames = self.model.states(*inputs), inputs[1]
                 found.append(
                     states[padding_mask(-(-frames // self.model.config.hop), states.shape[1])].float()
@@ -362,25 +357,12 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         return model.to(self.device).eval()
 
     def final_model(self) -> S3Tokenizer:
-        model = S3Tokenizer(self.model.config)
-        checkpoint.load_strict(model, Recogniser.tokenizer_state(self.final_state()), "training")
-        model.name = self.config.name or model.system
-        return model.eval()
+        return self.finished(S3Tokenizer(self.model.config), Recogniser.tokenizer_state(self.final_state()))
 
     def export(self) -> None:
         """The tokenizer in out/codec, the whole recogniser in out/recogniser.safetensors."""
         super().export()
         self.final_recogniser().save(self.out / "recogniser.safetensors")
-
-
-def standard(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Mean and spread (S,) of each of a teacher's features, of 50,000 rows spread over all.
-
-    Moonshine's mean is two thirds of its features' length, and one feature varies eight times as much as the others:
-    as they are, a student gains most by learning constants.
-    """
-    some = torch.from_numpy(rows.data[:: max(1, len(rows.data) // 50_000)].astype(np.float32))
-    return some.mean(0), some.std(0).clamp(min=1e-6)
 
 
 def ctc(found: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ from vokens.models.s3gen.dialects import flow_sizes
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.nn.campplus import EMBEDDING
 from vokens.train.data import Clip
-from vokens.train.flow import FlowConfig, FlowDataConfig, FlowTrainer
 from vokens.train.flow_data import FlowCrops, Ragged, frame_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published, ratio_of
 from vokens.train.rows import Rows
+from vokens.train.tasks.flow import FlowConfig, FlowDataConfig, FlowTrainer
 
 STATISTICS_FRAMES = (
     100_000  # from which mean and deviation are measured where the autoencoder does not know them
@@ -290,12 +290,14 @@ class LearnableFlowTrainer(FlowTrainer):
             tokens=facts.tokens,
             tokens_fingerprint=facts.tokens_fingerprint,
         )
-        model = LearnableFlow(config)
-        model.network.load_state_dict(self.final_flow().state_dict())
-        if self.encoder is not None and model.speaker_encoder is not None:
-            model.speaker_encoder.load_state_dict(self.encoder.state_dict())
-        model.name = self.config.name or model.system
-        return model.to(self.device).eval().requires_grad_(False)
+        parts = {"network": self.final_flow(), "speaker_encoder": self.encoder}
+        state = {
+            f"{part}.{name}": value
+            for part, network in parts.items()
+            if network is not None
+            for name, value in network.state_dict().items()
+        }
+        return self.finished(LearnableFlow(config), state)
 
 
 def _is_published_lm(path: Path) -> bool:

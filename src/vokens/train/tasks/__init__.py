@@ -1,0 +1,1 @@
+"""Training tasks, one file each: data, losses and model; named in `vokens.train.config.TASKS`."""
