@@ -482,7 +482,7 @@ def test_hidden_tokens_are_no_targets(lm):
     asked[:, 3:5] = False
     for bistream in (False, True):
         _, whole = lm(**batch(), bistream=bistream)
-        _, target = lm(**batch(), bistream=bistream, asked=asked)
+        _, target = lm(**batch(), bistream=bistream, loss_mask=asked)
         assert int((whole >= 0).sum() - (target >= 0).sum()) == 2 * len(whole)
         assert torch.equal(target[target >= 0], whole[target >= 0])
 

@@ -29,7 +29,7 @@ from vokens.train.rows import cached_rows
 from vokens.train.state import Best
 from vokens.train.tasks.learnable_lm import LearnableLMTrainer, References
 from vokens.train.tasks.uslm import USLMTrainer
-from vokens.train.text_tokens import TextBatch, silenced
+from vokens.train.text_tokens import TextBatch, dropout_mask
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COMMON = """
@@ -264,11 +264,11 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> No
     batch = run.train.batch(0)
     draws = [np.random.default_rng(row) for row in batch.rows]
     voices = run._voices(run.references, batch, draws, 0.0)
-    hidden = (~voices.asked).sum(1)
+    hidden = (~voices.loss_mask).sum(1)
     assert bool((hidden > 0).all())
     _, target = run.model(batch, voices)
     assert len(target) == int(batch.lengths.sum()) + len(batch.rows) - int(
-        sum((~row[:n]).sum() for row, n in zip(voices.asked, batch.lengths, strict=True))
+        sum((~row[:n]).sum() for row, n in zip(voices.loss_mask, batch.lengths, strict=True))
     )
 
 
@@ -276,12 +276,12 @@ def test_what_is_silenced_is_the_same_for_any_number_of_processes(trainer) -> No
     run = trainer("lm")
     codes, count = torch.zeros(8, 30, 1, dtype=torch.long), torch.full((8,), 30)
     whole = TextBatch(list(range(8)), codes, count, codes, count)
-    found = silenced(whole, 0.3, run.row_draws(5, 8))
+    found = dropout_mask(whole, 0.3, run.row_draws(5, 8))
     assert 0.2 < found.float().mean() < 0.4
     for rank in (0, 1):
         half = TextBatch(whole.rows[:4], codes[:4], count[:4], codes[:4], count[:4])
         run.world, run.rank = 2, rank
-        assert torch.equal(silenced(half, 0.3, run.row_draws(5, 4)), found[4 * rank :][:4])
+        assert torch.equal(dropout_mask(half, 0.3, run.row_draws(5, 4)), found[4 * rank :][:4])
 
 
 def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
@@ -289,10 +289,10 @@ def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
     batch = run.train.batch(0)
     draws = [np.random.default_rng(row) for row in batch.rows]
     voices = run._voices(run.references, batch, draws, 0.0, run.config.token_dropout)
-    assert 0.3 < voices.silenced.float().mean() < 0.7
+    assert 0.3 < voices.dropout_mask.float().mean() < 0.7
     scores, target = run.model(batch, voices)
     changed = replace(
-        batch, codes=torch.where(voices.silenced[..., None], (batch.codes + 1) % 11, batch.codes)
+        batch, codes=torch.where(voices.dropout_mask[..., None], (batch.codes + 1) % 11, batch.codes)
     )
     others, wanted = run.model(changed, voices)
     assert torch.equal(scores, others)

@@ -125,7 +125,7 @@ class TextBatch:
         return replace(self, text=text, text_lengths=lengths, durations=durations)
 
 
-def silenced(batch: TextBatch, share: float, draws: Sequence[np.random.Generator]) -> Tensor | None:
+def dropout_mask(batch: TextBatch, share: float, draws: Sequence[np.random.Generator]) -> Tensor | None:
     """Input dropout mask (B, T) of tokens, drawn by each row's generator; None where the share is 0."""
     if not share:
         return None

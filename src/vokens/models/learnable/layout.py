@@ -21,7 +21,7 @@ class Layout:
 
     Attributes:
         rows: (B, L) int64, which row of the utterance's table [start, speaker, task, text ..., speech ...] stands here.
-        target: (B, L) int64, the id to come next; IGNORE where none is asked. lengths: (B,) int64.
+        target: (B, L) int64, the id to come next; IGNORE where there is none. lengths: (B,) int64.
         mixed: (B,) bool, which alternate. widest: T, text rows of the table.
     """
 
@@ -43,14 +43,14 @@ class Layout:
         end: int,
         fill: int,
         speaker: bool,
-        asked: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> Self:
         """Layouts of speech ids (B, S). The table's text part is as wide as the longest text.
 
-        asked: (B, S) bool, which speech tokens are targets; None for all.
+        loss_mask: (B, S) bool, which speech tokens are targets; None for all.
         """
         widest = max(text_lengths)
-        wanted_ids = speech if asked is None else speech.masked_fill(~asked, IGNORE)
+        wanted_ids = speech if loss_mask is None else speech.masked_fill(~loss_mask, IGNORE)
         rows, targets, mixes = [], [], []
         for i, (text, count, mixed) in enumerate(zip(text_lengths, speech_lengths, bistream, strict=True)):
             ids = wanted_ids[i, :count].cpu()

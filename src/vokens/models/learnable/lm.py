@@ -107,7 +107,7 @@ class LearnableLM(Pretrained):
         *,
         speaker: Tensor | None = None,
         bistream: bool | Sequence[bool] = False,
-        asked: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> tuple[Tensor, Layout]:
         """Embeddings (B, L, W) of the sequences and their layout; the arguments are those of `forward`."""
         rows = [bistream] * len(text) if isinstance(bistream, bool) else list(bistream)
@@ -120,7 +120,7 @@ class LearnableLM(Pretrained):
             end=self.config.end,
             fill=self.config.fill,
             speaker=speaker is not None,
-            asked=asked,
+            loss_mask=loss_mask,
         )
         words = self.backbone.embed_tokens(text[:, : int(text_lengths.max())])
         start, task = self.mark_weights.expand(len(text), -1, -1).split(1, 1)
@@ -137,21 +137,27 @@ class LearnableLM(Pretrained):
         *,
         speaker: Tensor | None = None,
         bistream: bool | Sequence[bool] = False,
-        asked: Tensor | None = None,
+        loss_mask: Tensor | None = None,
         durations: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores (B, L, V) and targets (B, L), -1 where none is asked, for the losses of `learnable.loss`.
+        """Scores (B, L, V) and targets (B, L), -1 where there is none, for the losses of `learnable.loss`.
 
         Args:
             text: ids (B, T), of any value beyond their lengths (B,) but inside the vocabulary.
             speech: the same (B, S).
             speaker: tokens (B, W) of `speaker_of`; None leaves the token out of the sequence.
             bistream: which rows alternate text and speech, where they have speech enough for it.
-            asked: (B, S) bool, which speech tokens are targets; None for all. The end and FILL always are.
+            loss_mask: (B, S) bool, which speech tokens are targets; None for all. The end and FILL always are.
             durations: (B, T) speech tokens of each id, for a model with positions = "aligned".
         """
         x, layout = self.inputs(
-            text, text_lengths, speech, speech_lengths, speaker=speaker, bistream=bistream, asked=asked
+            text,
+            text_lengths,
+            speech,
+            speech_lengths,
+            speaker=speaker,
+            bistream=bistream,
+            loss_mask=loss_mask,
         )
         positions = self.positions(layout, text_lengths, speech_lengths, durations)
         return self.head(self.backbone(x, positions)), layout.target

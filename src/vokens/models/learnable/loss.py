@@ -14,12 +14,12 @@ from vokens.models.learnable.layout import IGNORE
 def label_loss(scores: Tensor, target: Tensor, *, smoothing: float = 0.0, per_token: bool = True) -> Tensor:
     """KL divergence from the smoothed targets: 1 - smoothing on the right id, the rest on all others alike.
 
-    Cross entropy less the targets' own entropy, so 0 is reached. per_token: mean over the targets that are asked;
+    Cross entropy less the targets' own entropy, so 0 is reached. per_token: mean over the targets;
     else their sum over the batch's size.
     """
-    asked = target != IGNORE
-    logp = scores[asked].float().log_softmax(-1)
-    right = logp.gather(1, target[asked][:, None])[:, 0]
+    loss_mask = target != IGNORE
+    logp = scores[loss_mask].float().log_softmax(-1)
+    right = logp.gather(1, target[loss_mask][:, None])[:, 0]
     total = -(1 - smoothing) * right.sum()
     if smoothing:
         other = smoothing / (logp.shape[1] - 1)
@@ -29,16 +29,16 @@ def label_loss(scores: Tensor, target: Tensor, *, smoothing: float = 0.0, per_to
 
 
 def accuracy(scores: Tensor, target: Tensor) -> Tensor:
-    """The part of the asked targets that is the likeliest id."""
-    asked = target != IGNORE
-    return (scores[asked].argmax(-1) == target[asked]).float().mean()
+    """Share of the targets that are the likeliest id."""
+    loss_mask = target != IGNORE
+    return (scores[loss_mask].argmax(-1) == target[loss_mask]).float().mean()
 
 
 def sum_log_probs(scores: Tensor, target: Tensor) -> Tensor:
     """Log-probability (B,) of each row's targets."""
-    asked = target != IGNORE
+    loss_mask = target != IGNORE
     logp = scores.float().log_softmax(-1).gather(2, target.clamp(min=0)[..., None])[..., 0]
-    return (logp * asked).sum(1)
+    return (logp * loss_mask).sum(1)
 
 
 def dpo_loss(

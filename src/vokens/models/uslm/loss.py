@@ -19,12 +19,12 @@ def next_code(
     text_lengths: Tensor,
     codes: Tensor,
     lengths: Tensor,
-    silenced: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, T + 1, V + 1) of the first codebook's codes and the end, and targets (B, T + 1), IGNORE beyond.
 
-    text (B, L) ids with text_lengths (B,), codes (B, T, K) with lengths (B,), silenced (B, T) those that are not
-    read. `published_targets` leaves out the
+    text (B, L) ids with text_lengths (B,), codes (B, T, K) with lengths (B,), dropout_mask (B, T) True where
+    they are masked in the input. `published_targets` leaves out the
     first code, so T of both, and the end is a target at every padded frame.
     """
     published, end = model.config.published_targets, model.config.end
@@ -32,7 +32,9 @@ def next_code(
     first = codes[..., 0].masked_fill(frames >= lengths[:, None], end)  # (B, T)
     targets = F.pad(first, (0, 1), value=end)  # (B, T + 1): after the text, and after every code
     pace = lengths / text_lengths if model.config.positions == "progress" else None
-    hidden = model.ar(text, text_lengths, first, lengths, pace=pace, silenced=silenced)  # (B, L + T, D)
+    hidden = model.ar(
+        text, text_lengths, first, lengths, pace=pace, dropout_mask=dropout_mask
+    )  # (B, L + T, D)
     rows = torch.arange(len(text), device=text.device)
     starts = hidden[rows, text_lengths - 1][:, None]
     logits = model.ar.predict(torch.cat([starts, hidden[:, text.shape[1] :]], 1)).float()
@@ -48,13 +50,13 @@ def next_code_loss(
     text_lengths: Tensor,
     codes: Tensor,
     lengths: Tensor,
-    silenced: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Cross-entropy (nats) of the first codebook, summed over the targets of `next_code`, and their number.
 
     `published_targets` counts frames alone, whatever their padding adds to the sum.
     """
-    loss = entropy(*next_code(model, text, text_lengths, codes, lengths, silenced))
+    loss = entropy(*next_code(model, text, text_lengths, codes, lengths, dropout_mask))
     return loss, int((lengths + (0 if model.config.published_targets else 1)).sum())
 
 

@@ -48,17 +48,18 @@ class Autoregressive(nn.Module):
         lengths: Tensor,
         cache: KVCache | None = None,
         pace: Tensor | None = None,
-        silenced: Tensor | None = None,
+        dropout_mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L + N, D) of text (B, L) and codes (B, N), padded beyond (B,) lengths.
 
-        pace: codes (B,) of a symbol of text, where speech runs beside it. silenced: (B, N), codes that are not read.
+        pace: codes (B,) of a symbol of text, where speech runs beside it. dropout_mask: (B, N), True
+            where codes are masked.
 
         `predict` of the row of a code is the next code's logits; of the last row of the text, the first code's.
         """
         speech = self.speech(codes)
-        if silenced is not None:
-            speech = speech.masked_fill(silenced[..., None], 0.0)
+        if dropout_mask is not None:
+            speech = speech.masked_fill(dropout_mask[..., None], 0.0)
         speech = self.speech_positions(
             speech, beside(torch.arange(codes.shape[1], device=codes.device), pace)
         )

@@ -36,8 +36,8 @@ from vokens.train.text_tokens import (
     TextBatches,
     TextDataConfig,
     check_same_codec,
+    dropout_mask,
     open_texts,
-    silenced,
     unigram,
 )
 
@@ -109,18 +109,18 @@ class Voices:
 
     Attributes:
         mels: (B, 1, 80, F), lengths (B, 1) frames, 0 where there is none. bistream: which rows alternate.
-        asked: (B, T) bool, which tokens are targets: not those that the reference was cut from.
-        silenced: (B, T) bool, which tokens are not read, though they are targets.
+        loss_mask: (B, T) bool, True where tokens are targets: not those that the reference was cut from.
+        dropout_mask: (B, T) bool, True where inputs are masked, still predicted.
     """
 
     mels: Tensor
     lengths: Tensor
     bistream: list[bool]
-    asked: Tensor | None
-    silenced: Tensor | None
+    loss_mask: Tensor | None
+    dropout_mask: Tensor | None
 
     def to(self, device: torch.device) -> "Voices":
-        moved = {name: getattr(self, name) for name in ("mels", "lengths", "asked", "silenced")}
+        moved = {name: getattr(self, name) for name in ("mels", "lengths", "loss_mask", "dropout_mask")}
         return replace(self, **{name: x if x is None else x.to(device) for name, x in moved.items()})
 
 
@@ -167,7 +167,7 @@ class LMLearner(nn.Module):
     def forward(
         self, batch: TextBatch, voices: Voices, every_place: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores (N, V) and targets (N,) of the places that are asked, or (B, L, V) and (B, L) of every place.
+        """Scores (N, V) and targets (N,) of the places with targets, or (B, L, V) and (B, L) of every place.
 
         The head over text and padding would cost a small model as much as its backbone.
         """
@@ -180,16 +180,16 @@ class LMLearner(nn.Module):
             batch.lengths,
             speaker=speaker,
             bistream=voices.bistream,
-            asked=voices.asked,
+            loss_mask=voices.loss_mask,
         )
-        if voices.silenced is not None:
-            x = x.masked_fill(layout.speech(voices.silenced)[..., None], 0.0)
+        if voices.dropout_mask is not None:
+            x = x.mloss_mask_fill(layout.speech(voices.dropout_mask)[..., None], 0.0)
         hidden = lm.backbone(x, lm.positions(layout, batch.text_lengths, batch.lengths, batch.durations))
         lengths = None if batch.durations is None else self._durations(batch, batch.durations, speaker)
         if every_place:
             return lm.head(hidden), layout.target, lengths
-        asked = layout.target != IGNORE
-        return lm.head(hidden[asked]), layout.target[asked], lengths
+        loss_mask = layout.target != IGNORE
+        return lm.head(hidden[loss_mask]), layout.target[loss_mask], lengths
 
     def _durations(self, batch: TextBatch, durations: Tensor, speaker: Tensor | None) -> Tensor:
         """Loss of the durations; the speaker token is left to what the tokens say of it."""
@@ -330,7 +330,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
     ) -> Voices:
         """References and layouts of a batch's rows, by the draws of each."""
         mels, frames, bistreams = [], [], []
-        asked = torch.ones(batch.codes.shape[:2], dtype=torch.bool)
+        loss_mask = torch.ones(batch.codes.shape[:2], dtype=torch.bool)
         rate = self.corpus.facts.frame_rate
         for place, (row, draw) in enumerate(zip(batch.rows, draws, strict=True)):
             bistreams.append(bool(draw.random() < bistream))
@@ -338,13 +338,13 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             mels.append(torch.zeros(1, 80) if mel is None else mel.T)
             frames.append([0 if mel is None else mel.shape[1]])
             if span is not None and self.pairs is None:  # windows reach a token further
-                asked[place, max(0, int(span[0] * rate) - 1) : int(span[1] * rate) + 2] = False
+                loss_mask[place, max(0, int(span[0] * rate) - 1) : int(span[1] * rate) + 2] = False
         return Voices(
             mels=pad_sequence(mels, batch_first=True).transpose(1, 2)[:, None],
             lengths=torch.tensor(frames),
             bistream=bistreams,
-            asked=None if bool(asked.all()) else asked,
-            silenced=silenced(batch, dropout, draws),
+            loss_mask=None if bool(loss_mask.all()) else loss_mask,
+            dropout_mask=dropout_mask(batch, dropout, draws),
         )
 
     # What comes out of it ----------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from vokens.train.text_tokens import (
     TextBatches,
     TextDataConfig,
     check_same_codec,
+    dropout_mask,
     open_texts,
-    silenced,
     unigram,
 )
 
@@ -80,13 +80,13 @@ class USLMLearner(nn.Module):
         lm.nar.text_positions.requires_grad_(False)  # their scales stay 1
         lm.nar.speech_positions.requires_grad_(False)
 
-    def forward(self, batch: TextBatch, stage: int, silenced: Tensor | None = None) -> dict[str, Tensor]:
-        """Nats per target of the first codebook, of the second, and of codebook `stage`; codes (B, T) that are silenced
-        are not read by the first network."""
+    def forward(self, batch: TextBatch, stage: int, dropout_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Nats per target of the first codebook, of the second, and of codebook `stage`; dropout_mask (B, T)
+        hides codes from the first network."""
         given = _given(batch)
         losses: dict[str, Tensor] = {}
         if self.networks != "nar":
-            total, count = next_code_loss(self.lm, *given, silenced)
+            total, count = next_code_loss(self.lm, *given, dropout_mask)
             losses["first"] = total / count
         if self.networks != "ar":
             for name, number in {"stage_1": 1, "stage_drawn": stage}.items():
@@ -153,7 +153,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         stage = int(torch.randint(min(2, last), last + 1, (), generator=self.generator(number)))
         batch = self.train.batch(number, self.rank, self.world)
         draws = self.row_draws(number, len(batch.rows))
-        unread = silenced(batch, self.config.token_dropout, draws)
+        unread = dropout_mask(batch, self.config.token_dropout, draws)
         batch, unread = batch.to(self.device), None if unread is None else unread.to(self.device)
         with self.accelerator.autocast():
             losses = self.module(batch, stage, unread)
@@ -198,6 +198,6 @@ def _given(batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _counted(logits: Tensor, targets: Tensor) -> Tensor:
     """Nats, right guesses and targets, summed: (3,)."""
-    asked = targets != IGNORE
-    right = (logits.argmax(-1) == targets)[asked].sum()
-    return torch.stack([entropy(logits, targets), right, asked.sum()]).float().cpu()
+    loss_mask = targets != IGNORE
+    right = (logits.argmax(-1) == targets)[loss_mask].sum()
+    return torch.stack([entropy(logits, targets), right, loss_mask.sum()]).float().cpu()
