@@ -150,15 +150,8 @@ class LearnableLM(Pretrained):
             loss_mask: (B, S) bool, which speech tokens are targets; None for all. The end and FILL always are.
             durations: (B, T) speech tokens of each id, for a model with positions = "aligned".
         """
-        x, layout = self.inputs(
-            text,
-            text_lengths,
-            speech,
-            speech_lengths,
-            speaker=speaker,
-            bistream=bistream,
-            loss_mask=loss_mask,
-        )
+        utterances = text, text_lengths, speech, speech_lengths
+        x, layout = self.inputs(*utterances, speaker=speaker, bistream=bistream, loss_mask=loss_mask)
         positions = self.positions(layout, text_lengths, speech_lengths, durations)
         return self.head(self.backbone(x, positions)), layout.target
 

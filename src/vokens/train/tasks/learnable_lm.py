@@ -183,7 +183,7 @@ class LMLearner(nn.Module):
             loss_mask=voices.loss_mask,
         )
         if voices.dropout_mask is not None:
-            x = x.mloss_mask_fill(layout.speech(voices.dropout_mask)[..., None], 0.0)
+            x = x.masked_fill(layout.speech(voices.dropout_mask)[..., None], 0.0)
         hidden = lm.backbone(x, lm.positions(layout, batch.text_lengths, batch.lengths, batch.durations))
         lengths = None if batch.durations is None else self._durations(batch, batch.durations, speaker)
         if every_place:
