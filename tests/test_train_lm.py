@@ -266,7 +266,7 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> No
     voices = run._voices(run.references, batch, draws, 0.0)
     hidden = (~voices.loss_mask).sum(1)
     assert bool((hidden > 0).all())
-    _, target = run.model(batch, voices)
+    _, target, _ = run.model(batch, voices)
     assert len(target) == int(batch.lengths.sum()) + len(batch.rows) - int(
         sum((~row[:n]).sum() for row, n in zip(voices.loss_mask, batch.lengths, strict=True))
     )
@@ -290,11 +290,11 @@ def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
     draws = [np.random.default_rng(row) for row in batch.rows]
     voices = run._voices(run.references, batch, draws, 0.0, run.config.token_dropout)
     assert 0.3 < voices.dropout_mask.float().mean() < 0.7
-    scores, target = run.model(batch, voices)
+    scores, target, _ = run.model(batch, voices)
     changed = replace(
         batch, codes=torch.where(voices.dropout_mask[..., None], (batch.codes + 1) % 11, batch.codes)
     )
-    others, wanted = run.model(changed, voices)
+    others, wanted, _ = run.model(changed, voices)
     assert torch.equal(scores, others)
     assert not torch.equal(target, wanted)
 
