@@ -52,7 +52,7 @@ def test_file_objects_that_cannot_seek(wav: Path) -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as writer:
         writer.write(wav.read_bytes()[:4000])  # less than the pipe holds
-    with os.fdopen(read_end, "rb") as pipe, pytest.raises(AudioError, match="lost its end"):
+    with os.fdopen(read_end, "rb") as pipe, pytest.raises(AudioError, match="is truncated"):
         load(pipe)
 
 
@@ -223,7 +223,7 @@ def test_truncated(tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"cut{suffix}"
     save(path, np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE), RATE)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(AudioError, match=r"lost its end|damaged"):
+    with pytest.raises(AudioError, match=r"is truncated|damaged"):
         load(path)
 
 
@@ -426,7 +426,7 @@ def test_a_long_recording_is_refused_where_it_is_damaged(
         recording[5 * RATE : 12 * RATE]
     save(tmp_path / "cut.flac", tone(12.0), RATE)
     content = (tmp_path / "cut.flac").read_bytes()
-    with pytest.raises(AudioError, match=r"lost its end|damaged"):
+    with pytest.raises(AudioError, match=r"is truncated|damaged"):
         Recording(content[: len(content) // 2], RATE)[0 : 12 * RATE]
 
 

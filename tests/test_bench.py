@@ -82,8 +82,8 @@ def test_form_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         results.leave_out({"y": "it is gone", "z": "it is gone", "w": "too long"})
         assert capsys.readouterr().err == "vokens: demo leaves out: y, z (it is gone); w (too long)\n"
         for _ in range(2):  # by two codecs
-            results.fail("2", "lost its end")
-        assert capsys.readouterr().err == "vokens: 2: lost its end\n"
+            results.fail("2", "is truncated")
+        assert capsys.readouterr().err == "vokens: 2: is truncated\n"
         assert results.finish(rows) == 1
     written = json.loads((options.out / "demo.json").read_text())
     assert set(written) == {

@@ -444,7 +444,7 @@ class TestEncodeDecode:
         assert all(np.allclose(wave, made[0], atol=1e-4) for wave in made)
         capsys.readouterr()
         assert main(["decode", str(folder / "a.npy")]) == 2
-        assert "holds ids alone" in (error := capsys.readouterr().err)
+        assert "holds ids without their codec" in (error := capsys.readouterr().err)
         assert "--model" in error
 
     @pytest.mark.parametrize("content", [b"[1, ", b'["a"]', b"{}", b"\x93NUMPY\x01\x00", b"[[1, 2], [3]]"])

@@ -413,7 +413,7 @@ def test_config_yaml_is_read_and_not_run(tmp_path: Path) -> None:
     assert (flow["noise_pairing"], flow["candidates"], flow["contrastive"]) == ("knn", 4, 0.05)
     assert flow["model"]["decoder_channels"] == 48
     path.write_text("a: !!python/object/apply:os.system [echo]\n")
-    with pytest.raises(ConfigError, match="no YAML"):
+    with pytest.raises(ConfigError, match="not YAML"):
         settings.read_yaml(path)
 
 

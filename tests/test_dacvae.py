@@ -152,7 +152,7 @@ def test_published_names_come_back(case):
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-6, atol=1e-7)
     assert layout_of(state) == "dacvae"
-    with pytest.raises(CheckpointError, match=r"conv_slope = 1.0: keep this model"):
+    with pytest.raises(CheckpointError, match=r"conv_slope = 1.0: save this model"):
         DACVAE(replace(model.config, conv_slope=1.0)).to_published()
 
 

@@ -302,7 +302,7 @@ def test_stopped_politely(
     code = finish(run)
     if code:  # else it had ended before
         assert code == 130
-        assert "the same command goes on" in log.read_text()
+        assert "the same command resumes" in log.read_text()
         assert nothing_half_written(out)
         assert finish(start(corpus.words(out), log)) == 0
     assert tree(out) == undisturbed

@@ -112,7 +112,7 @@ def test_every_character_of_unicode_can_be_said_once_normalised():
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_said_or_named(text):
+def test_any_text_is_encoded_or_named(text):
     end = front_end("characters")
     try:
         said = end.sayable(normalise(text))
@@ -130,12 +130,12 @@ def test_what_is_left_out_is_named(caplog):
     assert end.symbols(end.sayable("Straße, Łódź, Ærø, þing")) == end.symbols("strasse, lodz, aero, thing")
     assert end.sayable("<strong>no</strong>") == " no "
     assert not caplog.text
-    with pytest.raises(ConfigError, match=r"nothing of the text '你好' can be said.*你 好"):
+    with pytest.raises(ConfigError, match=r"the text '你好' cannot be spoken.*你 好"):
         end.sayable("你好")
 
 
 @pytest.mark.parametrize("name", ["bytes", "characters", "phonemes"])
-def test_a_text_without_anything_to_say_is_refused(name):
+def test_a_text_without_symbols_is_refused(name):
     with pytest.raises(ConfigError, match="nothing to say"):
         front_end(name).ids("  ", "a")
 

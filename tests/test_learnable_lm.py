@@ -528,7 +528,7 @@ def test_heads_are_asked_for_and_never_guessed(lm):
 def test_a_network_that_the_published_code_is_not_keeps_its_own_layout(lm):
     changed = replace(lm.config, positions="progress", pace=4.0)
     with pytest.raises(
-        CheckpointError, match=r"positions = 'progress': keep this model with save_pretrained"
+        CheckpointError, match=r"positions = 'progress': save this model with save_pretrained"
     ):
         LearnableLM(changed).to_published()
 

@@ -164,7 +164,7 @@ def test_errors() -> None:
         mel_filterbank(16000, 400, 80, scale="bark")
 
 
-def test_bands_asked_for_in_inference_serve_training() -> None:
+def test_bands_made_in_inference_serve_training() -> None:
     with torch.inference_mode():
         bands = mel_filterbank(16000, 512, 23)
     weight = torch.ones(257, requires_grad=True)

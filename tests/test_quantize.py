@@ -89,7 +89,7 @@ def test_published_gradients(golden: dict[str, Tensor]) -> None:
     assert_close(gradient((found.first * weighed).sum()), golden["rvq.grad_first"], rtol=1e-4, atol=1e-6)
 
 
-def test_every_commitment_pulls_on_the_input(golden: dict[str, Tensor]) -> None:
+def test_every_commitment_loss_reaches_the_input(golden: dict[str, Tensor]) -> None:
     rvq = ResidualVectorQuantizer(DIM, CODES, 3).train()
     set_books(rvq.codebooks, golden, [f"rvq.before.{i}" for i in range(3)])
     x = golden["rvq.x"].transpose(1, 2).clone().requires_grad_()
@@ -128,7 +128,7 @@ def test_residual_shrinks_and_prefixes_agree() -> None:
     assert_close(rvq.decode(codes[:, 1:3], 1) + rvq.decode(codes[:, :1]), rvq.decode(codes[:, :3]))
 
 
-def test_keep_silences_later_codebooks() -> None:
+def test_keep_drops_later_codebooks() -> None:
     """Quantizer dropout: an item with keep=k sounds as its first k codebooks, and all codebooks still learn."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 50, DIM, generator=generator)

@@ -44,7 +44,7 @@ def plan(spec: Path | str, tmp_path: Path, **options) -> list[str]:
         ("\xff", "byte 1: 0xff is not UTF-8"),
         ('{"id": "b", "audio": "b.wav"}', "neither path, audio_filepath nor recording"),
         ('{"id": "b", "path": 7}', "has to be a string"),
-        ('{"audio_filepath": "b.wav", "offset": "1"}', "numbers of seconds"),
+        ('{"audio_filepath": "b.wav", "offset": "1"}', "start and duration in seconds"),
         (recorded(sources=[{"type": "command", "channels": [0], "source": "cat x"}]), "never executed"),
         (recorded(sources=[{"type": "file", "channels": [0, 1], "source": "a.wav"}]), "would be averaged"),
         (recorded(sources=[]), "0 sources"),
@@ -99,7 +99,7 @@ def test_what_is_no_source(tmp_path):
     with pytest.raises(ConfigError, match="nosuch"):
         plan("nosuch://b/c.jsonl", tmp_path)
     (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}')
-    with pytest.raises(ConfigError, match="no 'name', which was to name"):
+    with pytest.raises(ConfigError, match="no field 'name' for the key"):
         plan(tmp_path / "m.jsonl", tmp_path, key="name")
     (tmp_path / "shar").mkdir()
     (tmp_path / "shar" / "cuts.000000.jsonl.gz").touch()

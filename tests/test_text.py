@@ -120,7 +120,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("written", "said"), [*SAID.items(), *CASES])
-def test_what_is_written_is_said(written, said):
+def test_written_text_is_normalised(written, said):
     assert normalise(written) == said
     assert normalise(said) == said
 

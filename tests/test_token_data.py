@@ -244,7 +244,7 @@ def test_folders_that_are_no_run(tmp_path: Path):
     with pytest.raises(ConfigError, match="no output of vokens extract"):
         TokenDataset(tmp_path)
     folder = write_run(tmp_path / "run", "jsonl", shards=0)
-    with pytest.raises(ConfigError, match="no whole shard"):
+    with pytest.raises(ConfigError, match="no complete shard"):
         TokenDataset(folder)
 
 

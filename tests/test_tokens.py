@@ -216,7 +216,7 @@ def test_other_files_are_refused_by_content(tmp_path):
     with pytest.raises(TokensError, match="not a token file"):
         Tokens.load(path)
     path.write_text('{"codes": [[1, 2]]}')
-    with pytest.raises(TokensError, match=r"holds ids alone.*--model.*codec\.tokens"):
+    with pytest.raises(TokensError, match=r"holds ids without their codec.*--model.*codec\.tokens"):
         Tokens.load(path)
     path.write_text('{"codecs": [[1, 2]]}')
     with pytest.raises(TokensError, match="format"):

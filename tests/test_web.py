@@ -52,7 +52,7 @@ def test_silence_is_not_called_a_perfect_copy(listener: Listener) -> None:
     assert not numbers.keys() & {"mel distance", "STOI"}
 
 
-def test_files_of_a_result_are_written_when_asked_for_and_the_oldest_are_forgotten(
+def test_files_of_a_result_are_written_on_request_and_the_oldest_expire(
     listener: Listener,
 ) -> None:
     from fastapi import FastAPI, HTTPException
@@ -108,7 +108,7 @@ def test_long_and_wrong_files_get_friendly_messages(listener: Listener, tmp_path
         listener.load(tmp_path / "wrong.wav")
 
 
-def test_a_take_is_computed_once_and_heard_again_and_the_oldest_are_forgotten() -> None:
+def test_a_take_is_computed_once_and_served_again_and_the_oldest_expire() -> None:
     from fastapi import HTTPException
 
     streams, wave = Addresses(), speechlike(1000)
@@ -142,7 +142,7 @@ def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
 
 
 def test_models_of_no_use_to_the_page_are_named(mini: Codec) -> None:
-    with pytest.raises(ConfigError, match="no use for lone: it takes codecs"):
+    with pytest.raises(ConfigError, match="cannot use lone: it takes codecs"):
         create_app({"mini": mini, "lone": object()})
 
 
@@ -151,7 +151,7 @@ def test_a_codec_that_only_encodes_is_refused_before_a_download(
 ) -> None:
     monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "cache"))
     assert main(["web", "--port", "0", "--models", "mini", "s3=speech_tokenizer_v2_25hz"]) == 2
-    assert "no use for s3=speech_tokenizer_v2_25hz: it takes" in capsys.readouterr().err
+    assert "cannot use s3=speech_tokenizer_v2_25hz: it takes" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
 

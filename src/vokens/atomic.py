@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write under a temporary name beside the target, then rename.
+"""Atomic file writes: write to a temporary name next to the target, then rename.
 
 The temporary name keeps the target's suffix (encoders choose their format by it), is unique, so that two
 processes may write the same target at once, and begins with a dot, so that globs do not see half a file.
@@ -21,7 +21,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}{target.suffix}")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # what the umask gives; some writers (safetensors) would leave 0600
+        mode = temporary.stat().st_mode  # from the umask; some writers (safetensors) would leave 0600
         yield temporary
         temporary.chmod(mode)
         os.replace(temporary, target)

@@ -1,4 +1,4 @@
-"""Audio files below a folder: one walk for every verb, which does without torch."""
+"""Audio files below a folder: one walk for all commands, without torch."""
 
 import glob
 import os
@@ -11,8 +11,8 @@ from vokens.errors import ConfigError
 
 
 def has_suffix(name: str, suffixes: Collection[str] = AUDIO_SUFFIXES) -> bool:
-    """Whether a path ends in one of the suffixes and is not hidden: macOS puts a "._a.wav" that is no audio
-    beside each a.wav."""
+    """True if a path ends in one of the suffixes and is not hidden: macOS writes a "._a.wav", which is no
+    audio, next to each a.wav."""
     base = os.path.basename(name)
     return os.path.splitext(base)[1].lower() in suffixes and not base.startswith(".")
 
@@ -22,9 +22,9 @@ def walk(
 ) -> Iterator[tuple[str, list[str]]]:
     """Folders from `top` down, each with the sorted names of its files. Hidden folders are left out.
 
-    Links are followed and each folder is visited once, so that loops end. A link that leads nowhere counts as a file:
-    whoever opens it says so. enter: whether to look into a folder.
-    Raises ConfigError for a folder that cannot be listed, since what is in it would be lost without a word.
+    Links are followed and each folder is visited once, so that loops end. A broken link counts as a file, and opening
+    it raises. enter: predicate of the folders to descend into.
+    Raises ConfigError for a folder that cannot be listed, whose files would be lost silently.
     """
     seen: set[tuple[int, int]] = set()
     try:
@@ -41,7 +41,7 @@ def walk(
     except OSError as error:
         raise ConfigError(
             f"the folder {error.filename} cannot be listed ({error.strerror}): allow reading it (chmod u+rx), or "
-            "give the folders beside it one by one"
+            "give its sibling folders one by one"
         ) from error
 
 
@@ -55,7 +55,7 @@ def find_files(top: str | Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> l
 def match_files(pattern: str) -> list[str]:
     """The files that a glob pattern matches, sorted; `**` is any number of folders, as in glob.
 
-    Raises ConfigError as `walk` does, where glob leaves out folders that cannot be listed, and follows loops 40 times.
+    Raises ConfigError as `walk` does, where glob skips folders that cannot be listed, and follows loops 40 times.
     """
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
@@ -75,7 +75,7 @@ def match_files(pattern: str) -> list[str]:
 
 
 def _matches(parts: Sequence[str], wild: Sequence[str], folder: bool = False) -> bool:
-    """Whether the parts of a path match those of a pattern; of a folder, whether files below it may."""
+    """True if the parts of a path match those of a pattern; for a folder, if files below it may."""
     if not wild:
         return not parts and not folder
     if wild[0] == "**":

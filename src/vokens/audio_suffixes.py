@@ -1,9 +1,9 @@
-"""The table of audio files by suffix, apart from `vokens.audio` so that listing a folder needs no torch.
+"""Audio suffixes, outside `vokens.audio` so that listing a folder needs no torch.
 
-Suffixes say what counts as audio inside folders, lists and archives; what a named file is, its content says.
+Suffixes decide what counts as audio in folders, lists and archives; a file given by name is opened by content.
 """
 
-# What `vokens.audio.save` writes: container and encoding, as libsndfile calls them.
+# Formats of `vokens.audio.save`: container and encoding in libsndfile's terms.
 ENCODINGS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 def batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:
     """Row numbers in groups of similar length whose padded total stays within budget (one row may exceed it).
 
-    padding: the largest share of a group's padded total that may be padding.
+    padding: the largest allowed share of padding in a group.
     """
     group: list[int] = []
     filled = 0

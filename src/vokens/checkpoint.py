@@ -30,9 +30,9 @@ _WRAPPERS = (
     "state_dict",
     "model",
     "generator",
-)  # what training scripts call the weights in their checkpoints
-_CONFIG = "vokens.json"  # record of a torch file
-_COUNTS = ("epoch", "step", "global_step")  # numbers that trainers put beside the weights
+)  # keys of the weights in training checkpoints
+_CONFIG = "vokens.json"  # record name inside a torch file
+_COUNTS = ("epoch", "step", "global_step")  # counters that trainers save next to the weights
 
 
 # Reading and writing
@@ -41,9 +41,9 @@ _COUNTS = ("epoch", "step", "global_step")  # numbers that trainers put beside t
 def read_state_dict(path: PathLike) -> State:
     """Tensors by name from a safetensors or torch file, on the CPU.
 
-    Weights inside a training checkpoint (under "state_dict", "model" or "generator") are taken out, and the
-    "module." that distributed training puts before every name is cut. Raises CheckpointError for a missing,
-    truncated or foreign file, and for a pickle that holds more than tensors and plain data.
+    Weights inside a training checkpoint (under "state_dict", "model" or "generator") are extracted, and the
+    "module." prefix of distributed training is removed. Raises CheckpointError for a missing,
+    truncated or foreign file, and for a pickle with more than tensors and plain data.
     """
     path = Path(path)
     try:
@@ -68,7 +68,7 @@ def read_state_dict(path: PathLike) -> State:
 def save_safetensors(
     path: PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name as one safetensors file, whole or not at all; tied tensors are written twice."""
+    """Write tensors by name as one safetensors file, atomically; tied tensors are written twice."""
     tensors, seen = {}, set()
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -85,10 +85,10 @@ def save_safetensors(
 
 
 def save_torch(path: PathLike, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Write a torch file, whole or not at all, with a config inside that `read_config` sees and torch.load does not."""
+    """Write a torch file atomically, with a config record that `read_config` reads and torch.load ignores."""
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:  # torch reads the records that it knows
+        with zipfile.ZipFile(temporary, "a") as archive:  # torch ignores unknown records
             root = archive.namelist()[0].split("/")[0]
             archive.writestr(f"{root}/{_CONFIG}", json.dumps(config))
 
@@ -97,8 +97,8 @@ def read_config(path: PathLike) -> dict[str, Any] | None:
     """The config that `save_torch` put into a file; None where there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            found = [name for name in archive.namelist() if name.endswith("/" + _CONFIG)]
-            return json.loads(archive.read(found[0])) if found else None
+            records = [name for name in archive.namelist() if name.endswith("/" + _CONFIG)]
+            return json.loads(archive.read(records[0])) if records else None
     except (OSError, zipfile.BadZipFile):  # safetensors, an older torch file, or a damaged one
         return None
 
@@ -113,15 +113,15 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with open(path, "rb") as file:  # an open file, since torch.load believes some suffixes
+        with open(path, "rb") as file:  # an open file, since torch.load trusts some suffixes
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"nsupported (?:global: )?GLOBAL (\w+\.[\w.]+)", str(error))
-        if found is None:
+        called = re.search(r"nsupported (?:global: )?GLOBAL (\w+\.[\w.]+)", str(error))
+        if called is None:
             raise _damaged(path, error) from error
         raise CheckpointError(
-            f"{path} asks to run {found[1]} while it is read, or is damaged, and is not opened: "
-            "ask its author for safetensors, or convert it yourself where you trust it"
+            f"{path} would run {called[1]} on loading, or is damaged, and is not opened: "
+            "ask its author for safetensors, or convert it yourself if you trust it"
         ) from error
     except Exception as error:  # damaged pickles and archives raise almost any type
         if "TorchScript" in str(error):
@@ -183,7 +183,7 @@ class NameTable:
 
         NameTable([("encoder.model.{i}.lstm.*", "encoder.layers.{i}.*")], dropped={"vq.inited": "the reason"})
 
-    `dropped` are published tensors that we do not keep, with the reason. Both directions are strict: every
+    `dropped`: published tensors that are not kept, with the reason. Both directions are strict: every
     name must fit exactly one row and come back as itself, else CheckpointError.
     """
 
@@ -219,7 +219,7 @@ def _fields(pattern: str) -> list[str]:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    """Numbers are matched without leading zeros, else 01 and 1 would be one name on the other side."""
+    """Compile a pattern; numbers match without leading zeros, so that 01 and 1 cannot collide."""
     parts, end = [], 0
     for field in _FIELD.finditer(pattern):
         group = f"(?P<{field[1]}>0|[1-9][0-9]*)" if field[1] else "(?P<_rest>.+)"
@@ -246,7 +246,7 @@ def _rename(state: Mapping[str, Tensor], rows: _Rows, inverse: _Rows, layout: st
             continue
         if len(names) > 1 or _translate(names[0], inverse) != [name] or names[0] in renamed:
             raise CheckpointError(
-                f"{name} of {layout} has no unique counterpart ({_some(names)}): a fault of the table"
+                f"{name} of {layout} has no unique counterpart ({_some(names)}): the name table is wrong"
             )
         renamed[names[0]] = tensor
     if unknown:
@@ -267,21 +267,21 @@ _SPELLINGS = (
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
-    """Replace weight norm, in either of torch's spellings, by the plain `weight`; other tensors stay."""
+    """Remove weight norm, in either of torch's layouts: plain `weight`; other tensors stay."""
     folded = dict(state)
     for g_end, v_end in _SPELLINGS:
         for g_name in [name for name in folded if name.endswith(g_end)]:
             module = g_name.removesuffix(g_end)
             if module + v_end not in folded or module + ".weight" in folded:
                 raise CheckpointError(
-                    f"{g_name} needs {module + v_end} beside it, and no {module}.weight: damaged file"
+                    f"{g_name} needs {module + v_end}, and no {module}.weight: damaged file"
                 )
             g, v = folded.pop(g_name), folded.pop(module + v_end)
             if g.shape != (v.shape[0], *(1,) * (v.dim() - 1)):
                 raise CheckpointError(
                     f"{g_name} {tuple(g.shape)} does not scale the first axis of {tuple(v.shape)}"
                 )
-            folded[module + ".weight"] = torch._weight_norm(v, g, 0)  # torch's own kernel: the same bits
+            folded[module + ".weight"] = torch._weight_norm(v, g, 0)  # torch's own kernel: bit-identical
     orphans = [name for name in folded if name.endswith((_SPELLINGS[0][1], _SPELLINGS[1][1]))]
     if orphans:
         raise CheckpointError(f"weight norm without its g: {_some(orphans)}; damaged file")
@@ -289,7 +289,7 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
 
 
 def unfold_weight_norm(state: Mapping[str, Tensor], modules: Iterable[str]) -> State:
-    """The inverse, to write a published layout: `weight` of the named modules as `weight_g` and `weight_v`.
+    """Inverse of `fold_weight_norm`, for published layouts: `weight` of the named modules as `weight_g` and `weight_v`.
 
     v is the weight and g its norm; rows that are all zero get v = 1 and g = 0, since 0 / 0 would be NaN.
     """
@@ -305,14 +305,14 @@ def unfold_weight_norm(state: Mapping[str, Tensor], modules: Iterable[str]) -> S
 
 
 def check_publishable(**settings: tuple[Any, Any]) -> None:
-    """Raise CheckpointError for a network that published code, which knows no such setting, would compute differently.
+    """Raise CheckpointError for settings that the published code does not have and would ignore.
 
     settings: (value, value of the published code) by name.
     """
     other = [f"{name} = {value!r}" for name, (value, published) in settings.items() if value != published]
     if other:
         raise CheckpointError(
-            f"the published layout cannot say {', '.join(other)}: keep this model with save_pretrained"
+            f"the published layout cannot store {', '.join(other)}: save this model with save_pretrained"
         )
 
 
@@ -320,40 +320,39 @@ def check_publishable(**settings: tuple[Any, Any]) -> None:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: PathLike) -> None:
-    """Copy weights into a network: the same names, the same shapes. `where` names the file in the error."""
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
+    """Copy weights into a network with exactly these names and shapes. `where` names the file in the error."""
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
     misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
     faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     if any(faults.values()):
         report = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
         raise CheckpointError(
-            f"the weights {where} do not fit this {type(module).__name__} ({len(wanted)} tensors): {report}. "
+            f"the weights {where} do not fit this {type(module).__name__} ({len(expected)} tensors): {report}. "
             "Check that the configuration belongs to them"
         )
     module.load_state_dict(dict(state))
 
 
 def later(default: Any) -> Any:
-    """The field of a config that came when models had been saved without it: at its default, whose network is theirs,
-    it is no part of a fingerprint."""
+    """Config field added after models were saved: left out of the fingerprint at its default, so that that stays."""
     return dataclasses.field(default=default, metadata={"later": True})
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The values of a config dataclass that make a fingerprint."""
-    found = {}
+    """Values of a config dataclass for the fingerprint."""
+    values = {}
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         if not (each.metadata.get("later") and value == each.default):
             nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
-            found[each.name] = settings(value) if nested else value
-    return found
+            values[each.name] = settings(value) if nested else value
+    return values
 
 
 def fingerprint(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

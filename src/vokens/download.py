@@ -1,8 +1,8 @@
-"""Fetching one file over http(s): whole and verified under its name, or not there at all.
+"""Download of one file over http(s), atomic and verified.
 
-Files of the Hugging Face hub come through huggingface_hub, into the cache that all its users share. Of others, bytes
-arrive under `<name>.part`; a cut connection, also in an earlier run, is continued by a Range request. The renaming
-comes after the sha256 check, so a file under its final name never needs a second look.
+Files of the Hugging Face hub come through huggingface_hub, into its shared cache. Other files are
+downloaded to `<name>.part`; an interrupted transfer, also of an earlier run, is resumed by a Range request. The file is
+renamed after the sha256 check, so a file under its final name is verified.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
 class _Interrupted(Exception):
-    """The transfer stopped for a reason that may pass."""
+    """The transfer stopped for a temporary reason."""
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids all downloads."""
+    """True if HF_HUB_OFFLINE forbids all downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -59,9 +59,10 @@ def hub_file(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """A file of the Hugging Face hub in huggingface_hub's cache (HF_HUB_CACHE, or `cache_dir`), fetched where missing.
+    """A file of the Hugging Face hub in huggingface_hub's cache (HF_HUB_CACHE, or `cache_dir`), downloaded where
+    missing.
 
-    Its content is checked against `sha256`, else against the hash that the hub announces for its large files. Raises
+    Its content is checked against `sha256`, else against the hub's hash of large files. Raises
     DownloadError.
     """
     from huggingface_hub import hf_hub_download
@@ -69,7 +70,7 @@ def hub_file(
 
     url, local = hub_url(repo, filename, revision), local_files_only or offline()
     try:
-        found = hf_hub_download(
+        cached = hf_hub_download(
             repo,
             filename,
             revision=revision,
@@ -91,10 +92,12 @@ def hub_file(
             f"{url} could not be kept in huggingface_hub's cache: {_line(error)}; free some space or set HF_HOME to "
             "another folder"
         ) from None
-    except Exception as error:  # of the http library that huggingface_hub has, which changes with its version
+    except Exception as error:  # huggingface_hub's http library differs between versions
         raise DownloadError(f"{url} could not be fetched: {_line(error)}. Check it and try again") from None
-    kept = Path(found).resolve()
-    named = kept.name if re.fullmatch("[0-9a-f]{64}", kept.name) else None  # as the cache calls large files
+    kept = Path(cached).resolve()
+    named = (
+        kept.name if re.fullmatch("[0-9a-f]{64}", kept.name) else None
+    )  # the cache names large files by hash
     _verify(kept, sha256 or named, url)
     return kept
 
@@ -107,9 +110,9 @@ def download(
     progress: bool = True,
     local_files_only: bool = False,
 ) -> Path:
-    """Fetch `url` to `target` and return it; nothing is done when it is there.
+    """Download `url` to `target` and return it; does nothing where it exists.
 
-    Several processes may ask for one target at once: one fetches, the others wait. Raises DownloadError.
+    Several processes may request one target at once: one downloads, the others wait. Raises DownloadError.
     """
     target = Path(target)
     if target.exists():
@@ -117,7 +120,7 @@ def download(
     if local_files_only or offline():
         raise DownloadError(f"{_missing(str(target), url, local_files_only)}, or copy it there")
     if not url.startswith(("https://", "http://")):
-        raise DownloadError(f"{url!r} is not an address that can be fetched: give https://...")
+        raise DownloadError(f"{url!r} is not an http(s) address: give https://...")
     with _locked(target):
         if not target.exists():
             partial = target.with_name(target.name + ".part")
@@ -145,7 +148,7 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and not any(entry != path for entry in target.parent.iterdir()):  # nothing came
+        if made and not any(entry != path for entry in target.parent.iterdir()):  # nothing was downloaded
             path.unlink()
             for folder in made:
                 folder.rmdir()
@@ -153,7 +156,7 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _fetch_whole(url: str, partial: Path, progress: bool) -> None:
-    """Fetch or continue until the file is whole."""
+    """Download or resume until the file is complete."""
     failures, furthest = 0, _size(partial)
     while True:
         try:
@@ -164,7 +167,7 @@ def _fetch_whole(url: str, partial: Path, progress: bool) -> None:
             if failures == ATTEMPTS:
                 raise DownloadError(
                     f"{url} could not be fetched: {interruption}. Check the network and try again; "
-                    f"{_megabytes(_size(partial))} are kept, and it continues there"
+                    f"{_megabytes(_size(partial))} are kept, and it resumes there"
                 ) from None
             pause = BACKOFF * 2**failures
             _tell(f"{interruption}: trying again in {pause:g} s", progress)
@@ -172,12 +175,14 @@ def _fetch_whole(url: str, partial: Path, progress: bool) -> None:
 
 
 def _continue(url: str, partial: Path, progress: bool) -> None:
-    """One request, for the bytes that are missing."""
+    """One request for the missing bytes."""
     offset = _size(partial)
     with _open(url, offset) as response:
         if not _agrees(response, offset):
             partial.unlink(missing_ok=True)
-            raise _Interrupted("the part already here is not of the file on the server: it is fetched anew")
+            raise _Interrupted(
+                "the partial file does not belong to the file on the server: it is downloaded again"
+            )
         if response.status != 416:
             start = offset if response.status == 206 else 0  # a server may ignore Range and send all
             length = response.headers.get("Content-Length")
@@ -189,7 +194,7 @@ def _continue(url: str, partial: Path, progress: bool) -> None:
 
 
 def _agrees(response: HTTPResponse | HTTPError, offset: int) -> bool:
-    """Whether an answer to a Range request continues at `offset`, or (416) says that all is here."""
+    """True if the response to a Range request starts at `offset`, or is 416: the file is complete."""
     sent = response.headers.get("Content-Range", "")
     if response.status == 206:
         return sent.startswith(f"bytes {offset}-")
@@ -197,7 +202,7 @@ def _agrees(response: HTTPResponse | HTTPError, offset: int) -> bool:
 
 
 def _open(url: str, offset: int) -> HTTPResponse | HTTPError:
-    """The response from `offset` on, also when it is 416: there is nothing from there on."""
+    """The response from `offset` on, or 416: nothing is left."""
     request = Request(url, headers={"User-Agent": f"vokens/{__version__}"})
     if offset:
         request.add_header("Range", f"bytes={offset}-")
@@ -274,12 +279,12 @@ def _verify(partial: Path, sha256: str | None, url: str) -> None:
     if sha256 is None:
         return
     with open(partial, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
         partial.unlink()
         raise DownloadError(
-            f"{url} arrived with sha256 {found} instead of {sha256} and was removed: try again; if it stays "
-            "so, the file at the source has changed"
+            f"{url} arrived with sha256 {actual} instead of {sha256} and was removed: try again; if this "
+            "repeats, the file at the source has changed"
         )
 
 
@@ -291,7 +296,7 @@ def _explain(code: int, url: str) -> str:
         )
     if code in (404, 410):
         return f"{url} does not exist ({code}): check the name and the revision"
-    return f"{url}: the server answered {code}, which trying again does not mend"
+    return f"{url}: the server answered {code}: check the address, trying again will not help"
 
 
 def _missing(what: str, url: str, local_files_only: bool) -> str:

@@ -1,6 +1,6 @@
-"""Files of evaluator models: where they lie, one folder for each.
+"""Files of evaluator models, one folder for each.
 
-None is downloaded unasked. docs/metrics.md says what each one is, its licence, and the commands that fetch it.
+None is downloaded automatically. docs/metrics.md describes each one, its licence and the download commands.
 """
 
 import os
@@ -29,7 +29,7 @@ def models_folder(folder: str | Path | None = None) -> Path:
 def find_evaluator(name: str, folder: str | Path | None = None) -> Path:
     """The folder of one evaluator, e.g. "moonshine-tiny-en", with every file it needs.
 
-    Raises NotInstalled when a file is missing; the message names it and says where to get it.
+    Raises NotInstalled when a file is missing; the message names it and its source.
     """
     home = models_folder(folder) / name
     check_files(home, FILES[name])
@@ -39,14 +39,14 @@ def find_evaluator(name: str, folder: str | Path | None = None) -> Path:
 def find_model(source: str | Path) -> Path:
     """A path, or the folder of an evaluator model by its name (docs/metrics.md), such as "campplus-zh-en".
 
-    Raises NotInstalled, which says how to get it, and ConfigError for a path that leads nowhere.
+    Raises NotInstalled with the remedy, and ConfigError for a path that does not exist.
     """
     if str(source) in FILES:
         return find_evaluator(str(source))
     path = Path(source).expanduser()
     if not path.exists():
         raise ConfigError(
-            f"{source} is not there: give a folder, or a name ({', '.join(FILES)}) that is looked for in "
+            f"{source} does not exist: give a folder, or a name ({', '.join(FILES)}) that is looked for in "
             f"{models_folder()} (docs/metrics.md has the commands that fetch them)"
         )
     return path
@@ -83,5 +83,5 @@ def open_graph(path: Path, threads: int, purpose: str) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for each fault, all of them straight from Exception
-        raise CheckpointError(f"{path} is no graph that onnxruntime opens ({error}): {_REMEDY}") from error
+    except Exception as error:  # onnxruntime's errors derive directly from Exception
+        raise CheckpointError(f"{path} cannot be opened by onnxruntime ({error}): {_REMEDY}") from error

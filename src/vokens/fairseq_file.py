@@ -1,7 +1,7 @@
-"""Weights out of fairseq's training checkpoints, without fairseq and without running anything in the file.
+"""Weights of fairseq training checkpoints, read without fairseq and without executing anything in the file.
 
-Such a file pickles tensors among objects of fairseq, omegaconf and argparse. This reader knows by name what builds
-tensors and plain containers; every other name in the file becomes an empty class that only keeps what it is given.
+Such a file pickles tensors among objects of fairseq, omegaconf and argparse. The constructors of tensors and plain
+containers are on a list; every other name becomes an inert class that only records its arguments.
 """
 
 import collections
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from vokens.errors import CheckpointError
 
-# The callables that a file may have called. None of them runs anything that the file brings.
+# Callables that a file may use. None of them runs anything from the file.
 _BUILDERS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 _PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): lambda *_: {},  # its factory would be called on every missing key
+    (
+        "collections",
+        "defaultdict",
+    ): lambda *_: {},  # without its factory, which would be called on missing keys
     ("torch", "Size"): torch.Size,
     **{
         ("torch._utils", name): getattr(torch._utils, name)
@@ -33,10 +36,10 @@ _PLAIN: dict[tuple[str, str], Any] = {
 
 
 class Inert:
-    """Stand-in for an object of an unknown class: it keeps arguments, items and state, and does nothing.
+    """Inert stand-in for an object of an unknown class: records arguments, items and state.
 
     Attributes:
-        held: what the file gave it, in order: ("arguments", (...)), ("state", ...), ("item", ...).
+        held: the recorded values in order: ("arguments", (...)), ("state", ...), ("item", ...).
     """
 
     held: list[tuple[str, Any]]
@@ -70,7 +73,7 @@ class Inert:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Tensors' builders, storages and dtypes of torch, plain containers; for anything else an empty class."""
+        """Constructors of tensors, storages, dtypes and plain containers; an inert class for anything else."""
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]
@@ -100,7 +103,7 @@ def read_fairseq(path: str | Path) -> dict[str, Any]:
     """The content of a fairseq checkpoint: "model" holds its tensors, "cfg" or "args" inert objects.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or no pickle of a dict.
+        CheckpointError: a file that is missing, damaged or not a pickled dict.
     """
     path = Path(path)
     try:
@@ -126,13 +129,13 @@ def _load(file: BinaryIO, path: Path) -> Any:
 
 
 def _is_program(file: BinaryIO) -> bool:
-    """Whether torch.load would open this file as TorchScript, which is code."""
-    found = False
+    """True if torch.load would open this file as TorchScript, which is code."""
+    program = False
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            found = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            program = any(name.endswith("/constants.pkl") for name in archive.namelist())
     file.seek(0)
-    return found
+    return program
 
 
 def read_fairseq_weights(path: str | Path) -> dict[str, Tensor]:

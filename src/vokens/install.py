@@ -1,6 +1,6 @@
-"""The command that installs an extra, from where this vokens came: a clone, a wheel, a repository or an index.
+"""The command that installs an extra from the origin of this vokens: a clone, a wheel, a repository or an index.
 
-Every error and `vokens doctor` take it from here, so that what they say can be typed.
+All errors and `vokens doctor` use it, so that their remedy can be typed as shown.
 """
 
 import json
@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 def install_line(extra: str = "", options: str = "") -> str:
     """The `pip install` line for vokens with an extra, or several ("train,plot"); options are pip's own.
 
-    A wheel or folder that is gone since leaves the packages of the extra themselves.
+    Where the wheel or folder no longer exists, the line lists the packages of the extra.
     """
     clone, url = Path(__file__).parents[2], _origin()
     suffix = f"[{extra}]" if extra else ""

@@ -1,4 +1,4 @@
-"""Programs and packages that some systems need beside their files, and whether this machine has them."""
+"""Programs and packages that some systems need in addition to their files."""
 
 import shutil
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ _PACKAGES = {
 
 
 def lacking(system: str) -> str:
-    """Dependencies of a system that this machine lacks, in one sentence with the remedy; "" where all is there."""
+    """Missing dependencies of a system, in one sentence with the remedy; "" where there are none."""
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if system == "codec2" and missing:
         return f"Codec2 needs the program {missing[0]}: apt-get install codec2"
@@ -25,6 +25,6 @@ def lacking(system: str) -> str:
 
 
 def check(system: str) -> None:
-    """Raise NotInstalled with that sentence, if there is one."""
+    """Raise NotInstalled where a dependency is missing."""
     if sentence := lacking(system):
         raise NotInstalled(sentence)

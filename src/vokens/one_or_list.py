@@ -1,4 +1,4 @@
-"""Parameters that take one thing or several: a list is told from one, and anything else is refused by its type."""
+"""Parameters that take one value or a list of them; other types are refused by name."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from vokens.errors import VokensError
 def one_or_list(
     given: Any, is_one: Callable[[Any], bool], accepted: str, error: type[VokensError]
 ) -> list[Any]:
-    """`given` as a list: itself alone, or the items of a list, tuple, generator or column of a table.
+    """`given` as a list: one value, or the items of a list, tuple, generator or column of a table.
 
-    accepted: names of what is, for the message. Raises `error` for other types, also of an item, and for no items.
+    accepted: description of the accepted types, for the message. Raises `error` for other types and for an empty list.
     """
     if is_one(given):
         return [given]
@@ -28,7 +28,7 @@ def one_or_list(
 
 
 def type_name(given: Any) -> str:
-    """The type of a value as messages name it, with the keys of a dict: 'a dict of array, text'."""
+    """The type of a value for messages, with the keys of a dict: 'a dict of array, text'."""
     name = type(given).__name__
     if isinstance(given, Mapping):
         return f"a {name} of {', '.join(map(str, given)) or 'nothing'}"

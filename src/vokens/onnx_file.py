@@ -1,7 +1,7 @@
-"""ONNX files without the onnx package: nodes, their attributes, and tensors that are read when asked for.
+"""ONNX files without the onnx package: nodes, attributes and lazily read tensors.
 
 A reader of the protobuf wire format and of the five messages that hold a graph (onnx.proto, ONNX 1.x). The file is
-mapped, not loaded: a tensor is copied out of it on its own. Nothing in a file is executed.
+memory-mapped: tensors are copied one by one. Nothing in a file is executed.
 """
 
 import mmap
@@ -38,7 +38,7 @@ _VARINTS = (5, 7)  # int32_data, which also holds the narrower types, and int64_
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: the names of the tensors that go in and out. Attributes: numbers, text, lists of them, tensors."""
+    """One operation: its input and output names. Attributes: numbers, text, lists of them, tensors."""
 
     name: str
     op: str
@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in the file."""
+    """A tensor stored in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,7 +66,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A graph: nodes in order, stored tensors by name, and the names of what goes in and comes out."""
+    """A graph: nodes in order, stored tensors by name, input and output names."""
 
     nodes: tuple[Node, ...]
     initializers: dict[str, StoredTensor]
@@ -76,12 +76,12 @@ class OnnxGraph:
     opset: int
 
     def size(self, name: str) -> int:
-        """Elements of a stored tensor; 0 for a name that is computed, not stored."""
+        """Number of elements of a stored tensor; 0 for a computed one."""
         stored = self.initializers.get(name) or self.constants.get(name)
         return 0 if stored is None else prod(stored.shape)
 
     def tensor(self, name: str) -> Tensor:
-        """A copy of a stored tensor, an initialiser or a constant. CheckpointError for other names."""
+        """A copy of a stored tensor (initialiser or constant). Raises CheckpointError for other names."""
         stored = self.initializers.get(name) or self.constants.get(name)
         if stored is None:
             raise CheckpointError(f"the graph stores no tensor called {name!r}")
@@ -89,7 +89,7 @@ class OnnxGraph:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as an ONNX model does: its version, then another field of a ModelProto."""
+    """True if a file begins like an ONNX model: its version, then another field of a ModelProto."""
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -123,7 +123,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
 
 
 class _Damaged(ValueError):
-    """Bytes that no ONNX file holds."""
+    """Bytes that are not a valid ONNX file."""
 
 
 # The messages ----------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def _node(data: memoryview) -> Node:
 
 
 def _attribute(data: memoryview) -> tuple[str, Any]:
-    """Its name and value; None for kinds that no reader here needs (graphs, sparse tensors)."""
+    """Name and value of an attribute; None for kinds that are not needed (graphs, sparse tensors)."""
     name, value, many = "", None, []
     for number, field in _fields(data):
         if number == 1:
@@ -218,7 +218,7 @@ def _tensor(data: memoryview) -> StoredTensor:
         elif number in _VARINTS:
             numbers += _integers(value)
         elif number in (13, 14) and value:
-            raise _Damaged(f"tensor {name!r} lies in another file, which is not supported")
+            raise _Damaged(f"tensor {name!r} is stored in another file, which is not supported")
     if kind not in _TYPES:
         raise _Damaged(f"tensor {name!r} is of the unsupported type {kind}")
     if content is None:
@@ -234,7 +234,7 @@ def _tensor(data: memoryview) -> StoredTensor:
 
 
 def _narrowed(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """int32_data and int64_data as values; 16-bit floats stand there as their bits."""
+    """int32_data and int64_data as values; 16-bit floats are stored as their bits."""
     if dtype == "float16":
         return numbers.astype(np.uint16).view(np.float16)
     if dtype == "bfloat16":
@@ -282,7 +282,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 def _signed(value: Any) -> int:
     if not isinstance(value, int):
-        raise _Damaged("bytes stand where a number is expected")
+        raise _Damaged("there are bytes where a number is expected")
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -299,7 +299,7 @@ def _integers(value: Any) -> list[int]:
 
 def _bytes(value: Any) -> memoryview:
     if isinstance(value, int):
-        raise _Damaged("a number stands where bytes are expected")
+        raise _Damaged("there is a number where bytes are expected")
     return value
 
 

@@ -1,7 +1,7 @@
-"""Weights at one byte each: 8-bit integers with a float32 scale for each row, inside an ordinary safetensors file.
+"""8-bit weights: int8 with a float32 scale per row, in an ordinary safetensors file.
 
-A weight `w` (N, ...) becomes `w` as int8 and `w:scale` (N,), w = int8 * scale, exactly the same on every machine.
-Vectors (biases, norms, running statistics) stay as they are: they are few, and sums go through all of them.
+A weight `w` (N, ...) becomes `w` as int8 and `w:scale` (N,), w = int8 * scale, bit-identical on every machine.
+Vectors (biases, norms, running statistics) stay float32: they are small and sensitive.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vokens.errors import CheckpointError
 
-_SCALE = ":scale"  # no parameter of torch's is called so by accident, and a name table would refuse it
+_SCALE = ":scale"  # not a valid parameter name in torch, so it cannot collide
 _LARGEST = 127
 
 
@@ -25,7 +25,7 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows = weight.detach().float().flatten(1)
         if not rows.isfinite().all():
             raise CheckpointError(
-                f"{name} holds NaN or infinity, which 8 bits cannot: train again, or keep float32"
+                f"{name} holds NaN or infinity, which int8 cannot represent: train again, or keep float32"
             )
         scale = _rounded(rows.abs().amax(1) / _LARGEST)
         steps = (rows / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
@@ -35,15 +35,15 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rounded(scale: Tensor) -> Tensor:
-    """Scales with 16 bits after the point: 127 of them are exact in float32, so that packing again changes nothing."""
+    """Scales rounded to 16 bits, so that 127 * scale is exact in float32 and packing is idempotent."""
     fraction, exponent = torch.frexp(scale)
     return torch.ldexp((fraction * 2**16).round() / 2**16, exponent)
 
 
 def unpack(state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
-    """The float32 tensors of what `pack` made; a state without scales unchanged.
+    """The float32 tensors of a packed state; a state without scales unchanged.
 
-    Raises CheckpointError for scales that do not belong to the weights beside them. `where` names the file.
+    Raises CheckpointError for scales that do not fit their weights. `where` names the file.
     """
     scales = {name.removesuffix(_SCALE): state[name] for name in state if name.endswith(_SCALE)}
     if not scales:
@@ -53,7 +53,7 @@ def unpack(state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
         fits = weight is not None and weight.dtype == torch.int8 and scale.shape == weight.shape[:1]
         if not fits or not scale.is_floating_point() or not scale.isfinite().all():
             raise CheckpointError(
-                f"{where}: {name}{_SCALE} has no 8-bit {name} of as many rows beside it, or is damaged: "
+                f"{where}: {name}{_SCALE} has no 8-bit {name} with as many rows, or is damaged: "
                 "download or save the file again"
             )
     bare = [name for name, weight in state.items() if weight.dtype == torch.int8 and name not in scales]

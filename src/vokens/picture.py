@@ -1,7 +1,7 @@
 """Pictures of speech and its tokens: waveforms, log-mels in Hz, and the tokens as a strip aligned to them.
 
 Needs matplotlib (extra `plot`). Figures are built without pyplot: no backend is chosen for the caller.
-The trick: mels are drawn on the even mel axis and only the ticks are put at round frequencies.
+Mels are drawn on the linear mel axis; only the ticks are at round frequencies.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDE, _NARROW = 16.0, 5.0  # inches
-_DPI, _FINE = 100, 160  # dots per inch; a phone has more of them
+_DPI, _FINE = 100, 160  # dots per inch, and those of a phone
 _TITLE = 32  # letters in a line of a narrow picture
 INK, FAINT, BLUE, ORANGE = "#22272e", "#d5d9df", "#2563a8", "#c2571a"
 PICTURES = (".png", ".svg", ".pdf")
@@ -45,9 +45,11 @@ THEME = {
     "savefig.facecolor": "white",
 }
 _MEL_BANDS = 80
-_DYNAMIC_RANGE = 70.0  # dB below the loudest band that are drawn
+_DYNAMIC_RANGE = 70.0  # dB below the loudest band
 _DIFFERENCE_RANGE = 30.0  # dB
-_COLUMNS = 1500  # about the pixels of one panel: longer recordings get wider frames and a min/max envelope
+_COLUMNS = (
+    1500  # about the width of a panel in pixels: longer recordings get wider frames and a min/max envelope
+)
 _IMAGE: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
 _TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -55,7 +57,7 @@ _TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
 def roundtrip_figure(
     original: np.ndarray, decoded: np.ndarray, tokens: Tokens, name: str = "", narrow: bool = False
 ) -> "Figure":
-    """Original and resynthesis side by side, the tokens under the one, what changed under the other.
+    """Original and resynthesis side by side, with the tokens and the difference below them.
 
     original, decoded: (T,) at tokens.sample_rate; tokens: one item. 1600 x 1000 pixels; narrow: one column of
     800 x 2080, for a phone.
@@ -92,7 +94,7 @@ def roundtrip_figure(
 
 
 def tokens_figure(wave: np.ndarray, tokens: Tokens, name: str = "", narrow: bool = False) -> "Figure":
-    """A wave (T,) decoded from the one item of tokens: its mel, and the tokens aligned under it.
+    """A wave (T,) decoded from the one item of tokens: its mel and the aligned tokens.
 
     1600 x 800 pixels; narrow: 800 x 960. Raises MissingExtra without matplotlib.
     """
@@ -127,7 +129,7 @@ def _panels(
 
 
 def check_picture(path: str | Path) -> None:
-    """Raise ConfigError for a suffix that cannot be drawn, MissingExtra without matplotlib: before any work."""
+    """Raise ConfigError for an unknown suffix, MissingExtra without matplotlib, before any work is done."""
     if Path(path).suffix.lower() not in PICTURES:
         raise ConfigError(f"a picture {str(path)!r}: end its name in {', '.join(PICTURES)}")
     matplotlib_figure()
@@ -143,7 +145,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
 
 
 def draw_wave(axes: "Axes", wave: np.ndarray, sample_rate: int, peak: float, color: str = BLUE) -> None:
-    """The wave (T,), as the range it covers in each column of pixels, on a vertical scale of +-peak."""
+    """The wave (T,) as its range in each column of pixels, scaled to +-peak."""
     step = max(1, len(wave) // _COLUMNS)
     columns = wave[: len(wave) // step * step].reshape(-1, step)
     time = (np.arange(len(columns)) + 0.5) * step / sample_rate
@@ -159,7 +161,7 @@ def draw_mel(axes: "Axes", mel: np.ndarray, sample_rate: int, seconds: float, lo
 
 
 def draw_change(axes: "Axes", change: np.ndarray, sample_rate: int, seconds: float) -> Any:
-    """Resynthesis minus original (bands, frames) in dB: red where louder, blue where lost."""
+    """Resynthesis minus original (bands, frames) in dB: red where louder, blue where quieter."""
     axes.set_title("Resynthesis minus original")
     limit = _DIFFERENCE_RANGE
     return _draw_bands(axes, change, sample_rate, seconds, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -187,7 +189,7 @@ def draw_tokens(axes: "Axes", tokens: Tokens) -> Any:
 
 
 def _last(tokens: Tokens) -> str:
-    """The largest token, where all codebooks agree on it."""
+    """The largest token, where all codebooks have the same size."""
     sizes = set(tokens.codebook_sizes)
     return str(sizes.pop() - 1) if len(sizes) == 1 else "last"
 

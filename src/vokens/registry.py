@@ -1,7 +1,7 @@
-"""Names and the files behind them: the models that `vokens.load` knows, their sources and licences (registry.toml).
+"""Registry of the models that `vokens.load` knows by name: files, sources and licences (registry.toml).
 
-A folder for each name, under VOKENS_CACHE or ~/.cache/vokens, has its files: those of the Hugging Face hub lie in the
-cache that huggingface_hub shares, and links to them here.
+The files of a name are in a folder under VOKENS_CACHE or ~/.cache/vokens; those of the Hugging Face hub are links into
+huggingface_hub's shared cache.
 """
 
 import difflib
@@ -22,16 +22,16 @@ from vokens.download import download, hub_endpoint, hub_file, hub_url
 from vokens.errors import CheckpointError, ConfigError, DownloadError
 from vokens.install import install_line
 
-WEIGHTS = Path(__file__).parent / "weights"  # of what the package embeds, a folder for each name
+WEIGHTS = Path(__file__).parent / "weights"  # embedded models, a folder for each name
 
 
 @dataclass(frozen=True)
 class File:
     """One file of a codec.
 
-    path: its name in the codec's folder. repo, filename, revision: its place on the Hugging Face hub. address: its
-    place elsewhere. None of them when it is part of this package. sha256: None when its publisher states none. size:
-    bytes of the released file, None when they are not known; never an estimate.
+    path: its name in the codec's folder. repo, filename, revision: on the Hugging Face hub. address: URL of other
+    sources. Neither for files of this package. sha256: None where its publisher states none. size: bytes of the
+    released file, None where unknown; never an estimate.
     """
 
     path: str
@@ -44,7 +44,7 @@ class File:
 
     @property
     def url(self) -> str | None:
-        """Its address; of the hub, on the mirror that HF_ENDPOINT names if there is one."""
+        """Its URL; hub files use the mirror of HF_ENDPOINT, if set."""
         if self.address is not None:
             return self.address
         return None if self.repo is None else hub_url(self.repo, self.filename or self.path, self.revision)
@@ -52,10 +52,10 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A codec that can be loaded by name.
+    """A model that can be loaded by name.
 
-    settings: its config, where its name says it and no file does. shared: the folder of its files, where several
-    names have the same. bits_per_second: of codecs whose codebooks differ in size.
+    settings: its config, where no file has one. shared: the folder of its files, where several names share it.
+    bits_per_second: for codecs whose codebooks differ in size.
     """
 
     name: str
@@ -81,22 +81,22 @@ class Entry:
 
     @property
     def size_bytes(self) -> int | None:
-        """Bytes on the disk, less configs and vocabularies; None where a file's size is not known."""
+        """Bytes on disk, without configs and vocabularies; None where a file's size is unknown."""
         sizes = [file.size for file in self.files if not file.path.endswith((".json", ".txt"))]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def size(self) -> str:
-        """`size_bytes` in words."""
+        """`size_bytes` as text."""
         return "size not known" if self.size_bytes is None else f"{self.size_bytes / 1e6:.0f} MB"
 
     @property
     def embedded(self) -> bool:
-        """Whether it comes with this package."""
+        """True if its files are part of this package."""
         return all(file.url is None for file in self.files)
 
 
-# A build of the package may hold beside mini: name -> (system, description, whose config knows its tokens, licence).
+# Models that a build may embed besides mini: name -> (system, description, config of its tokens, licence).
 EMBEDDABLE = {
     "s3_mini": (
         "s3tokenizer",
@@ -111,7 +111,7 @@ EMBEDDABLE = {
         "Apache-2.0",
     ),
 }
-VOICE = "say"  # the model that speaks where none is named
+VOICE = "say"  # the default text-to-speech model
 
 
 def _embedded_files(name: str, paths: Iterable[str]) -> tuple[File, ...]:
@@ -121,9 +121,9 @@ def _embedded_files(name: str, paths: Iterable[str]) -> tuple[File, ...]:
 
 
 def embedded(name: str) -> Entry | None:
-    """One of `EMBEDDABLE` as it lies in this copy of the package; None where it is not there.
+    """The entry of one of `EMBEDDABLE` in this copy of the package; None where it is missing.
 
-    Its rate and codebook are those of its config: other weights need no other line here.
+    Frame rate and codebook size come from its config.
     """
     if not (WEIGHTS / name / "config.json").is_file():
         return None
@@ -131,7 +131,7 @@ def embedded(name: str) -> Entry | None:
     try:
         config = json.loads((WEIGHTS / part / "config.json").read_text())["config"]
         size, stride = config["codebook_size"], config["first_stride"]
-    except (OSError, ValueError, LookupError, TypeError):  # what is told of it would be wrong
+    except (OSError, ValueError, LookupError, TypeError):  # its entry would be wrong
         return None
     rate = 100 / (2 * stride * config.get("merge", 1))  # of 100 mel frames a second
     paths = sorted(
@@ -143,8 +143,8 @@ def embedded(name: str) -> Entry | None:
 
 
 def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, str], tuple[File, ...]]:
-    """The content of registry.toml: entries by name, names by the repository of their authors, language models by the
-    S3Gen beside them, and further files."""
+    """The content of registry.toml: entries by name, names by repository, language models by their S3Gen, and other
+    files."""
     table = tomllib.loads((Path(__file__).parent / "registry.toml").read_text(encoding="utf-8"))
     entries = []
     for values in table["model"]:
@@ -166,12 +166,12 @@ MODELS, PUBLISHED, LANGUAGE_MODELS, OTHERS = _read()
 
 
 def converter() -> str:
-    """The model that converts voices where none is named: the package's own, else chatterbox's."""
+    """The default model of voice conversion: the embedded one, else chatterbox's."""
     return VOICE if VOICE in MODELS else "chatterbox_s3gen"
 
 
 def offline() -> tuple[str, ...]:
-    """Names of the models in this copy of the package that a server and a page offer unasked."""
+    """Names of the embedded models, which server and page offer by default."""
     return tuple(name for name in ("mini", VOICE) if name in MODELS)
 
 
@@ -181,17 +181,17 @@ def entries() -> list[Entry]:
 
 
 def get(name: str) -> Entry:
-    """The model of this name. ConfigError with the nearest names, or files of a path, for any other."""
+    """The model of this name. Raises ConfigError with the nearest names or paths."""
     if name not in MODELS:
         raise ConfigError(_unknown(name))
     return MODELS[name]
 
 
 def published(repo_id: str, revision: str | None = None, variant: str | None = None) -> Entry | None:
-    """The model of its authors' repository, with files from there; None for other names.
+    """The model of a repository of the original authors, with its files; None for other names.
 
-    revision: of the repository; its files then have a folder of their own and the hub's own hashes.
-    variant: the stem of another of S3Gen's files in the repository, such as "s3gen_v3".
+    revision: of the repository; its files then have their own folder and are checked against the hub's hashes.
+    variant: the stem of another S3Gen file of the repository, such as "s3gen_v3".
     """
     if repo_id not in PUBLISHED:
         return None
@@ -205,7 +205,7 @@ def published(repo_id: str, revision: str | None = None, variant: str | None = N
     files = tuple(
         replace(file, repo=repo_id, address=None, revision=revision, sha256=None if revision else file.sha256)
         if file.repo in (None, entry.source)
-        else file  # a part that others published
+        else file  # a file of another repository
         for file in entry.files
     )
     return replace(entry, files=files, shared=_hub_folder(repo_id, revision) if revision else entry.shared)
@@ -228,15 +228,15 @@ def _variant(entry: Entry, repo_id: str, revision: str | None, variant: str) -> 
 def _unknown(name: str) -> str:
     if name in EMBEDDABLE:
         return (
-            f"{name} is not in this copy of vokens ({WEIGHTS / name} is missing or not whole): install a release that "
-            "has it, put a trained one there with recipes/embed_voice.py, or give a model of your own"
+            f"{name} is not in this copy of vokens ({WEIGHTS / name} is missing or incomplete): install a release that "
+            "has it, embed a trained one with recipes/embed_voice.py, or give a model of your own"
         )
     path = Path(name).expanduser()
     if "/" in name or re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, there, n=3)
         if not path.parent.is_dir():
-            return f"there is no file or folder {name!r}, for there is no folder {str(path.parent)!r}: check the path"
+            return f"there is no file or folder {name!r}: there is no folder {str(path.parent)!r}: check the path"
         meant = f"did you mean {' or '.join(near)}?" if near else "check the path"
         return f"there is no file or folder {name!r}: {meant}"
     near = difflib.get_close_matches(name, MODELS, n=3)
@@ -248,34 +248,36 @@ def _unknown(name: str) -> str:
 
 
 def source_of(model: str) -> str | None:
-    """The source for `vokens.load` of the model that tokens name; None for one of the user's own."""
+    """The `vokens.load` source of the model named in tokens; None for a user's own model."""
     return model if model in MODELS or "/" in model else None
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of downloads: `cache_dir`, else VOKENS_CACHE, else ~/.cache/vokens."""
+    """The download folder: `cache_dir`, else VOKENS_CACHE, else ~/.cache/vokens."""
     return Path(cache_dir or os.environ.get("VOKENS_CACHE") or "~/.cache/vokens").expanduser()
 
 
 def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of a codec's files, also of those to come."""
+    """The folder of a model's files, also before they are downloaded."""
     if entry.embedded:
         return WEIGHTS / entry.name
     place = cache_folder(cache_dir) / (entry.shared or entry.name)
-    # The benchmark keeps the models that judge, and shared ones beside them, in a folder of its own.
-    judges = Path(os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser() / entry.shared
-    if entry.shared and cache_dir is None and all((judges / file.path).exists() for file in entry.files):
-        return judges
+    # The benchmark keeps evaluators, and models that they share, in a folder of its own.
+    evaluators = (
+        Path(os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser() / entry.shared
+    )
+    if entry.shared and cache_dir is None and all((evaluators / file.path).exists() for file in entry.files):
+        return evaluators
     return place
 
 
 def is_cached(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Whether it opens without a download. (Files get their names only when whole and verified.)"""
+    """True if it opens without a download. (Files get their final names only when complete and verified.)"""
     return all((folder(entry, cache_dir) / file.path).exists() for file in entry.files)
 
 
 def lacking(entry: Entry) -> str:
-    """Why a codec does not open on this machine as it is, with the remedy; "" where it does."""
+    """The reason why a model does not open on this machine, with the remedy; "" where it does."""
     if sentence := needs.lacking(entry.system):
         return sentence
     return (
@@ -291,7 +293,7 @@ def fetch(
     local_files_only: bool = False,
     progress: bool = True,
 ) -> Path:
-    """The folder with all files of a codec, downloaded where missing. Raises DownloadError."""
+    """The folder with all files of a model, downloaded where missing. Raises DownloadError."""
     place = folder(entry, cache_dir)
     for file in entry.files:
         if file.url is not None:
@@ -311,7 +313,7 @@ def _obtain(
     local_files_only: bool,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Have a file at its place: of the hub a link into the cache that huggingface_hub shares, else downloaded."""
+    """Download a file to its place; hub files become links into huggingface_hub's shared cache."""
     if file.repo is None or file.address is not None:
         download(
             str(file.url), target, sha256=file.sha256, progress=progress, local_files_only=local_files_only
@@ -322,10 +324,10 @@ def _obtain(
         kept = hub_file(file.repo, name, revision=file.revision, sha256=file.sha256, **options)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # a link to a file that is gone
+            target.unlink(missing_ok=True)  # a broken link
             try:
                 target.symlink_to(kept)
-            except OSError:  # a system or a disk without links
+            except OSError:  # no symlinks on this system
                 with atomic_write(target) as partial:
                     shutil.copyfile(kept, partial)
         except OSError as error:
@@ -341,7 +343,7 @@ def find(
     revision: str | None = None,
     variant: str | None = None,
 ) -> tuple[Path, str]:
-    """The files of what `vokens.load` was given, fetched where missing, and the model id when the source gives one."""
+    """The files of a `vokens.load` source, downloaded where missing, and the model id where the source has one."""
     path = Path(source).expanduser()
     if variant is not None and str(source) not in PUBLISHED:
         file = path / f"{variant}.safetensors"
@@ -367,7 +369,7 @@ def find(
         }
         return hub_snapshot(source, **options), source
     get(str(source))  # raises, with the nearest names
-    raise CheckpointError(f"{source} was not found")
+    raise CheckpointError(f"{source} does not exist: give a name, a folder, a file or a hub id")
 
 
 def _hub_folder(repo_id: str, revision: str | None) -> str:
@@ -385,7 +387,7 @@ def hub_snapshot(
 ) -> Path:
     """The folder with `files` of a Hugging Face model repository, downloaded where missing.
 
-    A branch, such as main, is kept as it was when first fetched; delete the folder to follow it.
+    A branch, such as main, stays as first downloaded; delete the folder to update it.
     Raises DownloadError, also for repositories that do not hold these files.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):

@@ -1,7 +1,7 @@
 """The file formats of tokens: `.vok` (ours), json, npz and pt, each from and to (facts, arrays).
 
 A `.vok` file is one safetensors file: codes in the smallest integers that hold them, the facts as json in the
-header, and a sha256 over both, so that no flipped bit is decoded. Reading decides by content, not by suffix.
+header, and a sha256 over both, so that corrupted files are refused. Reading decides by content, not by suffix.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from vokens.errors import TokensError
 
 FORMAT = "vokens-tokens"
 VERSION = 1
-# What readers raise of damaged bytes; a shape that was changed may ask for more memory than there is.
+# Errors of readers on damaged bytes; a corrupted shape may request more memory than there is.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -59,7 +59,7 @@ def write_vok(path: PathLike, facts: Facts, arrays: Arrays) -> None:
     arrays = _shrink(facts, arrays)
     header = _header(facts)
     header["checksum"] = _checksum(header, arrays)
-    # One metadata entry only: safetensors does not keep the order of several, and the bytes would vary.
+    # One metadata entry only: safetensors does not keep the order of several, so the bytes would vary.
     _write(path, dump_safetensors(arrays, {FORMAT: json.dumps(header, sort_keys=True)}))
 
 
@@ -142,30 +142,30 @@ def read(path: Path) -> tuple[Facts, Arrays]:
         if read_ids(path) is None:
             raise
     raise TokensError(
-        f"{path} holds ids alone, and not which codec they are of: vokens decode takes them with --model, "
+        f"{path} holds ids without their codec: vokens decode takes them with --model, "
         "Python with codec.tokens(ids)"
     )
 
 
 def read_ids(path: Path) -> tuple[Any, Any] | None:
-    """Bare codebook indices of a file, and the lengths beside them or None; None where it holds no such thing.
+    """Bare codebook indices of a file, and their lengths or None; None for other files.
 
     An .npy array, an npz or pt archive with "codes" (and "lengths"), a tensor, or a json list of lists.
     """
     content = _read(path)
     try:
         if content.lstrip()[:1] in (b"[", b"{"):
-            found = json.loads(content)
+            ids = json.loads(content)
         elif content[:4] == _ZIP_MAGIC and _kind(path) == "pt":
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            ids = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         elif content[:4] in (_ZIP_MAGIC, b"\x93NUM"):
-            found = np.load(io.BytesIO(content), allow_pickle=False)
+            ids = np.load(io.BytesIO(content), allow_pickle=False)
         else:
             return None
-        named = isinstance(found, Mapping)
-        if named and ("codes" not in found or "header" in found or "format" in found):
+        named = isinstance(ids, Mapping)
+        if named and ("codes" not in ids or "header" in ids or "format" in ids):
             return None
-        return (found["codes"], found.get("lengths")) if named else (found, None)
+        return (ids["codes"], ids.get("lengths")) if named else (ids, None)
     except (*_DAMAGE, TokensError):
         return None
 
@@ -186,7 +186,7 @@ def read_vok(path: Path) -> tuple[Facts, Arrays]:
         )
     header = _parse_header(metadata[FORMAT], path)
     if header.pop("checksum", None) != _checksum(header, arrays):
-        raise TokensError(f"{path} is damaged, its checksum does not agree: copy or encode it again")
+        raise TokensError(f"{path} is damaged, its checksum does not match: copy or encode it again")
     return header, _widen(arrays)
 
 
@@ -224,9 +224,7 @@ def read_pt(path: Path) -> tuple[Facts, Arrays]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise _damaged(path) from error
     if not isinstance(content, dict) or not isinstance(content.get("header"), dict):
-        raise TokensError(
-            f"{path} holds no tokens but other torch data: tokens are written with Tokens.to_pt"
-        )
+        raise TokensError(f"{path} holds other torch data than tokens: write tokens with Tokens.to_pt")
     arrays = {name: value.numpy() for name, value in content.items() if isinstance(value, Tensor)}
     return _check_version(content["header"], path), _widen(arrays)
 

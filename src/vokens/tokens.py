@@ -1,7 +1,7 @@
-"""`Tokens`: the discrete form of a batch of speech, with all that decoding it needs and nothing else.
+"""`Tokens`: the discrete form of a batch of speech, with everything that decoding needs.
 
-One immutable value from encoder to file to decoder: padded codes, lengths, and the facts that say which codec
-and which of its codebooks they belong to. Checked when made, so that no later step checks again.
+One immutable value from encoder to file to decoder: padded codes, lengths, and the codec and codebooks that they
+belong to. Validated on construction, so that no later step checks again.
 """
 
 import os
@@ -27,14 +27,14 @@ _TENSORS = ("codes", "lengths", "num_samples", "global_vector")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokens:
-    """Codes of B items, K codebooks and up to T frames; immutable, checked when made.
+    """Codes of B items, K codebooks and up to T frames; immutable, validated on construction.
 
-    codes: (B, K, T) integers, `0 <= codes[:, k] < codebook_sizes[k]`; what lies beyond `lengths` is set to 0.
+    codes: (B, K, T) integers, `0 <= codes[:, k] < codebook_sizes[k]`; padding beyond `lengths` is set to 0.
     lengths: (B,) frames of each item, at most T.
     num_samples: (B,) samples of the original audio at `sample_rate`; decoding cuts to these.
     model, fingerprint: the codec's name and 16 hex digits of its weights ("" when not known).
     frame_rate: frames per second (Hz). codebook_sizes: entries of each of the K codebooks.
-    first_codebook: the place of codes[:, 0] among the codec's own codebooks (1 for layers 2 to 8 alone).
+    first_codebook: the index of codes[:, 0] among the codec's codebooks (1 for layers 2 to 8).
     global_vector: (B, D) float32, one vector per item, for codecs that have one (SoCodec's speaker).
 
     Raises TokensError for anything else.
@@ -72,7 +72,7 @@ class Tokens:
             if not isinstance(getattr(self, name), str):
                 raise TokensError(f"{name} is {getattr(self, name)!r}: give a text ('' when not known)")
         beyond = torch.arange(frames, device=codes.device) >= lengths[:, None]
-        # Always a copy of what was given, and never two: hours have hundreds of MB.
+        # Always exactly one copy of the input: hours of codes have hundreds of MB.
         fill = Tensor.masked_fill if codes.dtype == self.codes.dtype else Tensor.masked_fill_
         codes = fill(codes, beyond[:, None], 0)
         _check_range(codes, sizes)
@@ -89,7 +89,7 @@ class Tokens:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    # What they are
+    # Properties
 
     @property
     def num_codebooks(self) -> int:
@@ -127,7 +127,7 @@ class Tokens:
             f"{self.bitrate / 1000:.3g} kbit/s)"
         )
 
-    # Parts and wholes
+    # Items and codebooks
 
     def __len__(self) -> int:
         return self.codes.shape[0]
@@ -197,7 +197,7 @@ class Tokens:
     # Files
 
     def save(self, path: PathLike) -> None:
-        """Write a `.vok` file, whole or not at all. The same tokens always give the same bytes."""
+        """Write a `.vok` file atomically. Equal tokens give equal bytes."""
         token_files.write_vok(path, *self._parts())
 
     @staticmethod
@@ -233,7 +233,7 @@ class Tokens:
         return Tokens._from_parts(path, *token_files.read_pt(Path(path)))
 
     def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The facts as json values, and the tensors as arrays: what every file format stores."""
+        """The facts as json values and the tensors as arrays, for all file formats."""
         facts = {name: getattr(self, name) for name in _FACTS}
         arrays = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         return (
@@ -262,7 +262,7 @@ def codebook_use(codes: np.ndarray, size: int) -> tuple[float, float]:
 
 
 def padded_ids(ids: Any, num_codebooks: int) -> tuple[Tensor, Tensor]:
-    """Codes (B, K, T), zero beyond their lengths (B,), of integers in the forms that `Codec.tokens` takes.
+    """Codes (B, K, T), zero beyond their lengths (B,), from integers in any form that `Codec.tokens` takes.
 
     Raises TokensError for anything else.
     """

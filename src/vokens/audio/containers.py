@@ -1,9 +1,9 @@
 """The streams of an audio file and where each one ends, read from the containers themselves.
 
-Decoders trust the length that a header states, or estimate one: libsndfile reads a cut w64 without a word, stops
-behind the first of two files put together, and guesses the length of an mp3 without its Xing frame. Here every
-stream is bounded first, and what its header left open or states wrongly is written anew in front of it, so
-that a decoder has nothing to guess. Bytes of audio that would be left out raise AudioError.
+Decoders trust the length that a header states, or estimate one: libsndfile reads a truncated w64 without a word, stops
+after the first of two concatenated files, and guesses the length of an mp3 without its Xing frame. Here every
+stream is bounded first, and a header that leaves its length open or states it wrongly is rewritten, so that a
+decoder has nothing to guess. Bytes of audio that would be left out raise AudioError.
 """
 
 import io
@@ -18,15 +18,15 @@ from vokens.errors import AudioError
 
 _SCAN = 1 << 20  # bytes per read when a file is searched
 _BUFFER = 1 << 14  # bytes per read of a decoder
-_LARGEST_FILE = 1 << 43  # bytes; sizes of damaged headers go beyond what a file can be asked for
-_UNKNOWN_SIZE = 0x7FFF0000  # writers into a pipe leave a size near 2^31 or 2^32
+_LARGEST_FILE = 1 << 43  # bytes; damaged headers state larger sizes, which seek refuses
+_UNKNOWN_SIZE = 0x7FFF0000  # writers to a pipe leave a size near 2^31 or 2^32
 
 
 class Slice(io.RawIOBase):
-    """The bytes `start` to `end` of a file behind a header of its own, as a file.
+    """A header followed by the bytes `start` to `end` of a file, as a file object.
 
-    It goes to its own place in that file before each read, so that slices of one file may take turns; places
-    before its start, which libsndfile asks for in damaged files, are its start.
+    Each read seeks in the shared file first, so that several slices may be read alternately. Seeks before the start,
+    which libsndfile tries in damaged files, go to the start.
     """
 
     def __init__(self, file: BinaryIO, start: int, end: int, head: bytes = b"") -> None:
@@ -65,7 +65,7 @@ class _Chunked(NamedTuple):
 
     header: int  # bytes before the first chunk
     entry: struct.Struct  # name and size of a chunk
-    counted: int = 0  # of them these many bytes are part of the size
+    counted: int = 0  # bytes of the entry that its size includes
     align: int = 2  # chunks begin at multiples of this
 
     def next(self, body: int, length: int, start: int) -> int:
@@ -85,7 +85,7 @@ _CHUNKED = {
     b"caff": _Chunked(8, struct.Struct(">4sQ"), align=1),
 }
 _SAMPLES = (b"data", b"SSND", b"BODY")
-# Chunks that writers leave behind the samples; a damaged one need not fit into the file.
+# Chunks that writers put after the samples; a damaged one need not fit into the file.
 _BEHIND = re.compile(
     rb"LIST|list|id3 |ID3 |bext|iXML|cue |smpl|inst|fact|PEAK|afsp|_PMX|JUNK|FLLR|PAD |MARK|ANNO"
 )
@@ -98,13 +98,13 @@ _MP3_IN_WAV = b"\x55\0"  # the format tag of a wav whose data are mp3 frames
 _MATROSKA = b"\x1aE\xdf\xa3"
 _ASF = b"0&\xb2u\x8ef\xcf\x11"
 
-_Piece = tuple[bytes, int, int]  # a stream: a header to put in front, and the bytes behind it, from and to
+_Piece = tuple[bytes, int, int]  # a stream: a header to prepend, and the range of bytes that follows
 
 
 def streams(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """The streams of a file one behind the other, each as a file by itself, to be read before the next is asked for.
+    """The streams of a file in order, each as a file object to be read before the next is taken.
 
-    Raises AudioError for a stream that lost its end, and for bytes behind the last that are no tags.
+    Raises AudioError for a truncated stream, and for bytes after the last one that are no tags.
     """
     end = file.seek(0, io.SEEK_END)
     start = _behind_tags(file, 0, end)
@@ -116,18 +116,18 @@ def streams(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
         for head, first, last in pieces:
             part = Slice(file, first, last, head)
             yield io.BufferedReader(part, _BUFFER)
-            if behind is None:  # a decoder stops behind the last frame, having read ahead less than this
+            if behind is None:  # the decoder has read at most this far past the last frame
                 behind = _seek(file, _FLAC, max(start + 4, start + part.tell() - 4 * _BUFFER), end)
         start = _behind_tags(file, end if behind is None else behind, end)
         if start < end and not _finder(_read(file, start, 16)):
             raise AudioError(
-                f"{name}: {end - start} bytes behind the audio are neither audio nor a known tag: "
-                f"cut the file behind byte {start}, or convert it with ffmpeg"
+                f"{name}: {end - start} bytes after the audio are neither audio nor a known tag: "
+                f"cut the file after byte {start}, or convert it with ffmpeg"
             )
 
 
 def _finder(head: bytes) -> Callable[..., tuple[list[_Piece], int | None]] | None:
-    """The function that bounds the stream that begins with these bytes, and says where what is behind it begins."""
+    """The function that finds the bounds of a stream with this head, and the position after it."""
     if head[:4] in _CHUNKED:
         return _chunked
     if head[:1] == b"\xff" and mpeg_frame(head[:4]):
@@ -174,7 +174,7 @@ def _chunked(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Pie
         kind.entry.pack_into(head, position - start, chunk, min(last - body + kind.counted, largest))
         pieces, behind = [(bytes(head), body, last)], end
     elif there < size:
-        raise AudioError(f"{name} lost its end: {there} of {size} bytes of samples are there")
+        raise AudioError(f"{name} is truncated: {there} of {size} bytes of samples are present")
     else:
         last, behind = body + size, _behind_chunks(file, kind, body, size, start, end)
         pieces = [(b"", start, behind)]
@@ -193,10 +193,10 @@ def _is_chunk(file: BinaryIO, kind: _Chunked, position: int, end: int) -> bool:
 
 
 def _behind_chunks(file: BinaryIO, kind: _Chunked, body: int, size: int, start: int, end: int) -> int:
-    """End of the chunks behind the samples."""
+    """End of the chunks after the samples."""
     position = kind.next(body, size, start)
     if not _is_chunk(file, kind, position, end) and _is_chunk(file, kind, body + size, end):
-        position = body + size  # a writer that forgot the byte that makes a size even
+        position = body + size  # the writer omitted the padding byte
     while position < end and _is_chunk(file, kind, position, end):
         chunk, size = kind.entry.unpack(_read(file, position, kind.entry.size))
         if _finder(chunk) is _chunked:
@@ -206,7 +206,7 @@ def _behind_chunks(file: BinaryIO, kind: _Chunked, body: int, size: int, start: 
 
 
 def _before_chunks(file: BinaryIO, kind: _Chunked, body: int, end: int) -> int:
-    """End of samples of unknown length: before known chunks that fit exactly between them and the end."""
+    """End of samples of unknown length: where known chunks begin that reach exactly to the end."""
     first = max(body, end - _SCAN)
     tail = _read(file, first, end - first)
     last = len(tail)
@@ -243,18 +243,18 @@ def _nist(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece]
 def _sized(
     file: BinaryIO, start: int, body: int, size: int | None, end: int, name: str
 ) -> tuple[list[_Piece], int]:
-    """A stream whose header states its bytes, or (None) leaves them open."""
+    """Bounds of a stream whose header states its size in bytes, or None."""
     if size is None:
         return [(b"", start, end)], end
     if body + size > end:
-        raise AudioError(f"{name} lost its end: {end - body} of {size} bytes of samples are there")
+        raise AudioError(f"{name} is truncated: {end - body} of {size} bytes of samples are present")
     return [(b"", start, body + size)], body + size
 
 
 def _mpeg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     end = _before_tags(file, start, end)
-    found = mpeg_streams(_read(file, start, end - start), name)
-    return [(head, start + first, start + last) for head, first, last in found], end
+    bounds = mpeg_streams(_read(file, start, end - start), name)
+    return [(head, start + first, start + last) for head, first, last in bounds], end
 
 
 def _adts(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
@@ -264,10 +264,10 @@ def _adts(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece]
 
 
 def _flac(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int | None]:
-    """STREAMINFO may count no samples, or too few: the number of the last frame counts them all.
+    """Check the sample count of STREAMINFO, which may be 0 or too low, against the number of the last frame.
 
-    Where they agree another stream of the same length may still be in between. To look for it in all bytes would take
-    a tenth of the time of decoding, so that is left until the decoder has shown where it stopped: None.
+    Where they agree, another stream of the same length may still follow. A search of all bytes would take a tenth of
+    the time of decoding, so the end is left open (None) until the decoder has stopped.
     """
     head = bytearray(_read(file, start, 42))
     rate, stated = int.from_bytes(head[18:21], "big") >> 4, int.from_bytes(head[21:26], "big") & (1 << 36) - 1
@@ -280,8 +280,8 @@ def _flac(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece]
     last = _before_tags(file, start, behind)
     count = _flac_length(file, start, last)
     if count is None or count < stated:
-        there = "its last frame is broken" if count is None else f"{count} of {stated} samples are there"
-        raise AudioError(f"{name} lost its end: {there}")
+        there = "its last frame is damaged" if count is None else f"{count} of {stated} samples are present"
+        raise AudioError(f"{name} is truncated: {there}")
     head[21:26] = (int.from_bytes(head[21:26], "big") - stated + count).to_bytes(5, "big")
     return [(bytes(head), start + 42, last)], behind
 
@@ -294,7 +294,7 @@ def _flac_length(file: BinaryIO, start: int, last: int) -> int | None:
 
 
 def _ogg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
-    """A link of a chain: the first pages of its logical streams, then all pages up to the next first one."""
+    """One link of a chained file: the first pages of its logical streams, then all pages up to the next link."""
     position = start
     while _read(file, position, 6)[:6] == _OGG[:6]:
         position = _behind_page(_read(file, position, _PAGE), position)
@@ -305,7 +305,7 @@ def _ogg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
     page = tail.rfind(b"OggS")
     if page < 0 or _behind_page(tail[page:], first + page) != last:
         raise AudioError(
-            f"{name} lost its end: its last Ogg page is not whole (from byte {first + max(page, 0)})"
+            f"{name} is truncated: its last Ogg page is incomplete (from byte {first + max(page, 0)})"
         )
     return [(b"", start, last)], behind
 
@@ -326,7 +326,7 @@ def _mp4(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
             break  # another file, or no box
         position = position + size if size else end
     if position > end:
-        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
+        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
     return [(b"", start, position)], position
 
 
@@ -342,7 +342,7 @@ def _matroska(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Pi
             return [(b"", start, behind)], behind
         position += element + width + size
     if position > end:
-        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
+        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
     return [(b"", start, position)], position
 
 
@@ -357,7 +357,7 @@ def _asf(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
             break
         position += size if position < end else 0
     if position > end:
-        raise AudioError(f"{name} lost its end: {position - end} of its bytes are missing")
+        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
     return [(b"", start, position)], position
 
 
@@ -369,11 +369,11 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _seek(file: BinaryIO, needle: bytes, position: int, end: int) -> int:
-    """Next position of these bytes; `end` if nowhere."""
+    """Position of the next such bytes; `end` if there are none."""
     while position < end:
-        found = _read(file, position, _SCAN + len(needle) - 1).find(needle)
-        if found >= 0:
-            return min(position + found, end)
+        offset = _read(file, position, _SCAN + len(needle) - 1).find(needle)
+        if offset >= 0:
+            return min(position + offset, end)
         position += _SCAN
     return end
 

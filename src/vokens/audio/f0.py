@@ -1,7 +1,7 @@
 """Pitch of speech by autocorrelation (Boersma 1993, Proc. Institute of Phonetic Sciences 17, 97-110), as in Praat.
 
 The autocorrelation of a windowed piece over that of the window is 1 at the period of a periodic signal, whatever the
-window. Candidates of all frames are joined by the cheapest path, which keeps octave errors and single frames out.
+window. Viterbi decoding over the candidates of all frames avoids octave errors and isolated frames.
 """
 
 import math
@@ -13,7 +13,7 @@ from vokens.errors import AudioError
 # Boersma's constants: strength of "no pitch", level below which a frame is silent, costs of an octave down, of an
 # octave's jump and of a change of voicing between frames 10 ms apart.
 _UNVOICED, _SILENCE, _OCTAVE, _JUMP, _CHANGE = 0.45, 0.03, 0.01, 0.35, 0.14
-_CANDIDATES = 6  # voiced ones of a frame
+_CANDIDATES = 6  # voiced, per frame
 _BLOCK = 4096  # frames transformed at once, 130 MB
 
 
@@ -26,13 +26,13 @@ def track_pitch(
     sees three periods of f_min, 50 ms.
 
     Raises:
-        AudioError: a wave of other shape or with NaN. Or a range of pitch that is none, or beyond a quarter of the
+        AudioError: a wave of another shape or with NaN; a pitch range below an octave or beyond a quarter of the
             sample rate.
     """
     if wave.ndim != 1 or not np.isfinite(wave).all():
         raise AudioError(f"a wave {wave.shape} was given: one channel (N,) of finite samples is accepted")
     if not 0 < 2 * f_min <= f_max <= sample_rate / 4:
-        raise AudioError(f"pitch from {f_min} to {f_max} Hz was asked for: an octave or more, up to a quarter of "
+        raise AudioError(f"pitch from {f_min} to {f_max} Hz was given: give an octave or more, up to a quarter of "
                          f"the sample rate {sample_rate}")  # fmt: skip
     frames = len(wave) // hop
     if not frames:
@@ -43,11 +43,11 @@ def track_pitch(
     padded = np.pad(wave.astype(np.float64), (max(0, -first), room))[max(0, first) :]
     pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[: frames * hop : hop]
     peak = np.abs(wave - wave.mean()).max()
-    found = [
+    blocks = [
         _candidates(pieces[start : start + _BLOCK], sample_rate, f_min, f_max, peak)
         for start in range(0, frames, _BLOCK)
     ]
-    pitch, strength = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    pitch, strength = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return _path(pitch, strength, 0.01 * sample_rate / hop)
 
 
@@ -70,7 +70,7 @@ def _candidates(
     height = here - (before - after) ** 2 / (8 * bend)
     lag = np.arange(shortest, shortest + here.shape[1]) + shift
     is_peak = (here > before) & (here >= after)
-    # Of several multiples of the period, which are equally strong, the shortest is meant.
+    # Multiples of the period are equally strong: prefer the shortest.
     strength = np.where(is_peak, np.minimum(height, 1.0) - _OCTAVE * np.log2(f_min * lag / sample_rate), -9.0)
     best = np.argpartition(-strength, _CANDIDATES, axis=1)[:, :_CANDIDATES]
     level = np.abs(pieces).max(1) / max(peak, 1e-9)
@@ -91,7 +91,7 @@ def _autocorrelation(rows: np.ndarray, lags: int) -> np.ndarray:
 
 
 def _path(pitch: np.ndarray, strength: np.ndarray, rate: float) -> np.ndarray:
-    """The pitches (F,) of the strongest path, by Viterbi; costs of change grow with the rate of frames over 100 Hz."""
+    """Pitches (F,) of the best path (Viterbi); transition costs scale with the frame rate over 100 Hz."""
     octave = np.log2(np.maximum(pitch, 1.0))
     voiced = pitch > 0
     total, back = strength[0], np.zeros(pitch.shape, np.int64)

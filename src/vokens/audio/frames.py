@@ -1,4 +1,4 @@
-"""Frames of mp3, aac (ADTS) and flac, by their headers: how long a stream is when its container does not say.
+"""Frames of mp3, aac (ADTS) and flac, by their headers: the length of a stream whose container does not state it.
 
 Layouts as in ISO 11172-3 and 13818-3 (mp3, the Xing frame as LAME writes it), 13818-7 (ADTS), RFC 9639 (flac).
 """
@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 from vokens.errors import AudioError
 
-_LARGEST = (
-    1441  # bytes of a frame of layer 3: less than this between frames is no audio that could be decoded
-)
+_LARGEST = 1441  # bytes of a frame of layer 3: a shorter gap between frames holds no decodable frame
 _KBPS = {  # by MPEG version 1 or not, and layer
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -28,13 +26,13 @@ class MpegFrame(NamedTuple):
     """Fields of the four bytes of a header."""
 
     length: int  # bytes
-    info: int  # byte at which a first frame names itself Xing or Info
-    kind: tuple[int, int, int, bool]  # version, layer, rate, mono: these hold for a whole stream
+    info: int  # offset of the Xing or Info mark in a first frame
+    kind: tuple[int, int, int, bool]  # version, layer, rate, mono: constant within a stream
 
 
 @lru_cache(1 << 16)
 def mpeg_frame(header: bytes) -> MpegFrame | None:
-    """The frame that begins with these four bytes, or None: they are no header, or of free format."""
+    """The frame of a four-byte header; None for other bytes and for free format."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -52,10 +50,10 @@ def mpeg_frame(header: bytes) -> MpegFrame | None:
 
 
 def mpeg_streams(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
-    """The streams of an mp3: a header to put in front, and the bytes behind it, from and to.
+    """The streams of an mp3, each a header to prepend and a range of bytes.
 
-    A stream ends where another Xing frame, another rate or another number of channels begins, and behind the
-    frames that its Xing frame counts. Raises AudioError for lost frames, and for bytes that are no frames.
+    A stream ends where another Xing frame, another rate or another number of channels begins, and after the
+    frames that its Xing frame counts. Raises AudioError for missing frames, and for bytes that are no frames.
     """
     for frames, end, named in _runs(data, name):
         start, audio = frames[0], frames[named:]
@@ -63,9 +61,9 @@ def mpeg_streams(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
         if size == end - start:  # some writers count the Xing frame too
             count = len(audio)
         if count is not None and count > len(audio):
-            raise AudioError(f"{name} lost its end: {len(audio)} of {count} mp3 frames are there")
+            raise AudioError(f"{name} is truncated: {len(audio)} of {count} mp3 frames are present")
         if size is not None and count is None and size > end - start:
-            raise AudioError(f"{name} lost its end: {end - start} of {size} bytes of mp3 are there")
+            raise AudioError(f"{name} is truncated: {end - start} of {size} bytes of mp3 are present")
         if count is not None and count < len(audio):
             yield _headed(data, audio[:count], audio[count], start)
             audio, named = audio[count:], False
@@ -74,7 +72,7 @@ def mpeg_streams(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
-    """Frames that belong together: where each begins, where the last ends, and whether the first is a Xing frame."""
+    """Contiguous frames: their positions, the end of the last, and whether the first is a Xing frame."""
     named_at = {match.start() for match in re.finditer(rb"Xing|Info|VBRI", data)}
     frames: list[int] = []
     position, kind, named = 0, (0, 0, 0, False), False
@@ -96,8 +94,8 @@ def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
         if not frames:
             kind, named = frame.kind, begins
         if position + frame.length > len(data):
-            missing = f"{len(data) - position} of {frame.length} bytes of its last frame are there"
-            raise AudioError(f"{name} lost its end: {missing}")
+            missing = f"{len(data) - position} of {frame.length} bytes of its last frame are present"
+            raise AudioError(f"{name} is truncated: {missing}")
         frames.append(position)
         position += frame.length
     if frames:
@@ -105,7 +103,7 @@ def _runs(data: bytes, name: str) -> Iterator[tuple[list[int], int, bool]]:
 
 
 def _resume(data: bytes, position: int, earliest: int, name: str) -> int:
-    """Next position of frames behind tags, zeros or a broken frame; the end of the data if nowhere."""
+    """Position of the next frames after tags, zeros or a damaged frame; the end of the data if there are none."""
     behind = behind_tag(data, position)
     if behind > position:
         return behind
@@ -138,16 +136,16 @@ def behind_tag(data: bytes, position: int) -> int:
         return position + 32 + (int.from_bytes(head[12:16], "little") if head[23] & 32 else 0)
     if head[:3] == b"TAG" and len(data) - position >= 128:
         return position + 128
-    if head[:11] == b"LYRICSBEGIN" and (found := data.find(b"LYRICS200", position)) > 0:
-        return found + 9
+    if head[:11] == b"LYRICSBEGIN" and (end := data.find(b"LYRICS200", position)) > 0:
+        return end + 9
     zeros = re.compile(rb"\0{4,}").match(data, position)
     return zeros.end() if zeros else position
 
 
 def _stated(data: bytes, start: int) -> tuple[int | None, int | None]:
-    """The frames and bytes that a Xing, Info or VBRI frame counts, itself left out of the frames."""
+    """Frames (without itself) and bytes that a Xing, Info or VBRI frame states."""
     frame = mpeg_frame(data[start : start + 4])
-    assert frame is not None  # the caller has found it
+    assert frame is not None  # the caller has checked it
     if data[start + 36 : start + 40] == b"VBRI":
         return _word(data, start + 50), _word(data, start + 46)
     flags = _word(data, start + frame.info + 4)
@@ -157,7 +155,7 @@ def _stated(data: bytes, start: int) -> tuple[int | None, int | None]:
 
 
 def _headed(data: bytes, frames: list[int], end: int, start: int | None) -> tuple[bytes, int, int]:
-    """A stream whose Xing frame, found at `start` or made, counts just these frames."""
+    """A stream with a Xing frame, that at `start` or a new one, which counts exactly these frames."""
     frame = mpeg_frame(data[frames[0] : frames[0] + 4])
     assert frame is not None
     if frame.kind[1] != 3:  # layers 1 and 2 have no Xing frame, and one bit rate
@@ -181,16 +179,16 @@ def _word(data: bytes | bytearray, at: int) -> int:
 
 
 def check_adts(data: bytes, name: str) -> None:
-    """Raise AudioError where the last frame of an ADTS stream lost its end."""
+    """Raise AudioError where the last frame of an ADTS stream is truncated."""
     position = 0
     while re.match(rb"\xff[\xf0\xf1\xf8\xf9]", data[position : position + 2]):
         position += max(7, int.from_bytes(data[position + 3 : position + 6], "big") >> 5 & 0x1FFF)
     if position > len(data):
-        raise AudioError(f"{name} lost its end: {position - len(data)} bytes of its last frame are missing")
+        raise AudioError(f"{name} is truncated: {position - len(data)} bytes of its last frame are missing")
 
 
 def flac_length(tail: bytes, block: int) -> int | None:
-    """Samples of a flac by its last frame, given the last bytes of its file; None where that is not whole.
+    """Number of samples of a flac by its last frame, from the last bytes of the file; None where it is incomplete.
 
     block: samples per frame, as STREAMINFO states them.
     """
@@ -204,7 +202,7 @@ def flac_length(tail: bytes, block: int) -> int | None:
 
 
 def _flac_header(head: bytes) -> tuple[int, int] | None:
-    """Number of the frame, or of its first sample, and its length in samples; None if this is no header."""
+    """Number of a frame, or of its first sample, and its length in samples; None for other bytes."""
     code, rate = head[2] >> 4, head[2] & 15
     ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is coded as UTF-8 is
     following = max(0, ones - 1)
@@ -234,7 +232,7 @@ def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    """The CRC of bytes that end in their own CRC: 0 where nothing changed."""
+    """CRC of bytes that end in their own CRC: 0 where they are intact."""
     table, value, mask = _crc_table(bits, polynomial), 0, (1 << bits) - 1
     for byte in data:
         value = (value << 8 ^ table[value >> (bits - 8) ^ byte]) & mask

@@ -1,7 +1,7 @@
 """Audio in and out: any common file, bytes or array to float32 mono, and waves to wav, flac, ogg, opus, mp3.
 
 libsndfile reads what it can, by content and not by suffix; PyAV (extra `media`) reads m4a, aac, webm and wma.
-The trick: files that lost their end are refused, though libsndfile itself reads a cut wav without a word.
+Truncated files are refused, though libsndfile itself reads them without a word.
 """
 
 import io
@@ -52,7 +52,7 @@ def load(
     sample_rate: resample to this (soxr HQ); None keeps the rate of the source.
     offset, duration: read only this part, in seconds; it may end early with the audio. Only the part is
     decoded, except that mp3 is decoded from its start, and m4a, aac, webm and wma whole.
-    Raises AudioError with a remedy for what cannot be read, is empty, lost its end or holds NaN or infinity,
+    Raises AudioError with a remedy for what cannot be read, is empty, truncated or holds NaN or infinity,
     and MissingExtra where PyAV is needed. Floats beyond 1 are kept as they are.
     """
     if not (offset >= 0.0 and np.isfinite(offset)) or (duration is not None and not duration > 0.0):
@@ -70,11 +70,11 @@ def load(
     _check_finite(wave, name)
     if sample_rate is not None:
         wave, rate = resample(wave, rate, sample_rate), sample_rate
-    return np.ascontiguousarray(wave), rate  # torch takes no views that run backwards
+    return np.ascontiguousarray(wave), rate  # torch refuses negative strides
 
 
 def duration(source: str | Path | bytes | BinaryIO) -> float:
-    """Seconds of a recording by its containers; decoded only where these do not say. Raises as `load` does."""
+    """Seconds of a recording by its container; decoded only where that states no length. Raises as `load` does."""
     with _open(source) as (file, name):
         return sum(_seconds(stream, name) for stream in streams(file, name))
 
@@ -90,7 +90,7 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor | Iterator[np.ndarray
     """Write a wave (T,) or (C, T), or an iterator over pieces of one, clipped to [-1, 1], in the format of the suffix.
 
     .wav and .flac (16 bit), .ogg (Vorbis), .opus, .mp3. The file appears under its name only when whole; a
-    failure leaves what was there before. Raises AudioError for other suffixes, rates that the format lacks,
+    failure leaves an older file unchanged. Raises AudioError for other suffixes, rates that the format lacks,
     empty or non-finite waves, and folders that cannot be written.
     """
     path = Path(path)
@@ -101,7 +101,9 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor | Iterator[np.ndarray
     pieces = (_frames(piece, path) for piece in (wave if isinstance(wave, Iterator) else [wave]))
     first = next(pieces, None)
     if first is None:
-        raise AudioError(f"cannot write {path.name!r}: there are no pieces of a wave")
+        raise AudioError(
+            f"cannot write {path.name!r}: the iterator over its pieces was empty; give at least one"
+        )
     channels = first.shape[1]
     partial = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
@@ -140,7 +142,7 @@ def _frames(wave: np.ndarray | torch.Tensor, path: Path) -> np.ndarray:
 
 @contextmanager
 def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, str], None, None]:
-    """A seekable binary file, and the name that errors call it by."""
+    """A seekable binary file, and its name in errors."""
     if isinstance(source, str | Path):
         try:
             file = _open_file(source, "rb")
@@ -165,9 +167,9 @@ def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
 
 
 def blocks(source: Source, sample_rate: int, source_rate: int | None = None) -> Iterator[np.ndarray]:
-    """A recording as `load` gives it, float32 mono at `sample_rate`, in pieces (t,) one behind the other.
+    """A recording as `load` gives it, float32 mono at `sample_rate`, in consecutive pieces (t,).
 
-    Of what libsndfile reads one piece is in memory at a time. Damage raises AudioError where reading comes to it.
+    Of formats that libsndfile reads, one piece is in memory at a time. Damage raises AudioError when it is reached.
     """
     source, source_rate = unpacked(source, source_rate)
     if isinstance(source, np.ndarray | torch.Tensor):
@@ -210,22 +212,22 @@ def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) ->
 def _pieces(
     file: BinaryIO, name: str, offset: float = 0.0, duration: float | None = None, size: int | None = None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """A part as float32 mono (t,), each with its rate: streams one behind the other, in pieces of at most `size`."""
-    rate, skip, wanted = 0, 0, None  # `skip` samples are before the part, `wanted` of it to come
+    """Consecutive pieces of a part, float32 mono (t,) of at most `size`, each with its rate."""
+    rate, skip, remaining = 0, 0, None  # samples before the part, and samples of it still to read
     for stream in streams(file, name):
         with _opened(stream, name) as (frames, stream_rate, read):
             if not rate:
                 rate, skip = stream_rate, round(offset * stream_rate)
-                wanted = None if duration is None else round(duration * rate)
+                remaining = None if duration is None else round(duration * rate)
             elif rate != stream_rate:
                 raise AudioError(f"{name} holds streams of {rate} and of {stream_rate} Hz: split it")
             start = min(skip, frames)
-            count = frames - start if wanted is None else min(wanted, frames - start)
+            count = frames - start if remaining is None else min(remaining, frames - start)
             for piece in read(start, count, size or max(1, start + count)):
                 yield piece, rate
         skip -= start
-        wanted = None if wanted is None else wanted - count
-        if wanted == 0:
+        remaining = None if remaining is None else remaining - count
+        if remaining == 0:
             break
 
 
@@ -252,7 +254,7 @@ def _opened(stream: BinaryIO, name: str) -> Generator[_Opened, None, None]:
 
 
 class _Forwards(soundfile.SoundFile):
-    """A file without soundfile's seek behind each read, to where it is: in mp3 the next frames would be wrong."""
+    """A SoundFile that does not seek to its own position after each read: in mp3 the next frames would be wrong."""
 
     def seekable(self) -> bool:
         return False
@@ -260,18 +262,18 @@ class _Forwards(soundfile.SoundFile):
 
 def _read(audio: soundfile.SoundFile, name: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
     """Samples of a part, averaged over channels, in pieces of at most `size`: (t,)."""
-    # Frames of mp3 borrow bits from frames before, so that after a seek the first would be silent or wrong.
+    # mp3 frames use bits of earlier frames (bit reservoir): after a seek the first ones would be wrong.
     position = 0 if audio.format == "MP3" or not soundfile.SoundFile.seekable(audio) else start
     if position:
         audio.seek(position)
     while True:
-        wanted = min(size, start + count - position)
-        frames = audio.read(wanted, dtype="float32", always_2d=True)  # (t, C)
-        if len(frames) < wanted:
-            there = max(0, position + len(frames) - start)
-            raise AudioError(f"{name} lost its end: {there} of {count} samples are there")
+        block = min(size, start + count - position)
+        frames = audio.read(block, dtype="float32", always_2d=True)  # (t, C)
+        if len(frames) < block:
+            present = max(0, position + len(frames) - start)
+            raise AudioError(f"{name} is truncated: {present} of {count} samples are present")
         frames = frames[max(0, start - position) :]
-        position += wanted
+        position += block
         yield frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
         if position >= start + count:
             return

@@ -1,7 +1,7 @@
 """Log-mel spectrograms: every recipe of the published systems is one `LogMel` with another `MelConfig`.
 
 Filterbank: triangles on the Slaney (Auditory Toolbox) or HTK mel scale, float32 as librosa rounds them.
-The trick: reflect padding by gathering, so that a ragged batch gives each item the frames it has alone.
+Reflect padding is a gather over each item's own samples, which makes ragged batches batch-invariant.
 """
 
 import math
@@ -105,7 +105,7 @@ def _mel_to_hz(mel: np.ndarray, scale: MelScale) -> np.ndarray:
 
 
 @lru_cache
-@torch.inference_mode(False)  # shared: training may want what inference asked for first
+@torch.inference_mode(False)  # the cached tensor may be made in inference and used in training
 def mel_filterbank(
     sample_rate: int,
     n_fft: int,
@@ -115,7 +115,7 @@ def mel_filterbank(
     scale: MelScale = "slaney",
     norm: Literal["slaney"] | None = "slaney",
 ) -> Tensor:
-    """Triangular mel bands (n_mels, n_fft // 2 + 1), float32 on the CPU; shared, so do not write into it.
+    """Triangular mel bands (n_mels, n_fft // 2 + 1), float32 on the CPU; cached, so do not write into it.
 
     Frequencies in Hz. Bands narrower than the FFT grid may be all zero. Raises ConfigError for an
     unknown scale or norm, or a range outside 0 <= f_min < f_max <= sample_rate / 2.
@@ -195,7 +195,7 @@ class LogMel(nn.Module):
         """Log-mels (B, n_mels, F), F = config.frames(T); differentiable.
 
         lengths (B,), in samples: each item is then padded by reflection at its own end, and its first
-        config.frames(length) frames are those it has alone; later frames are the log of silence.
+        config.frames(length) frames are independent of the other items; later frames are the log of silence.
         Raises AudioError for items too short to reflect (length <= config.padding).
         """
         c = self.config
@@ -207,8 +207,8 @@ class LogMel(nn.Module):
             )
         with torch.autocast(wave.device.type, enabled=False):
             padded = self._reflect(wave.float(), lengths)
-            beside = c.n_fft - c.win_length
-            window = functional.pad(self.window, (beside // 2, beside - beside // 2))
+            margin = c.n_fft - c.win_length
+            window = functional.pad(self.window, (margin // 2, margin - margin // 2))
             strength = stft_magnitude(padded, window, c.hop_length, c.magnitude_eps)  # (B, F, n_fft // 2 + 1)
             strength = strength[:, : c.frames(wave.shape[-1])]
             mel = (strength.square() if c.power == 2.0 else strength) @ self.filterbank.T

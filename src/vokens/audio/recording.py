@@ -1,4 +1,4 @@
-"""A recording of any length that is read as its samples are asked for, so that hours take the memory of a span."""
+"""A recording of any length, read on demand: an hour takes the memory of one slice."""
 
 from collections.abc import Iterable
 
@@ -9,16 +9,16 @@ from vokens.audio.source import ACCEPTED, Source, is_source
 from vokens.errors import AudioError
 from vokens.one_or_list import one_or_list
 
-WHOLE_SECONDS = 120  # what is no longer is read at once
+WHOLE_SECONDS = 120  # shorter recordings are read at once
 
 
 class Recording:
-    """Float32 mono samples of one recording at `sample_rate`, sliced as an array (T,) is, but forwards only.
+    """Float32 mono samples of one recording at `sample_rate`, sliced like an array (T,), but forwards only.
 
     Attributes:
         whole: all samples (T,), where the recording is no longer than two minutes or was an array; else None.
 
-    Raises AudioError as `load` does, of longer ones where reading comes to the damage.
+    Raises AudioError as `load` does; in longer recordings when the damage is reached.
     """
 
     def __init__(self, source: Source, sample_rate: int, source_rate: int | None = None) -> None:
@@ -32,7 +32,7 @@ class Recording:
         """Samples start..stop (t,), fewer at the end; start may not be before that of an earlier slice."""
         if span.start < self._start:
             raise AudioError(
-                f"samples from {span.start} were asked of a recording that was read beyond them, to {self._start}: "
+                f"samples from {span.start} were requested, but the recording is read from {self._start} on: "
                 "slice forwards, or open it again"
             )
         self._read(span.stop)
@@ -45,7 +45,7 @@ class Recording:
         return (self._start + len(self._held)) / self.sample_rate
 
     def _read(self, stop: int) -> bool:
-        """Hold samples up to `stop`; whether they end there or before."""
+        """Hold samples up to `stop`; return True if the recording ends there or before."""
         pieces, end = [self._held], self._start + len(self._held)
         while end <= stop and (piece := next(self._blocks, None)) is not None:
             pieces.append(piece)
@@ -59,5 +59,5 @@ def recordings(
     given: Source | Recording | Iterable[Source | Recording], sample_rate: int, source_rate: int | None = None
 ) -> Iterable[Recording]:
     """One recording or each of a list of them, opened one after the other. Raises AudioError for anything else."""
-    found = one_or_list(given, lambda one: isinstance(one, Recording) or is_source(one), ACCEPTED, AudioError)
-    return (one if isinstance(one, Recording) else Recording(one, sample_rate, source_rate) for one in found)
+    items = one_or_list(given, lambda one: isinstance(one, Recording) or is_source(one), ACCEPTED, AudioError)
+    return (one if isinstance(one, Recording) else Recording(one, sample_rate, source_rate) for one in items)

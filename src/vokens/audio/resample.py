@@ -2,7 +2,7 @@
 
 The sinc filter is bit-equal to torchaudio's `transforms.Resample` at its defaults (`functional.resample`
 rounds its kernel more, by up to 2.3e-6). Published tokenizers were fed by it: another flips some tokens.
-The trick: one strided convolution whose output channels are the phases of the reduced ratio.
+It is one strided convolution whose output channels are the phases of the reduced ratio.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.nn import functional
 from vokens.errors import AudioError
 
 ZERO_CROSSINGS = 6  # of the sinc, each side: torchaudio's lowpass_filter_width
-MAX_RATE = 10_000_000  # Hz; beyond is a damaged header or config, and its wave would fill the memory
+MAX_RATE = 10_000_000  # Hz; higher ones come from damaged headers and would fill the memory
 ROLLOFF = 0.99  # cutoff, as a share of the lower Nyquist frequency
 # Output samples of one convolution, per row: beyond the cache of a CPU nothing is gained, and an hour of
 # audio would need its padded copy and its transposed phases at once.
@@ -50,7 +50,7 @@ def resample(wave: np.ndarray | Tensor, source_rate: int, target_rate: int) -> n
 
 
 def stream_resampler(source_rate: int, target_rate: int) -> soxr.ResampleStream:
-    """soxr's resampler of one channel in pieces: `resample_chunk(piece, last)` gives what `resample` gives of all."""
+    """Streaming soxr resampler of one channel: its `resample_chunk(piece, last)` outputs concatenate to `resample`."""
     check_rate(source_rate)
     check_rate(target_rate)
     return soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
@@ -60,7 +60,7 @@ def sinc_resample(wave: Tensor, source_rate: int, target_rate: int) -> Tensor:
     """Resample (..., T) to (..., ceil(T * target_rate / source_rate)) by a Hann-windowed sinc.
 
     Differentiable, on the device and in the dtype of the wave (half precisions are computed in float32).
-    Raises AudioError for rates below 1 or with next to no common divisor, and for integer waves.
+    Raises AudioError for rates below 1 or with too small a common divisor, and for integer waves.
     """
     check_rate(source_rate)
     check_rate(target_rate)
@@ -84,12 +84,12 @@ def sinc_resample(wave: Tensor, source_rate: int, target_rate: int) -> Tensor:
 
 
 def _filter(rows: Tensor, kernel: Tensor, width: int, first: int, last: int) -> Tensor:
-    """Hops first..last of (R, 1, T), each seeing `width` samples more on both sides: (R, hops * target)."""
+    """Hops first..last of (R, 1, T), with `width` samples of context on both sides: (R, hops * target)."""
     source = kernel.shape[-1] - 2 * width
     start, stop = first * source - width, last * source + width
-    seen = rows[..., max(start, 0) : stop]
-    seen = functional.pad(seen, (max(-start, 0), stop - max(start, 0) - seen.shape[-1]))
-    return functional.conv1d(seen, kernel, stride=source).transpose(1, 2).flatten(1)
+    window = rows[..., max(start, 0) : stop]
+    window = functional.pad(window, (max(-start, 0), stop - max(start, 0) - window.shape[-1]))
+    return functional.conv1d(window, kernel, stride=source).transpose(1, 2).flatten(1)
 
 
 @lru_cache
@@ -102,7 +102,7 @@ def sinc_kernel(source: int, target: int) -> Tensor:
             f"the rates share too small a divisor: a ratio of {target}/{source} needs {target} filters of "
             f"{2 * width + source} taps; resample as a numpy array (soxr), or to a rounder rate"
         )
-    # The phases are rounded to float32 before they meet the float64 grid, as in torchaudio: at 44.1 kHz
+    # The phases are rounded to float32 before the float64 grid is added, as in torchaudio: at 44.1 kHz
     # exact phases move the output by 7e-6.
     phases = (-np.arange(target, dtype=np.float32) / np.float32(target)).astype(np.float64)
     grid = np.arange(-width, width + source) / source

@@ -1,4 +1,4 @@
-"""The forms in which a recording is given: what `load` reads, and what torchaudio, soundfile and datasets return."""
+"""Accepted forms of a recording: those that `load` reads, and those that torchaudio, soundfile and datasets return."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ ACCEPTED = (
 
 
 def is_source(given: Any) -> bool:
-    """Whether this is one recording in any of the forms, not a list of them."""
+    """True for one recording in any of the forms, False for a list of them."""
     readable = isinstance(given, str | Path | bytes | bytearray | memoryview | np.ndarray | Tensor | Mapping)
     return readable or hasattr(given, "read") or hasattr(given, "get_all_samples") or _is_pair(given)
 
@@ -57,7 +57,7 @@ def unpacked(given: Source, rate: int | None) -> tuple[Readable, int | None]:
 
 
 def _is_pair(given: Any) -> bool:
-    """Whether this is (wave, rate), as torchaudio, soundfile and librosa return it."""
+    """True for (wave, rate), as torchaudio, soundfile and librosa return it."""
     if not isinstance(given, tuple) or len(given) != 2 or isinstance(given[1], bool):
         return False
     return isinstance(given[0], np.ndarray | Tensor) and isinstance(given[1], int | np.integer)

@@ -1,6 +1,6 @@
 """Benchmark of tokenizers: a table of parts that share options and one form of results.
 
-A part joins by a line of `BENCHES`; its results, in the form of `vokens.bench.results`, can then be reported.
+A part is added by a line of `BENCHES`; results in the form of `vokens.bench.results` can be reported.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from typing import Any
 class Bench:
     """A part of the benchmark.
 
-    module: has `run(options) -> int`, the exit code. options: the dataclass of its options as "module:Class"; that
-    module imports no torch. Parts whose options are `vokens.bench.options.Measure` are those that `all` can run.
+    module: has `run(options) -> int`, the exit code. options: its options dataclass as "module:Class", in a module
+    that does not import torch. `all` runs the parts with `vokens.bench.options.Measure` options.
     """
 
     module: str
@@ -44,7 +44,7 @@ BENCHES = {
     "slmtok": Bench(
         "vokens.bench.tasks.slmtok",
         "vokens.bench.options:SlmTok",
-        "SLMTokBench: what text the tokens carry, what of it and of the voice is left",
+        "SLMTokBench: text content of tokens, words and voice after resynthesis",
     ),
     "report": Bench(
         "vokens.bench.report.page",

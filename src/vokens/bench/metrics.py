@@ -1,7 +1,7 @@
-"""The numbers of the reconstruction benchmark: one function for each, defined in docs/metrics.md.
+"""Metrics of the reconstruction benchmark, one function each, defined in docs/metrics.md.
 
-Waves are mono float arrays (T,) at 16 kHz, reference first, of equal length. A value that is not defined
-(silence, too short) is NaN: means leave it out and say how many they cover.
+Waves are mono float arrays (T,) at 16 kHz, reference first, of equal length. Undefined values
+(silence, too short) are NaN: means leave them out and report their count.
 """
 
 import math
@@ -42,7 +42,7 @@ def stoi(reference: np.ndarray, degraded: np.ndarray, extended: bool = False) ->
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             return float(pystoi.stoi(reference, degraded, SAMPLE_RATE, extended=extended))
-    except RuntimeWarning:  # fewer than 384 ms are left without the silent frames
+    except RuntimeWarning:  # fewer than 384 ms remain without the silent frames
         return math.nan
     finally:
         np.random.set_state(state)  # noqa: NPY002
@@ -83,7 +83,7 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
     noise = degraded - target
     if not noise.any():
         return math.inf
-    with np.errstate(divide="ignore"):  # -inf: nothing of the reference is left
+    with np.errstate(divide="ignore"):  # -inf: no component along the reference
         return float(10 * np.log10((target @ target) / (noise @ noise)))
 
 
@@ -96,7 +96,7 @@ def log_mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
 def closeness(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, str]:
     """Mel distance and STOI of two waves (T,) at any rate, as text for tables.
 
-    A silent reference has neither, STOI needs pystoi and 0.4 s: what is not defined here is left out.
+    A silent reference has neither, STOI needs pystoi and 0.4 s: undefined values are left out.
     """
     if np.abs(reference).max(initial=0) < SILENT:
         return {"closeness": "not defined: the recording is silent"}
@@ -110,7 +110,7 @@ def closeness(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> 
 def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Mel-cepstral distortion in dB (Kubichek 1993), mean over frames, frame by frame without time warping.
 
-    A frame's is 10 / ln 10 * sqrt(2 * sum of (c_m - c'_m)^2), m = 1..24, where c_m = 2/80 * sum over bands j of
+    Per frame 10 / ln 10 * sqrt(2 * sum of (c_m - c'_m)^2), m = 1..24, where c_m = 2/80 * sum over bands j of
     ln mel_j * cos(pi m (j + 1/2) / 80), mels as in `log_mel_distance`: the cosine series of the log spectrum,
     whose distance is the root mean square, in dB, of the difference of the two smoothed spectra without their level.
     """
@@ -124,7 +124,7 @@ def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray) -> floa
 def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Multi-resolution STFT distance (Yamamoto et al. 2020, 1910.11480 eq. 6 to 8), a mean over resolutions.
 
-    Of a resolution: the Frobenius norm of the difference of magnitudes over that of the reference's, plus the mean
+    Per resolution: the Frobenius norm of the difference of magnitudes over that of the reference's, plus the mean
     absolute difference of ln magnitudes. Hann windows of 512, 1024 and 2048 samples, hop a quarter, centred with
     reflection, magnitudes at least 1e-5.
     """
@@ -141,8 +141,8 @@ def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
 
 
 def pitch_error(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, float]:
-    """Root mean square difference of pitch in cents where both are voiced, and the share (%) of frames of which
-    one is voiced and the other is not. Tracks: `vokens.audio.f0`, 60 to 500 Hz, 100 a second."""
+    """Root mean square difference of pitch in cents where both are voiced, and the share (%) of frames that are
+    voiced in only one of them. Tracks: `vokens.audio.f0`, 60 to 500 Hz, 100 a second."""
     x, y = (track_pitch(wave, SAMPLE_RATE, SAMPLE_RATE // 100) for wave in _pair(reference, degraded))
     both = (x > 0) & (y > 0)
     cents = 1200 * np.log2(y[both] / x[both])
@@ -151,7 +151,7 @@ def pitch_error(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, flo
 
 
 def _log_mels(reference: np.ndarray, degraded: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Both (80, F), or None for waves too short."""
+    """Log-mels (80, F) of both, or None for waves that are too short."""
     waves = torch.from_numpy(np.stack(_pair(reference, degraded)).astype(np.float32))
     if waves.shape[1] <= MEL.padding:
         return None

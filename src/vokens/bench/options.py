@@ -1,4 +1,4 @@
-"""Options of the parts of `vokens bench`; without torch, so that help answers at once."""
+"""Options of the parts of `vokens bench`; without torch, so that --help is fast."""
 
 import re
 from dataclasses import dataclass, fields, replace
@@ -22,12 +22,12 @@ class Measure:
     """Options of all parts: models, recordings, and the folder of the results."""
 
     models: Annotated[str, arg(aliases=("--model", "-m"), metavar="NAME,...")] = "mini"
-    """By commas: names of `vokens models`, hub ids, folders, published files."""
+    """Comma-separated: names of `vokens models`, hub ids, folders, published files."""
     data: Path | None = None
     """A manifest (.jsonl with id, path, text, language, split, duration), or a folder of audio. Default: the two
-    recordings that the package brings."""
+    embedded recordings."""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """Folder of the results. What it has already is not measured again."""
+    """Folder of the results. Existing results are not measured again."""
     split: str | None = None
     """Only lines of the manifest with this split."""
     language: str | None = None
@@ -43,43 +43,43 @@ class Measure:
     device: str = "cpu"
     """Device of the codecs."""
     threads: int = 1
-    """Threads that torch computes with."""
+    """Number of torch threads."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         at_least(0, min_seconds=self.min_seconds, max_seconds=self.max_seconds)
         at_least(1, threads=self.threads, limit=1 if self.limit is None else self.limit)
 
     def model_names(self) -> list[str]:
-        """The chosen models, in order, each once."""
+        """The chosen models in order, without duplicates."""
         return list(dict.fromkeys(split_list(self.models)))
 
     def selection(self) -> dict[str, object]:
-        """Filters of the recordings, as the results name them."""
+        """Filters of the recordings, as recorded in the results."""
         names = ("split", "language", "with_text", "min_seconds", "max_seconds", "limit")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Measure):
-    """Quality of the resynthesis of codecs, beside that of others, over the files of a corpus."""
+    """Quality of the resynthesis of codecs and of baselines over the files of a corpus."""
 
     codebooks: str | None = None
     """Rows of a codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
     peers: str = PEERS
-    """Codecs beside them, whole, where installed: original (the recording itself) and names of `vokens models`; ''
-    for none."""
+    """Baselines with all codebooks, where installed: original (the recording itself) and names of `vokens models`;
+    '' for none."""
     metrics: str | None = None
-    """Metrics to compute, by commas: stoi, estoi, pesq-wb, pesq-nb, si-sdr, mel, stft, mcd, f0, voicing,
-    speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer. Default: all that this machine can. bitrate and rtf are
-    always measured."""
+    """Metrics to compute, comma-separated: stoi, estoi, pesq-wb, pesq-nb, si-sdr, mel, stft, mcd, f0, voicing,
+    speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer. Default: all that this machine can compute. bitrate
+    and rtf are always measured."""
     recogniser: str = "moonshine-tiny-en"
     """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID, wav2vec2:ID (hub id or folder)."""
     evaluators: Annotated[Path | None, arg(aliases=("--judges",))] = None  # --judges: deprecated
     """Folder of the evaluator models (default: $VOKENS_EVAL_MODELS, then ~/.cache/vokens-eval)."""
     processes: int = 2
-    """Files measured at once."""
+    """Number of files measured in parallel."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +108,7 @@ class Reconstruct(Measure):
             first, last = (int(match[1] or 1), int(match[2])) if match else (0, 0)
             if not 1 <= first <= last <= count:
                 raise ConfigError(
-                    f"--codebooks has {text!r}: give N (the first N) or A-B, within 1 to {count}, by commas"
+                    f"--codebooks has {text!r}: give N (the first N) or A-B, within 1 to {count}, comma-separated"
                 )
             ranges[f"{first}-{last}" if last > first else f"{first}"] = (first - 1, last)
         return ranges
@@ -119,7 +119,7 @@ class TokenStatistics(Measure):
     """Rates, use of the codebooks, and how well language models predict the tokens."""
 
     lm_steps: int = 200
-    """Steps, of 16 s of audio each, that the transformer learns; 0 leaves language models out."""
+    """Training steps of the transformer, of 16 s of audio each; 0 skips language models."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,22 +128,22 @@ class TokenStatistics(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class Robust(Measure):
-    """Agreement of tokens when noise, level, time, another codec, a seam, the batch or the precision change."""
+    """Agreement of tokens under noise, gain, time shifts, other codecs, seams, batching and precision."""
 
     dtypes: str = "bfloat16"
-    """Precisions to compare with float32, by commas: bfloat16, float16, int8 (S3Tokenizer); '' for none."""
+    """Precisions to compare with float32, comma-separated: bfloat16, float16, int8 (S3Tokenizer); '' for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed(Measure):
-    """Times real time of encoding and decoding, and memory."""
+    """Speed of encoding and decoding in × real time, and memory."""
 
     durations: str = "1,5,20"
-    """Seconds of a recording, by commas."""
+    """Seconds per recording, comma-separated."""
     batches: str = "1,8"
-    """Recordings at a time, by commas."""
+    """Batch sizes, comma-separated."""
     repeats: int = 3
-    """Of each; the median counts."""
+    """Repeats, of which the median is reported."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,10 +152,10 @@ class Speed(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class Every(Measure):
-    """Several parts in turn into one folder, each with the options that all share and its own defaults."""
+    """Several parts in turn into one folder, with the shared options and each part's own defaults."""
 
     only: str | None = None
-    """Parts to run, by commas; all of them, if not given."""
+    """Parts to run, comma-separated. Default: all."""
 
     def of(self, options: type[Measure]) -> Measure:
         """The options of one part."""
@@ -170,7 +170,7 @@ def at_least(least: int, **options: float) -> None:
 
 
 def split_list(text: str) -> list[str]:
-    """The parts of a text by commas, without blanks and empty ones."""
+    """The comma-separated parts of a text, without blanks and empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -181,27 +181,27 @@ def _default_codebooks(count: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SlmTok(Measure):
-    """SLMTokBench: what text the tokens carry, and what is left of text and voice in the resynthesis.
+    """SLMTokBench: text content of the tokens, and preservation of text and voice in the resynthesis.
 
-    Transcribed recordings alone are used; --split is test and --language en, if not given.
+    Only transcribed recordings are used; the defaults are --split test and --language en.
     """
 
     codebooks: str = "1,all"
-    """Rows of a tokenizer: N for the first N codebooks, A-B for a range (3-3 for one alone), all."""
+    """Rows of a tokenizer: N for the first N codebooks, A-B for a range (3-3 for a single one), all."""
     train_split: str = "train"
-    """Lines of the manifest that the probe is trained on."""
+    """Split that the probe is trained on."""
     train_hours: float = 1.0
-    """Of them, so many hours, evenly spaced in the order of their ids."""
+    """Hours of it, evenly spaced in the order of ids."""
     probe_steps: int = 1500
-    """Updates of the probe; 0 leaves it out, and with it mutual information."""
+    """Training steps of the probe; 0 skips it and mutual information."""
     probe_seconds: float = 20.0
-    """Of speech in a batch of the probe."""
+    """Seconds of speech in a batch of the probe."""
     probe_width: int = 128
-    """Of the probe's LSTM in each direction (the paper's: 1024)."""
+    """Width of the probe's LSTM per direction (the paper's: 1024)."""
     pairs: int = 16
-    """Texts that each recording is paired with to estimate mutual information from above."""
+    """Negative texts per recording for the upper bound of mutual information."""
     resynthesised: int = 300
-    """Recordings of the resynthesis, evenly spaced; 0 leaves it out."""
+    """Recordings to resynthesise, evenly spaced; 0 skips this."""
     recogniser: str = "moonshine-tiny-en"
     """The ASR model: moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID, wav2vec2:ID (hub id or folder)."""
     speaker: str = "campplus-zh-en"
@@ -221,31 +221,31 @@ class SlmTok(Measure):
             )
 
     def measured(self) -> Self:
-        """With the filters of the recordings that are measured."""
+        """These options with the filters of the test recordings."""
         return replace(self, split=self.split or "test", language=self.language or "en", with_text=True)
 
     def trained_on(self) -> Self:
-        """With the filters of the recordings that the probe is trained on, of all hours."""
+        """These options with the filters of the probe's training recordings."""
         return replace(self.measured(), split=self.train_split, limit=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One page of the results in a folder: tables, plots, spectrograms and players, in a file without others."""
+    """One page of the results in a folder: tables, plots, spectrograms and players, in a self-contained file."""
 
     folder: Positional[Path]
     """Folder of the results of `vokens bench`."""
     out: Annotated[Path | None, arg(aliases=("-o",))] = None
-    """The page; .csv, .md and .json go beside it. Default: report.html in the folder."""
+    """The page; .csv, .md and .json are written next to it. Default: report.html in the folder."""
     samples: int = 2
-    """Recordings that can be heard, through every codec; 0 for none, then nothing is decoded."""
+    """Recordings with players for every codec; 0 decodes nothing."""
     seconds: float = 6.0
-    """Most seconds of each."""
+    """Maximum seconds of each."""
     title: str = "Speech tokenizers, measured"
     """Heading of the page."""
 
     def __post_init__(self) -> None:
         if self.samples < 0 or not 0 < self.seconds <= 60:
             raise ConfigError(
-                f"samples={self.samples}, seconds={self.seconds} were given: 0 or more, and above 0 to 60"
+                f"samples={self.samples}, seconds={self.seconds} were given: give samples >= 0 and 0 < seconds <= 60"
             )

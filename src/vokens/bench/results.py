@@ -1,17 +1,17 @@
-"""The one form of results that every part of the benchmark writes, so that one report can draw any of them.
+"""Common form of the results of all parts of the benchmark, read by the report.
 
-FOLDER/<bench>.jsonl   one line per row and recording, written as soon as it is known: {"row", "model", "id",
-                       "fingerprint", and what the part measured}; a stopped run goes on after the last whole
-                       line. A process that runs holds a lock on it.
-FOLDER/<bench>.json    {"bench", "settings", "selection", "machine", "rows", "notes", "failed"}, written whole.
-                       settings: what all lines of the jsonl have in common; another setting is refused.
-                       selection: models and filters of the last run, of which the rows tell.
+FOLDER/<bench>.jsonl   one line per row and recording, written at once: {"row", "model", "id",
+                       "fingerprint", and the measures}; a stopped run resumes after the last complete
+                       line. A running process holds a lock on it.
+FOLDER/<bench>.json    {"bench", "settings", "selection", "machine", "rows", "notes", "failed"}, written atomically.
+                       settings: shared by all lines of the jsonl; other settings are refused.
+                       selection: models and filters of the last run, which the rows describe.
                        rows: in the order given, [] until the first run ends; each is {"row": label, "model",
                        "fingerprint", "files", "seconds", "metric": {name: {"value": number or null, "unit",
-                       "mode", "n": recordings, "ci": [low, high]}}}; ci only where there is one. Names and
-                       their titles: `vokens.bench.report.definitions`; what follows a slash is the condition
+                       "mode", "n": recordings, "ci": [low, high]}}}; ci is optional. Names and titles:
+                       `vokens.bench.report.definitions`; the condition follows a slash
                        ("agreement/white/20dB").
-                       notes: {name: why it was not measured}. failed: recordings that could not be used.
+                       notes: {name: reason why it was not measured}. failed: number of unusable recordings.
 FOLDER/<bench>.md      the same as a table; a compact one is printed
 FOLDER/tokens/<model>/<id>.vok   the tokens, shared by all parts
 """
@@ -35,14 +35,14 @@ from vokens.errors import ConfigError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
+except ImportError:  # Windows: no lock between processes there
     fcntl = None
 
 
 class Results:
-    """The results of one part of the benchmark in one folder; a context, within which the folder is its own.
+    """The results of one part of the benchmark in one folder; a context manager that locks it.
 
-    settings: what makes numbers differ, beside the models and the recordings.
+    settings: everything that affects the figures besides models and recordings.
     """
 
     def __init__(self, options: Measure, bench: str, **settings: Any) -> None:
@@ -70,15 +70,15 @@ class Results:
     def __exit__(self, kind: object, *error: object) -> None:
         if self._file is None:
             return
-        if kind is not None and not self._lines:  # a run that failed before its first line leaves nothing
+        if kind is not None and not self._lines:  # a run that failed before its first line leaves no files
             for suffix in (".jsonl", ".json"):
                 self._path(suffix).unlink(missing_ok=True)
             with suppress(OSError):  # other parts have results there
                 self._options.out.rmdir()
-        self._file.close()  # and with it the lock
+        self._file.close()  # releases the lock
 
     def get(self, row: str, id: str, fingerprint: str = "") -> Line | None:
-        """The line of a row and a recording, if it was measured.
+        """The line of a row and a recording, or None.
 
         Raises ConfigError where it was measured with other weights.
         """
@@ -91,7 +91,7 @@ class Results:
         return line
 
     def add(self, row: str, model: str, id: str, fingerprint: str = "", **measures: Any) -> Line:
-        """Write one line, at once. Not-a-number and infinity become null, floats have 6 digits after the point."""
+        """Write one line at once. NaN and infinity become null, floats are rounded to 6 decimals."""
         line = {"row": row, "model": model, "id": id, "fingerprint": fingerprint} | _plain(measures)
         self._lines[row, id] = line
         if self._file is None:
@@ -101,7 +101,7 @@ class Results:
         return line
 
     def leave_out(self, notes: Mapping[str, str]) -> None:
-        """Note why something is not measured, and say it now: in one line, names of one reason together."""
+        """Record and print what is not measured and why, in one line, grouped by reason."""
         self._notes |= notes
         reasons: dict[str, list[str]] = {}
         for name, reason in notes.items():
@@ -111,14 +111,14 @@ class Results:
             print(f"vokens: {self._bench} leaves out: {said}", file=sys.stderr)
 
     def fail(self, id: str, reason: object) -> None:
-        """Count a recording that cannot be used, and name it with each reason once."""
+        """Count an unusable recording, and print each of its reasons once."""
         reasons = self._failed.setdefault(id, [])
         if str(reason) not in reasons:
             reasons.append(str(reason))
             print(f"vokens: {id}: {reason}", file=sys.stderr)
 
     def finish(self, rows: Sequence[Line], **machine: Any) -> int:
-        """Write the summary and its table, print a compact one; the exit code: 1 if recordings failed."""
+        """Write the summary and its table, print a compact one; returns 1 if recordings failed, else 0."""
         options = self._options
         summary = {
             "bench": self._bench,
@@ -132,11 +132,11 @@ class Results:
         self._write(".json", json.dumps(summary, indent=2) + "\n")
         self._write(".md", markdown(summary))
         print(compact(summary, shutil.get_terminal_size().columns))
-        print(f"{self._path('.md')} has it with exact modes; docs/metrics.md defines the numbers")
+        print(f"{self._path('.md')} has exact modes; docs/metrics.md defines the figures")
         return 1 if self._failed else 0
 
     def _same_settings(self) -> None:
-        """Refuse to add to what was measured otherwise; else note the settings before the first line."""
+        """Raise ConfigError for results with other settings; else record the settings before the first line."""
         path = self._path(".json")
         if not path.is_file():
             self._write(
@@ -150,7 +150,7 @@ class Results:
             raise ConfigError(f"{self._options.out} holds results with {was}, not {now}: give another --out")
 
     def _read(self) -> None:
-        """The lines so far; a last one that was cut off by the end of its run is removed."""
+        """The existing lines; a truncated last one is removed."""
         if self._file is None:
             return
         self._file.seek(0)

@@ -1,8 +1,8 @@
 """The command line: a table of verbs, and the one place where errors become exit codes.
 
 A verb is a module with `Arguments` (what tyro parses) and `run(arguments) -> int`. Only the chosen one is
-imported, and it imports torch inside `run`, so that every `--help` answers at once.
-Exit codes: 0 done, 1 some of many inputs failed, 2 nothing done (the error says why), 130 interrupted.
+imported, and it imports torch inside `run`, so that `--help` is fast.
+Exit codes: 0 done, 1 some of many inputs failed, 2 nothing done (with an error), 130 interrupted.
 """
 
 import os
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         code = _dispatch(words)
-        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
+        sys.stdout.flush()  # a closed pipe raises here, not while Python shuts down
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vokens: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except SystemExit as stop:  # tyro has printed its help or its complaint
+    except SystemExit as stop:  # tyro has printed its help or its error
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (VokensError, OSError) as error:
         if debug:
@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _share_cores() -> None:
-    """Let OpenMP's idle threads sleep soon, before torch loads it; a user's own setting stands.
+    """Make OpenMP's idle threads sleep, before torch loads it, unless the user has set it.
 
-    By default they spin for milliseconds: two processes on two cores then took 3.45 s for 20 s of speech, with this
-    0.95 s; a single one took 0.44 s instead of 0.94 s beside other work (mini, Intel Xeon, libgomp).
+    By default they spin for milliseconds: two processes on two cores took 3.45 s for 20 s of speech instead of 0.95 s;
+    a single one on a busy machine 0.94 s instead of 0.44 s (mini, Intel Xeon, libgomp).
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
@@ -118,6 +118,6 @@ def _overview() -> str:
     return (
         f"vokens {__version__}: speech to discrete tokens to speech\n\n"
         f"usage: vokens VERB ... [--debug]\n\n{verbs}\n\n"
-        "vokens VERB --help explains one verb, --debug shows where an error was raised.\n"
+        "vokens VERB --help explains one verb, --debug shows the traceback of an error.\n"
         "First steps: vokens demo, then vokens encode hello.wav and vokens decode hello.vok"
     )

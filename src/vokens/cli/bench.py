@@ -22,7 +22,7 @@ Arguments: Any = reduce(or_, [_subcommand(name, bench) for name, bench in BENCHE
 
 
 def run(arguments: Any) -> int:
-    """Run the part that was asked for; results and tables go to --out, tables also to standard output."""
+    """Run the selected part; results and tables go to --out, tables also to standard output."""
     for bench in BENCHES.values():
         if type(arguments) is bench.options_class():
             return import_module(bench.module).run(arguments)

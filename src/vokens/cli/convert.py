@@ -1,7 +1,7 @@
-"""Many files through one network: read, group by length, convert, write; a bad file does not stop the rest.
+"""Conversion of many files by one network: read, group, convert, write; a bad file does not stop the rest.
 
-Consecutive inputs of one kind are converted in groups of a few batches, so that the codec can put those of
-similar length into one batch. When a group fails, its items are tried one by one.
+Consecutive inputs of one kind form groups of a few batches, so that the codec can batch similar lengths. Where a
+group fails, its items are retried one by one.
 """
 
 import sys
@@ -18,12 +18,12 @@ from vokens.errors import ConfigError, VokensError
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-_GROUP_BATCHES = 8  # enough to sort by length and pad little; audio held in memory: 8 minutes by default
+_GROUP_BATCHES = 8  # enough to sort by length and pad little; audio in memory: 8 minutes by default
 
 
 @dataclass
 class Loaded(Generic[Given]):
-    """The input of a job: its value, its length in seconds, and what a group must have in common."""
+    """The input of a job: its value, its length in seconds, and its kind, equal within a group."""
 
     job: Job
     value: Given
@@ -38,7 +38,7 @@ def convert(
     write: Callable[[Job, Made], None],
     batch_seconds: float,
 ) -> int:
-    """Convert all jobs and return the exit code: 1 when some of several failed, each with a line on stderr.
+    """Convert all jobs and return the exit code: 1 if some of several failed, each with a line on stderr.
 
     The error of a single job is raised.
     """
@@ -70,7 +70,7 @@ def convert(
 
 
 def _progress(total: int) -> tqdm:
-    """A bar on a terminal; in a log a line every ten seconds, and none when three seconds are enough."""
+    """A progress bar on a terminal; in a log a line every ten seconds, and none within three seconds."""
     if sys.stderr.isatty():
         return tqdm(total=total, unit="file", file=sys.stderr, leave=False)
     line = "{n_fmt} of {total_fmt} files, {elapsed} passed, {remaining} left\n"
@@ -78,7 +78,7 @@ def _progress(total: int) -> tqdm:
 
 
 def _tell(text: str) -> None:
-    """A line on stderr, above the bar where there is one."""
+    """Print a line on stderr, above the progress bar if there is one."""
     if sys.stderr.isatty():
         tqdm.write(text, file=sys.stderr)
     else:
@@ -103,7 +103,7 @@ def _read_all(
 
 
 def _groups(items: Iterator[Loaded[Given]], limit: float) -> Iterator[list[Loaded[Given]]]:
-    """Consecutive items of one kind with at most `limit` seconds in all; a longer item goes alone."""
+    """Consecutive items of one kind with at most `limit` seconds in total; a longer item is a group of its own."""
     group: list[Loaded[Given]] = []
     for item in items:
         total = item.seconds + sum(other.seconds for other in group)

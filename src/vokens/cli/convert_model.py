@@ -1,7 +1,7 @@
 """Rewrite published weights as a folder of ours: config.json, model.safetensors and a card.
 
-Any file or folder that vokens loads, told apart by content: Chatterbox's s3gen.safetensors, a folder of CosyVoice 2
-or 3 (flow.pt, hift.pt, campplus.onnx, speech_tokenizer_v2.onnx or _v3), codecs. Every tensor must have its place.
+Any file or folder that vokens loads, recognised by content: Chatterbox's s3gen.safetensors, a folder of CosyVoice 2
+or 3 (flow.pt, hift.pt, campplus.onnx, speech_tokenizer_v2.onnx or _v3), codecs. Every tensor must be used.
 
 vokens convert s3gen.safetensors -o s3gen/    vokens convert CosyVoice2-0.5B/ -o cosyvoice2/ --store float16
 """
@@ -23,21 +23,21 @@ class Arguments:
     output: Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="FOLDER", help_behavior_hint="")]
     """The folder to write."""
     config: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME|JSON", help_behavior_hint="(default: as the weights say)")
+        str | None, tyro.conf.arg(metavar="NAME|JSON", help_behavior_hint="(default: from the weights)")
     ] = None
-    """A published config, or the name of the release, where the weights leave it open."""
+    """A published config, or the name of the release, where the weights do not determine it."""
     name: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as published)")
     ] = None
-    """Model id; tokens carry it."""
+    """Model id, stored in tokens."""
     store: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the weights in the file; half is half as large and changes tokens."""
+    """Precision of the weights in the file; 16 bits are half as large and change some tokens."""
     overwrite: bool = False
-    """Replace a model that is there."""
+    """Replace an existing model."""
 
 
 def run(arguments: Arguments) -> int:
-    """Convert one model; errors say what does not fit."""
+    """Convert one model."""
     folder = Path(arguments.output)
     files = [folder / name for name in ("config.json", "model.safetensors")]
     refuse_overwrite(files, arguments.overwrite)

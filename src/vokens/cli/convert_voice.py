@@ -1,6 +1,6 @@
-"""Say what a recording says in another voice: its semantic tokens, spoken by the model that comes with the package.
+"""Voice conversion: the semantic tokens of a recording, spoken in another voice.
 
--o names a file, a folder or - (standard output). What is said, how fast and with which pauses stays.
+-o names a file, a folder or - (standard output). Words, rate and pauses stay.
 
 vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice speech/ --voice ref.wav -o converted/
 """
@@ -28,14 +28,16 @@ class Arguments:
     """Recordings, folders, quoted globs, or - for standard input."""
     speech: Speech
     output: Output = None
-    """File, folder or - for standard output; needed."""
+    """File, folder or - for standard output; required."""
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
-    """Convert all inputs; the exit code says whether all went well."""
+    """Convert all inputs; returns the exit code."""
     if arguments.output is None:
-        raise ConfigError("-o is missing: beside the input, the output would have its name")
+        raise ConfigError(
+            "-o is missing: next to the input the output would have its name, so give another file or a folder"
+        )
     jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO_SUFFIXES)
     model, voice = load_speaker(arguments.speech, arguments.compute, registry.converter())
 

@@ -1,7 +1,7 @@
 """Turn tokens into speech.
 
-One file becomes hello.wav beside it; -o names a file (.wav .flac .ogg .opus .mp3), a folder or - (standard
-output). The tokens say which codec made them: --model is needed only for a codec of your own.
+One file becomes hello.wav next to it; -o names a file (.wav .flac .ogg .opus .mp3), a folder or - (standard
+output). The tokens name their codec: --model is needed only for a codec of your own.
 
 vokens decode hello.vok -o again.wav    vokens decode tokens/ -o speech/ --codebooks 1
 """
@@ -44,19 +44,19 @@ class Arguments:
     """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input. With --model also bare
     ids (K, T): .npy, "codes" of an .npz, or json lists."""
     output: Output = None
-    """File, folder or - for standard output (default: beside each input)."""
+    """File, folder or - for standard output (default: next to each input)."""
     model: Annotated[
         str | None,
-        tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="(default: as the tokens say)"),
+        tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="(default: from the tokens)"),
     ] = None
     """A name of `vokens models`, a hub id, a folder or a published file."""
     codebooks: Codebooks = None
-    """Decode some codebooks, counted from 1: 1 is the first (semantic) alone, 2-8 the others up to 8."""
+    """Decode some codebooks, counted from 1: 1 is the first (semantic) one, 2-8 the second to the eighth."""
     format: Annotated[
         Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
         tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
     ] = None
-    """Format of the outputs, where -o does not say it."""
+    """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
     """Audio in one batch, padding included. More is faster and needs more memory."""
     overwrite: bool = False
@@ -65,7 +65,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Decode all inputs; the exit code says whether all went well."""
+    """Decode all inputs; returns the exit code."""
     from vokens import audio, registry
     from vokens.errors import TokensError
     from vokens.tokens import Tokens
@@ -84,7 +84,7 @@ def run(arguments: Arguments) -> int:
         if not arguments.model and registry.source_of(tokens.model) is None:
             raise TokensError(
                 f"these tokens were made by a codec of your own, {tokens.model!r} (fingerprint "
-                f"{tokens.fingerprint or 'unknown'}): say where it is with --model FOLDER"
+                f"{tokens.fingerprint or 'unknown'}): give its folder with --model FOLDER"
             )
         return load(arguments.model or tokens.model)
 
@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> int:
 
     def work(group: "list[Loaded[Tokens]]") -> "list[tuple[np.ndarray | Iterator[np.ndarray], int]]":
         codec = codec_of(group[0].value)
-        if len(group) == 1:  # perhaps hours, which are computed as they are written
+        if len(group) == 1:  # may be hours, so it is streamed to the file
             return [(codec.decode_spans(group[0].value), codec.sample_rate)]
         tokens = Tokens.cat([item.value for item in group])
         waves = codec.decode(tokens, batch_seconds=arguments.batch_seconds)
@@ -113,9 +113,9 @@ def run(arguments: Arguments) -> int:
 
 
 def read_tokens(source: Source, codec: "Callable[[], Codec | S3GenModel] | None" = None) -> "Tokens":
-    """The one item of a token file or of standard input, any format. TokensError when it holds several.
+    """The one item of a token file or of standard input, any format. Raises TokensError for several items.
 
-    codec: gives the model that bare ids are for; they are refused without.
+    codec: returns the model of bare ids, which are refused without it.
     """
     from vokens.errors import TokensError
 
@@ -129,7 +129,7 @@ def read_tokens(source: Source, codec: "Callable[[], Codec | S3GenModel] | None"
             tokens = _load(path, codec)
     if len(tokens) != 1:
         raise TokensError(
-            f"{source} holds {len(tokens)} recordings, and one becomes one sound file: "
+            f"{source} holds {len(tokens)} recordings, but a sound file has one: "
             "split it in Python with tokens[i].save(path)"
         )
     return tokens
@@ -144,7 +144,7 @@ def _load(path: Path, codec: "Callable[[], Codec | S3GenModel] | None") -> "Toke
 
 
 def _kind(tokens: "Tokens") -> tuple[object, ...]:
-    """Facts that tokens must share to be decoded in one batch."""
+    """Properties that tokens must share to be decoded in one batch."""
     vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
     facts = tokens.model, tokens.fingerprint, tokens.sample_rate, tokens.frame_rate
     return *facts, tokens.codebook_sizes, tokens.first_codebook, vector

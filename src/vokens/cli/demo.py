@@ -1,6 +1,6 @@
 """Encode and decode a real recording that comes with the package, and say a sentence. Needs no network.
 
-Prints the tokens and their numbers, and writes the recording, its tokens, the resynthesis, a picture and the sentence.
+Prints the tokens and figures, and writes the recording, its tokens, the resynthesis, a picture and the sentence.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ SENTENCE = "Hello! These words were tokens before they were sound."
 @dataclass(frozen=True)
 class Arguments:
     output: Annotated[Path, tyro.conf.arg(aliases=("-o", "--out"), metavar="FOLDER")] = Path("vokens-demo")
-    """Folder for the results; those of an earlier demo are replaced."""
+    """Folder of the results; those of an earlier demo are replaced."""
     sample: Literal["english", "mandarin"] = "english"
     """The recording (LibriSpeech, AISHELL-1)."""
     model: Model = "mini"
@@ -33,7 +33,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Run the demo and say where its results are."""
+    """Run the demo and print the paths of its results."""
     from vokens import audio, registry
     from vokens.cli.report import table, travel
     from vokens.device import usable_device
@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _picture(trip: "Trip", path: Path, title: str) -> str:
-    """Draw the trip and return the path, or say what drawing needs."""
+    """Draw the trip and return the path, or the missing extra."""
     from vokens.picture import roundtrip_figure, save_figure
 
     try:

@@ -1,6 +1,6 @@
 """Report what is installed, what is missing for which verb, where models run and where files are kept, with remedies.
 
-What stands with a + was tried: packages are imported, programs are run, folders are written to, mini encodes.
+Lines with a + were tested: packages are imported, programs are run, folders are written to, mini encodes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Literal
 from vokens.errors import VokensError
 from vokens.install import install_line
 
-# What each extra of pyproject.toml is for; `dev` is for those who work on vokens itself.
+# Purpose of each extra of pyproject.toml, except `dev`.
 EXTRAS = {
     "media": "reading m4a, aac, webm, wma",
     "plot": "pictures: demo, roundtrip, inspect --picture",
@@ -63,27 +63,34 @@ class Finding:
 
 def run(arguments: Arguments) -> int:
     """Print the findings; 1 if something is broken."""
-    found = []
-    for examine in (_core, _devices, _extras, _programs, _models, _folders):  # each is shown when it is done
-        found += (part := examine())
+    findings = []
+    for examine in (
+        _core,
+        _devices,
+        _extras,
+        _programs,
+        _models,
+        _folders,
+    ):  # each is printed as soon as it is done
+        findings += (part := examine())
         if not arguments.json:
             print(_page(part), end="\n\n", flush=True)
     if arguments.json:
-        print(json.dumps([asdict(item) for item in found], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(item) for item in findings], indent=2, ensure_ascii=False))
     else:
         print("+ works   - missing, needed for what its line says   ! broken")
-    return 1 if any(item.state == "broken" for item in found) else 0
+    return 1 if any(item.state == "broken" for item in findings) else 0
 
 
-def _page(found: list[Finding]) -> str:
+def _page(findings: list[Finding]) -> str:
     from vokens.cli.report import table
 
     marks = {"ok": "+", "missing": "-", "broken": "!"}
     parts = []
-    for topic in dict.fromkeys(item.topic for item in found):
+    for topic in dict.fromkeys(item.topic for item in findings):
         rows = [
             (f"  {marks[item.state]}", item.name, item.detail, f"-> {item.remedy}" if item.remedy else "")
-            for item in found
+            for item in findings
             if item.topic == topic
         ]
         parts.append(f"{topic}\n{table(rows)}")
@@ -91,23 +98,23 @@ def _page(found: list[Finding]) -> str:
 
 
 def _core() -> list[Finding]:
-    found = [Finding("vokens", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
+    findings = [Finding("vokens", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
     for name in ("vokens", *_requirements().get("", [])):
         if _version(name) is None:
             remedy = install_line() if name == "vokens" else f"pip install {name}"
-            found.append(Finding("vokens", name, "broken", "every verb needs it", remedy))
+            findings.append(Finding("vokens", name, "broken", "every verb needs it", remedy))
         elif reason := _fails_to_import(name):
             remedy = f"pip install --force-reinstall {name}"
-            found.append(Finding("vokens", name, "broken", f"does not load: {reason}", remedy))
+            findings.append(Finding("vokens", name, "broken", f"does not load: {reason}", remedy))
         else:
-            found.append(Finding("vokens", name, "ok", str(_version(name))))
-    return found
+            findings.append(Finding("vokens", name, "ok", str(_version(name))))
+    return findings
 
 
 def _devices() -> list[Finding]:
     try:
         import torch
-    except Exception as error:  # a torch that is installed but does not load fails in many ways
+    except Exception as error:  # a broken torch raises many types
         remedy = "pip install --force-reinstall torch"
         return [Finding("devices", "torch", "broken", f"does not load: {error}", remedy)]
     from vokens.nn import product
@@ -115,23 +122,23 @@ def _devices() -> list[Finding]:
     by = {"torch": "torch (MKL)" if torch.backends.mkl.is_available() else "torch", "onednn": "oneDNN"}
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     detail = f"{cores}; {', '.join(product.features())}; float32 products by {by[product.backend()]}"
-    found = [Finding("devices", "cpu", "ok", detail)]
+    findings = [Finding("devices", "cpu", "ok", detail)]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
-        found.append(
+        findings.append(
             Finding("devices", f"cuda:{number}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
         )
     if not torch.cuda.is_available():
         build = "torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"
         remedy = "https://pytorch.org/get-started has the CUDA builds" if torch.version.cuda is None else ""
-        found.append(Finding("devices", "cuda", "missing", build, remedy))
+        findings.append(Finding("devices", "cuda", "missing", build, remedy))
     if torch.backends.mps.is_available():
-        found.append(Finding("devices", "mps", "ok", "Apple's GPU"))
-    return found
+        findings.append(Finding("devices", "mps", "ok", "Apple's GPU"))
+    return findings
 
 
 def _extras() -> list[Finding]:
-    found = []
+    findings = []
     requirements = _requirements()
     for extra, purpose in EXTRAS.items():
         names = requirements.get(extra, [])
@@ -139,51 +146,51 @@ def _extras() -> list[Finding]:
         broken = [f"{name}: {reason}" for name in names if (reason := _fails_to_import(name))]
         if missing:
             detail = f"{purpose} (lacks {', '.join(missing)})"
-            found.append(Finding("extras", extra, "missing", detail, install_line(extra)))
+            findings.append(Finding("extras", extra, "missing", detail, install_line(extra)))
         elif broken:
             remedy = install_line(extra, options="--force-reinstall")
-            found.append(Finding("extras", extra, "broken", f"{purpose} ({'; '.join(broken)})", remedy))
+            findings.append(Finding("extras", extra, "broken", f"{purpose} ({'; '.join(broken)})", remedy))
         else:
-            found.append(Finding("extras", extra, "ok", purpose))
-    return found
+            findings.append(Finding("extras", extra, "ok", purpose))
+    return findings
 
 
 def _programs() -> list[Finding]:
-    found = []
+    findings = []
     for program, (package, purpose) in PROGRAMS.items():
         path = shutil.which(program)
         if path is None:
-            found.append(Finding("programs", program, "missing", purpose, f"apt-get install {package}"))
+            findings.append(Finding("programs", program, "missing", purpose, f"apt-get install {package}"))
             continue
-        try:  # without arguments c2enc explains itself, with this one espeak-ng does
+        try:  # prints the usage of c2enc and the version of espeak-ng
             subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
-            found.append(Finding("programs", program, "ok", f"{purpose}: {path}"))
+            findings.append(Finding("programs", program, "ok", f"{purpose}: {path}"))
         except (OSError, subprocess.TimeoutExpired) as error:
             remedy = f"apt-get install --reinstall {package}"
-            found.append(Finding("programs", program, "broken", f"{path} does not run: {error}", remedy))
-    return found
+            findings.append(Finding("programs", program, "broken", f"{path} does not run: {error}", remedy))
+    return findings
 
 
 def _models() -> list[Finding]:
     from vokens import needs, registry
 
-    found = []
+    findings = []
     for entry in registry.entries():
         detail = f"{entry.size}, {entry.licence}"
         if lack := needs.lacking(entry.system):
             what, _, remedy = lack.partition(": ")
-            found.append(Finding("models", entry.name, "missing", f"{detail}, {what}", remedy))
+            findings.append(Finding("models", entry.name, "missing", f"{detail}, {what}", remedy))
         elif entry.embedded:
-            found.append(_embedded(entry.name, detail))
+            findings.append(_embedded(entry.name, detail))
         elif registry.is_cached(entry):
-            found.append(Finding("models", entry.name, "ok", detail))
+            findings.append(Finding("models", entry.name, "ok", detail))
         else:
-            found.append(Finding("models", entry.name, "missing", f"{detail}, fetched when first used"))
-    return found
+            findings.append(Finding("models", entry.name, "missing", f"{detail}, fetched when first used"))
+    return findings
 
 
 def _embedded(name: str, detail: str) -> Finding:
-    """Finding of a model that needs no download: it opens, and encodes and decodes 0.1 s where it can."""
+    """Finding of a model that needs no download: open it, and encode and decode 0.1 s if possible."""
     import numpy as np
 
     from vokens import registry
@@ -207,19 +214,19 @@ def _folders() -> list[Finding]:
     from vokens import registry
     from vokens.evaluator_files import FILES, models_folder
 
-    judges = models_folder()
-    found = []
+    evaluators = models_folder()
+    findings = []
     for name, files in FILES.items():
-        if all((judges / name / file).is_file() for file in files):
-            found.append(Finding("judges", name, "ok", str(judges / name)))
+        if all((evaluators / name / file).is_file() for file in files):
+            findings.append(Finding("evaluators", name, "ok", str(evaluators / name)))
         else:
             remedy = "docs/metrics.md has the commands that fetch it"
-            found.append(Finding("judges", name, "missing", "bench", remedy))
-    return [*found, _cache_finding(registry.cache_folder())]
+            findings.append(Finding("evaluators", name, "missing", "bench", remedy))
+    return [*findings, _cache_finding(registry.cache_folder())]
 
 
 def _cache_finding(cache: Path) -> Finding:
-    """Finding of the folder of downloads: what it holds, and whether a file can be written there."""
+    """Finding of the download folder: its size, and whether it is writable."""
     place = _existing(cache)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -229,19 +236,19 @@ def _cache_finding(cache: Path) -> Finding:
         return Finding("folders", str(cache), "broken", f"cannot be written: {error.strerror}", remedy)
     held = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
     free = shutil.disk_usage(place).free
-    detail = f"{held / 1e6:.0f} MB held, {free / 1e9:.0f} GB free ($VOKENS_CACHE moves it)"
+    detail = f"{held / 1e6:.0f} MB used, {free / 1e9:.0f} GB free ($VOKENS_CACHE moves it)"
     return Finding("folders", str(cache), "ok", detail)
 
 
 def _fails_to_import(name: str) -> str:
-    """Error of importing the package behind a requirement; "" where it imports, or is not installed at all."""
+    """Import error of the package of a requirement; "" if it imports or is not installed."""
     if _version(name) is None:
         return ""
     module = "yaml" if name == "pyyaml" else name.replace("-", "_")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             import_module(module)
-        except Exception as error:  # whatever a broken installation raises
+        except Exception as error:  # a broken installation may raise anything
             return " ".join(f"{type(error).__name__}: {error}".split())[:120]
     return ""
 
@@ -259,11 +266,11 @@ def _version(name: str) -> str | None:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Names of packages by extra, "" for what is always needed, as the installed vokens states them."""
-    found: dict[str, list[str]] = {}
+    """Names of packages by extra, "" for the core, as the installed vokens states them."""
+    extras: dict[str, list[str]] = {}
     for line in metadata.requires("vokens") or []:
         extra = re.search(r"extra\s*==\s*[\"']([\w-]+)[\"']", line)
         name = re.match(r"[\w.-]+", line)
         if name:
-            found.setdefault(extra[1] if extra else "", []).append(name[0])
-    return found
+            extras.setdefault(extra[1] if extra else "", []).append(name[0])
+    return extras

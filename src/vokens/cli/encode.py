@@ -1,6 +1,6 @@
 """Turn speech into tokens.
 
-One file becomes hello.vok beside it; -o names a file (.vok .json .npz .pt), a folder or - (standard output).
+One file becomes hello.vok next to it; -o names a file (.vok .json .npz .pt), a folder or - (standard output).
 Folders and globs keep their structure.
 
 vokens encode hello.wav    vokens encode corpus/ -o tokens/    vokens encode - -o - < hello.wav > hello.vok
@@ -28,7 +28,7 @@ class Arguments:
     inputs: Inputs
     """Files, folders, quoted globs, or - for standard input."""
     output: Output = None
-    """File, folder or - for standard output (default: beside each input)."""
+    """File, folder or - for standard output (default: next to each input)."""
     model: Model = "mini"
     """A name of `vokens models`, a hub id, a folder or a published file."""
     codebooks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
@@ -36,7 +36,7 @@ class Arguments:
     format: Annotated[
         Format | None, tyro.conf.arg(metavar="{vok,json,npz,pt}", help_behavior_hint="(default: vok)")
     ] = None
-    """Format of the outputs, where -o does not say it."""
+    """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
     """Audio in one batch, padding included. More is faster and needs more memory."""
     overwrite: bool = False
@@ -45,7 +45,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Encode all inputs; the exit code says whether all went well."""
+    """Encode all inputs; returns the exit code."""
     from vokens import audio
 
     jobs = plan(
@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> int:
         if codec.encode_context is None:
             return read_audio(job)
         recording = audio.Recording(opened(job.source), codec.sample_rate)
-        # A longer one goes alone: its seconds are known when it is encoded.
+        # A longer one is a group of its own: its seconds are known after encoding.
         return Loaded(
             job, recording, recording.seconds, job if recording.whole is None else codec.sample_rate
         )
@@ -85,7 +85,7 @@ def run(arguments: Arguments) -> int:
 
 
 def read_audio(job: Job) -> "Loaded[np.ndarray]":
-    """The audio of a job, (T,) float32 at its own rate, which is its kind: the codec resamples."""
+    """The audio of a job, (T,) float32 at its own rate, which is its kind; the codec resamples."""
     from vokens import audio
 
     wave, rate = audio.load(opened(job.source))

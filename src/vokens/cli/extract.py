@@ -1,7 +1,7 @@
 """Turn a corpus into tokens, exactly once.
 
-Run the same command again after a stop, or at the same time in as many processes and on as many machines as there are:
-each does what is missing. torchrun --nproc-per-node 8 -m vokens extract ... gives each process its own GPU.
+Run the same command again to resume, or at the same time in any number of processes on any number of machines, which
+share the work. torchrun --nproc-per-node 8 -m vokens extract ... gives each process its own GPU.
 
 vokens extract corpus/ --model speech_tokenizer_v2_25hz --out tokens/
 """
@@ -29,7 +29,7 @@ Optional = tyro.conf.arg(help_behavior_hint="")
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Selection of utterances, and the places of their facts."""
+    """Selection of utterances, and sources of their labels."""
 
     split: Annotated[str | None, Optional] = None
     """Keep utterances of this split; of a dataset folder, the files named by it."""
@@ -38,9 +38,9 @@ class Choice:
     with_text: bool = False
     """Keep utterances that have a text."""
     segments: Annotated[Path | None, Optional] = None
-    """Kaldi's segments file beside a wav.scp."""
+    """Kaldi's segments file for a wav.scp."""
     text: Annotated[Path | None, Optional] = None
-    """Kaldi's text file beside a wav.scp."""
+    """Kaldi's text file for a wav.scp."""
     column: Annotated[str | None, Optional] = None
     """Column of parquet and dataset folders that holds the audio."""
     key: Annotated[str | None, Optional] = None
@@ -52,42 +52,42 @@ class Arguments:
     source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """Folder, glob, list of files, wav.scp, jsonl manifest, lhotse cuts or Shar, WebDataset tars, parquet, dataset."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")]
-    """Folder of the run. It is made, or gone on with; another source or codec in it is refused."""
+    """Folder of the run, new or to be resumed; one with another source or codec is refused."""
     model: Model = "mini"
     """A name of `vokens models`, a hub id, a folder or a published file."""
     format: Annotated[Form, tyro.conf.arg(metavar="FORM")] = "jsonl"
-    """jsonl (needs no other package, and everything reads it), parquet, sidecar, npy, webdataset, shar, megatron, or
-    cosyvoice: what CosyVoice's train.py reads."""
+    """jsonl (needs no other package), parquet, sidecar, npy, webdataset, shar, megatron, or
+    cosyvoice (for CosyVoice's train.py)."""
     speaker: Annotated[Path | None, tyro.conf.arg(metavar="CAMPPLUS", help_behavior_hint="")] = None
     """Add a speaker embedding of each utterance: weights of CAM++ (campplus.onnx), or their folder."""
     audio_root: Annotated[Path | None, Optional] = None
-    """For sidecar: put its files below DIR, at the audio's place below this folder (default: beside the audio)."""
+    """For sidecar: put its files below --out, at the audio's path below this folder (default: next to the audio)."""
     shard_size: Count = 1000
-    """Utterances per shard. A stop loses at most the shard at work."""
+    """Utterances per shard. An interruption loses at most the current shard."""
     batch_seconds: BatchSeconds = 60.0
     """Audio in one batch, padding included. More is faster on GPUs and needs more memory."""
     num_codebooks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = (
         None
     )
     """Keep the first N codebooks."""
-    workers: Annotated[
-        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: fits the machine)")
-    ] = None
-    """Processes that decode audio; 0 decodes in line."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: automatic)")] = (
+        None
+    )
+    """Processes that decode audio; 0 decodes inline."""
     retry_failed: bool = False
-    """Do shards with failures again."""
+    """Encode shards with failures again."""
     strict: bool = False
-    """Exit with 1 when an utterance failed. All others are encoded all the same."""
+    """Exit with 1 if an utterance failed; all others are still encoded."""
     metrics: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Keep figures of the run in this file, .json or .prom (Prometheus)."""
+    """Write metrics of the run to this file, .json or .prom (Prometheus)."""
     engine: Annotated[
         Literal["auto", "local", "torchrun", "ray"], tyro.conf.arg(metavar="{auto,local,torchrun,ray}")
     ] = "auto"
     """Scheduler of shards; auto is torchrun where it has set RANK."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="IP:PORT", help_behavior_hint="")] = None
-    """Of a Ray cluster, or auto on one of its machines (default: this machine alone)."""
+    """Of a Ray cluster, or auto on one of its machines (default: only this machine)."""
     encoders: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """For ray: at most so many (default: one per GPU, or per machine without any)."""
+    """For ray: maximum number (default: one per GPU, or per machine without any)."""
     choice: Choice = field(default_factory=Choice)
     compute: Compute = field(default_factory=Compute)
 
@@ -98,13 +98,13 @@ def run(arguments: Arguments) -> int:
         with _stoppable():
             return _extract(arguments)
     except KeyboardInterrupt:
-        print("vokens: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
+        print("vokens: interrupted; finished shards are kept, the same command resumes", file=sys.stderr)
         return 130
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM raise KeyboardInterrupt, and later ones not disturb the cleaning up."""
+    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore later ones during the clean-up."""
 
     def stop(*_: Any) -> None:
         for which in before:
@@ -138,14 +138,12 @@ def _extract(arguments: Arguments) -> int:
         num_codebooks=arguments.num_codebooks,
         dtype=arguments.compute.dtype,
         speaker=arguments.speaker,
-        sinc=arguments.format == "cosyvoice",  # as its own tools do
+        sinc=arguments.format == "cosyvoice",  # as in its own tools
         batch_seconds=arguments.batch_seconds,
     )
     check_metrics(arguments.metrics)
     if arguments.workers is not None and arguments.workers < 0:
-        raise ConfigError(
-            f"--workers {arguments.workers}: give a number of processes, or 0 to decode in line"
-        )
+        raise ConfigError(f"--workers {arguments.workers}: give a number of processes, or 0 to decode inline")
     worker = Worker(workers=arguments.workers, retry_failed=arguments.retry_failed, metrics=arguments.metrics)
     if arguments.engine == "ray":
         from vokens.corpus.engine.ray import Cluster, extract_on
@@ -170,7 +168,7 @@ def _extract(arguments: Arguments) -> int:
 
 
 def _end(summary: dict[str, Any], arguments: Arguments, tell: bool = True) -> int:
-    """Say what came out; 1 where nothing did, and where something failed under --strict."""
+    """Print the summary; return 1 if all utterances failed, or any under --strict."""
     folder, done, failed = arguments.out, summary["utterances"], summary["failures"]
     where = f": see {folder / 'failures'}, and --retry-failed tries them again" if failed else ""
     if tell and done:

@@ -1,6 +1,6 @@
-"""Verify what `vokens extract` wrote, encode samples of it again, and draw its statistics.
+"""Verify the output of `vokens extract`, encode samples of it again, and draw its statistics.
 
-Exit code 0 when all is well, 1 when something is wrong.
+Exit code 0 if all is well, 1 if something is wrong.
 """
 
 import sys
@@ -23,9 +23,9 @@ class Arguments:
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The --out of an extraction, finished or not."""
     sample: Annotated[int, tyro.conf.arg(metavar="N")] = 10
-    """Encode so many utterances again and compare; 0 leaves it out and loads no codec."""
+    """Number of utterances to encode again and compare; 0 loads no codec."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
-    """The codec that made the folder (default: the name that the folder holds)."""
+    """The codec that made the folder (default: from the folder)."""
     picture: Annotated[Path | None, tyro.conf.arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw durations, bits per codebook, the first codebook's histogram and the drift of shards."""
     compute: Compute = field(default_factory=Compute)

@@ -1,7 +1,7 @@
 """Pairs of files: inputs (files, folders, globs, stdin) are paired with outputs before any work.
 
-Folders and globs keep their structure below the output folder. Two inputs for one output, an output that
-exists and an unknown suffix are errors here, so that a long run does not end on one of them.
+Folders and globs keep their structure below the output folder. Two inputs for one output, an existing output and an
+unknown suffix are errors here, before a long run.
 """
 
 import glob
@@ -23,7 +23,7 @@ STREAM = "-"
 
 @dataclass(frozen=True)
 class Source:
-    """One input: a path, or None for standard input, and its place below the folder or glob it came from."""
+    """One input: a path, or None for standard input, and its path below its folder or glob."""
 
     path: Path | None
     place: Path
@@ -34,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """One input and what it becomes: a file, or standard output (None), in the format of the suffix."""
+    """One input and its target: a file, or standard output (None), in the format of the suffix."""
 
     source: Source
     target: Path | None
@@ -50,10 +50,10 @@ def plan(
     suffix: str | None,
     overwrite: bool,
 ) -> list[Job]:
-    """Pair all inputs with their outputs. Raises ConfigError, and has written nothing then.
+    """Pair all inputs with their outputs. Raises ConfigError before anything is written.
 
-    suffixes: those that count as inputs inside folders. outputs: suffixes that an output file may have;
-    suffix: that of outputs whose name is ours to choose (None: the first of `outputs`).
+    suffixes: of inputs inside folders. outputs: accepted suffixes of output files; suffix: of outputs without a given
+    name (None: the first of `outputs`).
     """
     sources = find_sources(inputs, suffixes)
     target = _target_rule(output, sources, outputs, suffix)
@@ -64,7 +64,7 @@ def plan(
 
 
 def find_sources(inputs: Sequence[str], suffixes: Sequence[str]) -> list[Source]:
-    """All inputs in the order given, folders and globs sorted. Raises ConfigError when one finds nothing."""
+    """All inputs in the order given, folders and globs sorted. Raises ConfigError where one is empty."""
     if not inputs:
         raise ConfigError("no input: give files, folders, globs, or - for standard input")
     if list(inputs).count(STREAM) > 1:
@@ -99,12 +99,12 @@ def _fixed_part(pattern: Path) -> Path:
 
 def _folder(folder: Path, suffixes: Sequence[str]) -> list[Source]:
     files = sorted(Path(below, name) for below, names in walk(folder) for name in names)
-    wanted = [file for file in files if has_suffix(file.name, suffixes)]
-    if not wanted:
+    kept = [file for file in files if has_suffix(file.name, suffixes)]
+    if not kept:
         raise ConfigError(f"no file below {folder} ends in {', '.join(suffixes)}: name the files themselves")
-    if len(wanted) < len(files):
-        _note(f"{folder}: left out {len(files) - len(wanted)} files of other kinds")
-    return [Source(file, file.relative_to(folder)) for file in wanted]
+    if len(kept) < len(files):
+        _note(f"{folder}: left out {len(files) - len(kept)} files of other kinds")
+    return [Source(file, file.relative_to(folder)) for file in kept]
 
 
 def _note(text: str) -> None:
@@ -112,24 +112,24 @@ def _note(text: str) -> None:
 
 
 def make_job(source: Source, target: Path | None, suffix: str) -> Job:
-    """A job whose format is that of its target's name, or `suffix` on standard output."""
+    """A job in the format of its target's name, or of `suffix` on standard output."""
     if target is None and suffix != ".json" and sys.stdout.isatty():
-        raise ConfigError("binary data would upset the terminal: redirect it, or give a file with -o")
+        raise ConfigError("binary data cannot go to a terminal: redirect it, or give a file with -o")
     return Job(source, target, suffix if target is None else target.suffix.lower())
 
 
 def _target_rule(
     output: str | None, sources: list[Source], outputs: Sequence[str], suffix: str | None
 ) -> Callable[[Source], Path | None]:
-    """Rule by which the target follows from the source."""
+    """The function from a source to its target."""
     chosen = suffix or outputs[0]
     paths = [source.path or source.place if output is None else source.place for source in sources]
     uses = Counter(path.with_suffix("") for path in paths)
 
     def named(path: Path) -> Path:
-        """The output's name: a.vok, and a.wav.vok where there is an a.flac too, as `vokens extract` names them."""
-        alone = uses[path.with_suffix("")] == 1
-        return path.with_suffix(chosen) if alone else path.with_name(path.name + chosen)
+        """The output's name: a.vok, or a.wav.vok where there is also an a.flac, as in `vokens extract`."""
+        unique = uses[path.with_suffix("")] == 1
+        return path.with_suffix(chosen) if unique else path.with_name(path.name + chosen)
 
     if output is None:
         return lambda source: None if source.path is None else named(source.path)
@@ -149,7 +149,7 @@ def _target_rule(
 
 
 def check_suffix(path: Path, outputs: Sequence[str]) -> None:
-    """ConfigError unless the name ends in one of the accepted suffixes."""
+    """Raise ConfigError unless the name ends in one of the accepted suffixes."""
     if path.suffix.lower() not in outputs:
         has = f"ends in {path.suffix}" if path.suffix else "has no suffix"
         raise ConfigError(f"{path} {has}: use {', '.join(outputs)}, or end the name of a folder with /")
@@ -169,7 +169,7 @@ def _refuse_collisions(jobs: list[Job]) -> None:
 
 
 def refuse_overwrite(targets: Sequence[Path], overwrite: bool) -> None:
-    """ConfigError that names existing targets, unless they may be overwritten."""
+    """Raise ConfigError for existing targets, unless they may be overwritten."""
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
@@ -182,7 +182,7 @@ def opened(source: Source) -> Path | BinaryIO:
 
 
 def write(job: Job, writer: Callable[[Path], None]) -> None:
-    """Call `writer` with the target's path, its folder made; standard output gets what it wrote elsewhere."""
+    """Call `writer` with the target's path, after making its folder; for standard output, with a temporary file."""
     if job.target is not None:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         writer(job.target)

@@ -1,4 +1,4 @@
-"""The address of a web application: had before models are loaded, so that a bad port costs nothing."""
+"""Sockets of web applications, bound before models are loaded, so that a bad port fails early."""
 
 import socket
 from contextlib import suppress
@@ -10,7 +10,7 @@ from vokens.errors import ConfigError
 def bound(host: str, port: int) -> socket.socket:
     """A socket bound to an address, for `answer`; port 0 takes any free one.
 
-    Raises ConfigError for a port outside 0 to 65535 or in use, and for a host that is none of this machine.
+    Raises ConfigError for a port outside 0 to 65535 or in use, and for a host that is not this machine's.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(
@@ -18,35 +18,35 @@ def bound(host: str, port: int) -> socket.socket:
         )
     try:
         families = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, *_, address = min(families, key=lambda found: found[0] != socket.AF_INET)  # localhost is both
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(
+        family, *_, address = min(families, key=lambda entry: entry[0] != socket.AF_INET)  # localhost is both
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
         )  # a restart does not wait for old connections
-        found.bind(address)
+        listener.bind(address)
     except (OSError, UnicodeError) as error:
         raise _unusable(host, port, error) from error
-    return found
+    return listener
 
 
 def answer(app: Any, place: socket.socket, what: str, patience: int, note: str = "") -> int:
     """Serve an ASGI application at a bound socket until Ctrl-C or SIGTERM; 0 when it started.
 
     Args:
-        what, note: printed before and behind the address, once it listens.
-        patience: seconds that requests in progress get at the end.
+        what, note: printed before and after the address, once it listens.
+        patience: seconds for requests in progress at shutdown.
     """
     import uvicorn
 
     host, port = place.getsockname()[:2]
     try:
         place.listen(2048)
-    except OSError as error:  # another process was faster while the models were loaded
+    except OSError as error:  # another process took the port meanwhile
         raise _unusable(host, port, error) from error
     shown = f"[{host}]" if place.family == socket.AF_INET6 else host
     print(f"{what} on http://{shown}:{port}{note}", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience))
-    with suppress(KeyboardInterrupt):  # which uvicorn raises again after its clean end
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again after its shutdown
         server.run(sockets=[place])
     return 0 if server.started else 2
 

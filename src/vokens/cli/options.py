@@ -26,10 +26,10 @@ class Compute:
     """Device and precision of the network."""
 
     device: Annotated[str, arg(metavar="NAME")] = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes a CUDA device when there is one."""
+    """cpu, cuda, cuda:1, mps; auto is CUDA where available."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Precision of the network. bfloat16 is faster on GPUs and CPUs that have it, int8 (S3Tokenizer) on CPUs; both
-    change some tokens."""
+    """Precision of the network. bfloat16 is faster on GPUs and CPUs that support it, int8 (S3Tokenizer) on CPUs;
+    both change some tokens."""
 
 
 def load_model(model: str, compute: Compute) -> Any:
@@ -40,14 +40,14 @@ def load_model(model: str, compute: Compute) -> Any:
 
 
 def load_codec(model: str, compute: Compute) -> "Codec":
-    """As `load_model`. Raises CheckpointError for what is no codec."""
+    """As `load_model`. Raises CheckpointError for other models than codecs."""
     from vokens.models.codec import Codec
 
     return Codec.from_pretrained(model, device=compute.device, dtype=compute.dtype)
 
 
 def load_decoder(model: str, compute: Compute) -> "Codec":
-    """As `load_codec`; what does not decode is refused, by a name of ours before anything is fetched."""
+    """As `load_codec`, but refuses codecs that do not decode, known names before any download."""
     from vokens.models.codec import Codec
     from vokens.models.pretrained import system_of
 
@@ -65,10 +65,10 @@ def load_decoder(model: str, compute: Compute) -> "Codec":
 
 
 def codebook_range(text: str | None, first: int, count: int) -> tuple[int, int]:
-    """Half-open range among the `count` codebooks present, of which the first is the codec's number `first`.
+    """Half-open range among `count` present codebooks, the first of which is the codec's number `first`.
 
-    text counts the codec's codebooks from 1: "1" is the first alone, "2-8" the second to the eighth,
-    None all that are present. Raises ConfigError for other text and for codebooks that are not present.
+    text counts the codec's codebooks from 1: "1" is the first, "2-8" the second to the eighth,
+    None all present ones. Raises ConfigError for other text and for codebooks that are not present.
     """
     if text is None:
         return 0, count

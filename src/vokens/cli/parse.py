@@ -1,4 +1,4 @@
-"""Words of a command line to the `Arguments` of a verb, and its help, through tyro."""
+"""Parsing of a verb's `Arguments`, and its help, by tyro."""
 
 import re
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import Any, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-_SHOWN = {str: "TEXT", int: "N", float: "X", Path: "PATH"}  # how --help names an optional value
+_SHOWN = {str: "TEXT", int: "N", float: "X", Path: "PATH"}  # metavars of optional values
 _registry = ConstructorRegistry()
 
 
 def parse(name: str, verb: Any, words: Sequence[str]) -> Any:
-    """The arguments of a verb's module. SystemExit after --help and, with 2, after a complaint."""
+    """The arguments of a verb's module. Raises SystemExit after --help and, with code 2, after an error."""
     with _registry:
         return tyro.cli(
             verb.Arguments,
@@ -29,7 +29,7 @@ def parse(name: str, verb: Any, words: Sequence[str]) -> Any:
 
 @_registry.primitive_rule
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """`str | None` is a text that may be left out; tyro's own help says {None}|STR, and takes the word None."""
+    """Optional values without tyro's {None}|STR, which accepts the word None."""
     kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
     if NoneType not in get_args(info.type) or len(kinds) != 1 or kinds[0] not in _SHOWN:
         return None

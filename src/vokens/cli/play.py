@@ -1,11 +1,11 @@
-"""Play a sound file by a program that this machine has."""
+"""Playback of a sound file by an installed program."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-# Programs that play a file and end, the first that is there; only the last two play all that is written here.
+# Players, the first installed one is used; only the last two play all formats that are written here.
 PLAYERS = (
     ("afplay",),
     ("pw-play",),
@@ -18,7 +18,7 @@ EVERYTHING = ("play", "ffplay")
 
 
 def play(path: Path) -> bool:
-    """Play a file to its end; a line on standard error where no program can, for the file is there all the same."""
+    """Play a file to its end; print a line on standard error where no program can."""
     for program, *options in PLAYERS:
         if shutil.which(program) is None or (path.suffix.lower() != ".wav" and program not in EVERYTHING):
             continue

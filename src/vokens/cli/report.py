@@ -1,4 +1,4 @@
-"""Output of the verbs: aligned tables, and the numbers of one trip through a codec."""
+"""Output of the verbs: aligned tables, and the figures of one trip through a codec."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 @dataclass(frozen=True)
 class Trip:
-    """A recording, its tokens, what they decode to, and how long both took."""
+    """A recording, its tokens, its resynthesis, and the time of both steps."""
 
     original: "np.ndarray"  # (T,) float32 at the codec's rate
     decoded: "np.ndarray"  # (T,)
-    tokens: "Tokens"  # one item, of the codebooks that were decoded
+    tokens: "Tokens"  # one item, with the decoded codebooks
     encode_seconds: float
     decode_seconds: float
 
@@ -69,7 +69,7 @@ def travel(codec: "Codec", wave: "np.ndarray", sample_rate: int, codebooks: str 
     from vokens.cli.options import codebook_range
 
     start, stop = codebook_range(codebooks, 0, codec.num_codebooks)
-    _ = codec.fingerprint  # computed once per codec: not part of the speed
+    _ = codec.fingerprint  # computed once per codec: not timed
     tokens, encode_seconds = _timed(lambda: codec.encode(wave, sample_rate, num_codebooks=stop))
     tokens = tokens.select(start)
     (decoded,), decode_seconds = _timed(lambda: codec.decode(tokens))

@@ -1,4 +1,4 @@
-"""Speech to tokens to speech: what a codec keeps, in numbers, sound and a picture.
+"""Speech to tokens to speech, with figures, sound and a picture of what a codec keeps.
 
 vokens roundtrip hello.wav -o again.wav --picture again.png
 """
@@ -27,18 +27,18 @@ class Arguments:
     output: Output = None
     """Sound file to write (.wav .flac .ogg .opus .mp3), or - for standard output."""
     picture: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Picture to write (.png .svg .pdf): waveforms, log-mels, tokens and what changed."""
+    """Picture to write (.png .svg .pdf): waveforms, log-mels, tokens and the difference."""
     model: Model = "mini"
     """A name of `vokens models`, a hub id, a folder or a published file."""
     codebooks: Codebooks = None
-    """Decode some codebooks, counted from 1: 1 is the first (semantic) alone, 2-8 the others up to 8."""
+    """Decode some codebooks, counted from 1: 1 is the first (semantic) one, 2-8 the second to the eighth."""
     overwrite: bool = False
     """Replace outputs that exist."""
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
-    """Encode, decode, write what was asked for and print the numbers."""
+    """Encode, decode, write the requested files and print the figures."""
     from vokens import audio
     from vokens.cli.report import travel
     from vokens.picture import matplotlib_figure, roundtrip_figure, save_figure
@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> int:
     picture = None if arguments.picture is None else _target(arguments.picture, _PICTURES)
     refuse_overwrite([path for path in (target, picture) if path is not None], arguments.overwrite)
     if picture is not None:
-        matplotlib_figure()  # a missing package is told before anything is computed
+        matplotlib_figure()  # raise for a missing package before anything is computed
     job = None if arguments.output is None else make_job(source, target, ".wav")
 
     wave, rate = audio.load(opened(source))

@@ -2,7 +2,7 @@
 
 The text is the arguments, - (standard input), or with --file a file whose every line becomes a sound file in the
 folder of -o: NUMBER.wav, or NAME.wav where the line is NAME<TAB>text. Long texts are split at sentences. Lines whose
-file exists are skipped, so that a stopped run goes on where it was.
+file exists are skipped, so that a stopped run resumes.
 
 vokens say "Hello there." --play
 vokens say --file lines.txt --voice ref.wav -o said/
@@ -39,7 +39,7 @@ SPEAKING = (
     "learnable",
     "learnable_lm",
     "uslm",
-)  # systems of config.json that speak, alone or with a --decoder
+)  # systems of config.json that speak, with or without a --decoder
 NAME = "said"  # of a single output, where -o does not say it
 
 
@@ -48,19 +48,19 @@ class Draws:
     """Sampling parameters; the model's own by default."""
 
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Another seed is another take; of lines, each has it for itself."""
+    """Another seed gives another take; of lines, each uses it."""
     temperature: Annotated[float | None, tyro.conf.arg(metavar="T", help_behavior_hint="")] = None
-    """Of the tokens: below 1 plainer, above 1 livelier, 0 always the likeliest."""
+    """Sampling temperature of the tokens; 0 is greedy."""
     top_p: Annotated[float | None, tyro.conf.arg(metavar="P", help_behavior_hint="")] = None
-    """Draw tokens among the likeliest whose probabilities sum to P."""
+    """Nucleus sampling: keep the most likely tokens whose probabilities sum to P."""
     top_k: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None
-    """Draw tokens among the K likeliest."""
+    """Keep the K most likely tokens."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Steps of the flow: fewer are faster and coarser."""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="G", help_behavior_hint="")] = None
-    """Strength of the flow's guidance."""
+    """Strength of the flow's classifier-free guidance."""
     speed: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
-    """2 is twice as fast, for models that can."""
+    """2 is twice as fast, for models that support it."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,19 @@ class Arguments:
     file: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """A file of lines, or - for standard input: each line becomes a sound file."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
-    """A speaking model: a folder, a hub id or a published file (default: the one that comes with the package)."""
+    """A speaking model: a folder, a hub id or a published file (default: the embedded one)."""
     decoder: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """Decoder of the model's tokens, where that is another model: an S3Gen, or USLM's codec."""
     voice: Annotated[str | None, tyro.conf.arg(metavar="WAV", help_behavior_hint="")] = None
     """A recording of the voice, 3 s to 10 s, or the name of one of the model's own (default: its default voice)."""
     voice_text: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
-    """Transcript of the recording. Speech then goes on from it (one-shot), nearer to its manner."""
+    """Transcript of the recording, for one-shot cloning that continues it, closer to its style."""
     play: bool = False
-    """Play the sound when it is there, if this machine has a player."""
+    """Play the sound when it is done, if this machine has a player."""
     stream: bool = False
-    """Write sound while it is computed (wav, pcm)."""
+    """Write sound as it is computed (wav, pcm)."""
     language: Annotated[str, tyro.conf.arg(metavar="CODE")] = "en"
-    """Of the text. English is spelt out: numbers, dates, money, abbreviations; others are taken as they are."""
+    """Of the text. Numbers, dates, money and abbreviations are spelt out in English, unchanged in other languages."""
     as_it_is: bool = False
     """Do not spell out English either."""
     pause: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.2
@@ -95,18 +95,18 @@ class Arguments:
         Literal["wav", "flac", "ogg", "opus", "mp3", "pcm"] | None,
         tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3,pcm}", help_behavior_hint="(default: wav)"),
     ] = None
-    """Format of the outputs, where -o does not say it; pcm is bare 16-bit samples, for -o -."""
+    """Format of the outputs, where -o has no suffix; pcm is bare 16-bit samples, for -o -."""
     batch: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Sentences said together. More is faster on GPUs and needs more memory."""
+    """Sentences in one batch. More is faster on GPUs and needs more memory."""
     overwrite: Annotated[bool, tyro.conf.arg(aliases=("--force",))] = False
-    """Say lines again whose file exists, and replace it."""
+    """Say also lines whose file exists, and replace it."""
     draws: Draws = field(default_factory=Draws)
     compute: Compute = field(default_factory=Compute)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A text and where its sound goes; place: how errors call it."""
+    """A text and its output; place: its name in errors."""
 
     text: str
     job: Job
@@ -114,7 +114,7 @@ class Line:
 
 
 def run(arguments: Arguments) -> int:
-    """Say all texts; the exit code says whether all went well."""
+    """Say all texts; returns the exit code."""
     lines = plan(arguments)
     if not lines:
         return 0
@@ -136,11 +136,11 @@ def _say(
     return _say_many(speaker, lines, voice, options, arguments)
 
 
-# What is to be said, and where it goes ------------------------------------------------------------------------------
+# Texts and their outputs ------------------------------------------------------------------------------
 
 
 def plan(arguments: Arguments) -> list[Line]:
-    """The texts and their outputs; ConfigError for what does not fit, before any work."""
+    """The texts and their outputs. Raises ConfigError for contradictory arguments, before any work."""
     if bool(arguments.text) == bool(arguments.file):
         given = "both were" if arguments.text else "neither was"
         raise ConfigError(f'give a text, "vokens say TEXT" or - for standard input, or --file: {given} given')
@@ -215,7 +215,7 @@ def _exists(line: Line) -> bool:
 
 
 def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
-    """The model and the voice, None where no recording was given."""
+    """The model and the voice, None without a recording."""
     if arguments.model is None and registry.VOICE not in registry.MODELS:
         raise ConfigError(_no_model())
     from vokens.models.speaking import load_voice
@@ -237,7 +237,9 @@ def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
 def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
     """Arguments of `Speaker.say`."""
     if arguments.voice is None and arguments.voice_text:
-        raise ConfigError("--voice-text was given without --voice: it says what the recording says")
+        raise ConfigError(
+            "--voice-text was given without --voice: it is the transcript of that recording, give both"
+        )
     draws = arguments.draws
     return {
         "sampler": _sampler(speaker.sampler, draws),
@@ -251,25 +253,25 @@ def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
 
 
 def _sampler(sampling: "SamplingParams", draws: Draws) -> "SamplingParams":
-    """The model's sampling parameters with what was asked for."""
-    asked = {"temperature": draws.temperature, "top_p": draws.top_p, "top_k": draws.top_k}
-    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    """The model's sampling parameters with the given changes."""
+    given = {"temperature": draws.temperature, "top_p": draws.top_p, "top_k": draws.top_k}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(sampling, **changes)
 
 
 def _no_model() -> str:
-    """Remedies for a missing model: those that lie here, or how to come by one."""
-    found = ", ".join(sorted(map(str, _models_here())))
-    here = f"found here: {found}" if found else "none was found in ./runs"
+    """Error message of a missing model: local ones, or how to get one."""
+    models = ", ".join(sorted(map(str, _models_here())))
+    here = f"found here: {models}" if models else "none was found in ./runs"
     return (
         "no model was given, and none that speaks is in this copy of vokens: --model takes a folder of "
         "Learnable-Speech, of USLM, or of Learnable-Speech's language model with an S3Gen as --decoder. `vokens train "
-        f"learnable_lm_mini` trains one, docs/say.md says the rest; {here}"
+        f"learnable_lm_mini` trains one, docs/say.md has the rest; {here}"
     )
 
 
 def _models_here() -> Iterator[Path]:
-    """Folders of speaking models that training wrote below ./runs."""
+    """Folders of trained speaking models below ./runs."""
     for path in Path("runs").glob("*/**/config.json"):
         try:
             if json.loads(path.read_text()).get("system") in SPEAKING:
@@ -278,7 +280,7 @@ def _models_here() -> Iterator[Path]:
             continue
 
 
-# Saying it ----------------------------------------------------------------------------------------------------------
+# Speech ----------------------------------------------------------------------------------------------------------
 
 
 def _generator(seed: int) -> Any:
@@ -288,7 +290,7 @@ def _generator(seed: int) -> Any:
 
 
 def _stream(speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any], seed: int) -> float:
-    """Say one text while it is computed; the seconds of sound."""
+    """Stream one text; returns the seconds of sound."""
     from vokens.models.speaking import ENDED
 
     count = 0
@@ -308,7 +310,7 @@ def _stream(speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any],
 def _say_one(
     speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any], arguments: Arguments
 ) -> float:
-    """Say one text, with the progress of its sentences; the seconds of sound."""
+    """Say one text, with the progress of its sentences; returns the seconds of sound."""
     with _bar("sentence") as bar:
 
         def tell(done: int, total: int) -> None:
@@ -330,7 +332,7 @@ def _say_one(
 def _say_many(
     speaker: "Speaker", lines: list[Line], voice: Any, options: dict[str, Any], arguments: Arguments
 ) -> int:
-    """Say lines in batches, each as if alone; a line that fails leaves the others as they are."""
+    """Say lines in batches, batch-invariant; a line that fails does not affect the others."""
     done, seconds, start = 0, 0.0, time.perf_counter()
     with _bar("line", len(lines)) as bar:
         for first in range(0, len(lines), arguments.batch):
@@ -352,7 +354,7 @@ def _say_many(
 def _said(
     speaker: "Speaker", group: list[Line], voice: Any, options: dict[str, Any], arguments: Arguments
 ) -> list[tuple[Line, Any]]:
-    """Lines with their waves, or the errors of those that cannot be said."""
+    """Lines with their waves or their errors."""
     try:
         generators = [_generator(arguments.draws.seed) for _ in group]
         texts = [line.text for line in group]
@@ -365,7 +367,7 @@ def _said(
 
 
 def _each(lines: list[Line], say: Callable[[Line], float]) -> int:
-    """Say lines one after the other; the error of a single one is raised."""
+    """Say lines one by one; the error of a single one is raised."""
     done, seconds, start = 0, 0.0, time.perf_counter()
     for line in lines:
         try:
@@ -399,7 +401,7 @@ def _report(what: str, seconds: float, start: float) -> None:
 
 
 def _bar(unit: str, total: int | None = None) -> Any:
-    """A bar on a terminal; in a log a line every ten seconds, and none when three seconds are enough."""
+    """A progress bar on a terminal; in a log a line every ten seconds, and none within three seconds."""
     from tqdm import tqdm
 
     if sys.stderr.isatty():

@@ -1,6 +1,6 @@
 """Serve models over HTTP: tokens in and out, and speech in the shape of OpenAI's endpoint.
 
-vokens serve        then http://127.0.0.1:8000/docs shows every request that it answers.
+vokens serve        then http://127.0.0.1:8000/docs lists all requests.
 """
 
 import os
@@ -28,9 +28,9 @@ class Arguments:
     api_key: str = ""
     """Clients must send it as `Authorization: Bearer KEY` (default: $VOKENS_API_KEY, else none)."""
     voices: Path | None = None
-    """Folder of voices: NAME.wav, each with NAME.txt of what it says where known."""
+    """Folder of voices: NAME.wav, each with its transcript NAME.txt if known."""
     cors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN ...")] = ()
-    """Origins whose pages may ask from a browser, such as http://localhost:3000; * for all (default: none)."""
+    """Allowed CORS origins, such as http://localhost:3000; * for all (default: none)."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0
@@ -42,19 +42,19 @@ class Arguments:
     max_text: int = 10_000
     """Characters of a text to speak."""
     max_queue: int = 64
-    """Requests that wait for one model."""
+    """Queued requests per model."""
     max_streams: int = 8
-    """Streamed replies of one model at a time."""
+    """Concurrent streamed replies per model."""
     max_batch: int = 16
-    """Requests computed at a time."""
+    """Batch size."""
     batch_wait: float = 0.005
-    """Seconds that a request waits for company."""
+    """Seconds that a request waits to be batched with others."""
 
 
 def run(arguments: Arguments) -> int:
     """Serve until Ctrl-C or SIGTERM; requests in progress are finished first."""
     try:
-        import uvicorn  # noqa: F401 (all that the extra brings is asked for before anything else)
+        import uvicorn  # noqa: F401 (a missing extra is reported first)
 
         from vokens.serve.app import create_app
     except ImportError as error:

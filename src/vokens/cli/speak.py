@@ -1,6 +1,6 @@
 """Speak semantic tokens in the voice of a recording.
 
-One file becomes hello.wav beside it; -o names a file, a folder or - (standard output). --stream writes sound while it
+One file becomes hello.wav next to it; -o names a file, a folder or - (standard output). --stream writes sound as it
 is computed, so that a player can start.
 
 vokens speak hello.vok --voice ref.wav -o out.wav    vokens speak hello.vok --voice ref.wav --stream -o - | aplay
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
     from vokens.models.s3gen import ReferenceVoice, S3GenModel
     from vokens.tokens import Tokens
 
-REFERENCE_SECONDS = 10.0  # of a voice's recording that are used, as Chatterbox does
+REFERENCE_SECONDS = 10.0  # of the reference that are used, as in Chatterbox
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """Options of speaking, whatever the tokens are."""
+    """Options of speaking, independent of the input."""
 
     voice: Annotated[str, tyro.conf.arg(metavar="WAV")]
     """A recording of the voice; its first 10 s are used, 3 s are enough."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
     """An S3Gen or Learnable-Speech: a name of `vokens models`, a hub id, a folder or a published file (default:
-    chatterbox_s3gen; to convert a voice say, where this copy of the package has it)."""
+    chatterbox_s3gen; for convert-voice say, where embedded)."""
     stream: bool = False
-    """Write sound while it is computed (wav only), under the streaming mask."""
+    """Write sound as it is computed (wav only), under the streaming mask."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: of the model)")] = (
         None
     )
     """Steps of the flow: fewer are faster and coarser."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Another seed is another take."""
+    """Another seed gives another take."""
     format: Annotated[
         Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
         tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
     ] = None
-    """Format of the outputs, where -o does not say it."""
+    """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
     """Speech in one batch, padding included. More is faster on GPUs and needs more memory."""
     overwrite: bool = False
@@ -67,19 +67,19 @@ class Arguments:
     model's tokenizer: .npy, "codes" of an .npz, or json lists."""
     speech: Speech
     output: Output = None
-    """File, folder or - for standard output (default: beside each input)."""
+    """File, folder or - for standard output (default: next to each input)."""
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
-    """Speak all inputs; the exit code says whether all went well."""
+    """Speak all inputs; returns the exit code."""
     speech = arguments.speech
     jobs = sound_jobs(arguments.inputs, arguments.output, speech, (*FORMATS, ".npy"))
     model, voice = load_speaker(speech, arguments.compute)
 
     def read(job: Job) -> "Loaded[Tokens]":
         tokens = read_tokens(job.source, lambda: model)
-        model.ids(tokens)  # of another tokenizer: refused before anything is spoken
+        model.ids(tokens)  # raises for another tokenizer before anything is spoken
         if not int(tokens.lengths[0]):
             raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")
         return Loaded(job, tokens, seconds=float(tokens.duration.sum()))
@@ -129,7 +129,7 @@ def speak_all(
     voice: "ReferenceVoice | HeardVoice",
     speech: Speech,
 ) -> int:
-    """Speak what `read` gives for each job and `tokens_of` makes tokens."""
+    """Speak the tokens (`tokens_of`) of the input (`read`) of each job."""
     from vokens import audio
 
     def work(group: "list[Loaded[Any]]") -> list[Any]:
@@ -151,8 +151,8 @@ def speak_all(
 
 
 def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
-    """Sound as it comes: to a file that appears when it is whole, or to standard output, 16 bit, where the
-    suffix .pcm means no header."""
+    """Write sound as it is computed: to a file that appears when complete, or to standard output, 16 bit, without a
+    header for .pcm."""
     import numpy as np
     import soundfile
 
@@ -164,7 +164,7 @@ def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
         for piece in pieces:
             out.write(head + (np.clip(piece, -1, 1) * 32767).round().astype("<i2").tobytes())
             out.flush()
-            head = b""  # written with the first sound, so that an error before it leaves nothing
+            head = b""  # written with the first samples, so that an earlier error leaves nothing
         return
     job.target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(job.target) as path, soundfile.SoundFile(path, "w", rate, 1, format="WAV") as file:
@@ -173,6 +173,6 @@ def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
 
 
 def _endless_header(rate: int) -> bytes:
-    """Of a mono 16-bit wav whose length is not known yet, which players take as endless."""
+    """Header of a mono 16-bit wav of unknown length, which players treat as endless."""
     chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
     return b"RIFF\xff\xff\xff\xffWAVE" + chunk + b"data\xff\xff\xff\xff"

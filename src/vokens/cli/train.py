@@ -1,4 +1,4 @@
-"""Train a codec, or what its recipe names, from a recipe. Run the same command again to go on after a stop.
+"""Train a model from a recipe. Run the same command again to resume.
 
 On several devices: torchrun --nproc-per-node 8 -m vokens train RECIPE, or accelerate launch.
 """
@@ -23,9 +23,9 @@ KINDS = {
 @dataclass(frozen=True)
 class Arguments:
     recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = ""
-    """The run: a name, such as mini, or a TOML file of what differs from the defaults. Without one: lists the names."""
+    """The run: a name, such as mini, or a TOML file of changes to the defaults. Without one: list the names."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
-    """Change a setting: --set optim.learning_rate=3e-4. May be given many times."""
+    """Change a setting: --set optim.learning_rate=3e-4. May be repeated."""
     fresh: bool = False
     """Start at step 0 although the run's folder has checkpoints; they are removed."""
 
@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _first_sentence(recipe: Path) -> str:
-    """Subject of a recipe, as its head says."""
+    """Subject of a recipe, from its first comment."""
     head = itertools.takewhile(lambda line: line.startswith("# "), recipe.read_text().splitlines())
     text = " ".join(line[2:] for line in head)
     return re.split(r"(?<=[a-z\d)])[.:;] ", text)[0]

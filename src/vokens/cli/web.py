@@ -1,7 +1,7 @@
 """A page in the browser: record or upload speech, hear and see what codecs keep of it, codebook by codebook.
 
-vokens web        then open http://127.0.0.1:7860. It works offline, with what the package
-embeds and with trained models.
+vokens web        then open http://127.0.0.1:7860. It works offline, with embedded and
+trained models.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def run(arguments: Arguments) -> int:
 
     if not arguments.max_seconds > 0:
         raise ConfigError(f"--max-seconds {arguments.max_seconds:g}: give a number above 0, such as 60")
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no data leaves this machine
     try:
         from vokens.web.page import create_app, no_use
     except ImportError as error:
@@ -47,7 +47,7 @@ def run(arguments: Arguments) -> int:
     device = usable_device(arguments.device)
     kinds = {name: system_of(name.rpartition("=")[2]) for name in arguments.models}
     if useless := [name for name, kind in kinds.items() if not getattr(kind, "decodes", True)]:
-        raise no_use(useless)  # before anything is fetched
+        raise no_use(useless)  # before any download
     with bound(arguments.host, arguments.port) as place:
         loaded = load_named(arguments.models, device)
         models = {name: speaker(one) if one.system in PARTNERED else one for name, one in loaded.items()}

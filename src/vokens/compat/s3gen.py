@@ -3,7 +3,7 @@
     import vokens.compat.s3gen
     model = transformers.AutoModel.from_pretrained("a folder that save_pretrained wrote")
 
-The model is vokens' own; transformers only finds it by the model_type in config.json.
+The model is vokens' own; transformers only selects it by the model_type in config.json.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ _OPTIONS = ("cache_dir", "local_files_only", "revision", "device", "dtype")
 
 
 def register() -> None:
-    """Make transformers know both kinds of models; a second call changes nothing."""
+    """Register both kinds of models with transformers; idempotent."""
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
@@ -30,7 +30,7 @@ def register() -> None:
 
 
 def _names(model: type[Pretrained]) -> tuple[type, type]:
-    """Classes that transformers needs: a config of its own base class, and a class that opens the model."""
+    """Classes for transformers: a config of its own base class, and a class that opens the model."""
     from transformers import PretrainedConfig
 
     class Config(PretrainedConfig):
@@ -43,7 +43,7 @@ def _names(model: type[Pretrained]) -> tuple[type, type]:
             self.config = config or {}
 
     class Opener:
-        """Gives out vokens' models."""
+        """Factory of vokens' models."""
 
         config_class = Config
 

@@ -1,11 +1,11 @@
-"""SoCodec as its release is called (example.py of hhguo/SoCodec), with its faults, so that results are the same.
+"""Drop-in interface of SoCodec's release (example.py of hhguo/SoCodec), with its faults, so that results are identical.
 
     python -m vokens.compat.socodec -i ground_truth.wav -o synthesis.wav   # also: -o features.pt, -i features.pt
     from vokens.compat.socodec import SoCodec
 
-What differs from `vokens.load`: recordings of shape (1, T) get 1919 zeros whatever their length, the items of a list
-get the zeros that the longest needs, their voices see the padding, and synthesis is not cut to the length of the
-input. Files are read from ./ckpts where that folder exists. The release crashes on -i features.pt; here it works.
+Differences to `vokens.load`: recordings of shape (1, T) always get 1919 zeros, the items of a list get the zeros that
+the longest needs, speaker vectors include the padding, and synthesis is not cut to the length of the input. Files are
+read from ./ckpts where that folder exists. The release crashes on -i features.pt; here it works.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from vokens.errors import AudioError, ConfigError, TokensError, VokensError
 from vokens.models.socodec import SoCodec as Codec
 
 RELEASE = "socodec_16384x4_120ms_16khz_chinese"
-CHECKPOINTS = "ckpts"  # where the release keeps its three files
+CHECKPOINTS = "ckpts"  # folder of the release's three files
 SILENCE = 8000  # zeros that the command puts before a recording, for the causal convolutions
 
 Features = dict[str, Tensor]
 
 
 class SoCodec:
-    """The release's object around a codec of ours.
+    """Published calling convention of a codec.
 
     Args:
         codec: from `vokens.load`.
-        hubert_dtype: the release computes HuBERT in float16; torch.float32 leaves it as it is loaded.
+        hubert_dtype: of HuBERT; the release uses float16.
     """
 
     def __init__(self, codec: Codec, hubert_dtype: torch.dtype = torch.float16) -> None:
@@ -47,7 +47,7 @@ class SoCodec:
             codec.hubert.to(hubert_dtype)
 
     def analysis_synthesis(self, audio: Tensor | Sequence[Tensor]) -> tuple[Any, Any]:
-        """Features and synthesis of 16 kHz recordings, as `analysis` and `synthesis` give them."""
+        """Features and synthesis of 16 kHz recordings, by `analysis` and `synthesis`."""
         features = self.analysis(audio)
         return features, self.synthesis(features)
 
@@ -66,23 +66,21 @@ class SoCodec:
             extra = -max(lengths) % self.codec.hop_length
         else:
             shapes = [tuple(wave.shape) for wave in waves]
-            raise AudioError(
-                f"recordings of shapes {shapes} were given: one (1, T), or (T,) each, are accepted"
-            )
+            raise AudioError(f"recordings of shapes {shapes} were given: give one (1, T), or (T,) each")
         device = self.codec.device
         batch = F.pad(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), (0, extra)).to(device)
         codes = self.codec.tokenize([row[: size + extra] for row, size in zip(batch, lengths, strict=True)])
         features = [
-            {"token": found.T.cpu().clone(), "speaker": self.codec.voice(row)[0].float().cpu()}
-            for found, row in zip(codes, batch, strict=True)
+            {"token": token.T.cpu().clone(), "speaker": self.codec.voice(row)[0].float().cpu()}
+            for token, row in zip(codes, batch, strict=True)
         ]
         return features[0] if len(features) == 1 else features
 
     @torch.inference_mode()
     def synthesis(self, features: Features | Sequence[Features]) -> Tensor | list[Tensor]:
-        """Waves (N,) at 16 kHz, N that of the longest, one for each of the features; not in a list for one alone.
+        """Waves (N,) at 16 kHz, N that of the longest, one for each of the features; no list for a single one.
 
-        Raises TokensError for features that `analysis` does not give.
+        Raises TokensError for malformed features.
         """
         items = [features] if isinstance(features, dict) else list(features)
         for item in items:
@@ -119,7 +117,7 @@ def init_codec() -> SoCodec:
 
 
 def convert(codec: SoCodec, source: str, target: str) -> None:
-    """The published command: a .wav or a features .pt into the one or the other.
+    """The published command: convert a .wav or a features .pt to either.
 
     Raises:
         ConfigError: other suffixes, or a .pt into a .pt. AudioError, TokensError: unusable input.
@@ -128,7 +126,9 @@ def convert(codec: SoCodec, source: str, target: str) -> None:
         raise ConfigError(f"-i {source} -o {target}: .wav and .pt are accepted")
     if source.endswith(".pt"):
         if target.endswith(".pt"):
-            raise ConfigError(f"-i {source} -o {target}: features are already there")
+            raise ConfigError(
+                f"-i {source} -o {target}: the input already has features, give a .wav as output"
+            )
         features = _load_features(source)
     else:
         wave, rate = audio.load(source)
@@ -158,9 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-i", "--input", required=True, help=".wav, or features .pt")
     parser.add_argument("-o", "--output", required=True, help=".wav, or features .pt")
-    given = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     try:
-        convert(init_codec(), given.input, given.output)
+        convert(init_codec(), parsed.input, parsed.output)
     except VokensError as error:
         print(error, file=sys.stderr)
         return 2

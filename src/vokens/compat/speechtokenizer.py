@@ -1,11 +1,11 @@
-"""SpeechTokenizer as the package `speechtokenizer` 1.0.1 is called, so that code written for it runs here.
+"""Drop-in interface of the package `speechtokenizer` 1.0.1.
 
     from vokens.compat.speechtokenizer import SpeechTokenizer
     model = SpeechTokenizer.load_from_checkpoint("config.json", "SpeechTokenizer.pt")
     codes = model.encode(wave)  # (n_q, B, T) for wave (B, 1, N) at 16 kHz
 
-Differences, all on the safe side: models load in evaluation mode, and evaluation never changes codebooks (there, a
-model without codebooks fits them even in evaluation).
+Differences: models load in evaluation mode, and evaluation never changes codebooks (there, uninitialised codebooks are
+fitted even in evaluation).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ from vokens.models.speechtokenizer import SpeechTokenizerConfig, spans
 
 
 class SpeechTokenizer(nn.Module):
-    """The published calling convention around a codec of ours.
+    """Published calling convention of a codec.
 
     Args:
-        model: a codec of `vokens.load`, or the content of a published config.json for fresh weights that train as
+        model: a codec of `vokens.load`, or the content of a published config.json for random weights that train as
             published, with weight norm. `model.codec.to_published()` gives the weights under the published names.
     """
 
@@ -54,20 +54,20 @@ class SpeechTokenizer(nn.Module):
         The feature is that of the lowest of `layers`, whatever their order. Codebooks learn in training mode.
 
         Raises:
-            IndexError: no layers. ValueError: a layer that n_q codebooks do not have, or x not (B, 1, N).
+            IndexError: no layers. ValueError: a layer beyond n_q codebooks, or x not (B, 1, N).
         """
         n_q = n_q or self.n_q
         if not layers:
             raise IndexError("layers=[] leaves no feature to return: give at least one layer, e.g. [0]")
         self._check_layers(layers, n_q)
-        found = self.codec.quantizer(self._latent(x), n_q)
-        feature = self.codec.semantic(found.parts[min(layers)])
-        return self.codec.synthesis(found.latent).unsqueeze(1), found.commit.mean(), feature
+        quantized = self.codec.quantizer(self._latent(x), n_q)
+        feature = self.codec.semantic(quantized.parts[min(layers)])
+        return self.codec.synthesis(quantized.latent).unsqueeze(1), quantized.commit.mean(), feature
 
     def forward_feature(self, x: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
-        """Entries (B, D, T) that codebooks `layers` (None or [] are all) chose for x (B, 1, N), in order of layer.
+        """Entries (B, D, T) of codebooks `layers` (None or [] are all) for x (B, 1, N), in order of layer.
 
-        Raises ValueError for a layer that there is not. Codebooks learn in training mode.
+        Raises ValueError for a missing layer. Codebooks learn in training mode.
         """
         layers = layers or range(self.n_q)
         self._check_layers(layers, self.n_q)
@@ -79,7 +79,7 @@ class SpeechTokenizer(nn.Module):
         """Codes (n_q - st, B, T) int64 of x (B, 1, N), T = ceil(N / hop), from codebooks st .. n_q - 1.
 
         n_q counts from the first codebook; more than there are means all. With st > 0, codebook st quantizes the
-        encoder's output itself, not what the codebooks before it left over: encode(x, st=1) != encode(x)[1:].
+        encoder's output itself, not the residual of the codebooks before it: encode(x, st=1) != encode(x)[1:].
 
         Raises ValueError for x not (B, 1, N), RuntimeError for n_q <= st.
         """

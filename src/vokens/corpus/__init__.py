@@ -1,1 +1,1 @@
-"""A corpus of speech into shards of tokens: nothing lost, nothing twice."""
+"""Extraction of a speech corpus into shards of tokens: nothing lost, nothing twice."""

@@ -1,7 +1,7 @@
-"""Audio files to waves: in line, or by worker processes that run ahead of the device, in order and within bounds.
+"""Audio decoding: inline, or by worker processes that prefetch in order, within bounds.
 
-A decoder that crashes takes its own process with it and nothing else: the utterance is tried again in a fresh
-process, and quarantined when that dies too. One job at a time per worker makes clear which utterance it was.
+A crash ends only its own worker process: the utterance is retried in a fresh process, and quarantined when that
+crashes too. Each worker has one job at a time, so the utterance is known.
 """
 
 import io
@@ -31,15 +31,15 @@ from vokens.data.items import Utterance
 from vokens.data.sources.addresses import is_url
 from vokens.errors import AudioError, VokensError
 
-AHEAD_SECONDS = 1800.0  # decoded audio that waits for the device: 115 MB at 16 kHz
-TRIES = 3  # of an utterance whose decoder dies: a machine short of memory kills innocent workers too
-_LEAST, _SHARE = 0.1, 0.1  # seconds, and share of a listed duration, that audio may differ from it
-_FALSE_STARTS = 5  # workers that end before their first job, one after the other, before the run gives up
+AHEAD_SECONDS = 1800.0  # seconds of decoded audio in the queue: 115 MB at 16 kHz
+TRIES = 3  # attempts per utterance: a machine short of memory kills innocent workers too
+_LEAST, _SHARE = 0.1, 0.1  # tolerance of a listed duration, absolute in seconds and relative
+_FALSE_STARTS = 5  # consecutive workers that end before their first job, before the run gives up
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An utterance and its wave (T,), float32 mono at the codec's rate; or no wave, and the reason why."""
+    """An utterance and its wave (T,), float32 mono at the codec's rate; or None, and the reason."""
 
     utterance: Utterance
     wave: np.ndarray | None
@@ -48,7 +48,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """Decodes the utterances of shards; `expect` says which are next, `take` gives them in order."""
+    """Decoder of the utterances of shards: `expect` announces the next ones, `take` yields them in order."""
 
     def expect(self, shard: int, utterances: Iterable[Utterance]) -> None: ...
 
@@ -56,14 +56,14 @@ class Decoder(Protocol):
 
     @property
     def ready_seconds(self) -> float:
-        """Decoded audio that waits to be taken."""
+        """Seconds of decoded audio in the queue."""
         ...
 
     def close(self) -> None: ...
 
 
 def decode(utterance: Utterance, sample_rate: int) -> Decoded:
-    """The wave of an utterance; whatever is wrong with its audio becomes the reason."""
+    """Decode an utterance; errors of its audio become the reason."""
     try:
         opened = _open(utterance)
         if utterance.channel is not None:
@@ -74,13 +74,13 @@ def decode(utterance: Utterance, sample_rate: int) -> Decoded:
         _refuse_other_length(utterance, len(wave) / sample_rate)
     except (VokensError, OSError) as error:
         return Decoded(utterance, None, reason=" ".join(str(error).split()))
-    except Exception as error:  # a fault in a decoder must not end a run over a million files
+    except Exception as error:  # a decoder's bug must not end a run over a million files
         return Decoded(utterance, None, reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
     return Decoded(utterance, wave, silent_seconds(wave, sample_rate))
 
 
 def _refuse_channels(opened: bytes | Path, channel: int) -> None:
-    """Raise AudioError for a channel of several: `audio.load` would give the mean of all."""
+    """Raise AudioError for one of several channels: `audio.load` would average them."""
     file = soundfile.info(io.BytesIO(opened) if isinstance(opened, bytes) else opened)
     if file.channels > 1 or channel > 0:
         raise AudioError(
@@ -90,7 +90,7 @@ def _refuse_channels(opened: bytes | Path, channel: int) -> None:
 
 
 def _refuse_other_length(utterance: Utterance, seconds: float) -> None:
-    """Raise AudioError for audio much shorter than its list says, or a whole file that is much longer."""
+    """Raise AudioError for audio much shorter than listed, or a whole file that is much longer."""
     piece = utterance.duration is not None
     listed = utterance.duration if piece else utterance.listed
     if listed is None:
@@ -99,7 +99,7 @@ def _refuse_other_length(utterance: Utterance, seconds: float) -> None:
     if seconds < listed - allowed or (not piece and seconds > listed + allowed):
         part = f" from {utterance.start:g} s on" if piece else ""
         raise AudioError(
-            f"{seconds:.2f} s of audio are there{part}, and the list says {listed:.2f} s: mend the list, or fetch the "
+            f"{seconds:.2f} s of audio are there{part}, and the list says {listed:.2f} s: fix the list, or fetch the "
             "whole recording"
         )
 
@@ -113,12 +113,12 @@ def _open(utterance: Utterance) -> bytes | Path:
 
 @lru_cache(maxsize=1)
 def _fetch(url: str) -> bytes | Path:
-    """The recording of a URL, kept for its next piece."""
+    """The recording of a URL, cached for its next segment."""
     return open_audio(Utterance("", url))
 
 
 def automatic_workers(device: str, feeders: int = 1) -> int:
-    """Decode workers per device: all cores but those that feed devices; beside a CPU codec, an eighth of them.
+    """Decode workers per device: all cores but those that feed devices; with a CPU codec, an eighth of them.
 
     feeders: processes of this run on this machine, one per device.
     """
@@ -129,12 +129,12 @@ def automatic_workers(device: str, feeders: int = 1) -> int:
 
 
 def open_decoder(sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> Decoder:
-    """A pool of so many processes, or decoding in line for 0."""
+    """A pool of `workers` processes, or inline decoding for 0."""
     return DecodePool(sample_rate, workers, ahead_seconds) if workers else InlineDecoder(sample_rate)
 
 
 class InlineDecoder:
-    """Decodes when asked, in the calling process."""
+    """Decoder in the calling process."""
 
     ready_seconds = 0.0
 
@@ -170,16 +170,16 @@ class _Worker:
 
 
 class DecodePool:
-    """Worker processes, fed and emptied by one thread of the parent, so that they work while the device does."""
+    """Pool of worker processes, driven by a thread of the parent, so that they run while the device computes."""
 
     def __init__(self, sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> None:
         self.sample_rate = sample_rate
         self.ahead_seconds = ahead_seconds
         self._context = _context()
-        self._changed = threading.Condition()  # guards the five below
+        self._changed = threading.Condition()  # guards the five attributes below
         self._shards: deque[tuple[int, Iterator[Utterance]]] = deque()
         self._ready: dict[tuple[int, int], Decoded] = {}
-        self._sizes: dict[int, int] = {}  # utterances of shards that were read to their end
+        self._sizes: dict[int, int] = {}  # number of utterances of shards that were read completely
         self._seconds = 0.0
         self._error: BaseException | None = None
         self._again: deque[_Job] = deque()
@@ -230,7 +230,7 @@ class DecodePool:
             yield item
 
     def close(self) -> None:
-        """End the workers, whatever they are at."""
+        """End the workers at once."""
         self._closing = True
         self._wake()
         self._thread.join()
@@ -274,7 +274,7 @@ class DecodePool:
                     self._replace(worker)
 
     def _next_job(self) -> _Job | None:
-        """The next utterance of the shards expected; None when there is none, or enough is decoded."""
+        """The next utterance of the expected shards; None where there is none, or the queue is full."""
         while self._seconds < self.ahead_seconds:
             if self._reading is None:
                 with self._changed:
@@ -319,7 +319,7 @@ class DecodePool:
             self._changed.notify_all()
 
     def _replace(self, worker: _Worker) -> None:
-        """A worker has died: start another, and try its utterance again or give it up."""
+        """Replace a dead worker, and retry or give up its utterance."""
         worker.process.join()
         worker.pipe.close()
         job = worker.job
@@ -328,7 +328,7 @@ class DecodePool:
             if self._false_starts >= _FALSE_STARTS:
                 raise VokensError(
                     f"decode workers end before their first file (exit code {worker.process.exitcode}): "
-                    "--workers 0 decodes in line and shows why"
+                    "--workers 0 decodes inline and shows why"
                 )
         self._workers[self._workers.index(worker)] = self._start()
         if job is None:
@@ -348,7 +348,7 @@ class DecodePool:
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    """Forks of a clean server that has imported everything once: quick to restart, and safe beside CUDA."""
+    """Fork server with everything imported: quick restarts, and safe with CUDA."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -361,7 +361,7 @@ def _seconds(item: Decoded, sample_rate: int) -> float:
 
 
 def _follow_parent() -> None:
-    """End with the parent, also in the midst of a file that never comes."""
+    """End with the parent, also while a read blocks."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -369,10 +369,10 @@ def _follow_parent() -> None:
 
 
 def _serve(pipe: Connection, sample_rate: int) -> None:
-    """A worker: utterances in, waves out, until the parent is gone."""
+    """Main loop of a worker: utterances in, waves out, until the parent ends."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to all processes of a terminal; the parent decides
+    )  # Ctrl-C reaches all processes of a terminal; the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
     with suppress(EOFError, OSError):

@@ -1,7 +1,7 @@
-"""Is what comes out healthy: how codes are spread, how much is silent, and whether a shard differs from the rest.
+"""Health statistics of tokens: code histograms, share of silence, and drift of shards.
 
 Histograms are folded to 64 bins: full ones (6561 bins) of a shard of 10 000 tokens are mostly sampling noise. The
-distance is Jensen-Shannon's divergence in bits, and its threshold grows as a shard shrinks.
+distance is the Jensen-Shannon divergence in bits; its threshold grows as a shard shrinks.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 BINS = 64
-MIN_UTTERANCES = 20  # fewer say nothing, as a shard or as a run
-# Between n and m utterances of read English (mini, 160 pieces of 2 s, 58 speakers) chance makes 0.24 (1/n + 1/m)
+MIN_UTTERANCES = 20  # fewer, in a shard or a run, are not significant
+# Between n and m utterances of read English (mini, 160 pieces of 2 s, 58 speakers) chance gives 0.24 (1/n + 1/m)
 # bits on average, 0.56 at most in 1500 draws, and 0.78 where shards are ordered by speaker.
 SPREAD = 1.0
-# Shards of other speakers differ in truth, however large they are: of clean read English by up to 0.04 bits, of another
-# language by 0.08. Damage makes more: noise at 10 dB 0.20, clipping 0.23, swapped bytes 0.46, silence 0.88 (mini, 24
+# Shards of other speakers truly differ at any size: clean read English by up to 0.04 bits, another
+# language by 0.08. Damage gives more: noise at 10 dB 0.20, clipping 0.23, swapped bytes 0.46, silence 0.88 (mini, 24
 # utterances against 330).
 FLOOR = 0.1
 SILENCE = 1e-3  # RMS, -60 dBFS
@@ -25,7 +25,7 @@ SILENCE_FRAME = 0.02  # seconds
 
 @dataclass
 class Tally:
-    """Counts over the utterances of a shard (or of a run)."""
+    """Statistics over the utterances of a shard (or of a run)."""
 
     codebook_sizes: tuple[int, ...]
     utterances: int = 0
@@ -38,7 +38,7 @@ class Tally:
         self.counts = [np.zeros(size, np.int64) for size in self.codebook_sizes]
 
     def add(self, codes: np.ndarray, seconds: float, silent_seconds: float) -> None:
-        """Count one utterance's codes (K, T)."""
+        """Add one utterance's codes (K, T)."""
         self.utterances += 1
         self.frames += codes.shape[1]
         self.seconds += seconds
@@ -47,10 +47,10 @@ class Tally:
             counts += np.bincount(row, minlength=len(counts))
 
     def facts(self, frame_rate: float) -> dict[str, Any]:
-        """Statistics for the receipt, rounded so that they are the same on every machine.
+        """Statistics for the receipt, rounded to be identical on every machine.
 
-        entropy: bits per token of each codebook. used: share of its entries that occur. length_ratio: frames there
-        are to frames that the duration promises. histogram: counts of each codebook in 64 bins.
+        entropy: bits per token of each codebook. used: codebook usage. length_ratio: actual over
+        expected number of frames. histogram: counts of each codebook in 64 bins.
         """
         seconds = max(self.seconds, 1e-9)
         return {
@@ -64,29 +64,29 @@ class Tally:
 
 
 class Drift:
-    """Compares each shard's histogram with all shards seen before."""
+    """Comparison of each shard's histogram with all previous shards."""
 
     def __init__(self) -> None:
         self._utterances = 0
         self._counts: np.ndarray | None = None  # (K, bins)
 
     def check(self, histogram: Sequence[Sequence[int]], utterances: int) -> float | None:
-        """The divergence in bits of a shard's first codebook from the run, where it is beyond chance; then adds it."""
+        """Divergence in bits of a shard's first codebook from the run if significant, else None; then adds it."""
         counts = np.array(histogram, dtype=np.int64)
         if self._counts is None:
             self._counts = np.zeros_like(counts)
-        found = None
+        drift = None
         if min(utterances, self._utterances) >= MIN_UTTERANCES:
             distance = divergence(counts[0], self._counts[0])
             if distance > threshold(utterances, self._utterances):
-                found = distance
+                drift = distance
         self._counts += counts
         self._utterances += utterances
-        return found
+        return drift
 
 
 def threshold(shard: int, run: int) -> float:
-    """Bits of divergence that a shard and a run of so many utterances of one corpus do not reach."""
+    """Significance threshold in bits for a shard and a run of so many utterances."""
     return FLOOR + SPREAD * (1 / shard + 1 / run)
 
 

@@ -1,7 +1,7 @@
-"""Verification of an output folder: every shard there, every byte as it was written, every key once, and samples that
-encode to the same codes again.
+"""Verification of an output folder: shards complete, bytes unchanged, keys unique, and samples that encode to the same
+codes again.
 
-Shards are looked at one by one, so a folder of any size is inspected in the memory of one shard.
+Shards are read one by one, so a folder of any size is inspected in the memory of one shard.
 """
 
 import json
@@ -22,7 +22,7 @@ from vokens.data.sources import SourceOptions, open_source
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 
-_MOST = 20  # faults that are kept word by word
+_MOST = 20  # faults that are listed in full
 
 
 @dataclass
@@ -31,10 +31,10 @@ class Findings:
 
     Attributes:
         shards, done: planned, and with a receipt. utterances, failures, frames, seconds, bytes: of those done.
-        faults: what is wrong, the first 20; fault_count: how many in all.
-        compared, equal: utterances that were encoded again, and those of them with the same codes.
-        sizes, health: utterances and the receipts' facts of each shard done.
-        durations: seconds of each row, of at most a million.
+        faults: the first 20; fault_count: of all.
+        compared, equal: utterances that were encoded again, and those with the same codes.
+        sizes, health: number of utterances and health statistics of each shard done.
+        durations: seconds of each row, at most a million.
     """
 
     shards: int = 0
@@ -59,7 +59,7 @@ class Findings:
 
     @property
     def drift(self) -> dict[int, float]:
-        """Bits of divergence of each shard's first codebook from all others together."""
+        """Divergence in bits of each shard's first codebook from all other shards."""
         counts = {
             shard: np.array(facts["histogram"][0]) for shard, facts in self.health.items() if facts["entropy"]
         }
@@ -81,10 +81,10 @@ class Inspection:
     """An output folder opened for inspection.
 
     Args:
-        folder: what `vokens extract` wrote, finished or not.
+        folder: the output of `vokens extract`, finished or not.
 
     Raises:
-        ConfigError: no run, or one that cannot be read.
+        ConfigError: the folder holds no run, or it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,12 +92,12 @@ class Inspection:
         self.output, self.facts = read_run(folder)
         self.identity: dict[str, Any] = json.loads((folder / "run.json").read_text())
         if not (folder / "plan.jsonl").exists():
-            raise ConfigError(f"{folder} has no plan: run vokens extract to make or mend it")
+            raise ConfigError(f"{folder} has no plan: run vokens extract to make or repair it")
         self.plan = Plan(folder / "plan.jsonl")
         self.source = self._open_source()
 
     def _open_source(self) -> Source | None:
-        """The list that the run was made of; None where it is no longer there."""
+        """The source of the run; None where it no longer exists."""
         options = dict(self.identity.get("options", {}))
         for name in ("segments", "text"):
             if name in options:
@@ -110,7 +110,7 @@ class Inspection:
             return None
 
     def check(self, findings: Findings) -> Iterator[int]:
-        """Look at one shard after the other, and note what is found; yields the number of each."""
+        """Check shard by shard, collecting findings; yields the number of each."""
         findings.shards = len(self.plan)
         for shard in range(len(self.plan)):
             try:
@@ -123,7 +123,9 @@ class Inspection:
     def _shard(self, shard: int, findings: Findings) -> None:
         path = receipt_path(self.folder, shard)
         if not path.exists():
-            findings.fault(f"shard {shard} has no receipt: the run is not finished, the same command goes on")
+            findings.fault(
+                f"shard {shard} has no receipt: the run is not finished, the same command resumes it"
+            )
             return
         receipt = Receipt.read(path)
         findings.done += 1
@@ -144,7 +146,7 @@ class Inspection:
         return f"remove {receipt_path(self.folder, shard)} and run the same extraction again"
 
     def _files(self, shard: int, receipt: Receipt, findings: Findings) -> bool:
-        """Sizes and checksums; whether all are as written."""
+        """Check sizes and checksums; return True if all are as written."""
         whole = True
         for file in receipt.files:
             path = self.folder / file["path"]
@@ -161,7 +163,7 @@ class Inspection:
         return whole
 
     def _rows(self, shard: int, receipt: Receipt, findings: Findings) -> None:
-        """Every key of the plan is in the shard or in quarantine, once."""
+        """Check that every key of the plan is in the shard or in quarantine, once."""
         keys: Counter[str] = Counter()
         frames = 0
         for row in self.rows(receipt):
@@ -206,7 +208,7 @@ class Inspection:
         """Encode `count` utterances again, drawn from all finished shards, and compare codes.
 
         Raises:
-            ConfigError: the codec has other weights than the run's, or the source is gone.
+            ConfigError: the codec has other weights than the run's, or the source is missing.
         """
         if codec.fingerprint != self.facts.fingerprint:
             raise ConfigError(
@@ -215,7 +217,7 @@ class Inspection:
             )
         if self.source is None:
             raise ConfigError(
-                f"the source {self.identity['source']} is gone: --sample 0 leaves comparing out"
+                f"the source {self.identity['source']} is missing: --sample 0 skips the comparison"
             )
         draw = np.random.default_rng(seed)
         done = [shard for shard in range(len(self.plan)) if receipt_path(self.folder, shard).exists()]
@@ -224,14 +226,14 @@ class Inspection:
             try:
                 receipt = Receipt.read(receipt_path(self.folder, shard))
                 stored = {row.key: row.codes for row in self.rows(receipt)}
-            except VokensError:  # `check` has said so
+            except VokensError:  # reported by `check`
                 continue
             utterances = [u for u in self.source.read(self.plan[shard]) if u.key in stored]
             if not utterances:
                 continue
             places = draw.choice(len(utterances), min(count, len(utterances)), replace=False)
             for utterance in (utterances[place] for place in sorted(places)):
-                sinc = bool(self.identity.get("sinc"))  # as the run has resampled
+                sinc = bool(self.identity.get("sinc"))  # as in the run
                 decoded = decode(replace(utterance, sinc=sinc), codec.sample_rate)
                 findings.compared += 1
                 if decoded.wave is None:

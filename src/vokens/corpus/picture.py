@@ -1,4 +1,4 @@
-"""A run's tokens at a glance: durations, bits and use of each codebook, and how shards differ from one another."""
+"""Figure of a run's tokens: durations, entropy and usage of each codebook, and drift of shards."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEGEND: dict[str, Any] = {"frameon": False, "loc": "upper right", "ncols": 2}
-_ROOM = 1.2  # of the highest value: the legend stands above the data
+_ROOM = 1.2  # of the highest value, for the legend above the data
 
 
 def statistics_figure(findings: Findings, facts: CodecInfo, name: str) -> "Figure":
@@ -81,7 +81,7 @@ def _drift(axes: "Axes", findings: Findings) -> None:
 
 
 def _use(axes: "Axes", findings: Findings, facts: CodecInfo) -> None:
-    """Share of each codebook that occurs: what there is to see of one shard, which has no others to differ from."""
+    """Usage of each codebook, drawn for a single shard, which has no drift."""
     rows = [health["used"] for health in findings.health.values() if health["used"]]
     books = np.arange(1, len(facts.codebook_sizes) + 1)
     axes.bar(books, 100 * np.mean(rows, axis=0) if rows else 0 * books, color=BLUE)

@@ -1,7 +1,7 @@
-"""The shards of a source, and the proof that no two utterances share a key.
+"""Shards of a source, with a check that keys are unique.
 
-The trick: of each key 64 bits are kept, in one array. Only where two are equal is the source planned a second time,
-to see whether the keys are: two of ten million different keys share 64 bits once in 370,000 runs.
+Only 64-bit hashes of keys are kept, in one array. Where two are equal, the source is planned a second time to compare
+the keys: among ten million different keys a collision occurs once in 370,000 runs.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from vokens.errors import ConfigError
 def plan_shards(source: Source, size: int) -> Iterator[Span]:
     """Spans of at most `size` utterances, in order. Memory: 8 bytes per utterance, 16 while they grow or are sorted.
 
-    Raises ConfigError, naming the key and where it is, for an empty key at once, and for a key of two utterances or
-    an empty source after the last span: take all spans before the first work.
+    Raises ConfigError, naming the key and its position, for an empty key at once, and for a duplicate key or an
+    empty source after the last span: consume all spans before any work.
     """
     if size < 1:
         raise ConfigError(f"a shard holds 1 utterance or more, got {size}")
@@ -32,9 +32,7 @@ def plan_shards(source: Source, size: int) -> Iterator[Span]:
         count += len(keys)
         yield span
     if count == 0:
-        raise ConfigError(
-            "the source has no utterances: check its address, and widen the filters if there are any"
-        )
+        raise ConfigError("the source has no utterances: check its address, and the filters if there are any")
     hashes.resize(count, refcheck=False)
     hashes.sort()
     twice = hashes[1:][hashes[1:] == hashes[:-1]]
@@ -43,7 +41,7 @@ def plan_shards(source: Source, size: int) -> Iterator[Span]:
 
 
 def _refuse_twice(source: Source, size: int, suspects: set[int]) -> None:
-    """Raise for the first key of two utterances among those with these hashes; there may be none."""
+    """Raise for the first duplicate key among those with these hashes, if any."""
     seen: dict[str, Span] = {}
     for span, keys in source.plan(size):
         for key in keys:
@@ -53,7 +51,7 @@ def _refuse_twice(source: Source, size: int, suspects: set[int]) -> None:
                     raise ConfigError(
                         f"key {key!r} names two utterances: one in {first.where} among the {first.count} from "
                         f"position {first.offset}, one in {span.where} among the {span.count} from position "
-                        f"{span.offset}; keys have to differ, since tokens are found by them: rename one, or "
+                        f"{span.offset}; keys must be unique: rename one, or "
                         "choose another field that names utterances (key)"
                     )
                 seen[key] = span

@@ -1,6 +1,6 @@
-"""Watching a run: one line on a terminal, now and then a line in a log, and a file for dashboards.
+"""Progress of a run: a line on a terminal, occasional lines in a log, and a metrics file.
 
-Times and rates are of this process; what is done is counted in the folder, where other workers' shards appear too.
+Times and rates are of this process; finished shards are counted in the folder, including those of other workers.
 """
 
 import json
@@ -20,21 +20,21 @@ from vokens.corpus.shard import ShardTiming
 from vokens.errors import ConfigError
 
 METRICS = (".json", ".prom")
-_TERMINAL, _LOG, _FILE = 0.2, 30.0, 5.0  # seconds between lines, and between states of the metrics file
-_SAMPLE = 50  # earlier receipts that tell what the run's tokens look like
+_TERMINAL, _LOG, _FILE = 0.2, 30.0, 5.0  # seconds between lines, and between updates of the metrics file
+_SAMPLE = 50  # earlier receipts as reference for drift
 _MEANING = {
-    "shards_done": "shards that have a receipt, whoever made it",
+    "shards_done": "shards with a receipt, of all workers",
     "shards_total": "shards of the run",
     "utterances_done": "utterances of those shards",
     "utterances_total": "utterances of the run",
     "hours": "hours of audio encoded by this process",
-    "x_real_time": "seconds of audio per second of the clock, this process",
-    "eta_seconds": "seconds until the end at the present rate",
-    "queue_seconds": "seconds of decoded audio that wait for the model",
+    "x_real_time": "seconds of audio per second of wall time, this process",
+    "eta_seconds": "seconds until the end at the current rate",
+    "queue_seconds": "seconds of decoded audio in the queue",
     "decode_wait_seconds": "seconds that the model waited for audio",
     "model_seconds": "seconds in the model",
     "write_seconds": "seconds writing shards",
-    "padding": "share of what the model computed that was padding",
+    "padding": "share of padding in the batches",
     "failures": "utterances that this process put in quarantine",
     "entropy": "bits per token of the first codebook, last shard",
     "drifting_shards": "shards of this process whose tokens differ from the run's",
@@ -42,11 +42,11 @@ _MEANING = {
 
 
 class Progress:
-    """Tells how a run goes on; a context manager, refreshed by `beat` and `shard`.
+    """Progress display of a run; a context manager, updated by `beat` and `shard`.
 
     Args:
-        show: whether to write to standard error (one of several processes does).
-        metrics: a .json or .prom file that is kept up to date.
+        show: write to standard error (one of several processes does).
+        metrics: a .json or .prom file to keep up to date.
     """
 
     def __init__(self, run: Run, decoder: Decoder, *, show: bool = True, metrics: Path | None = None) -> None:
@@ -63,7 +63,7 @@ class Progress:
         self._first = self._count(self._done)
         self._looked, self._look_took = self._begun, 0.0
         for shard in sorted(self._done)[:: max(1, len(self._done) // _SAMPLE)]:
-            with suppress(FileNotFoundError):  # taken back by another process with --retry-failed
+            with suppress(FileNotFoundError):  # removed by another process with --retry-failed
                 receipt = run.receipt(shard)
                 self._drift.check(receipt.health["histogram"], receipt.utterances)
 
@@ -92,7 +92,7 @@ class Progress:
         self.beat()
 
     def beat(self) -> None:
-        """Refresh what is due."""
+        """Update whatever is due."""
         now = time.monotonic()
         if now - self._looked > max(
             10.0, 50 * self._look_took
@@ -160,7 +160,7 @@ class Progress:
 
 
 def check_metrics(path: Path | None) -> None:
-    """ConfigError for a metrics file that cannot be."""
+    """Raise ConfigError for a metrics file that cannot be written."""
     if path is not None and path.suffix not in METRICS:
         raise ConfigError(f"--metrics {path}: end its name in .json, or in .prom for Prometheus text")
     if path is not None and not path.parent.is_dir():
@@ -168,7 +168,7 @@ def check_metrics(path: Path | None) -> None:
 
 
 def prometheus(state: dict[str, Any]) -> str:
-    """The figures in Prometheus' text format, as gauges; what is not known is left out."""
+    """The figures in Prometheus' text format, as gauges; unknown ones are left out."""
     lines = []
     for name, value in state.items():
         if value is not None:

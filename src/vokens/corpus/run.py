@@ -1,7 +1,7 @@
-"""A corpus run as a folder: what it is (run.json), what there is to do (plan.jsonl), what is done (receipts/).
+"""A corpus run as a folder: its identity (run.json), its shards (plan.jsonl), and the finished ones (receipts/).
 
-A receipt is the commit point of its shard: everything it names was flushed and renamed before. Nothing in the folder
-depends on when, where or by how many workers it was made.
+A receipt is the commit point of its shard: all its files were flushed and renamed before. The folder's content does
+not depend on time, machine or number of workers.
 """
 
 import errno
@@ -32,18 +32,18 @@ from vokens.text.files import read_json
 
 SHARD_SIZE = 1000
 BATCH_SECONDS = 60.0
-_OUT = "{out}/"  # stands for the run's folder, which may move, in the addresses of its own listing
-_ANEW = "the plan of a run cannot be mended; give a new --out"
-_POLL = 0.2  # seconds between looks at a plan that another process is making
+_OUT = "{out}/"  # placeholder of the run's folder, which may move, in addresses of its listing
+_ANEW = "the plan of a run cannot be repaired; give a new --out"
+_POLL = 0.2  # seconds between checks of a plan that another process is making
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Identity of a run: reopening its folder with another value of any of these is refused.
+    """Identity of a run: reopening its folder with another value of any field is refused.
 
     source: as on the command line. out: the run's folder. dtype: of the network. audio_root: of sidecar files.
-    speaker: weights of CAM++, for an embedding of each utterance. sinc: resample as torchaudio does, not by soxr.
-    batch_seconds, which bounds memory, may change; in half precision it moves a few tokens.
+    speaker: weights of CAM++, for speaker embeddings. sinc: resample like torchaudio instead of soxr.
+    batch_seconds bounds memory and may change; in half precision this changes a few tokens.
     """
 
     source: str
@@ -63,7 +63,7 @@ class Settings:
             raise ConfigError(f"--shard-size {self.shard_size}: give utterances per shard, 1 or more")
         if not self.batch_seconds > 0:
             raise ConfigError(f"--batch-seconds {self.batch_seconds}: give seconds of audio, above 0")
-        get_output(self.format, self.audio_root)  # refuses what does not exist
+        get_output(self.format, self.audio_root)  # raises for unknown formats
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Receipt:
     """Record of a finished shard.
 
     Attributes:
-        utterances, failures: how many came out, and how many are in quarantine.
+        utterances, failures: number of encoded and of quarantined utterances.
         samples: of the audio at the codec's rate. frames: of the codes.
-        files: path (relative to the run's folder where it lies inside), bytes and sha256 of each file.
+        files: path (relative to the run's folder if inside), bytes and sha256 of each file.
         health: `vokens.corpus.health.Tally.facts`.
     """
 
@@ -91,7 +91,7 @@ class Receipt:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path} is damaged ({error}): remove it, and its shard is done again"
+                f"{path} is damaged ({error}): remove it, and its shard is encoded again"
             ) from error
 
 
@@ -163,17 +163,17 @@ class Run:
         return Receipt.read(self.receipt_path(shard))
 
     def finished(self) -> set[int]:
-        """The shards that have receipts: one look at the folder."""
+        """The shards that have receipts, by one listing of the folder."""
         return finished(self.folder)
 
     def publish(self, files: Iterable[tuple[Path, Path]]) -> None:
-        """Flush files and give them their final names (relative ones are of the run's folder)."""
+        """Flush files and rename them to their final names (relative to the run's folder)."""
         publish([(draft, self.folder / final) for draft, final in files])
 
     def take_back_damaged(self) -> int:
-        """Take back receipts that cannot be read or whose files are gone or of another size; how many there were.
+        """Remove receipts that are unreadable or whose files are missing or of another size; return their number.
 
-        One look at each file: what was changed and kept its size, `vokens inspect` finds by its checksum.
+        Only sizes are checked; `vokens inspect` compares checksums.
         """
         damaged = [shard for shard in self.finished() if not self._whole(shard)]
         for shard in damaged:
@@ -190,7 +190,7 @@ class Run:
             return False
 
     def retry_failed(self) -> int:
-        """Take back the receipts of shards with failures, so that they are done again; how many there were."""
+        """Remove the receipts of shards with failures, so that they are encoded again; return their number."""
         failed = sorted(int(path.stem) for path in (self.folder / "failures").glob("*.jsonl"))
         for shard in failed:
             self.receipt_path(shard).unlink(missing_ok=True)
@@ -215,9 +215,9 @@ class Run:
 
 
 def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
-    """Begin a run, or go on with the one in the folder.
+    """Begin a run, or resume the one in the folder.
 
-    leases: of `settings.out / "leases"`, entered. The first process plans, the others wait for it.
+    leases: of `settings.out / "leases"`, entered. The first process plans, the others wait.
 
     Raises:
         ConfigError: the folder holds a run with another source, codec or format, or something else.
@@ -257,7 +257,7 @@ def finished(folder: Path) -> set[int]:
 
 
 def publish(files: Iterable[tuple[Path, Path]]) -> None:
-    """Flush each draft to the disk and rename it to its final path; on return the names are on the disk too."""
+    """Flush each draft to disk and rename it to its final path; on return the names are durable too."""
     folders = set()
     for draft, final in files:
         _flush(draft)
@@ -267,7 +267,7 @@ def publish(files: Iterable[tuple[Path, Path]]) -> None:
         try:
             os.replace(draft, final)
         except OSError as error:
-            if error.errno != errno.EXDEV:  # tokens that go beside audio on another file system
+            if error.errno != errno.EXDEV:  # sidecar files on another file system
                 raise
             near = final.with_name(f".{final.name}.partial")
             shutil.copyfile(draft, near)
@@ -320,12 +320,12 @@ def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
 
 
 def _address(source: str) -> str:
-    """A source as it is compared: c, c/, ./c and /path/to/c are one folder."""
+    """Normalised address of a source: c, c/, ./c and /path/to/c are one folder."""
     return source if is_url(source) else os.path.abspath(source)
 
 
 def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None:
-    """Plan into drafts; plan.jsonl is renamed last and makes the folder a run."""
+    """Write the plan as drafts; plan.jsonl is renamed last and makes the folder a run."""
     folder = settings.out
     foreign = [
         path.name for path in folder.iterdir() if path.name not in _FIRST and not path.name.startswith(".")
@@ -334,7 +334,7 @@ def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None
         raise ConfigError(
             f"{folder} is not empty (it holds {foreign[0]}) and no run of vokens extract: give a new --out"
         )
-    for path in folder.iterdir():  # what a killed attempt left
+    for path in folder.iterdir():  # left by a killed attempt
         if path != leases.folder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     scratch = leases.scratch("plan")
@@ -359,7 +359,7 @@ def _inside(span: Span, folder: Path) -> bool:
     return span.where.startswith(f"{folder}/")
 
 
-_FIRST = ("leases", "run.json", "listing")  # what there may be before the plan is
+_FIRST = ("leases", "run.json", "listing")  # names that may exist before the plan
 
 
 def _refuse_other(folder: Path, identity: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""One shard, from its utterances to its files and receipt: the same bytes whoever does it, whenever and wherever.
+"""One shard, from its utterances to its files and receipt, deterministic to the byte.
 
 Utterances are decoded in the order of the source into pools of bounded length; a pool is sorted by length and encoded
-in batches with under 2 % padding. What is in a batch follows from the shard alone.
+in batches with under 2 % padding. Batches depend only on the shard.
 """
 
 import json
@@ -23,13 +23,13 @@ from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.tokens import Tokens
 
-POOL_SECONDS = 3600.0  # of audio sorted together: 230 MB at 16 kHz, and enough for full batches
+POOL_SECONDS = 3600.0  # seconds of audio sorted together: 230 MB at 16 kHz, and enough for full batches
 PADDING = 0.02
 
 
 @dataclass
 class ShardTiming:
-    """Seconds of the clock spent on each step, and of the audio encoded; added up over shards.
+    """Wall time of each step and seconds of encoded audio, summed over shards.
 
     beat: called after every batch.
     """
@@ -54,12 +54,12 @@ class Failure:
 def encode_shard(
     run: Run, shard: int, codec: Codec, decoder: Decoder, timing: ShardTiming | None = None
 ) -> Receipt:
-    """Encode a shard that the decoder expects, and commit it.
+    """Encode a shard that was announced to the decoder, and commit it.
 
-    Tokens are batch-invariant: `codec.encode` of one utterance gives the same. A shard done twice has the same files.
+    Tokens are batch-invariant: `codec.encode` of one utterance gives the same. Repeating a shard gives the same files.
 
     Raises:
-        VokensError: files that cannot be written; nothing of the shard is left then.
+        VokensError: files that cannot be written; nothing of the shard remains.
     """
     timing = timing or ShardTiming()
     rows: list[Row] = []
@@ -76,15 +76,15 @@ def encode_shard(
             else:
                 tally.add(made.codes, made.duration, item.silent_seconds)
                 rows.append(made)
-        pool.clear()  # before the next one is filled: memory holds one pool, not two
+        pool.clear()  # before the next one is filled: one pool in memory, not two
     start = time.perf_counter()
     try:
         return _commit(run, shard, rows, failures, tally)
     except OSError as error:
-        if run.done(shard):  # by a worker who took this one for dead
+        if run.done(shard):  # by a worker that considered this one dead
             return run.receipt(shard)
         raise VokensError(
-            f"cannot write shard {shard} of {run.folder}: {error}; what is done stays done: free "
+            f"cannot write shard {shard} of {run.folder}: {error}; finished shards are kept: free "
             "space or set the rights, and run the same command again"
         ) from error
     finally:
@@ -103,7 +103,7 @@ def _timed(items: Iterator[Decoded], timing: ShardTiming) -> Iterator[Decoded]:
 
 
 def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]]:
-    """Consecutive items of at most POOL_SECONDS in all; a longer one is a pool of its own."""
+    """Consecutive items of at most POOL_SECONDS in total; a longer one is a pool of its own."""
     pool: list[Decoded] = []
     samples = 0
     for item in items:
@@ -118,7 +118,7 @@ def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]
 
 
 def _encode(run: Run, codec: Codec, pool: list[Decoded], timing: ShardTiming) -> list[Row | str]:
-    """The row of each item of a pool, or the reason why there is none."""
+    """The row of each item of a pool, or the reason of its failure."""
     made: list[Row | str] = [item.reason for item in pool]
     waves = [(place, item.wave) for place, item in enumerate(pool) if item.wave is not None]
     lengths = [len(wave) for _, wave in waves]
@@ -141,7 +141,7 @@ def _encode(run: Run, codec: Codec, pool: list[Decoded], timing: ShardTiming) ->
 
 
 def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Tokens | str]:
-    """Tokens of waves in one forward pass; when the batch fails, each is tried by itself."""
+    """Tokens of waves in one forward pass; where the batch fails, each is retried alone."""
     try:
         return list(
             codec.encode(
@@ -154,7 +154,7 @@ def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Token
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the device's memory does not hold {run.settings.batch_seconds:g} s of audio: lower --batch-seconds "
-            "and run again; what is done stays done"
+            "and run again; finished shards are kept"
         ) from error
     except VokensError as error:
         if len(waves) == 1:
@@ -199,10 +199,10 @@ def _commit(run: Run, shard: int, rows: list[Row], failures: list[Failure], tall
         if failures:
             draft = scratch / "failures.jsonl"
             lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in failures)
-            draft.write_bytes(lines.encode(errors="backslashreplace"))  # file names need not be valid Unicode
+            draft.write_bytes(lines.encode(errors="backslashreplace"))  # file names may be invalid Unicode
             files.append((draft, quarantine))
         else:
-            (run.folder / quarantine).unlink(missing_ok=True)  # of an earlier try
+            (run.folder / quarantine).unlink(missing_ok=True)  # of an earlier attempt
         receipt = Receipt(
             shard=shard,
             utterances=len(rows),

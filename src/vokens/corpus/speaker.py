@@ -1,4 +1,4 @@
-"""The speaker encoder of a run: CAM++, which gives each utterance an embedding beside its tokens."""
+"""Speaker encoder of a run: CAM++ embeddings of the utterances."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +18,18 @@ class SpeakerEncoder:
     """CAM++ on a device.
 
     Attributes:
-        fingerprint: 16 hex digits that name the weights.
+        fingerprint: 16 hex digits of the weights.
 
     Args:
-        source: its weights (campplus.onnx, campplus_cn_en_common.pt, .safetensors), or a folder that holds them.
+        source: its weights (campplus.onnx, campplus_cn_en_common.pt, .safetensors), or their folder.
 
-    Raises ConfigError where nothing is, CheckpointError for other weights.
+    Raises ConfigError for a missing path, CheckpointError for other weights.
     """
 
     def __init__(self, source: Path, device: torch.device) -> None:
         if not source.exists():
             raise ConfigError(
-                f"--speaker {source} is not there: give the file of CAM++ (campplus.onnx of CosyVoice, "
+                f"--speaker {source} does not exist: give the file of CAM++ (campplus.onnx of CosyVoice, "
                 "campplus_cn_en_common.pt of 3D-Speaker) or its folder"
             )
         model = open_speaker(find_part(source, "campplus") or source)
@@ -38,16 +38,16 @@ class SpeakerEncoder:
         self.model = merge_norms(model).to(device)
 
     def embed(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray | str]:
-        """An embedding (192,) float32 of each wave (T,), not normalised, or the reason why there is none.
+        """An embedding (192,) float32 of each wave (T,), not normalised, or the reason of its failure.
 
-        Equal, but for the order of sums on GPUs, to that of the wave alone.
+        Batch-invariant, up to the order of sums on GPUs.
         """
         ready = [torch.from_numpy(audio.resample(wave, sample_rate, RATE)) for wave in waves]
         long = [place for place, wave in enumerate(ready) if len(wave) >= SHORTEST]
         short = f"too short for a speaker embedding: {SHORTEST / RATE * 1000:.0f} ms are needed"
-        found: list[np.ndarray | str] = [short] * len(waves)
+        embeddings: list[np.ndarray | str] = [short] * len(waves)
         if long:
             made = self.model.embed([ready[place].to(self.device) for place in long])
             for place, embedding in zip(long, made.float().cpu().numpy(), strict=True):
-                found[place] = embedding
-        return found
+                embeddings[place] = embedding
+        return embeddings

@@ -1,11 +1,11 @@
-"""Extracted tokens as training data: rows of an output folder by number, and batches of like length.
+"""Extracted tokens as training data: a map-style dataset, and batches of similar length.
 
     dataset = TokenDataset("out")
     batches = TokenBatches(dataset, batch_frames=20_000, seed=0, rank=rank, world=world)
     for batch in DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate, num_workers=4): ...
 
-The batches of an epoch are a pure function of (seed, epoch): workers deal them among themselves and change nothing,
-processes share out the rows, and a stopped run goes on with `set_epoch(epoch, start=batches done)`.
+The batches of an epoch are a pure function of (seed, epoch): the number of workers does not matter,
+ranks partition the rows, and a stopped run resumes with `set_epoch(epoch, start=batches done)`.
 """
 
 import json
@@ -30,7 +30,7 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """B utterances: `tokens` padded (B, K, T) with their lengths, and what their sources knew of each."""
+    """B utterances: `tokens` padded (B, K, T) with their lengths, and the labels of each."""
 
     tokens: Tokens
     keys: list[str]
@@ -40,21 +40,21 @@ class TokenBatch:
 
 
 class TokenDataset(Dataset[Row]):
-    """The rows of an output folder, whatever its form; those of a shard are read when one is asked for.
+    """The rows of an output folder in any format; shards are opened lazily.
 
     Opening reads the lengths of all rows. For 1000 rows that takes 0.2 ms of CPU from megatron, 2 ms from parquet,
     6 ms from npy, about 60 ms from jsonl, webdataset and shar.
 
     Args:
-        folder: what `vokens extract` wrote. Its run.json names the form and the codec.
-        output: its form, and facts of the codec, for a folder without run.json.
-        opened: shards held open at a time.
+        folder: the output of `vokens extract`. Its run.json names the format and the codec.
+        output, facts: format and codec of a folder without run.json.
+        opened: number of shards kept open.
 
     Attributes:
         frames: (n,) int64, T of each row. starts: (shards + 1,) int64, the number of each shard's first row.
         facts: of the codec.
 
-    Raises ConfigError for a folder that is no output of a run, or has no whole shard.
+    Raises ConfigError for a folder that is no output of a run, or has no complete shard.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TokenDataset(Dataset[Row]):
         self.output, self.facts = output, facts
         self._files = output.shards(self.folder)
         if not self._files:
-            raise ConfigError(f"{self.folder} has no whole shard ({output.pattern}): extract first")
+            raise ConfigError(f"{self.folder} has no complete shard ({output.pattern}): extract first")
         counts = [output.frames(self.folder, file, facts) for file in self._files]
         self.frames = np.concatenate(counts)
         self.starts = np.cumsum([0, *map(len, counts)])
@@ -87,7 +87,7 @@ class TokenDataset(Dataset[Row]):
         return self._shard(number)[index - int(self.starts[number])]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": OrderedDict()}  # workers open files of their own
+        return {**self.__dict__, "_opened": OrderedDict()}  # workers open their own files
 
     def collate(self, rows: Sequence[Row]) -> TokenBatch:
         """The rows as one padded batch."""
@@ -103,21 +103,21 @@ class TokenDataset(Dataset[Row]):
 
 
 class TokenBatches(Sampler[list[int]]):
-    """Batches of like length for `DataLoader(batch_sampler=…)`, in an order drawn from (seed, epoch).
+    """Batches of similar length for `DataLoader(batch_sampler=…)`, shuffled by (seed, epoch).
 
-    Shards are shuffled and their rows laid end to end; each process takes an equal piece. Within a piece, the rows
-    of every `window` shards are sorted by length and cut where longest · count would pass `batch_frames`, and these
-    batches are shuffled. So few shards are open at a time, and each is read by one process or two.
+    Shards are shuffled and concatenated; each rank takes an equal part. Within a part, the rows of every `window`
+    shards are sorted by length and cut where longest · count would exceed `batch_frames`, and these batches are
+    shuffled. So few shards are open at a time, and each is read by one or two ranks.
 
-    All processes get the same number of batches: the last of those that have more are left out.
+    All ranks get the same number of batches: surplus ones are dropped.
 
     Args:
-        batch_frames: padded frames of a batch, B·T at most.
-        max_frames: longer rows are left out; so are, always, rows without frames.
-        rank: the number of this process; world: how many there are.
-        window: shards whose rows are mixed; below the `opened` of the dataset, or files are opened again and again.
+        batch_frames: maximum padded frames of a batch, B·T.
+        max_frames: longer rows are dropped, and always rows without frames.
+        rank: of this process; world: number of processes.
+        window: shards whose rows are mixed; less than the dataset's `opened`, or files are reopened often.
 
-    Raises ConfigError for a row that no batch can hold, and where a process would get no batch.
+    Raises ConfigError for a row that exceeds a batch, and where a rank would get no batch.
     """
 
     def __init__(
@@ -136,15 +136,15 @@ class TokenBatches(Sampler[list[int]]):
         longest = int(self._frames.max(initial=0)) if max_frames is None else max_frames
         if longest > batch_frames:
             raise ConfigError(
-                f"batch_frames is {batch_frames}, but rows of {longest} frames are asked for: "
-                "give more, or leave long rows out with max_frames"
+                f"batch_frames is {batch_frames}, but there are rows of {longest} frames: "
+                "give more, or drop long rows with max_frames"
             )
         self._batch_frames, self._longest, self._window = batch_frames, longest, window
         self._seed, self._rank, self._world = seed, rank, world
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The next iteration gives the batches of this epoch, from number `start` on."""
+        """Make the next iteration yield the batches of this epoch, from number `start` on."""
         plans = self._plan(epoch)
         count = min(map(len, plans))
         if not count:
@@ -158,7 +158,7 @@ class TokenBatches(Sampler[list[int]]):
         return max(0, len(self._batches) - self._start)
 
     def _plan(self, epoch: int) -> list[list[np.ndarray]]:
-        """The batches of all processes; each computes all, which costs one pass and needs no messages."""
+        """The batches of all ranks; each rank computes all, in one pass and without communication."""
         draw = np.random.default_rng([self._seed, epoch])
         shards = draw.permutation(len(self._starts) - 1)
         line = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
@@ -175,7 +175,7 @@ class TokenBatches(Sampler[list[int]]):
         return plans
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows in order of length into the longest pieces that keep to batch_frames."""
+        """Cut rows sorted by length into the largest batches within batch_frames."""
         batches = []
         while len(rows):
             most = rows[: self._batch_frames // self._frames[rows[0]]]
@@ -187,7 +187,7 @@ class TokenBatches(Sampler[list[int]]):
 
 
 def read_run(folder: Path) -> tuple[Output, CodecInfo]:
-    """The form and the codec of an output folder, from its run.json."""
+    """The format and the codec of an output folder, from its run.json."""
     try:
         run: dict[str, Any] = json.loads((folder / RUN_FILE).read_bytes())
         facts = {field.name: run[field.name] for field in fields(CodecInfo)}
@@ -196,7 +196,7 @@ def read_run(folder: Path) -> tuple[Output, CodecInfo]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder} is no output of vokens extract, its {RUN_FILE} cannot be used ({error!r}): give that folder, "
-            "or say output= and facts="
+            "or pass output= and facts="
         ) from error
 
 

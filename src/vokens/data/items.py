@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Utterance:
-    """One piece of speech to encode.
+    """One utterance to encode.
 
     Attributes:
-        key: its name, different from all others of the corpus.
+        key: its name, unique in the corpus.
         audio: local path, fsspec address (s3://…, gs://…) or the bytes of an audio file.
-        start, duration: the piece within the recording in seconds; duration None is up to the end.
-        text, speaker, language: where the source knows them. instruct: how to speak, in words.
-        listed: seconds of the whole file as its list says, where it does.
-        channel: the only one that is meant of the recording; None is the mean of all.
+        start, duration: segment of the recording in seconds; duration None: up to the end.
+        text, speaker, language: labels, if known. instruct: style instruction.
+        listed: duration of the whole file in seconds as stated by its list, if any.
+        channel: the selected channel; None: the mean of all.
         sinc: resample by torchaudio's windowed sinc instead of soxr.
     """
 
@@ -36,9 +36,9 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Span:
-    """A shard's worth of a source: `count` utterances from position `offset` of the file `where`.
+    """The part of a source that becomes one shard: `count` utterances from position `offset` of the file `where`.
 
-    The meaning of `offset` (byte, row, member) is the source's own.
+    The meaning of `offset` (byte, row, member) depends on the source.
     """
 
     where: str
@@ -47,14 +47,14 @@ class Span:
 
 
 class Source(Protocol):
-    """A list of utterances that is never in memory as a whole."""
+    """A list of utterances that is streamed, never loaded as a whole."""
 
     def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
         """Spans of at most `size` utterances in the order of the source, each with its keys. One cheap pass."""
         ...
 
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span, in order. Reads no audio but what the source's own file holds."""
+        """The utterances of a span, in order. Reads only audio that is inside the source's own file."""
         ...
 
 
@@ -64,10 +64,10 @@ class Row:
 
     Attributes:
         key: of the utterance. codes: (K, T) int64. num_samples: at the codec's rate. duration: seconds.
-        audio: where the audio was, None for bytes out of an archive.
+        audio: address of the audio, None for bytes from an archive.
         text, speaker, language, instruct: of the utterance.
-        global_vector: (D,) float32 of codecs that have one.
-        embedding: (192,) float32 of the speaker encoder, of runs that have one.
+        global_vector: (D,) float32, for codecs that have one.
+        embedding: (192,) float32 speaker embedding, for runs with a speaker encoder.
     """
 
     key: str
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CodecInfo:
-    """Facts of the codec that made the codes."""
+    """Properties of the codec of the codes."""
 
     model: str
     fingerprint: str

@@ -1,8 +1,8 @@
-"""Leases of shards, for any number of processes and machines on one folder, without a server.
+"""Leases of shards for any number of processes and machines on a shared folder, without a server.
 
-Each process has one empty file whose name says who it is; a lease is a hard link to that file. Making the link is
-atomic, also on NFS, and one touch of the file is the heartbeat of all its leases. Two workers on one shard by accident
-waste time and harm nothing, since both write the same bytes.
+Each process has one empty file named after it; a lease is a hard link to that file. Linking is atomic, also on NFS,
+and touching the file is the heartbeat of all its leases. Two workers on one shard only waste time, since both write
+the same bytes.
 """
 
 import os
@@ -20,17 +20,17 @@ from typing import Self
 from vokens.errors import ConfigError
 
 HEARTBEAT = 20.0  # seconds between touches
-STALE = 120.0  # seconds without one, after which a worker of another machine counts as dead
-_SWEEP = 0.5  # seconds between looks for expired leases while shards are contended
+STALE = 120.0  # seconds without one after which a worker on another machine is dead
+_SWEEP = 0.5  # seconds between checks for expired leases
 _WORKER = "worker"
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, so that another of the same machine can tell whether it lives; its file is named by it.
+    """Identity of a process, by which others on its machine see if it is alive; also its file name.
 
-    boot: of the machine, 8 hex digits. space: in which process ids count (containers have their own).
-    start: of the process in clock ticks after boot, since ids come again. Each is "0" where the system does not say.
+    boot: boot id of the machine, 8 hex digits. space: pid namespace (containers have their own). start: of the process
+    in clock ticks after boot, since pids are reused. Each is "0" where unknown.
     """
 
     pid: int
@@ -46,22 +46,22 @@ class Owner:
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """The owner that a file is named by."""
+        """The owner that a file name encodes."""
         _, _, pid, start, boot, space, host = name.split("-", 6)
         return cls(int(pid), start, boot, space, host)
 
     @property
     def name(self) -> str:
-        """A file name that no other process has, nor this one again."""
+        """A unique file name, also across restarts."""
         return "-".join([_WORKER, uuid.uuid4().hex[:12], *map(str, astuple(self))])
 
     def ended(self) -> bool:
-        """Whether it has certainly ended; False where that cannot be seen from here."""
+        """True if the process has certainly ended; False where that is unknown."""
         here = Owner.here()
         if self.host != here.host:
             return False
         if (self.boot, self.space) != (here.boot, here.space):
-            return self.boot != here.boot  # the machine has started anew; else it is in another container
+            return self.boot != here.boot  # the machine has rebooted; else it is in another container
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -72,7 +72,7 @@ class Owner:
 
 
 class Leases:
-    """The leases of this process in one folder; a context manager that gives all back."""
+    """The leases of this process in one folder; a context manager that releases all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,7 +87,7 @@ class Leases:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give back what is held; the last one out removes the folder."""
+        """Release all leases; the last process removes the folder."""
         self._stop.set()
         self.sweep()
         self._reclaim(self._file)
@@ -95,7 +95,7 @@ class Leases:
             self.folder.rmdir()
 
     def claim(self, name: str) -> bool:
-        """Whether this process now holds `name`; expired leases are taken over."""
+        """Acquire `name`, taking over an expired lease; return True on success."""
         while True:
             try:
                 os.link(self._file, self.folder / name)
@@ -103,29 +103,27 @@ class Leases:
             except FileExistsError:
                 if time.monotonic() - self._swept < _SWEEP or not self.sweep():
                     return False
-            except (
-                FileNotFoundError
-            ):  # this process was taken for dead, or the folder went with the last one out
+            except FileNotFoundError:  # this process was considered dead, or the last one removed the folder
                 self._enrol()
             except OSError as error:
                 raise ConfigError(
-                    f"{self.folder.parent}: no hard link can be made there ({error.strerror}), and by them workers "
-                    "agree on who does what: put --out on a local disk, NFS or Lustre"
+                    f"{self.folder.parent}: no hard link can be made there ({error.strerror}), which workers "
+                    "need to share the work: put --out on a local disk, NFS or Lustre"
                 ) from error
 
     def release(self, name: str) -> None:
-        """Give `name` back, if it is still this process's."""
+        """Release `name`, if this process still holds it."""
         self._unlink(self.folder / name, self._file)
 
     def scratch(self, name: str) -> Path:
-        """A new empty folder for unfinished files, which is swept when this process dies."""
+        """A new empty folder for unfinished files, removed by others if this process dies."""
         path = self.folder / f"{name}.{self._token(self._file)}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def sweep(self) -> int:
-        """Remove what ended processes left; how many of them there were."""
+        """Remove the files of ended processes; return the number of those."""
         self._swept = time.monotonic()
         expired = [
             file for file in self.folder.glob(f"{_WORKER}-*") if file != self._file and self._expired(file)
@@ -137,7 +135,7 @@ class Leases:
     def _enrol(self) -> None:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # the last one out has just removed the folder
+            with suppress(FileNotFoundError):  # the last process has just removed the folder
                 self._file.touch()
                 return
 
@@ -147,11 +145,11 @@ class Leases:
                 os.utime(self._file)
 
     def _expired(self, file: Path) -> bool:
-        """Whether the process that a file is named by has ended, or has been silent for too long."""
+        """True if the process of a file has ended, or has missed its heartbeats."""
         if Owner.of(file.name).ended():
             return True
         with suppress(FileNotFoundError):
-            os.utime(self._file)  # asks the clock of the file system, which may differ from this machine's
+            os.utime(self._file)  # reads the file system's clock, which may differ from this machine's
             return self._file.stat().st_mtime - file.stat().st_mtime > STALE
         return False
 

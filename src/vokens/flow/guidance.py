@@ -1,6 +1,6 @@
-"""Classifier-free guidance (arXiv 2207.12598) for flows: away from what the model says without its conditions.
+"""Classifier-free guidance (arXiv 2207.12598) of flow models.
 
-Both velocities come from one doubled batch. Where the schedule says 0 the second half is not computed at all.
+Both velocities come from one doubled batch; where the schedule is 0 the unconditional half is not computed.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def guidance_schedule(times: Tensor, rate: float, end: float = 1.0) -> list[float]:
-    """Strength of each evaluation: `rate` at times before `end`, 0 from there on, where guidance is skipped."""
+    """Guidance strength of each evaluation: `rate` at times before `end`, then 0 (no guidance)."""
     return torch.where(times < end, rate, 0.0).tolist()
 
 

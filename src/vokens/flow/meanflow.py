@@ -1,4 +1,4 @@
-"""MeanFlow: a network u(x, t, r) of the average velocity between two times, which jumps instead of stepping.
+"""MeanFlow: a network u(x, t, r) of the average velocity between two times, for one- or few-step sampling.
 
 u obeys u = v + (r - t) du/dt along the path (time 0 is noise, 1 is data; the papers' clocks run the other way).
 MeanFlow: arXiv 2505.13447; improved MeanFlow (iMF): 2512.02012; alpha-Flow: 2510.20771; IntMeanFlow: 2510.07979.
@@ -21,8 +21,7 @@ def with_derivative(
 ) -> tuple[Tensor, Tensor]:
     """u and its total derivative du/dt = du/dx · tangent + du/dt at fixed r, both (B, …), without gradients.
 
-    Forward-mode differentiation: one pass beside the forward one. The fused attention kernels have no forward mode,
-    so attention is computed step by step here.
+    One forward-mode (JVP) pass. Fused attention kernels have no forward mode, so the math kernel is used.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         u, derivative = torch.func.jvp(
@@ -38,7 +37,7 @@ def meanflow_target(network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v
 
 
 def imf_velocity(network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, tangent: Tensor) -> Tensor:
-    """The velocity that u implies, u - (r - t) du/dt with gradients through u alone; it regresses on the path's.
+    """The velocity that u implies, u - (r - t) du/dt with gradients through u alone; its target is the path's.
 
     tangent (B, …): the network's own velocity u(x, t, t), so that the prediction depends on x alone (iMF §3).
     """
@@ -49,9 +48,9 @@ def imf_velocity(network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, tang
 def alphaflow_target(
     network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor, alpha: float
 ) -> Tensor:
-    """A target without derivatives: alpha of the velocity, the rest the network's own jump from a point on the way.
+    """alpha-Flow target without derivatives: alpha v + (1 - alpha) u from an intermediate point.
 
-    alpha 1 is flow matching along trajectories, 1/2 shortcut models, towards 0 MeanFlow; its loss is divided by alpha.
+    alpha = 1 is trajectory flow matching, 1/2 shortcut models, -> 0 MeanFlow; the loss is divided by alpha.
     """
     s = t + alpha * (r - t)
     with torch.no_grad():
@@ -70,5 +69,5 @@ def distilled_target(velocity: Velocity, x: Tensor, t: Tensor, r: Tensor, steps:
 
 
 def adaptive(error: Tensor, power: float = 1.0, floor: float = 1e-3) -> Tensor:
-    """Loss () of squared errors (B,): each over a constant copy of itself to a power, so that outliers do not lead."""
+    """Loss () of squared errors (B,): each divided by a detached power of itself, so that outliers do not dominate."""
     return (error / (error.detach() + floor) ** power).mean()

@@ -1,6 +1,6 @@
-"""The noise an utterance starts from: drawn for each item alone, or the prefix of one table that all share.
+"""Initial noise of an utterance: drawn per item, or the prefix of one shared table.
 
-With prefix noise a frame's noise depends on its place alone, so chunks can be computed one by one and a prompt once.
+With prefix noise a frame's noise depends only on its position, so chunks can be computed one by one.
 """
 
 import functools
@@ -19,14 +19,16 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def one_each(generator: Generators, count: int) -> list[torch.Generator | None]:
-    """A generator for each of `count` items: its own, or one for all, which they use up in their order.
+    """A generator for each of `count` items: its own, or one for all, consumed in order.
 
-    Generators of their own make an item's noise independent of its company; None stands for torch's own.
+    Per-item generators make an item's noise independent of the other items; None is torch's global one.
     """
     each: list[torch.Generator | None] = []
     each += generator if isinstance(generator, Sequence) else [generator] * count
     if len(each) != count:
-        raise ConfigError(f"{len(each)} generators were given for {count} items: one for all or one for each")
+        raise ConfigError(
+            f"{len(each)} generators were given for {count} items: give one for all or one for each"
+        )
     return each
 
 
@@ -39,7 +41,7 @@ def fresh_noise(length: int, channels: int, generator: torch.Generator | None = 
 
 @dataclass(frozen=True)
 class PrefixNoise:
-    """A table of noise without end. Its first 15000 frames are CosyVoice 2's, randn(1, 80, 15000) of seed 0.
+    """An unbounded table of noise. Its first 15000 frames are CosyVoice 2's, randn(1, 80, 15000) of seed 0.
 
     Further blocks of 15000 frames are the next draws of the same generator, made when they are needed.
     """
@@ -60,9 +62,9 @@ class PrefixNoise:
 
 @functools.lru_cache(maxsize=4)
 def _block(channels: int, seed: int, number: int) -> Tensor:
-    """Block `number` (channels, BLOCK); those before it are drawn too, 10 ms each, and four are kept (4.8 MB each)."""
+    """Block `number` (channels, BLOCK); earlier ones are drawn too, 10 ms each, and four are cached (4.8 MB each)."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode(False):  # kept tensors must also serve training
+    with torch.inference_mode(False):  # cached tensors are used in training too
         for _ in range(number):
             torch.randn(1, channels, BLOCK, generator=generator)
         return torch.randn(1, channels, BLOCK, generator=generator)[0]

@@ -1,7 +1,7 @@
-"""Flow matching's training side: the straight path, its losses, and the pairing of noise with data.
+"""Flow matching objectives: the straight path, its losses, and the pairing of noise with data.
 
-Time 0 is noise, 1 is data. x is (B, T, C) with mask (B, T, 1), or (B, C, T) with mask (B, 1, T), of ones where an
-item has frames; whatever lies beyond an item's end takes no part in any loss, distance or choice.
+Time 0 is noise, 1 is data. x is (B, T, C) with mask (B, T, 1), or (B, C, T) with mask (B, 1, T), 1 where an
+item has frames; padding takes no part in any loss, distance or choice.
 Flow matching: arXiv 2210.02747; immiscible pairing: 2406.12303, 2505.18521; contrastive: 2506.05350.
 """
 
@@ -26,12 +26,12 @@ def straight_path(x1: Tensor, z: Tensor, t: Tensor, sigma_min: float = SIGMA_MIN
 
 
 def cosine_time(t: Tensor) -> Tensor:
-    """Times in [0, 1] moved towards the noise: 1 - cos(pi t / 2), as CosyVoice samples and solves."""
+    """Times in [0, 1] warped towards the noise: 1 - cos(pi t / 2), as CosyVoice samples and solves."""
     return 1 - torch.cos(t * torch.pi / 2)
 
 
 def logit_normal_time(t: Tensor) -> Tensor:
-    """Uniform numbers as times with a logit-normal density, mean 0.4 towards the data, deviation 1 (MeanFlow)."""
+    """Map uniform t to logit-normal timesteps, mean 0.4 towards the data, std 1 (MeanFlow)."""
     return torch.sigmoid(0.4 + torch.special.ndtri(t.clamp(1e-6, 1 - 1e-6)))
 
 
@@ -46,23 +46,23 @@ def item_errors(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return total / mask.expand_as(target).flatten(1).sum(1).clamp(min=1)
 
 
-def contrast(predicted: Tensor, target: Tensor, mask: Tensor, partner: Tensor) -> Tensor:
-    """Distance () to the targets of other items, which contrastive flow matching makes large.
+def contrast(predicted: Tensor, target: Tensor, mask: Tensor, negative: Tensor) -> Tensor:
+    """Squared error () to the targets of negative samples, which contrastive flow matching maximises.
 
-    partner (B,): whose target stands against each item. Frames that the partner lacks take no part.
+    negative (B,): index of each item's negative sample; frames beyond its end take no part.
     """
-    return squared_error(predicted, target[partner], mask * mask[partner])
+    return squared_error(predicted, target[negative], mask * mask[negative])
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:
     """A permutation (size,) without fixed points: a shift of randomly ordered items. size 1 has none: [0].
 
-    Every item is a partner exactly once, which patching the fixed points of a random permutation does not give.
+    Every index occurs exactly once, which patching the fixed points of a random permutation does not give.
     """
     order = torch.randperm(size, generator=generator)
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    return partner
+    shifted = torch.empty_like(order)
+    shifted[order] = order.roll(1)
+    return shifted
 
 
 # Immiscible pairing -----------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
 def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
     """Index of the one of k noises (B, k, …) that is nearest to each item of x1 (B, …): (B,) int64.
 
-    In float32 and over the item's own frames: half precision and padding both change the choice.
+    In float32 and over valid frames only: half precision and padding would both change the choice.
     """
     x, z, m = x1.float().unsqueeze(1), candidates.float(), mask.float().unsqueeze(1)
     # |x - z|^2 without |x|^2, which is the same for all candidates.
@@ -79,7 +79,7 @@ def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
 
 
 def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """For each item the nearest of k normal draws; one draw is in memory at a time, k = 1 is plain noise."""
+    """For each item the nearest of k normal draws, one in memory at a time; k = 1 is plain noise."""
     best = _draw(x1, generator)
     least = _rank(x1, best, mask)
     for _ in range(k - 1):
@@ -92,15 +92,15 @@ def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) 
 
 
 def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """One normal draw an item, dealt by `assignment`."""
+    """Normal noise, paired with the items by `assignment`."""
     z = _draw(x1, generator)
     return z[assignment(x1, z, mask)]
 
 
 def assignment(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
-    """Assignment of B noises z to B items, (B,) int64, that minimises the sum of all distances.
+    """Index (B,) int64 of the assignment of noises z to items x1 that minimises the sum of distances.
 
-    Costs are per element of the item, so that long items do not outvote short ones.
+    Distances are means per element, so that long items do not dominate.
 
     Raises:
         MissingExtra: scipy is not installed.
@@ -118,7 +118,7 @@ def assignment(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
 
 
 def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal numbers of the shape and type of `like`, drawn where the generator lives."""
+    """Normal noise of the shape and dtype of `like`, drawn on the generator's device."""
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
 
 

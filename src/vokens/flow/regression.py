@@ -1,7 +1,7 @@
 """Regression targets of a velocity network by the name of the objective, and the loss.
 
 "flow": the path's velocity. "meanflow", "imf", "alpha": average velocities from scratch (`vokens.flow.meanflow`).
-"intmeanflow": those of a teacher, which the caller has computed. Any of them with contrastive flow matching.
+"intmeanflow": those of a teacher, computed by the caller. Each may add contrastive flow matching.
 """
 
 import math
@@ -12,10 +12,10 @@ from torch import Tensor
 from vokens.flow.meanflow import AverageVelocity, alphaflow_target, imf_velocity, meanflow_target
 from vokens.flow.objective import contrast, expand, item_errors, squared_error
 
-# The constant in each adaptive weight 1 / (error + constant), of errors per element; objectives without: plain means.
+# Floor of the adaptive weight 1 / (error + floor), per element; objectives that are absent use the plain mean.
 FLOORS = {"meanflow": 1e-3, "imf": 1e-2, "alpha": 1e-3}
 OBJECTIVES = ("flow", *FLOORS, "intmeanflow")
-LEAST_ALPHA = 5e-3  # below it alpha-Flow is MeanFlow, derivative included (2510.20771)
+LEAST_ALPHA = 5e-3  # below it alpha-Flow uses the MeanFlow target (2510.20771)
 
 
 def alpha_at(progress: float) -> float:
@@ -26,9 +26,9 @@ def alpha_at(progress: float) -> float:
 def regress(
     objective: str, network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor, alpha: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Prediction and target, (B, …) each; gradients go through the prediction alone.
+    """Prediction and target, (B, …) each; gradients flow through the prediction only.
 
-    v (B, …): the velocity of the path, guided or not, or a teacher's mean velocity from t to r. alpha: of "alpha".
+    v (B, …): the path's velocity, guided or not, or a teacher's mean velocity from t to r. alpha: for "alpha" only.
     """
     if objective in ("flow", "intmeanflow"):
         return network(x, t, r), v
@@ -44,9 +44,9 @@ def regress(
 
 
 def guided_velocity(v: Tensor, conditional: Tensor, free: Tensor, guidance: float) -> Tensor:
-    """The velocity that a network with guidance baked in regresses on, from its own two velocities at this point.
+    """Velocity target for training guidance into the network, from its own two velocities at this point.
 
-    Its fixed point is (1 + guidance) v_c - guidance v_free, as `flow.guidance` computes it (iMF, 2512.02012, with
+    The fixed point is (1 + guidance) v_c - guidance v_free, as `flow.guidance` computes it (iMF, 2512.02012, with
     1 + guidance as its scale).
     """
     return v + guidance / (1 + guidance) * (conditional - free)
@@ -54,18 +54,18 @@ def guided_velocity(v: Tensor, conditional: Tensor, free: Tensor, guidance: floa
 
 def regression_loss(
     objective: str,
-    found: Tensor,
+    prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    partner: Tensor | None = None,
+    negative: Tensor | None = None,
     contrastive: float = 0.0,
 ) -> Tensor:
-    """Loss () of `regress`; partner (B,) and contrastive: whose targets are kept away from, and how strongly."""
+    """Loss () of `regress`; negative (B,): negative-sample index, contrastive: weight of the contrastive loss."""
     if objective not in FLOORS:
-        loss = squared_error(found, target, mask)
-        return loss if partner is None else loss - contrastive * contrast(found, target, mask, partner)
-    errors = item_errors(found, target, mask)
+        loss = squared_error(prediction, target, mask)
+        return loss if negative is None else loss - contrastive * contrast(prediction, target, mask, negative)
+    errors = item_errors(prediction, target, mask)
     weights = 1 / (errors.detach() + FLOORS[objective])
-    if partner is not None:
-        errors = errors - contrastive * item_errors(found, target[partner], mask * mask[partner])
+    if negative is not None:
+        errors = errors - contrastive * item_errors(prediction, target[negative], mask * mask[negative])
     return (weights * errors).mean()

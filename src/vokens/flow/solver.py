@@ -1,6 +1,6 @@
-"""Solvers of dx/dt = v(x, t) from noise at t = 0 to data at t = 1, over a grid that is data (arXiv 2210.02747).
+"""Solvers of dx/dt = v(x, t) from noise at t = 0 to data at t = 1, over a given time grid (arXiv 2210.02747).
 
-A solver's evaluations are numbered and their times known beforehand, so whatever depends on time alone is a table.
+Evaluation times are known in advance, so whatever depends on time alone is precomputed as a table.
 """
 
 import math
@@ -20,7 +20,7 @@ Velocity = Callable[[Tensor, int], Tensor]  # (x, number of the evaluation) -> d
 def time_grid(steps: int, kind: Grid) -> Tensor:
     """Times (steps + 1,) from 0 to 1 in float32: "linear", or "cosine", 1 - cos(pi t / 2), finer at the noise."""
     if steps < 1 or kind not in ("cosine", "linear"):
-        raise ConfigError(f"{steps} {kind!r} steps were asked for: 1 or more, cosine or linear, are accepted")
+        raise ConfigError(f"{steps} {kind!r} steps were given: give 1 or more, cosine or linear")
     times = torch.linspace(0, 1, steps + 1)
     return 1 - torch.cos(times * (math.pi / 2)) if kind == "cosine" else times
 
@@ -36,7 +36,7 @@ def evaluation_times(grid: Tensor, solver: Solver) -> Tensor:
 
 
 def integrate(velocity: Velocity, x: Tensor, grid: Tensor, solver: Solver = "euler") -> Tensor:
-    """x at the last time of the grid from x at its first; x keeps float32 whatever the velocity computes in."""
+    """Integrate x from the first to the last time of the grid; x stays float32 whatever dtype the velocity has."""
     for step, width in enumerate(grid.diff().tolist()):
         if solver == "euler":
             x = x + width * velocity(x, step)

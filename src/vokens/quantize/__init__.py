@@ -1,4 +1,4 @@
-"""Quantizers: residual vector quantization with exponential-moving-average codebooks."""
+"""Quantizers: residual (RVQ), product, finite scalar (FSQ) and unit-vector quantization."""
 
 from vokens.quantize.rvq import EuclideanCodebook, Quantized, ResidualVectorQuantizer
 

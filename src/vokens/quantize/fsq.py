@@ -1,37 +1,37 @@
-"""Finite scalar quantization (arXiv 2309.15505): a few numbers, each rounded to one of a few levels.
+"""Finite scalar quantization (FSQ, arXiv 2309.15505): a low-dim projection, each dim rounded to a few levels.
 
-CosyVoice 2 (arXiv 2412.10117 §2.1) projects to 8 numbers of 3 levels each, 3^8 = 6561 ids. The trick: the decision
-margin of every id is known, so that ids which rounding errors could flip can be found and computed again.
+CosyVoice 2 (arXiv 2412.10117 §2.1) projects to 8 dims of 3 levels each, 3^8 = 6561 ids. The decision margin of
+every id is returned, so that ids which rounding errors could flip can be computed again.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Below 1, so that tanh never rounds to a level outside; float32, as the released graphs hold it.
+# Below 1, so that tanh never rounds to a level out of range; float32, as in the released graphs.
 BOUND = 0.9990000128746033
-SPREAD = 1.276  # standard deviation of normal numbers of which a third lies within atanh(0.5 / 0.999) = 0.550
+SPREAD = 1.276  # std of a normal distribution with a third of its mass within atanh(0.5 / 0.999) = 0.550
 
 
 class FiniteScalarQuantizer(nn.Module):
     """x (..., width) -> ids (...,) int64 in 0 .. levels^dims - 1; dimension 0 is the lowest digit.
 
     Args:
-        width: of the input. dims: numbers that it is projected to. levels: values of each, an odd count.
+        width: input dim. dims: projected dim. levels: values of each dim, an odd count.
     """
 
     def __init__(self, width: int, dims: int = 8, levels: int = 3) -> None:
         super().__init__()
         if levels % 2 == 0 or levels < 3:
-            raise ValueError(f"levels={levels} was given: an odd count from 3 on is accepted")
+            raise ValueError(f"levels={levels} was given: give an odd count of at least 3")
         self.levels, self.dims = levels, dims
         self.size = levels**dims
         self.project = nn.Linear(width, dims)
 
     def forward(self, x: Tensor, rounding: bool = True) -> tuple[Tensor, Tensor]:
-        """Training: rounded numbers (..., dims) in [-1, 1], through which gradients pass as if unrounded, and ids.
+        """Rounded values (..., dims) in [-1, 1] with a straight-through gradient, and ids, for training.
 
-        rounding: off, the numbers pass unrounded, to measure what rounding costs.
+        rounding: False passes the values unrounded, to measure the cost of rounding.
         """
         bounded = self._bounded(x)
         numbers = bounded + (bounded.round() - bounded).detach() if rounding else bounded
@@ -39,8 +39,8 @@ class FiniteScalarQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Start the projection from vectors x (N, width): their dims largest principal components, each with the
-        spread at which normal numbers fall on levels -1, 0 and 1 alike (|h| < 0.55 in one case of three).
+        """Initialise the projection from x (N, width): its first principal components, each scaled so that normal
+        values fall on levels -1, 0 and 1 equally often (|h| < 0.55 in one case of three).
         """
         mean = x.double().mean(0)
         covariance = torch.cov((x.double() - mean).T)
@@ -50,13 +50,13 @@ class FiniteScalarQuantizer(nn.Module):
         self.project.bias.copy_(-largest.T @ mean)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (...,) and margins (...,): how far the nearest of the dims numbers is from another level."""
+        """Ids (...,) and margins (...,): the smallest distance of any dim to another level."""
         bounded = self._bounded(x)
         margin = 0.5 - (bounded - bounded.round()).abs()
         return self._ids(bounded), margin.amin(-1)
 
     def digits(self, ids: Tensor) -> Tensor:
-        """The rounded numbers (..., dims) in [-1, 1] of ids (...,)."""
+        """Rounded values (..., dims) in [-1, 1] of ids (...,)."""
         weights = self.levels ** torch.arange(self.dims, device=ids.device)
         return (ids.unsqueeze(-1) // weights % self.levels - self._half) / self._half
 

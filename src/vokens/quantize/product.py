@@ -1,7 +1,7 @@
 """Ordered product quantization (SoCodec, arXiv 2409.00933 §3.2): slices of one vector, each with its own codebooks.
 
 A stream is `digits` neighbouring slices; its code is their entries as digits of one number, the lowest first.
-Training drops late streams, which orders them: decoding zeroes the slices of the streams that are not given.
+Training drops late streams, which orders them; decoding zeroes the slices of missing streams.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class ProductQuantizer(nn.Module):
     """Latents (B, T, width) to codes (B, K, T), each below codebook_size ** digits, and back.
 
     Args:
-        width: of latents. num_streams: K. digits: codebooks of a stream. codebook_size, dim: of one codebook.
-        dead_share: as in EuclideanCodebook; the release was trained with 0, without revival.
+        width: latent dim. num_streams: K. digits: codebooks per stream. codebook_size, dim: of one codebook.
+        dead_share: as in EuclideanCodebook; the release was trained with 0, i.e. without revival.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class ProductQuantizer(nn.Module):
         """Quantize latent (B, T, width) with a straight-through gradient; in training mode codebooks learn.
 
         Args:
-            keep: (B,) how many streams, from the first on, each item's output uses; all learn, whatever is kept.
-            generator: randomness of revival; the same on every process.
-            quantize: off, the slices pass as they are and nothing is learned (a warm start).
+            keep: (B,) number of leading streams that each item's output uses (quantizer dropout); all codebooks learn.
+            generator: for revival; the same on every process.
+            quantize: False passes the slices unquantized and learns nothing (warm start).
         """
         inner = self.project_in(latent.float())
         slices, entries, commit = [], [], [inner.new_zeros(())]
@@ -124,7 +124,7 @@ class ProductQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start every codebook from k-means on latents (N, width) of a trained encoder."""
+        """Initialise every codebook by k-means on latents (N, width) of a trained encoder."""
         inner = self.project_in(latents).float()
         for book, part in zip(self._books(), inner.chunk(len(self.codebooks), -1), strict=True):
             book.init_from(part.contiguous(), generator)

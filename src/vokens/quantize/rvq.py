@@ -1,7 +1,7 @@
 """Residual vector quantization (SoundStream, arXiv 2107.03312 §3.3) with EMA codebooks.
 
 Codebooks follow the encoder by exponential moving averages (VQ-VAE, arXiv 1711.00937 appendix A.1), start
-from k-means on their first batch, and move entries that nothing chooses onto random batch vectors.
+from k-means on their first batch, and move unused (dead) entries onto random batch vectors.
 Under torch.distributed every process sees the gathered batch, so n processes learn what one would.
 """
 
@@ -21,13 +21,13 @@ class Quantized:
     """Output of the residual quantizer in training."""
 
     latent: Tensor  # (B, T, D) sum over codebooks, straight-through
-    parts: tuple[Tensor, ...]  # K of (B, T, D), each codebook's entries alone, straight-through
+    parts: tuple[Tensor, ...]  # K of (B, T, D), the entries of each codebook, straight-through
     codes: Tensor  # (B, K, T) int64
     commit: Tensor  # (K,) mean squared distance of each residual to its entry
 
     @property
     def first(self) -> Tensor:
-        """(B, T, D) the first codebook's entries, which carry the content."""
+        """(B, T, D) entries of the first codebook, which carries the content."""
         return self.parts[0]
 
 
@@ -35,10 +35,10 @@ class EuclideanCodebook(Float32):
     """One codebook of `codebook_size` vectors of width `dim`, nearest by Euclidean distance, always in float32.
 
     Args:
-        dead_share: an entry is dead when its average count falls below this share of a uniform share.
-        published: do as speechtokenizer 1.0.1 does, whose revival has no effect: it writes `embed`, which the
-            moving average overwrites in the same step, and with 900 vectors for 1024 entries its threshold of
-            2 counts calls nearly the whole book dead.
+        dead_share: an entry is dead when its EMA count falls below this fraction of the uniform count.
+        published: reproduce speechtokenizer 1.0.1, whose revival has no effect: it writes `embed`, which the
+            EMA overwrites in the same step, and with 900 vectors for 1024 entries its threshold of
+            2 counts marks nearly the whole codebook as dead.
     """
 
     inited: Tensor
@@ -66,8 +66,8 @@ class EuclideanCodebook(Float32):
         self.register_buffer("embed_avg", torch.zeros(codebook_size, dim))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Nearest entries of x (..., D) as int64 (...). Float order as published: ties resolve alike."""
-        flat = x.reshape(-1, x.shape[-1]).to(self.embed.dtype)  # distances in bf16 choose other entries
+        """Nearest entries of x (..., D) as int64 (...). Operations in the published order: ties resolve alike."""
+        flat = x.reshape(-1, x.shape[-1]).to(self.embed.dtype)  # bf16 distances select other entries
         embed = self.embed.t()
         distance = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ embed + embed.pow(2).sum(0, keepdim=True)
         return (-distance).max(dim=-1).indices.view(x.shape[:-1])
@@ -78,7 +78,7 @@ class EuclideanCodebook(Float32):
 
     @torch.no_grad()
     def learn(self, x: Tensor, codes: Tensor, generator: torch.Generator | None = None) -> None:
-        """One EMA step from vectors x (N, D) and the entries they chose (N,)."""
+        """One EMA update from vectors x (N, D) and their nearest entries (N,)."""
         size = len(self.embed)
         counts = torch.bincount(codes, minlength=size).to(x.dtype)
         sums = torch.zeros_like(self.embed).index_add_(0, codes, x)
@@ -91,8 +91,10 @@ class EuclideanCodebook(Float32):
         self.embed.copy_(self.embed_avg / smoothed.unsqueeze(1))
 
     def _revive(self, x: Tensor, generator: torch.Generator | None) -> None:
-        """Move dead entries onto batch vectors. Average and count move too, else the next step undoes it;
-        the new count is a uniform share, which leaves the entry log(dead_share)/log(decay) steps to prove itself."""
+        """Move dead entries, with their EMA sum and count, onto batch vectors.
+
+        The new count is uniform, so an entry is not dead again for log(dead_share)/log(decay) steps.
+        """
         share = self.cluster_size.mean()
         dead = self.cluster_size < self.dead_share * share
         if dead.any():
@@ -102,7 +104,7 @@ class EuclideanCodebook(Float32):
 
     @torch.no_grad()
     def init_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start from k-means on x (N, D)."""
+        """Initialise by k-means on x (N, D)."""
         start = x[sample_rows(len(x), len(self.embed), x.device, generator)]
         means, counts = kmeans(x, start, self.kmeans_iters)
         self.embed.copy_(means)
@@ -112,12 +114,12 @@ class EuclideanCodebook(Float32):
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """A chain of codebooks, each quantizing what the ones before left over. Latents are (B, T, D).
+    """A chain of codebooks, each quantizing the residual of those before. Latents are (B, T, D).
 
     Args:
-        published: train as speechtokenizer 1.0.1 does: the residual keeps the straight-through gradient, which
+        published: train like speechtokenizer 1.0.1: the residual keeps the straight-through gradient, which
             cancels, so the commitment of codebooks after the first does not reach the encoder; revival has no
-            effect (see EuclideanCodebook). Off, every commitment term pulls on the encoder.
+            effect (see EuclideanCodebook). False lets every commitment term reach the encoder.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.stack([layer.decode(codes[:, k]) for k, layer in enumerate(layers)]).sum(0)
 
     def fit(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start every codebook from k-means on latents (N, D) of a trained encoder, each on what is left over."""
+        """Initialise every codebook by k-means on latents (N, D) of a trained encoder, each on its residual."""
         residual = latents
         for layer in self.codebooks:
             layer.init_from(residual, generator)
@@ -192,10 +194,10 @@ class ResidualVectorQuantizer(nn.Module):
         """Quantize latent (B, T, D) with a straight-through gradient; in training mode codebooks learn.
 
         Args:
-            keep: (B,) how many codebooks each item's output uses (quantizer dropout, SoundStream §3.4); all learn.
-            generator: randomness of k-means starts and revival; the same on every process.
+            keep: (B,) codebooks that each item's output uses (quantizer dropout, SoundStream §3.4); all learn.
+            generator: for k-means and revival; the same on every process.
         """
-        latent = latent.float()  # distances in bf16 choose other entries
+        latent = latent.float()  # bf16 distances select other entries
         residual, total = latent, torch.zeros_like(latent)
         parts, codes, commit = [], [], []
         for k, layer in enumerate(self.codebooks[:num_codebooks]):
@@ -227,12 +229,12 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.cat(parts)
 
 
-def sample_rows(total: int, wanted: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Random row numbers (wanted,), without replacement while there are enough."""
+def sample_rows(total: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Random row numbers (count,), without replacement where total >= count."""
     place = generator.device if generator is not None else device
-    if total >= wanted:
-        return torch.randperm(total, generator=generator, device=place)[:wanted].to(device)
-    return torch.randint(0, total, (wanted,), generator=generator, device=place).to(device)
+    if total >= count:
+        return torch.randperm(total, generator=generator, device=place)[:count].to(device)
+    return torch.randint(0, total, (count,), generator=generator, device=place).to(device)
 
 
 def kmeans(x: Tensor, means: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

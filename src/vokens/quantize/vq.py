@@ -1,7 +1,7 @@
-"""A plain codebook searched by Euclidean distance from unit vectors, as S3Tokenizer v1 does (arXiv 2407.05407).
+"""Vector quantization of unit vectors by Euclidean distance, as in S3Tokenizer v1 (arXiv 2407.05407).
 
-Inputs are scaled to length one, codewords keep theirs. The distance is expanded to one matrix product. In training
-codewords are moving averages (VQ-VAE, arXiv 1711.00937 appendix A.1) of the unit vectors that chose them.
+Inputs are normalised, codewords are not. The distance is expanded to one matrix product. In training codewords are
+the EMA of the unit vectors assigned to them (VQ-VAE, arXiv 1711.00937 appendix A.1).
 """
 
 import torch
@@ -22,7 +22,7 @@ class UnitVectorQuantizer(nn.Module):
         self.embedding = nn.Parameter(torch.empty(size, width).normal_(0.0, width**-0.5))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (...,), the first of equals, and margins (...,): how much farther (squared) the second nearest is."""
+        """Ids (...,), the first of equals, and margins (...,): the difference of the two smallest squared distances."""
         distance = self.distances(x)
         nearest = distance.argmin(-1)
         two = distance.topk(2, largest=False).values
@@ -42,8 +42,9 @@ class UnitVectorQuantizer(nn.Module):
 
 
 class UnitVectorLearner(nn.Module):
-    """Trains the codewords of a `UnitVectorQuantizer`, which are `codebook.embed`: they follow the encoder by moving
-    averages, start from k-means, and those that nothing chooses move onto vectors of the batch.
+    """EMA training of the codewords of a `UnitVectorQuantizer`, which are `codebook.embed`.
+
+    They start from k-means, and unused ones move onto vectors of the batch.
     """
 
     def __init__(self, width: int, size: int, decay: float = 0.99) -> None:
@@ -52,33 +53,33 @@ class UnitVectorLearner(nn.Module):
         self.codebook = EuclideanCodebook(width, size, decay=decay)
 
     def forward(
-        self, x: Tensor, inside: Tensor, generator: torch.Generator | None = None, rounding: bool = True
+        self, x: Tensor, mask: Tensor, generator: torch.Generator | None = None, rounding: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> codewords (B, T, D), ids (B, T), and the mean of each row's mean squared
         distance to them.
 
-        Codewords are scaled so that their numbers are about 1, and gradients pass as if unquantized. In training
-        mode the codebook learns. Under torch.distributed every process sees the gathered vectors.
+        Codewords are scaled to values of about 1, with a straight-through gradient. In training mode the codebook
+        learns. Under torch.distributed every process sees the gathered vectors.
 
         Args:
-            inside: (B, T) bool, False where x is padding, from which nothing is learned.
-            generator: of the k-means start and of revival; the same on every process.
-            rounding: off, the unit vectors pass as they are and nothing is learned, to measure what they lose.
+            mask: (B, T) bool padding mask, False where x is padding, which is not learned from.
+            generator: for k-means and revival; the same on every process.
+            rounding: False passes the unit vectors unquantized and learns nothing, to measure the cost of quantizing.
         """
         with torch.autocast(x.device.type, enabled=False):
             unit = F.normalize(x.float(), dim=-1)
             if self.training and rounding:
-                self._learn(gather_rows(unit.detach()[inside]), generator)
+                self._learn(gather_rows(unit.detach()[mask]), generator)
             ids = self.codebook.encode(unit.detach())
             codewords = self.codebook.decode(ids)
             distance = (unit - codewords).square().sum(-1)
             through = unit + (codewords - unit).detach() if rounding else unit
-            # A mean of rows, each a mean of its vectors: processes with as many rows then average to the whole.
-            mean = ((distance * inside).sum(1) / inside.sum(1).clamp(min=1)).mean()
+            # A mean over rows of per-row means: averaged over processes with equal row counts it is the global mean.
+            mean = ((distance * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
             return through * self.scale, ids, mean
 
     def fit(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start the codewords from k-means on vectors x (N, D), at least as many as codewords."""
+        """Initialise the codewords by k-means on x (N, D), N at least the number of codewords."""
         self.codebook.init_from(F.normalize(x.float(), dim=-1), generator)
 
     def _learn(self, unit: Tensor, generator: torch.Generator | None) -> None:

@@ -1,4 +1,4 @@
-"""Routes that say what the server is: health, metrics, models, voices, and a page of all routes."""
+"""Routes about the server: health, metrics, models, voices, and a page of all routes."""
 
 from html import escape
 from typing import Any
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(check_key)])
 
 @public.get("/health")
 async def health(service: TheService) -> Health:
-    """Whether the server answers, and what it serves."""
+    """Health of the server, and its models."""
     return Health(version=__version__, models=list(service.models))
 
 
@@ -29,13 +29,13 @@ async def metrics(service: TheService) -> Response:
 
 @public.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """This server's requests, on a page that asks no other server for anything."""
+    """All requests of this server, on a self-contained page."""
     return HTMLResponse(page(request.app.openapi()))
 
 
 @router.get("/models")
 async def list_models(service: TheService) -> ModelList:
-    """The models that are loaded, and what each can do."""
+    """The loaded models and their abilities."""
     return ModelList(data=[_card(served) for served in service.models.values()])
 
 
@@ -47,13 +47,13 @@ async def retrieve_model(name: str, service: TheService) -> ModelCard:
 
 @router.get("/voices")
 async def list_voices(service: TheService) -> VoiceNames:
-    """The names of the voices that a speech request may ask for."""
+    """The names of the voices for speech requests."""
     return VoiceNames(data=service.voice_names())
 
 
 @router.get("/audio/voices")
 async def list_audio_voices(service: TheService) -> VoiceList:
-    """The same voices in the shape that Open WebUI asks for."""
+    """The same voices in Open WebUI's format."""
     return VoiceList(voices=[VoiceCard(id=name, name=name) for name in service.voice_names()])
 
 
@@ -88,17 +88,17 @@ are JSON in the shape of OpenAI's: <code>{"error": {"message", "type", "code", "
 
 
 def page(schema: dict[str, Any]) -> str:
-    """The HTML of a schema as FastAPI makes it."""
+    """HTML of FastAPI's schema."""
     return _HEAD + "".join(
-        _request(schema, f"<b>{method.upper()}</b> {escape(path)}", found)
+        _request(schema, f"<b>{method.upper()}</b> {escape(path)}", route)
         for path, methods in schema["paths"].items()
-        for method, found in methods.items()
+        for method, route in methods.items()
     )
 
 
-def _request(schema: dict[str, Any], title: str, found: dict[str, Any]) -> str:
-    fields = [(one["name"], one["schema"], one.get("required")) for one in found.get("parameters", ())]
-    kinds = found.get("requestBody", {}).get("content", {})
+def _request(schema: dict[str, Any], title: str, route: dict[str, Any]) -> str:
+    fields = [(one["name"], one["schema"], one.get("required")) for one in route.get("parameters", ())]
+    kinds = route.get("requestBody", {}).get("content", {})
     for content in kinds.values():
         body = content["schema"]
         if "$ref" in body:
@@ -107,9 +107,9 @@ def _request(schema: dict[str, Any], title: str, found: dict[str, Any]) -> str:
         fields += [(name, field, name in needed) for name, field in body.get("properties", {}).items()]
     replies = [
         (status, one["description"], ", ".join(one.get("content", ())))
-        for status, one in found["responses"].items()
+        for status, one in route["responses"].items()
     ]
-    first, _, more = found.get("description", "").partition("\n\n")
+    first, _, more = route.get("description", "").partition("\n\n")
     return (
         f"<details><summary><code>{title}</code> {escape(first)}</summary><p>{escape(more)}</p>"
         + (f"<p>Takes {escape(' or '.join(kinds))}:</p>" if kinds else "")
@@ -130,7 +130,7 @@ def _need(field: dict[str, Any], needed: bool | None) -> str:
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """The values of a field, in words."""
+    """The type of a field as text."""
     if "enum" in field:
         return ", ".join(map(str, field["enum"]))
     if options := field.get("anyOf") or field.get("oneOf"):

@@ -1,7 +1,7 @@
 """The HTTP application: OpenAI's speech endpoint, tokens in and out, health and metrics.
 
-A request is checked, waits in the queue of its model, and is computed with its neighbours; a client that hangs up
-frees its place. Nothing that a client sends is executed, and no path of a client is opened.
+A request is checked, queued for its model, and computed in a batch; a client that disconnects frees its
+place. Nothing that a client sends is executed, and no path of a client is opened.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -18,17 +18,17 @@ from vokens.serve.served import Served, Voices
 from vokens.serve.service import Meter, Service
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": Failure, "description": "what was sent cannot be used"},
+    400: {"model": Failure, "description": "invalid input"},
     401: {"model": Failure, "description": "the API key is missing or wrong"},
     404: {"model": Failure, "description": "no such model or voice"},
     413: {"model": Failure, "description": "larger or longer than the server allows"},
-    500: {"model": Failure, "description": "the server failed, and its log says why"},
+    500: {"model": Failure, "description": "the server failed; the log has the reason"},
     503: {"model": Failure, "description": "the queue is full: try again after Retry-After seconds"},
 }
 
 
 def create_app(models: Mapping[str, Served], settings: Settings) -> Any:
-    """The ASGI application over loaded models; it starts and stops their queues."""
+    """The ASGI application for loaded models; it starts and stops their queues."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +44,7 @@ def create_app(models: Mapping[str, Served], settings: Settings) -> Any:
         summary="speech to tokens to speech",
         lifespan=lifespan,
         responses=_FAILURES,
-        docs_url=None,  # FastAPI's page fetches its scripts from another server: ours is of `about`
+        docs_url=None,  # FastAPI's page loads scripts from another server; ours is in `about`
         redoc_url=None,
     )
     meter = Meter(models)
@@ -58,14 +58,14 @@ def create_app(models: Mapping[str, Served], settings: Settings) -> Any:
     if not settings.cors:
         return app
     exposed = ("X-Sample-Rate", "X-Ignored", "Retry-After")
-    # Around all of it, so that pages may read every reply, errors of the server too.
+    # Outermost, so that pages may read every reply, including server errors.
     return Cors(app, settings.cors, ("GET", "POST"), ("*",), expose_headers=exposed)
 
 
 def _head_as_get(app: Any) -> Any:
     """Middleware: HEAD is answered wherever GET is; uvicorn sends no body."""
 
-    async def asked(scope: Any, receive: Any, send: Any) -> None:
+    async def answered(scope: Any, receive: Any, send: Any) -> None:
         await app(scope | {"method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
-    return asked
+    return answered

@@ -1,7 +1,7 @@
-"""Dynamic batching: requests that wait for one model at the same time are computed in one pass.
+"""Dynamic batching of concurrent requests for one model.
 
-One thread runs a model. While it computes, requests gather; the next pass takes as many of one kind as fit. A request
-whose client has gone is dropped before it costs anything.
+One thread runs a model. While it computes, requests queue; the next batch takes as many of one kind as fit. Requests
+of disconnected clients are dropped.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """Work of a kind: `run(items)` gives a result for each of items that share `kind`."""
+    """One request: `run(items)` computes the results of items with equal `kind`."""
 
     kind: Hashable
     run: Callable[[Sequence[Any]], Sequence[Any]]
@@ -42,7 +42,7 @@ class Load:
 
 
 class Batcher:
-    """The queue of one model, and the thread that works it off. Use it inside one event loop."""
+    """The queue of one model and its thread. Use it inside one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.load = settings, Load()
@@ -55,7 +55,7 @@ class Batcher:
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """End the thread after the pass in progress; requests that wait are cancelled."""
+        """End the thread after the current batch; queued requests are cancelled."""
         if self._worker is not None:
             self._worker.cancel()
         for job in self._jobs:
@@ -65,9 +65,9 @@ class Batcher:
     async def submit(
         self, kind: Hashable, run: Callable[[Sequence[Any]], Sequence[Any]], item: Any, seconds: float
     ) -> Any:
-        """The result for `item`, computed with others of its kind; seconds: what it costs. Raises Busy.
+        """The result for `item`, batched with others of its kind; seconds: its share of the batch limit. Raises Busy.
 
-        Cancelling the call takes the item out of the queue.
+        Cancelling the call removes the item from the queue.
         """
         self._make_room()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -77,7 +77,7 @@ class Batcher:
         return await done
 
     async def next_of(self, pieces: Iterator[Item]) -> Item | None:
-        """The next piece of a stream, computed between the passes; None at its end."""
+        """The next piece of a stream, computed between batches; None at its end."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, next, pieces, None)
 
     async def on_thread(self, function: Callable[[], Item]) -> Item:
@@ -103,7 +103,7 @@ class Batcher:
                 await self._compute(batch)
 
     def _take(self) -> list[Job]:
-        """The longest waiting job and those behind it of its kind, as many as fit."""
+        """Take the oldest job and those after it of its kind, as many as fit."""
         batch: list[Job] = []
         left: deque[Job] = deque()
         longest = 0.0
@@ -125,15 +125,15 @@ class Batcher:
         self.load.requests += len(batch)
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self.thread, batch[0].run, [job.item for job in batch])
+            results = await loop.run_in_executor(self.thread, batch[0].run, [job.item for job in batch])
         except Exception as error:
             if len(batch) == 1:
                 _settle(batch[0], error)
                 return
-            for job in batch:  # one of them is at fault: each alone, so that the others get theirs
+            for job in batch:  # one of them is at fault: compute each alone
                 await self._compute([job])
             return
-        for job, result in zip(batch, found, strict=True):
+        for job, result in zip(batch, results, strict=True):
             _settle(job, result)
 
     def _note_waiting(self) -> None:
@@ -141,7 +141,7 @@ class Batcher:
 
 
 def _settle(job: Job, result: Any) -> None:
-    if job.done.done():  # its client has gone meanwhile
+    if job.done.done():  # its client has disconnected
         return
     if isinstance(result, BaseException):
         job.done.set_exception(result)

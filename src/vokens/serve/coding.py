@@ -43,14 +43,14 @@ async def encode_audio(
 ) -> Response:
     """Tokens of a recording, as JSON or as a .vok file."""
     codec = service.model(model, "encodes")
-    # One second more than allowed: a small file that holds hours is never decoded whole.
+    # One second more than allowed, so that a small file of hours is not decoded as a whole.
     most = service.settings.max_seconds + 1
     wave = await asyncio.to_thread(_read_audio, await file.read(), codec.sample_rate, most)
     seconds = len(wave) / codec.sample_rate
     service.check_seconds(seconds)
     run = partial(codec.encode, num_codebooks)
     tokens = await unless_gone(request, codec.batcher.submit(("encode", num_codebooks), run, wave, seconds))
-    service.meter.heard(seconds)
+    service.meter.count_input(seconds)
     if response_format == "vok":
         return Response(await asyncio.to_thread(_to_vok, tokens), media_type=VOK)
     content = await asyncio.to_thread(lambda: TokensBody.of(tokens).model_dump_json())
@@ -77,7 +77,7 @@ async def decode(service: Service, codec: Served, tokens: Tokens) -> np.ndarray:
 
 
 def _read_audio(content: bytes, sample_rate: int, duration: float) -> np.ndarray:
-    """The samples (T,) of an upload; its errors are about the form's field, not about files and packages here."""
+    """The samples (T,) of an upload; errors refer to the form's field, not to local files and packages."""
     upload = io.BytesIO(content)
     upload.name = "file"
     media = ", m4a, aac and webm" if find_spec("av") else " (m4a, aac and webm are not read by this server)"

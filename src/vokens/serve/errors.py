@@ -1,4 +1,4 @@
-"""Refusals and failures: every reply of 400 and above is JSON in the shape of OpenAI's errors."""
+"""Error replies: every status from 400 on is JSON in OpenAI's error format."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,8 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from vokens.errors import CheckpointError, DownloadError, MissingExtra, VokensError
 from vokens.serve.batcher import Busy
 
-_SHOWN = 20  # names that an error lists
-_FAILED = "the server failed: its log says why; try again, or tell whoever runs it"
+_SHOWN = 20  # maximum number of names in an error
+_FAILED = "the server failed: its log has the reason; try again, or tell its operator"
 
 
 class ServerFault(Exception):
@@ -22,12 +22,12 @@ class ServerFault(Exception):
 
 
 def problem(status: int, message: str, code: str) -> HTTPException:
-    """A refusal, to be raised."""
+    """An HTTP error to be raised."""
     return HTTPException(status, {"message": message, "code": code})
 
 
 def listed(kind: str, names: Iterable[str]) -> str:
-    """The names of a kind, as the end of an error."""
+    """The available names of a kind, as the end of an error."""
     match list(names):
         case []:
             return f"this server has no {kind}"
@@ -39,7 +39,7 @@ def listed(kind: str, names: Iterable[str]) -> str:
 
 
 def body_of(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    """The JSON of a request that is refused (4xx) or failed (5xx)."""
+    """The JSON of a refused (4xx) or failed (5xx) request."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "code": code, "param": param}}
 
@@ -56,12 +56,12 @@ def failure(
 
 
 def complaint(error: RequestValidationError | ValidationError) -> tuple[str, str | None]:
-    """The first thing that is wrong with a body or a form, and the field that it is about."""
+    """The first error of a body or a form, and its field."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
     if first["loc"] in ((), ("body",)) and first["type"] != "missing":
-        return "the body is no JSON object: send one, with the header Content-Type: application/json", None
+        return "the body is not a JSON object: send one, with the header Content-Type: application/json", None
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     given = first.get("input")
     shown = f" = {given!r:.60}" if isinstance(given, (str, int, float)) else ""
@@ -69,7 +69,7 @@ def complaint(error: RequestValidationError | ValidationError) -> tuple[str, str
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer each kind of exception in the one shape."""
+    """Register handlers that give all exceptions the same format."""
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
@@ -83,7 +83,7 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(VokensError)
     async def unusable(request: Request, error: VokensError) -> Response:
-        if isinstance(error, (CheckpointError, DownloadError, MissingExtra)):  # nothing that a client sends
+        if isinstance(error, (CheckpointError, DownloadError, MissingExtra)):  # not the client's fault
             raise ServerFault(_FAILED) from error
         return failure(400, " ".join(str(error).split()), "invalid")
 
@@ -99,17 +99,19 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _plain(request: Request, error: StarletteHTTPException) -> str:
-    """The framework's own refusals in words."""
-    asked = f"{request.method} {request.url.path}"
+    """The framework's own errors in plain sentences."""
+    requested = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return f"{asked}: there is no such address; GET /docs lists what this server answers"
+        return f"{requested}: there is no such address; GET /docs lists all requests of this server"
     if error.status_code == 405:
-        return f"{asked}: this address takes {error.headers['Allow'] if error.headers else 'another method'}"
+        return (
+            f"{requested}: this address takes {error.headers['Allow'] if error.headers else 'another method'}"
+        )
     return str(error.detail)
 
 
 class Limit:
-    """Middleware: a body of more than `most` bytes is refused while it is read."""
+    """Middleware that refuses a body of more than `most` bytes while it is read."""
 
     def __init__(self, app: Any, most: int) -> None:
         self.app, self.most = app, most
@@ -137,13 +139,11 @@ class Limit:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, whose refusals are of our shape too."""
+    """Starlette's CORS, with refusals in our format."""
 
     def preflight_response(self, request_headers: Any) -> Response:
         reply = super().preflight_response(request_headers)
         if reply.status_code < 400:
             return reply
         origin = request_headers.get("origin", "")
-        return failure(
-            400, f"{origin!r:.200}: whoever runs the server lets pages in with --cors ORIGIN", "cors"
-        )
+        return failure(400, f"{origin!r:.200}: the server's operator can allow it with --cors ORIGIN", "cors")

@@ -1,4 +1,4 @@
-"""The bodies of requests and replies; FastAPI checks them and draws the OpenAPI page from them."""
+"""Bodies of requests and replies, which FastAPI validates and documents."""
 
 import math
 import re
@@ -18,7 +18,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Body(BaseModel):
-    """A JSON body; null stands for a field that is left out, as clients of OpenAI send it."""
+    """A JSON body; null means an omitted field, as OpenAI's clients send it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,10 +42,12 @@ class TokensBody(Body):
     global_vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(None, max_length=65536)
 
     def tokens(self) -> Tokens:
-        """As a batch of one. Raises TokensError."""
+        """The tokens as a batch of one. Raises TokensError."""
         frames = {len(row) for row in self.codes}
         if len(frames) != 1:
-            raise TokensError(f"codes have rows of {sorted(frames)} frames: all codebooks have as many")
+            raise TokensError(
+                f"codes have rows of {sorted(frames)} frames: all codebooks must have the same number"
+            )
         vector = None if self.global_vector is None else torch.tensor([self.global_vector])
         return Tokens(
             codes=torch.tensor([self.codes], dtype=torch.int64),
@@ -86,7 +88,7 @@ class VoiceId(BaseModel):
 class Speech(Body):
     """OpenAI's speech request; `input` may also be tokens."""
 
-    model_config = ConfigDict(extra="allow")  # to say what is ignored
+    model_config = ConfigDict(extra="allow")  # to list ignored fields
 
     model: Name
     input: Annotated[
@@ -97,9 +99,9 @@ class Speech(Body):
     response_format: Format = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0, description="2 is twice as fast, where the model can")
     seed: int = Field(0, ge=0, lt=2**63)
-    stream: bool = Field(False, description="send sound while it is computed")
+    stream: bool = Field(False, description="stream the sound")
     stream_format: Literal["audio", "sse"] | None = Field(
-        None, description="send sound while it is computed, as a file or as events"
+        None, description="stream the sound, as a file or as events"
     )
 
     @property
@@ -108,12 +110,12 @@ class Speech(Body):
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that were sent and mean nothing here, such as OpenAI's `instructions`."""
+        """Ignored fields of the request, such as OpenAI's `instructions`."""
         return [name for name in self.model_extra or () if name.isascii() and name.isidentifier()]
 
 
 class ModelCard(BaseModel):
-    """One model, as OpenAI lists them, with what vokens knows of it."""
+    """One model in OpenAI's format, with vokens' own fields."""
 
     id: str
     object: Literal["model"] = "model"
@@ -137,7 +139,7 @@ class VoiceNames(BaseModel):
 
 
 class VoiceCard(BaseModel):
-    """A voice, in the shape that Open WebUI asks for."""
+    """A voice in Open WebUI's format."""
 
     id: str
     name: str
@@ -155,7 +157,7 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, in the shape of OpenAI's errors."""
+    """An error in OpenAI's format."""
 
     message: str
     type: str
@@ -172,15 +174,15 @@ class Settings:
     """Limits of a server.
 
     Attributes:
-        api_key: clients send it as `Authorization: Bearer KEY`; "" asks for none.
+        api_key: clients send it as `Authorization: Bearer KEY`; "" requires none.
         max_upload: bytes of a request. max_seconds: of audio, in or out, of one request.
         max_text: characters of a text to speak.
-        max_queue: requests that wait for one model; the next is sent away with 503.
-        max_streams: replies that one model makes piece by piece at a time.
-        max_batch: requests, and batch_seconds: seconds of audio, that one model computes at a time.
-        batch_wait: seconds that a request waits for company.
-        voices: folder of voices, NAME.wav (or flac, mp3, …), each with NAME.txt of what it says where known.
-        cors: origins whose pages may ask this server from a browser, such as http://localhost:3000; "*" for all.
+        max_queue: queued requests per model; the next one gets 503.
+        max_streams: concurrent streamed replies per model.
+        max_batch: requests, and batch_seconds: seconds of audio, of one batch.
+        batch_wait: seconds that a request waits to be batched with others.
+        voices: folder of voices, NAME.wav (or flac, mp3, …), each with its transcript NAME.txt if known.
+        cors: allowed origins of browser pages, such as http://localhost:3000; "*" for all.
     """
 
     api_key: str = ""

@@ -1,4 +1,4 @@
-"""The models of a server: what each can do, and the functions that the batcher runs on its thread."""
+"""The models of a server: their abilities, and the functions that run on their threads."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ from vokens.tokens import Tokens
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice that clients may name, equal to another only while its files are the same.
+    """A named voice, equal to another only while its files are unchanged.
 
     Attributes:
-        path: of the recording; None for a voice that came with a model. text: what it says, "" where not known.
+        path: of the recording; None for a model's own voice. text: its transcript, "" if unknown.
         stamp: times and size of the recording.
     """
 
@@ -38,7 +38,7 @@ class Voice:
 
 
 class Voices:
-    """The recordings NAME.wav (or flac, mp3, …) of a folder, each with NAME.txt of what it says where known."""
+    """The recordings NAME.wav (or flac, mp3, …) of a folder, each with its transcript NAME.txt if known."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -47,8 +47,8 @@ class Voices:
         return list(self._paths())
 
     def get(self, name: str) -> Voice | None:
-        """The voice of that name. Raises ServerFault when its files cannot be read."""
-        path = self._paths().get(name)  # looked up, never put together from a client's words
+        """The voice of that name. Raises ServerFault where its files cannot be read."""
+        path = self._paths().get(name)  # looked up, never built from a client's input
         if path is None:
             return None
         said = path.with_suffix(".txt")
@@ -64,11 +64,11 @@ class Voices:
     def _paths(self) -> dict[str, Path]:
         if self.folder is None or not self.folder.is_dir():
             return {}
-        found = (path for path in sorted(self.folder.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES)
-        return {path.stem: path for path in found}
+        paths = (path for path in sorted(self.folder.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES)
+        return {path.stem: path for path in paths}
 
 
-REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
+REFERENCE = 10.0  # seconds of the reference that S3Gen uses, as in Chatterbox
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Served:
     """One loaded model and its queue.
 
     Attributes:
-        name: by which clients ask for it. system: of its implementation.
+        name: for clients. system: of its implementation.
     """
 
     name: str
@@ -98,12 +98,12 @@ class Served:
 
     @property
     def says(self) -> bool:
-        """Whether it speaks texts."""
+        """True if it speaks texts."""
         return isinstance(self.model, Speaker)
 
     @property
     def speaks(self) -> bool:
-        """Whether it speaks tokens in the voice of a recording (S3Gen)."""
+        """True if it speaks tokens in the voice of a recording (S3Gen)."""
         return isinstance(self.model, S3GenModel)
 
     @property
@@ -112,7 +112,7 @@ class Served:
 
     @property
     def own_voices(self) -> tuple[str, ...]:
-        """Names of the voices that came with the model."""
+        """Names of the model's own voices."""
         return tuple(getattr(self.model, "voices", ()))
 
     @property
@@ -121,23 +121,22 @@ class Served:
 
     @property
     def frame_rate(self) -> float | None:
-        """Of tokens, Hz; None where the model says none."""
+        """Token rate in Hz; None where the model has none."""
         rate = getattr(self.model, "frame_rate", None)
         return None if rate is None else float(rate)
 
     # On the model's thread ---------------------------------------------------------------------------------
 
     def encode(self, num_codebooks: int | None, waves: Sequence[np.ndarray]) -> list[Tokens]:
-        """Tokens of waves (T,) at the model's rate, each as if alone."""
-        found = self.model.encode(list(waves), self.sample_rate, num_codebooks=num_codebooks)
-        return list(found)
+        """Tokens of waves (T,) at the model's rate, batch-invariant."""
+        return list(self.model.encode(list(waves), self.sample_rate, num_codebooks=num_codebooks))
 
     def decode(self, items: Sequence[Tokens]) -> list[np.ndarray]:
         """Waves of items that share their codebooks."""
         return self.model.decode(Tokens.cat(list(items)))
 
     def speak(self, items: Sequence[tuple[Tokens, Voice, int]]) -> list[np.ndarray]:
-        """Waves of S3 tokens, each in a voice and with a seed of its own."""
+        """Waves of S3 tokens, each with its own voice and seed."""
         tokens, voices, seeds = zip(*items, strict=True)
         return self.model.speak(Tokens.cat(tokens), [self._voice(voice) for voice in voices], seed=seeds)
 
@@ -146,7 +145,7 @@ class Served:
         return self.model.stream(tokens, self._voice(voice), seed=seed)
 
     def say(self, voice: Voice | None, seed: int, speed: float, texts: Sequence[str]) -> list[np.ndarray]:
-        """Waves of texts; each has a generator of its own, so that company changes nothing."""
+        """Waves of texts; each has its own generator, so that results are batch-invariant."""
         generators = [torch.Generator().manual_seed(seed) for _ in texts]
         return self.model.say(list(texts), self._voice(voice), generator=generators, speed=speed)
 
@@ -156,7 +155,7 @@ class Served:
         return self.model.say_stream(text, self._voice(voice), generator=generator, speed=speed)
 
     def _voice(self, voice: Voice | None) -> Any:
-        """The model's own form of a voice, made once for its files; a prompt where the recording's text is known."""
+        """The model's form of a voice, cached; a prompt where the transcript is known."""
         if voice is None:
             return None
         if self.voices.get(voice.name, (None,))[0] != voice:
@@ -164,9 +163,7 @@ class Served:
                 self.voices[voice.name] = voice, self._prepared(voice)
             except (VokensError, OSError) as error:
                 message = f"the recording of the voice {voice.name!r} cannot be used by {self.name}"
-                raise ServerFault(
-                    f"{message}: name another voice, or tell whoever runs the server"
-                ) from error
+                raise ServerFault(f"{message}: name another voice, or tell the server's operator") from error
         return self.voices[voice.name][1]
 
     def _prepared(self, voice: Voice) -> Any:
@@ -179,9 +176,9 @@ class Served:
 
 def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:
     """The models of `names`, as `load_named` takes them, each with a queue."""
-    found = {}
+    models = {}
     for name, model in load_named(names, device).items():
         licence = registry.MODELS[name].licence if name in registry.MODELS else ""
         able = speaker(model) if model.system in PARTNERED else model
-        found[name] = Served(name, able, Batcher(settings), model.system, licence)
-    return found
+        models[name] = Served(name, able, Batcher(settings), model.system, licence)
+    return models

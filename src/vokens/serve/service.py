@@ -48,17 +48,17 @@ class Meter:
         self.audio = Counter("vokens_audio_seconds", "Audio encoded (in) and spoken (out)", ["way"], **kept)
         self.registry.register(_Queues(models))
 
-    def heard(self, seconds: float) -> None:
+    def count_input(self, seconds: float) -> None:
         self.audio.labels("in").inc(seconds)
 
-    def spoke(self, seconds: float) -> None:
+    def count_output(self, seconds: float) -> None:
         self.audio.labels("out").inc(seconds)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
     def middleware(self, app: Any) -> Any:
-        """Counts and times the requests that pass through."""
+        """Middleware that counts and times requests."""
 
         async def counted(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
@@ -77,7 +77,7 @@ class Meter:
                 await app(scope, receive, noted)
             finally:
                 self.active.dec()
-                route = getattr(scope.get("route"), "path", "other")  # never the client's own words
+                route = getattr(scope.get("route"), "path", "other")  # never the client's own text
                 self.requests.labels(route, str(status)).inc()
                 self.seconds.labels(route).observe(time.perf_counter() - start)
 
@@ -85,7 +85,7 @@ class Meter:
 
 
 class _Queues(Collector):
-    """The models' queues, read when the page is."""
+    """Collector of the models' queues."""
 
     def __init__(self, models: Mapping[str, Served]) -> None:
         self._models = models
@@ -105,7 +105,7 @@ class _Queues(Collector):
 
 
 Result = TypeVar("Result")
-SOUND: dict[int | str, dict[str, Any]] = {  # of OpenAPI: a reply that is a sound file
+SOUND: dict[int | str, dict[str, Any]] = {  # OpenAPI schema of a sound file
     200: {
         "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA.values()},
         "description": "the sound",
@@ -123,7 +123,7 @@ class Service:
     meter: Meter
 
     def model(self, name: str, ability: str = "") -> Served:
-        """The model of a name, which can do what is asked for: encodes, decodes, says, speaks."""
+        """The model of a name with an ability: encodes, decodes, says, speaks."""
         if name not in self.models:
             raise problem(404, f"no model {name!r}: {listed('model', self.models)}", "model_not_found")
         if ability and not getattr(self.models[name], ability):
@@ -132,7 +132,7 @@ class Service:
         return self.models[name]
 
     def codec_of(self, tokens: Tokens) -> tuple[Served, Tokens]:
-        """The codec of tokens, by its weights where they say which, else by name, and the tokens as its own."""
+        """The codec of tokens, by fingerprint if given, else by name, and the tokens as its own."""
         same = (
             served
             for served in self.models.values()
@@ -146,30 +146,30 @@ class Service:
         return codec, replace(tokens, model=codec.model.name)
 
     def voice(self, name: str, model: Served) -> Voice | None:
-        """The voice of a name, of the folder or the model's own; None for "" where the model needs none."""
+        """The voice of a name, from the folder or the model; None for "" where the model needs none."""
         voice = self.voices.get(name) if name else None
         if voice is None and name in model.own_voices:
             voice = Voice(name, None)
         if voice is None and (name or model.needs_voice):
-            given = f"no voice {name!r}" if name else "this model speaks in a voice, and none was named"
+            given = f"no voice {name!r}" if name else "this model needs a voice, and none was named"
             known = listed("voice", self.voice_names(model))
             raise problem(404 if name else 400, f"{given}: {known}", "voice")
         return voice
 
     def voice_names(self, *models: Served) -> list[str]:
-        """The voices of the folder and those that came with the models, all by default."""
+        """Names of the voices of the folder and of models, by default of all."""
         own = (name for model in models or self.models.values() for name in model.own_voices)
         return list(dict.fromkeys([*self.voices.names(), *own]))
 
     def check_seconds(self, seconds: float) -> None:
-        """Refuse more audio than is accepted."""
+        """Raise 413 for audio that is too long."""
         most = self.settings.max_seconds
         if seconds > most:
             raise problem(413, f"{seconds:.1f} s of audio: at most {most:g} s are accepted", "too_long")
 
     async def sound(self, wave: np.ndarray, sample_rate: int, format: str) -> Response:
         """A wave as a reply."""
-        self.meter.spoke(len(wave) / sample_rate)
+        self.meter.count_output(len(wave) / sample_rate)
         content = await asyncio.to_thread(encode, wave, sample_rate, format)
         return Response(content, media_type=MEDIA[format], headers={"X-Sample-Rate": str(sample_rate)})
 
@@ -185,14 +185,14 @@ _bearer = HTTPBearer(auto_error=False, description="the server's API key, where 
 def check_key(
     service: TheService, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    """A dependency that lets requests with the server's key pass; all, if it has none."""
+    """Dependency that requires the server's API key, if it has one."""
     key, sent = service.settings.api_key, given.credentials if given else ""
     if key and not hmac.compare_digest(sent.encode(), key.encode()):
         raise problem(401, "send the server's API key as Authorization: Bearer KEY", "invalid_api_key")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled as soon as the client hangs up."""
+    """The result of `work`, which is cancelled when the client disconnects."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
     try:
@@ -211,7 +211,7 @@ async def _disconnect(request: Request) -> None:
 
 
 def batch_facts(tokens: Tokens) -> tuple[Any, ...]:
-    """The facts that tokens of one batch must share."""
+    """Properties that tokens of one batch must share."""
     vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
     names = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
     return (*(getattr(tokens, name) for name in names), vector)

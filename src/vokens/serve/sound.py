@@ -1,4 +1,4 @@
-"""Waves as the bytes of a sound file, whole or piece by piece while more is computed."""
+"""Waves as the bytes of a sound file, whole or streamed."""
 
 import io
 import struct
@@ -22,17 +22,17 @@ _CODINGS = {format: ENCODINGS[f".{format}"] for format in ("opus", "flac", "mp3"
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _NOTHING = np.zeros(
     1, np.float32
-)  # these codings have no file of no samples that programs open: one is silent
+)  # empty files of these codings do not open in most programs: write one silent sample
 _BLOCK = 1 << 14  # samples per call
 
 
 def rate_of(format: str, sample_rate: int) -> int:
-    """The rate at which a format keeps a wave: its own, but for Opus, which knows five."""
+    """The sample rate in a format: unchanged, except for Opus, which has five."""
     return 48000 if format == "opus" and sample_rate not in _OPUS_RATES else sample_rate
 
 
 class Writer:
-    """Pieces of a wave (n,) float32 in [-1, 1] to bytes, in the order of a file.
+    """Encoder of pieces of a wave (n,) float32 in [-1, 1] to consecutive bytes of a file.
 
     The header of a wav says "unknown size", as players expect of a stream, unless the number of samples is given.
     """
@@ -50,7 +50,7 @@ class Writer:
             self._file = soundfile.SoundFile(self._out, "w", self.target, 1, coding, None, container)
 
     def write(self, wave: np.ndarray) -> bytes:
-        """The bytes that this piece adds; there may be none yet."""
+        """The bytes that this piece adds, possibly none."""
         if self._file is None:
             head, self._head = self._head, b""
             return head + (wave.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
@@ -69,7 +69,7 @@ class Writer:
         return self._out.take()
 
     def _put(self, wave: np.ndarray, last: bool) -> None:
-        assert self._file is not None  # the callers have looked
+        assert self._file is not None  # checked by the callers
         if self._resampler is not None:
             wave = self._resampler.resample_chunk(wave, last)
         for start in range(0, len(wave), _BLOCK):
@@ -78,7 +78,7 @@ class Writer:
 
 def encode(wave: np.ndarray, sample_rate: int, format: str) -> bytes:
     """A whole wave as the bytes of a file."""
-    if format in _CODINGS:  # whole files may be written out of order, which gives them their true length
+    if format in _CODINGS:  # a whole file is seekable, so its header gets the true length
         container, coding = _CODINGS[format]
         target = rate_of(format, sample_rate)
         wave = wave if len(wave) else _NOTHING
@@ -103,7 +103,7 @@ def wav_header(sample_rate: int, num_samples: int | None) -> bytes:
 
 
 class _Tape(io.BytesIO):
-    """A file that only grows, for encoders that write in order; what was taken is forgotten."""
+    """An append-only file for sequential encoders; taken bytes are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Tape(io.BytesIO):
 
     def write(self, content: Any) -> int:
         data = bytes(content)
-        if self._place == self._size:  # a header written again at the end is not sent twice
+        if self._place == self._size:  # a header rewritten at the end is not sent twice
             self._pending += data
             self._size += len(data)
         self._place += len(data)

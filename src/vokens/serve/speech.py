@@ -1,4 +1,4 @@
-"""OpenAI's speech request: a text, or tokens, to sound; whole, or sent while it is computed."""
+"""OpenAI's speech request: a text, or tokens, to sound, whole or streamed."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from vokens.serve.sound import MEDIA, Writer
 from vokens.tokens import Tokens
 
 router = APIRouter(prefix="/v1/audio", dependencies=[Depends(check_key)])
-_TOKEN_RATE = 25.0  # Hz, of the speech tokens of models that do not say theirs: S3's
+_TOKEN_RATE = 25.0  # Hz, default rate of speech tokens: S3's
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Plan:
     """Plan of a request.
 
     Attributes:
-        whole: the wave (T,), from the queue of `model`. pieces: the same, piece by piece, on its thread.
-        size: of the input, characters or frames. silent: whether no sound at all is a right answer.
+        whole: the wave (T,), from the queue of `model`. pieces: the same as a stream, on its thread.
+        size: of the input in characters or frames. silent: True if an empty wave is a valid result.
     """
 
     model: Served
@@ -48,8 +48,8 @@ async def speech(request: Request, body: Speech, service: TheService) -> Respons
     """Speech of a text, or of tokens, in a voice where the model takes one.
 
     `stream_format` "sse" sends the events speech.audio.delta and speech.audio.done, as OpenAI defines them; "audio",
-    or `stream`, the bytes of the file. Other fields, OpenAI's `instructions` too, change nothing: the header X-Ignored
-    names them.
+    or `stream`, the bytes of the file. Other fields, OpenAI's `instructions` too, are ignored and listed in the
+    header X-Ignored.
     """
     if isinstance(body.input, str):
         plan = _of_text(service, body, body.input)
@@ -72,7 +72,7 @@ def _of_text(service: Service, body: Speech, text: str) -> Plan:
     if len(text) > most:
         raise problem(413, f"{len(text)} characters: at most {most} are accepted", "too_long")
     if not text.strip():
-        raise problem(400, "the input has nothing to say: give at least one word", "input")
+        raise problem(400, "the input has no words: give at least one", "input")
     voice = service.voice(body.voice_name, model)
     facts = voice, body.seed, body.speed
     say = partial(model.say, *facts)
@@ -86,11 +86,11 @@ def _of_text(service: Service, body: Speech, text: str) -> Plan:
 
 def _of_tokens(service: Service, body: Speech, tokens: Tokens) -> Plan:
     if body.speed != 1:
-        raise problem(400, "speed: tokens have their own", "speed")
+        raise problem(400, "speed does not apply to tokens: leave it out", "speed")
     size, seconds = tokens.codes.shape[2], tokens.codes.shape[2] / tokens.frame_rate
     service.check_seconds(seconds)
     model = service.model(body.model)
-    if not model.speaks:  # a codec, which has no use for a voice
+    if not model.speaks:  # a codec, which takes no voice
         codec, tokens = (
             service.codec_of(tokens) if model.decodes else (service.model(body.model, "decodes"), tokens)
         )
@@ -114,7 +114,7 @@ def _ended_at_once() -> Exception:
 
 
 class Stream:
-    """A reply that is sent while it is computed, by a model's thread between the passes of its queue."""
+    """Streamed reply, computed by a model's thread between the batches of its queue."""
 
     def __init__(self, service: Service, plan: Plan, body: Speech) -> None:
         self.service, self.plan, self.body = service, plan, body
@@ -124,7 +124,7 @@ class Stream:
         self.pieces: Iterator[np.ndarray] = iter(())
 
     async def begin(self) -> Response:
-        """The reply; its first piece is made here, so that errors are replies of their own. Raises Busy."""
+        """The reply; its first piece is computed here, so that errors get their own status. Raises Busy."""
         if self.batcher.load.streams >= self.service.settings.max_streams:
             raise Busy
         self.batcher.load.streams += 1
@@ -147,13 +147,13 @@ class Stream:
         return _Closing(self.close, sound, media_type=kind, headers=headers)
 
     def close(self) -> None:
-        """Free the stream's place, and the model of what it was computing."""
+        """Free the stream's place and stop its computation."""
         self.batcher.load.streams -= 1
         if close := getattr(self.pieces, "close", None):
             asyncio.get_running_loop().run_in_executor(self.batcher.thread, close)
 
     async def _next(self) -> np.ndarray | None:
-        """The next piece with a sample in it, None at the end."""
+        """The next non-empty piece, None at the end."""
         piece = await self.batcher.next_of(self.pieces)
         while piece is not None and not len(piece):
             piece = await self.batcher.next_of(self.pieces)
@@ -163,18 +163,18 @@ class Stream:
         """The bytes of the file."""
         while piece is not None:
             self.samples += len(piece)
-            self.service.meter.spoke(len(piece) / self.rate)
-            if found := await asyncio.to_thread(self.writer.write, piece):
-                yield found
+            self.service.meter.count_output(len(piece) / self.rate)
+            if content := await asyncio.to_thread(self.writer.write, piece):
+                yield content
             piece = await self._next()
-        if found := self.writer.end():
-            yield found
+        if content := self.writer.end():
+            yield content
 
     async def _events(self, sound: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The same as OpenAI's events; a failure on the way is an event, too."""
+        """The same as OpenAI's events; a failure while streaming is an event, too."""
         try:
-            async for found in sound:
-                yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(found).decode()})
+            async for content in sound:
+                yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(content).decode()})
         except Exception:
             logging.getLogger("uvicorn.error").exception("a stream failed")
             yield _event(body_of(500, "the server failed while it spoke", "server_error"))
@@ -189,7 +189,7 @@ class Stream:
 
 
 class _Closing(StreamingResponse):
-    """A reply that calls `close` at its end, however it comes: a body that is never asked for has no `finally`."""
+    """A reply that always calls `close` at its end: a body that is never iterated runs no `finally`."""
 
     def __init__(self, close: Callable[[], None], *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)

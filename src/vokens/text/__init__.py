@@ -1,4 +1,4 @@
-"""Text before it is spoken: numbers and abbreviations as words, sentences, and front ends that make ids of it."""
+"""Text processing for speech: normalisation, sentence splitting, and front ends (text to ids)."""
 
 from functools import cache
 
@@ -11,8 +11,8 @@ from vokens.text.sentences import sentences
 
 @cache
 def front_end(name: str) -> FrontEnd:
-    """The front end of a name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained tokenizer,
-    "cosyvoice3:FOLDER" one with CosyVoice 3's marks and opening words.
+    """The front end of this name, one of `NAMES`: "characters:abc" has that alphabet, "bpe:FOLDER" is a trained
+    tokenizer, "cosyvoice3:FOLDER" one with CosyVoice 3's marks and system prompt.
 
     Raises ConfigError for other names, and MissingExtra where a tokenizer needs the package "tokenizers".
     """

@@ -1,5 +1,5 @@
-"""Pieces of a trained tokenizer: a tokenizer.json, or the vocab.json and merges.txt of Qwen2 as CosyVoice 2 ships them
-(CosyVoice-BlankEN), with its marks for breath, laughter and the like, and with CosyVoice 3's.
+"""BPE tokens of a trained tokenizer: a tokenizer.json, or the vocab.json and merges.txt of Qwen2 as CosyVoice 2
+ships them (CosyVoice-BlankEN), with its marks for breath, laughter and the like, and with CosyVoice 3's.
 
 No <bos>, no <eos>; of the text, only white space is cleaned.
 """
@@ -11,14 +11,14 @@ from typing import Any
 from vokens.errors import ConfigError, MissingExtra
 from vokens.text.front_end import FrontEnd
 
-# Ids behind the vocabulary, in this order: Qwen2's three, then CosyVoice 2's.
+# Ids after the vocabulary, in this order: Qwen2's three, then CosyVoice 2's.
 _MARKS = (
     "<|endoftext|> <|im_start|> <|im_end|> <|endofprompt|> [breath] <strong> </strong> [noise] [laughter] [cough] "
     "[clucking] [accent] [quick_breath] <laughter> </laughter> [hissing] [sigh] [vocalized-noise] [lipsmack] [mn]"
 )
 MARKS = _MARKS.split()
-# CosyVoice 3's behind them: phonemes of ARPAbet, initials and finals of pinyin with their tones, as a text may have
-# in the place of a word that would be read wrongly.
+# Then CosyVoice 3's: ARPAbet phonemes, and pinyin initials and finals with tones, which a text may contain instead of
+# a word that would be mispronounced.
 _VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
 _CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
 _PINYIN = """a ai an ang ao b c ch d e ei en eng f g h i ian in ing iu ià iàn iàng iào iá ián iáng iáo iè ié
@@ -29,9 +29,9 @@ vè w x y z zh à ài àn àng ào á ái án áng áo è èi èn èng èr é é
 ǔn ǘ ǚ ǜ"""
 _ARPABET = sorted([*_CONSONANTS.split(), *(v + stress for v in _VOWELS.split() for stress in ("", *"012"))])
 MARKS_3 = [*MARKS, "<|endofsystem|>", *(f"[{sound}]" for sound in (*_ARPABET, *_PINYIN.split()))]
-_INSTRUCTED = "<|endofprompt|>"  # stands behind what CosyVoice 3 is told of the manner
+_INSTRUCTED = "<|endofprompt|>"  # ends CosyVoice 3's style instruction
 OPENING = f"You are a helpful assistant.{_INSTRUCTED}"
-# Qwen2's cut before merging: contractions, words with one sign before them, single digits, signs, white space.
+# Qwen2's pre-tokenization: contractions, words with one sign before them, single digits, signs, white space.
 _CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -48,7 +48,7 @@ class Pieces(FrontEnd):
         return self._tokenizer.encode(" ".join(text.split()), add_special_tokens=False).ids
 
     def both(self, prompt_text: str, text: str) -> list[int]:
-        """Each text is cut into pieces alone, as published."""
+        """The ids of each text, tokenized separately as published."""
         return self.symbols(prompt_text) + self.symbols(text)
 
     def enclose(self, symbols: list[int]) -> list[int]:
@@ -56,7 +56,7 @@ class Pieces(FrontEnd):
 
 
 class CosyVoice3(Pieces):
-    """Pieces with CosyVoice 3's marks. Texts without an instruction begin with the usual one, as it has learned."""
+    """Pieces with CosyVoice 3's marks. Texts without an instruction get the default one, as in its training."""
 
     marks = MARKS_3
 
@@ -70,12 +70,12 @@ def _open(folder: Path, marks: Sequence[str]) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingExtra("tokenizers", "hf", "cutting text into pieces") from error
+        raise MissingExtra("tokenizers", "hf", "tokenizing text") from error
     whole = folder / "tokenizer.json"
     parts = folder / "vocab.json", folder / "merges.txt"
     if not whole.is_file() and not all(part.is_file() for part in parts):
         raise ConfigError(
-            f"front_end='bpe:{folder}': a folder with a tokenizer.json, or with vocab.json and merges.txt, is accepted"
+            f"front_end='bpe:{folder}': give a folder with a tokenizer.json, or with vocab.json and merges.txt"
         )
     try:
         tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _qwen2(*parts)

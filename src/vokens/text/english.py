@@ -1,6 +1,6 @@
-"""English text in words: rules of the form pattern -> words, applied one after the other, the special before the plain.
+"""English text in words: rules pattern -> words, applied in order, the specific before the general.
 
-Where a writing has two readings ("St.", "5/6", "May 5"), the commoner one in prose is taken.
+Where a spelling has two readings ("St.", "5/6", "May 5"), the commoner one in prose is taken.
 
 Each pattern takes linear time on any text: it begins only where its first run of characters does, by a guard such as
 (?<!\\d), and runs that cannot end in another way are possessive (\\d++).
@@ -40,7 +40,7 @@ _SENTENCE_ENDS = re.compile(r"\s*$|\s*\n|\s+[\"'(]?[A-Z]")
 
 
 def spell(text: str, day_first: bool = False) -> str:
-    """Clean English text in words. day_first: 3/5/2024 is in May."""
+    """Clean English text as words. day_first: 3/5/2024 is in May."""
     text = _plain(text)
     for pattern, words in _rules(day_first):
         text = pattern.sub(words, text)
@@ -48,7 +48,7 @@ def spell(text: str, day_first: bool = False) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text with one writing for each sign: straight quotes, ASCII digits and letters, exponents behind ^."""
+    """The text with one form of each character: straight quotes, ASCII digits and letters, exponents after ^."""
     text = re.sub(f"[{''.join(_EXPONENTS)}]+", lambda m: "^" + "".join(_EXPONENTS[c] for c in m[0]), text)
     return "".join(c if c < "\x7f" else _compatible(c) for c in text.translate(_PLAIN))
 
@@ -64,19 +64,19 @@ def _compatible(character: str) -> str:
 
 
 def _address(match: Match) -> str:
-    """A web or mail address or a file, its signs by name."""
+    """A web or mail address or a file name, with the names of its signs."""
     text = re.sub(r"^\w+://", "", match[0]).removesuffix("/")
     text = re.sub(r"^www\.", "w w w.", text)
     return re.sub(r"[\W_]", lambda sign: f" {W.IN_ADDRESSES.get(sign[0], '')} ", text)
 
 
 def _like(words: str, written: str) -> str:
-    """The words with a capital where there was one."""
+    """The words, capitalised where the original was."""
     return words[0].upper() + words[1:] if written[0].isupper() else words
 
 
 def _short(match: Match) -> str:
-    """The long form of group 1; its point stays one where a sentence seems to end."""
+    """The long form of group 1; its point is kept where a sentence seems to end."""
     after = " " if match.string[match.end() : match.end() + 1].isalnum() else ""
     return _like(W.SHORT[match[1].lower()], match[1]) + ("." * _sentence_ends(match) or after)
 
@@ -86,7 +86,7 @@ def _sentence_ends(match: Match) -> bool:
 
 
 def _initials(match: Match) -> str:
-    """ "U.S.A." as "U S A", with a point at the text's end alone, since names go on with capitals."""
+    """ "U.S.A." as "U S A", with a point only at the end of the text, since names continue with capitals."""
     last = match.end() == len(match.string) or match.string[match.end()] == "\n"
     return " ".join(match[0].replace(".", " ").split()) + ("." if last else "")
 
@@ -128,7 +128,7 @@ def _day_month(match: Match) -> str:
 
 
 def _date_of_numbers(day_first: bool, match: Match) -> str:
-    """3/5/2024 or 13.5.2024; where the month cannot be one, it is the day."""
+    """3/5/2024 or 13.5.2024; day and month are swapped where the month would exceed 12."""
     first, second, years = int(match[1]), int(match[3]), int(match[4])
     month, day = (second, first) if day_first or match[2] == "." else (first, second)
     if month > 12:
@@ -199,7 +199,7 @@ def _exact(amount: str, country: str, one: str, many: str, cent: str, cents: str
 
 
 def _measure(match: Match) -> str:
-    """ "5 km/h" as "5 kilometers per hour"; behind a hyphen in the singular: "5-km run"."""
+    """ "5 km/h" as "5 kilometers per hour"; after a hyphen in the singular: "5-km run"."""
     one, _, many = W.UNITS[match["unit"]].partition("|")
     power = {"2": "square ", "3": "cubic "}.get(match["power"] or "", "")
     half = re.search(r"(?:^|[^\d\s]|\D\s)1/$", match.string[max(0, match.start() - 4) : match.start()])
@@ -218,10 +218,10 @@ def _vulgar(match: Match) -> str:
 
 def _fraction(match: Match) -> str:
     above, below = int(match[2]), int(match[3])
-    alone = not match[1] and not re.compile(r"\s(?:of|[a-z]*inch)").match(match.string, match.end())
-    if match[0] in ("24/7", "9/11") or (above == below not in (10, 100) and alone):
+    bare = not match[1] and not re.compile(r"\s(?:of|[a-z]*inch)").match(match.string, match.end())
+    if match[0] in ("24/7", "9/11") or (above == below not in (10, 100) and bare):
         words = f"{cardinal(above)} {cardinal(below)}"
-    elif above > 1 and below in (10, 100) and above <= below and alone:
+    elif above > 1 and below in (10, 100) and above <= below and bare:
         words = f"{cardinal(above)} out of {cardinal(below)}"
     elif not 1 < below <= 100 or not 0 < above < below:
         words = f"{cardinal(above)} over {cardinal(below)}"
@@ -244,13 +244,13 @@ def _power(match: Match) -> str:
 
 
 def _ungrouped(match: Match) -> str:
-    """ "1.234,50", "1 234" and "1,234" without their groups; a comma before less than three digits is a point."""
+    """ "1.234,50", "1 234" and "1,234" without their groups; a comma before fewer than three digits is a point."""
     whole, point, decimals = re.sub(r",(?=\d\d?$)", "|", match[0]).partition("|")
     return re.sub(r"\D", "", whole) + ("." if point else "") + decimals
 
 
 def _sign(match: Match) -> str:
-    """A sign by its name; marks of trained tokenizers stay, and what nobody says is a blank."""
+    """A sign by its name; marks of trained tokenizers stay, and signs that are not spoken become blanks."""
     sign = match[0]
     if match["mark"]:
         return sign
@@ -319,7 +319,7 @@ def _dates(day_first: bool) -> list[tuple[str, Words]]:
     ]
 
 
-# Digits that are not quantities, and one writing for the quantities of all countries: 1234.5.
+# Digits that are not quantities, then all countries' number formats as 1234.5.
 _FIGURES: list[tuple[str, Words]] = [
     (r"(?<![\w.-])(?:\+?\d{1,3}[ -])?(?:\(\d{3}\)\s?|\d{3}[ .-])\d{3}[.-]\d{4}(?![\w-])|(?<![\w.-])(?:\d{3}-\d{4}|"
      r"\+\d{1,3}(?: \d{2,5}){2,5}|\d{4}(?:[ -]\d{4}){3}|\d{3}-\d\d-\d{4})(?![\w-])", _telephone),

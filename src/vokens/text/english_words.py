@@ -1,4 +1,4 @@
-"""The words of written English that `vokens.text.english` looks up: abbreviations, money, units, signs, names."""
+"""Tables of written English for `vokens.text.english`: abbreviations, money, units, signs, names."""
 
 
 def _table(entries: str) -> dict[str, str]:
@@ -46,7 +46,7 @@ MONEY = {
 CODES = {"USD": "$", "GBP": "£", "EUR": "€", "JPY": "¥", "INR": "₹", "KRW": "₩", "RUB": "₽"}
 COUNTRIES = {"US": "U S ", "A": "Australian ", "C": "Canadian ", "NZ": "New Zealand ", "HK": "Hong Kong "}
 SCALES = _table("k thousand; m million; mn million; b billion; bn billion; tn trillion")
-# Behind a number: one, or one|many.
+# After a number: one, or one|many.
 UNITS = _table(
     "km kilometer; m meter; cm centimeter; mm millimeter; μm micrometer; nm nanometer; mi mile; yd yard; ft foot|feet; "
     "kg kilogram; g gram; mg milligram; μg microgram; lb pound; lbs pound; oz ounce; l liter; L liter; ml milliliter; "
@@ -65,7 +65,7 @@ UNITS = _table(
     "°N degree north|degrees north; °S degree south|degrees south; °E degree east|degrees east; "
     "°W degree west|degrees west; % percent|percent; ‰ per mille|per mille"
 )
-PER = {"s": "second", "d": "day", "hour": "hour", "day": "day"}  # behind the slash, besides units
+PER = {"s": "second", "d": "day", "hour": "hour", "day": "day"}  # after the slash, in addition to units
 SIGNS = _table(
     "& and; + plus; = equals; × times; ⋅ times; ÷ divided by; ± plus or minus; ° degrees; % percent; @ at; "
     "≈ about; ∼ about; ~ about; ≠ is not equal to; ≡ is identical to; ≤ at most; ≥ at least; > greater than; "
@@ -78,7 +78,7 @@ IN_ADDRESSES = _table(
     ". dot; / slash; @ at; - dash; _ underscore; : colon; # hash; ? question mark; = equals; & and; % percent; + plus; "
     "~ tilde"
 )
-# Before a Roman numeral: things that are counted, and those who bear a name after others.
+# Before a Roman numeral: counted things, and regnal names.
 PARTS = (
     "War Part Chapter Volume Book Act Scene Section Phase Type Stage Title Class Article Appendix Episode Season Level "
     "Unit Bowl Apollo Table Figure Grade Vol Step Round Division"

@@ -1,4 +1,4 @@
-"""Text files that people edit: UTF-8 with or without a byte order mark, and errors that say where they are wrong."""
+"""Text files that people edit: UTF-8 with or without a byte order mark, and errors that name the line."""
 
 import json
 import sys
@@ -8,14 +8,14 @@ from typing import Any
 
 from vokens.errors import ConfigError
 
-BOM = b"\xef\xbb\xbf"  # Windows begins UTF-8 files with it
+BOM = b"\xef\xbb\xbf"  # Windows puts it before UTF-8 files
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def decode(content: bytes, name: str, line: int = 1) -> str:
     """UTF-8 bytes as text, without a byte order mark. Raises ConfigError that names the line and the byte.
 
-    name: what errors call the bytes. line: the number of their first line; only line 1 may begin with a mark.
+    name: of the bytes, for errors. line: the number of their first line; only line 1 may begin with a mark.
     """
     if line == 1:
         if content.startswith(_UTF16):
@@ -32,7 +32,7 @@ def decode(content: bytes, name: str, line: int = 1) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a file, its line ends as "\\n". Raises ConfigError for what is absent or not UTF-8."""
+    """The content of a file, its line ends as "\\n". Raises ConfigError where it is missing or not UTF-8."""
     try:
         return _plain_ends(decode(Path(path).read_bytes(), str(path)))
     except OSError as error:
@@ -40,7 +40,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_stdin() -> str:
-    """All of standard input, read as files are. Raises ConfigError for what is not UTF-8."""
+    """All of standard input. Raises ConfigError where it is not UTF-8."""
     binary = getattr(sys.stdin, "buffer", None)
     return sys.stdin.read() if binary is None else _plain_ends(decode(binary.read(), "standard input"))
 

@@ -1,6 +1,6 @@
-"""Front ends: a text becomes ids, from UTF-8 bytes, characters, phonemes or the pieces of a trained tokenizer.
+"""Front ends: text to ids by UTF-8 bytes, characters, phonemes or a trained BPE tokenizer.
 
-One interface: language models know a front end by its name alone, which stands in their configs. Ids 0 to 2 are
+Language models name their front end in their config. Ids 0 to 2 are
 padding, <bos> and <eos>, and symbols follow, except in a trained tokenizer, which has its own.
 """
 
@@ -26,39 +26,39 @@ NAMES = (
 )
 ALPHABET = " !\"'(),-.:;?abcdefghijklmnopqrstuvwxyz"
 _PLAIN = str.maketrans("’‘“”„«»‐‑–—[]{}。、", '\'\'"""""----()().,')
-_SHARED = {"ð": "d", "þ": "th", "ŋ": "ng", "ə": "a", "ɡ": "g", "ĸ": "k"}  # letters of no other's shape
+_SHARED = {"ð": "d", "þ": "th", "ŋ": "ng", "ə": "a", "ɡ": "g", "ĸ": "k"}  # letters without a decomposition
 _MARK = re.compile(r"</?[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>")  # of trained tokenizers
 _log = logging.getLogger(__name__)
 
 
 class FrontEnd(ABC):
-    """Text to ids. `num_ids` is the rows that an embedding of them needs."""
+    """Text to ids; `num_ids` is the size of the embedding table."""
 
     num_ids: int
 
     @abstractmethod
     def symbols(self, text: str) -> list[int]:
-        """Ids of the text alone. Raises ConfigError for a text that holds what the front end does not know."""
+        """Ids of the text alone. Raises ConfigError for unknown symbols."""
 
     def sayable(self, text: str) -> str:
-        """The text without what this front end cannot spell.
+        """The text without characters that this front end does not know.
 
-        A warning names letters, figures and signs that are left out; marks of punctuation go without a word. Raises
-        ConfigError for a text of which nothing would be left.
+        A warning names dropped letters, digits and signs; punctuation is dropped silently. Raises ConfigError where
+        nothing would be left.
         """
         return text
 
     def ids(self, text: str, prompt_text: str = "") -> list[int]:
-        """Ids of the prompt's text and the text after it, between <bos> and <eos>.
+        """Ids of the prompt's text and then the text, between <bos> and <eos>.
 
         Raises ConfigError for a text without any symbol.
         """
         if not self.symbols(text):
-            raise ConfigError(f"the text {text!r} has nothing to say: give at least one letter")
+            raise ConfigError(f"the text {text!r} has no symbols to speak: give at least one letter")
         return self.enclose(self.both(prompt_text, text))
 
     def both(self, prompt_text: str, text: str) -> list[int]:
-        """Ids of a prompt's text, which may be empty, and of the text that goes on from it."""
+        """Ids of a prompt's text, which may be empty, and of the text that continues it."""
         return self.symbols(self.join(prompt_text.strip(), text) if prompt_text.strip() else text)
 
     def join(self, prompt_text: str, text: str) -> str:
@@ -66,12 +66,12 @@ class FrontEnd(ABC):
         return f"{prompt_text} {text}"
 
     def enclose(self, symbols: list[int]) -> list[int]:
-        """Symbols between their marks of begin and end."""
+        """Symbols between <bos> and <eos>, where the front end has them."""
         return [BOS, *symbols, EOS]
 
 
 class Bytes(FrontEnd):
-    """UTF-8 bytes of the text as it is, with outer and repeated white space cut: 3 ... 258."""
+    """UTF-8 bytes of the text as it is, stripped and with single blanks: 3 ... 258."""
 
     num_ids = FIRST + 256
 
@@ -80,33 +80,35 @@ class Bytes(FrontEnd):
 
 
 class Characters(FrontEnd):
-    """Characters of an alphabet, in its order. What it lacks is tried in lower case, without its accent, and as the
-    plain sign of a typographic one; numbers have to be words, as `vokens.text.normalise` makes them."""
+    """Characters of an alphabet, in its order. Others are tried in lower case, without their accent, and as the
+    plain form of a typographic sign; numbers must be words, as `vokens.text.normalise` writes them."""
 
     def __init__(self, alphabet: str = ALPHABET) -> None:
         if not alphabet.strip() or len(set(alphabet)) != len(alphabet):
-            raise ConfigError(f"the alphabet {alphabet!r} was given: at least one letter, each sign once")
+            raise ConfigError(
+                f"the alphabet {alphabet!r} was given: give at least one letter, each sign once"
+            )
         self._id = {character: FIRST + place for place, character in enumerate(alphabet)}
         self.num_ids = FIRST + len(alphabet)
 
     def symbols(self, text: str) -> list[int]:
-        found, unknown = [], set()
+        ids, unknown = [], set()
         for character in unicodedata.normalize("NFC", " ".join(text.split())):
             spelt = self._spelt(character)
-            found += [self._id[sign] for sign in spelt or ""]
+            ids += [self._id[sign] for sign in spelt or ""]
             unknown |= set() if spelt else {character}
         if unknown:
             raise ConfigError(
                 f"{sorted(unknown)} in {text[:40]!r} are not in this front end's alphabet: write numbers as words "
-                "(vokens.text.normalise), or take front_end='bytes', which knows every text"
+                "(vokens.text.normalise), or use front_end='bytes', which accepts every text"
             )
-        return found
+        return ids
 
     def sayable(self, text: str) -> str:
         return keep_known(text, lambda character: self._spelt(character) is not None)
 
     def _spelt(self, character: str) -> str | None:
-        """The character in signs of the alphabet; None where there are none."""
+        """The character as signs of the alphabet; None where that is impossible."""
         plain = character.translate(_PLAIN)
         for form in (character, plain, plain.lower(), without_accents(plain.casefold())):
             if form and all(sign in self._id for sign in form):
@@ -123,7 +125,7 @@ def keep_known(text: str, known: Callable[[str], bool]) -> str:
     signs = " ".join(named[:20]) + " …" * (len(named) > 20)
     if named and not any(c.isalnum() for c in kept):
         raise ConfigError(
-            f"nothing of the text {text[:40]!r} can be said, for this model's front end does not know {signs}: give "
+            f"the text {text[:40]!r} cannot be spoken, since this model's front end does not know {signs}: give "
             "a text in the model's language and script, or a model with front_end='bytes'"
         )
     if named:
@@ -145,7 +147,7 @@ def without_accents(character: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """ConfigError unless a front end may have this name; opens no file."""
+    """Raise ConfigError unless this is the name of a front end; opens no file."""
     kind, colon, detail = name.partition(":")
     detailed = {"characters": not colon or bool(detail), "bpe": bool(detail), "cosyvoice3": bool(detail)}
     if not detailed.get(kind, not colon and kind in NAMES):

@@ -1,7 +1,7 @@
-"""Text as it is to be read aloud: clean Unicode without markup in every language, and in English words for numbers,
-dates, times, money, units, abbreviations and signs.
+"""Text normalisation: clean Unicode without markup in every language, and for English numbers, dates, times, money,
+units, abbreviations and signs as words.
 
-Text that is plain words already stays as it is. Nothing here takes more than linear time, whatever the text.
+Plain words are unchanged. All steps take linear time on any text.
 """
 
 import html
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 from vokens.text.english import Words, spell
 
-_MARKS = 8  # combining marks on one letter; beyond, Unicode's own composition takes quadratic time
+_MARKS = 8  # combining marks on one letter; NFC takes quadratic time on more
 _PICTURE = "\ufffc"
-# Letters that nothing changes stand for the stress of a phoneme, such as CosyVoice 3 reads: [AA1].
+# Placeholder letters for the stress digits of phonemes such as CosyVoice 3's [AA1], which stay.
 _CLICKS = "ǀǁǂ"
 _STRESS = re.compile(rf"(?<=\[[A-Z]{{2}})[0-2{_CLICKS}](?=\])")
 _DROPPED = re.compile(f" ?{_PICTURE}[ {_PICTURE}]*(?P<stop>[.,!?;:)\n]|$)?")
 
-# Signs of markdown and HTML, which language models write, with what stands for them; applied in this order.
+# Marks of markdown and HTML, which language models write, with their replacements, applied in order.
 _TAGS = (
     "a abbr b big blockquote body br center cite code dd div dl dt em font h1 h2 h3 h4 h5 h6 head hr html i img ins "
     "kbd li main mark ol p pre q s section small span sub summary sup table tbody td th thead title tr tt u ul"
@@ -42,11 +42,11 @@ _MARKUP: list[tuple[str, Words]] = [
 
 
 def normalise(text: str, language: str = "en") -> str:
-    """The text in words. Pictures, such as emoji, and the marks of markdown and HTML are left out.
+    """The text as words, without pictures (emoji) and the marks of markdown and HTML.
 
     Args:
-        language: its code, such as "en", "en-gb" (days before months) or "zh"; other than English, text is cleaned and
-            its words and numbers are not changed.
+        language: its code, such as "en", "en-gb" (days before months) or "zh"; text in
+            other languages than English is only cleaned.
     """
     text = plain(clean(text))
     kind, _, region = language.lower().replace("_", "-").partition("-")
@@ -58,7 +58,7 @@ def normalise(text: str, language: str = "en") -> str:
 
 
 def clean(text: str) -> str:
-    """Composed characters (NFC), no control characters or pictures, one blank for white space; a line's end stays."""
+    """Composed characters (NFC), no control characters or pictures, single blanks; line ends stay."""
     text = unicodedata.normalize("NFC", "".join(_characters(text)))
     text = "\n".join(" ".join(line.split()) for line in text.splitlines())
     text = _DROPPED.sub(lambda m: m["stop"] or ("" if m["stop"] == "" else " "), text)
@@ -85,7 +85,7 @@ def _characters(text: str) -> Iterator[str]:
         marks = marks + 1 if unicodedata.combining(character) else 0
         category = unicodedata.category(character)
         if marks > _MARKS or "\ufe00" <= character <= "\ufe0f" or character == "\u20e3":
-            continue  # of the shape of emoji
+            continue  # variation selectors, joiners
         if (
             category == "So"
             and character not in "°©®"
@@ -93,6 +93,6 @@ def _characters(text: str) -> Iterator[str]:
         ):
             yield _PICTURE
         elif "\U0001f3fb" <= character <= "\U0001f3ff":
-            yield _PICTURE  # the colours of skin
+            yield _PICTURE  # skin tones
         elif character.isspace() or category[0] != "C":
             yield character

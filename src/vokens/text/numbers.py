@@ -1,6 +1,6 @@
 """Numbers as English words: cardinals, ordinals, decimals, years and digits one by one.
 
-Written from the rules of spelling; words are apart by blanks, without hyphens, since front ends know few signs.
+Words are separated by blanks, not hyphens, since front ends know few signs.
 """
 
 _SMALL = (
@@ -11,7 +11,7 @@ SMALL = _SMALL.split()
 _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety"
 TENS = _TENS.split()
 SCALES = ("", "thousand", "million", "billion", "trillion", "quadrillion")
-LARGEST = 1000 ** len(SCALES)  # from here on digits are read one by one
+LARGEST = 1000 ** len(SCALES)  # larger numbers are read digit by digit
 MOST_DIGITS = 3 * len(SCALES)
 _ORDINALS = {
     "one": "first",

@@ -1,6 +1,6 @@
 """Phonemes as symbols: the released table of USLM (SpeechTokenizer, arXiv 2308.16692), US English of espeak-ng.
 
-90 symbols, ids from 3 in the order of their code points. The user gives phonemes, or text and installs espeak-ng.
+90 symbols, ids from 3 in code point order. Input is phonemes, or text where espeak-ng is installed.
 """
 
 import re
@@ -24,26 +24,26 @@ _ID = {symbol: FIRST + place for place, symbol in enumerate(SYMBOLS)}
 
 
 class Phonemes(FrontEnd):
-    """Phonemes that the user gives, "h|ə|l|oʊ,_w|ɜː|l|d!": | between phonemes, _ between words."""
+    """Phonemes as input, "h|ə|l|oʊ,_w|ɜː|l|d!": | between phonemes, _ between words."""
 
     num_ids = FIRST + len(SYMBOLS)
 
     def symbols(self, text: str) -> list[int]:
-        found = split(text)
-        unknown = sorted({symbol for symbol in found if symbol not in _ID})
+        phonemes = split(text)
+        unknown = sorted({symbol for symbol in phonemes if symbol not in _ID})
         if unknown:
             raise ConfigError(
                 f"{unknown} in {text!r} are not among the {len(SYMBOLS)} phonemes of USLM (vokens.text.phonemes."
                 "SYMBOLS): respell the word, or correct its phonemes and use front_end='phonemes'"
             )
-        return [_ID[symbol] for symbol in found]
+        return [_ID[symbol] for symbol in phonemes]
 
     def join(self, prompt_text: str, text: str) -> str:
         return f"{prompt_text}{WORD}{text.strip()}"
 
 
 class Espeak(Phonemes):
-    """Text in US English through phonemizer and espeak-ng, which the user installs: both are under the GPL."""
+    """Text in US English through phonemizer and espeak-ng, which users install themselves: both are under the GPL."""
 
     def symbols(self, text: str) -> list[int]:
         return super().symbols(phonemise(text))
@@ -67,8 +67,8 @@ def split(phonemes: str) -> list[str]:
 def phonemise(text: str) -> str:
     """Phonemes of a text by espeak-ng, "h|ə|l|oʊ,_w|ɜː|l|d!".
 
-    The marks of a change of language, "(en)", are left out: the released table has none that today's espeak-ng
-    writes. Raises MissingExtra without phonemizer, and ConfigError where it finds no espeak-ng.
+    Language switch marks, "(en)", are dropped: the released table lacks those of today's espeak-ng. Raises
+    MissingExtra without phonemizer, and ConfigError where espeak-ng is missing.
     """
     backend, separator = _espeak()
     return backend.phonemize([text.strip()], separator=separator, strip=True, njobs=1)[0]

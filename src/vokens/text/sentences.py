@@ -1,6 +1,6 @@
-"""Long text in pieces that a language model can say at once: whole sentences, gathered or cut to about 80 units.
+"""Long text as pieces that a language model can speak: whole sentences, merged or cut to about 80 units.
 
-The pieces put together are the text, character by character; none is made of punctuation alone.
+Joined, the pieces are the text, character by character; none consists of punctuation only.
 """
 
 import re
@@ -10,7 +10,7 @@ MOST, LEAST, SHORT = (
     80,
     60,
     20,
-)  # units, as CosyVoice 2 counts text tokens: cut above, gather up to, join below
+)  # units, like CosyVoice 2's text tokens: cut above, merge up to, join below
 
 _WIDE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, hanzi, hangul
 _UNITS = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+|[^\w\s]|_")
@@ -31,11 +31,11 @@ _ABBREVIATION = re.compile(
 
 
 def sentences(text: str, most: int = MOST, least: int = LEAST, short: int = SHORT) -> list[str]:
-    """Pieces of a text, each with the white space behind it: "".join(pieces) is the text.
+    """Pieces of a text, each with the white space after it: "".join(pieces) is the text.
 
-    Sentences are gathered until a piece has `least` units, unless it would have more than `most`; what has more is cut
-    at commas, else between words. A piece of less than `short` units joins its neighbour; with one before and
-    one behind, a piece has up to most + 2 * short.
+    Sentences are merged until a piece has `least` units, unless it would exceed `most`; longer ones are cut at commas,
+    else between words. A piece of less than `short` units joins its neighbour; so a
+    piece has up to most + 2 * short.
     A text without a letter or digit has no pieces.
 
     Args:
@@ -59,18 +59,18 @@ def sentences(text: str, most: int = MOST, least: int = LEAST, short: int = SHOR
 
 
 def units(text: str) -> int:
-    """A measure of how long a text is to say: one for each Chinese, Japanese or Korean character and each sign, and
+    """Approximate spoken length of a text: one for each Chinese, Japanese or Korean character and each sign, and
     one for each six letters of a word."""
     return sum(-(-len(unit) // 6) for unit in _UNITS.findall(text))
 
 
 def speaks(text: str) -> bool:
-    """Whether there is anything to say: a letter or a digit."""
+    """True if the text has a letter or a digit."""
     return any(character.isalnum() for character in text)
 
 
 def _fitting(text: str, most: int) -> list[str]:
-    """The text in parts of at most `most` units: cut at clauses, then words, then anywhere."""
+    """Parts of at most `most` units, cut at clauses, then words, then anywhere."""
     parts = [text]
     for mark in (_CLAUSE, _SPACE, _UNIT):
         if all(units(part) <= most for part in parts):
@@ -84,7 +84,7 @@ def _fitting(text: str, most: int) -> list[str]:
 
 
 def _gather(text: str, mark: re.Pattern[str], most: int) -> list[str]:
-    """The text cut at marks, neighbours put together again as far as they fit."""
+    """The text cut at marks, with neighbours merged as far as they fit."""
     gathered: list[list[str]] = []
     size = most
     for part in _cut(text, mark):
@@ -98,13 +98,13 @@ def _gather(text: str, mark: re.Pattern[str], most: int) -> list[str]:
 
 
 def _cut(text: str, mark: re.Pattern[str]) -> list[str]:
-    """The text cut behind each mark that ends something."""
+    """The text cut after each mark that ends a sentence or clause."""
     borders = [0, *(m.end() for m in mark.finditer(text) if mark is not _END or _ends(text, m)), len(text)]
     return [text[start:end] for start, end in pairwise(borders) if start < end]
 
 
 def _ends(text: str, mark: re.Match[str]) -> bool:
-    """Whether a sentence ends here: not behind an abbreviation, nor before a small letter."""
+    """True if a sentence ends here: not after an abbreviation, nor before a small letter."""
     if not mark[0].startswith((".", "!", "?", "…")):
         return True
     small = text[mark.end() : mark.end() + 1].islower()

@@ -17,7 +17,7 @@ def normalise(text: str) -> str:
 def spell(text: str, alphabet: str) -> list[int] | None:
     """Symbols 1 .. len(alphabet) of a text once normalised; None where it is empty or needs other characters.
 
-    Letters lose accents that the alphabet has not: "für" is spelled "fur".
+    Letters lose accents that are not in the alphabet: "für" is spelled "fur".
     """
     text = normalise(text)
     if not set(text) <= set(alphabet):
@@ -28,13 +28,13 @@ def spell(text: str, alphabet: str) -> list[int] | None:
 
 
 def read(symbols: Sequence[int], alphabet: str) -> str:
-    """The text of CTC's best symbols, frame by frame: repeats are one, blanks none."""
+    """The text of CTC's best symbols, frame by frame: repeats are merged, blanks dropped."""
     kept = [symbol for place, symbol in enumerate(symbols) if place == 0 or symbol != symbols[place - 1]]
     return "".join(alphabet[symbol - 1] for symbol in kept if symbol)
 
 
 def frames_needed(symbols: Sequence[int]) -> int:
-    """CTC frames that a text needs at least: equal neighbours take a blank between them."""
+    """Minimum number of CTC frames for a text: equal neighbours need a blank between them."""
     return len(symbols) + sum(a == b for a, b in pairwise(symbols))
 
 

@@ -1,1 +1,1 @@
-"""A page in the browser: hear and see what tokens keep of speech."""
+"""Web page: listen to and look at the speech that tokens reconstruct."""

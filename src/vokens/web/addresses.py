@@ -1,4 +1,4 @@
-"""Addresses of what the page has made lately: streams of speech, and files of results. The oldest are forgotten."""
+"""URLs of the page's recent outputs: streams of speech, and result files. The oldest are dropped."""
 
 import secrets
 import shutil
@@ -16,11 +16,11 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from vokens.serve.sound import Writer
 
-KEPT = 16  # takes of speech, a minute is 3 MB; and results, a minute of whose waves is 12 MB
+KEPT = 16  # takes of speech (3 MB per minute) and results (12 MB per minute)
 
 
 class Take:
-    """The bytes of one speech as a wav file, computed once and heard any number of times: players ask twice."""
+    """The bytes of one take as a wav file, computed once: players request it twice."""
 
     def __init__(self, pieces: Iterator[np.ndarray], rate: int) -> None:
         self._pieces, self._writer = pieces, Writer("wav", rate)
@@ -40,7 +40,7 @@ class Take:
 
 
 class Addresses:
-    """Streams, which go on when they are fetched, and files, which are written when they are fetched."""
+    """Registry of streams, computed as they are fetched, and files, written when they are fetched."""
 
     def __init__(self) -> None:
         self._takes: OrderedDict[str, Take] = OrderedDict()
@@ -48,7 +48,7 @@ class Addresses:
         self._folder = tempfile.TemporaryDirectory(prefix="vokens-web-", ignore_cleanup_errors=True)
 
     def routes(self, app: FastAPI) -> None:
-        """Answer the addresses in an application."""
+        """Add the routes to an application."""
 
         @app.get("/stream/{ticket}")
         def stream(ticket: str) -> StreamingResponse:
@@ -56,7 +56,7 @@ class Addresses:
 
         @app.get("/result/{ticket}/{name}")
         def result(ticket: str, name: str) -> FileResponse:
-            return FileResponse(self.file(ticket, name))  # answers ranges, without which players cannot seek
+            return FileResponse(self.file(ticket, name))  # supports Range, which players need to seek
 
     def add_stream(self, pieces: Iterator[np.ndarray], rate: int) -> str:
         """The address of a stream of waves (T,)."""
@@ -67,7 +67,7 @@ class Addresses:
         return f"/stream/{ticket}"
 
     def add_files(self, writers: dict[str, Callable[[Path], None]]) -> list[str]:
-        """The addresses of files, in order, given by their names and the functions that write them."""
+        """The addresses of files, in order, by name and writing function."""
         ticket = secrets.token_urlsafe(16)
         self._writers[ticket] = writers
         while len(self._writers) > KEPT:
@@ -76,16 +76,16 @@ class Addresses:
         return [f"/result/{ticket}/{quote(name)}" for name in writers]
 
     def take(self, ticket: str) -> Take:
-        """The bytes of a wav file, as they are computed."""
+        """The take of a ticket; HTTP 404 where it was dropped."""
         if ticket not in self._takes:
-            raise HTTPException(404, "this speech is forgotten: press the button again")
+            raise HTTPException(404, "this speech has expired: press the button again")
         return self._takes[ticket]
 
     def file(self, ticket: str, name: str) -> Path:
         """A file of a result."""
         writer = self._writers.get(ticket, {}).get(name)
         if writer is None:
-            raise HTTPException(404, "this result is forgotten: press the button again")
+            raise HTTPException(404, "this result has expired: press the button again")
         path = Path(self._folder.name) / ticket / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""Recordings and token files through codecs: sound, pictures, numbers. No browser is known here.
+"""Recordings and token files through codecs: sound, pictures, numbers; independent of the browser.
 
-Tokens are kept, so that moving the slider over codebooks decodes and does not encode again.
+Tokens are cached, so that the codebook slider decodes without encoding again.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from vokens.picture import roundtrip_figure, save_figure, tokens_figure
 from vokens.tokens import Tokens
 
 KEPT = 32  # encodings
-_DRAWING = threading.Lock()  # matplotlib's settings belong to the whole process
+_DRAWING = threading.Lock()  # matplotlib's settings are global
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Result:
     title: str
 
     def files(self, stem: str) -> dict[str, Callable[[Path], None]]:
-        """File names, each with the function that writes it: sound, tokens, a wide and a narrow picture."""
+        """Writers by file name: sound, tokens, a wide and a narrow picture."""
         rate = self.tokens.sample_rate
         return {
             f"{stem}.wav": lambda path: audio.save(path, self.decoded, rate),
@@ -56,14 +56,14 @@ class Result:
 
 
 class Listener:
-    """Codecs by name, and the recordings that they have encoded lately."""
+    """Codecs by name, with a cache of recent encodings."""
 
     def __init__(self, codecs: dict[str, Codec], max_seconds: float) -> None:
         self.codecs, self.max_seconds = codecs, max_seconds
         self._kept: OrderedDict[tuple[str, str], tuple[Tokens, float]] = OrderedDict()
 
     def load(self, path: str | Path | None) -> tuple[np.ndarray, int]:
-        """The recording (T,) and its rate. Raises AudioError for none, one that is unreadable, or too long a one."""
+        """The recording (T,) and its rate. Raises AudioError where it is missing, unreadable or too long."""
         if not path:
             raise AudioError("there is no recording yet: record or upload one, or press a sample")
         wave, rate = audio.load(Path(path), duration=self.max_seconds + 1)
@@ -75,7 +75,7 @@ class Listener:
         return wave, rate
 
     def roundtrip(self, name: str, wave: np.ndarray, rate: int, codebooks: int, title: str = "") -> Result:
-        """The recording through a codec, with its first `codebooks` (all, if it has fewer)."""
+        """Encode and decode with the first `codebooks` codebooks (all, if there are fewer)."""
         codec = self.codecs[name]
         tokens, encoding = self._encode(name, wave, rate)
         kept = tokens.select(0, min(codebooks, codec.num_codebooks))
@@ -88,7 +88,7 @@ class Listener:
         return Result(original, decoded, kept, numbers, title)
 
     def open(self, path: str | Path | None) -> Result:
-        """A token file through the codec that made it. Raises TokensError."""
+        """Decode a token file with the codec that made it. Raises TokensError."""
         if not path:
             raise TokensError("choose a token file first: .vok, .json, .npz or .pt")
         tokens = Tokens.load(path)
@@ -120,7 +120,7 @@ class Listener:
 
 
 def facts(tokens: Tokens) -> dict[str, str]:
-    """Numbers of tokens: bit rate as written and as their entropy has it, frames, codebooks."""
+    """Figures of tokens: bit rate, entropy rate, frames, codebooks."""
     entropy = tokens.entropy()
     return {
         "bit rate": f"{tokens.bitrate / 1000:.2f} kbit/s",

@@ -1,7 +1,7 @@
-"""The page: one tab for codecs, one for token files, and tabs for voices and texts where a model for them is there.
+"""The page: tabs for codecs and token files, and for voices and texts where a model supports them.
 
-Sounds, pictures and tokens are ordinary addresses of this server (`Addresses`): browsers play streams while they
-arrive, and draw the picture that fits their width.
+Sounds, pictures and tokens are plain URLs of this server (`Addresses`): browsers play streams as they arrive, and
+choose the picture that fits their width.
 """
 
 import html
@@ -27,7 +27,7 @@ from vokens.models.speaking import ENDED, Speaker
 from vokens.web.addresses import Addresses
 from vokens.web.listen import Listener, Result
 
-REFERENCE = 10.0  # s of a voice's recording that S3Gen uses, as Chatterbox does
+REFERENCE = 10.0  # seconds of the reference that S3Gen uses, as in Chatterbox
 SAMPLES = Path(str(files("vokens") / "samples"))
 FONTS = ["system-ui", "sans-serif"]  # of the machine: the page works without a network
 STYLE = """
@@ -46,7 +46,7 @@ STYLE = """
 footer .divider {display: none !important;}
 .playback {display: none !important;}
 """
-# Gradio's upload button is called otherwise than its text, which speech control and screen readers stumble over.
+# Gradio's upload button has an aria-label unlike its text, which confuses speech control and screen readers.
 SCRIPT = """
 () => new MutationObserver(() => {
   document.querySelectorAll(".upload-container[aria-label]").forEach(one => one.removeAttribute("aria-label"));
@@ -55,7 +55,7 @@ SCRIPT = """
 
 
 def create_app(models: dict[str, Any], max_seconds: float = 60.0) -> FastAPI:
-    """The page over loaded models, as an application for uvicorn. Raises ConfigError for models of no use to it."""
+    """The page for loaded models, as an application for uvicorn. Raises ConfigError for models that no tab supports."""
     addresses = Addresses()
     app = FastAPI(title="vokens", docs_url=None, redoc_url=None, openapi_url=None)
     addresses.routes(app)
@@ -67,12 +67,12 @@ def create_app(models: dict[str, Any], max_seconds: float = 60.0) -> FastAPI:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's Soft, with the contrast of 4.5 to 1 that WCAG asks of text."""
+    """Gradio's Soft, with the contrast of 4.5 to 1 that WCAG requires of text."""
     return gr.themes.Soft(
         font=FONTS,
         font_mono=["ui-monospace", "monospace"],
     ).set(
-        background_fill_primary="*neutral_50",  # Soft's own, which set() forgets
+        background_fill_primary="*neutral_50",  # Soft's own, which set() resets
         input_border_color="*neutral_300",
         color_accent="*primary_600",
         block_label_text_color="*primary_700",
@@ -92,7 +92,7 @@ def _theme() -> gr.themes.Base:
 
 
 def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float) -> gr.Blocks:
-    """The tabs that these models make possible."""
+    """The tabs that these models support."""
     codecs = {n: m for n, m in models.items() if isinstance(m, Codec) and m.decodes}
     able = {n: m.decoder if isinstance(m, LearnableSpeech) else m for n, m in models.items()}
     converters = {
@@ -121,7 +121,7 @@ def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float
 def no_use(names: Iterable[str]) -> ConfigError:
     """The error for models that no tab takes."""
     return ConfigError(
-        f"the page has no use for {', '.join(sorted(names))}: it takes codecs that decode, S3Gen with its tokenizer, "
+        f"the page cannot use {', '.join(sorted(names))}: it takes codecs that decode, S3Gen with its tokenizer, "
         "and models that speak; leave the others out of --models"
     )
 
@@ -135,7 +135,7 @@ def _codec_tab(listener: Listener, addresses: Addresses) -> None:
             books = gr.Slider(1, most, most, step=1, label="Number of codebooks", elem_id="codebooks")
             count = gr.Number(most, visible="hidden", precision=0)
             go = gr.Button("Encode and decode", variant="primary", elem_id="go")
-    # While somebody types, the number box may be empty or out of range: then the last count, or the nearest, holds.
+    # While the user types, the number box may be empty or out of range: keep the last count, or clamp.
     nearest = f"(now, before) => now == null ? before : Math.min(Math.max(Math.round(now), 1), {most})"
     books.change(None, [books, count], count, js=nearest)
     shown = gr.HTML(elem_id="results")
@@ -157,13 +157,13 @@ def _codec_tab(listener: Listener, addresses: Addresses) -> None:
     def again(path: str | None, names: list[str], count: int) -> str:
         return results(path, names, count) if path and names else ""
 
-    given = [recording, chosen, count]
-    go.click(results, given, shown, concurrency_id="codecs")
-    # always_last: while one result is computed, of all that the slider passes only the last is computed next
+    inputs = [recording, chosen, count]
+    go.click(results, inputs, shown, concurrency_id="codecs")
+    # always_last: while one result is computed, only the latest position of the slider is queued
     gr.on(
         [count.change, chosen.change],
         again,
-        given,
+        inputs,
         shown,
         trigger_mode="always_last",
         concurrency_id="codecs",
@@ -182,7 +182,7 @@ def _token_tab(listener: Listener, addresses: Addresses) -> None:
 
 
 def _recording(label: str, name: str) -> gr.Audio:
-    """A place for a recording, with samples to press."""
+    """An input for a recording, with samples to choose from."""
     with gr.Column():
         recording = gr.Audio(label=label, type="filepath", elem_id=name, buttons=["download"])
         with gr.Row():
@@ -194,7 +194,7 @@ def _recording(label: str, name: str) -> gr.Audio:
 
 
 def _show(result: Result, addresses: Addresses, stem: str) -> str:
-    """Player, numbers, the picture that fits, and files to take home."""
+    """HTML of a result: player, figures, picture, downloads."""
     wave, tokens, wide, narrow = addresses.add_files(result.files(stem))
     model = html.escape(result.tokens.model)
     cells = "".join(
@@ -258,9 +258,9 @@ def _say_tab(models: dict[str, Speaker], addresses: Addresses) -> None:
 
 
 def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same pieces, the first of which is there: what cannot be said is refused before anything plays.
+    """The same pieces with the first one computed, so that errors are raised before anything plays.
 
-    Raises ConfigError for pieces without a sample, which players take for a broken file.
+    Raises ConfigError for pieces without a sample, which players would report as a damaged file.
     """
     for piece in pieces:
         if len(piece):
@@ -269,13 +269,13 @@ def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def play(address: str) -> str:
-    """A player that begins at once."""
+    """An audio player that starts at once."""
     return f'<audio controls autoplay aria-label="Speech" src="{html.escape(address)}"></audio>'
 
 
 @contextmanager
 def friendly(*paths: str | None) -> Iterator[None]:
-    """Errors of ours as a note on the page, which names uploaded files as their owners do."""
+    """Show VokensErrors as a note on the page, with uploaded files under their own names."""
     try:
         yield
     except VokensError as error:

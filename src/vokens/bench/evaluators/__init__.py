@@ -1,7 +1,7 @@
-"""Evaluators by name: ASR models, speaker verification models, and what this machine lacks for the metrics.
+"""Evaluators by name: ASR and speaker verification models, and the metrics that this machine cannot compute.
 
-A name without a colon is a model of docs/metrics.md that runs offline; `kind:ID` is opened by transformers, ID being a
-hub id or a folder. One more model is one function and one line of a table.
+A name without a colon is a model of docs/metrics.md that runs offline; `kind:ID` is opened by transformers, ID is a
+hub id or a folder. To add a model, add a function and a line of a table.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,21 +33,21 @@ class SpeakerModel(Protocol):
     """Voices as vectors."""
 
     def embed(self, wave: np.ndarray) -> np.ndarray:
-        """The voice (D,) of a 16 kHz wave (T,) in [-1, 1]; the cosine compares two."""
+        """Speaker embedding (D,) of a 16 kHz wave (T,) in [-1, 1], compared by cosine."""
         ...
 
 
 def open_recogniser(name: str, folder: Path | None = None, device: str = "cpu") -> Recogniser:
-    """moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID or wav2vec2:ID (a network with CTC, as HuBERT's).
+    """moonshine-tiny-en, moonshine-base-en, whisper-base, whisper:ID or wav2vec2:ID (any CTC model, e.g. HuBERT).
 
-    folder: of the offline models. Raises ConfigError for other names, NotInstalled and DownloadError for files that
-    cannot be had, MissingExtra without the packages.
+    folder: of the offline models. Raises ConfigError for other names, NotInstalled and DownloadError for missing
+    files, MissingExtra without the packages.
     """
     return _open("recogniser", RECOGNISERS, name, folder, device)
 
 
 def open_speaker_model(name: str, folder: Path | None = None, device: str = "cpu") -> SpeakerModel:
-    """campplus-zh-en or wavlm:ID (with x-vectors, such as microsoft/wavlm-base-plus-sv); errors as above."""
+    """campplus-zh-en or wavlm:ID (x-vectors, e.g. microsoft/wavlm-base-plus-sv); raises as `open_recogniser` does."""
     return _open("speaker", SPEAKER_MODELS, name, folder, device)
 
 
@@ -57,7 +57,7 @@ def _open(
     kind, colon, source = name.partition(":")
     known = f"{kind}:ID" if colon else kind
     if known not in table or (colon and not source):
-        raise ConfigError(f"{role} {name!r}: {', '.join(table)} are accepted, ID being a hub id or a folder")
+        raise ConfigError(f"{role} {name!r}: {', '.join(table)} are accepted, ID is a hub id or a folder")
     return table[known](source or find_evaluator(kind, folder), device)
 
 
@@ -90,7 +90,7 @@ class WhisperOfTransformers:
         self._processor, self._model = _pretrained(
             source, "AutoProcessor", "WhisperForConditionalGeneration", device
         )
-        # English-only models refuse to be told so.
+        # English-only models refuse a language setting.
         many = getattr(self._model.generation_config, "is_multilingual", False)
         self._task = {"language": "en", "task": "transcribe"} if many else {}
 
@@ -114,7 +114,7 @@ class WhisperOfTransformers:
 
 
 class Wav2Vec2:
-    """A network with CTC (wav2vec 2.0, HuBERT, WavLM), greedy."""
+    """CTC model (wav2vec 2.0, HuBERT, WavLM), greedy."""
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         self._processor, self._model = _pretrained(source, "Wav2Vec2Processor", "AutoModelForCTC", device)
@@ -124,7 +124,7 @@ class Wav2Vec2:
         features = self._processor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
         best = self._model(features.input_values).logits.argmax(-1)
         text = self._processor.batch_decode(best)[0]
-        # skip_special_tokens would drop the blanks before repeats are joined, and "ll" would be read as "l".
+        # skip_special_tokens would drop the blanks before repeats are merged, so "ll" would become "l".
         for mark in self._processor.tokenizer.all_special_tokens:
             text = text.replace(mark, "")
         return text.strip()
@@ -143,7 +143,7 @@ class WavLM:
 
 
 def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[Any, Any]:
-    """The processor and the network of a hub id or a folder, by their classes in transformers."""
+    """Processor and network of a hub id or a folder, by their classes in transformers."""
     try:
         import transformers
     except ImportError as error:
@@ -153,7 +153,7 @@ def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[A
         return getattr(transformers, processor).from_pretrained(source), network
     except (OSError, ValueError) as error:
         raise DownloadError(
-            f"{source} cannot be opened: give the id of a model that the hub has and can be reached, or a folder with "
+            f"{source} cannot be opened: give the id of a model on the hub and check the network, or a folder with "
             f"its files ({' '.join(str(error).split())[:200]})"
         ) from error
 
@@ -169,7 +169,7 @@ SPEAKER_MODELS: dict[str, Callable[..., SpeakerModel]] = {"campplus-zh-en": _cam
 
 
 class SpeakerEvaluator:
-    """CAM++ from the folder of its published weights (campplus_cn_en_common.pt, 192 numbers a voice)."""
+    """CAM++ from the folder of its published weights (campplus_cn_en_common.pt), embedding dim 192."""
 
     def __init__(self, folder: str | Path) -> None:
         home = Path(folder).expanduser()
@@ -179,7 +179,7 @@ class SpeakerEvaluator:
         checkpoint.load_strict(self._model, checkpoint.read_state_dict(path), str(path))
 
     def embed(self, wave: np.ndarray) -> np.ndarray:
-        """The voice (192,) of a 16 kHz wave (T,) of at least 45 ms."""
+        """Speaker embedding (192,) of a 16 kHz wave (T,) of at least 45 ms."""
         return self._model.embed([torch.from_numpy(np.ascontiguousarray(wave))])[0].numpy()
 
 
@@ -189,7 +189,7 @@ _PACKAGES = {  # of the extra `eval`, by metric
     **dict.fromkeys(("dnsmos", "dnsmos-sig", "dnsmos-bak"), ("onnxruntime",)),
     "wer": ("onnxruntime", "tokenizers"),
 }
-_MODELS = {  # by metric; of word error it is chosen
+_MODELS = {  # by metric; for word error an option
     **dict.fromkeys(("dnsmos", "dnsmos-sig", "dnsmos-bak"), "dnsmos"),
     "distill-mos": "distillmos",
     "speaker": "campplus-zh-en",
@@ -197,7 +197,7 @@ _MODELS = {  # by metric; of word error it is chosen
 
 
 def unmeasurable(metrics: Iterable[str], recogniser: str, folder: str | Path | None = None) -> dict[str, str]:
-    """The metrics that this machine cannot compute, and why: at most one reason for packages, one for models."""
+    """Metrics that this machine cannot compute, with the reason: missing packages or models."""
     packages, models = {}, {}
     for metric in metrics:
         needed = _PACKAGES.get(metric, ())

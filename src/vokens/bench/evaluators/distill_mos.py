@@ -1,7 +1,7 @@
 """Distill-MOS (Stahl and Gamper 2025, arXiv 2502.05356): a non-intrusive MOS predictor.
 
-A student network distilled from one on XLS-R's features. It takes 7.68 s at 16 kHz: shorter recordings end in silence,
-longer ones are rated in windows spread evenly over them, at most a second apart, and the mean of these is taken.
+A student distilled from a teacher on XLS-R features. Its input is 7.68 s at 16 kHz: shorter recordings are padded with
+silence, longer ones are rated in evenly spaced windows, at most a second apart, and averaged.
 """
 
 from pathlib import Path
@@ -19,8 +19,8 @@ LARGEST_HOP = 16000
 HOP, FFT = 160, 320
 CHANNELS = (64, 64, 128, 256, 256, 256)
 FRAMES, WIDTH, HEADS, LAYERS = 384, 200, 8, 7
-BINS = 4  # of the spectrum's 161, what the convolutions leave
-AT_ONCE = 8  # windows: an hour needs no more memory than 15 s
+BINS = 4  # of the spectrum's 161, after the convolutions
+AT_ONCE = 8  # windows per batch: an hour needs no more memory than 15 s
 # The released file's names -> ours.
 _NAMES = (
     ("cnn.cnn.", "convolutions."),

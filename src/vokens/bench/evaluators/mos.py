@@ -1,7 +1,7 @@
 """DNSMOS P.835 (Reddy et al. 2021, arXiv 2110.01763): a non-intrusive MOS predictor.
 
-The released graph takes 9.01 s at 16 kHz: shorter recordings are repeated, longer ones rated every second; the mean
-of these is taken, after the released polynomials that bring the graph's numbers to the scale of listeners.
+The released graph takes 9.01 s at 16 kHz: shorter recordings are repeated, longer ones are rated every second and
+averaged, after the released polynomials that map the outputs to the MOS scale.
 """
 
 import hashlib
@@ -20,9 +20,7 @@ _LISTENERS = {
     "dnsmos-bak": (-0.13166888, 1.60915514, -0.39604546),
     "dnsmos": (-0.06766283, 1.11546468, 0.04602535),
 }
-_PERSONALISED = (
-    "9e3a197449ca2177f0997afec3bd6b890117ce2f17b89d6eea7fa0d47272c81c"  # the other file of this name
-)
+_PERSONALISED = "9e3a197449ca2177f0997afec3bd6b890117ce2f17b89d6eea7fa0d47272c81c"
 
 
 class DNSMOS:
@@ -34,7 +32,7 @@ class DNSMOS:
         path = home / FILES["dnsmos"][0]
         if hashlib.sha256(path.read_bytes()).hexdigest() == _PERSONALISED:
             raise ConfigError(
-                f"{path} is the graph of the personalised DNSMOS, which rates other voices as noise: take the file "
+                f"{path} is the graph of the personalised DNSMOS, which rates other voices as noise: use the file "
                 "of that name from the folder dnsmos_models of the package speechmos"
             )
         self._session = open_graph(path, threads, "DNSMOS")

@@ -1,7 +1,7 @@
 """Speech recognition with Whisper (Radford et al. 2022, arXiv 2212.04356): greedy, in many languages.
 
-From a folder with model.safetensors under OpenAI's names, tokenizer.json and CTranslate2's config.json, which says what
-is never written. A recording is heard in windows of 30 s, as published; there is no fallback to other temperatures.
+From a folder with model.safetensors under OpenAI's names, tokenizer.json and CTranslate2's config.json, which lists
+suppressed tokens. Recordings are transcribed in windows of 30 s, as published; there is no temperature fallback.
 """
 
 import re
@@ -26,12 +26,12 @@ from vokens.text.files import read_json
 
 RATE = 16000
 WINDOW = 30 * RATE  # samples
-HEAD_WIDTH = 64  # of all sizes of Whisper
+HEAD_WIDTH = 64  # in all sizes of Whisper
 Cached = dict[str, Tensor]  # keys and values of a layer
 
 
 class DecoderBlock(nn.Module):
-    """Attention to the text so far, attention to the encoder's states, feed-forward; each behind a norm."""
+    """Causal self-attention, cross-attention to the encoder states, feed-forward; pre-norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class DecoderBlock(nn.Module):
         self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(self, x: Tensor, states: Tensor, cached: Cached) -> Tensor:
-        """x (1, n, D) behind what is cached, states (1, T, D) of the encoder -> (1, n, D)."""
+        """x (1, n, D) after the cached positions, encoder states (1, T, D) -> (1, n, D)."""
         y = self.attn_ln(x)
         keys, values = self.attn.key(y), self.attn.value(y)
         if "k" in cached:
@@ -59,7 +59,7 @@ class DecoderBlock(nn.Module):
 
 
 def _attend(part: SelfAttention, x: Tensor, keys: Tensor, values: Tensor, causal: bool = True) -> Tensor:
-    """x (1, n, D), the last of keys and values (1, T, D) where causal."""
+    """Attention of x (1, n, D); if causal, x is at the last positions of keys and values (1, T, D)."""
     q, k, v = (y.unflatten(-1, (part.heads, -1)).transpose(1, 2) for y in (part.query(x), keys, values))
     n, total = x.shape[1], keys.shape[1]
     mask = (
@@ -69,7 +69,7 @@ def _attend(part: SelfAttention, x: Tensor, keys: Tensor, values: Tensor, causal
 
 
 class Decoder(nn.Module):
-    """Ids to scores, going on from what is cached."""
+    """Decoder with a KV cache: ids to logits."""
 
     def __init__(self, width: int, layers: int, vocabulary: int, longest: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         self.ln = nn.LayerNorm(width)
 
     def forward(self, ids: Tensor, states: Tensor, cached: list[Cached]) -> Tensor:
-        """Scores (V,) behind ids (n,), which follow those that are cached; states (1, T, D) of the encoder."""
+        """Next-token logits (V,) after ids (n,), which follow the cached ones; encoder states (1, T, D)."""
         start = cached[0]["k"].shape[1] if cached[0] else 0
         x = (self.token_embedding(ids) + self.positional_embedding[start : start + len(ids)])[None]
         for block, memory in zip(self.blocks, cached, strict=True):
@@ -100,7 +100,7 @@ class WhisperNetwork(nn.Module):
 
     @classmethod
     def of(cls, state: dict[str, Tensor], where: object) -> "WhisperNetwork":
-        """The network of OpenAI's weights, whose shapes say all sizes. Raises CheckpointError."""
+        """The network of OpenAI's weights, with sizes from their shapes. Raises CheckpointError."""
         state = {name: value.float() for name, value in state.items()}
         try:
             state["encoder.positions"] = state.pop("encoder.positional_embedding")
@@ -134,7 +134,7 @@ class Whisper:
         check_files(home, FILES["whisper-base"])
         try:
             self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises nothing narrower
+        except Exception as error:  # tokenizers raises only Exception
             raise CheckpointError(
                 f"{home / 'tokenizer.json'} is no tokenizer ({error}): fetch it again"
             ) from error
@@ -144,9 +144,7 @@ class Whisper:
         marks = ("startoftranscript", language, "transcribe", "notimestamps", "endoftext")
         ids = [self._tokenizer.token_to_id(f"<|{mark}|>") for mark in marks]
         if None in ids:
-            raise CheckpointError(
-                f"{home} knows no <|{marks[ids.index(None)]}|>: give a language of Whisper's"
-            )
+            raise CheckpointError(f"{home} has no <|{marks[ids.index(None)]}|>: give a language of Whisper's")
         *self._start, self._end = ids
         self._mel = LogMel(WHISPER_80)
 
@@ -163,18 +161,18 @@ class Whisper:
         return re.sub(r"\s+", " ", " ".join(texts)).strip()
 
     def _ids(self, mel: Tensor) -> list[int]:
-        """The ids of a window's text: half of the positions at most, as published, for loops have no end."""
+        """Token ids of a window: at most half of the positions, as published, which ends loops."""
         decoder = self.network.decoder
         states, cached = self.network.states(mel), [Cached() for _ in decoder.blocks]
         longest = len(decoder.positional_embedding) // 2
-        found: list[int] = []
+        ids: list[int] = []
         new = self._start
-        while len(found) < longest:
+        while len(ids) < longest:
             scores = decoder(torch.tensor(new), states, cached)
-            scores[self._never if found else [*self._never, *self._never_first]] = -torch.inf
+            scores[self._never if ids else [*self._never, *self._never_first]] = -torch.inf
             scores[self._start[-1] :] = -torch.inf  # times
             new = [int(scores.argmax())]
             if new[0] == self._end:
                 break
-            found += new
-        return found
+            ids += new
+        return ids

@@ -1,6 +1,6 @@
-"""Every number of the benchmark by name: its title, its unit, and the exact mode in which it is taken.
+"""All figures of the benchmark by name: title, unit, and exact mode of measurement.
 
-docs/metrics.md has the definitions. A name may go on after a slash with the condition: `agreement/white/20dB`.
+docs/metrics.md has the definitions. A condition may follow the name after a slash: `agreement/white/20dB`.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ DEFINITIONS = {
 
 
 def definition(name: str) -> Definition:
-    """Of a metric's name, whatever its condition after the slash."""
+    """The definition of a metric, whatever the condition after the slash."""
     return DEFINITIONS[name.split("/")[0]]
 
 
@@ -109,7 +109,7 @@ def metric(
     """One number over recordings, as results hold it: {"value", "unit", "mode", "n", "ci"}.
 
     The value is the mean of `parts` (N,), or with `wholes` (N,) the sum of parts over the sum of wholes, times
-    scale. Recordings whose part is None are left out; n says how many are in. ci: the 95 % interval of 1000
+    scale. Recordings whose part is None are left out; n counts the others. ci: the 95 % interval of 1000
     bootstrap samples over recordings (Efron 1979), seeded; none for fewer than 2. mode: of DEFINITIONS, unless
     given.
     """

@@ -1,4 +1,4 @@
-"""The page itself: sections of a report as HTML, its style sheet and its few lines of script inside it."""
+"""HTML of the report, with embedded style sheet and script."""
 
 from collections.abc import Sequence
 from html import escape
@@ -87,7 +87,7 @@ def _plots(rows: Sequence[Row]) -> str:
 
 
 def _family(row: Row) -> str:
-    """A codec of ours is one line over its codebooks; Opus, Codec2 and Lyra are one line over their names."""
+    """Series of a row: one line per codec over its codebooks; Opus, Codec2 and Lyra one line over their variants."""
     entry = MODELS.get(row["model"])
     return row["model"] if entry is None or entry.settings is None else row["model"].split("-")[0]
 
@@ -107,9 +107,9 @@ def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
         books = row["row"].removeprefix(row["model"]).strip()
         entry = MODELS.get(row["model"])
         if entry is not None and entry.settings is not None and books not in ("", f"1-{entry.num_codebooks}"):
-            continue  # its rates have names of their own
+            continue  # its rates are separate names
         if books and books.split("-")[0] != "1":
-            continue  # later codebooks alone are no rate to choose; the table has them
+            continue  # later codebooks without the first are only in the table
         interval = tuple(measure["ci"]) if measure.get("ci") else None
         points.append(Point(row["row"], rate, measure["value"], interval))
     return tuple(points)

@@ -1,7 +1,7 @@
-"""The page of a folder of results: everything that `vokens bench` wrote there, as tables, plots and players.
+"""Report of a folder of results of `vokens bench`: tables, plots and players.
 
-One HTML file without outside resources, and the same numbers as CSV, Markdown and JSON beside it. Nothing in them
-depends on when or where they are made: the same results give the same bytes.
+One self-contained HTML file, and the same figures as CSV, Markdown and JSON. All are deterministic: the same results
+give the same bytes.
 """
 
 import csv
@@ -24,7 +24,7 @@ _COLUMNS = ("bench", "row", "model", "number", "value", "unit", "n", "low", "hig
 
 
 def run(options: Report) -> int:
-    """Write the page and the files beside it."""
+    """Write the page and its CSV, Markdown and JSON."""
     summaries = read_summaries(options.folder)
     out = options.out or options.folder / "report.html"
     samples: list[Sample] = []
@@ -46,7 +46,7 @@ def run(options: Report) -> int:
 
 
 def read_summaries(folder: Path) -> list[Summary]:
-    """Results in a folder, in the order in which the benchmark names its parts. Raises ConfigError without any."""
+    """Results in a folder, in the order of the benchmark's parts. Raises ConfigError where there are none."""
     summaries = []
     for name in BENCHES:
         path = folder / f"{name}.json"

@@ -1,7 +1,7 @@
-"""Rate against quality as SVG, drawn by hand: a few kilobytes, no library, colours from the page's style sheet.
+"""Rate-quality plots as SVG, without a library: a few kilobytes, coloured by the page's style sheet.
 
-Bit rates are spread over three decades, so the axis is logarithmic. Every number is rounded to a tenth of a pixel:
-the same results give the same bytes.
+Bit rates span three decades, so the axis is logarithmic. Coordinates are rounded to a tenth of a pixel, so that the
+bytes are deterministic.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 14, 40  # margins
 
 @dataclass(frozen=True)
 class Point:
-    """One row of results: its bit rate (kbit/s), its number and, where there is one, the interval of it."""
+    """One row of results: its bit rate (kbit/s), its value and, if any, its interval."""
 
     label: str
     rate: float
@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A codec at several rates; color: 0 to 7, its place in the palette."""
+    """A codec at several rates; color: 0 to 7, an index of the palette."""
 
     name: str
     color: int
@@ -33,7 +33,7 @@ class Series:
 
 
 def rate_plot(series: Sequence[Series], title: str, digits: int, ceiling: float | None = None) -> str:
-    """An <svg>. ceiling: what the recordings themselves reach, a dashed line."""
+    """An <svg>. ceiling: value of the recordings themselves, a dashed line."""
     points = [point for one in series for point in one.points]
     values = [point.value for point in points] + ([] if ceiling is None else [ceiling])
     rates = [point.rate for point in points]
@@ -115,7 +115,7 @@ class _Log(_Linear):
         return super().__call__(log10(value))
 
     def ticks(self) -> list[float]:
-        """Of 1, 2, 5 in every decade, those in sight."""
+        """1, 2 and 5 of every decade within the range."""
         powers = range(floor(self._low), ceil(self._high) + 1)
         every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
         return [value for value in every if self._low <= log10(value) <= self._high]

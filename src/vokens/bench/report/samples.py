@@ -1,4 +1,4 @@
-"""Players and spectrograms of a recording through every codec, as data addresses inside the page.
+"""Players and spectrograms of a recording through every codec, as data URLs inside the page.
 
 Sound is FLAC: lossless, so that artefacts are the codec's. Pictures are PNG files of 256 colours, written here.
 """
@@ -24,8 +24,8 @@ from vokens.models.codec import Codec
 from vokens.tokens import Tokens
 
 RATE = 16000  # Hz, of all sounds on the page: that of the metrics
-_RANGE = 70.0  # dB below the loudest that a picture shows
-_COLORS = (  # from dark to bright, eight of a perceptually even scale; between them straight lines
+_RANGE = 70.0  # dynamic range of a picture in dB
+_COLORS = (  # dark to bright, eight stops of a perceptually uniform scale, interpolated linearly
     (0, 0, 4), (40, 17, 89), (101, 26, 128), (158, 47, 127), (213, 72, 104), (246, 118, 92), (254, 183, 122),
     (252, 253, 191),
 )  # fmt: skip
@@ -51,12 +51,12 @@ class Sample:
 
 
 def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float) -> Iterator[Sample]:
-    """Recordings of the reconstruction benchmark, evenly spaced; rows that cannot be opened any more are left out."""
+    """Recordings of the reconstruction benchmark, evenly spaced; rows that can no longer be opened are left out."""
     items = _items(folder, summary)
     chosen = [items[int((i + 0.5) * len(items) / count)] for i in range(min(count, len(items)))]
     waves: dict[str, dict[str, np.ndarray]] = {}
     for item in chosen:
-        with suppress(VokensError):  # the benchmark has named it
+        with suppress(VokensError):  # reported by the benchmark
             waves[item.id] = {"original": load(item.path, RATE)[0]}
     chosen = [item for item in chosen if item.id in waves]
     for model in dict.fromkeys(row["model"] for row in summary["rows"]):
@@ -74,7 +74,7 @@ def _items(folder: Path, summary: dict[str, Any]) -> list[Item]:
     chosen["models"] = ",".join(chosen["models"])
     path = Path(data) if Path(data).exists() else None
     if path is None and data.startswith("/"):
-        return []  # the corpus has gone since
+        return []  # the corpus no longer exists
     with suppress(NoRecordings):
         return find_items(Measure(out=folder, data=path, **chosen))
     return []
@@ -88,7 +88,7 @@ def _decode(
     items: list[Item],
     waves: dict[str, dict[str, np.ndarray]],
 ) -> None:
-    """Add what each of a model's rows makes of the recordings: of its kept tokens, else encoded again."""
+    """Add the resynthesis of each of a model's rows, from saved tokens, else encoded again."""
     from vokens.bench.tasks.codecs import labels, token_path
 
     options = Measure(out=folder, models=",".join(summary["selection"]["models"]))
@@ -112,7 +112,7 @@ def _decode(
 
 
 def _books(tokens: Tokens, model: str, row: str) -> Tokens:
-    """The codebooks that a row's label names after the model's: "mini 2-8"; all where it names none."""
+    """The codebooks of a row's label, such as "mini 2-8"; all for a label without."""
     first, _, last = row.removeprefix(model).strip().partition("-")
     if not first.isdigit():
         return tokens

@@ -1,4 +1,4 @@
-"""A summary of results as text: whole in Markdown, and compact, within the width of a terminal."""
+"""A summary of results as text: complete in Markdown, and compact within the width of a terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,16 +21,14 @@ def markdown(summary: Mapping[str, Any]) -> str:
     head, *body = (f"| {' | '.join(line)} |\n" for line in lines)
     text = f"# {summary['bench']}\n\n{head}|---|---|---{'|---:' * len(rows)}|\n{''.join(body)}"
     counts = ", ".join(f"{row['row']} {row['files']} ({row['seconds']:.0f} s)" for row in rows)
-    text += (
-        f"\nRecordings: {counts}. In brackets: of how many, where not of all. Definitions: docs/metrics.md.\n"
-    )
+    text += f"\nRecordings: {counts}. In brackets: number of recordings, where not all. Definitions: docs/metrics.md.\n"
     for name, reason in summary["notes"].items():
         text += f"\n{name}: not measured. {reason}\n"
     return text + (f"\n{summary['failed']} files failed.\n" if summary["failed"] else "")
 
 
 def compact(summary: Mapping[str, Any], width: int) -> str:
-    """Names of numbers and their units against rows of results; of numbers under conditions, a table for each row."""
+    """Table of figures by rows of results; for figures with conditions, one table per row."""
     rows = summary["rows"]
     files, seconds = (max((row[name] for row in rows), default=0) for name in ("files", "seconds"))
     parts = [f"{summary['bench']}: {files} recording{'s' * (files != 1)}, {seconds:.0f} s of speech\n"]
@@ -63,7 +61,7 @@ def _cell(row: Line, name: str, absent: str = "–") -> str:
 
 
 def _blocks(lines: list[list[str]], width: int) -> Iterator[str]:
-    """A table cut into as many as the width needs, each with the first column."""
+    """A table split to fit the width, each part with the first column."""
     columns = [[cell.strip() for cell in column] for column in zip(*lines, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     first = 1
@@ -75,7 +73,7 @@ def _blocks(lines: list[list[str]], width: int) -> Iterator[str]:
         for i, name in enumerate(columns[0]):
             cells = [columns[k][i].rjust(widths[k]) for k in range(first, last)]
             if not any(map(str.strip, cells)):
-                continue  # a condition without any of these numbers
+                continue  # a condition without any of these figures
             text += "  ".join([name.ljust(widths[0]), *cells]).rstrip() + "\n"
         yield text
         first = last

@@ -1,4 +1,4 @@
-"""The codecs that are measured: their labels, opened on one device, and their tokens, kept in the results' folder."""
+"""Measured codecs: labels, loading, and tokens cached in the folder of the results."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from vokens.tokens import Tokens
 
 
 def labels(options: Measure) -> dict[str, str]:
-    """Label of each chosen model -> what `vokens.load` takes: a folder's own name, or the text as given."""
+    """Map labels of the chosen models to sources of `vokens.load`; a label is a folder's name or the text given."""
     names = options.model_names()
     own_names = [_own_name(name) for name in names]
     return {
@@ -23,7 +23,7 @@ def labels(options: Measure) -> dict[str, str]:
 
 
 def open_codec(source: str, options: Measure, dtype: str = "float32") -> Codec:
-    """The codec on the chosen device. Raises ConfigError for models that give no tokens of audio."""
+    """The codec on the chosen device. Raises ConfigError for models that do not encode audio."""
     import torch
 
     import vokens
@@ -31,12 +31,12 @@ def open_codec(source: str, options: Measure, dtype: str = "float32") -> Codec:
     torch.set_num_threads(options.threads)
     codec = vokens.load(source, device=options.device, dtype=dtype)
     if not isinstance(codec, Codec):
-        raise ConfigError(f"{source} is a {type(codec).__name__}: codecs are measured, audio to tokens")
+        raise ConfigError(f"{source} is a {type(codec).__name__}: only codecs are measured, give one")
     return codec
 
 
 def tokens_of(codec: Codec, label: str, item: Item, wave: np.ndarray, options: Measure) -> Tokens:
-    """Tokens of a wave (T,) at the codec's rate: those that lie in the folder of results, else computed and kept."""
+    """Tokens of a wave (T,) at the codec's rate: from the folder of results, else encoded and saved there."""
     path = token_path(options, label, item)
     if path.is_file():
         tokens = Tokens.load(path)

@@ -10,13 +10,13 @@ from vokens.errors import ConfigError, NotInstalled, VokensError
 
 
 def run(options: Every) -> int:
-    """Run the parts named by `only`, else all that the data and this machine allow; the highest of their exit codes.
+    """Run the parts of `only`, else all that data and machine allow; returns the highest of their exit codes.
 
-    A part for which the data or this machine have not what it needs says so and counts as 0, one that fails as 1;
-    where `only` names it, or none can run, its error is raised.
+    A part whose requirements are missing prints this and counts as 0, one that fails as 1; if `only` names it, or none
+    can run, its error is raised.
     """
     classes = {name: bench.options_class() for name, bench in BENCHES.items()}
-    able = [name for name, found in classes.items() if issubclass(found, Measure) and found is not Every]
+    able = [name for name, each in classes.items() if issubclass(each, Measure) and each is not Every]
     names = able if options.only is None else split_list(options.only)
     for name in names:
         if name not in able:

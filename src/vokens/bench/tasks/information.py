@@ -21,11 +21,11 @@ class KneserNey:
         for _ in range(order - 1):
             counts.append(
                 Counter(gram[1:] for gram in counts[-1])
-            )  # each distinct gram adds one left neighbour
+            )  # continuation counts: each distinct gram is one left neighbour
         self._orders = [_Order(count) for count in reversed(counts)]  # unigrams first
 
     def probability(self, code: int, context: tuple[int, ...]) -> float:
-        """p(code | context), context of order - 1 codes; a start symbol stands before the first."""
+        """p(code | context), context of order - 1 codes; sequences are padded with the start symbol."""
         p = 1 / self._size
         for length, order in enumerate(self._orders):
             p = order.blend(context[len(context) - length :], code, p)
@@ -44,7 +44,7 @@ class KneserNey:
 
 
 class _Order:
-    """Counts of grams of one length."""
+    """Counts of n-grams of one length."""
 
     def __init__(self, counts: Counter[tuple[int, ...]]) -> None:
         self._counts = counts
@@ -56,10 +56,10 @@ class _Order:
         ones, twos = (sum(count == k for count in counts.values()) for k in (1, 2))
         self._discount = (
             ones / (ones + 2 * twos) if ones else 0.5
-        )  # 0.5: only where every gram came twice or more
+        )  # 0.5 where every gram occurs twice or more
 
     def blend(self, context: tuple[int, ...], code: int, lower: float) -> float:
-        """p(code | context), of which `lower` is that of the next shorter context."""
+        """p(code | context), interpolated with `lower`, that of the next shorter context."""
         total = self._total.get(context, 0)
         if not total:
             return lower
@@ -70,9 +70,9 @@ class _Order:
 def vclub(matched: Tensor, shuffled: Tensor) -> Tensor:
     """Terms (N,) in nats, log q(y_i | x_i) - mean_j log q(y_j | x_i), whose mean is the estimate.
 
-    matched (N,) scores pairs; shuffled (N, M) scores each x with M texts drawn from all N, its own not left out.
-    Where q is the true conditional the mean is at least I(X; Y); with another q it need not be. Texts that q holds
-    impossible (-inf) would make it infinite and are left out, which lowers it; NaN where all of a row are.
+    matched (N,): log-likelihoods of pairs; shuffled (N, M): of each x with M texts drawn from all N, including its own.
+    If q is the true conditional, the mean is at least I(X; Y); for other q it need not be. Texts of likelihood 0 (-inf)
+    are left out, which lowers it; NaN where all of a row are.
     """
     possible = shuffled.isfinite()
     total = shuffled.double().masked_fill(~possible, 0).sum(1)
@@ -82,13 +82,13 @@ def vclub(matched: Tensor, shuffled: Tensor) -> Tensor:
 def barber_agakov(conditional: Tensor, prior: Tensor) -> Tensor:
     """Terms (N,) in nats, log q(y_i | x_i) - log p(y_i), whose mean is the lower bound.
 
-    With the true p(y) the mean is at most I(X; Y), and equal where q is the true conditional. A model in the place of
-    p adds its own excess, KL(p || model), the same for all x: differences between tokenizers are free of it.
+    With the true p(y) the mean is at most I(X; Y), and equal if q is the true conditional. A model instead of p adds
+    KL(p || model), the same for all tokenizers, so that differences between them are unaffected.
     """
     return conditional.double() - prior.double()
 
 
 def draw_others(count: int, others: int, generator: torch.Generator) -> Tensor:
-    """(N, M): for each of `count` items M = min(others, count) of all items, drawn without replacement."""
+    """(N, M) indices: for each of `count` items M = min(others, count) items, drawn without replacement."""
     some = min(count, others)
     return torch.stack([torch.randperm(count, generator=generator)[:some] for _ in range(count)])

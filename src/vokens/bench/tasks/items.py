@@ -13,12 +13,12 @@ from vokens.errors import ConfigError, VokensError
 
 
 class NoRecordings(ConfigError):
-    """The data have nothing that a part of the benchmark could measure."""
+    """The data have no recordings for a part of the benchmark."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One recording; what its manifest does not say is None."""
+    """One recording; labels missing in its manifest are None."""
 
     id: str
     path: Path
@@ -28,7 +28,7 @@ class Item:
 
 
 def find_items(options: Measure) -> list[Item]:
-    """The recordings that `options` asks for. Raises NoRecordings when there are none."""
+    """The recordings selected by `options`. Raises NoRecordings where there are none."""
     data = Path(str(files("vokens") / "samples")) if options.data is None else options.data
     if data.is_dir() and not (data / "manifest.jsonl").is_file():
         records = _folder_records(data)
@@ -40,7 +40,7 @@ def find_items(options: Measure) -> list[Item]:
         if _labels_fit(record, options) and _length_fits(record, options)
     ]
     if options.limit and options.limit < len(chosen):
-        # The middles of equal stretches: every speaker is covered.
+        # The middles of equal intervals, so that every speaker is covered.
         chosen = [chosen[int((i + 0.5) * len(chosen) / options.limit)] for i in range(options.limit)]
     if not chosen:
         raise NoRecordings(
@@ -63,7 +63,7 @@ def _length_fits(record: Record, options: Measure) -> bool:
     try:
         seconds = record.duration or audio.duration(record.path)
     except VokensError:
-        return True  # named, and left out, by the part that opens it
+        return True  # reported by the part that opens it
     return options.min_seconds <= seconds <= options.max_seconds
 
 
@@ -80,8 +80,10 @@ def _manifest_records(path: Path) -> list[Record]:
         if part or is_url(record.path):
             raise ConfigError(
                 f"{path}: {record.id} is {'a part of a file' if part else 'not on this machine'}: "
-                "whole local files are measured, save it as one"
+                "only whole local files are measured, save it as one"
             )
     if len({record.id for record in records}) < len(records):
-        raise ConfigError(f"{path} gives an id to several lines: results are kept by id, so ids must differ")
+        raise ConfigError(
+            f"{path} has an id on several lines: give each line its own, since results are stored by id"
+        )
     return records

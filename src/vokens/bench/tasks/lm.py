@@ -1,7 +1,7 @@
-"""Predictability of tokens by language models: bits per second of recordings that the models have not seen.
+"""Predictability of tokens by language models: bits per second on held-out recordings.
 
 A tokenizer that is easier to model needs fewer bits per second; tokenizers of any frame rate and number of codebooks
-compare, since recordings and seconds are the same. Recordings are divided by a hash of their ids.
+are comparable on the same recordings. Recordings are split by a hash of their ids.
 """
 
 import math
@@ -19,15 +19,15 @@ from vokens.tokens import Tokens
 
 ORDER = 3
 WIDTH, LAYERS, HEADS, DROPOUT = 128, 3, 4, 0.1
-RATE, WARM_UP = 2e-3, 20  # of AdamW, then a cosine to a tenth
-STEP_SECONDS = 16.0  # audio of a step
-CHECKS = 8  # looks at the validation part, over the training
+RATE, WARM_UP = 2e-3, 20  # of AdamW, followed by cosine decay to a tenth
+STEP_SECONDS = 16.0  # seconds of audio per step
+CHECKS = 8  # validations during training
 FEWEST = 10  # recordings
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Recordings to learn from, to choose the best state by, and to measure: indices."""
+    """Indices of training, validation and test recordings."""
 
     train: list[int]
     valid: list[int]
@@ -35,14 +35,14 @@ class Parts:
 
 
 def divide(ids: Sequence[str]) -> Parts:
-    """One tenth (at least one) to measure, one to validate, the rest to learn from, by a hash of their ids."""
+    """Split by a hash of ids: one tenth (at least one) test, one tenth validation, the rest training."""
     order = sorted(range(len(ids)), key=lambda i: (zlib.crc32(ids[i].encode()), ids[i]))
     tenth = max(1, len(ids) // 10)
     return Parts(sorted(order[2 * tenth :]), sorted(order[tenth : 2 * tenth]), sorted(order[:tenth]))
 
 
 def ngram_bits(tokens: Sequence[Tokens], parts: Parts) -> list[float]:
-    """Bits (K,) that the test part takes under an n-gram model of each codebook's stream by itself."""
+    """Bits (K,) of the test part under an n-gram model per codebook."""
     bits = []
     for k, size in enumerate(tokens[0].codebook_sizes):
         model = KneserNey((tokens[i].codes[0, k].tolist() for i in parts.train + parts.valid), size, ORDER)
@@ -57,10 +57,10 @@ def transformer_bits(
     seed: int,
     report: Callable[[int], object] = lambda step: None,
 ) -> list[float]:
-    """Bits (K,) that the test part takes under a small transformer over all codebooks, ends of recordings included.
+    """Bits (K,) of the test part under a small transformer over all codebooks, including end-of-sequence.
 
-    A TokenLM with a delay of one frame between codebooks, always of the same size, trained for `steps` steps of 16 s of
-    audio each; of 8 states on the way the one that is best on the validation part.
+    A TokenLM with a delay of one frame between codebooks, of fixed size, trained for `steps` steps of 16 s of audio
+    each; the best of 8 checkpoints on the validation part is used.
     """
     first = tokens[0]
     config = TokenLMConfig(
@@ -94,7 +94,7 @@ def transformer_bits(
 
 @torch.inference_mode()
 def _measure(model: TokenLM, tokens: Sequence[Tokens]) -> list[float]:
-    """Bits (K,) of the tokens and their ends."""
+    """Bits (K,) of the tokens and end-of-sequence."""
     model.eval()
     total: Tensor = torch.zeros(len(model.config.codebook_sizes), dtype=torch.float64)
     for one in tokens:
@@ -110,7 +110,7 @@ def _rate(step: int, steps: int) -> float:
 def _batches(
     tokens: Sequence[Tokens], rows: Sequence[int], generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Without end: rows in random order, as many at a time as fit into 16 s, at least one."""
+    """Endless batches of rows in random order, as many as fit into 16 s, at least one."""
     group: list[int] = []
     seconds = 0.0
     while True:

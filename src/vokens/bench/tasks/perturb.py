@@ -1,7 +1,7 @@
 """Perturbations of a recording before it is encoded again: noise, level, time, other codecs, rooms, speed.
 
-Every change is a function of the wave and a generator, so the same recording is changed alike for every codec and in
-every run. Waves are mono float32 (T,) at 16 kHz; all but `speed` keep the length and the time of what they change.
+A change is a function of the wave and a generator, so it is identical for every codec and run. Waves are mono float32
+(T,) at 16 kHz; all but `speed` keep length and alignment.
 """
 
 import io
@@ -23,7 +23,7 @@ def generator(seed: int, id: str, name: str) -> np.random.Generator:
 
 
 def noise(decibels: float, slope: float = 0.0) -> Change:
-    """Gaussian noise at a ratio of the two waves' energies in dB; slope: of its power in 1/f (1 is pink)."""
+    """Gaussian noise at a signal-to-noise ratio in dB; slope: of its power spectrum in 1/f (1 is pink)."""
 
     def change(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         spectrum = np.fft.rfft(draw.standard_normal(len(wave)))
@@ -37,12 +37,12 @@ def noise(decibels: float, slope: float = 0.0) -> Change:
 
 
 def gain(decibels: float) -> Change:
-    """Louder or softer; nothing is clipped."""
+    """Gain in dB, without clipping."""
     return lambda wave, draw: (wave * 10 ** (decibels / 20)).astype(np.float32)
 
 
 def coded(subtype: str) -> Change:
-    """Through another codec in an Ogg file, at libsndfile's default rate: "OPUS" or "VORBIS"."""
+    """Round trip through an Ogg codec at libsndfile's default bit rate: "OPUS" or "VORBIS"."""
 
     def change(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         file = io.BytesIO()
@@ -55,7 +55,7 @@ def coded(subtype: str) -> Change:
 
 
 def narrow(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Nothing above 4 kHz: to 8 kHz and back."""
+    """Band limit of 4 kHz: resampling to 8 kHz and back."""
     changed = resample(resample(wave, RATE, RATE // 2), RATE // 2, RATE)
     return np.pad(changed[: len(wave)], (0, max(0, len(wave) - len(changed))))
 
@@ -66,7 +66,7 @@ def coarse(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 def room(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Reverberation that falls by 60 dB in 0.3 s, as loud as the direct sound, which stays where it was."""
+    """Reverberation with T60 = 0.3 s, as loud as the direct sound, which keeps its time."""
     time = np.arange(int(0.3 * RATE)) / RATE
     tail = draw.standard_normal(len(time)) * 10 ** (-3 * time / 0.3)
     tail[: RATE // 500] = 0  # 2 ms before the first reflection
@@ -77,7 +77,7 @@ def room(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 def speed(factor: float) -> Change:
-    """Played faster, pitch included: T / factor samples."""
+    """Speed change including pitch: T / factor samples."""
     source = round(RATE * factor)
     return lambda wave, draw: resample(wave, source, RATE)
 

@@ -1,7 +1,7 @@
-"""A small recogniser trained from scratch on frozen tokens (SLMTokBench, arXiv 2308.16692 §3.2): what text they carry.
+"""ASR probe trained from scratch on frozen tokens, for their text content (SLMTokBench, arXiv 2308.16692 §3.2).
 
-Embeddings of the codebooks, summed; two bidirectional LSTM layers; CTC over characters. So that no tokenizer wins by
-its frame rate, all are read at about 25 steps a second, and each step emits as many CTC frames as make 50 a second.
+Summed codebook embeddings; two bidirectional LSTM layers; CTC over characters. To be independent of the frame rate, all
+tokenizers are read at about 25 steps a second, each step emitting so many CTC frames that there are 50 a second.
 """
 
 import math
@@ -17,7 +17,7 @@ from vokens.text.transcripts import frames_needed, read
 from vokens.tokens import Tokens
 
 ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"  # symbols 1 to 28, after CTC's blank
-STEP_RATE, EMISSION_RATE = 25.0, 50.0  # a second
+STEP_RATE, EMISSION_RATE = 25.0, 50.0  # Hz
 DROPOUT, WARMUP, LARGEST_GRADIENT = 0.2, 0.1, 1.0
 
 
@@ -26,10 +26,10 @@ class Budget:
     """Limits on the cost of training a probe.
 
     Attributes:
-        steps: updates. seconds: of speech in the batch of one, a single longer recording aside.
+        steps: updates. seconds: maximum speech in a batch, except for a single longer recording.
         width: of each direction of the LSTM, and of the embeddings.
-        learning_rate: the highest, of AdamW; it rises over a tenth of the steps and falls as a cosine to 0.
-        seed: of weights, order and dropout. device: where it computes.
+        learning_rate: maximum of AdamW; warm-up over a tenth of the steps, then cosine decay to 0.
+        seed: of weights, order and dropout. device: of the training.
     """
 
     steps: int = 1500
@@ -44,7 +44,7 @@ class Probe(nn.Module):
     """Tokens (B, K, T) to log-probabilities of CTC frames.
 
     Attributes:
-        stack: frames read in one step of the LSTM. emissions: CTC frames that a step emits.
+        stack: token frames per LSTM step. emissions: CTC frames per LSTM step.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], frame_rate: float, width: int) -> None:
@@ -55,7 +55,7 @@ class Probe(nn.Module):
         self.out = nn.Linear(2 * width, self.emissions * (1 + len(ALPHABET)))
 
     def frames(self, lengths: Tensor) -> Tensor:
-        """CTC frames of rows with `lengths` frames of tokens."""
+        """Number of CTC frames of rows with `lengths` token frames."""
         return -(-lengths // self.stack) * self.emissions
 
     def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Probe(nn.Module):
 
 
 def grid(frame_rate: float) -> tuple[int, int]:
-    """Frames of tokens that are read in one step, and CTC frames that it emits."""
+    """Token frames and CTC frames per LSTM step."""
     stack = max(1, round(frame_rate / STEP_RATE))
     return stack, math.ceil(EMISSION_RATE * stack / frame_rate)
 
@@ -83,8 +83,8 @@ def grid(frame_rate: float) -> tuple[int, int]:
 class BiLSTM(nn.Module):
     """One layer in both directions: x (B, T, in), lengths (B,) -> (B, T, 2 * width).
 
-    The backward direction reads each row from its own end, so padding is always behind what is read: packed sequences
-    would do the same at a fifth of the speed on a CPU (1.24 s against 0.21 s for 8 rows of 300 steps, width 128).
+    The backward direction reads each row from its own end, so that padding always comes last. Packed sequences would do
+    the same at a fifth of the speed on a CPU (1.24 s against 0.21 s for 8 rows of 300 steps, width 128).
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -97,7 +97,7 @@ class BiLSTM(nn.Module):
 
 
 def turned(x: Tensor, lengths: Tensor) -> Tensor:
-    """x (B, T, D) with the first lengths (B,) frames of each row in opposite order, the others in place."""
+    """x (B, T, D) with the first lengths (B,) frames of each row reversed, the others in place."""
     place = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
     opposite = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
     return x.gather(1, opposite[..., None].expand_as(x))
@@ -112,10 +112,10 @@ def train_probe(
     budget: Budget,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Probe:
-    """A probe of `tokens` (B items) with texts, B lists of symbols, in evaluation mode.
+    """Train a probe on `tokens` (B items) with texts, B lists of symbols; returned in evaluation mode.
 
     report: called with the number of the step and its loss, -ln q(text | tokens) per character.
-    The same arguments give the same weights on one machine, whatever else has drawn random numbers.
+    Deterministic on one machine, independent of the global random state.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
@@ -142,12 +142,12 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _batches(tokens: Tokens, budget: Budget) -> Iterator[list[int]]:
-    """Rows of similar length: all in order of length, cut where the seconds are full, drawn in any order."""
+    """Endless batches of similar length, up to `budget.seconds` each, in random order."""
     draw = torch.Generator().manual_seed(budget.seed)
     frames = budget.seconds * tokens.frame_rate
     order = tokens.lengths.argsort(stable=True).tolist()
     while True:
-        start = int(torch.randint(len(order), (1,), generator=draw))  # other neighbours in each epoch
+        start = int(torch.randint(len(order), (1,), generator=draw))  # other batches in each epoch
         cut, rows = [], []
         for row in order[start:] + order[:start]:
             longest = max(int(tokens.lengths[other]) for other in [*rows, row])
@@ -167,14 +167,14 @@ def _cut(tokens: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def fits(text: Sequence[int], num_frames: int, frame_rate: float) -> bool:
-    """Whether a text can be spelled over so many frames of tokens at all."""
+    """True if CTC can align a text to so many token frames."""
     stack, emissions = grid(frame_rate)
     return frames_needed(text) <= -(-num_frames // stack) * emissions
 
 
 @torch.inference_mode()
 def transcribe(probe: Probe, tokens: Tokens, rows_at_once: int = 16) -> list[str]:
-    """The greedy reading of each item."""
+    """Greedy CTC transcript of each item."""
     texts = []
     for part in _parts(tokens, rows_at_once):
         best = probe(part.codes, part.lengths).argmax(-1)
@@ -187,9 +187,9 @@ def transcribe(probe: Probe, tokens: Tokens, rows_at_once: int = 16) -> list[str
 def log_likelihoods(
     probe: Probe, tokens: Tokens, texts: Sequence[list[int]], others: Tensor | None = None
 ) -> Tensor:
-    """ln q(text | tokens) in nats, -inf where the text cannot be spelled in the item's frames.
+    """ln q(text | tokens) in nats, -inf where the text does not fit the item's frames.
 
-    Of each item with its own text, (N,); or, given others (N, M), with the texts of these numbers, (N, M).
+    Of each item with its own text, (N,), or, if others (N, M) is given, with the texts of these indices, (N, M).
     """
     scores = []
     for number, item in enumerate(tokens):
@@ -211,7 +211,7 @@ def _log_likelihoods(probe: Probe, codes: Tensor, lengths: Tensor, texts: Sequen
 
 
 def ctc_scores(frames: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> Tensor:
-    """ln q (B,) of texts over frames (B, F, symbols) with lengths (B,)."""
+    """CTC log-likelihoods (B,) of texts over frames (B, F, symbols) with lengths (B,)."""
     flat = torch.tensor([symbol for text in texts for symbol in text], device=frames.device)
     sizes = torch.tensor([len(text) for text in texts], device=frames.device)
     return -F.ctc_loss(frames.transpose(0, 1), flat, lengths.to(frames.device), sizes, reduction="none")

@@ -1,7 +1,7 @@
-"""The reconstruction benchmark: every file through every codec, then all metrics of what comes out.
+"""The reconstruction benchmark: every file through every codec, then all metrics of the resynthesis.
 
-One worker measures one file at a time: it encodes once, decodes each range of codebooks, and asks the evaluators. The
-parent writes a line per file and row: a stopped run resumes from them.
+One worker measures one file at a time: it encodes once, decodes each range of codebooks, and runs the evaluators. The
+parent writes a line per file and row, from which a stopped run resumes.
 """
 
 import time
@@ -41,7 +41,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "stft": metrics.stft_distance,
     "mcd": metrics.mel_cepstral_distortion,
 }
-# Non-intrusive MOS predictors, by folder: the network, and the ratings that it gives.
+# Non-intrusive MOS predictors by folder: the network and its ratings.
 MOS_PREDICTORS = {
     "dnsmos": (DNSMOS, {"dnsmos", "dnsmos-sig", "dnsmos-bak"}),
     "distillmos": (DistillMOS, {"distill-mos"}),
@@ -50,7 +50,7 @@ MOS_PREDICTORS = {
 
 @dataclass(frozen=True)
 class System:
-    """A codec and the rows of results that it gives: label -> half-open range of codebooks."""
+    """A codec and its rows of results: label -> half-open range of codebooks."""
 
     label: str
     source: str
@@ -58,12 +58,12 @@ class System:
     rows: dict[str, tuple[int, int]]
 
 
-# No codec: what evaluators say of the recording itself.
+# No codec: the metrics of the recording itself.
 ORIGINAL = System("original", "", "", {"original": (0, 0)})
 
 
 def run(options: Reconstruct) -> int:
-    """Measure, and write the results; 1 if some files failed."""
+    """Measure and write the results; returns 1 if some files failed."""
     items = find_items(options)
     options, left_out = _able(options)
     systems, notes = find_systems(options)
@@ -82,8 +82,8 @@ def run(options: Reconstruct) -> int:
             if isinstance(outcome, str):
                 results.fail(item.id, outcome)
                 continue
-            for row, found in outcome.items():
-                results.add(row, system.label, item.id, system.fingerprint, **found)
+            for row, measures in outcome.items():
+                results.add(row, system.label, item.id, system.fingerprint, **measures)
         rows = []
         for system in systems:
             for row in system.rows:
@@ -94,9 +94,9 @@ def run(options: Reconstruct) -> int:
 
 
 def _able(options: Reconstruct) -> tuple[Reconstruct, dict[str, str]]:
-    """The options with the metrics that this machine can compute, and why it cannot compute the others.
+    """The options with the computable metrics, and the reasons for the others.
 
-    Raises NotInstalled for one that was named for by name.
+    Raises NotInstalled for one that was requested by name.
     """
     chosen = options.chosen_metrics()
     notes = unmeasurable(chosen, options.recogniser, options.evaluators)
@@ -106,34 +106,36 @@ def _able(options: Reconstruct) -> tuple[Reconstruct, dict[str, str]]:
 
 
 def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
-    """The systems to measure, and for those that cannot be, the reason why not."""
-    found, notes = [], {}
+    """The systems to measure, and the reasons for those that cannot be."""
+    systems, notes = [], {}
     for label, source in labels(options).items():
         codec = open_codec(source, options)
         rows = {label: (0, codec.num_codebooks)}
-        if codec.num_codebooks > 1 and not getattr(codec, "packets", False):  # parts of a packet mean nothing
+        if codec.num_codebooks > 1 and not getattr(
+            codec, "packets", False
+        ):  # a packet cannot be decoded in part
             ranges = options.codebook_ranges(codec.num_codebooks)
             rows = {f"{label} {part}": span for part, span in ranges.items()}
         if codec.decodes:
-            found.append(System(label, source, codec.fingerprint, rows))
+            systems.append(System(label, source, codec.fingerprint, rows))
         else:
-            notes[label] = "it has no decoder: bench tokens and robust measure it"
-    named = {system.label for system in found}
+            notes[label] = "it has no decoder: use bench tokens and robust for it"
+    named = {system.label for system in systems}
     for name in split_list(options.peers):
         if name == ORIGINAL.label:
-            found.append(ORIGINAL)
+            systems.append(ORIGINAL)
         elif name not in named:
             if reason := registry.lacking(registry.get(name)):
                 notes[name] = reason
                 continue
             codec = open_codec(name, options)
-            found.append(System(name, name, codec.fingerprint, {name: (0, codec.num_codebooks)}))
-    return found, notes
+            systems.append(System(name, name, codec.fingerprint, {name: (0, codec.num_codebooks)}))
+    return systems, notes
 
 
 @dataclass(frozen=True)
 class Resynthesis:
-    """A resynthesis: wave (T,) at 16 kHz, the bits it took, the seconds of computing."""
+    """A resynthesis: wave (T,) at 16 kHz, number of bits, seconds of computation."""
 
     row: str
     wave: np.ndarray
@@ -142,7 +144,7 @@ class Resynthesis:
 
 
 class Worker:
-    """Evaluators of one process, and the codec that it measures now."""
+    """Evaluators of one process, and its current codec."""
 
     def __init__(self, options: Reconstruct) -> None:
         torch.set_num_threads(options.threads)
@@ -168,20 +170,20 @@ class Worker:
         wave, _ = load(item.path, RATE)
         results = {}
         for output in self._resynthesise(system, item, wave, rows):
-            found: Line = {"seconds": len(wave) / RATE, "bits": output.bits}
-            found["compute_seconds"] = output.seconds
-            found |= {name: f(wave, output.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
+            measures: Line = {"seconds": len(wave) / RATE, "bits": output.bits}
+            measures["compute_seconds"] = output.seconds
+            measures |= {name: f(wave, output.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
             if {"f0", "voicing"} & set(self._metrics):
                 pitch = dict(zip(("f0", "voicing"), metrics.pitch_error(wave, output.wave), strict=True))
-                found |= {name: value for name, value in pitch.items() if name in self._metrics}
+                measures |= {name: value for name, value in pitch.items() if name in self._metrics}
             if self._speaker is not None:
-                found["speaker"] = self._similarity(item, wave, output.wave)
+                measures["speaker"] = self._similarity(item, wave, output.wave)
             for predictor in self._predictors:
                 rated = predictor.rate(output.wave)
-                found |= {name: value for name, value in rated.items() if name in self._metrics}
+                measures |= {name: value for name, value in rated.items() if name in self._metrics}
             if self._asr is not None and item.text and item.language == "en":
-                found |= _word_error(self._asr.transcribe(output.wave), item.text)
-            results[output.row] = found
+                measures |= _word_error(self._asr.transcribe(output.wave), item.text)
+            results[output.row] = measures
         return results
 
     def _resynthesise(
@@ -191,7 +193,7 @@ class Worker:
             yield Resynthesis(system.label, wave, 16 * len(wave), 0.0)  # as 16-bit PCM
             return
         if self._codec is None or self._system != system:
-            self._codec, self._system = None, system  # one at a time in memory
+            self._codec, self._system = None, system  # one codec in memory at a time
             self._codec = open_codec(system.source, self._options)
         yield from self._ours(self._codec, system, item, wave, rows)
 
@@ -245,14 +247,14 @@ def _measure(job: Job) -> Outcome:
     _worker = _worker or Worker(_options)
     try:
         return system, item, _worker.measure(system, item, rows)
-    except (NotInstalled, ConfigError):  # the same for every file
+    except (NotInstalled, ConfigError):  # would recur for every file
         raise
     except VokensError as error:
         return system, item, str(error)
 
 
 def _measure_all(options: Reconstruct, jobs: list[Job]) -> Iterator[Outcome]:
-    """Results in the order of the jobs, an error message in place of those of a file that cannot be used."""
+    """Results in the order of the jobs, or an error message for an unusable file."""
     bar = tqdm(total=len(jobs), unit="file", disable=None)
     if not jobs:
         return
@@ -273,18 +275,18 @@ def _measure_all(options: Reconstruct, jobs: list[Job]) -> Iterator[Outcome]:
 def summary_row(
     row: str, model: str, fingerprint: str, lines: Sequence[Line], recogniser: str | None = None
 ) -> Line:
-    """A row of results. Means are over recordings, each counting once; rates and word error are sums over sums."""
+    """A row of results. Means are over recordings with equal weight; rates and word error are ratios of sums."""
     seconds = [line["seconds"] for line in lines]
-    found = {"bitrate": metric("bitrate", [line["bits"] for line in lines], seconds, scale=1e-3)}
+    metrics = {"bitrate": metric("bitrate", [line["bits"] for line in lines], seconds, scale=1e-3)}
     for name in METRICS:
         if any(name in line for line in lines):
-            found[name] = metric(name, [line.get(name) for line in lines])
+            metrics[name] = metric(name, [line.get(name) for line in lines])
     spoken = [line for line in lines if line.get("words")]
     if spoken:
         edits, words = ([line[key] for line in spoken] for key in ("edits", "words"))
-        found["wer"] = metric("wer", edits, words, scale=100, mode=f"{recogniser}, greedy")
-    found["rtf"] = metric("rtf", [line["compute_seconds"] for line in lines], seconds)
+        metrics["wer"] = metric("wer", edits, words, scale=100, mode=f"{recogniser}, greedy")
+    metrics["rtf"] = metric("rtf", [line["compute_seconds"] for line in lines], seconds)
     return {
         **{"row": row, "model": model, "fingerprint": fingerprint, "files": len(lines)},
-        **{"seconds": round(sum(seconds), 3), "metric": found},
+        **{"seconds": round(sum(seconds), 3), "metric": metrics},
     }

@@ -1,7 +1,7 @@
-"""Robustness: a recording is encoded again after a change that leaves its words alone; how many tokens stay?
+"""Robustness of tokens to changes of the audio that keep its words.
 
-Agreement compares frame by frame; unit edit distance (StableToken, 2509.22220) counts edits and so allows for time.
-Both are taken of each codebook's stream, and pooled.
+Agreement compares frame by frame; unit edit distance (StableToken, 2509.22220) counts edits and so allows for shifts.
+Both are computed per codebook, and pooled.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ Codes = np.ndarray  # (K, T)
 
 
 def run(options: Robust) -> int:
-    """Measure, and write the results; 1 if some files failed."""
+    """Measure and write the results; returns 1 if some files failed."""
     items = find_items(options)
     rows = []
     with Results(options, "robust", dtypes=options.dtypes) as results:
@@ -48,7 +48,7 @@ def run(options: Robust) -> int:
 
 
 class Probe:
-    """A codec, and the same in other precisions."""
+    """A codec, also in other precisions."""
 
     def __init__(self, label: str, source: str, options: Robust) -> None:
         self.codec = open_codec(source, options)
@@ -62,7 +62,7 @@ class Probe:
                 self.notes[f"{label} in {dtype}"] = str(error)
 
     def measure(self, item: Item) -> Line:
-        """Tokens that stay and edits, of each change and codebook, of one recording."""
+        """Equal tokens and edits per change and codebook of one recording."""
         wave, _ = load(item.path, RATE)
         whole = resample(wave, RATE, self.codec.sample_rate)
         clean = tokens_of(self.codec, self._label, item, whole, self._options).codes[0].numpy()
@@ -101,7 +101,7 @@ class Probe:
         return self.codec.encode([wave], sample_rate=RATE).codes[0].numpy()
 
     def _seams(self, whole: np.ndarray, clean: Codes) -> dict[str, tuple[Codes, Codes]]:
-        """The recording in two halves, encoded apart and joined, near the seam and farther away."""
+        """The recording encoded in two halves and joined: codes near the seam and elsewhere."""
         frames = clean.shape[1] // 2
         cut = frames * self.codec.hop_length
         if not 0 < cut < len(whole):
@@ -116,7 +116,7 @@ class Probe:
         }
 
     def _in_company(self, whole: np.ndarray) -> Codes:
-        """Codes of a wave that is encoded in one padded batch with pieces of itself, 1.3 to 0.1 times as long."""
+        """Codes of a wave in one padded batch with pieces of itself, 1.3 to 0.1 times as long."""
         longer = np.concatenate([whole, whole[: int(0.3 * len(whole))]])
         others = [whole[: int(share * len(whole)) + 1] for share in (0.8, 0.55, 0.3, 0.1)]
         waves = [longer, whole, *others]
@@ -130,7 +130,7 @@ class Probe:
 
 
 def summary_row(label: str, codec: Codec, lines: list[Line]) -> Line:
-    """A row of results: pooled over recordings and codebooks, and for several codebooks of the first alone."""
+    """A row of results: pooled over recordings and codebooks; with several codebooks also for the first one."""
     count = codec.num_codebooks
     measures = {}
     for first in (False, True) if count > 1 else (False,):

@@ -1,7 +1,7 @@
-"""SLMTokBench (Zhang et al. 2024, arXiv 2308.16692): how near are tokens to text, and what is left after resynthesis?
+"""SLMTokBench (Zhang et al. 2024, arXiv 2308.16692): text alignment of tokens, and preservation in the resynthesis.
 
-Text alignment: a probe learns to read the tokens; its error, and mutual information by its likelihoods: a line of
-results for some codebooks of a tokenizer. Preservation: words and voice of the resynthesis: a line for each recording.
+Text alignment: an ASR probe on the tokens gives error rates, and mutual information by its likelihoods; one line per
+range of codebooks. Preservation: words and voice of the resynthesis; one line per recording.
 """
 
 import math
@@ -33,13 +33,13 @@ from vokens.text.transcripts import normalised_words, spell, word_edits
 from vokens.tokens import Tokens
 
 ORIGINAL = "original"
-PRIOR_ORDER = 6  # of the character model that says how likely a text is before the tokens are read
-_END = 0  # the end of a text, for that model
+PRIOR_ORDER = 6  # of the character model, the prior of texts
+_END = 0  # end-of-text symbol of that model
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """Recordings with what is said in them, as symbols of the probe's alphabet; others need other characters."""
+    """Recordings with texts as symbols of the probe's alphabet; others: those with other characters."""
 
     items: list[Item]
     texts: list[list[int]]
@@ -47,7 +47,7 @@ class Spoken:
 
 
 def run(options: SlmTok) -> int:
-    """Measure, and write the results; 1 if some recordings could not be used."""
+    """Measure and write the results; returns 1 if some recordings could not be used."""
     names = ("train_split", "train_hours", "probe_steps", "probe_seconds", "probe_width", "pairs")
     chosen = {name: getattr(options, name) for name in (*names, "recogniser", "speaker")}
     results = Results(options.measured(), "slmtok", **chosen)
@@ -91,12 +91,12 @@ def run(options: SlmTok) -> int:
 
 
 def spoken(items: Sequence[Item]) -> Spoken:
-    """Recordings by whether the alphabet can spell their texts. Raises ConfigError when it can spell none."""
+    """Split recordings by whether the alphabet covers their texts. Raises ConfigError where it covers none."""
     texts = [spell(item.text or "", ALPHABET) for item in items]
     pairs = [(item, text) for item, text in zip(items, texts, strict=True) if text is not None]
     if not pairs:
         raise NoRecordings(
-            f"none of {len(items)} texts is spelled with {ALPHABET!r} and punctuation alone: "
+            f"none of {len(items)} texts is spelled with only {ALPHABET!r} and punctuation: "
             "SLMTokBench is defined for English"
         )
     others = [item for item, text in zip(items, texts, strict=True) if text is None]
@@ -104,7 +104,7 @@ def spoken(items: Sequence[Item]) -> Spoken:
 
 
 def _train_items(options: SlmTok, results: Results) -> list[Item]:
-    """Recordings to train on, about train_hours of them."""
+    """Training recordings, about train_hours of them."""
     try:
         items = find_items(options.trained_on())
     except NoRecordings as error:
@@ -123,7 +123,7 @@ def _train_items(options: SlmTok, results: Results) -> list[Item]:
 
 
 def _spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items, at most, the middles of equal stretches."""
+    """At most `count` of the items, the middles of equal intervals."""
     count = min(count, len(items))
     return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
@@ -177,14 +177,14 @@ def alignment(
     pairs: int,
     title: str = "",
 ) -> Line:
-    """Text alignment of tokens, measured on `test` with a probe and a character model that learn from `train`.
+    """Text alignment of tokens, measured on `test` with a probe and a character model trained on `train`.
 
-    Of every test recording: characters and words with the probe's edits; ln q(text | tokens) of its own text and the
-    mean of others' (per text and per character); ln p(text) of the character model; all in nats. impossible: the
-    share of others' texts that do not fit the recording, and are left out. left_out: recordings of train and test that
-    are too short for their own texts.
+    Per test recording: characters and words with the probe's edits; ln q(text | tokens) of its own text and the mean
+    over negative texts (per text and per character); ln p(text) of the character model; all in nats. impossible: share
+    of negative texts that do not fit the recording, which are left out. left_out: number of train and test recordings
+    that are too short for their own texts.
     """
-    given = len(train), len(test)
+    counts = len(train), len(test)
     (train, train_texts), (test, test_texts) = _fitting(train, train_texts), _fitting(test, test_texts)
     with tqdm(total=budget.steps, desc=f"{title} probe", unit="step", disable=None) as bar:
         probe = train_probe(train, train_texts, budget, lambda step, loss: _show(bar, loss))
@@ -207,7 +207,7 @@ def alignment(
         "vclub_per_character": vclub(matched / sizes, shuffled / sizes[others]).tolist(),
         "lower": barber_agakov(matched, prior).tolist(),
         "impossible": float((~shuffled.isfinite()).double().mean()),
-        "left_out": [given[0] - len(train), given[1] - len(test)],
+        "left_out": [counts[0] - len(train), counts[1] - len(test)],
         "train_seconds": float(train.duration.sum()),
     }
 
@@ -218,7 +218,7 @@ def _show(bar: tqdm, loss: float) -> None:
 
 
 def _prior(train: list[list[int]], test: list[list[int]]) -> torch.Tensor:
-    """(N,) float64: ln p of the test texts, their ends included, by a character model of the train texts."""
+    """(N,) float64: ln p of the test texts with end symbols, by a character model of the train texts."""
     model = KneserNey([[*text, _END] for text in train], 1 + len(ALPHABET), PRIOR_ORDER)
     bits = [float(model.bits([*text, _END]).sum()) for text in test]
     return -math.log(2) * torch.tensor(bits, dtype=torch.float64)
@@ -227,7 +227,7 @@ def _prior(train: list[list[int]], test: list[list[int]]) -> torch.Tensor:
 def _tokens(
     codec: Codec, label: str, part: Spoken, options: SlmTok, results: Results
 ) -> tuple[Tokens, list[list[int]]]:
-    """Tokens and texts of the recordings that can be used. Raises NoRecordings where none can."""
+    """Tokens and texts of the usable recordings. Raises NoRecordings where there are none."""
     kept, texts = [], []
     pairs = zip(part.items, part.texts, strict=True)
     for item, text in tqdm(pairs, f"{label} tokens", len(part.items), unit="file", disable=None):
@@ -245,13 +245,13 @@ def _tokens(
 
 
 def _fitting(tokens: Tokens, texts: list[list[int]]) -> tuple[Tokens, list[list[int]]]:
-    """Those whose text can be spelled in the frames that a probe has for them."""
+    """The items whose text fits their CTC frames."""
     kept = [i for i, text in enumerate(texts) if fits(text, int(tokens.lengths[i]), tokens.frame_rate)]
     return Tokens.cat([tokens[i] for i in kept]), [texts[i] for i in kept]
 
 
 def _left_out(row: str, probed: Line) -> dict[str, str]:
-    """Notes on what is not in the numbers of a row."""
+    """Notes on what a row leaves out."""
     share, (train, test) = probed["impossible"], probed["left_out"]
     notes = {}
     if share:
@@ -265,7 +265,7 @@ def _left_out(row: str, probed: Line) -> dict[str, str]:
 
 
 class Preservation:
-    """Transcribes resyntheses and compares their voices."""
+    """Word error and speaker similarity of resyntheses."""
 
     def __init__(self, options: SlmTok, results: Results) -> None:
         self._options, self._results = options, results
@@ -281,7 +281,7 @@ class Preservation:
         items: Sequence[Item],
         say: Callable[[Item, np.ndarray], np.ndarray],
     ) -> list[Line]:
-        """Lines of all recordings; say gives the resynthesis (T,) of a recording (T,), both at 16 kHz."""
+        """Lines of all recordings; say returns the resynthesis (T,) of a recording (T,), both at 16 kHz."""
         lines = []
         for item in tqdm(items, desc=f"{row} resynthesis", unit="file", disable=None):
             line = self._results.get(row, item.id, fingerprint)
@@ -318,8 +318,8 @@ class Preservation:
 def _resynthesis(
     codec: Codec, label: str, span: tuple[int, int], options: SlmTok, item: Item, wave: np.ndarray
 ) -> np.ndarray:
-    given, _ = load(item.path, codec.sample_rate)
-    tokens = tokens_of(codec, label, item, given, options).select(*span)
+    wave, _ = load(item.path, codec.sample_rate)
+    tokens = tokens_of(codec, label, item, wave, options).select(*span)
     output = resample(codec.decode(tokens)[0], codec.sample_rate, RATE)[: len(wave)]
     return np.pad(output, (0, len(wave) - len(output)))
 
@@ -330,7 +330,7 @@ def _resynthesis(
 def _row(
     row: str, label: str, fingerprint: str, lines: Sequence[Line], probed: Line | None, options: SlmTok
 ) -> Line:
-    """A row of results: mutual information per recording and per character, errors as sums over sums."""
+    """A row of results: mutual information per recording and per character, errors as ratios of sums."""
     measures: dict[str, Any] = {}
     seconds = [line["seconds"] for line in lines]
     if probed is not None:

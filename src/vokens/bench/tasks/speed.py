@@ -1,7 +1,7 @@
-"""Speed and memory: times real time of encoding and decoding, by length and batch, in a process that does nothing else.
+"""Speed and memory: × real time of encoding and decoding, by length and batch, in a separate process.
 
-A codec is loaded in a process of its own, whose memory is then that of the codec and its work. Times are those of the
-machine at that moment: the only numbers of the benchmark that are not the same twice.
+Each codec has its own process, whose memory is that of the codec. Times are the only figures of the benchmark that are
+not reproducible.
 """
 
 import math
@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 def run(options: Speed) -> int:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     items = find_items(options)
     cases = [
         (seconds, int(batch))
@@ -60,7 +60,7 @@ def run(options: Speed) -> int:
 
 
 def speech_of(items: list[Item], seconds: float, results: Results) -> tuple[np.ndarray, int]:
-    """Recordings at 16 kHz one after another (T,), as many as give `seconds`; and how many they are.
+    """Recordings at 16 kHz, concatenated (T,) up to `seconds`, and their number.
 
     Raises NoRecordings where none can be read.
     """
@@ -80,7 +80,7 @@ def speech_of(items: list[Item], seconds: float, results: Results) -> tuple[np.n
 def summary_row(
     label: str, fingerprint: str, loaded: Line, lines: dict[str, Line], files: int, seconds: float
 ) -> Line:
-    """A row of results: of each length and batch, and the memory; of `files` recordings of `seconds`, joined."""
+    """A row of results: speed of each length and batch, and memory; of `files` recordings of `seconds`, joined."""
     measures = {"memory-load": single("memory-load", loaded["load_bytes"] / MIB, files)}
     for kind in ("encode", "decode"):
         for id, line in lines.items():
@@ -111,7 +111,7 @@ class Bench:
         self._options, self._speech = options, speech
 
     def time(self, seconds: float, batch: int) -> Line:
-        """Wall seconds of each repeat, after one that does not count, and bytes above those of the loaded codec."""
+        """Wall seconds of each repeat, after one warm-up, and bytes above those of the loaded codec."""
         waves = self._waves(seconds, batch)
         measures: Line = {"seconds": seconds * batch}
         measures["encode_seconds"], measures["encode_bytes"] = self._repeat(
@@ -136,7 +136,7 @@ class Bench:
         return times, max(0, peak_memory(self._device) - self._loaded)
 
     def _waves(self, seconds: float, batch: int) -> list[np.ndarray]:
-        """`batch` waves of `seconds` at 16 kHz: the speech, again from its start if need be."""
+        """`batch` waves of `seconds` at 16 kHz: the speech, repeated if needed."""
         return list(np.resize(self._speech, (batch, round(seconds * RATE))))
 
 
@@ -147,11 +147,11 @@ def memory(device: torch.device) -> int:
     status = Path("/proc/self/statm")
     if status.is_file():
         return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_memory(device)  # elsewhere than on Linux, the most so far
+    return peak_memory(device)  # other systems than Linux: the peak so far
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that it had, since `_forget_peak` where that can be said."""
+    """Peak memory in bytes, since `_forget_peak` where supported."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -170,9 +170,7 @@ def _forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # proc(5): resets the peak; where it cannot, the peak is older
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak, if permitted
 
 
 def _numbers(text: str, least: float) -> list[float]:
@@ -180,9 +178,7 @@ def _numbers(text: str, least: float) -> list[float]:
         numbers = [float(part) for part in split_list(text)]
         if numbers and all(least <= number < math.inf for number in numbers):
             return numbers
-    raise ConfigError(
-        f"{text!r} was given: numbers from {least:g} on are accepted, by commas, such as 1,5,20"
-    )
+    raise ConfigError(f"{text!r} was given: give comma-separated numbers from {least:g}, such as 1,5,20")
 
 
 _speech_here: np.ndarray  # of this process, set by `_start`

@@ -18,7 +18,7 @@ from vokens.tokens import Tokens, codebook_use
 
 
 def run(options: TokenStatistics) -> int:
-    """Measure, and write the results; 1 if some files failed."""
+    """Measure and write the results; returns 1 if some files failed."""
     items = find_items(options)
     rows = []
     with Results(options, "tokens", lm_steps=options.lm_steps) as results:
@@ -53,7 +53,7 @@ def _language_models(
     tokens: dict[str, Tokens],
     options: TokenStatistics,
 ) -> Line | None:
-    """The line of the language models over these recordings; None for too few."""
+    """The line of the language models over these recordings; None where there are too few."""
     if len(tokens) < lm.FEWEST or not options.lm_steps:
         reason = f"they need {lm.FEWEST} recordings, and --lm-steps above 0"
         results.leave_out({f"{label}: language models": reason})
@@ -80,7 +80,7 @@ def _language_models(
 
 
 def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line | None) -> Line:
-    """A row of results: of all recordings together, and of each codebook."""
+    """A row of results: over all recordings, in total and per codebook."""
     seconds = sum(float(one.duration) for one in tokens)
     row: Line = {"row": label, "model": label, "fingerprint": fingerprint, "files": len(tokens)}
     row["seconds"] = round(seconds, 3)

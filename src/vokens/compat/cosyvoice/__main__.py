@@ -1,6 +1,6 @@
 """`python -m vokens.compat.cosyvoice COMMAND`: CosyVoice's data preparation by its own flags.
 
-A command is one script of its `tools/`; each takes --help. `vokens extract --format cosyvoice` does the work of all
+Each command is one script of its `tools/`. `vokens extract --format cosyvoice` does the work of all
 three at once, on any number of devices and machines.
 """
 
@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 some utterances failed and the others are done, 2 nothing done, 130 interrupted."""
+    """Exit code: 0 done, 1 some utterances failed, 2 nothing done, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         failed = COMMANDS[arguments.command][0](arguments)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{arguments.command}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{arguments.command}: interrupted; the same command resumes", file=sys.stderr)
         return 130
     for line in failed[:10]:
         print(f"{arguments.command}: {line}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""`extract_speech_token`, `extract_embedding`: a corpus run in a hidden folder whose rows become the published maps.
+"""`extract_speech_token`, `extract_embedding`: corpus runs in a hidden folder, whose rows become the published maps.
 
-The run's folder stays only until all is done: a stopped command goes on, a finished one starts anew.
+The folder is removed at the end: a stopped command resumes, a finished one starts again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from vokens.tokens import Tokens
 
 
 def extract_speech_token(arguments: argparse.Namespace) -> list[str]:
-    """utt2speech_token.pt: ids of each utterance, of any length; what failed, a line each."""
+    """utt2speech_token.pt: ids of each utterance, of any length; returns a line per failure."""
     codec = load(arguments.onnx_path, device="auto")
     if codec.num_codebooks != 1:
         raise ConfigError(
@@ -42,7 +42,7 @@ def extract_speech_token(arguments: argparse.Namespace) -> list[str]:
 
 
 def extract_embedding(arguments: argparse.Namespace) -> list[str]:
-    """utt2embedding.pt and spk2embedding.pt, the mean of each speaker's utterances; what failed, a line each."""
+    """utt2embedding.pt and spk2embedding.pt, the mean of each speaker's utterances; returns a line per failure."""
     speakers = _speakers(arguments.dir)
     means = SpeakerMeans()
 
@@ -60,7 +60,7 @@ def extract_embedding(arguments: argparse.Namespace) -> list[str]:
 
 
 def _speakers(folder: Path) -> dict[str, str]:
-    """The speaker of each utterance of wav.scp. Raises ConfigError, before any work, where there is none."""
+    """The speaker of each utterance of wav.scp. Raises ConfigError, before any work, where one is missing."""
     keys = [item.key for item in read_scp(folder / "wav.scp")]
     lines = KeyedLines(folder / "utt2spk").find([key.encode() for key in keys])
     for key, line in zip(keys, lines, strict=True):
@@ -72,7 +72,7 @@ def _speakers(folder: Path) -> dict[str, str]:
 
 
 class NoCodec(Codec):
-    """A codec without frames, for runs that ask for speaker embeddings alone."""
+    """A codec without frames, for runs that only compute speaker embeddings."""
 
     system = "none"
     sample_rate, hop_length, codebook_sizes = RATE, RATE, (1,)
@@ -83,7 +83,7 @@ class NoCodec(Codec):
         self.place = torch.nn.Parameter(torch.zeros((), device=device), requires_grad=False)
 
     def encode(self, source: object, *_: object, **__: object) -> Tokens:
-        """No frames for each of a list of waves (T,)."""
+        """Zero frames for each of a list of waves (T,)."""
         waves = source if isinstance(source, list) else [source]
         return Tokens(
             codes=torch.zeros(len(waves), 1, 0, dtype=torch.int64),
@@ -104,7 +104,7 @@ def _extract(
     target: Path,
     values: Callable[[Row], np.ndarray],
 ) -> list[str]:
-    """Run over wav.scp and write the map of each row's values; what failed, a line each."""
+    """Run over wav.scp and write the map of each row's values; returns a line per failure."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError(
             "under torchrun each process would write the same file: torchrun -m vokens extract DIR --format cosyvoice "
@@ -129,7 +129,7 @@ def _extract(
         raise ConfigError(f"all {summary['failures']} utterances failed; the first, {failed[0]}")
     for run in arguments.dir.glob(
         f".{arguments.command}-*"
-    ):  # this one, and those of other lists that were stopped
+    ):  # of this run, and of stopped runs over other lists
         shutil.rmtree(run)
     return failed
 

@@ -21,7 +21,7 @@ from vokens.data.outputs.pt_map import read_pt_map
 from vokens.data.sources.kaldi import KeyedLines
 from vokens.errors import ConfigError
 
-# column -> the file of lines, or the map, that it is of; what has a map here may be missing
+# column -> its file of lines or its map; columns of maps are optional
 _LINES = {"text": "text", "spk": "utt2spk", "instruct": "instruct"}
 _MAPS = {
     "utt_embedding": "utt2embedding.pt",
@@ -31,16 +31,14 @@ _MAPS = {
 
 
 def make_parquet_list(arguments: argparse.Namespace) -> list[str]:
-    """Write parquet files of the utterances that have all that the folder has; what others lack, a line each."""
+    """Write parquet files of the utterances with all columns of the folder; returns a line per incomplete one."""
     for name in ("num_utts_per_parquet", "num_processes"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} {getattr(arguments, name)}: give 1 or more")
     items = read_scp(arguments.src_dir / "wav.scp")
     samples, failed = _samples(arguments, items)
     if not samples:
-        raise ConfigError(
-            f"no utterance of {arguments.src_dir} has all that it needs; the first, {failed[0]}"
-        )
+        raise ConfigError(f"no utterance of {arguments.src_dir} has all columns; the first, {failed[0]}")
     arguments.des_dir.mkdir(parents=True, exist_ok=True)
     size = arguments.num_utts_per_parquet
     shards = [samples[start : start + size] for start in range(0, len(samples), size)]
@@ -51,7 +49,7 @@ def make_parquet_list(arguments: argparse.Namespace) -> list[str]:
 
 
 def _samples(arguments: argparse.Namespace, items: list[Item]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows without their audio, and what is missing of others."""
+    """The rows without audio, and the missing columns of incomplete ones."""
     folder, keys = arguments.src_dir, [item.key.encode() for item in items]
     lines = {
         column: KeyedLines(folder / name).find(keys)
@@ -63,13 +61,13 @@ def _samples(arguments: argparse.Namespace, items: list[Item]) -> tuple[list[dic
     samples, failed = [], []
     for place, item in enumerate(items):
         sample: dict[str, Any] = {"utt": item.key, "wav": str(item.path)}
-        for column, found in lines.items():
-            words = (found[place] or b"").decode().split()
+        for column, rests in lines.items():
+            words = (rests[place] or b"").decode().split()
             sample[column] = (words[0] if words else None) if column == "spk" else " ".join(words)
         for column, values in maps.items():
             sample[column] = values.get(sample["spk"] if column == "spk_embedding" else item.key)
         missing = [_LINES.get(name) or _MAPS[name] for name in (*lines, *maps) if sample[name] is None]
-        missing += [_LINES[name] for name, found in lines.items() if found[place] is None and name != "spk"]
+        missing += [_LINES[name] for name, rests in lines.items() if rests[place] is None and name != "spk"]
         if missing:
             failed.append(f"{item.key} is not in {' and '.join(missing)}")
         else:
@@ -81,7 +79,7 @@ def _samples(arguments: argparse.Namespace, items: list[Item]) -> tuple[list[dic
 
 
 def _write(folder: Path, number: int, samples: list[dict[str, Any]]) -> None:
-    """One parquet file and where its utterances and speakers are."""
+    """Write one parquet file and the maps of its utterances and speakers."""
 
     def whole() -> Iterator[dict[str, Any]]:
         for sample in samples:

@@ -1,6 +1,6 @@
 """`python -m vokens.compat.learnable_speech COMMAND`: data preparation and training by Learnable-Speech's flags.
 
-A command is one published script; each takes --help.
+Each command is one published script.
 """
 
 import sys
@@ -9,35 +9,35 @@ from importlib import import_module
 
 from vokens.errors import VokensError
 
-# command -> (module with a main(argv), what it does)
+# command -> (module with a main(argv), help)
 COMMANDS = {
-    "extract_fsq": ("vokens.compat.s3tokenizer.__main__", "ids of recordings, as X_fsq.pt beside them"),
+    "extract_fsq": ("vokens.compat.s3tokenizer.__main__", "ids of recordings, as X_fsq.pt next to them"),
     "extract_dac_latents": (
         "vokens.compat.learnable_speech.latents",
-        "latents, as X_latent2x.pt beside them",
+        "latents, as X_latent2x.pt next to them",
     ),
     "generate_json_index": (
         "vokens.compat.learnable_speech.index",
-        "train_index.json of what has all its files",
+        "train_index.json of utterances with all files",
     ),
     "create_data_list": ("vokens.compat.learnable_speech.data_list", "data.list with its index"),
-    "validate_data": ("vokens.compat.learnable_speech.validate", "what is wrong with files below a folder"),
+    "validate_data": ("vokens.compat.learnable_speech.validate", "check the files below a folder"),
     "train": ("vokens.compat.learnable_speech.train", "the language model (llm) or the flow (flow)"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 some files failed or are wrong, 2 nothing done, 130 training was stopped and saved."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] not in COMMANDS:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in COMMANDS:
         lines = [f"  {name:20} {what}" for name, (_, what) in COMMANDS.items()]
-        asked = bool(given) and given[0] in ("-h", "--help")
+        helped = bool(words) and words[0] in ("-h", "--help")
         print(
             "\n".join(["python -m vokens.compat.learnable_speech COMMAND", *lines]),
-            file=sys.stdout if asked else sys.stderr,
+            file=sys.stdout if helped else sys.stderr,
         )
-        return 0 if asked else 2
-    command, *flags = given
+        return 0 if helped else 2
+    command, *flags = words
     try:
         return import_module(COMMANDS[command][0]).main(flags)
     except (VokensError, OSError) as error:

@@ -1,6 +1,6 @@
-"""`create_data_list`: a folder's index and the `data.list` that names it, which is what `train` takes.
+"""`create_data_list`: a folder's index and its `data.list`, the input of `train`.
 
-With --split, `data.list` names the part to train on, and `train.list`, `val.list` and `test.list` one part each.
+With --split, `data.list` names the training part, and `train.list`, `val.list` and `test.list` one part each.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from vokens.compat.learnable_speech.index import write_index
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="create_data_list", description=__doc__)
     add = parser.add_argument
-    add("--src_dir", required=True, help="folder with recordings and what was extracted beside them")
+    add("--src_dir", required=True, help="folder with recordings and their extracted files")
     add("--output_dir", required=True, help="folder for train_index.json and data.list")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="shares, e.g. 0.9 0.05 0.05")
     arguments = parser.parse_args(argv)

@@ -1,7 +1,7 @@
-"""`generate_json_index`: the list of what has all its files, as training reads it, by the published flags.
+"""`generate_json_index`: the list of utterances with all their files for training, by the published flags.
 
-Beyond the published script: latents are found under the name that extraction gives them, and utterances are named by
-their path, so that equal file names in two folders are two utterances.
+Beyond the published script: latents have the names of the extraction, and utterances are named by their path, so
+that equal file names in two folders are two utterances.
 """
 
 import argparse
@@ -37,16 +37,16 @@ def write_index(
 
     Args:
         inputs: folders, or text files that list recordings.
-        output: the index, *.json; splits lie beside it as *_train.json, *_val.json and *_test.json.
+        output: the index, *.json; splits are written next to it as *_train.json, *_val.json and *_test.json.
         shares: of train, val and test, 1 together.
 
     Returns:
-        The files by the name of their split, "" being the whole.
+        The files by split; "" is the whole.
 
     Raises ConfigError where no recording has all its files.
     """
     if output.suffix != ".json":
-        raise ConfigError(f"--output {output} was given: a name that ends in .json is accepted")
+        raise ConfigError(f"--output {output} was given: give a name that ends in .json")
     if shares and (abs(sum(shares) - 1) > 1e-3 or min(shares) < 0):
         raise ConfigError(f"--split {' '.join(map(str, shares))} was given: three shares of 1 are accepted")
     rows = [_row(item) for item in find(inputs)]
@@ -65,7 +65,7 @@ def write_index(
 
 
 def find(inputs: Iterable[str]) -> list[Item]:
-    """Items of all recordings that have all their files, in the order of their file names; says how many have not."""
+    """Items of all recordings with all files, in the order of file names; prints how many are incomplete."""
     waves = sorted(
         {Path(os.path.abspath(path)) for name in inputs for path in recordings(Path(name).expanduser())}
     )
@@ -76,8 +76,8 @@ def find(inputs: Iterable[str]) -> list[Item]:
     lacking = [item for item in items if item.missing]
     if len(lacking) == len(items):
         raise ConfigError(
-            f"none of {len(items)} recordings has its files: {lacking[0].missing[0]} is not there or empty; run "
-            "extract_fsq and extract_dac_latents, and write a .txt beside each recording"
+            f"none of {len(items)} recordings has its files: {lacking[0].missing[0]} is missing or empty; run "
+            "extract_fsq and extract_dac_latents, and write a .txt for each recording"
         )
     if lacking:
         print(
@@ -90,7 +90,7 @@ def find(inputs: Iterable[str]) -> list[Item]:
 
 
 def split(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
-    """Rows dealt to train, val and test, as the published script deals them."""
+    """Split rows into train, val and test like the published script."""
     shuffled = list(rows)
     random.Random(SEED).shuffle(shuffled)
     first, second = int(len(rows) * shares[0]), int(len(rows) * (shares[0] + shares[1]))
@@ -98,7 +98,7 @@ def split(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, 
 
 
 def statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Facts of the published index."""
+    """Statistics of the published index."""
     sizes = {kind: sum(row[f"{kind}_size"] for row in rows) for kind in ("wav", "txt", "token", "latent")}
     speakers = Counter(row["spk"] for row in rows)
     return {

@@ -1,7 +1,7 @@
-"""`extract_dac_latents`: `X_latent2x.pt` beside each recording, by the published flags, on GPUs or a CPU.
+"""`extract_dac_latents`: `X_latent2x.pt` next to each recording, by the published flags, on GPUs or a CPU.
 
-As published, a recording is not filled up to whole frames, and z is one draw from the posterior; here the draw is a
-function of the audio, so that extracting twice gives the same file, and long recordings go through in windows.
+As published, recordings are not padded to whole frames, and z is a sample of the posterior; here it is seeded by the
+audio, so that extraction is deterministic, and long recordings are computed in windows.
 """
 
 import argparse
@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     paths = _paths(arguments)
     if arguments.clean_tmp:
-        for folder in Path(arguments.tmp_dir).glob(
-            "gpu_*"
-        ):  # what runs leave there; anything else is the user's
+        for folder in Path(arguments.tmp_dir).glob("gpu_*"):  # written by runs; other files are the user's
             shutil.rmtree(folder)
     devices = torch.cuda.device_count()
     if arguments.num_gpus is not None and not 0 <= arguments.num_gpus <= devices:
@@ -56,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     gpus = devices if arguments.num_gpus is None else arguments.num_gpus
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    if world > 1:  # under torchrun every process is one of them
+    if world > 1:  # under torchrun this process is one of them
         local = int(os.environ.get("LOCAL_RANK", 0))
         _extract(Place(rank, world, f"cuda:{local % gpus}" if gpus else "cpu"), arguments, paths)
     elif gpus > 1:
@@ -64,17 +62,17 @@ def main(argv: Sequence[str]) -> int:
         torch.multiprocessing.spawn(_extract_on, (gpus, arguments, paths), nprocs=gpus)
     else:
         _extract(Place(0, 1, "cuda:0" if gpus else "cpu"), arguments, paths)
-    # Under torchrun each process writes what there is at its end, so that the last one writes all.
+    # Under torchrun each process summarises at its end, so that the last one covers all.
     failed = _summarise(arguments, world, paths, whole=rank == 0 and "WORLD_SIZE" not in os.environ)
     return int(failed > 0 and "WORLD_SIZE" not in os.environ)
 
 
 def posterior(vae: DACVAE, wave: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log of the standard deviation (D, T) of a wave (N,), as the published script has them.
+    """Mean and log-std (D, T) of a wave (N,), as in the published script.
 
     Raises AudioError for a recording that is too short for one frame.
     """
-    if vae.config.network != "dac":  # ours on spectra knows whole frames alone
+    if vae.config.network != "dac":  # the network on spectra needs whole frames
         mean, log_std = vae.encode_batch(wave[None], torch.tensor([len(wave)], device=wave.device))
         return mean[0], log_std[0]
     total = frames_of(len(wave), vae.config.encoder_rates)
@@ -89,7 +87,7 @@ def posterior(vae: DACVAE, wave: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frames_of(samples: int, rates: Sequence[int]) -> int:
-    """Frames of a recording that is not filled up: each stage has a kernel of two strides and pads half of one."""
+    """Frames of an unpadded recording: each stage has a kernel of two strides and pads half a stride."""
     for stride in rates:
         samples = (samples + 2 * -(-stride // 2) - 2 * stride) // stride + 1
     return samples
@@ -97,7 +95,7 @@ def frames_of(samples: int, rates: Sequence[int]) -> int:
 
 @torch.inference_mode()
 def latents_of(vae: DACVAE, path: Path) -> dict[str, Any]:
-    """The content of a file of latents: tensors of the CPU and plain values, by the published names."""
+    """The content of a file of latents: CPU tensors and plain values, by the published names."""
     wave, _ = audio.load(path, vae.sample_rate)
     wave = np.clip(wave, -1, 1)
     mean, log_std = (part.float().cpu() for part in posterior(vae, torch.from_numpy(wave).to(vae.device)))
@@ -124,18 +122,20 @@ def _extract_on(rank: int, world: int, arguments: argparse.Namespace, paths: Seq
 
 
 def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """Write the latents of this process's share, and what was done to `metadata_gpu<rank>.json`."""
+    """Write the latents of this process's share, and their metadata to `metadata_gpu<rank>.json`."""
     vae = open_vae(arguments.checkpoint, arguments.config).to(place.device)
     mine = paths[place.rank :: place.world]
     todo = [path for path in mine if not (arguments.skip_existing and _target(path).exists())]
-    heard = np.random.default_rng(place.rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
+    decoded = (
+        np.random.default_rng(place.rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
+    )
     done, decoded = [], []
     for number, path in enumerate(tqdm(todo, "latents", unit="file", disable=place.rank > 0)):
         try:
             content = latents_of(vae, path)
             with atomic_write(_target(path)) as partial:
                 torch.save(content, partial)
-            if number in heard:
+            if number in decoded:
                 decoded.append(_decode(vae, content, path, Path(arguments.tmp_dir) / f"gpu_{place.rank}"))
         except (VokensError, OSError) as error:
             tqdm.write(f"extract_dac_latents: {path} failed: {error}", file=sys.stderr)
@@ -155,7 +155,7 @@ def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path])
 
 @torch.inference_mode()
 def _decode(vae: DACVAE, content: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
-    """Write a recording and its resynthesis of z for the ear; their distance."""
+    """Write a recording and its resynthesis from z; returns their distance."""
     z = content["z"][None].to(vae.device)
     made = vae.decode_batch(z, torch.tensor([z.shape[2]], device=vae.device))[0].float().cpu().numpy()
     wave = np.clip(audio.load(path, vae.sample_rate)[0], -1, 1)
@@ -179,9 +179,9 @@ def _decode(vae: DACVAE, content: dict[str, Any], path: Path, folder: Path) -> d
 def open_vae(checkpoint: str, config: str | None) -> DACVAE:
     """The autoencoder of a published checkpoint or of a folder of ours.
 
-    config: the published config.yml; the weights know their sizes, so it is only compared with them.
+    config: the published config.yml; only compared with the weights, which have their sizes.
 
-    Raises ConfigError for other models, and for a config that is of another one.
+    Raises ConfigError for other models, and for the config of another one.
     """
     vae = load(checkpoint)
     if not isinstance(vae, DACVAE):
@@ -189,15 +189,15 @@ def open_vae(checkpoint: str, config: str | None) -> DACVAE:
     if config:
         from vokens.compat.learnable_speech.settings import read_yaml
 
-        said, found = read_yaml(config).get("vae", {}), asdict(vae.config)
+        stated, sizes = read_yaml(config).get("vae", {}), asdict(vae.config)
         names = ("latent_dim", "encoder_dim", "encoder_rates", "decoder_dim", "decoder_rates", "sample_rate")
         wrong = {
-            name: (said[name], found[name])
+            name: (stated[name], sizes[name])
             for name in names
-            if name in said and np.any(np.asarray(said[name]) != np.asarray(found[name]))
+            if name in stated and np.any(np.asarray(stated[name]) != np.asarray(sizes[name]))
         }
         if wrong:
-            raise ConfigError(f"--config {config} is of another model; it says, the weights have: {wrong}")
+            raise ConfigError(f"--config {config} is of another model; values of config and weights: {wrong}")
     return vae
 
 
@@ -210,20 +210,21 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-# What was done ---------------------------------------------------------------------------------------------
+# Summary ---------------------------------------------------------------------------------------------
 
 
 def _summarise(arguments: argparse.Namespace, world: int, paths: Sequence[Path], whole: bool) -> int:
-    """Join the processes' parts to metadata.json, failed_files.json and summary.json; how many failed.
+    """Merge the processes' parts into metadata.json, failed_files.json and summary.json; returns the number of
+    failures.
 
-    whole: no other process goes on, so the parts are removed.
+    whole: all processes have ended, so the parts are removed.
     """
     folder = Path(arguments.output_dir)
     parts = [
         json.loads(part.read_text()) for rank in range(world) if (part := _part(arguments, rank)).exists()
     ]
     rows = {row["path"]: row for part in parts for row in part["files"]}
-    if arguments.skip_existing and (folder / "metadata.json").exists():  # what earlier runs did
+    if arguments.skip_existing and (folder / "metadata.json").exists():  # of earlier runs
         known = {row["path"]: row for row in json.loads((folder / "metadata.json").read_text())["files"]}
         rows = {str(path): known[str(path)] for path in paths if str(path) in known} | rows
     done = [row for row in rows.values() if "error" not in row]
@@ -272,22 +273,22 @@ def _write_json(path: Path, content: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="extract_dac_latents", description=__doc__)
     add = parser.add_argument
-    add("--root_path", help="folder with recordings; latents are written beside them")
+    add("--root_path", help="folder with recordings; latents are written next to them")
     add("--output_dir", required=True, help="folder for metadata.json, summary.json and failed_files.json")
     add(
         "--checkpoint",
         required=True,
         help="the published checkpoint.pt, a release's name, or a folder of ours",
     )
-    add("--config", help="the published config.yml, which is compared with the weights")
+    add("--config", help="the published config.yml, compared with the weights")
     add("--num_gpus", type=int, help="GPUs to use (all); 0 is the CPU. Under torchrun each process takes one")
     add("--file_list", help="a recording in each line, instead of --root_path; # begins a comment")
     add(
         "--skip_existing",
         action="store_true",
-        help=f"leave out recordings that have X{ENDING}; removes nothing",
+        help=f"skip recordings that have X{ENDING}",
     )
     add("--tmp_dir", default="./tmp", help="folder for resyntheses to listen to (./tmp)")
     add("--num_decode_samples", type=int, default=5, help="resyntheses per process (5)")
-    add("--clean_tmp", action="store_true", help="first remove what earlier runs left in --tmp_dir")
+    add("--clean_tmp", action="store_true", help="first remove files of earlier runs in --tmp_dir")
     return parser

@@ -1,5 +1,5 @@
-"""Learnable-Speech's config.yaml as settings of our runs. It is HyperPyYAML, whose tags make objects and run functions:
-here they are read as plain values, and nothing is made or run.
+"""Learnable-Speech's config.yaml as settings of our runs. It is HyperPyYAML, whose tags build objects and call
+functions; here they are read as plain values, and nothing is executed.
 """
 
 import re
@@ -16,10 +16,10 @@ TOKEN_RATE = 25  # Hz
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML file. Objects of !new, !name and !apply are the values that they are made of; `!ref <a[b]>`
-    is the value it names, where it names one, else the text.
+    """The values of a YAML file. Objects of !new, !name and !apply become their arguments; `!ref <a[b]>` becomes the
+    value that it names, else its text.
 
-    Raises ConfigError for files that are no YAML mapping.
+    Raises ConfigError for files that are not YAML mappings.
     """
     try:
         import yaml
@@ -27,7 +27,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise MissingExtra("pyyaml", "train", "a config.yaml") from error
 
     class Plain(yaml.SafeLoader):
-        """Unknown tags are left off."""
+        """Loader that ignores unknown tags."""
 
     def plain(loader: Plain, tag: str, node: Any) -> Any:
         if isinstance(node, yaml.MappingNode):
@@ -40,7 +40,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.load(read_text(path), Plain)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the config {path} is no YAML: {error}") from error
+        raise ConfigError(f"the config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the config {path} holds no settings: a YAML mapping is expected")
     return _resolved(values, lambda text: _named(values, text))
@@ -59,18 +59,18 @@ def _resolved(value: Any, find: Callable[[str], Any]) -> Any:
 
 
 def _named(values: dict[str, Any], text: str) -> Any:
-    """The value that a reference names; the text where it is more than a name."""
-    found = _REFERENCE.fullmatch(text.strip())
+    """The value of a reference; the text where it is more than a name."""
+    match = _REFERENCE.fullmatch(text.strip())
     for _ in range(8):  # references to references
-        if found is None:
+        if match is None:
             return str(text)
         value: Any = values
-        for name in found[1].replace("]", "").split("["):
+        for name in match[1].replace("]", "").split("["):
             value = value.get(name) if isinstance(value, dict) else None
         if not isinstance(value, _Reference):
             return value
         text = value
-        found = _REFERENCE.fullmatch(text.strip())
+        match = _REFERENCE.fullmatch(text.strip())
     return str(text)
 
 
@@ -110,12 +110,12 @@ def max_frames(values: dict[str, Any]) -> int:
 
 
 def ratio(values: dict[str, Any]) -> int:
-    """Latents per token that the config speaks of."""
+    """Latents per token of the config."""
     return int(values.get("token_latent_ratio", 3))
 
 
 def language_model(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `LearnableLMRunConfig`, but for data and backbone."""
+    """Settings of `LearnableLMRunConfig`, except data and backbone."""
     lm = values.get("llm") or {}
     return {
         "smoothing": float(lm.get("lsm_weight", 0.0)),
@@ -125,7 +125,7 @@ def language_model(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def flow(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `LearnableFlowRun`, but for data; what the files say is not asked of the config."""
+    """Settings of `LearnableFlowRun`, except data and what the files determine."""
     whole = values.get("flow") or {}
     encoder, decoder = whole.get("encoder") or {}, whole.get("decoder") or {}
     estimator = decoder.get("estimator") or {}

@@ -1,7 +1,7 @@
-"""`train --model llm|flow`: both stages by the published flags and config.yaml, alone or under torchrun, also on a CPU.
+"""`train --model llm|flow`: both stages by the published flags and config.yaml, also under torchrun and on a CPU.
 
-The settings become a recipe, `MODEL_DIR/recipe.toml`, which `vokens train` takes as well; what is trained also lies in
-MODEL_DIR as the published `epoch_E_step_S.pt`. A run that was stopped goes on when the same line is run again.
+The settings become a recipe, `MODEL_DIR/recipe.toml`, for `vokens train`; the weights are also saved in MODEL_DIR as
+the published `epoch_E_step_S.pt`. The same command resumes a stopped run.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from vokens.errors import ConfigError
 from vokens.text.files import read_json
 from vokens.train.config import read_recipe, trainer_of
 
-SECONDS = 10.0  # of a crop that the flow learns; the published code takes whole recordings
-# Flags that are taken and change nothing here -> why.
+SECONDS = 10.0  # of a crop for the flow; the published code uses whole recordings
+# Flags that are accepted and have no effect -> reason.
 NO_EFFECT = {
     "train_engine": "accelerate trains on all devices that torchrun starts",
     "tensorboard_dir": "curves are in MODEL_DIR/tensorboard",
@@ -31,7 +31,7 @@ NO_EFFECT = {
     "prefetch": "batches are read from a memory-mapped cache",
     "pin_memory": "batches are read from a memory-mapped cache",
     "deepspeed.save_states": "there is no deepspeed",
-    "timeout": "processes wait for each other as long as it takes",
+    "timeout": "processes wait for each other without a limit",
     "comet_project": "curves on Comet are in the project vokens",
     "comet_experiment_name": "Comet names the run",
     "deepspeed": "there is no deepspeed",
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def recipe_of(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a published line, as nested tables. Raises ConfigError for flags that do not go together."""
+    """The recipe of published flags, as nested tables. Raises ConfigError for contradictory flags."""
     amp = "bf16" if arguments.use_amp and torch.cuda.is_available() else "no"
     comet = "comet_ml" if not arguments.comet_disabled and os.environ.get("COMET_API_KEY") else ""
     train = Path(arguments.train_data)
@@ -119,7 +119,7 @@ def _language_model(arguments: argparse.Namespace, values: dict[str, Any]) -> di
             )
         recipe["preference"] = {"beta": 0.01, "reference": arguments.ref_model}
     data: dict[str, Any] = {"batch_frames": max(1, settings.max_frames(values) // settings.ratio(values))}
-    if arguments.dpo:  # the codec of a data.list has no name, that of pairs has one: they are not compared
+    if arguments.dpo:  # the codec of a data.list has no name, that of pairs has one: do not compare them
         data["valid"] = ""
     return {"task": "learnable_lm", **recipe, **init, "data": data}
 
@@ -129,8 +129,8 @@ def _flow(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, An
     given = any(change.startswith("data.speaker") for change in arguments.set)
     if not given and not Path(str(speaker)).expanduser().exists():
         raise ConfigError(
-            f"flow.speaker_encoder_path in {arguments.config} is {speaker!r}, which is not there: name the language "
-            "model that was trained, its epoch_E_step_S.pt or folder, or CAM++'s weights; or --set data.speaker=PATH"
+            f"flow.speaker_encoder_path in {arguments.config} is {speaker!r}, which does not exist: give the trained "
+            "language model, its epoch_E_step_S.pt or folder, or CAM++'s weights; or --set data.speaker=PATH"
         )
     frames = settings.ratio(values) * settings.TOKEN_RATE * SECONDS
     size = max(1, int(settings.max_frames(values) // frames))
@@ -143,7 +143,7 @@ def _flow(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, An
 def qwen_sizes(folder: Path) -> dict[str, Any]:
     """Settings of `Qwen2Sizes` from a transformers folder. Raises ConfigError where it has no config.json."""
     try:
-        found = read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         names = {
             "vocab_size": "vocab_size",
             "width": "hidden_size",
@@ -154,8 +154,8 @@ def qwen_sizes(folder: Path) -> dict[str, Any]:
             "max_positions": "max_position_embeddings",
             "norm_eps": "rms_norm_eps",
         }
-        rope = found.get("rope_theta") or found["rope_parameters"]["rope_theta"]
-        return {ours: found[theirs] for ours, theirs in names.items()} | {"rope_theta": float(rope)}
+        rope = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
+        return {ours: config[theirs] for ours, theirs in names.items()} | {"rope_theta": float(rope)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--qwen_pretrain_path {folder} has no config.json of a Qwen2 ({error!r})"
@@ -163,7 +163,7 @@ def qwen_sizes(folder: Path) -> dict[str, Any]:
 
 
 def batches_of_epoch(trainer: Any) -> int:
-    """Micro-batches in which all processes together see as much as the data holds."""
+    """Micro-batches per process for one epoch."""
     world, train = trainer.accelerator.num_processes, trainer.train
     if trainer.config.task == "learnable_lm":
         return train.batches_per_epoch(world)
@@ -171,15 +171,15 @@ def batches_of_epoch(trainer: Any) -> int:
 
 
 def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -> list[str]:
-    """Notes on flags and settings that are not followed."""
+    """Notes on ignored flags and settings."""
     given = [name for name in NO_EFFECT if getattr(arguments, name) not in (None, False)]
-    found = ["without effect here: " + ", ".join(f"--{name} ({NO_EFFECT[name]})" for name in given)] * bool(
+    lines = ["without effect here: " + ", ".join(f"--{name} ({NO_EFFECT[name]})" for name in given)] * bool(
         given
     )
     if arguments.use_amp and trainer.config.precision == "no":
-        found.append("--use_amp: float32 on a CPU")
+        lines.append("--use_amp: float32 on a CPU")
     if arguments.checkpoint and arguments.pretrained_model:
-        found.append("--checkpoint is taken, --pretrained_model is not")
+        lines.append("--checkpoint is used, --pretrained_model is not")
     if arguments.model == "flow":
         said = {
             "output_size": (values.get("flow") or {}).get("output_size"),
@@ -189,17 +189,17 @@ def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -
         true = {"output_size": network.mel_bins, "token_latent_ratio": network.token_mel_ratio}
         wrong = {name: value for name, value in said.items() if value not in (None, true[name])}
         if wrong:
-            found.append(
-                f"the config says {wrong}, the files { ({name: true[name] for name in wrong}) }: the files are taken"
+            lines.append(
+                f"the config has {wrong}, the files { ({name: true[name] for name in wrong}) }: the files are used"
             )
-    return found
+    return lines
 
 
 # Files -----------------------------------------------------------------------------------------------------
 
 
 def write_recipe(path: Path, recipe: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """The recipe as TOML."""
+    """Write the recipe as TOML."""
     lines = [f"# train --model {arguments.model} --config {arguments.config}", *_toml(recipe)]
     with atomic_write(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -215,8 +215,8 @@ def _toml(table: dict[str, Any], name: str = "") -> list[str]:
 
 
 def save_published(trainer: Any, folder: Path, epoch: int) -> Path:
-    """`epoch_E_step_S.pt`: the weights under the published names, and both numbers beside them, as published; our
-    config inside, which torch.load passes over."""
+    """`epoch_E_step_S.pt`: the weights under the published names, epoch and step, as published, and a config
+    record, which torch.load ignores."""
     path = folder / f"epoch_{epoch}_step_{trainer.step}.pt"
     model = trainer.final_model()
     state = {name: value.detach().cpu().clone() for name, value in model.to_published().items()}
@@ -235,14 +235,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--qwen_pretrain_path", help="Qwen2's folder, CosyVoice-BlankEN")
     add("--checkpoint", help="weights to start from")
     add("--pretrained_model", help="weights to start from, such as CosyVoice 2's llm.pt or flow.pt")
-    add("--ref_model", help="with --dpo: the model that stays as it is")
+    add("--ref_model", help="with --dpo: the frozen reference model")
     add("--dpo", action="store_true", help="learn from preferences")
     add("--num_workers", type=int, default=2, help="threads that make the caches (2)")
     add("--use_amp", action="store_true", help="bfloat16 on GPUs")
     add(
         "--comet_disabled",
         action="store_true",
-        help="no curves on Comet; without it, there are where COMET_API_KEY is set",
+        help="no curves on Comet, where COMET_API_KEY enables them",
     )
     add(
         "--set",

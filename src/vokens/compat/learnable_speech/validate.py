@@ -1,6 +1,6 @@
-"""`validate_data`: reads every file that training will read, and says what is wrong with it.
+"""`validate_data`: reads every file that training will read, and reports errors.
 
-The published script asks for files of an older layout; this one asks for those that training reads now.
+The published script expects an older layout; this one expects that of today's training.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from vokens.train.published_files import (
     recordings,
 )
 
-SLACK = 2  # tokens by which ids and audio may differ: frames at the borders
+SLACK = 2  # tolerance between ids and audio in tokens, for frames at the borders
 SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Checked:
-    """An utterance that can be read: seconds of audio, counts of ids and latents, numbers of a latent."""
+    """A valid utterance: seconds of audio, numbers of ids and latents, latent dim."""
 
     seconds: float
     tokens: int
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     ratios = sorted({round(item.latents / item.tokens) for item in sound})
     print(
         f"{len(sound)} of {len(waves)} recordings can be trained on: {hours:.2f} h, "
-        f"latents of {widths} numbers, {ratios} to a token"
+        f"latent dim {widths}, {ratios} latents per token"
     )
     if len(widths) > 1 or len(ratios) > 1:
         print("latents of several models are mixed: training needs those of one", file=sys.stderr)
@@ -68,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(item: Item) -> Checked:
-    """Content of an utterance. Raises VokensError for the first thing that training could not use."""
+    """Check an utterance. Raises VokensError for the first error."""
     if item.missing:
-        raise ConfigError(f"{item.missing[0].name} is not there or empty")
+        raise ConfigError(f"{item.missing[0].name} is missing or empty")
     if not read_text(item.text_path):
         raise ConfigError(f"{item.text_path.name} has no text")
     seconds = audio.duration(item.wav)
@@ -82,7 +82,5 @@ def check(item: Item) -> Checked:
         )
     ratio = max(1, round(len(latents) / tokens))
     if abs(len(latents) - ratio * tokens) > SLACK * ratio:
-        raise ConfigError(
-            f"{len(latents)} latents to {tokens} ids: a whole number of times as many is expected"
-        )
+        raise ConfigError(f"{len(latents)} latents to {tokens} ids: a multiple is expected")
     return Checked(seconds, tokens, len(latents), latents.shape[1])

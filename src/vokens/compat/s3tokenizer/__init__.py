@@ -1,12 +1,12 @@
-"""S3Tokenizer as the package `s3tokenizer` 0.3.0 is called, so that code written for it runs here.
+"""Drop-in interface of the package `s3tokenizer` 0.3.0.
 
     import vokens.compat.s3tokenizer as s3tokenizer
     tokenizer = s3tokenizer.load_model("speech_tokenizer_v2_25hz")
     mels, lens = s3tokenizer.padding([s3tokenizer.log_mel_spectrogram(s3tokenizer.load_audio("hello.wav"))])
     codes, codes_lens = tokenizer.quantize(mels, lens)
 
-Differences, all on the safe side: ids are int64 and zero beyond each row's end (garbage there), recordings over 30 s
-keep all their tokens unless long_audio="published", and surrounding autocast changes no id.
+Differences: ids are int64 and zero beyond each row's end (undefined there), recordings over 30 s keep all their tokens
+unless long_audio="published", and autocast has no effect.
 """
 
 import os
@@ -53,7 +53,7 @@ LongAudio = Literal["complete", "published"]
 
 
 class S3Tokenizer(nn.Module):
-    """The published calling convention around a codec of ours, which is `tokenizer.codec`.
+    """Published calling convention of a codec, which is `tokenizer.codec`.
 
     Args:
         model: a codec of `vokens.load`, or the name of a release for random weights, which `init_from_onnx` and
@@ -64,7 +64,7 @@ class S3Tokenizer(nn.Module):
         super().__init__()
         if isinstance(model, str):
             if model not in RELEASES:
-                raise ConfigError(f"no release is called {model!r}: there are {', '.join(RELEASES)}")
+                raise ConfigError(f"no release is called {model!r}: give {', '.join(RELEASES)}")
             name, model = model, Codec(RELEASES[model])
             model.name = name
         self.codec = model.eval()
@@ -86,8 +86,8 @@ class S3Tokenizer(nn.Module):
         return self.quantize(mel, mel_len)
 
     def quantize(self, mel: Tensor, mel_len: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (B, T) int64 and their counts (B,) of log-mels (B, n_mels, F), of which mel_len (B,) frames count."""
-        with torch.autocast(mel.device.type, enabled=False):  # in bfloat16 about 7 % of ids are others
+        """Ids (B, T) int64 and their counts (B,) of log-mels (B, n_mels, F), with mel_len (B,) valid frames."""
+        with torch.autocast(mel.device.type, enabled=False):  # bfloat16 changes about 7 % of ids
             return self.codec.quantize(mel, mel_len)
 
     def encoder(self, x: Tensor, x_len: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,19 +96,19 @@ class S3Tokenizer(nn.Module):
 
     @property
     def quantizer(self) -> "Quantizer":
-        """Its `encode` and `decode`."""
+        """The quantizer, with `encode` and `decode`."""
         return Quantizer(self.codec)
 
     def freeze(self) -> None:
-        """Ask for no gradients. Models of `load_model` are frozen."""
+        """Disable gradients. Models of `load_model` are frozen."""
         self.requires_grad_(False)
 
     def init_from_onnx(self, onnx_path: str) -> None:
-        """Take the weights of a released graph."""
+        """Load the weights of a released graph."""
         self._take(Codec.from_onnx(read_onnx(onnx_path), self._release()))
 
     def init_from_pt(self, ckpt_path: str) -> None:
-        """Take the weights of a state dict that `onnx2torch` saved."""
+        """Load a state dict that `onnx2torch` saved."""
         self._take(Codec.from_published(checkpoint.read_state_dict(ckpt_path), self._release()))
 
     def _release(self) -> str | S3TokenizerConfig:
@@ -124,7 +124,7 @@ S3TokenizerV2 = S3TokenizerV3 = S3Tokenizer
 
 
 class Quantizer:
-    """From hidden states to ids, and for v1 to codewords."""
+    """Quantizer of hidden states to ids, and for v1 to codewords."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -139,7 +139,7 @@ class Quantizer:
         """Codewords (B, D, T) of v1's ids (B, T). NotImplementedError for v2 and v3, which have none."""
         codebook: Any = self._codec.codebook
         if self._codec.config.quantizer == "fsq":
-            raise NotImplementedError("v2 and v3 round numbers and have no codewords: decode is for v1")
+            raise NotImplementedError("v2 and v3 (FSQ) have no codewords: decode is for v1")
         return codebook.decode(embed_ind).transpose(1, 2)
 
 
@@ -161,14 +161,14 @@ def load_model(
 ) -> S3Tokenizer:
     """A release by its name, or a file: a released graph or a state dict. In evaluation mode, without gradients.
 
-    config: the release's name, or settings, where the weights leave it open (v1). device: as in `vokens.load`.
-    download_root: where files are kept. What the published package has downloaded, there or at its default place
-    ~/.cache/s3tokenizer, is used; what is missing goes to vokens' own cache, or below download_root.
-    long_audio: "published" merges recordings over 30 s as s3tokenizer 0.3.0, which loses tokens of some over 52 s.
+    config: the release's name, or settings, where the weights do not determine it (v1). device: as in `vokens.load`.
+    download_root: download folder. Files of the published package, there or in its default
+    ~/.cache/s3tokenizer, are used; others go to vokens' own cache, or below download_root.
+    long_audio: "published" merges recordings over 30 s like s3tokenizer 0.3.0, which loses tokens of some over 52 s.
     """
     kept = _published_cache(download_root) / f"{name}.onnx"
-    found = kept if name in RELEASES and kept.exists() else name
-    codec = load(found, config=config, device=device, cache_dir=download_root)
+    source = kept if name in RELEASES and kept.exists() else name
+    codec = load(source, config=config, device=device, cache_dir=download_root)
     if not isinstance(codec, Codec):
         raise ConfigError(
             f"{name} is a {codec.system}, not an S3Tokenizer: give one of {', '.join(RELEASES)}"
@@ -208,18 +208,18 @@ onnx2torch_v3 = onnx2torch
 
 
 def load_audio(file: str, sr: int = 16000) -> Tensor:
-    """The first channel (N,) float32 of an audio file, resampled as torchaudio does. Raises AudioError."""
+    """The first channel (N,) float32 of an audio file, resampled like torchaudio. Raises AudioError."""
     wave, rate = audio.load(file)
     first = torch.from_numpy(_first_channel(file, wave))
     return audio.sinc_resample(first, rate, sr)
 
 
 def _first_channel(file: str, mean: np.ndarray) -> np.ndarray:
-    """(N,) of a file that was read well, whose channels have this mean."""
+    """First channel (N,) of a readable file; mean: of its channels."""
     try:
         with soundfile.SoundFile(file) as sound:
             return mean if sound.channels == 1 else sound.read(dtype="float32", always_2d=True)[:, 0].copy()
-    except soundfile.LibsndfileError:  # containers that PyAV read: the mean of their channels
+    except soundfile.LibsndfileError:  # PyAV's containers: the mean of the channels
         return mean
 
 
@@ -231,10 +231,10 @@ def log_mel_spectrogram(
 ) -> Tensor:
     """Whisper's log-mel (n_mels, N // 160) of a wave (N,) at 16 kHz, N at least 201, or of a file.
 
-    A batch (B, N) gives (B, n_mels, F), each row as if alone. n_mels: 128 or 80. padding: zeros to append.
+    A batch (B, N) gives (B, n_mels, F), batch-invariant. n_mels: 128 or 80. padding: zeros to append.
     """
     if n_mels not in (80, 128):
-        raise ConfigError(f"n_mels={n_mels} was given: 128 is accepted, and 80")
+        raise ConfigError(f"n_mels={n_mels} was given: 80 and 128 are accepted")
     wave = torch.as_tensor(load_audio(audio) if isinstance(audio, str) else audio, device=device)
     rows = F.pad(torch.atleast_2d(wave), (0, padding))
     mel = LogMel(WHISPER_128 if n_mels == 128 else WHISPER_80).to(wave.device)
@@ -242,7 +242,7 @@ def log_mel_spectrogram(
 
 
 def padding(data: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-mels (n_mels, F) as one batch (B, n_mels, F) filled with zeros, and their frames (B,) int32."""
+    """Log-mels (n_mels, F) as one zero-padded batch (B, n_mels, F), and their frames (B,) int32."""
     lengths = torch.tensor([mel.shape[1] for mel in data], dtype=torch.int32)
     rows = nn.utils.rnn.pad_sequence([mel.T for mel in data], batch_first=True)
     return rows.transpose(1, 2), lengths
@@ -259,7 +259,9 @@ def make_non_pad_mask(lengths: Tensor, max_len: int = 0) -> Tensor:
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Attention bias: -1e10 where the mask is False, else 0, in a floating-point type."""
     if mask.dtype != torch.bool or not dtype.is_floating_point:
-        raise ConfigError(f"a {mask.dtype} mask and {dtype} were given: torch.bool and a floating-point type")
+        raise ConfigError(
+            f"a {mask.dtype} mask and {dtype} were given: give torch.bool and a floating-point type"
+        )
     return (1.0 - mask.to(dtype)) * -1e10
 
 

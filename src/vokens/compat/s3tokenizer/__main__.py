@@ -1,10 +1,10 @@
 """`s3tokenizer`, also `python -m vokens.compat.s3tokenizer`: recordings to ids, by the flags of s3tokenizer 0.3.0.
 
 `--root_path`, `--file_list`, `--skip_existing` and those of the cache are of Learnable-Speech's copy, which writes ids
-beside the files.
+next to the files.
 
-Alone or under torchrun: each process takes every world-th recording and writes its own results, so processes never
-wait for each other. Recordings are read by threads, ahead of the network.
+Under torchrun, each process takes every world-th recording and writes its own results, without synchronisation.
+Recordings are prefetched by threads.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SAMPLE_RATE = 16000
 
 @dataclass(frozen=True)
 class Item:
-    """A recording: what its ids are called, and its file."""
+    """A recording: the name of its ids, and its file."""
 
     key: str
     path: Path
@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Process:
-    """Rank and number of processes, as torchrun says; alone it is the first of one."""
+    """Rank and number of processes, as set by torchrun; else 0 of 1."""
 
     rank: int
     world: int
@@ -68,7 +68,7 @@ class Process:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 some recordings failed (alone) or all did (under torchrun), 2 nothing done."""
+    """Exit code: 0 done, 1 some recordings failed (under torchrun: all), 2 nothing done."""
     arguments = _parser().parse_args(argv)
     process = Process.from_environment()
     try:
@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nothing_done(process: Process, done: int) -> bool:
-    """Whether no process has done a recording, which the last one to end knows; the others answer False.
+    """True in the last process to end if none has encoded a recording, else False.
 
-    torchrun ends all processes when one does not return 0, and one bad recording is no reason for that.
+    torchrun ends all processes when one does not return 0, which one bad recording must not cause.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # processes that know nothing of each other
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # independent processes
         return False
     store, _, _ = next(iter(rendezvous("env://")))
     store.add("vokens/done", done)
@@ -93,7 +93,7 @@ def _nothing_done(process: Process, done: int) -> bool:
 
 
 def script() -> int:
-    """The program `s3tokenizer`: that of the published package where it is installed too, else `main`."""
+    """Entry point `s3tokenizer`: that of the published package if installed, else `main`."""
     for entry in metadata.entry_points(group="console_scripts", name="s3tokenizer"):
         if entry.dist is not None and entry.dist.name != "vokens":
             return entry.load()()
@@ -101,7 +101,7 @@ def script() -> int:
 
 
 def run(arguments: argparse.Namespace, process: Process) -> tuple[int, int]:
-    """Encode this process's share and return how many recordings are done, some by an earlier run, and failed."""
+    """Encode this process's share; returns the numbers of finished (also by earlier runs) and failed recordings."""
     items = process.share(find(arguments))
     sink = _sink(arguments, process)
     with closing(sink):
@@ -114,13 +114,13 @@ def run(arguments: argparse.Namespace, process: Process) -> tuple[int, int]:
     return len(items) - failed, failed
 
 
-# What to encode --------------------------------------------------------------------------------------------
+# Inputs --------------------------------------------------------------------------------------------
 
 
 def find(arguments: argparse.Namespace) -> list[Item]:
-    """All recordings that the flags name. Raises ConfigError where they name none, or two kinds of lists."""
+    """All recordings of the flags. Raises ConfigError for none, or for two kinds of lists."""
     if arguments.batch_size < 1:
-        raise ConfigError(f"--batch_size {arguments.batch_size} was given: at least 1 is accepted")
+        raise ConfigError(f"--batch_size {arguments.batch_size} was given: give at least 1")
     folder_mode = bool(arguments.root_path or arguments.file_list)
     if folder_mode == bool(arguments.wav_scp):
         raise ConfigError("give either --wav_scp, or --root_path or --file_list")
@@ -154,7 +154,7 @@ def _refuse_one_target(items: Sequence[Item]) -> None:
 
 
 def read_scp(path: Path) -> list[Item]:
-    """Kaldi's list: a key, blanks, and a path, which may hold blanks itself; one recording per line."""
+    """Read Kaldi's list: a key, blanks, and a path, which may contain blanks; one recording per line."""
     items = []
     for line in read_list(path, comment=None):
         key, *rest = line.split(maxsplit=1)
@@ -169,7 +169,7 @@ def read_scp(path: Path) -> list[Item]:
 
 
 def _below_root(arguments: argparse.Namespace) -> list[Item]:
-    """Recordings below --root_path: those that --cache_file keeps of the same search, or found now and kept there."""
+    """Recordings below --root_path, cached in --cache_file."""
     root = Path(arguments.root_path)
     search = {"root": str(root.resolve()), "extensions": sorted(arguments.extensions)}
     cache = Path(arguments.cache_file) if arguments.cache_file else None
@@ -183,7 +183,7 @@ def _below_root(arguments: argparse.Namespace) -> list[Item]:
                 f"--cache_file {cache} holds no list of files: --no_cache replaces it"
             ) from error
     if not root.is_dir():
-        raise ConfigError(f"--root_path {root} is no folder")
+        raise ConfigError(f"--root_path {root} is not a folder")
     endings = {extension.lower() for extension in arguments.extensions}
     items = [Item(str(path), path) for path in find_files(root, endings)]
     if cache is not None:
@@ -192,11 +192,11 @@ def _below_root(arguments: argparse.Namespace) -> list[Item]:
     return items
 
 
-# Where ids go ----------------------------------------------------------------------------------------------
+# Outputs ----------------------------------------------------------------------------------------------
 
 
 class Part:
-    """`part_<i>_of_<n>`: a line of JSON, key and code, for each recording. has: what any part already holds."""
+    """`part_<i>_of_<n>`: a JSON line with key and code per recording; `has` covers all parts."""
 
     def __init__(self, folder: Path, process: Process, keep: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,14 +219,14 @@ class Part:
 
 
 class Beside:
-    """`<name>_fsq.pt` beside each recording: its ids (T,) int64."""
+    """`<name>_fsq.pt` next to each recording: its ids (T,) int64."""
 
     def has(self, item: Item) -> bool:
         return self.target(item).exists()
 
     def write(self, item: Item, codes: Tensor) -> None:
         with atomic_write(self.target(item)) as partial:
-            torch.save(codes.clone(), partial)  # of a view, the whole batch would be saved
+            torch.save(codes.clone(), partial)  # of a view, torch.save would write the whole batch
 
     def close(self) -> None:
         pass
@@ -250,7 +250,7 @@ def _keys(part: Path) -> Iterator[str]:
 
 
 def _cut_half_line(path: Path) -> None:
-    """Drop what a killed run left of its last line."""
+    """Drop a truncated last line of a killed run."""
     content = path.read_bytes()
     os.truncate(path, content.rfind(b"\n") + 1)
 
@@ -261,7 +261,7 @@ def _cut_half_line(path: Path) -> None:
 def _encode(
     codec: Codec, items: Sequence[Item], sink: Part | Beside, arguments: argparse.Namespace, progress: bool
 ) -> int:
-    """Read, encode in groups, write; the number of recordings that could not be read."""
+    """Read, encode in groups, write; returns the number of failed recordings."""
     together = arguments.batch_size * max(1, arguments.prefetch)
     failed, seconds, start = 0, 0.0, time.perf_counter()
 
@@ -296,29 +296,29 @@ def _encode(
 def _ahead(
     pool: ThreadPoolExecutor, read: Callable[[Item], Entry], items: Iterable[Item], count: int
 ) -> Iterator[tuple[Item, Entry]]:
-    """Items and what was read for them, in order; `count` items are read ahead."""
+    """Items and their audio or error, in order, with `count` items prefetched."""
     waiting = deque()
     for item in items:
         waiting.append((item, pool.submit(read, item)))
         if len(waiting) > count:
-            item, found = waiting.popleft()
-            yield item, found.result()
-    for item, found in waiting:
-        yield item, found.result()
+            item, audio = waiting.popleft()
+            yield item, audio.result()
+    for item, audio in waiting:
+        yield item, audio.result()
 
 
 def _groups(
     read: Iterable[tuple[Item, Tensor | Exception]], count: int
 ) -> Iterator[list[tuple[Item, Tensor | Exception]]]:
-    """Up to `count` recordings, and no more audio than count times 30 s where one recording allows."""
+    """Groups of up to `count` recordings and count times 30 s of audio, unless a single one is longer."""
     group: list[tuple[Item, Tensor | Exception]] = []
     held = 0
-    for item, found in read:
-        size = len(found) if isinstance(found, Tensor) else 0
+    for item, audio in read:
+        size = len(audio) if isinstance(audio, Tensor) else 0
         if group and (len(group) == count or held + size > count * WINDOW_SAMPLES):
             yield group
             group, held = [], 0
-        group.append((item, found))
+        group.append((item, audio))
         held += size
     if group:
         yield group
@@ -332,16 +332,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, required=True, help="windows of 30 s per forward pass (GPU), bounds memory")
     add("--wav_scp", help="list of recordings, 'key path' per line")
     add("--output_dir", help="folder for part_<i>_of_<n>, one line of JSON per recording of --wav_scp")
-    add("--root_path", help="folder with recordings; ids are written beside them as <name>_fsq.pt")
+    add("--root_path", help="folder with recordings; ids are written next to them as <name>_fsq.pt")
     add("--file_list", help="paths, one per line, instead of --root_path; # begins a comment")
-    add("--extensions", nargs="+", default=[".wav", ".flac", ".mp3"], help="what counts in --root_path")
-    add("--cache_file", help="keeps what was found in --root_path, so that the next run need not look")
-    add("--no_cache", action="store_true", help="look again, and replace --cache_file")
-    add("--use_cache", action="store_true", help="as without it: a --cache_file is used")
-    add("--scan_workers", type=int, default=8, help="accepted; one thread looks into folders as fast")
-    add("--skip_existing", action="store_true", help="go on after a stop: leave out what has been written")
+    add(
+        "--extensions",
+        nargs="+",
+        default=[".wav", ".flac", ".mp3"],
+        help="suffixes of recordings in --root_path",
+    )
+    add("--cache_file", help="caches the list of --root_path for the next run")
+    add("--no_cache", action="store_true", help="search again, and replace --cache_file")
+    add("--use_cache", action="store_true", help="no effect: a --cache_file is always used")
+    add("--scan_workers", type=int, default=8, help="no effect: one thread is as fast")
+    add("--skip_existing", action="store_true", help="resume: skip finished recordings")
     add("--num_workers", type=int, default=4, help="threads that read recordings")
-    add("--prefetch", type=int, default=5, help="batches that are read ahead and grouped by length")
+    add("--prefetch", type=int, default=5, help="batches that are prefetched and grouped by length")
     return parser
 
 

@@ -1,1 +1,1 @@
-"""Engines only schedule shards: each hands `encode_shard` one after the other and waits for nothing else."""
+"""Engines: schedulers of `encode_shard` over processes and machines."""

@@ -1,6 +1,6 @@
-"""One process with one device: claim a shard, encode it, and let the decoders begin the next meanwhile.
+"""One process with one device: claim a shard and encode it while the next one is decoded.
 
-Any number of such processes, on any machines that see the folder, work on one run: leases keep them apart.
+Any number of such processes, on all machines that share the folder, work on one run, coordinated by leases.
 """
 
 import time
@@ -18,18 +18,18 @@ from vokens.corpus.shard import encode_shard
 from vokens.data.lease import Leases
 from vokens.models.codec import Codec
 
-_AHEAD = 2  # shards that a process holds: the one it encodes, and the one whose audio is being decoded
-_POLL = 0.5  # seconds between looks at shards that others hold
+_AHEAD = 2  # shards per process: one being encoded, and one being decoded
+_POLL = 0.5  # seconds between checks of shards that others hold
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Settings of one process of a run; none changes the output.
+    """Settings of one process of a run, without effect on the output.
 
-    rank, world: it begins with shards rank, rank + world, … and then helps with the others.
-    feeders: processes of the run on this machine, among which the cores are shared.
-    workers: decode processes, None for a number that fits the machine, 0 for decoding in line.
-    retry_failed: do shards with failures again. metrics: see Progress.
+    rank, world: shards rank, rank + world, … come first, then all others.
+    feeders: processes of the run on this machine, which share its cores.
+    workers: decode processes, None: automatic, 0: inline decoding.
+    retry_failed: encode shards with failures again. metrics: see Progress.
     """
 
     rank: int = 0
@@ -43,9 +43,9 @@ class Worker:
 def extract(
     settings: Settings, codec: Codec, worker: Worker | None = None, decoder: Decoder | None = None
 ) -> dict[str, Any]:
-    """Work on a run until all of it is done, by whomever; returns its summary.
+    """Work on a run until all its shards are done, also by others; returns its summary.
 
-    decoder: where audio is decoded, None for processes of this machine as `worker` says.
+    decoder: None for local processes as set in `worker`.
 
     Raises:
         ConfigError: another run's folder, or a source that cannot be planned.
@@ -67,12 +67,12 @@ def extract(
             ):
                 while True:
                     _work(run, codec, decoder, progress, _order(len(run), worker))
-                    with suppress(FileNotFoundError):  # another process takes receipts back with retry_failed
+                    with suppress(FileNotFoundError):  # another process removes receipts with retry_failed
                         run.output.finish(run)
                         return run.summarise()
     finally:
         with suppress(OSError):
-            settings.out.rmdir()  # empty when the run could not begin
+            settings.out.rmdir()  # empty where the run could not begin
 
 
 def _order(shards: int, worker: Worker) -> list[int]:
@@ -84,29 +84,29 @@ def _work(run: Run, codec: Codec, decoder: Decoder, progress: Progress, order: S
     """Encode shards until each has a receipt."""
     done = run.finished()
     pending = deque(shard for shard in order if shard not in done)
-    held: deque[int] = deque()
-    while pending or held:
-        while len(held) < _AHEAD and (shard := _claim(run, pending)) is not None:
-            held.append(shard)
+    claimed: deque[int] = deque()
+    while pending or claimed:
+        while len(claimed) < _AHEAD and (shard := _claim(run, pending)) is not None:
+            claimed.append(shard)
             decoder.expect(shard, run.utterances(shard))
-        if held:
-            shard = held.popleft()
+        if claimed:
+            shard = claimed.popleft()
             progress.shard(encode_shard(run, shard, codec, decoder, progress.timing))
             run.leases.release(f"{shard:06d}")
         elif pending:
             progress.beat()
-            time.sleep(_POLL)  # others hold what is left; should they die, it is taken over
+            time.sleep(_POLL)  # others hold the rest; expired leases are taken over
 
 
 def _claim(run: Run, pending: deque[int]) -> int | None:
-    """The next pending shard that is neither done nor held by another; what is done is dropped."""
+    """Claim the next pending shard that is neither done nor held by another; drop finished ones."""
     for _ in range(len(pending)):
         shard = pending.popleft()
         name = f"{shard:06d}"
         if run.done(shard):
             continue
         if run.leases.claim(name):
-            if not run.done(shard):  # finished between the two questions
+            if not run.done(shard):  # finished since the first check
                 return shard
             run.leases.release(name)
             continue

@@ -1,7 +1,7 @@
-"""Ray: encoders on the GPUs of a cluster, decoders on its CPUs, both coming and going with its machines.
+"""Ray: encoders on the GPUs of a cluster, decoders on its CPUs, elastic with its machines.
 
-Every encoder is a worker of `engine.local` on the run's shared folder; only its decoders are elsewhere, as Ray tasks
-on any machine. What makes a shard exactly once is the folder, as under the other engines; Ray restarts what dies.
+Every encoder is a worker of `engine.local` on the run's shared folder, with decoders as Ray tasks on any machine.
+The folder ensures that each shard is made exactly once, as with the other engines; Ray restarts dead actors.
 """
 
 import logging
@@ -21,18 +21,18 @@ from vokens.data.items import Utterance
 from vokens.errors import ConfigError, MissingExtra, VokensError
 from vokens.models.codec import Codec
 
-AHEAD = 64  # recordings that are being decoded or wait, per encoder: 40 MB at 10 s and 16 kHz
-_LOOK, _TELL = 2.0, 10.0  # seconds between looks at the cluster, and between lines
-_ANSWER = 10.0  # seconds for a cluster to accept a connection
-_DEATHS = 1000  # of encoders, after which it is not their machines that go
+AHEAD = 64  # recordings in flight per encoder: 40 MB at 10 s and 16 kHz
+_LOOK, _TELL = 2.0, 10.0  # seconds between checks of the cluster, and between log lines
+_ANSWER = 10.0  # connection timeout in seconds
+_DEATHS = 1000  # dead encoders after which lost machines are not the cause
 
 
 @dataclass(frozen=True)
 class Cluster:
     """A cluster to run on.
 
-    address: of a Ray cluster, "auto" for the one this machine belongs to, None for a cluster on this machine alone.
-    encoders: at most so many; None for one per GPU of the cluster or, without any, one per machine.
+    address: of a Ray cluster, "auto" for the one this machine belongs to, None for a cluster on this machine only.
+    encoders: maximum number; None for one per GPU of the cluster or, without any, one per machine.
     """
 
     address: str | None = None
@@ -43,8 +43,8 @@ class Cluster:
 class Room:
     """Resources of a cluster.
 
-    slots: where encoders go, by name: the machine, and the cores and GPUs that one takes there.
-    decoder_cpus: cores of a decoding task, which goes anywhere.
+    slots: places of encoders by name: the machine, and the cores and GPUs of one.
+    decoder_cpus: cores of a decoding task, on any machine.
     """
 
     slots: dict[str, "Slot"]
@@ -61,12 +61,12 @@ class Slot:
 def extract_on(
     settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster
 ) -> dict[str, Any]:
-    """Work on a run with a cluster until all of it is done; returns its summary.
+    """Work on a run with a cluster until all its shards are done; returns its summary.
 
     Args:
-        settings: as for `engine.local.extract`; out must be a folder that all machines see.
-        model, dtype: what each encoder loads.
-        worker: its `retry_failed` counts, the rest is the cluster's business.
+        settings: as for `engine.local.extract`; out must be a folder that all machines share.
+        model, dtype: loaded by each encoder.
+        worker: only `retry_failed` is used.
 
     Raises:
         MissingExtra: ray is not installed.
@@ -91,7 +91,7 @@ def extract_on(
 
 
 def _refuse_silence(address: str | None) -> None:
-    """ConfigError at once where nobody answers at ip:port; Ray itself would ask for minutes."""
+    """Raise ConfigError at once where ip:port does not answer; Ray itself would retry for minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdigit():
         try:
@@ -109,11 +109,11 @@ def _nobody(address: str | None) -> ConfigError:
 def _drive(
     ray: Any, settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster
 ) -> dict[str, Any]:
-    """Keep an encoder at work in every slot of the cluster, until one reports that all is done."""
+    """Keep an encoder running in every slot of the cluster until one reports completion."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     actor = ray.remote(Encoder)
-    at_work: dict[Any, tuple[str, Any]] = {}  # its result -> slot and encoder
+    at_work: dict[Any, tuple[str, Any]] = {}  # future result -> slot and encoder
     retry_failed, deaths, told = worker.retry_failed, 0, time.monotonic()
     while True:
         room = room_of(ray.nodes(), cluster.encoders)
@@ -127,7 +127,7 @@ def _drive(
                 ).remote(model, dtype, room.decoder_cpus)
                 result = encoder.work.remote(settings, rank, len(room.slots), retry_failed)
                 at_work[result] = name, encoder
-                retry_failed = False  # receipts are taken back once, not by each encoder that joins
+                retry_failed = False  # receipts are removed once, not by each encoder that joins
         ready, _ = ray.wait(list(at_work), timeout=_LOOK)
         for result in ready:
             del at_work[result]
@@ -135,7 +135,7 @@ def _drive(
                 return ray.get(result)
             except ray.exceptions.RayTaskError as error:
                 raise _cause(error) from error
-            except ray.exceptions.RayActorError as error:  # its machine is gone, or it was killed
+            except ray.exceptions.RayActorError as error:  # its machine was lost, or it was killed
                 deaths += 1
                 if deaths > _DEATHS:
                     raise VokensError(f"{deaths} encoders died, the last of: {error}") from error
@@ -146,10 +146,10 @@ def _drive(
 
 
 def room_of(nodes: list[dict[str, Any]], most: int | None = None) -> Room:
-    """Places for encoders in a cluster of these machines, `most` of them at most.
+    """Slots of at most `most` encoders in a cluster of these machines.
 
-    Decoders must always find a core, else all wait for ever: an encoder on a GPU asks for none, and without GPUs
-    there is one to a machine, on all of its cores but the one that decodes (half of the only one).
+    Decoders must always get a core, or all would wait for ever: an encoder on a GPU reserves none; without GPUs
+    there is one encoder per machine, on all cores but the one that decodes (half of a single core).
     """
     alive = [(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
     slots = {
@@ -165,7 +165,7 @@ def room_of(nodes: list[dict[str, Any]], most: int | None = None) -> Room:
 
 
 class Encoder:
-    """One device's worth of encoding, as a Ray actor."""
+    """Encoder on one device, as a Ray actor."""
 
     def __init__(self, model: str, dtype: str, decoder_cpus: float) -> None:
         import ray
@@ -179,14 +179,14 @@ class Encoder:
         self.decoder_cpus = decoder_cpus
 
     def work(self, settings: Settings, rank: int, world: int, retry_failed: bool) -> dict[str, Any]:
-        """Until every shard of the run is done, by this encoder or another."""
+        """Work until every shard of the run is done, by this encoder or another."""
         worker = Worker(rank=rank, world=world, retry_failed=retry_failed)
         decoder = RayDecoder(self.codec.sample_rate, self.decoder_cpus)
         return extract(settings, self.codec, worker, decoder)
 
 
 class RayDecoder:
-    """Decodes as Ray tasks, on whatever machine has a core free; a `vokens.corpus.decode.Decoder`."""
+    """Decoder by Ray tasks on any machine with a free core; a `vokens.corpus.decode.Decoder`."""
 
     def __init__(self, sample_rate: int, cpus: float, ahead: int = AHEAD) -> None:
         import ray
@@ -195,11 +195,11 @@ class RayDecoder:
         self._task = ray.remote(num_cpus=cpus, max_retries=3)(decode)
         self.sample_rate, self.ahead = sample_rate, ahead
         self._expected: deque[tuple[int, Iterator[Utterance]]] = deque()
-        self._sent: deque[tuple[int, Utterance, Any]] = deque()  # shard, utterance, result to come
+        self._sent: deque[tuple[int, Utterance, Any]] = deque()  # shard, utterance, future
 
     @property
     def ready_seconds(self) -> float:
-        """Not known: what is decoded waits in Ray's object store."""
+        """0: decoded audio is in Ray's object store, where its length is unknown."""
         return 0.0
 
     def expect(self, shard: int, utterances: Iterable[Utterance]) -> None:
@@ -214,7 +214,7 @@ class RayDecoder:
             _, utterance, result = self._sent.popleft()
             self._fill()
             try:
-                item = self._ray.get(result)  # its wave lies in Ray's read-only memory
+                item = self._ray.get(result)  # its wave is in Ray's read-only memory
                 yield item if item.wave is None else replace(item, wave=item.wave.copy())
             except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.OutOfMemoryError):
                 yield Decoded(utterance, None, reason="the decoder died on it")
@@ -226,7 +226,7 @@ class RayDecoder:
         self._expected.clear()
 
     def _fill(self, shard: int | None = None) -> None:
-        """Send recordings until enough are under way; of `shard`, should none of it be, at least one."""
+        """Submit recordings until enough are in flight, and at least one of `shard`."""
         while self._expected:
             number, utterances = self._expected[0]
             if len(self._sent) >= self.ahead and (shard is None or self._sent[0][0] == shard):
@@ -239,6 +239,6 @@ class RayDecoder:
 
 
 def _cause(error: Any) -> Exception:
-    """The error of an encoder as it would look without Ray."""
+    """The original error of an encoder."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, VokensError) else VokensError(f"an encoder failed: {error}")

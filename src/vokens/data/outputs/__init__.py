@@ -1,6 +1,6 @@
-"""The forms in which extracted tokens are stored, by name: `get_output("parquet")`.
+"""Output formats of extracted tokens by name: `get_output("parquet")`.
 
-A run writes each shard into an empty folder, makes it safe and renames its files to their places; see `Output`.
+A run writes each shard into an empty folder, syncs it and renames its files into place; see `Output`.
 """
 
 import os
@@ -31,11 +31,13 @@ OUTPUTS: dict[str, type[Output]] = {
 
 
 def get_output(name: str, audio_root: str | os.PathLike[str] | None = None) -> Output:
-    """The form called `name`. audio_root: of sidecar, see there. Raises ConfigError for any other name."""
+    """The format called `name`. audio_root: see `Sidecar`. Raises ConfigError for any other name."""
     if name not in OUTPUTS:
-        raise ConfigError(f"there is no output {name!r}: {', '.join(OUTPUTS)} are known")
+        raise ConfigError(f"there is no output {name!r}: give {', '.join(OUTPUTS)}")
     if name == "sidecar":
         return Sidecar(audio_root)
     if audio_root is not None:
-        raise ConfigError(f"audio_root says where sidecar files lie, the output {name!r} has none")
+        raise ConfigError(
+            f"audio_root={audio_root!r} was given for the output {name!r}: only sidecar takes it, leave it out"
+        )
     return OUTPUTS[name]()

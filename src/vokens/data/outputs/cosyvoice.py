@@ -1,7 +1,7 @@
-"""The files that CosyVoice's `train.py` reads: parquet with the recordings inside, `data.list`, maps by utterance.
+"""Training data of CosyVoice's `train.py`: parquet with the recordings, `data.list`, maps by utterance.
 
-A shard of the run is `shard-000012.parquet` without audio. A speaker's embedding is the mean of all its utterances,
-known when all shards are done; then `finish` writes a published file for each, and the lists of all.
+A shard of the run is `shard-000012.parquet` without audio. A speaker's embedding is the mean over all utterances,
+so `finish` writes the published file of each shard, and the lists, when all shards are done.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from vokens.data.outputs.pt_map import PtMap, read_pt_map, write_pt_map
 from vokens.data.sources.addresses import note
 from vokens.errors import ConfigError, TokensError
 
-# The columns in the published order, with the types that pandas gave them there.
+# The columns in the published order, with the types that pandas wrote.
 COLUMNS = {
     "utt": "string",
     "audio_data": "binary",
@@ -44,10 +44,8 @@ COLUMNS = {
 LISTS = {"parquet": "data.list", "utt2parquet": "utt2data.list", "spk2parquet": "spk2data.list"}
 _LISTED = ("utt_embedding", "spk_embedding", "speech_token", "reject_speech_token")
 _MAPS = {"tokens": "utt2speech_token.pt", "embeddings": "utt2embedding.pt", "speakers": "spk2embedding.pt"}
-_ROWS = (
-    64  # of a row group, which is what the published reader takes at a time: 30 MB of audio and not a shard's
-)
-_POLL = 0.5  # seconds between looks at files that other workers write
+_ROWS = 64  # rows of a row group, which the published reader loads at once: 30 MB of audio instead of a whole shard
+_POLL = 0.5  # seconds between checks of files that other workers write
 
 
 class SpeakerMeans:
@@ -58,23 +56,23 @@ class SpeakerMeans:
         self._counts: Counter[str] = Counter()
 
     def add(self, speaker: str, embedding: np.ndarray) -> None:
-        """Count an utterance."""
+        """Add an utterance."""
         self._counts[speaker] += 1
         self._sums[speaker] = self._sums.get(speaker, 0) + embedding.astype(np.float64)
 
     def of_all(self) -> dict[str, np.ndarray]:
-        """(192,) float32 of each speaker, in the order in which they came."""
+        """(192,) float32 of each speaker, in order of first occurrence."""
         return {name: (total / self._counts[name]).astype(np.float32) for name, total in self._sums.items()}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Facts of all shards that the published files need.
+    """Data of all shards that the published files need.
 
     Attributes:
-        speakers: embedding (192,) float32 of each. instruct: whether any utterance has one.
-        rejected: tokens of the rejected sample of utterances, for preference optimisation; None where there are none.
-        digest: changes with anything that the files hold.
+        speakers: embedding (192,) float32 of each. instruct: True if any utterance has one.
+        rejected: rejected tokens of utterances, for preference optimisation; None without.
+        digest: hash of the content of the files.
     """
 
     speakers: dict[str, np.ndarray]
@@ -84,7 +82,7 @@ class Corpus:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that there are."""
+        """The columns of this corpus."""
         there = {"instruct": self.instruct, "reject_speech_token": self.rejected is not None}
         there |= dict.fromkeys(("utt_embedding", "spk_embedding"), bool(self.speakers))
         return [name for name in COLUMNS if there.get(name, True)]
@@ -111,7 +109,7 @@ class CosyVoice(Parquet):
             )
 
     def finish(self, run: FinishedRun) -> None:
-        """Write the published files, with as many other workers as there are."""
+        """Write the published files, together with all other workers."""
         corpus = self._survey(run)
         shards = [shard for shard in range(len(run)) if run.receipt(shard).utterances]
         while waiting := [shard for shard in shards if not _holds(_path(run, shard), corpus.digest)]:
@@ -139,7 +137,7 @@ class CosyVoice(Parquet):
                 if row.embedding is not None and row.speaker is not None:
                     means.add(row.speaker, row.embedding)
         if 0 < instruct < utterances:
-            note(f"{utterances - instruct} of {utterances} utterances have no instruct: theirs is empty")
+            note(f"{utterances - instruct} of {utterances} utterances have no instruct: it is left empty")
         file = Path(f"{run.source_address}_reject/utt2speech_token.pt")
         if file.exists():
             digest.update(file.read_bytes())
@@ -147,7 +145,7 @@ class CosyVoice(Parquet):
         return Corpus(means.of_all(), instruct > 0, rejected, digest.hexdigest()[:16])
 
     def _write_parquet(self, run: FinishedRun, shard: int, corpus: Corpus) -> bool:
-        """The published file of a shard; False where another worker is at it."""
+        """Write the published file of a shard; return False where another worker does."""
         name, final = f"parquet-{shard:06d}", _path(run, shard)
         if not run.leases.claim(name):
             return False
@@ -187,7 +185,7 @@ class CosyVoice(Parquet):
         shutil.rmtree(scratch)
 
 
-_DONE = "cosyvoice.json"  # says of which rows, and for which folder, the lists are
+_DONE = "cosyvoice.json"  # records the rows and the folder of the lists
 
 
 def _listed(run: FinishedRun, digest: str) -> bool:
@@ -204,7 +202,7 @@ def _path(run: FinishedRun, shard: int) -> Path:
 
 
 def _holds(path: Path, digest: str) -> bool:
-    """Whether a whole parquet file of this content is there."""
+    """True if a complete parquet file of this content exists."""
     arrow, parquet = import_pyarrow()
     with suppress(OSError, arrow.ArrowException):
         return (parquet.read_schema(path).metadata or {}).get(b"vokens") == digest.encode()
@@ -228,7 +226,7 @@ def _sample(utterance: Utterance, row: Row, corpus: Corpus) -> dict[str, Any]:
 
 
 def file_bytes(utterance: Utterance) -> bytes:
-    """The audio file of an utterance as it is; of a piece of a recording, a 16-bit WAV file at its own rate."""
+    """The audio file of an utterance unchanged; for a segment, a 16-bit WAV file at its own rate."""
     opened = open_audio(utterance)
     if utterance.start > 0 or utterance.duration is not None:
         wave, rate = audio.load(opened, offset=utterance.start, duration=utterance.duration)
@@ -239,7 +237,7 @@ def file_bytes(utterance: Utterance) -> bytes:
         return opened if isinstance(opened, bytes) else opened.read_bytes()
     except OSError as error:
         raise TokensError(
-            f"{opened} could be read when its tokens were made and cannot now ({error.strerror}): put it back, and "
+            f"{opened} was readable when its tokens were made and is not now ({error.strerror}): put it back, and "
             "run the same command again"
         ) from error
 
@@ -255,7 +253,7 @@ def file_name(kind: str, number: int) -> str:
 def write_parquet(
     path: Path, columns: Sequence[str], samples: Iterable[Mapping[str, Any]], digest: str = ""
 ) -> None:
-    """Rows with these of COLUMNS, a group at a time. digest: stands in the metadata, under `vokens`."""
+    """Write rows with these COLUMNS, one group at a time. digest: stored in the metadata under `vokens`."""
     arrow, parquet = import_pyarrow()
     kinds = {name: getattr(arrow, COLUMNS[name].replace("double", "float64"))() for name in columns}
     kinds |= {name: arrow.list_(kinds[name]) for name in _LISTED if name in kinds}
@@ -274,7 +272,7 @@ def write_parquet(
 def write_json(
     scratch: Path, folder: Path | str, number: int, keys: Iterable[str], speakers: Iterable[str]
 ) -> list[str]:
-    """In which parquet file of `folder` each utterance and speaker is; the names of the two files."""
+    """Write the maps from utterance and speaker to parquet file of `folder`; return their names."""
     where = f"{folder}/{file_name('parquet', number)}"
     names = [file_name(kind, number) for kind in ("utt2parquet", "spk2parquet")]
     for name, members in zip(names, (keys, speakers), strict=True):
@@ -284,7 +282,7 @@ def write_json(
 
 
 def write_lists(scratch: Path, folder: Path | str, numbers: Sequence[int]) -> list[str]:
-    """data.list, utt2data.list and spk2data.list, which name the files of `folder`; their names, data.list last."""
+    """Write data.list, utt2data.list, spk2data.list of the files of `folder`; return their names, data.list last."""
     for kind, name in LISTS.items():
         lines = "".join(f"{folder}/{file_name(kind, number)}\n" for number in numbers)
         (scratch / name).write_text(lines, encoding="utf-8")

@@ -1,8 +1,8 @@
 """`shard-000012.jsonl`: a line {"key", "code"} per utterance, as the command of S3Tokenizer 0.3.0 writes it.
 
 With one codebook, "code" is the flat list of ids; with K, it is K such lists. Codecs with a global vector add
-"global_vector", and runs with a speaker encoder "embedding". There is no room for more: samples and seconds come back
-as those of the whole frames.
+"global_vector", and runs with a speaker encoder "embedding". Nothing else is stored: samples and
+seconds are computed from the frames.
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,12 @@ class Jsonl(Output):
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         lines = read_lines(folder / file)
         books = len(facts.codebook_sizes)
-        try:  # Python's integers take 32 bytes each: packed as soon as read
+        try:  # pack at once: Python's integers take 32 bytes each
             codes = [np.atleast_2d(np.array(line.pop("code"), dtype=code_type(facts))) for line in lines]
         except (KeyError, ValueError, OverflowError) as error:
-            raise TokensError(f"{folder / file} has a line without whole codes ({error}): {AGAIN}") from error
+            raise TokensError(
+                f"{folder / file} has a line without complete codes ({error}): {AGAIN}"
+            ) from error
         wrong = next((array.shape for array in codes if len(array) != books), None)
         if wrong:
             raise TokensError(f"{folder / file} has codes {wrong}, {facts.model} has {books} codebooks")

@@ -1,8 +1,8 @@
 """`shard-000012.bin` and `.idx`: Megatron-LM's indexed dataset (MMIDIDX, version 1), and `.jsonl` with the keys.
 
 A document is an utterance: its codes frame by frame, codebook k shifted by the sizes of those before it, then the
-end of document, id sum(sizes), because Megatron packs documents end to end and finds their borders by it. A
-language model over these files therefore has sum(sizes) + 1 ids. Give `--data-path` the path without suffix.
+end of document, id sum(sizes), because Megatron concatenates documents and finds their borders by it. A
+language model over these files thus has sum(sizes) + 1 ids. Give `--data-path` the path without suffix.
 """
 
 import struct
@@ -27,11 +27,11 @@ from vokens.errors import TokensError
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEAD = struct.Struct("<QBQQ")  # version, type of ids, number of sequences, number of document borders
 _VERSION = 1
-_TYPES = {np.dtype("<u2"): 8, np.dtype("<i4"): 4}  # Megatron's numbers
+_TYPES = {np.dtype("<u2"): 8, np.dtype("<i4"): 4}  # Megatron's type codes
 
 
 class Megatron(Output):
-    """Packed ids, memory-mapped: the smallest form without compression, and the fastest to train from."""
+    """Packed ids, memory-mapped: the smallest format without compression, and the fastest to train from."""
 
     pattern = "shard-*.jsonl"
 
@@ -62,7 +62,7 @@ class Megatron(Output):
 
 
 class Documents:
-    """The documents of a `.bin` and `.idx` file, read by the format alone; `prefix` is their path without suffix."""
+    """The documents of a `.bin` and `.idx` file; `prefix` is their path without suffix."""
 
     def __init__(self, prefix: Path) -> None:
         index = _read(Path(f"{prefix}.idx"))
@@ -86,7 +86,7 @@ class Documents:
         path = Path(f"{prefix}.bin")
         size = path.stat().st_size if path.exists() else -1
         if size != int(self.sizes.sum(dtype=np.int64)) * self._type.itemsize:
-            raise TokensError(f"{path} has {size} bytes, not what {prefix}.idx says: {AGAIN}")
+            raise TokensError(f"{path} has {size} bytes, not those of {prefix}.idx: {AGAIN}")
         self._ids = np.memmap(path, self._type, "r") if size else np.empty(0, self._type)
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class Documents:
 
 
 def id_type(sizes: Sequence[int]) -> np.dtype:
-    """uint16 where sum(sizes) + 1 ids fit, int32 else."""
+    """uint16 where sum(sizes) + 1 ids fit, else int32."""
     return np.dtype("<u2" if sum(sizes) < 1 << 16 else "<i4")
 
 

@@ -1,7 +1,7 @@
-"""`shard-000012/<key>.npy`: codes (K, T) of one utterance per file; `shard-000012.jsonl` lists them with the rest.
+"""`shard-000012/<key>.npy`: codes (K, T) of one utterance per file; `shard-000012.jsonl` lists them with their labels.
 
-A slash in a key is a subfolder. One file per utterance is what other tools open most easily and what file
-systems like least: for millions of utterances take parquet, webdataset or megatron.
+A slash in a key is a subfolder. One file per utterance is easy to open and hard on file systems: for
+millions of utterances use parquet, webdataset or megatron.
 """
 
 from collections.abc import Sequence

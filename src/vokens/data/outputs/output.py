@@ -1,7 +1,7 @@
-"""Base of all forms of stored tokens: `Output` writes a shard, `Shard` is one opened for reading.
+"""Base of all output formats: `Output` writes a shard, `Shard` is one opened for reading.
 
-The trick: a form says how codes are packed and nothing else. What else is known of a row travels as one json
-record, the same in every form that has room for it.
+A format decides only how codes are packed. Everything else of a row is one json record, the same in all formats that
+store it.
 """
 
 import json
@@ -18,11 +18,11 @@ from vokens.data.items import CodecInfo, Row, Utterance
 from vokens.data.lease import Leases
 from vokens.errors import TokensError
 
-# The remedy for files of a run that are damaged or gone: extraction sees by itself that one is gone or of another size.
-AGAIN = "run the same extraction again, and where it finds nothing to do, vokens inspect names the receipt to remove"
+# Remedy for damaged or missing files of a run: extraction detects a missing file or another size by itself.
+AGAIN = "run the same extraction again; if it finds nothing to do, vokens inspect names the receipt to remove"
 _TEXTS = ("key", "audio", "text", "speaker", "language", "instruct")
 _VECTORS = ("global_vector", "embedding")
-_NAME_BYTES = 240  # file systems take 255 bytes per name; the rest is for suffixes
+_NAME_BYTES = 240  # file systems allow 255 bytes per name; the rest is for suffixes
 
 Record = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Written(NamedTuple):
 
 
 class FinishedRun(Protocol):
-    """The side of a run (`vokens.corpus.run.Run`) with all shards done that outputs see."""
+    """Interface of a finished run (`vokens.corpus.run.Run`) for outputs."""
 
     folder: Path
     facts: CodecInfo
@@ -52,7 +52,7 @@ class FinishedRun(Protocol):
 
 
 class Shard:
-    """A stored shard: rows by number, each decoded when asked for.
+    """A stored shard: rows by number, decoded lazily.
 
     Attributes:
         frames: (n,) int64, the frames T of each row.
@@ -83,10 +83,10 @@ class Shard:
 
 
 class Output(ABC):
-    """A form of stored tokens.
+    """An output format.
 
     Attributes:
-        pattern: glob, below the output folder, of the file that makes a shard complete: each shard has one.
+        pattern: glob, below the output folder, of the file that completes a shard: each shard has one.
     """
 
     pattern: str
@@ -95,23 +95,23 @@ class Output(ABC):
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         """Write shard number `shard` below the empty folder `folder`: equal rows give equal bytes.
 
-        Returns its files in the order in which they may appear at their final places: the one that `pattern`
-        finds is the last. Raises TokensError for rows that `check` refuses.
+        Returns its files in the order in which they are to be renamed: the one that `pattern` matches is the last.
+        Raises TokensError for rows that `check` refuses.
         """
 
     @abstractmethod
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
-        """The shard whose last file is `file`, as found by `shards`, of the output folder `folder`."""
+        """The shard of `folder` with the completing file `file`, as listed by `shards`."""
 
     def check(self, row: Row, facts: CodecInfo) -> None:
-        """Raise TokensError if the row cannot be stored: what the run quarantines before it writes."""
+        """Raise TokensError if the row cannot be stored; the run quarantines it before writing."""
         check_row(row, facts)
 
-    def check_codec(self, facts: CodecInfo) -> None:  # noqa: B027  (most take any)
-        """Raise ConfigError for a codec whose tokens cannot be stored, MissingExtra where a package lacks."""
+    def check_codec(self, facts: CodecInfo) -> None:  # noqa: B027  (most accept any)
+        """Raise ConfigError for a codec whose tokens cannot be stored, MissingExtra where a package is missing."""
 
-    def finish(self, run: FinishedRun) -> None:  # noqa: B027  (most are done with their shards)
-        """Write what needs all shards, once they are done. Every worker calls it; doing it again changes nothing."""
+    def finish(self, run: FinishedRun) -> None:  # noqa: B027  (most have nothing to finish)
+        """Write files that need all shards, once these are done. Idempotent; every worker calls it."""
 
     def check_all(self, rows: Sequence[Row], facts: CodecInfo) -> None:
         """Raise TokensError if a row cannot be stored, or two have one key."""
@@ -120,11 +120,11 @@ class Output(ABC):
         refuse_twice("the key", [row.key for row in rows])
 
     def shards(self, folder: Path) -> list[Path]:
-        """The last file of each shard in `folder`, in order, relative to it."""
+        """The completing file of each shard in `folder`, in order, relative to it."""
         return sorted(path.relative_to(folder) for path in folder.glob(self.pattern))
 
     def frames(self, folder: Path, file: Path, facts: CodecInfo) -> np.ndarray:
-        """(n,) int64, T of each row of a shard, by the shortest way: all that planning batches needs."""
+        """(n,) int64, T of each row of a shard, without reading codes where possible, to plan batches."""
         return self.open(folder, file, facts).frames
 
     def read(self, folder: Path, files: Sequence[Path], facts: CodecInfo) -> Iterator[Row]:
@@ -142,7 +142,7 @@ def check_row(row: Row, facts: CodecInfo) -> None:
             (getattr(row, name) or "").encode()
         except UnicodeEncodeError as error:
             raise TokensError(
-                f"{row.key!r}: {name} is not valid Unicode; rename the file or mend the manifest"
+                f"{row.key!r}: {name} is not valid Unicode; rename the file or correct the manifest"
             ) from error
     if not (row.num_samples >= 0 and isfinite(row.duration) and row.duration >= 0):
         raise TokensError(f"{row.key!r} has {row.num_samples} samples and {row.duration} s: give 0 or more")
@@ -164,12 +164,12 @@ def check_row(row: Row, facts: CodecInfo) -> None:
 
 
 def code_type(facts: CodecInfo) -> np.dtype:
-    """Little-endian uint16 where all codes fit, int32 else."""
+    """Little-endian uint16 where all codes fit, else int32."""
     return np.dtype("<u2" if max(facts.codebook_sizes) <= 1 << 16 else "<i4")
 
 
 def to_record(row: Row) -> Record:
-    """All that is known of a row but its codes, as json values; what is None is left out."""
+    """A row without its codes as json values; None is left out."""
     record = {"key": row.key, "frames": row.codes.shape[1]}
     record |= {"num_samples": int(row.num_samples), "duration": float(row.duration)}
     record |= {name: getattr(row, name) for name in _TEXTS[1:] if getattr(row, name) is not None}
@@ -207,7 +207,7 @@ def write_lines(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """Read what `write_lines` wrote. Only a line feed ends a line: keys may hold any other separator."""
+    """Read what `write_lines` wrote. Only a line feed ends a line: keys may contain other separators."""
     try:
         return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except (OSError, ValueError) as error:
@@ -242,4 +242,4 @@ def refuse_twice(what: str, names: Sequence[str]) -> None:
     """Raise TokensError if two names are equal."""
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
-        raise TokensError(f"{what} {name!r} appears {count} times in one shard: each must be there once")
+        raise TokensError(f"{what} {name!r} appears {count} times in one shard: each must occur once")

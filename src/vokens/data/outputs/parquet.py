@@ -1,9 +1,8 @@
 """`shard-000012.parquet`: a row per utterance, zstd, one row group; `datasets.load_dataset("parquet", …)` reads it.
 
 Columns: key, codes (list<uint16>, with K codebooks list<list<uint16>>; int32 where a codebook has more than 65536
-entries), frames, num_samples, duration, text, speaker, language, audio; where there are any, instruct, global_vector
-(of the codec) and embedding (of the speaker encoder).
-The file's metadata says under `vokens` which codec wrote it.
+entries), frames, num_samples, duration, text, speaker, language, audio; if present, instruct, global_vector (of the
+codec) and embedding (of the speaker encoder). The file's metadata names the codec under `vokens`.
 """
 
 import json
@@ -21,7 +20,7 @@ from vokens.errors import MissingExtra, TokensError
 
 
 class Parquet(Output):
-    """The form for data lakes: compressed, typed, with texts beside the codes."""
+    """The format for data lakes: compressed, typed, with texts and codes."""
 
     pattern = "shard-*.parquet"
 
@@ -30,7 +29,7 @@ class Parquet(Output):
         self.check_all(rows, facts)
         file = Path(f"{shard_name(shard)}.parquet")
         table = _table(arrow, rows, facts)
-        # Threads and defaults that change between versions would change the bytes: all that matters is said.
+        # Threads and version-dependent defaults would change the bytes, so everything is explicit.
         parquet.write_table(
             table,
             folder / file,
@@ -64,7 +63,7 @@ def _read(path: Path, columns: list[str] | None = None) -> Any:
     try:
         table = parquet.read_table(path, columns=columns, memory_map=True, use_threads=False)
     except (OSError, arrow.ArrowException) as error:
-        raise TokensError(f"{path} is missing or no whole parquet file ({error})") from error
+        raise TokensError(f"{path} is missing or not a complete parquet file ({error})") from error
     return table.combine_chunks()
 
 
@@ -94,7 +93,7 @@ def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecInfo) -> Any:
 
 
 def _codes(arrow: ModuleType, rows: Sequence[Row], facts: CodecInfo) -> Any:
-    """Lists from one flat array and its borders: no Python integer is made."""
+    """Arrow lists from one flat array and offsets, without Python integers."""
     books = len(facts.codebook_sizes)
     frames = np.array([row.codes.shape[1] for row in rows], dtype=np.int64)
     flat = np.concatenate([np.empty(0, np.int64), *[row.codes.reshape(-1) for row in rows]])

@@ -1,4 +1,4 @@
-"""Maps from names to lists of numbers as `torch.save` writes a dict, entry by entry: a million take no memory.
+"""Maps from names to lists of numbers in `torch.save`'s format, written entry by entry in constant memory.
 
 The file is torch's zip archive with a pickle inside; each list is written as one array of pickle instructions.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from vokens.errors import CheckpointError
 
-_KINDS = {  # the pickle instruction of a number, and how it follows
+_KINDS = {  # pickle opcode of a number, and its struct format
     "i": np.dtype([("code", "S1"), ("value", "<i4")]),
     "f": np.dtype([("code", "S1"), ("value", ">f8")]),
 }
@@ -50,7 +50,7 @@ class PtMap:
 
 
 def write_pt_map(path: Path, entries: Mapping[str, np.ndarray]) -> None:
-    """All of a map at once."""
+    """Write a whole map at once."""
     with PtMap(path) as file:
         for name, values in entries.items():
             file.add(name, values)

@@ -1,7 +1,7 @@
 """A field of Lhotse Shar: `shar/codes.000012.tar`, and `shar/cuts.000012.jsonl.gz` with the utterances as cuts.
 
 `CutSet.from_shar(in_dir="OUT/shar")` gives cuts whose `load_codes()` is (T, K): time comes first because lhotse cuts
-arrays in memory along their first axis. Its subfolder is there because lhotse takes every file beside for a field.
+arrays in memory along their first axis. The subfolder is needed because lhotse takes every other file for a field.
 With cuts of a Shar source, `from_shar(fields={"cuts": …, "codes": …})` attaches the codes where no utterance failed.
 """
 
@@ -70,7 +70,7 @@ def _array(row: Row, facts: CodecInfo) -> Record:
 
 
 def _cut(row: Row, facts: CodecInfo) -> Record:
-    """lhotse's MonoCut, without a recording: its text is a supervision, and all we know stands in `vokens`."""
+    """lhotse's MonoCut, without a recording: the text is a supervision, the whole record is under `vokens`."""
     span = {"start": 0.0, "duration": _seconds(row, facts), "channel": 0}
     spoken = {name: getattr(row, name) for name in ("text", "speaker", "language")}
     spoken = {name: value for name, value in spoken.items() if value is not None}
@@ -79,14 +79,14 @@ def _cut(row: Row, facts: CodecInfo) -> Record:
         "id": row.key,
         **span,
         "supervisions": [supervision] if spoken else [],
-        # without a recording, `truncate` takes the sampling rate from here
+        # without a recording, `truncate` reads the sampling rate here
         "custom": {"vokens": to_record(row), "sampling_rate": facts.sample_rate},
         "type": "MonoCut",
     }
 
 
 def _seconds(row: Row, facts: CodecInfo) -> float:
-    """The duration; where the row has none, that of its frames, and of one frame at least: lhotse needs some."""
+    """The duration; where the row has none, that of its frames, at least one, since lhotse needs a positive one."""
     return float(row.duration) or max(row.codes.shape[1], 1) / facts.frame_rate
 
 

@@ -1,7 +1,7 @@
-"""`<name>_fsq.pt` beside each recording, as Learnable-Speech reads it, and `shard-000012.jsonl` that lists them.
+"""`<name>_fsq.pt` next to each recording, as Learnable-Speech reads it, and `shard-000012.jsonl` that lists them.
 
-One codebook: ids (T,) int64 in `_fsq.pt`; K codebooks: (K, T) int64 in `_codes.pt`. Each file holds its own tokens:
-the published writer saved a slice of a padded batch, and with it the whole batch (385 kB for 100 tokens).
+One codebook: ids (T,) int64 in `_fsq.pt`; K codebooks: (K, T) int64 in `_codes.pt`. Each file holds only its own
+tokens: the published writer saved a view of a padded batch, and with it the whole batch (385 kB for 100 tokens).
 """
 
 import io
@@ -28,10 +28,10 @@ from vokens.errors import TokensError
 
 
 class Sidecar(Output):
-    """Files beside the audio.
+    """Token files next to the audio files.
 
     Args:
-        audio_root: given, files lie below the output folder instead, at the place of the audio below this folder.
+        audio_root: if given, files are written below the output folder, at the path of the audio relative to this.
     """
 
     pattern = "shard-*.jsonl"
@@ -46,9 +46,7 @@ class Sidecar(Output):
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
         targets = [self._target(row) for row in rows]
-        refuse_twice(
-            "sidecar files lie beside whole recordings, one for each, but", [str(t) for t in targets]
-        )
+        refuse_twice("sidecar needs one whole recording per utterance, but", [str(t) for t in targets])
         parts = Path(f"{shard_name(shard)}.parts")
         (folder / parts).mkdir()
         files = [Written(parts / f"{i:06d}.pt", target) for i, target in enumerate(targets)]
@@ -66,7 +64,7 @@ class Sidecar(Output):
     def _target(self, row: Row) -> Path:
         if row.audio is None or "://" in row.audio:
             raise TokensError(
-                f"{row.key!r} comes from {row.audio or 'an archive'}: sidecar files lie beside audio files on a disk, "
+                f"{row.key!r} comes from {row.audio or 'an archive'}: sidecar needs local audio files, "
                 "choose another output"
             )
         path = Path(os.path.abspath(row.audio))
@@ -75,7 +73,7 @@ class Sidecar(Output):
             return path.with_name(name)
         if not path.is_relative_to(self._root):
             raise TokensError(
-                f"{row.audio} is not below {self._root}, from which the place of its file is taken"
+                f"{row.audio} is not below {self._root}, the audio_root: give a folder above it"
             )
         return path.relative_to(self._root).with_name(name)
 
@@ -83,8 +81,8 @@ class Sidecar(Output):
 def _tensor_bytes(codes: np.ndarray) -> bytes:
     import torch
 
-    file = io.BytesIO()  # written to a path, the file's name would be part of the bytes
-    tensor = torch.from_numpy(codes.astype(np.int64))  # a copy: a view would bring its whole storage along
+    file = io.BytesIO()  # torch.save to a path would put the file name into the bytes
+    tensor = torch.from_numpy(codes.astype(np.int64))  # a copy: torch.save writes the whole storage of a view
     torch.save(tensor[0].clone() if len(tensor) == 1 else tensor, file)
     return file.getvalue()
 

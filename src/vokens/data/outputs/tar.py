@@ -1,4 +1,4 @@
-"""Tar archives with the same bytes for the same content, and their members by name without unpacking."""
+"""Deterministic tar archives, and random access to their members."""
 
 import io
 import mmap
@@ -31,7 +31,7 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 
 class Archive:
-    """A tar archive mapped into memory; one pass over its headers finds the members."""
+    """A memory-mapped tar archive, indexed in one pass over its headers."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,9 +41,9 @@ class Archive:
             with tarfile.open(path, "r:") as archive:
                 self._places = {m.name: (m.offset_data, m.size) for m in archive.getmembers()}
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise TokensError(f"{path} is missing or no whole tar archive ({error})") from error
+            raise TokensError(f"{path} is missing or not a complete tar archive ({error})") from error
         end = max((start + size for start, size in self._places.values()), default=0)
-        if len(self._bytes) < end + _END:  # tarfile takes one cut between two members for a whole one
+        if len(self._bytes) < end + _END:  # tarfile accepts an archive that is truncated between members
             raise TokensError(f"{path} is truncated: {AGAIN}")
 
     @property

@@ -1,7 +1,7 @@
-"""`shard-000012.tar` for WebDataset: `<name>.codes.npy` (K, T) and `<name>.json` (key and the rest) per utterance.
+"""`shard-000012.tar` for WebDataset: `<name>.codes.npy` (K, T) and `<name>.json` (key and labels) per utterance.
 
 WebDataset cuts a name at its first dot, so `a.b` and `a.c` would become one sample `a`: in the last part of a name
-dots are written `%2E` (and `%` as `%25`). The true key stands in the json.
+dots are written `%2E` (and `%` as `%25`). The json has the original key.
 """
 
 import json
@@ -23,7 +23,7 @@ from vokens.data.outputs.tar import Archive, array_bytes, write_tar
 
 
 class WebDataset(Output):
-    """Tar archives read in one go, for `webdataset.WebDataset(".../shard-{000000..000999}.tar")`."""
+    """Tar archives for sequential reading by `webdataset.WebDataset(".../shard-{000000..000999}.tar")`."""
 
     pattern = "shard-*.tar"
 
@@ -50,8 +50,8 @@ class WebDataset(Output):
 
 
 def sample_name(key: str) -> str:
-    """The key as WebDataset's `__key__`: no dot in its last part, no folder that it would take for its own."""
+    """The key as WebDataset's `__key__`: no dot in its last part, no reserved folder name."""
     *folders, last = key.replace("%", "%25").split("/")
-    # names with a part __x__ at the front hold WebDataset's own facts and are passed over
+    # WebDataset reserves names that begin with a part __x__, and skips them
     folders = [f"%5F{part[1:]}" if part.startswith("__") else part for part in folders]
     return "/".join([*folders, last.replace(".", "%2E")])

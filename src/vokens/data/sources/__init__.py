@@ -1,4 +1,4 @@
-"""Every way in which a corpus is listed, as a Source: `open_source` decides by content, then by suffix."""
+"""All kinds of corpus listings as a Source: `open_source` decides by content, then by suffix."""
 
 import glob
 import gzip
@@ -50,10 +50,10 @@ def open_source(spec: str, *, listing: Path, options: SourceOptions | None = Non
 
     Args:
         spec: a local path, a URL that fsspec opens, or a pattern (`*`, `**`, `{000..010}`) of either.
-        listing: a folder of the run, where lists that could change (folders, globs) or cannot be sought (gz, URLs,
-            Kaldi's side files) are kept once, and found again by every later call with the same spec.
-        options: which utterances, and where facts are.
-    Raises ConfigError for what is none of these, MissingExtra where pyarrow is needed, DownloadError for the hub.
+        listing: a folder of the run, where lists that could change (folders, globs) or are not seekable (gz, URLs,
+            Kaldi's side files) are saved once, and reused by later calls with the same spec.
+        options: selection of utterances, and files of labels.
+    Raises ConfigError for anything else, MissingExtra where pyarrow is needed, DownloadError for the hub.
     An audio file that is missing is no error here.
     """
     options, spec = options or SourceOptions(), os.fspath(spec)
@@ -80,7 +80,7 @@ def _pattern(spec: str, listing: Path, options: SourceOptions) -> Source:
 
 
 def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
-    """The source of a folder: the kind that its files show, else all audio below it."""
+    """The source of a folder: by the kind of its files, else all audio below it."""
     names = set() if is_url(folder) else set(os.listdir(folder))
     if "wav.scp" in names:
         there = kaldi.side_files(folder)
@@ -108,18 +108,18 @@ def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
 
 
 def _refuse_both(folder: str, pattern: str) -> None:
-    """Raise ConfigError for a folder of containers that holds audio files too: which are meant?"""
+    """Raise ConfigError for a folder with both containers and audio files, which is ambiguous."""
     for below, names in walk(folder):
         if sound := next(filter(has_suffix, names), None):
             suffix = os.path.splitext(sound)[1]
             raise ConfigError(
-                f"{folder} holds {os.path.splitext(pattern)[1]} files and audio files ({below}/{sound}): say which, "
+                f"{folder} holds {os.path.splitext(pattern)[1]} files and audio files ({below}/{sound}): choose one, "
                 f"'{pattern}' or '{folder}/**/*{suffix}'"
             )
 
 
 def _files(files: list[str], listing: Path, options: SourceOptions) -> Source:
-    """The source of files of one kind; what the first one is, all have to be."""
+    """The source of files, all of the kind of the first one."""
     kind = _kind(files[0])
     if kind == "table":
         return _tables(files, options)
@@ -165,7 +165,7 @@ def _kind(file: str) -> str:
         return "list"
     if suffix in AUDIO_SUFFIXES:
         return "audio"
-    raise ConfigError(f"{file} is of no kind that is known by its content or suffix; a source is {_ACCEPTED}")
+    raise ConfigError(f"{file} is of an unknown kind by content and suffix; a source is {_ACCEPTED}")
 
 
 def _shard(folder: str, cuts: str) -> tuple[str, str]:
@@ -177,7 +177,7 @@ def _shard(folder: str, cuts: str) -> tuple[str, str]:
 
 
 def _sought(file: str, number: int, listing: Path) -> Path:
-    """A file that can be sought: itself, or its copy in `listing` where it is packed or far away."""
+    """A seekable file: itself, or its copy in `listing` where it is compressed or remote."""
     with open_binary(file) as opened:
         packed = opened.read(2) == _GZ
         opened.seek(0)
@@ -191,12 +191,12 @@ def _sought(file: str, number: int, listing: Path) -> Path:
                 with atomic_write(copy) as partial, partial.open("wb") as out:
                     shutil.copyfileobj(content, out)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ConfigError(f"{file} is not a whole gz file: {error}") from error
+                raise ConfigError(f"{file} is not a complete gz file: {error}") from error
         return copy
 
 
 def _shared_folder(lists: Iterable[Path], listing: Path) -> str:
-    """The folder that all paths of lists are in: it is left out of their keys."""
+    """The common folder of all paths of the lists, which is left out of their keys."""
 
     def paths() -> Iterable[str]:
         for file in lists:

@@ -1,6 +1,6 @@
 """Addresses of files: local paths, and URLs that fsspec opens (s3://, gs://, hf://, memory://, http://, …).
 
-A local path stays a path wherever possible; only what has a scheme goes through fsspec.
+Local paths stay paths; only addresses with a scheme go through fsspec.
 """
 
 import glob
@@ -23,7 +23,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def is_url(address: str) -> bool:
-    """Whether an address has a scheme (s3://…), so that fsspec opens it and not the operating system."""
+    """True if an address has a scheme (s3://…), so that fsspec opens it."""
     return _SCHEME.match(address) is not None
 
 
@@ -33,10 +33,10 @@ def parent(address: str) -> str:
 
 
 def resolve(path: str, home: str, from_cwd: bool) -> str:
-    """The address that a line of a list means.
+    """The address of a line of a list.
 
-    home: the folder of the list, which relative paths start from. from_cwd: a relative path that exists from the
-    working directory is that file, as Kaldi, NeMo and lhotse read theirs.
+    home: the folder of the list, base of relative paths. from_cwd: a relative path that exists in the working
+    directory takes precedence, as in Kaldi, NeMo and lhotse.
     """
     if is_url(path) or os.path.isabs(path):
         return path
@@ -56,7 +56,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def open_binary(address: str) -> BinaryIO:
-    """A seekable binary file for reading. Raises ConfigError where there is none."""
+    """Open a seekable binary file for reading. Raises ConfigError where it cannot be read."""
     try:
         if not is_url(address):
             return open(address, "rb")
@@ -67,7 +67,7 @@ def open_binary(address: str) -> BinaryIO:
 
 
 def stem(path: str) -> str:
-    """A path without the suffix of an audio file; other dots stay, they belong to the name."""
+    """A path without its audio suffix; other dots are part of the name."""
     root, suffix = os.path.splitext(path)
     return root if suffix.lower() in AUDIO_SUFFIXES else path
 
@@ -80,36 +80,36 @@ def expand(pattern: str) -> list[str]:
             addresses.append(one)
         elif is_url(one):
             system, path = filesystem(one)
-            addresses += sorted(system.unstrip_protocol(found) for found in system.glob(path))
+            addresses += sorted(system.unstrip_protocol(name) for name in system.glob(path))
         else:
             addresses += sorted(map(os.path.abspath, match_files(one)))
     return addresses
 
 
 def is_pattern(spec: str) -> bool:
-    """Whether a source is named by a pattern and not by a file that happens to have such signs in its name."""
-    if os.path.exists(spec) or spec.startswith(("http://", "https://")):  # a ? begins their query
+    """True for a pattern, False for an existing file with such characters in its name."""
+    if os.path.exists(spec) or spec.startswith(("http://", "https://")):  # there ? begins a query
         return False
     return glob.has_magic(spec) or next(_braced(spec)) != spec
 
 
 def _braced(pattern: str) -> Iterator[str]:
-    for found in _BRACES.finditer(pattern):
-        low, dots, high = found[1].partition("..")
+    for match in _BRACES.finditer(pattern):
+        low, dots, high = match[1].partition("..")
         if dots and low.isdigit() and high.isdigit():
             choices = [f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1)]
-        elif "," in found[1]:
-            choices = found[1].split(",")
+        elif "," in match[1]:
+            choices = match[1].split(",")
         else:
             continue
         for choice in choices:
-            yield from _braced(pattern[: found.start()] + choice + pattern[found.end() :])
+            yield from _braced(pattern[: match.start()] + choice + pattern[match.end() :])
         return
     yield pattern
 
 
 def common_folder(paths: Iterable[str]) -> str:
-    """The deepest folder that all paths are in, in one pass; "" where there is none."""
+    """The deepest common folder of all paths, in one pass; "" where there is none."""
     folder: str | None = None
     for path in paths:
         folder = os.path.dirname(path) if folder is None else folder
@@ -119,12 +119,12 @@ def common_folder(paths: Iterable[str]) -> str:
 
 
 def note(text: str) -> None:
-    """Say on standard error what of a source is left out."""
+    """Report on standard error what is left out of a source."""
     print(f"vokens: {text}", file=sys.stderr)
 
 
 def frozen(listing: Path, name: str, lines: Callable[[], Iterable[str]]) -> Path:
-    """The file `name` of the run, written from `lines` the first time and used as it is ever after."""
+    """The file `name` of the run, written from `lines` the first time and then reused."""
     path = listing / name
     if not path.exists():
         listing.mkdir(parents=True, exist_ok=True)

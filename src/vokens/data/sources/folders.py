@@ -1,6 +1,6 @@
-"""Audio files of a folder or a glob, frozen as a manifest: files may come and go, the run's list stays.
+"""Audio files of a folder or a glob, frozen as a manifest, so that the run's list stays.
 
-A key is the path below the folder without suffix; two files that differ by suffix only keep theirs.
+A key is the path below the folder without suffix; files that differ only in the suffix keep it.
 """
 
 import glob
@@ -18,19 +18,19 @@ def folder_lines(folder: str) -> Iterator[str]:
     """The audio files below a folder as lines of a manifest, folder by folder, in the order of names."""
     if is_url(folder):
         system, path = filesystem(folder)
-        found = (system.unstrip_protocol(name) for name in system.find(path))
-        return file_lines(found, folder)
+        paths = (system.unstrip_protocol(name) for name in system.find(path))
+        return file_lines(paths, folder)
     return _manifest(walk(os.path.abspath(folder)), os.path.abspath(folder))
 
 
 def file_lines(paths: Iterable[str], top: str) -> Iterator[str]:
-    """The audio files among `paths` as lines of a manifest. top: the folder that keys begin below."""
+    """The audio files among `paths` as lines of a manifest. top: the folder that keys are relative to."""
     by_folder = groupby(sorted(paths, key=os.path.split), key=os.path.dirname)
     return _manifest(((folder, list(map(os.path.basename, files))) for folder, files in by_folder), top)
 
 
 def fixed_part(pattern: str) -> str:
-    """The folder that a glob looks below: what comes before its first part with a wildcard."""
+    """The folder of a glob: its parts before the first wildcard."""
     parts = pattern.split("/")
     wild = next((i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part), len(parts) - 1)
     folder = "/".join(parts[:wild])
@@ -38,7 +38,7 @@ def fixed_part(pattern: str) -> str:
 
 
 def _manifest(folders: Iterable[tuple[str, list[str]]], top: str) -> Iterator[str]:
-    """Lines for the audio files of folders; says at the end how many other files there are, hidden ones aside."""
+    """Lines for the audio files of folders; reports at the end how many other, not hidden, files there are."""
     others: Counter[str] = Counter()
     for folder, names in folders:
         sounds = list(filter(has_suffix, names))

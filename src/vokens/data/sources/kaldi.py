@@ -1,8 +1,8 @@
 """Kaldi's side files joined to wav.scp: `segments` (utterance, recording, start, end), `text`, `utt2spk`, and
 CosyVoice's `instruct`.
 
-The trick: a side file is indexed as two arrays, hashes of its keys and where their lines begin (16 bytes per line),
-so that files in any order join in one pass without being in memory.
+A side file is indexed by two arrays, hashes of its keys and offsets of their lines (16 bytes per line), so that
+files in any order are joined in one pass without being in memory.
 """
 
 import json
@@ -18,17 +18,17 @@ from vokens.data.sources.options import SourceOptions
 from vokens.errors import ConfigError
 from vokens.text.files import BOM, decode, iter_lines
 
-_CHUNK = 10_000  # lines whose places are looked up at once
+_CHUNK = 10_000  # lines looked up at once
 _Item = TypeVar("_Item")
 
 
 class KeyedLines:
-    """A file of lines `key rest`, found by key. Raises ConfigError for a key that has two lines."""
+    """A file of lines `key rest`, indexed by key. Raises ConfigError for a duplicate key."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         try:
-            self._file = open(path, "rb")  # noqa: SIM115  (held for the lookups)
+            self._file = open(path, "rb")  # noqa: SIM115  (kept open for the lookups)
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
         blocks, begin = [np.zeros((0, 2), np.int64)], 0
@@ -49,7 +49,7 @@ class KeyedLines:
                 raise ConfigError(f"{path} has two lines of {first.decode()!r}: remove one of them")
 
     def find(self, keys: list[bytes]) -> list[bytes | None]:
-        """The rest of each key's line, stripped; None for keys that are not there."""
+        """The rest of each key's line, stripped; None for missing keys."""
         places = np.searchsorted(self._hashes, np.array([hash(key) for key in keys], np.int64))
         return [self._rest(key, int(place)) for key, place in zip(keys, places, strict=True)]
 
@@ -79,14 +79,14 @@ def joined(scp: str, segments: Path | None, **labels: Path | None) -> Iterator[s
 
     labels: a file of lines `utterance label` for text, speaker and instruct; utterances without a line have none.
     Raises ConfigError, with file and line, for commands, for segments whose recording is not in wav.scp, and for
-    times that are none.
+    invalid times.
     """
     files = {name: KeyedLines(path) for name, path in labels.items() if path}
     try:
         for lines in _chunks(_segments(scp, segments) if segments else _recordings(scp)):
             keys = [str(line["id"]).encode() for line in lines]
-            for name, found in [(name, file.find(keys)) for name, file in files.items()]:
-                for line, words in zip(lines, found, strict=True):
+            for name, rests in [(name, file.find(keys)) for name, file in files.items()]:
+                for line, words in zip(lines, rests, strict=True):
                     line |= {name: words.decode()} if words else {}
             yield from (json.dumps(line, ensure_ascii=False) for line in lines)
     finally:
@@ -103,7 +103,7 @@ def _recordings(scp: str) -> Iterator[dict[str, object]]:
 
 def _segments(scp: str, segments: Path) -> Iterator[dict[str, object]]:
     for _ in ScpSource({Path(scp): scp}, SourceOptions()).plan(_CHUNK):
-        pass  # every line is checked
+        pass  # check every line
     recordings, checked = KeyedLines(scp), ScpSource({}, SourceOptions())
     for lines in _chunks(_segment_lines(segments)):
         paths = recordings.find([recording.encode() for _, _, recording, *_ in lines])
@@ -135,7 +135,7 @@ def _segment_lines(segments: Path) -> Iterator[tuple[int, str, str, float, float
         except ValueError:
             raise ConfigError(
                 f"{segments}, line {number}: {line.strip()!r} is not an utterance, a recording, a start and an end "
-                "in seconds, and perhaps a channel"
+                "in seconds, and optionally a channel"
             ) from None
         if not (0 <= begin < last or (begin >= 0 and last == -1)):
             raise ConfigError(f"{segments}, line {number}: from {start} s to {end} s is no segment")
@@ -148,7 +148,7 @@ def _chunks(items: Iterator[_Item]) -> Iterator[list[_Item]]:
 
 
 def side_files(folder: str) -> dict[str, Path]:
-    """The side files of a Kaldi folder that are there, by name."""
+    """The existing side files of a Kaldi folder, by name."""
     return {
         name: path
         for name in ("segments", "text", "utt2spk", "instruct")

@@ -17,16 +17,16 @@ from vokens.errors import ConfigError
 from vokens.text.files import BOM, decode
 
 _ARCHIVE = re.compile(rb"\.ark:\d+$")
-# What VITS, Tacotron and others read: a path, a separator and a text, perhaps a speaker between them.
+# Lists of VITS, Tacotron and others: a path, a separator, optionally a speaker, and a text.
 _COLUMNS = re.compile(rf"(.*?({'|'.join(map(re.escape, AUDIO_SUFFIXES))}))\s*[|\t,;]", re.IGNORECASE)
 
 
 class LineSource(ABC):
-    """Utterances that are a line each.
+    """A source with one utterance per line.
 
     Args:
-        files: what to read, and for each the list that the user gave (another one where it had to be unpacked):
-            errors name it, and relative paths start from its folder.
+        files: the readable (unpacked) file of each list, and the user's own, which errors name and relative paths
+            start from.
     """
 
     def __init__(self, files: Mapping[Path, str], options: SourceOptions) -> None:
@@ -35,7 +35,7 @@ class LineSource(ABC):
 
     @abstractmethod
     def key(self, line: bytes) -> str | None:
-        """The key of a line that is not blank, None where the options leave it out. Raises ConfigError."""
+        """The key of a non-blank line, None where the options exclude it. Raises ConfigError."""
 
     @abstractmethod
     def utterance(self, line: bytes, given: str) -> Utterance:
@@ -54,14 +54,14 @@ class LineSource(ABC):
             for line in lines:
                 if remaining == 0:
                     return
-                decode(line, given)  # it was text when the run was planned
+                decode(line, given)  # raises with the line if it is no longer UTF-8
                 line = line.removeprefix(BOM)
                 if not line.isspace() and self.key(line) is not None:
                     remaining -= 1
                     yield self.utterance(line, given)
         if remaining:
             raise ConfigError(
-                f"{given} is {remaining} utterances shorter than it was when the run was planned"
+                f"{given} is {remaining} utterances shorter than when the run was planned: restore it"
             )
 
     def _entries(self, file: str) -> Iterator[tuple[int, str]]:
@@ -70,7 +70,7 @@ class LineSource(ABC):
             with open(file, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     size = len(line)
-                    line.decode()  # what is no text is refused here, by its line
+                    line.decode()  # refuse lines that are not UTF-8 here, by number
                     if number == 1:
                         line = line.removeprefix(BOM)
                     if not line.isspace():
@@ -101,7 +101,7 @@ class ManifestSource(LineSource):
 
 
 class ScpSource(LineSource):
-    """Kaldi's wav.scp: a key, then a path that may hold blanks. Commands (`… |`) are never executed."""
+    """Kaldi's wav.scp: a key, then a path that may contain blanks. Commands (`… |`) are never executed."""
 
     def key(self, line: bytes) -> str | None:
         """The first word."""
@@ -134,12 +134,12 @@ class PathSource(LineSource):
         self.folder = folder
 
     def key(self, line: bytes) -> str | None:
-        """The path below the folder that all paths share. Raises ConfigError for a line of several columns."""
+        """The path relative to the common folder. Raises ConfigError for a line with several columns."""
         path = line.strip().decode()
-        if (found := _COLUMNS.match(path)) and stem(path) == path:
+        if (columns := _COLUMNS.match(path)) and stem(path) == path:
             raise ConfigError(
                 f"{path[:60]!r} is more than a path: a list has a path per line; with texts, give a jsonl manifest, "
-                f'whose lines are {{"path": "{found[1]}", "text": "..."}}'
+                f'whose lines are {{"path": "{columns[1]}", "text": "..."}}'
             )
         return None if self.options.choosy else stem(path.removeprefix(self.folder).lstrip("/"))
 

@@ -1,4 +1,4 @@
-"""Options of a source: which utterances to keep, and what the file itself does not say."""
+"""Options of a source: selection of utterances, and labels that the file itself lacks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class Labels(NamedTuple):
 
 
 def known(value: object) -> str | None:
-    """A label as text; what is missing or empty is unknown."""
+    """A label as text; None where it is missing or empty."""
     return None if value is None or value == "" else str(value)
 
 
@@ -28,8 +28,8 @@ class SourceOptions:
         split, language: keep utterances that carry exactly this label. In folders of parquet and in Hugging Face
             datasets, `split` chooses the files that are named by it.
         with_text: keep utterances that have a text.
-        segments, text, speakers, instruct: Kaldi files (speakers is utt2spk, instruct CosyVoice's) beside a wav.scp,
-            found by themselves where the source is a Kaldi folder.
+        segments, text, speakers, instruct: Kaldi files (speakers is utt2spk, instruct CosyVoice's) for a wav.scp; in
+            a Kaldi folder they are found automatically.
         column: the column of parquet and Hugging Face data that holds the audio.
         key: the field or column that names the utterances; "row" names the rows of a table by file and number,
             "name" those of a tar by their names up to the last dot, not the first.
@@ -47,11 +47,11 @@ class SourceOptions:
 
     @property
     def choosy(self) -> bool:
-        """Whether some utterances may be left out."""
+        """True if some utterances may be left out."""
         return self.split is not None or self.language is not None or self.with_text
 
     def keeps(self, labels: Labels) -> bool:
-        """Whether to keep an utterance with these labels."""
+        """True if an utterance with these labels is kept."""
         return (
             (self.split is None or labels.split == self.split)
             and (self.language is None or labels.language == self.language)

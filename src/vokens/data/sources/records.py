@@ -1,7 +1,7 @@
 """Lines of jsonl manifests: ours, NeMo's (`audio_filepath`) and lhotse's cuts, read as one kind of record.
 
-Every line is parsed as JSON in full, also where only its key is wanted: 1.6 µs for 230 bytes, so that ten million
-lines take half a minute and a malformed one is found before any work begins.
+Every line is parsed as JSON in full, also where only its key is needed: 1.6 µs for 230 bytes, so ten million lines
+take half a minute, and a malformed one is reported before any work begins.
 """
 
 import gzip
@@ -17,8 +17,8 @@ from vokens.errors import ConfigError
 from vokens.text.files import BOM
 
 _decode = json.JSONDecoder().raw_decode
-_WHOLE = 1e-3  # seconds: a cut that ends so near to its recording's end is the recording
-# Fields of manifests that change the audio, and are not obeyed here.
+_WHOLE = 1e-3  # seconds: a cut that ends this close to the end of its recording is the whole recording
+# Fields of manifests that change the audio; they are refused.
 _CHANGES = ("speed", "speed_perturb", "transforms", "augmentations", "sox_effects")
 _CHANNEL = ("channel", "channel_selector")
 
@@ -26,8 +26,8 @@ _CHANNEL = ("channel", "channel_selector")
 class Record(NamedTuple):
     """Content of one line: an utterance and its labels.
 
-    path: local path or URL. duration: seconds, where the line knows them. piece: the utterance is `duration` seconds
-    from `start` of its file, and not the whole file. channel: the only one of the file that is meant.
+    path: local path or URL. duration: seconds, if stated. piece: the utterance is a segment of `duration` seconds from
+    `start`, not the whole file. channel: the selected one.
     """
 
     id: str
@@ -66,13 +66,13 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def key_of(line: dict[str, Any], field: str | None = None) -> str:
     """The key of a line: its `field`, else its `id`, else its path without suffix (and the piece, if it is one).
 
-    Raises ConfigError for lines that name no audio, or audio that cannot be read as it is meant.
+    Raises ConfigError for lines without audio, or with audio that cannot be read as intended.
     """
     path = _audio(line)
     key = line.get(field or "id")
     if key is None or key == "":
         if field is not None:
-            raise ConfigError(f"no {field!r}, which was to name the utterances; there are {sorted(line)}")
+            raise ConfigError(f"no field {field!r} for the key; there are {sorted(line)}")
         key = stem(path).lstrip("/")
         if "offset" in line:
             key += f"@{_seconds(line['offset']) or 0:g}+{_seconds(line.get('duration')) or 0:g}"
@@ -95,9 +95,9 @@ def record_of(line: dict[str, Any], manifest: str | Path, key: str | None = None
     """The record of a parsed line.
 
     manifest: the file of the line. Our relative paths start from its folder; those of NeMo and lhotse from the
-    working directory, and from its folder where they are not there.
+    working directory if they exist there, else from its folder.
     key: the field that names utterances, instead of `id`.
-    Raises ConfigError as `key_of` does, without the line's number: the caller knows it.
+    Raises ConfigError as `key_of` does; the caller adds the line's number.
     """
     start, duration, piece = 0.0, _seconds(line.get("duration")), False
     if "recording" in line:
@@ -131,11 +131,11 @@ def read_records(manifest: str | Path) -> Iterator[Record]:
 def _seconds(value: object) -> float | None:
     if value is None or (isinstance(value, int | float) and value >= 0):
         return value
-    raise ConfigError(f"{value!r} is no time: offset, start and duration are numbers of seconds")
+    raise ConfigError(f"{value!r} is no time: give offset, start and duration in seconds")
 
 
 def _channel(line: dict[str, Any]) -> int | None:
-    """The channel that a line chooses, None for all of them, averaged."""
+    """The channel that a line selects, None for the mean of all."""
     chosen = next((line[name] for name in _CHANNEL if line.get(name) not in (None, "average")), None)
     if chosen is None or type(chosen) is int:
         return chosen
@@ -143,13 +143,13 @@ def _channel(line: dict[str, Any]) -> int | None:
 
 
 def _audio(line: dict[str, Any]) -> str:
-    """The path or URL that a line names, as it stands there."""
+    """The path or URL of a line, unresolved."""
     path = line.get("path") or line.get("audio_filepath")
     if path is not None:
         for name in _CHANGES:
             if line.get(name) not in (None, 1, [], {}, ""):
                 raise ConfigError(
-                    f"{name!r} is {line[name]!r}, which changes the audio and is not done here: save the changed audio "
+                    f"{name!r} is {line[name]!r}, which changes the audio and is not supported: save the changed audio "
                     "as files, and list those"
                 )
         _channel(line)
@@ -158,7 +158,7 @@ def _audio(line: dict[str, Any]) -> str:
             return _cut_audio(line)
         if "tracks" in line or line.get("type") in {"MixedCut", "PaddingCut"}:
             raise ConfigError(
-                "a mixed or padding cut of lhotse: mixing is not done here, save the mixed audio "
+                "a mixed or padding cut of lhotse: mixing is not supported, save the mixed audio "
                 "(CutSet.save_audios) and give its cuts"
             )
         raise ConfigError(
@@ -170,7 +170,7 @@ def _audio(line: dict[str, Any]) -> str:
 
 
 def _cut_audio(cut: dict[str, Any]) -> str:
-    """The file of a lhotse MonoCut. Refuses what would be read as something else than lhotse reads."""
+    """The file of a lhotse MonoCut. Raises ConfigError where lhotse would read other audio."""
     recording = cut["recording"]
     sources = recording.get("sources") or []
     if len(sources) != 1 or type(sources[0].get("source")) is not str:
@@ -178,8 +178,8 @@ def _cut_audio(cut: dict[str, Any]) -> str:
     source = sources[0]
     if source.get("type") not in {"file", "url", "shar"}:
         raise ConfigError(
-            f"a recording of type {source.get('type')!r}: commands are never executed, and bytes are not kept in "
-            "lines; save the audio as files (CutSet.save_audios)"
+            f"a recording of type {source.get('type')!r}: commands are never executed, and bytes in lines are not "
+            "supported; save the audio as files (CutSet.save_audios)"
         )
     if len(source.get("channels") or [0]) > 1 or type(cut.get("channel", 0)) is not int:
         raise ConfigError(

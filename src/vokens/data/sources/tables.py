@@ -1,6 +1,6 @@
 """Audio in tables: parquet, the arrow files of datasets' save_to_disk, and parquet on the Hugging Face hub.
 
-A span is a row of a file. The columns are found by their types and usual names; audio is read 32 rows at a time.
+A span is a row of a file. Columns are found by their types and usual names; audio is read 32 rows at a time.
 """
 
 import os
@@ -18,9 +18,9 @@ from vokens.download import offline
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 from vokens.text.files import read_json
 
-ROWS = 32  # with audio, held at once: 32 clips of 30 s are 30 MB of 16 kHz wav
+ROWS = 32  # with audio, in memory at once: 32 clips of 30 s are 30 MB of 16 kHz wav
 _LIGHT_ROWS = 65536  # without audio
-# The first of these that a table has. Names as on the hub's speech datasets; utt and spk as CosyVoice writes.
+# The first that a table has is used. Names as on the hub's speech datasets; utt and spk as CosyVoice writes.
 _NAMES = {
     "key": ("id", "key", "__key__", "utt", "utt_id", "utterance_id", "segment_id"),
     "text": ("text", "transcription", "transcript", "sentence", "raw_text", "normalized_text"),
@@ -36,7 +36,7 @@ _PIECES = (
     "start_time",
     "begin_time",
     "channel",
-)  # beside a path: only a part of that file
+)  # with a path: a segment of that file
 BY_ROW = "row"
 
 
@@ -53,7 +53,7 @@ class TableSource:
             yield from spans(where, self._entries(where), size)
 
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span, with the bytes of their audio, or its address where the table has that."""
+        """The utterances of a span, with the bytes or the address of their audio."""
         with _opened(span.where) as table:
             chosen = self._columns(span.where, table.schema)
             rows = table.rows(sorted(set(chosen.values())), span.offset, ROWS)
@@ -98,7 +98,7 @@ class TableSource:
         elif self.options.key is not None:
             if self.options.key not in schema.names:
                 raise ConfigError(
-                    f"{where} has no column {self.options.key!r}, which was to name the utterances; "
+                    f"{where} has no column {self.options.key!r} for the key; "
                     f"there are {schema.names}, or 'row' names them by file and row"
                 )
             chosen["key"] = self.options.key
@@ -130,7 +130,7 @@ _BINARIES = {"binary", "large_binary", "binary_view"}
 
 
 def _audio_rank(field: Any) -> int | None:
-    """Rank of a column as audio: 0 a struct of bytes and path, 1 bytes, 2 a path by its name; None is not."""
+    """Rank of a column as audio: 0 a struct of bytes and path, 1 bytes, 2 a path by its name; None: no audio."""
     kind = str(field.type)
     if kind.startswith("struct<"):
         parts = {str(part.name): str(part.type) for part in field.type}
@@ -145,7 +145,7 @@ def _labels(fact: dict[str, Any]) -> Labels:
 
 
 def _audio(value: Any, where: str) -> str | bytes:
-    """Bytes, else an address; a row without either is an empty file, which is an error of that row only."""
+    """Bytes, else an address; a row without either becomes an empty file, an error of that row only."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str):
@@ -161,7 +161,7 @@ class _Parquet:
     def __init__(self, file: Any) -> None:
         from pyarrow import parquet
 
-        # Without a buffer a whole row group's audio would be read at once: a gigabyte, as pandas writes them.
+        # Without a buffer a whole row group would be read at once: a gigabyte of audio in pandas' files.
         self._file = parquet.ParquetFile(file, buffer_size=1 << 20)
         self.schema = self._file.schema_arrow
 
@@ -202,7 +202,7 @@ class _Arrow:
 def _numbered(
     batches: Iterable[Any], begin: int, first: int, size: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows from number `first` on of batches that begin with row `begin`, `size` of them as values at once."""
+    """Rows from number `first` on of batches that begin with row `begin`, converted `size` at a time."""
     for batch in batches:
         for low in range(max(0, first - begin), batch.num_rows, size):
             yield from enumerate(batch.slice(low, size).to_pylist(), start=begin + low)
@@ -211,7 +211,7 @@ def _numbered(
 
 @contextmanager
 def _opened(where: str) -> Iterator[_Parquet | _Arrow]:
-    """A table, by the magic of its first bytes. Raises ConfigError for what is none or is damaged."""
+    """A table, recognised by its magic bytes. Raises ConfigError for other and damaged files."""
     try:
         import pyarrow
     except ImportError as error:
@@ -223,11 +223,11 @@ def _opened(where: str) -> Iterator[_Parquet | _Arrow]:
             with probe if is_url(where) else pyarrow.memory_map(where) as file:
                 yield _Parquet(file) if magic[:4] == b"PAR1" else _Arrow(file, magic)
     except pyarrow.ArrowException as error:
-        raise ConfigError(f"{where} is not a whole parquet or arrow file: {error}") from error
+        raise ConfigError(f"{where} is not a complete parquet or arrow file: {error}") from error
 
 
 def saved_files(folder: str, split: str | None) -> list[str]:
-    """The arrow files of a folder that datasets' save_to_disk wrote; all splits of it where none is asked for."""
+    """The arrow files of a folder that datasets' save_to_disk wrote; all splits where `split` is None."""
     whole = Path(folder, "dataset_dict.json")
     if whole.is_file():
         splits = read_json(whole)["splits"]
@@ -241,7 +241,7 @@ def saved_files(folder: str, split: str | None) -> list[str]:
 
 
 def of_split(files: list[str], split: str | None) -> tuple[list[str], bool]:
-    """The files that carry a split in their names (data/train-00000-of-00010.parquet), and whether any does."""
+    """The files with the split in their names (data/train-00000-of-00010.parquet), and True if there are any."""
     top = common_folder(files)
     named = re.compile(rf"(^|[/_.-]){re.escape(split or '')}([/_.-]|$)")
     chosen = [file for file in files if split is not None and named.search(file.removeprefix(top))]
@@ -256,12 +256,10 @@ def hub_files(spec: str) -> list[str]:
         )
     system, path = filesystem(spec.rstrip("/"))
     try:
-        found = system.glob(f"{path}/**/*.parquet") or system.glob(f"{path}@~parquet/**/*.parquet")
-    except Exception as error:  # its HTTP errors belong to no family that could be named here
-        raise DownloadError(
-            f"{spec} cannot be listed: {error}; is the id right, and the network there?"
-        ) from error
-    files = sorted(system.unstrip_protocol(name) for name in found)
+        matches = system.glob(f"{path}/**/*.parquet") or system.glob(f"{path}@~parquet/**/*.parquet")
+    except Exception as error:  # its HTTP errors have no common base class
+        raise DownloadError(f"{spec} cannot be listed: {error}; check the id and the network") from error
+    files = sorted(system.unstrip_protocol(name) for name in matches)
     if any("/partial-" in file for file in files):
         raise ConfigError(
             f"the hub converted only the first gigabytes of {spec}: download its files, and give their folder"

@@ -1,6 +1,6 @@
-"""Audio in tar files: WebDataset (members of one key side by side) and lhotse's Shar (cuts beside their audio).
+"""Audio in tar files: WebDataset (adjacent members with one key) and lhotse's Shar (cuts with tars of audio).
 
-A span of WebDataset is the byte where its first member's header begins; one of Shar is a line of the cuts' file.
+A WebDataset span starts at the byte of its first member's header, a Shar span at a line of the cuts' file.
 """
 
 import gzip
@@ -24,7 +24,7 @@ BY_NAME = "name"
 
 
 class Member(NamedTuple):
-    """A file of a tar: where its header begins, its name, and its content where that was asked for."""
+    """A file of a tar: offset of its header, name, and content if requested."""
 
     offset: int
     name: str
@@ -40,24 +40,24 @@ class _Sample(NamedTuple):
     names: list[str]
 
 
-def members(where: str, offset: int = 0, wanted: frozenset[str] = frozenset()) -> Iterator[Member]:
-    """The files of a tar from a header on; the content of those with a wanted suffix. `.tar.gz` is read too.
+def members(where: str, offset: int = 0, load: frozenset[str] = frozenset()) -> Iterator[Member]:
+    """The files of a tar or tar.gz from a header on, with content for those whose suffix is in `load`.
 
-    Raises ConfigError for what is no tar or lost its end.
+    Raises ConfigError for other and truncated files.
     """
     try:
         with _opened(where) as file:
             file.seek(offset)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (info := tar.next()) is not None:
-                    vars(tar)["members"].clear()  # else it remembers every member
+                    vars(tar)["members"].clear()  # else it keeps every member in memory
                     if info.isfile():
                         suffix = os.path.splitext(info.name)[1].lower()
-                        content = tar.extractfile(info) if suffix in wanted else None
+                        content = tar.extractfile(info) if suffix in load else None
                         yield Member(info.offset, info.name, content.read() if content else b"")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ConfigError(
-            f"{where} is not a whole tar file ({error}): write it anew, or leave it out"
+            f"{where} is not a complete tar file ({error}): write it again, or leave it out"
         ) from error
 
 
@@ -70,7 +70,7 @@ def _opened(where: str) -> Iterator[BinaryIO]:
 
 
 class WebDataset:
-    """Tar files whose neighbouring members of one key are an utterance: audio, perhaps .txt and .json."""
+    """Tar files with one utterance per key: audio, optionally .txt and .json, as adjacent members."""
 
     def __init__(self, files: list[str], options: SourceOptions) -> None:
         if options.key not in (None, BY_NAME):
@@ -81,25 +81,25 @@ class WebDataset:
         self.files, self.options = files, options
 
     def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
-        """Spans and keys in the order of the files; only headers are read, where the options do not ask more."""
+        """Spans and keys in the order of the files; only headers are read, unless the options need labels."""
         for where in self.files:
             yield from spans(where, self._entries(where), size)
 
     def read(self, span: Span) -> Iterator[Utterance]:
         """The utterances of a span, with the bytes of their audio."""
-        wanted = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
+        load = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
         kept = (
             (key, labels, audio.content)
-            for key, labels, audio, _ in self._samples(span.where, span.offset, wanted)
+            for key, labels, audio, _ in self._samples(span.where, span.offset, load)
             if audio is not None and self.options.keeps(labels)
         )
         for key, labels, audio in islice(kept, span.count):
             yield Utterance(key, audio, 0.0, None, *labels[:3], instruct=labels.instruct)
 
     def _entries(self, where: str) -> Iterator[tuple[int, str]]:
-        wanted = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
+        load = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
         count, strays = 0, []
-        for key, labels, audio, names in self._samples(where, 0, wanted):
+        for key, labels, audio, names in self._samples(where, 0, load):
             if audio is None:
                 strays.append(names)
                 continue
@@ -113,12 +113,12 @@ class WebDataset:
         if strays:
             note(f"{where}: left out {len(strays)} keys without audio, the first with {', '.join(strays[0])}")
 
-    def _samples(self, where: str, offset: int, wanted: frozenset[str]) -> Iterator[_Sample]:
-        """Each key's labels, audio and names, from the member whose header is at `offset` on."""
+    def _samples(self, where: str, offset: int, load: frozenset[str]) -> Iterator[_Sample]:
+        """Labels, audio and names of each key, from the member whose header is at `offset` on."""
         sample: list[Member] = []
         current = None
-        for member in members(where, offset, wanted):
-            if os.path.basename(member.name).startswith("."):  # left by a mac, or a half-written file
+        for member in members(where, offset, load):
+            if os.path.basename(member.name).startswith("."):  # written by macOS, or unfinished
                 continue
             key = _key(member.name, last=self.options.key == BY_NAME)
             if key != current and sample:
@@ -166,7 +166,7 @@ def _suffix(member: Member) -> str:
 
 
 class Shar:
-    """lhotse's Shar: files of cuts, each beside a tar of their audio.
+    """lhotse's Shar: files of cuts, each with a tar of their audio.
 
     Args:
         shards: the file of cuts (jsonl.gz) and the tar of recordings of each shard.
@@ -191,13 +191,15 @@ class Shar:
                 continue
             if name != cut["id"]:
                 raise ConfigError(
-                    f"{where} has {name!r} where {span.where} has {cut['id']!r}: write both anew"
+                    f"{where} has {name!r} where {span.where} has {cut['id']!r}: write both again"
                 )
             remaining -= 1
             recorded = record_of(cut, span.where, self.options.key).utterance
             yield Utterance(**(recorded.__dict__ | {"audio": audio}))
         if remaining:
-            raise ConfigError(f"{where} has {remaining} recordings less than {span.where} has cuts")
+            raise ConfigError(
+                f"{where} has {remaining} recordings fewer than {span.where} has cuts: write both again"
+            )
 
     def _entries(self, where: str) -> Iterator[tuple[int, str]]:
         for number, cut in self._cuts(where):
@@ -217,7 +219,7 @@ class Shar:
 
     def _recordings(self, where: str) -> Iterator[tuple[str, bytes]]:
         """Name (that of the cut) and bytes of each recording: a member, followed by its own .json."""
-        for member in members(where, wanted=frozenset({*AUDIO_SUFFIXES, ".original"})):
+        for member in members(where, load=frozenset({*AUDIO_SUFFIXES, ".original"})):
             name, suffix = os.path.splitext(member.name)
             if suffix not in {".json", ".nometa"}:
                 yield name, member.content
