@@ -436,7 +436,7 @@ def test_pieces_are_saved_as_the_whole(tmp_path: Path) -> None:
         save(tmp_path / f"a.{suffix}", wave, RATE)
         save(tmp_path / f"b.{suffix}", iter([wave[:9000], wave[9000:9001], wave[9001:]]), RATE)
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-    with pytest.raises(AudioError, match="no pieces"):
+    with pytest.raises(AudioError, match="was empty"):
         save(tmp_path / "c.wav", iter(()), RATE)
     with pytest.raises(AudioError, match="NaN"):
         save(tmp_path / "c.wav", iter([wave, np.full(9, np.nan, np.float32)]), RATE)

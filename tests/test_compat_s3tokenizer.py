@@ -378,7 +378,7 @@ def test_wrong_calls_are_explained(
         "No such file": ["--wav_scp", str(tmp_path / "none.scp"), "--output_dir", str(tmp_path)],
         "'k' is a command": ["--wav_scp", str(tmp_path / "pipe.scp"), "--output_dir", str(tmp_path)],
         "1.wav would both become 1_fsq.pt": ["--root_path", str(tmp_path / "both")],
-        "is no folder": ["--root_path", str(tmp_path / "none")],
+        "is not a folder": ["--root_path", str(tmp_path / "none")],
         "at least 1": ["--wav_scp", listing, "--output_dir", str(tmp_path), "--batch_size", "0"],
     }
     for words, flags in calls.items():

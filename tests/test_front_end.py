@@ -136,7 +136,7 @@ def test_what_is_left_out_is_named(caplog):
 
 @pytest.mark.parametrize("name", ["bytes", "characters", "phonemes"])
 def test_a_text_without_symbols_is_refused(name):
-    with pytest.raises(ConfigError, match="nothing to say"):
+    with pytest.raises(ConfigError, match="no symbols to speak"):
         front_end(name).ids("  ", "a")
 
 

@@ -406,7 +406,7 @@ def test_sidecar_needs_files_on_a_disk(audio: str | None):
 
 def test_sidecar_of_two_pieces_of_a_recording(tmp_path: Path):
     rows = [make_row(S3, 3, key, audio="/x/long.wav") for key in ("long-1", "long-2")]
-    with pytest.raises(TokensError, match="one for each"):
+    with pytest.raises(TokensError, match="one whole recording per utterance"):
         get_output("sidecar").write(tmp_path, 0, rows, S3)
 
 

@@ -613,7 +613,7 @@ def test_tars_beside_audio_are_ambiguous(tmp_path):
     (tmp_path / "wavs" / "a.wav").write_bytes(wav(0))
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         add(tar, "b.wav", wav(0))
-    with pytest.raises(ConfigError, match=r"holds \.tar files and audio files .*say which") as raised:
+    with pytest.raises(ConfigError, match=r"holds \.tar files and audio files .*choose one") as raised:
         open_source(str(tmp_path), listing=tmp_path / "run")
     for number, spec in enumerate(str(raised.value).split("'")[1::2]):  # the remedies work
         found = read_all(open_source(spec, listing=tmp_path / f"run{number}"), 9)

@@ -124,7 +124,7 @@ def test_damaged_containers(tmp_path):
         whole = (tmp_path / name).read_bytes()
         assert plan(tmp_path / name, tmp_path)
         (tmp_path / f"cut-{name}").write_bytes(whole[:cut])
-        with pytest.raises(ConfigError, match=f"cut-{name} is not a whole"):
+        with pytest.raises(ConfigError, match=f"cut-{name} is not a complete"):
             plan(tmp_path / f"cut-{name}", tmp_path)
     with tarfile.open(tmp_path / "n.tar", "w") as tar:
         tar.add(tmp_path / "a.wav", "a.txt")

@@ -195,7 +195,7 @@ def test_a_text_plays_while_it_is_computed(page: Any, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Say a text").click()
     page.fill("#text textarea", "Good morning, dear reader.")
     page.click("#say")
-    page.get_by_text("speaks in a voice").wait_for()
+    page.get_by_text("needs a voice").wait_for()
     soundfile.write(tmp_path / "voice.wav", speechlike(48000), 16000)
     upload(page, tmp_path / "voice.wav", "#voice")
     page.click("#say")
