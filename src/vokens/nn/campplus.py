@@ -3,7 +3,7 @@
 A small 2-d residual head over time and frequency, then a densely connected time-delay network in which each
 layer gates its output by a mask computed from the mean of the whole utterance and of each 100-frame segment.
 Module names are the published ones, so a published state dict loads without a table. In a ragged batch what lies
-beyond a row's end is zero wherever a convolution or a mean looks, so each row is what it is alone.
+beyond a row's end is zero wherever a convolution or a mean looks, so rows are independent of each other.
 """
 
 from collections.abc import Sequence
@@ -236,7 +236,7 @@ class CAMPPlus(nn.Module):
     def embed(self, waves: Sequence[Tensor], batched: bool | None = None) -> Tensor:
         """Embeddings (B, 192) float32, not normalised, of 16 kHz waves (T,) of any lengths >= 720 samples.
 
-        batched: compute several together. None: not on the CPU, where rows gain nothing by company.
+        batched: compute several together. None: not on the CPU, where batches gain nothing.
         """
         for wave in waves:
             if wave.ndim != 1 or len(wave) < SHORTEST:
@@ -246,12 +246,12 @@ class CAMPPlus(nn.Module):
         features = [_features(wave) for wave in waves]
         if batched is False or (batched is None and features[0].device.type == "cpu"):
             return torch.cat([self(each[None]) for each in features])
-        found = features[0].new_empty(len(features), EMBEDDING)
+        vectors = features[0].new_empty(len(features), EMBEDDING)
         for rows in batches([len(each) for each in features], _FRAMES):
             some = [features[row] for row in rows]
-            lengths = torch.tensor([len(each) for each in some], device=found.device)
-            found[rows] = self(nn.utils.rnn.pad_sequence(some, batch_first=True), lengths)
-        return found
+            lengths = torch.tensor([len(each) for each in some], device=vectors.device)
+            vectors[rows] = self(nn.utils.rnn.pad_sequence(some, batch_first=True), lengths)
+        return vectors
 
 
 # A convolution and the norm after it, of each kind of part.
@@ -297,10 +297,10 @@ def open_campplus(source: str | Path) -> CAMPPlus:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".bin", ".safetensors"))
-        if len(found) != 1:
-            raise CheckpointError(f"{path} holds {len(found)} files of weights: name the one of CAM++")
-        path = found[0]
+        files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".bin", ".safetensors"))
+        if len(files) != 1:
+            raise CheckpointError(f"{path} holds {len(files)} files of weights: name the one of CAM++")
+        path = files[0]
     model = CAMPPlus()
     checkpoint.load_strict(model, checkpoint.read_state_dict(path), path)
     return model.eval().requires_grad_(False)

@@ -58,10 +58,10 @@ def layers(model: CAMPPlus) -> Iterator[tuple[str, nn.Conv1d | nn.Conv2d | nn.Ba
 
 
 def _norm(graph: OnnxGraph, node: Node, name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> State:
-    found = [graph.tensor(item) for item in node.inputs[1:5]]
-    state = {f"{name}.{part}": tensor for part, tensor in zip(_NORM, found, strict=True)}
+    values = [graph.tensor(item) for item in node.inputs[1:5]]
+    state = {f"{name}.{part}": tensor for part, tensor in zip(_NORM, values, strict=True)}
     if not module.affine:
-        if bool((found[0] != 1).any()) or bool((found[1] != 0).any()):
+        if bool((values[0] != 1).any()) or bool((values[1] != 0).any()):
             raise CheckpointError(f"{name} has a gain in the graph and none in CAM++: another model")
         del state[f"{name}.weight"], state[f"{name}.bias"]
     return state | {f"{name}.num_batches_tracked": torch.tensor(0)}

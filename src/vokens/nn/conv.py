@@ -1,7 +1,7 @@
 """SEANet's convolutions (SoundStream, arXiv 2107.03312; as in EnCodec): centred, with reflected borders.
 
 A stride-s convolution gives ceil(N / s) frames, a transposed one s * N samples. In a right-padded batch every
-row is reflected at its own end, so each row gets what it would get alone; only the few border columns are gathered.
+row is reflected at its own end, independent of the other rows; only the few border columns are gathered.
 """
 
 import torch

@@ -129,7 +129,7 @@ class STFTDiscriminator(ConvStack):
     window: Tensor
 
     def __init__(self, n_fft: int, filters: int = 32) -> None:
-        # The published first convolution carries no weight norm: it was built without the argument.
+        # The published first convolution has no weight norm: it was built without the argument.
         convs: list[nn.Module] = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4))]
         convs += [
             weight_norm(nn.Conv2d(filters, filters, (3, 9), (1, 2), (dilation, 4), (dilation, 1)))
@@ -233,7 +233,7 @@ class BandDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Stacks that judge the same wave."""
+    """Discriminators of the same wave."""
 
     def __init__(self, stacks: Sequence[nn.Module]) -> None:
         super().__init__()

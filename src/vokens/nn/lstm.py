@@ -1,7 +1,7 @@
 """LSTM with a skip connection, whose layers and directions can also be run one by one over spans of time.
 
 The published key names are those of `nn.LSTM`, which holds the weights; inference takes them from there by layer
-and direction, so that state can be carried from span to span and directions can run side by side.
+and direction, so that state can go from span to span and directions can run side by side.
 """
 
 import torch

@@ -114,7 +114,7 @@ def features() -> list[str]:
 
 @cache
 def fast(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies bfloat16 or float16 by instructions of its own, and oneDNN uses them, which
+    """True where this CPU multiplies bfloat16 or float16 by instructions of its own, and oneDNN uses them, which
     ONEDNN_MAX_CPU_ISA can forbid; True of other types."""
     if dtype not in _FLAGS:
         return True
@@ -171,7 +171,7 @@ def _checked(name: str) -> str:
 
 @cache
 def _available() -> bool:
-    """Whether torch has the private product and it agrees with `F.linear`, on a small one."""
+    """True where torch has the private product and it agrees with `F.linear`, on a small one."""
     if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     x, weight = torch.arange(24.0).view(4, 6), torch.arange(18.0).view(3, 6) / 8
@@ -187,7 +187,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether `linear` takes oneDNN's product for these."""
+    """True where `linear` takes oneDNN's product for these."""
     return (
         not torch.compiler.is_compiling()  # exporters and compilers know F.linear
         and backend() == "onednn"

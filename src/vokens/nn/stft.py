@@ -58,7 +58,7 @@ class SpectrumOut(nn.Module):
         self.bins = n_fft // 2 + 1
         self.project = Linear(width, frames_per_step * 3 * self.bins)
         self.start_at(log_magnitude=-4.0)  # near the level of speech: rms 0.02 to 0.1 is -4 to -2
-        # Hann squared at 75 % overlap sums to 1.5; one synthesis window carries the division.
+        # Hann squared at 75 % overlap sums to 1.5; one synthesis window holds the division.
         self.window = Hann(n_fft, 1 / 1.5)
 
     @torch.no_grad()

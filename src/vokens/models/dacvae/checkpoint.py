@@ -1,6 +1,6 @@
 """DAC-VAE's published weights: a training checkpoint whose "generator" is 244 (64-d) or 300 (80-d) tensors.
 
-Behind every plain convolution the published names carry `.0`, because it sits in a Sequential with a leaky ReLU:
+Behind every plain convolution the published names have `.0`, because it sits in a Sequential with a leaky ReLU:
 that tells the published networks from clean ones.
 """
 

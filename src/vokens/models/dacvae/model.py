@@ -1,7 +1,7 @@
 """DAC-VAE (Learnable-Speech; Descript's codec with a Gaussian latent in place of its quantizer): speech to a few
 numbers per frame and back, for generative models of continuous latents.
 
-Long recordings go through in windows with as much context as the convolutions reach, which gives the same numbers.
+Long recordings go through in windows with as much context as the convolutions see, which gives the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class VAEOutput(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a piece of latents stands: the frames before it, and the turns (B,) that their pulses have made."""
+    """Position of a chunk of latents: the frames before it, and the turns (B,) that their pulses have made."""
 
     frames: int = 0
     turns: Tensor | None = None
@@ -210,9 +210,9 @@ class DACVAE(Autoencoder):
         return self._decoded(latents, self.decode_batch, batch_seconds)
 
     def decode_batch(self, z: Tensor, lengths: Tensor, place: Place = BEGIN) -> Tensor:
-        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames.
+        """Wave (B, T * hop_length) of latents (B, D, T); rows of lengths (B,) frames, independent of each other.
 
-        place: where they stand in what they are a piece of; `behind` gives it.
+        place: position of the latents in their stream; `behind` gives it.
         """
         pulses, parts = self._pulses(z, lengths, place), []
         for w in self.windows(z.shape[2], self.decoder.reach):
@@ -272,11 +272,11 @@ class DACVAE(Autoencoder):
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
         """The published weights, whose shapes say the sizes; or those of a DACVAEConfig."""
-        found = config if isinstance(config, DACVAEConfig) else layout.configure(state)
-        model = cls(found)
-        checkpoint.load_strict(model, layout.to_ours(state, found), "in the published layout")
+        config = config if isinstance(config, DACVAEConfig) else layout.configure(state)
+        model = cls(config)
+        checkpoint.load_strict(model, layout.to_ours(state, config), "in the published layout")
         for name, release in RELEASES.items():
-            if found == release:
+            if config == release:
                 model.name = name
         return model.eval().requires_grad_(False)
 

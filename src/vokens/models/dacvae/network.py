@@ -1,7 +1,7 @@
 """DAC-VAE's convolutions: the Descript Audio Codec's encoder and decoder (arXiv 2306.06546) around a Gaussian latent.
 
 Convolutions are centred with zeros beyond the borders. In a right-padded batch every row is kept at zero beyond its
-own end before each convolution that would look there, so rows are as if alone.
+own end before each convolution that would look there, so rows are independent of each other.
 """
 
 import torch

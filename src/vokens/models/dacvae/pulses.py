@@ -50,7 +50,7 @@ def turns_of(frequency: Tensor, hop: int, sample_rate: int, start: Tensor | None
 
 class Pulses(Float32):
     """Frequencies and turns (B, F) -> wave (B, F * hop): all harmonics at one amplitude, rms 1, and noise, of rms NOISE
-    beside pulses and 1 where there are none (0 Hz). The noise of a sample depends on its place alone."""
+    beside pulses and 1 where there are none (0 Hz). The noise of a sample depends on its position only."""
 
     table: Tensor  # (PERIOD,)
 

@@ -1,6 +1,6 @@
 """DAC-VAE's light networks: ConvNeXt on short-time spectra at the frame rate, in place of convolutions on samples.
 
-Spectra in, an inverse Fourier transform out (Vocos, arXiv 2306.00814). Rows of a right-padded batch are as if alone.
+Spectra in, an inverse Fourier transform out (Vocos, arXiv 2306.00814). Rows of a right-padded batch are independent.
 """
 
 from torch import Tensor, nn

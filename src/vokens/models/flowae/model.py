@@ -1,8 +1,8 @@
 """The flow-matching autoencoder (Learnable-Speech's "flowae"): DAC-VAE's encoder, and a decoder that is a flow from
 noise to the wave's spectra, conditioned on the latents.
 
-The noise of a frame depends on its place alone, so that windows and batches change nothing. Each step of the solver
-looks further: windows carry as much context as all steps together reach.
+The noise of a frame depends on its position only, so that windows and batches change nothing. Each step of the solver
+looks further: windows have as much context as all steps together see.
 """
 
 from functools import partial
@@ -30,14 +30,14 @@ class FlowDraws(NamedTuple):
     start: Tensor  # (B, N) standard normal, the wave that the flow starts from
     time: Tensor  # (B,) in [0, 1), of the path
     disturbing: Tensor  # (B, T, D) standard normal, added to the latents
-    share: Tensor  # (B,) in [0, 1], share of `disturbing` in them; 0 leaves them alone
+    share: Tensor  # (B,) in [0, 1], share of `disturbing` in them; 0 for none
 
 
 class FlowOutput(NamedTuple):
     """Output of the training forward."""
 
-    found: Tensor  # (B, T, C) predicted velocity
-    wanted: Tensor  # (B, T, C) that of the data
+    prediction: Tensor  # (B, T, C) velocity
+    target: Tensor  # (B, T, C) that of the data
     mean: Tensor  # (B, D, T) of the posterior
     log_std: Tensor  # (B, D, T)
 
@@ -61,7 +61,7 @@ class FlowAE(Autoencoder):
 
         Args:
             steps: of the solver; None: the config's. One gives the mean of the spectra that the latents allow.
-            seed: of the noise. The same seed gives the same wave, alone and in any batch.
+            seed: of the noise. The same seed gives the same wave in any batch.
 
         Raises:
             TokensError: latents of another width or of other weights. ConfigError: no steps.
@@ -69,10 +69,10 @@ class FlowAE(Autoencoder):
         return self._decoded(latents, partial(self.decode_batch, steps=steps, seed=seed), batch_seconds)
 
     def decode_batch(self, z: Tensor, lengths: Tensor, steps: int | None = None, seed: int = 0) -> Tensor:
-        """Wave (B, T * hop_length) of latents (B, D, T); each row as if alone up to its own lengths (B,) frames."""
+        """Wave (B, T * hop_length) of latents (B, D, T); rows of lengths (B,) frames, independent of each other."""
         steps = self.config.steps if steps is None else steps
         if steps < 1:
-            raise ConfigError(f"{steps} steps were asked for: at least 1 is accepted")
+            raise ConfigError(f"{steps} steps were given: at least 1 is accepted")
         noise, parts = PrefixNoise(self.hop_length, seed), []
         for w in self.windows(z.shape[2], steps * self.flow.reach + 3):  # spectra see 1 frame
             some = w.read(z)
@@ -106,5 +106,5 @@ class FlowAE(Autoencoder):
         spectra = self.flow.spectra
         target = spectra.of_speech(wave)
         x, _ = straight_path(target, spectra.of_noise(draws.start), draws.time, sigma_min=0.0)
-        found = velocity(self.flow(x, draws.time, z).float(), x, draws.time)
-        return FlowOutput(found, velocity(target, x, draws.time), mean, log_std)
+        prediction = velocity(self.flow(x, draws.time, z).float(), x, draws.time)
+        return FlowOutput(prediction, velocity(target, x, draws.time), mean, log_std)

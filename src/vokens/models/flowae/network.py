@@ -1,6 +1,6 @@
 """The flow's network: compressed complex spectra of a wave from noise and latents, two spectra to a frame.
 
-The network predicts the clean spectra and not the velocity: clean speech is simple, while a velocity carries all of the
+The network predicts the clean spectra and not the velocity: clean speech is simple, while a velocity has all of the
 noise, which no narrow network can pass on (arXiv 2511.13720). To what it makes it adds the present spectra under a gain
 for each bin, as a Wiener filter has, for fine structure that is there already need not pass through it either. A
 ConvNeXt on spectra is RFWave's (2403.05010), compressed magnitudes 2008.05214's.

@@ -145,12 +145,12 @@ def flow_to_published(state: Mapping[str, Tensor], head_width: int = 64) -> Stat
     split: State = {}
     dit = is_dit(state)
     for name, tensor in (DIT_TABLE if dit else FLOW_TABLE).to_published(state).items():
-        found = _QKV.fullmatch(name)
-        if found is None:
+        match = _QKV.fullmatch(name)
+        if match is None:
             split[name] = tensor
         else:
             for x, part in zip("qkv", tensor.chunk(3), strict=True):
-                split[f"{found[1]}{x}{found[2]}"] = part
+                split[f"{match[1]}{x}{match[2]}"] = part
     if dit:
         split[RATES] = rotary_rates(head_width)
     return split

@@ -96,10 +96,10 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
     made = open_flow(state, DIALECTS[release], config)
     tokens = TOKENS_OF[made.config.network]
     speaker, tokenizer = find_part(folder, "campplus"), find_part(folder, tokens.removesuffix("_25hz"))
-    heard = None if tokenizer is None else _open_tokenizer(tokenizer)
-    if heard is not None and heard.name in TOKENS_OF.values() and heard.name != tokens:
+    codec = None if tokenizer is None else _open_tokenizer(tokenizer)
+    if codec is not None and codec.name in TOKENS_OF.values() and codec.name != tokens:
         raise CheckpointError(
-            f"{tokenizer} is {heard.name} and the flow beside it has learnt {tokens}, whose ids mean other sounds: put "
+            f"{tokenizer} is {codec.name} and the flow beside it has learnt {tokens}, whose ids mean other sounds: put "
             "the tokenizer of the flow's release there"
         )
     model = join(
@@ -107,7 +107,7 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
         made,
         HiFTNetModel.from_published(read_state_dict(vocoder), {"source": made.config.source}),
         None if speaker is None else open_speaker(speaker),
-        heard,
+        codec,
         published=True,
     )
     return model.named(release)

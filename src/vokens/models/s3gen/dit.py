@@ -117,14 +117,14 @@ class DiT(nn.Module):
             del block.modulation
 
     def _kept(self, t: Tensor, r: Tensor | None) -> Tensor:
-        wanted = _rows(t, r)
-        missing = [row for row in wanted if row not in self._times]
+        times = _rows(t, r)
+        missing = [row for row in times if row not in self._times]
         if missing:
             raise ConfigError(
-                f"times {missing[:3]} were asked of a network that fix_steps has fixed to {len(self._times)} others: "
-                "ask for the steps that it was fixed to, or load the model again"
+                f"times {missing[:3]} were given to a network that fix_steps has fixed to {len(self._times)} others: "
+                "give the steps that it was fixed to, or load the model again"
             )
-        return self._table[[self._times.index(row) for row in wanted]]
+        return self._table[[self._times.index(row) for row in times]]
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         if self._times:

@@ -283,7 +283,7 @@ class HiFTNetModel(Pretrained):
             speech_feat: (B, 80, T) log-mels (natural logarithm, `MEL_24K_80`).
             cache_source: (B or 1, 1, M) takes the place of the first M samples of the source, as published streams
                 do it; `step` needs nothing of the kind.
-            lengths: (B,) frames of each row, whose wave is then what it is alone, and zero beyond.
+            lengths: (B,) frames of each row, independent of the other rows, and zero beyond.
             generator: draws as the published code does; one per row makes rows independent of each other. None:
                 torch's own generator; with source v3 the noise of the release.
             seed: instead, values that depend on seed and position only (one seed for all rows or one each), the

@@ -58,13 +58,13 @@ def is_causal(state: Mapping[str, Tensor]) -> bool:
         for key, value in state.items()
         if re.search(r"\.(weight|weight_v|weight\.original1)$", key)
     }
-    found = widths.get("conv_pre"), widths.get("f0_predictor.condnet.0")
-    if found not in ((7, 3), (5, 4)):
+    kernels = widths.get("conv_pre"), widths.get("f0_predictor.condnet.0")
+    if kernels not in ((7, 3), (5, 4)):
         raise CheckpointError(
-            f"kernels of {found[0]} in conv_pre and {found[1]} in f0_predictor.condnet.0 were found: 7 and 3 "
+            f"kernels of {kernels[0]} in conv_pre and {kernels[1]} in f0_predictor.condnet.0 were found: 7 and 3 "
             "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or of two models"
         )
-    return found == (5, 4)
+    return kernels == (5, 4)
 
 
 def to_ours(state: Mapping[str, Tensor]) -> State:
@@ -109,7 +109,7 @@ def config_of(state: Mapping[str, Tensor], source: str) -> HiFTNetConfig:
     causal = is_causal(state)
     if causal != (source == "v3"):
         raise CheckpointError(
-            f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were asked for: a flow "
+            f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were given: a flow "
             "and a vocoder of one release belong together"
         )
     ours = to_ours(state)

@@ -1,7 +1,7 @@
 """The harmonic source of HiFT (neural source filter, arXiv 1904.12088): pitch in, nine sines and noise out.
 
 Pitch is constant over a frame, so the phase of every sample has a closed form over phases at frame rate, which are
-summed in float64 modulo one turn: no drift in long audio, and a stream carries one number per harmonic. Randomness is
+summed in float64 modulo one turn: no drift in long audio, and a stream keeps one number per harmonic. Randomness is
 the published order of draws, or a hash of (seed, harmonic, sample), which no batch and no chunk can change.
 """
 
@@ -36,7 +36,7 @@ class PublishedDraws:
     """The draws of the published code, in its order: seeded, a batch of one gives its samples.
 
     Args:
-        generator: None for torch's own; or one per row, and each row has what it has alone.
+        generator: None for torch's own; or one per row, and rows are independent of each other.
         samples: of each row. sines: harmonics. version: of the source ("v1", "v2" or "v3", which has one noise for
             all rows of a generator).
     """
@@ -81,7 +81,7 @@ def _published(
 
 
 class KeyedDraws:
-    """Values that depend on seed, harmonic and sample position alone: for batches, streams and every device.
+    """Values that depend on seed, harmonic and sample position only: for batches, streams and every device.
 
     uniform: noise in [0, 1), of v3, instead of a normal one.
     """

@@ -2,7 +2,7 @@
 Chatterbox).
 
 Tokenizer and CAM++ embed the reference, the flow makes a mel, HiFT the wave. `inference`, `embed_ref` and `forward`
-are called as published; `speak`, `stream` and `convert` are ours, and give the same in batches and alone.
+are called as published; `speak`, `stream` and `convert` are ours, and are batch-invariant.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,10 +157,10 @@ class S3GenModel(Pretrained):
         """The voice of one recording, as in `Codec.encode`, which also remembers its prompt for streams."""
         if ref_sr is None or not isinstance(ref_wav, Tensor | np.ndarray):
             ref_wav, ref_sr = audio.load(ref_wav, source_rate=ref_sr)
-        found = voices_of(self.embed_ref(ref_wav, ref_sr))
-        if len(found) != 1:
-            raise AudioError(f"{len(found)} recordings were given: voice() takes one, embed_ref a batch")
-        return found[0]
+        voices = voices_of(self.embed_ref(ref_wav, ref_sr))
+        if len(voices) != 1:
+            raise AudioError(f"{len(voices)} recordings were given: voice() takes one, embed_ref a batch")
+        return voices[0]
 
     # As published ------------------------------------------------------------------------------------------
 
@@ -219,13 +219,13 @@ class S3GenModel(Pretrained):
                     f"{max(map(len, rows))} tokens were given, which are spoken in pieces from {long.LONGEST + 1} on: "
                     "neither finalize=False nor cache_source goes with that; use stream"
                 )
-            found = [
+            pairs = [
                 self._synthesis.utterance(row, voice, settings.row(number))
                 for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
             ]
-            waves = pad_sequence([wave[0] for wave, _ in found], batch_first=True)
-            sources = pad_sequence([source[0, 0] for _, source in found], batch_first=True)[:, None]
-            counts = [wave.shape[1] for wave, _ in found]
+            waves = pad_sequence([wave[0] for wave, _ in pairs], batch_first=True)
+            sources = pad_sequence([source[0, 0] for _, source in pairs], batch_first=True)[:, None]
+            counts = [wave.shape[1] for wave, _ in pairs]
         else:
             mel, frames = self._synthesis.mels(rows, voices, finalize, settings)
             same = int(frames.min()) == mel.shape[2]
@@ -257,7 +257,7 @@ class S3GenModel(Pretrained):
         guidance: float | None = None,
         batch_seconds: float = 60.0,
     ) -> list[np.ndarray]:
-        """Speech of tokens: a list of float32 (T,) at `sample_rate`, the same for each item in any company.
+        """Speech of tokens: a list of float32 (T,) at `sample_rate`, independent of the other items of the batch.
 
         Args:
             tokens: as `S3Tokenizer.encode` gives them, or ids (N,), (B, N), or a list of (N,).
@@ -277,14 +277,14 @@ class S3GenModel(Pretrained):
         frames = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
         for group in batches(frames, int(batch_seconds * self._token_rate)):
             some, owners = [rows[row] for row in group], [voices[row] for row in group]
-            found, _ = self.inference(
+            speech, _ = self.inference(
                 some,
                 ref_dict=stacked(owners),
                 n_cfm_timesteps=n_cfm_timesteps,
                 guidance=guidance,
                 seed=[seeds[row] for row in group],
             )
-            for row, ids, owner, wave in zip(group, some, owners, found.float().cpu().numpy(), strict=True):
+            for row, ids, owner, wave in zip(group, some, owners, speech.float().cpu().numpy(), strict=True):
                 waves[row] = wave[: self._synthesis.samples(ids, owner)].copy()
         return waves
 

@@ -38,10 +38,10 @@ class S3GenModelConfig:
     def __post_init__(self) -> None:
         flow, vocoder, tokenizer = self.flow, self.mel2wav, self.tokenizer
         rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
-        found = (flow.sampling_rate, vocoder.sampling_rate, vocoder.hop_length)
-        if found != (rate, rate, hop):
+        rates = (flow.sampling_rate, vocoder.sampling_rate, vocoder.hop_length)
+        if rates != (rate, rate, hop):
             raise ConfigError(
-                f"flow at {found[0]} Hz and mel2wav at {found[1]} Hz with {found[2]} samples per frame were given: "
+                f"flow at {rates[0]} Hz and mel2wav at {rates[1]} Hz with {rates[2]} samples per frame were given: "
                 f"mels of references have {rate} Hz and {hop} samples, so all must"
             )
         if flow.mel_bins != vocoder.in_channels:

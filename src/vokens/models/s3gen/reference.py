@@ -1,7 +1,7 @@
 """A reference voice for S3Gen: from a recording to what the flow needs of it, `ref_dict`.
 
 S3 tokens and the 24 kHz mel of what was said, so that the flow continues it, and CAM++'s vector of the voice. Both
-rates are resampled from the recording as given, by the published Hann-windowed sinc; rows of a batch are as if alone.
+rates are resampled from the recording as given, by the published Hann-windowed sinc; rows of a batch are independent.
 """
 
 from collections.abc import Mapping

@@ -24,7 +24,7 @@ class Sampling(TypedDict, total=False):
     n_cfm_timesteps: steps of the ODE, the dialect's by default. guidance: strength of classifier-free guidance.
     chunks: the streaming mask in tokens (`S3GenModel.chunks`); full attention by default.
     generator: of all noise, drawn in the published order; one for each row makes rows independent of each other.
-    seed: instead, noise that depends on the seed and the place alone, the same in batches, streams and on all
+    seed: instead, noise that depends on the seed and the position only, the same in batches, streams and on all
         devices; one for all rows or one for each. noise: the flow's, (T, mel_bins) for each row, prompt included.
     """
 
@@ -72,7 +72,7 @@ class Settings:
         return replace(self, generator=generator, seeds=self.seeds and [self.seeds[number]])
 
     def in_pieces(self, row: Tensor) -> bool:
-        """Whether a row is long enough to be spoken in pieces, where nothing given speaks against it."""
+        """True for a row that is long enough to be spoken in pieces, unless the settings exclude it."""
         return self.chunks is None and self.noise is None and len(row) > LONGEST
 
 

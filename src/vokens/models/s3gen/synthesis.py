@@ -37,12 +37,12 @@ class Synthesis:
         """Mels (B, 80, F) and their frames (B,)."""
         plan = self.schedule(settings)
         if any(settings.in_pieces(row) for row in rows) and finalize:
-            found = [
+            mels = [
                 torch.cat([*self._faded(row, voice, settings.row(number), plan)], 2)[0].T
                 for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
             ]
-            counts = torch.tensor([len(mel) for mel in found], device=self.flow.device)
-            return pad_sequence(found, batch_first=True).transpose(1, 2), counts
+            counts = torch.tensor([len(mel) for mel in mels], device=self.flow.device)
+            return pad_sequence(mels, batch_first=True).transpose(1, 2), counts
         return self.flow.generate(
             rows,
             [voice.voice for voice in voices],

@@ -25,7 +25,7 @@ class ReferenceVoice:
     The memory is of states, each as large as a stream's (`MelState.nbytes`); `forget` frees it.
 
     Attributes:
-        tokens: name of the tokenizer that heard the prompt, "" where nobody says so.
+        tokens: name of the tokenizer of the prompt's tokens, "" where unknown.
     """
 
     def __init__(self, voice: Voice, tokens: str = "") -> None:
@@ -75,21 +75,21 @@ def voices_of(given: VoiceLike, spoken: str = "") -> list[ReferenceVoice]:
     """
     if isinstance(given, Voice):
         return [ReferenceVoice(given)]
-    found = [given] if isinstance(given, ReferenceVoice) else _of_dict(given)
-    name = found[0].tokens if found else ""
+    voices = [given] if isinstance(given, ReferenceVoice) else _of_dict(given)
+    name = voices[0].tokens if voices else ""
     if name and spoken and name != spoken:
         raise TokensError(
             f"a voice in tokens of {name!r} was given to a model that speaks those of {spoken!r}: hear the recording "
             "again with this model's voice()"
         )
-    return found
+    return voices
 
 
 def _of_dict(given: Mapping[str, Any]) -> list[ReferenceVoice]:
     """Each row of a ref_dict; where it names a tokenizer, as those of `embed_ref` do, so does each voice."""
     if not isinstance(given, Mapping) or any(given.get(key) is None for key in _KEYS):
-        found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
-        raise AudioError(f"a voice of {found} was given: embed_ref makes ref_dict, which has {list(_KEYS)}")
+        keys = sorted(given) if isinstance(given, Mapping) else type(given).__name__
+        raise AudioError(f"a voice of {keys} was given: embed_ref makes ref_dict, which has {list(_KEYS)}")
     tokens, mel, speaker = (_tensor(given, key) for key in _KEYS)
     if (tokens.dim(), mel.dim(), speaker.dim()) != (2, 3, 2) or not len(tokens) == len(mel) == len(speaker):
         raise AudioError(
@@ -114,10 +114,10 @@ def _of_dict(given: Mapping[str, Any]) -> list[ReferenceVoice]:
 
 def one_voice(given: VoiceLike, spoken: str = "") -> ReferenceVoice:
     """The only voice of what was given."""
-    found = voices_of(given, spoken)
-    if len(found) != 1:
-        raise AudioError(f"{len(found)} voices were given: a stream has one")
-    return found[0]
+    voices = voices_of(given, spoken)
+    if len(voices) != 1:
+        raise AudioError(f"{len(voices)} voices were given: a stream has one")
+    return voices[0]
 
 
 def matched(voices: list[ReferenceVoice], count: int) -> list[ReferenceVoice]:

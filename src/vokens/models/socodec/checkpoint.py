@@ -110,9 +110,9 @@ def is_vocoder(keys: Collection[str]) -> bool:
 
 def vocoder_to_ours(state: State) -> State:
     """The vocoder under our names; its stored low-pass filters must be the one that we compute."""
-    wanted = torch.tensor(low_pass())
+    taps = torch.tensor(low_pass())
     for name in [name for name in state if name.endswith(_FILTERS)]:
-        if not torch.allclose(state[name].float().flatten(), wanted, atol=1e-5):
+        if not torch.allclose(state[name].float().flatten(), taps, atol=1e-5):
             raise CheckpointError(f"{name} is not SoCodec's low-pass filter: the vocoder is another model")
     kept = {name: value.float() for name, value in state.items() if not name.endswith(_FILTERS)}
     return VOCODER.to_ours(fold_weight_norm(kept))

@@ -27,7 +27,7 @@ class SoCodecConfig:
         speaker_channels, speaker_attention, speaker_squeeze: of the ECAPA network that gives the global vector.
         vocoder: "bigvgan", as published, of vocoder_width channels after its first convolution, halved at each of
             vocoder_strides; or "vocos", of vocoder_layers blocks of vocoder_width channels, seven times faster.
-        features: what the encoder hears: "hubert", as published, or "mel", a log-mel through two convolutions, for
+        features: input of the encoder: "hubert", as published, or "mel", a log-mel through two convolutions, for
             which no HuBERT is needed.
         hubert: whether HuBERT is part of this codec; without it, it decodes and does not encode.
         hubert_width: of the encoder's features, whichever they are, and of those that the semantic decoder predicts.

@@ -26,7 +26,7 @@ STEM_FRAMES = 250  # frames of a pass through the convolutions: 33 MB in the wid
 
 
 def computable() -> bool:
-    """Whether transformers is there, in which HuBERT runs. Decoding needs neither."""
+    """True where transformers is installed, in which HuBERT runs; decoding needs neither."""
     return find_spec("transformers") is not None
 
 

@@ -1,7 +1,7 @@
 """SoCodec's training pass (arXiv 2409.00933 §3): features and voice to mel and features again; beside it, the vocoder.
 
-The voice is heard in shuffled pieces of the recording, so that it cannot carry the words. The judge of mels stands for
-Mega-TTS's (arXiv 2306.03509 §3.1): a stack for each resolution of time, on all windows instead of drawn ones.
+The speaker encoder reads shuffled pieces of the recording, so that the voice cannot hold the words. The discriminator
+of mels stands for Mega-TTS's (arXiv 2306.03509 §3.1): a stack per resolution of time, on all windows, not drawn ones.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ SHORTEST_CLIP = 100  # mel frames, 1 s
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A batch as the analyzer hears it: of all, `features` or (for a codec that hears mels) `wave` is given."""
+class AnalyzerBatch:
+    """Input of the analyzer: `features`, or for a codec on mels None and the encoder reads `wave`."""
 
     wave: Tensor  # (B, N), N a multiple of hop_length
     features: Tensor | None  # (B, hubert_width, N / 320)
@@ -60,7 +60,7 @@ class SoCodecLearner(nn.Module):
 
     def forward(
         self,
-        heard: Heard,
+        batch: AnalyzerBatch,
         *,
         mels: Tensor | None = None,
         keep: Tensor | None = None,
@@ -74,14 +74,14 @@ class SoCodecLearner(nn.Module):
         if not self.analyzer:
             return SoCodecOutput(None, None, None, wave)
         codec = self.codec
-        found = codec.codebooks(self.latent(heard), keep=keep, generator=generator, quantize=quantize)
-        voice = codec.speaker(heard.clips).unsqueeze(2)
-        hidden = codec.semantic_decoder.hidden(found.latent.transpose(1, 2) + voice)
+        quantized = codec.codebooks(self.latent(batch), keep=keep, generator=generator, quantize=quantize)
+        voice = codec.speaker(batch.clips).unsqueeze(2)
+        hidden = codec.semantic_decoder.hidden(quantized.latent.transpose(1, 2) + voice)
         features = codec.semantic_decoder.last(hidden) if self.semantic else None
-        return SoCodecOutput(codec.mel_decoder(hidden + voice), features, found.commit, wave)
+        return SoCodecOutput(codec.mel_decoder(hidden + voice), features, quantized.commit, wave)
 
     @torch.no_grad()
-    def start_from(self, heard: Heard) -> None:
+    def start_from(self, batch: AnalyzerBatch) -> None:
         """Weights with which content reaches the mel from the first step on; PyTorch's let through next to nothing.
 
         Each channel of each layer deviates by 0.5 from 0 on this batch (arXiv 1602.07868 §3), where swish is nearly
@@ -106,13 +106,13 @@ class SoCodecLearner(nn.Module):
                 hooks.append(
                     module.register_forward_hook(partial(_to_size, size=0.1 if module in small else 0.5))
                 )
-        self(heard, quantize=False)
+        self(batch, quantize=False)
         for hook in hooks:
             hook.remove()
 
-    def latent(self, heard: Heard) -> Tensor:
+    def latent(self, batch: AnalyzerBatch) -> Tensor:
         """The encoder's output (B, T, width)."""
-        features = self.codec.features(heard.wave) if heard.features is None else heard.features
+        features = self.codec.features(batch.wave) if batch.features is None else batch.features
         return self.codec.encoder(features).transpose(1, 2)
 
 

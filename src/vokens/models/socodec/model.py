@@ -40,7 +40,7 @@ VOCODER_FRAMES = (
     1000  # mel frames of the vocoder: 10 MB in its widest layer; 26 more are computed beside them
 )
 VOCODER_FRAMES_ON_DEVICE = 12_000
-SSL_FRAMES = 24_000  # padded, of HuBERT; on the CPU, where company gains nothing, every window goes alone
+SSL_FRAMES = 24_000  # padded, of HuBERT; the CPU gains nothing by batches and takes window by window
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class SoCodec(Codec):
             self.vocoder = Vocoder(
                 config.n_mels, config.vocoder_width, config.vocoder_strides, config.vocoder_kernels
             )
-        hears_mel = config.features == "mel"
-        self.front = MelFront(config.n_mels, config.hubert_width) if hears_mel else None
+        of_mel = config.features == "mel"
+        self.front = MelFront(config.n_mels, config.hubert_width) if of_mel else None
         # Without transformers the codec still decodes; `_hubert` says what encoding needs.
-        self.hubert = Hubert(config) if config.hubert and not hears_mel and computable() else None
+        self.hubert = Hubert(config) if config.hubert and not of_mel and computable() else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,7 +131,7 @@ class SoCodec(Codec):
         return torch.cat([self.voice(row) for row in self._rows(wave, lengths)])
 
     def _rows(self, wave: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Each row alone, filled with zeros to whole tokens."""
+        """Rows (N,) without their padding, with zeros up to whole tokens."""
         return [
             F.pad(row[:size], (0, -size % self.hop_length))
             for row, size in zip(wave, lengths.tolist(), strict=True)
@@ -167,15 +167,15 @@ class SoCodec(Codec):
                 codes[row][:, w.start : w.end] = w.cut(part)
         return codes
 
-    def _tokens_of_mel(self, wave: Tensor, front: MelFront, wanted: int) -> Tensor:
-        """Codes (K, T) of wave (N,), in pieces that equal the whole: all that hears the mel is causal."""
-        ahead = self.hop_length - MEL_HOP  # a token hears the mel of its own span
+    def _tokens_of_mel(self, wave: Tensor, front: MelFront, num_codebooks: int) -> Tensor:
+        """Codes (K, T) of wave (N,), in chunks that equal the whole: the encoder of mels is causal."""
+        ahead = self.hop_length - MEL_HOP  # a token sees the mel of its own span
         wave = F.pad(wave, (0, -len(wave) % self.hop_length + ahead))
         mel = self.log_mel(wave)[:, ahead // MEL_HOP :].to(self.dtype)
         state, codes = StreamState(), []
         for piece in mel.split(DECODER_TOKENS * self.hop_length // MEL_HOP, 1):
             latent = self.encoder(front(piece.unsqueeze(0), state), state).transpose(1, 2)
-            codes.append(self.codebooks.encode(latent, wanted)[0])
+            codes.append(self.codebooks.encode(latent, num_codebooks)[0])
         return torch.cat(codes, 1)
 
     def _groups(self, frames: list[int]) -> Iterable[list[int]]:
@@ -183,7 +183,7 @@ class SoCodec(Codec):
         return [[i] for i in range(len(frames))] if self.device.type == "cpu" else batches(frames, SSL_FRAMES)
 
     def features(self, wave: Tensor) -> Tensor:
-        """Training: what the encoder hears, (B, hubert_width, N / 320), of wave (B, N), N a multiple of hop_length."""
+        """Training: the encoder's input (B, hubert_width, N / 320), of wave (B, N), N a multiple of hop_length."""
         if self.front is not None:
             ahead = self.hop_length - MEL_HOP
             return self.front(self.mel(F.pad(wave, (0, ahead)))[..., ahead // MEL_HOP :].to(self.dtype))
@@ -281,8 +281,8 @@ class SoCodec(Codec):
     ) -> tuple[Tensor, DecoderState]:
         """Decode the next codes (B, k, n), n >= 1: wave (B, m), and the state for the codes after them.
 
-        All waves, with that of `finish`, are what `decode` gives for all codes at once. A token is heard when it
-        comes, but for its last 130 ms (with a Vocos, 290), which the vocoder keeps until it knows what follows.
+        All waves, with that of `finish`, are what `decode` gives for all codes at once. The wave of a token comes
+        with it, but for its last 130 ms (with a Vocos, 290), the vocoder's look-ahead.
         """
         reach = self.vocoder.reach
         layers = StreamState(state.layers)
@@ -339,11 +339,11 @@ class SoCodec(Codec):
         Raises:
             CheckpointError: files that are missing, damaged or of other sizes.
         """
-        found = published.read_folder(folder)
-        if found is None:
+        files = published.read_folder(folder)
+        if files is None:
             return None
-        codec = cls.from_weights(found.analyzer, found.vocoder, found.hubert, config)
-        codec.name = found.name
+        codec = cls.from_weights(files.analyzer, files.vocoder, files.hubert, config)
+        codec.name = files.name
         return codec
 
     @classmethod

@@ -1,7 +1,7 @@
 """SoCodec as it is published: a folder with the analyzer, the vocoder and HuBERT, told apart by their tensors' names.
 
 HuBERT may be fairseq's checkpoint, a folder in transformers' format, or inside the analyzer; it may be missing where
-only decoding is wanted.
+the codec only decodes.
 """
 
 from collections.abc import Collection, Iterator
@@ -46,9 +46,9 @@ def read_folder(folder: Path) -> Published | None:
     if analyzer is None and vocoder is None:
         return None
     if analyzer is None or vocoder is None:
-        missing, found = (ANALYZER, vocoder) if analyzer is None else (VOCODER, analyzer)
+        missing, there = (ANALYZER, vocoder) if analyzer is None else (VOCODER, analyzer)
         raise CheckpointError(
-            f"{folder} holds {found} but not SoCodec's {missing}: both are needed, and {HUBERT} to encode"
+            f"{folder} holds {there} but not SoCodec's {missing}: both are needed, and {HUBERT} to encode"
         )
     state = read_state_dict(analyzer)
     inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}

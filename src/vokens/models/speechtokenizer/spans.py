@@ -1,7 +1,7 @@
 """SpeechTokenizer's inference over spans of time, exact for every row of a ragged batch and for any length.
 
-Convolutions see a span and the few frames around it that reach into it, so spans equal the whole; rows are mirrored
-at their own ends and drop out when they are over. The LSTM carries state from span to span, backwards through each
+Convolutions see a span and a few frames of context on either side, so spans equal the whole; rows are mirrored at
+their own ends and drop out when they are over. The LSTM hands its state from span to span, backwards through each
 row from its own end. Memory per span is constant; what the LSTM needs of all frames at once (20 kB a frame) moves to
 a temporary file when it grows large, so hours of audio fit.
 """

@@ -110,7 +110,7 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         draws = FlowDraws(*(draw.to(self.device) for draw in self._draws(number)))
         with self.accelerator.autocast():
             output = self.module(wave, draws)
-        values = {"flow": squared_error(output.found, output.wanted, torch.ones_like(wave[:, :1, None]))}
+        values = {"flow": squared_error(output.prediction, output.target, torch.ones_like(wave[:, :1, None]))}
         if "kl" in self.config.losses:
             values["kl"] = L.kl_normal(output.mean.float(), output.log_std.float())
         return L.weighted_sum(values, self.config.losses), values

@@ -20,7 +20,7 @@ from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.models.socodec.checkpoint import hubert_to_ours
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP
 from vokens.models.socodec.hubert import Hubert, hubert_features
-from vokens.models.socodec.learner import Heard, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
+from vokens.models.socodec.learner import AnalyzerBatch, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
 from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
@@ -202,7 +202,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         batch, model = self.train.batch(0), self.model.to(self.device)
         wave = batch.wave.to(self.device)
         mel = self.spectrum(wave)
-        model.start_from(self._heard(batch, wave, mel)[0])
+        model.start_from(self._inputs(batch, wave, mel)[0])
         model.codec.mel_decoder.last.get_parameter("bias").add_(mel.mean((0, 2)))
 
     def prepare(self) -> None:
@@ -247,7 +247,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         mel = self.spectrum(wave)
         keep = self.own(self._keep(len(wave) * self.world, generator)).to(self.device)
         generators = self.row_generators(number, len(wave))
-        heard, wanted = self._heard(batch, wave, voice_clips(mel, frames, generators))
+        heard, wanted = self._inputs(batch, wave, voice_clips(mel, frames, generators))
         spans = self._spans(frames, generators)
         with self.accelerator.autocast():
             output = self.module(
@@ -276,16 +276,16 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         dropped = torch.rand(rows, generator=generator) < self.config.stream_dropout
         return torch.where(dropped, drawn, streams)
 
-    def _heard(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[Heard, Tensor | None]:
+    def _inputs(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[AnalyzerBatch, Tensor | None]:
         """Input of the analyzer, and the features (B, hubert_width, F) that the semantic loss wants."""
         if self.hubert is not None:
             with torch.no_grad():
                 features = hubert_features(self.hubert, wave)
-            return Heard(wave, features, clips), features
+            return AnalyzerBatch(wave, features, clips), features
         wanted = None
         if batch.teacher is not None:
             wanted = ((batch.teacher - self.mean) / self.scale).transpose(1, 2).to(self.device)
-        return Heard(wave, None, clips), wanted
+        return AnalyzerBatch(wave, None, clips), wanted
 
     def _spans(self, frames: Tensor, generators: Sequence[torch.Generator]) -> Tensor | None:
         """First and last mel frame (B, 2) of what the vocoder makes of each crop."""
@@ -337,7 +337,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         while sum(len(rows) for rows in found) < wanted:
             for rank in range(self.world):
                 batch = self.train.batch(first + len(found) // self.world, rank, self.world)
-                heard, _ = self._heard(batch, batch.wave.to(self.device), batch.wave)
+                heard, _ = self._inputs(batch, batch.wave.to(self.device), batch.wave)
                 found.append(self.model.latent(heard).flatten(0, 1).float())
         self.model.codec.codebooks.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
