@@ -1,5 +1,9 @@
 """S3Gen's streams equal the whole utterance under the same mask; work and memory do not grow; prompts are kept."""
 
+import copy
+import gc
+import pickle
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,6 +94,18 @@ def test_prompt_is_computed_once(turbo: S3GenModel, monkeypatch: pytest.MonkeyPa
     owner.forget()
     _ = [*turbo.stream(ids(6), owner, hop=10)]
     assert len(starts) == 3
+
+
+def test_a_voice_holds_no_model(turbo: S3GenModel) -> None:
+    owner, flow = voice(), copy.deepcopy(turbo.flow)
+    owner.start(MelStream(flow, schedule=turbo.flow.schedule(1)))
+    assert len(owner._starts) == 1
+    assert pickle.loads(pickle.dumps(owner)).voice.tokens.equal(owner.voice.tokens)
+    gone = weakref.ref(flow.estimator)
+    del flow
+    gc.collect()
+    assert gone() is None
+    assert not owner._starts
 
 
 def test_work_and_memory_do_not_grow(turbo: S3GenModel) -> None:

@@ -5,6 +5,7 @@ Published code hands voices around as a dict of tensors, `ref_dict`; both direct
 
 from collections.abc import Hashable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vokens.errors import AudioError, ConfigError, TokensError
-from vokens.models.s3gen.flow import Voice
+from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.models.s3gen.reference import RefDict
 from vokens.models.s3gen.stream_flow import MelState, MelStream
 
@@ -30,7 +31,11 @@ class ReferenceVoice:
 
     def __init__(self, voice: Voice, tokens: str = "") -> None:
         self.voice, self.tokens = voice, tokens
-        self._starts: dict[Hashable, MelState] = {}
+        # A state's keys are layers: a voice shall not hold a model that nobody else does.
+        self._starts: WeakKeyDictionary[TokenToMel, dict[Hashable, MelState]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type, tuple[Voice, str]]:
+        return type(self), (self.voice, self.tokens)
 
     @property
     def seconds(self) -> float:
@@ -53,10 +58,11 @@ class ReferenceVoice:
         """The state after this prompt for streams of this plan; computed once."""
         flow, plan = stream.flow, stream.schedule
         grid = tuple(plan.grid.tolist()), plan.solver, tuple(plan.guidance)
-        key = (id(flow), flow.dtype, flow.device, stream.chunks, stream.noise, grid)
-        if key not in self._starts:
-            self._starts[key] = stream.start(self.voice)
-        return self._starts[key]
+        key = (flow.dtype, flow.device, stream.chunks, stream.noise, grid)
+        starts = self._starts.setdefault(flow, {})
+        if key not in starts:
+            starts[key] = stream.start(self.voice)
+        return starts[key]
 
     def forget(self) -> None:
         """Free the states; also needed after training changed the weights."""
