@@ -1,4 +1,4 @@
-"""CAM++, the speaker encoder of S3Gen (Wang et al. 2023, "CAM++", 3D-Speaker): fbank in, 192 numbers out.
+"""CAM++, the speaker encoder of S3Gen (Wang et al. 2023, "CAM++", 3D-Speaker): 80-bin fbank to an embedding of 192.
 
 A small 2-d residual head over time and frequency, then a densely connected time-delay network in which each
 layer gates its output by a mask computed from the mean of the whole utterance and of each 100-frame segment.
@@ -23,7 +23,7 @@ from vokens.nn.masks import padding_mask
 from vokens.nn.windows import windows
 
 EMBEDDING = 192
-SHORTEST = 720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, the least that has a deviation
+SHORTEST = 720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, as a deviation needs
 # fbank frames of a batch, and of a piece of a longer recording where frames are independent: 5 minutes, 300 MB in the
 # widest layer.
 _FRAMES = 30_000
@@ -190,7 +190,7 @@ class Statistics(nn.Module):
 
 
 class CAMPPlus(nn.Module):
-    """The published configuration: 6.85 M weights, 80 bands in, 192 numbers out; meant for eval mode."""
+    """The published configuration: 6.85 M weights, 80-bin fbank to an embedding (B, 192); meant for eval mode."""
 
     def __init__(self) -> None:
         super().__init__()

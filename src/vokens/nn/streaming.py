@@ -75,7 +75,7 @@ class StreamState(dict[Hashable, Tensor]):
         self.begins = not state
 
     def before(self, layer: Hashable) -> Tensor | None:
-        """What a layer kept of the last chunk; None at the start of a stream.
+        """Kept positions of a layer from the last chunk; None at the start of a stream.
 
         Raises ConfigError for the state of another model.
         """

@@ -162,7 +162,7 @@ class StreamPadding(Padding):
         return x[..., : (ready - 1) * stride + span if ready else 0], (0, 0)
 
     def _take(self, key: Hashable, x: Tensor, zeros: int = 0) -> Tensor:
-        """What a layer kept of the last chunk; zeros (B, C, zeros) before the first."""
+        """Kept columns of a layer from the last chunk; zeros (B, C, zeros) before the first."""
         before = self.state.before(key)
         return x.new_zeros(*x.shape[:-1], zeros) if before is None else before
 

@@ -1,4 +1,4 @@
-"""A checked request to S3Gen for a batch of utterances: tokens of any form, and how they are sampled; checked."""
+"""A checked request to S3Gen for a batch of utterances: tokens of any form, and sampling parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
