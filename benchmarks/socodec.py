@@ -19,7 +19,6 @@ from measure import Report, best, gflop, options
 from torch import Tensor, nn
 
 from vokens.models.socodec import SoCodec, SoCodecConfig
-from vokens.models.socodec.causal import Past
 from vokens.models.socodec.hubert import normalised
 from vokens.models.socodec.vocoder import SnakeBeta, Vocoder, low_pass
 from vokens.nn.conv import add_weight_norm
@@ -80,9 +79,9 @@ class Plain:
         return self.codec.speaker(self.codec.mel(wave[None]))
 
     def decoders(self, codes: Tensor, voice: Tensor) -> Tensor:
-        codec, past = self.codec, Past()
+        codec = self.codec
         hidden = codec.semantic_decoder.hidden(
-            codec.codebooks.decode(codes).transpose(1, 2) + voice[..., None], past
+            codec.codebooks.decode(codes).transpose(1, 2) + voice[..., None]
         )
         codec.semantic_decoder.last(hidden)  # the release predicts HuBERT's features in every synthesis
         return codec.mel_decoder(hidden + voice[..., None])
