@@ -318,8 +318,8 @@ class Preservation:
 def _resynthesis(
     codec: Codec, label: str, span: tuple[int, int], options: SlmTok, item: Item, wave: np.ndarray
 ) -> np.ndarray:
-    wave, _ = load(item.path, codec.sample_rate)
-    tokens = tokens_of(codec, label, item, wave, options).select(*span)
+    source, _ = load(item.path, codec.sample_rate)  # at the codec's rate
+    tokens = tokens_of(codec, label, item, source, options).select(*span)
     output = resample(codec.decode(tokens)[0], codec.sample_rate, RATE)[: len(wave)]
     return np.pad(output, (0, len(wave) - len(output)))
 

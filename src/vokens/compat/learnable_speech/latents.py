@@ -126,16 +126,14 @@ def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path])
     vae = open_vae(arguments.checkpoint, arguments.config).to(place.device)
     mine = paths[place.rank :: place.world]
     todo = [path for path in mine if not (arguments.skip_existing and _target(path).exists())]
-    decoded = (
-        np.random.default_rng(place.rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
-    )
+    chosen = np.random.default_rng(place.rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
     done, decoded = [], []
     for number, path in enumerate(tqdm(todo, "latents", unit="file", disable=place.rank > 0)):
         try:
             content = latents_of(vae, path)
             with atomic_write(_target(path)) as partial:
                 torch.save(content, partial)
-            if number in decoded:
+            if number in chosen:
                 decoded.append(_decode(vae, content, path, Path(arguments.tmp_dir) / f"gpu_{place.rank}"))
         except (VokensError, OSError) as error:
             tqdm.write(f"extract_dac_latents: {path} failed: {error}", file=sys.stderr)
