@@ -12,11 +12,12 @@ from torch import Tensor
 
 from vokens import audio
 from vokens.batching import batches
-from vokens.errors import AudioError, ConfigError, TokensError
+from vokens.errors import AudioError, ConfigError
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.dacvae.model import BEGIN
 from vokens.models.learnable.flow import LearnableFlow
+from vokens.models.s3gen.sampling import ids_of
 from vokens.models.speaking import generator_of
 from vokens.nn.campplus import CAMPPlus
 from vokens.tokens import Tokens
@@ -118,16 +119,7 @@ class FlowDecoder:
         """Rows (N,) of tokens. Raises TokensError for those of another tokenizer, or of other weights."""
         config = self.flow.config
         name = config.tokens or (self.tokenizer.name if self.tokenizer else tokens.model)
-        if tokens.model != name or tokens.codebook_sizes != (config.flow.vocab_size,):
-            raise TokensError(
-                f"{tokens!r} were given: {self.name} speaks the one codebook of {name!r}, so encode with that model"
-            )
-        if config.tokens_fingerprint and tokens.fingerprint not in ("", config.tokens_fingerprint):
-            raise TokensError(
-                f"these tokens were made by other weights of {name!r} (fingerprint {tokens.fingerprint}, {self.name} "
-                f"has learnt {config.tokens_fingerprint}): encode again"
-            )
-        return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
+        return ids_of(tokens, self.name, name, config.tokens_fingerprint, config.flow.vocab_size)
 
     # Speaking ----------------------------------------------------------------------------------------------
 

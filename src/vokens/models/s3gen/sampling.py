@@ -106,12 +106,13 @@ def piece_of(piece: int | Ids) -> Tensor:
     return ids.reshape(1) if ids.dim() == 0 else ids
 
 
-def ids_of(tokens: Tokens, speaker: str, name: str, fingerprint: str) -> list[Tensor]:
-    """Rows (N,) of the tokens that a model called `speaker` speaks, those of the tokenizer `name`.
+def ids_of(tokens: Tokens, speaker: str, name: str, fingerprint: str, size: int = 0) -> list[Tensor]:
+    """Rows (N,) of the tokens that a model called `speaker` speaks, of codec `name` with `size` ids.
 
     Raises TokensError for tokens of another tokenizer, or of other weights than a trained model has learnt.
     """
-    if tokens.model != name or tokens.first_codebook or tokens.num_codebooks != 1:
+    sizes = (size,) if size else tokens.codebook_sizes
+    if (tokens.model, tokens.first_codebook, tokens.codebook_sizes) != (name, 0, sizes) or len(sizes) != 1:
         raise TokensError(
             f"{tokens!r} were given: {speaker} speaks the one codebook of {name!r}, so encode with that model"
         )
