@@ -152,13 +152,13 @@ def test_variable_mp3_without_its_count() -> None:
         out.write(wave)
     named, *frames = mp3_frames(file.getvalue())
     bare = b"".join(frames)
-    found, _ = load(bare)
-    assert 576 * len(frames) - len(found) in (0, 529)  # 529 samples are the delay of every decoder
+    actual, _ = load(bare)
+    assert 576 * len(frames) - len(actual) in (0, 529)  # 529 samples are the delay of every decoder
     whole, _ = load(file.getvalue())
-    lag = int(np.argmax(np.correlate(found[: 2 * RATE], whole[:RATE], "valid")))
-    np.testing.assert_allclose(found[lag : lag + len(whole)], whole[: len(found) - lag], atol=1e-4)
+    lag = int(np.argmax(np.correlate(actual[: 2 * RATE], whole[:RATE], "valid")))
+    np.testing.assert_allclose(actual[lag : lag + len(whole)], whole[: len(actual) - lag], atol=1e-4)
     uncounted = named[:20] + b"\0" + named[21:]  # a Xing frame with no flag set
-    assert len(load(uncounted + bare)[0]) == len(found)
+    assert len(load(uncounted + bare)[0]) == len(actual)
     assert len(load(b"".join(frames[:7]) + file.getvalue())[0]) in range(
         576 * 6 + len(whole), 576 * 7 + len(whole) + 1
     )

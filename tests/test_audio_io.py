@@ -377,9 +377,9 @@ def test_places_that_cannot_be_written(wav: Path, tmp_path: Path) -> None:
 
 def test_views_of_arrays_are_read_like_copies() -> None:
     wave = np.linspace(-0.5, 0.5, 1000, dtype=np.float32)
-    found, _ = load(wave[::-1], source_rate=16000)
-    torch.from_numpy(found)  # refuses views that run backwards
-    np.testing.assert_array_equal(found, wave[::-1].copy())
+    actual, _ = load(wave[::-1], source_rate=16000)
+    torch.from_numpy(actual)  # refuses views that run backwards
+    np.testing.assert_array_equal(actual, wave[::-1].copy())
 
 
 # --- recordings longer than memory
@@ -399,10 +399,10 @@ def test_slices_of_a_long_recording_are_the_whole(
     recording = Recording(path, RATE)
     assert recording.whole is None
     slices = [recording[max(0, start - 700) : start + 9000] for start in range(0, len(whole), 8000)]
-    for start, found in zip(range(0, len(whole), 8000), slices, strict=True):
+    for start, actual in zip(range(0, len(whole), 8000), slices, strict=True):
         expected = whole[max(0, start - 700) : start + 9000]
-        assert len(found) == len(expected)
-        assert np.abs(found - expected).max() <= (
+        assert len(actual) == len(expected)
+        assert np.abs(actual - expected).max() <= (
             0 if suffix == "wav" else 1e-6
         )  # mp3: another order of sums
     assert recording.seconds == len(whole) / RATE

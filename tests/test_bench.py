@@ -39,18 +39,18 @@ def measured(corpus: Path, codec: Path, out: Path) -> Robust:
 
 def test_a_mean_and_its_interval() -> None:
     values = np.random.default_rng(1).normal(3.0, 0.5, 400)
-    found = metric("stoi", [*values, None])
-    assert found["n"] == 400
-    assert found["value"] == pytest.approx(values.mean(), abs=1e-6)
+    actual = metric("stoi", [*values, None])
+    assert actual["n"] == 400
+    assert actual["value"] == pytest.approx(values.mean(), abs=1e-6)
     half = 1.96 * values.std(ddof=1) / math.sqrt(400)  # of the normal distribution
-    assert found["ci"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.2 * half)
-    assert found == metric("stoi", [*values, None])
+    assert actual["ci"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.2 * half)
+    assert actual == metric("stoi", [*values, None])
 
 
 def test_sums_over_sums() -> None:
-    found = metric("wer", [1, 2, None], [10, 40, 1000], scale=100, mode="by ear")
-    assert (found["value"], found["n"], found["unit"], found["mode"]) == (6.0, 2, "%", "by ear")
-    low, high = found["ci"]
+    actual = metric("wer", [1, 2, None], [10, 40, 1000], scale=100, mode="by ear")
+    assert (actual["value"], actual["n"], actual["unit"], actual["mode"]) == (6.0, 2, "%", "by ear")
+    low, high = actual["ci"]
     assert (low, high) == (5.0, 10.0)  # one of the two recordings twice
     assert metric("wer", [None], [1]) == {
         "value": None, "unit": "%", "mode": DEFINITIONS["wer"].mode, "n": 0
@@ -261,8 +261,8 @@ def test_what_all_runs_has_the_options_that_all_share(tmp_path: Path) -> None:
     for name, bench in BENCHES.items():
         options = bench.options_class()
         if issubclass(options, Measure) and options is not Every:
-            found = asked.of(options)
-            assert (found.limit, found.model_names(), found.out) == (3, ["a", "b"], tmp_path), name
+            actual = asked.of(options)
+            assert (actual.limit, actual.model_names(), actual.out) == (3, ["a", "b"], tmp_path), name
     assert asked.of(TokenStatistics) == TokenStatistics(out=tmp_path, models="a, b,a", limit=3)
     assert dataclasses.replace(asked, only="x").only == "x"
 

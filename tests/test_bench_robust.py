@@ -125,7 +125,7 @@ def test_what_changes_nothing_and_what_a_codec_does_not_notice(
     assert min(line["equal"]["shift/1 frame"]) > 0.5 * frames
     assert line["of"]["seam/farther"] + line["of"][f"seam/within {robust.NEAR} s"] == frames
     row = robust.summary_row("tiny", probe.codec, [line])
-    values = {name: found["value"] for name, found in row["metric"].items()}
+    values = {name: actual["value"] for name, actual in row["metric"].items()}
     assert values["agreement/none"] == 100
     assert values["ued-first/none"] == values["miss/batch"] == 0
     assert "ued/speed/1.05" not in values

@@ -18,10 +18,10 @@ from vokens.tokens import Tokens
 
 def make(codes: np.ndarray, size: int, rate: float = 50.0) -> Tokens:
     """Tokens of one recording with codes (K, T)."""
-    found = torch.from_numpy(codes)[None]
+    actual = torch.from_numpy(codes)[None]
     frames = torch.tensor([codes.shape[1]])
     samples = (frames * 16000 / rate).long()
-    return Tokens(found, frames, samples, "demo", "", 16000, rate, (size,) * len(codes))
+    return Tokens(actual, frames, samples, "demo", "", 16000, rate, (size,) * len(codes))
 
 
 # Kneser-Ney
@@ -43,8 +43,8 @@ def by_the_paper(
         return len(longer)
 
     def kept(length: int) -> set[tuple[int, ...]]:
-        found = set(grams(order))
-        return {gram[order - length :] for gram in found}
+        actual = set(grams(order))
+        return {gram[order - length :] for gram in actual}
 
     def probability(context: tuple[int, ...], code: int) -> float:
         length = len(context) + 1
@@ -68,10 +68,10 @@ def test_kneser_ney_is_that_of_the_paper_and_sums_to_one() -> None:
         model = KneserNey(sequences, 5, order)
         for context in ((5, 5), (5, 1), (0, 1), (3, 2), (4, 4)):
             context = context[2 - (order - 1) :]
-            found = [model.probability(code, context) for code in range(5)]
-            assert sum(found) == pytest.approx(1, abs=1e-12)
+            actual = [model.probability(code, context) for code in range(5)]
+            assert sum(actual) == pytest.approx(1, abs=1e-12)
             expected = [by_the_paper(sequences, 5, order, context, code) for code in range(5)]
-            assert found == pytest.approx(expected, abs=1e-12)
+            assert actual == pytest.approx(expected, abs=1e-12)
 
 
 def test_kneser_ney_finds_the_entropy_of_a_markov_chain() -> None:
@@ -125,7 +125,7 @@ def test_transformer_repeats_itself_and_learns_across_codebooks(monkeypatch: pyt
 def test_rates_of_uniform_and_of_constant_codes() -> None:
     uniform = np.tile(np.arange(16), 10)
     row = tokens.summary_row("x", "", [make(np.stack([uniform, uniform * 0]), 16)], None)
-    values = {name: found["value"] for name, found in row["metric"].items()}
+    values = {name: actual["value"] for name, actual in row["metric"].items()}
     assert values["token-rate"] == 100
     assert values["bitrate-nominal"] == pytest.approx(50 * 8 / 1000)
     assert values["bitrate-effective"] == pytest.approx(50 * 4 / 1000)

@@ -327,17 +327,17 @@ def test_weights_at_eight_bits_are_read_as_float32(tmp_path):
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.get_tensor("a.weight").dtype == file.get_tensor("conv").dtype == torch.int8
         assert file.get_tensor("bias").dtype == torch.float32
-    found = read_state_dict(tmp_path / "x.safetensors")
-    assert found.keys() == state.keys()
-    for name, weight in found.items():
+    actual = read_state_dict(tmp_path / "x.safetensors")
+    assert actual.keys() == state.keys()
+    for name, weight in actual.items():
         assert weight.dtype == state[name].dtype
         rows = (
             state[name].float().view(len(state[name]), -1) if state[name].dim() else state[name][None, None]
         )
         step = rows.abs().amax(1).view(-1, *[1] * (state[name].dim() - 1)) / 127
         assert ((weight - state[name]).abs() <= 0.51 * step).all(), name  # each row has a scale of its own
-    assert_equal(read_state_dict(tmp_path / "x.safetensors"), found)
-    assert_equal(pack(found), pack(state))  # so that a model keeps its fingerprint when it is saved again
+    assert_equal(read_state_dict(tmp_path / "x.safetensors"), actual)
+    assert_equal(pack(actual), pack(state))  # so that a model keeps its fingerprint when it is saved again
 
 
 @pytest.mark.parametrize("fault", ["no scale", "no weight", "rows", "float", "nan"])

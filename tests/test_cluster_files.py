@@ -28,11 +28,11 @@ def container(job: dict) -> dict:
 @pytest.mark.parametrize("name", ["slurm.sh", "skypilot.yaml", "kubernetes.yaml"])
 def test_the_command_is_one_that_vokens_takes(name):
     joined = script(name).replace("\\\n", " ")
-    found = [
+    actual = [
         line.split("vokens extract", 1)[1] for line in joined.splitlines() if "exec vokens extract" in line
     ]
-    assert len(found) == 1
+    assert len(actual) == 1
     options = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    arguments = tyro.cli(Arguments, args=shlex.split(found[0]), config=options)
+    arguments = tyro.cli(Arguments, args=shlex.split(actual[0]), config=options)
     assert arguments.format == "parquet"
     assert arguments.compute.device == "cuda"

@@ -176,21 +176,21 @@ def test_latents_as_published(dataset: Path) -> None:
     assert isinstance(vae, DACVAE)
     for name, seconds in zip(NAMES, SECONDS, strict=True):
         wav = dataset / "speech" / name
-        found = torch.load(wav.with_name(f"{wav.stem}_latent2x.pt"), weights_only=True)
+        actual = torch.load(wav.with_name(f"{wav.stem}_latent2x.pt"), weights_only=True)
         samples = int(seconds * RATE)
         frames = extraction.frames_of(samples, vae.config.encoder_rates)
-        assert set(found) == {"z", "mu", "logs", "sample_rate", "compression_ratio", "original_duration",
+        assert set(actual) == {"z", "mu", "logs", "sample_rate", "compression_ratio", "original_duration",
                               "original_samples", "latent_shape", "original_path"}  # fmt: skip
-        assert found["z"].shape == found["mu"].shape == found["logs"].shape == (6, frames)
-        assert found["latent_shape"] == [6, frames]
-        assert (found["sample_rate"], found["original_samples"]) == (RATE, samples)
-        assert found["compression_ratio"] == samples // frames
-        assert found["original_duration"] == pytest.approx(seconds)
-        assert found["original_path"] == str(wav)
+        assert actual["z"].shape == actual["mu"].shape == actual["logs"].shape == (6, frames)
+        assert actual["latent_shape"] == [6, frames]
+        assert (actual["sample_rate"], actual["original_samples"]) == (RATE, samples)
+        assert actual["compression_ratio"] == samples // frames
+        assert actual["original_duration"] == pytest.approx(seconds)
+        assert actual["original_path"] == str(wav)
         wave = torch.from_numpy(vokens.audio.load(wav, RATE)[0])
         mean, _log_std = vae.posterior_of(wave[None, None])
-        torch.testing.assert_close(found["mu"], mean[0], atol=1e-6, rtol=1e-5)
-        draw = ((found["z"] - found["mu"]) / found["logs"].exp()).flatten()
+        torch.testing.assert_close(actual["mu"], mean[0], atol=1e-6, rtol=1e-5)
+        draw = ((actual["z"] - actual["mu"]) / actual["logs"].exp()).flatten()
         assert abs(float(draw.mean())) < 0.3
         assert 0.8 < float(draw.std()) < 1.2
     summary = json.loads((dataset / "dac/summary.json").read_text())
@@ -293,12 +293,12 @@ def test_an_index_holds_equal_names_and_both_suffixes(dataset: Path, tmp_path: P
 
 def test_splits_are_the_published_ones(dataset: Path, tmp_path: Path) -> None:
     rows = [{"utt": f"{number:02d}"} for number in range(23)]
-    found = split(rows, (0.9, 0.05, 0.05))
+    actual = split(rows, (0.9, 0.05, 0.05))
     expected = list(rows)
     random.seed(42)
     random.shuffle(expected)
-    assert [*found["train"], *found["val"], *found["test"]] == expected
-    assert [len(found[name]) for name in ("train", "val", "test")] == [20, 1, 2]
+    assert [*actual["train"], *actual["val"], *actual["test"]] == expected
+    assert [len(actual[name]) for name in ("train", "val", "test")] == [20, 1, 2]
     flags = [
         "--src_dir",
         str(dataset / "speech"),

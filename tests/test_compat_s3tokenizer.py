@@ -78,10 +78,10 @@ def test_the_parts_of_a_tokenizer(folder: Path) -> None:
     mel, lengths = torch.randn(2, 128, 50), torch.tensor([50, 21])
     codes, counts = tokenizer.quantize(mel, lengths)
     hidden, hidden_counts = tokenizer.encoder(mel, lengths)
-    found = tokenizer.quantizer.encode(hidden)
+    actual = tokenizer.quantizer.encode(hidden)
     assert torch.equal(counts, hidden_counts)
     for row, count in enumerate(counts.tolist()):
-        assert torch.equal(found[row, :count], codes[row, :count])
+        assert torch.equal(actual[row, :count], codes[row, :count])
     with pytest.raises(NotImplementedError, match="v1"):
         tokenizer.quantizer.decode(codes)
 
@@ -236,9 +236,9 @@ def test_a_list_becomes_json_lines(
     listing = str(scp(folder, tmp_path / "x.scp"))
     flags = ["--wav_scp", listing, "--output_dir", str(tmp_path / "out"), "--num_workers", workers]
     assert command(*flags, "--prefetch", "1") == 1  # one recording is no audio
-    found = read(tmp_path / "out/part_1_of_1")
-    assert found == expected
-    assert list(found) == ["0", "1", "2", "3", "4", "5"]  # in order
+    actual = read(tmp_path / "out/part_1_of_1")
+    assert actual == expected
+    assert list(actual) == ["0", "1", "2", "3", "4", "5"]  # in order
     message = capsys.readouterr().err
     assert "6 failed" in message
     assert "6 of 7 done" in message

@@ -288,8 +288,8 @@ def test_embeddings_are_those_of_the_graph(made: Path, data: Path, speaker: Path
     session, embeddings = onnxruntime.InferenceSession(graph), read_pt_map(made / "utt2embedding.pt")
     for key in RATES:
         features = kaldi_features(fbank, wave16(data / f"{key}.wav").numpy())
-        found = session.run(None, {"input": features[None] - features.mean(0)})[0].reshape(-1)
-        np.testing.assert_allclose(embeddings[key], found, atol=2e-3 * np.abs(found).max())
+        actual = session.run(None, {"input": features[None] - features.mean(0)})[0].reshape(-1)
+        np.testing.assert_allclose(embeddings[key], actual, atol=2e-3 * np.abs(actual).max())
 
 
 def kaldi_features(fbank: Any, wave: np.ndarray) -> np.ndarray:

@@ -209,8 +209,8 @@ def commands(text: str, pattern: str = VERB_LINE) -> Iterator[list[str]]:
     blocks += re.findall(r"(?:^    .*\n)+", text, re.M)
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         line = re.split(r"\s#|\s[|<>]\s", line.strip())[0]
-        if found := re.match(pattern, line):
-            yield shlex.split(found[1])
+        if actual := re.match(pattern, line):
+            yield shlex.split(actual[1])
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(TEXTS[page]))])

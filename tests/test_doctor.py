@@ -23,11 +23,11 @@ def findings(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, dic
 
 def test_everything_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev"}
-    found = findings(capsys)
-    assert {"torch", "numpy", "cpu", "mini", *doctor.EXTRAS, *registry.MODELS} <= found.keys()
-    assert all(found[entry.name]["detail"].startswith(f"{entry.size}, ") for entry in registry.entries())
-    assert found["mini"]["state"] == "ok"
-    assert found["cpu"]["detail"].endswith(
+    actual = findings(capsys)
+    assert {"torch", "numpy", "cpu", "mini", *doctor.EXTRAS, *registry.MODELS} <= actual.keys()
+    assert all(actual[entry.name]["detail"].startswith(f"{entry.size}, ") for entry in registry.entries())
+    assert actual["mini"]["state"] == "ok"
+    assert actual["cpu"]["detail"].endswith(
         f"; {', '.join(product.features())}; float32 products by "
         + {"torch": "torch (MKL)" if torch.backends.mkl.is_available() else "torch", "onednn": "oneDNN"}[
             product.backend()
@@ -48,8 +48,8 @@ def test_a_missing_core_package_is_broken(
 ) -> None:
     present = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "soxr" else present(name))
-    found = findings(capsys, code=1)
-    assert found["soxr"] | {"state": "broken", "remedy": "pip install soxr"} == found["soxr"]
+    actual = findings(capsys, code=1)
+    assert actual["soxr"] | {"state": "broken", "remedy": "pip install soxr"} == actual["soxr"]
 
 
 def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,9 +67,9 @@ def test_what_is_installed_but_does_not_load_is_broken(
         (tmp_path / f"{name}.py").write_text("raise ImportError('half a package')")
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = findings(capsys, code=1)
-    assert found["web"]["state"] == found["soxr"]["state"] == "broken"
-    assert "half a package" in found["web"]["detail"]
+    actual = findings(capsys, code=1)
+    assert actual["web"]["state"] == actual["soxr"]["state"] == "broken"
+    assert "half a package" in actual["web"]["detail"]
 
 
 def test_a_program_that_does_not_run_is_broken(
@@ -78,9 +78,9 @@ def test_a_program_that_does_not_run_is_broken(
     (tmp_path / "c2enc").write_bytes(b"\x7fELF and nothing more")
     (tmp_path / "c2enc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = findings(capsys, code=1)
-    assert found["c2enc"]["state"] == "broken"
-    assert found["espeak-ng"]["state"] == "missing"
+    actual = findings(capsys, code=1)
+    assert actual["c2enc"]["state"] == "broken"
+    assert actual["espeak-ng"]["state"] == "missing"
 
 
 def test_a_cache_that_cannot_be_written_is_broken(
@@ -89,6 +89,6 @@ def test_a_cache_that_cannot_be_written_is_broken(
     (tmp_path / "file").touch()
     cache = tmp_path / "file" / "cache"  # a folder below a file: refused to root, too
     monkeypatch.setenv("VOKENS_CACHE", str(cache))
-    found = findings(capsys, code=1)
-    assert found[str(cache)]["state"] == "broken"
-    assert "VOKENS_CACHE" in found[str(cache)]["remedy"]
+    actual = findings(capsys, code=1)
+    assert actual[str(cache)]["state"] == "broken"
+    assert "VOKENS_CACHE" in actual[str(cache)]["remedy"]

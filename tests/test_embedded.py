@@ -162,18 +162,18 @@ def test_a_folder_is_packed_for_training_on_it(
 
 def test_a_voice_is_kept_with_the_model(here: Path, weights: Path) -> None:
     model = vokens.load("say")
-    heard = model.voice("in.wav")
-    assert (heard.text, len(heard.said), len(heard.prompt)) == ("", 0, 10)  # 0.4 s, for the flow alone
-    save_voice(here / "in.safetensors", heard)
+    decoded = model.voice("in.wav")
+    assert (decoded.text, len(decoded.said), len(decoded.prompt)) == ("", 0, 10)  # 0.4 s, for the flow alone
+    save_voice(here / "in.safetensors", decoded)
     again = load_voice(here / "in.safetensors")
-    assert torch.equal(again.vector, heard.vector)
-    assert torch.equal(again.latents, heard.latents)
+    assert torch.equal(again.vector, decoded.vector)
+    assert torch.equal(again.latents, decoded.latents)
     model.keep_voice("other", again)
     whole = model.save_pretrained(here / "whole")
     model = vokens.load(whole)
     assert [*model.voices] == ["default", "other"]
     with pytest.raises(CheckpointError, match="of another model"):
-        tiny_speech().keep_voice("default", heard)
+        tiny_speech().keep_voice("default", decoded)
     (whole / "voices/other.safetensors").write_bytes((whole / "lm/model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="holds no voice"):
         vokens.load(whole)
@@ -265,9 +265,9 @@ def test_the_server_speaks_by_default_and_knows_the_voice(here: Path) -> None:
     with testclient.TestClient(create_app(load_models(registry.offline(), settings), settings)) as client:
         assert client.get("/v1/voices").json()["data"] == ["default"]
         body = {"model": "say", "input": "Hello.", "response_format": "pcm", "seed": 1}
-        found = [client.post("/v1/audio/speech", json=body | more) for more in ({}, {"voice": "default"})]
-        assert [reply.status_code for reply in found] == [200, 200]
-        assert found[0].content == found[1].content
+        actual = [client.post("/v1/audio/speech", json=body | more) for more in ({}, {"voice": "default"})]
+        assert [reply.status_code for reply in actual] == [200, 200]
+        assert actual[0].content == actual[1].content
         refused = client.post("/v1/audio/speech", json=body | {"voice": "nobody"})
         assert refused.status_code == 404
         assert "the only voice is default" in refused.text

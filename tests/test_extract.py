@@ -182,11 +182,11 @@ class TestPool:
         with DecodePool(RATE, 2, ahead_seconds=3.0) as pool:
             pool.expect(0, items[:15])
             pool.expect(1, items[15:])
-            found, most = [], 0.0
+            actual, most = [], 0.0
             for item in [*pool.take(0), *pool.take(1)]:
                 most = max(most, pool.ready_seconds)
-                found.append(item.utterance.key)
-        assert found == [str(i) for i in range(20)]
+                actual.append(item.utterance.key)
+        assert actual == [str(i) for i in range(20)]
         assert most <= 3.0 + 2 * 2.0
 
     def test_an_error_of_the_source_reaches_the_caller(self) -> None:
@@ -301,8 +301,8 @@ class TestHealth:
         draw = np.random.default_rng(0)
         usual = draw.dirichlet(np.ones(64))
         drift = Drift()
-        found = [drift.check([draw.multinomial(20000, usual)], 100) for _ in range(20)]
-        assert not any(found)
+        actual = [drift.check([draw.multinomial(20000, usual)], 100) for _ in range(20)]
+        assert not any(actual)
         assert (drift.check([draw.multinomial(20000, usual[::-1])], 100) or 0.0) > 0.1
         assert drift.check([draw.multinomial(200, usual[::-1])], 1) is None  # one utterance says nothing
         other = usual * np.exp(draw.normal(0, 0.6, len(usual)))  # speakers of clean speech differ as much

@@ -221,17 +221,17 @@ class TestKilled:
     def test_decode_workers(self, corpus: Corpus) -> None:
         lines = [json.loads(line) for line in corpus.manifest.read_text().splitlines()]
         items = [Utterance(line["id"], str(corpus.manifest.parent / line["path"])) for line in lines] * 4
-        draw, found = random.Random(0), []
+        draw, actual = random.Random(0), []
         with DecodePool(16000, 2, ahead_seconds=1.0) as pool:
             pool.expect(0, items)
             for item in pool.take(0):
-                found.append(item)
-                if len(found) % 8 == 1:
+                actual.append(item)
+                if len(actual) % 8 == 1:
                     at_work = [worker.process.pid for worker in pool._workers if worker.started]
                     if at_work:
                         with suppress(ProcessLookupError):  # it is being replaced
                             os.kill(draw.choice(at_work), signal.SIGKILL)
-        for item, utterance in zip(found, items, strict=True):
+        for item, utterance in zip(actual, items, strict=True):
             alone = decode(utterance, 16000)
             assert (item.utterance, item.reason) == (utterance, alone.reason)
             assert np.array_equal(item.wave, alone.wave) if alone.wave is not None else item.wave is None

@@ -80,8 +80,8 @@ def test_a_machine_dies_and_the_bytes_are_those_of_one_process(corpus, cluster, 
 
     watcher = Thread(target=kill, daemon=True)
     watcher.start()
-    wanted = settings(corpus, tmp_path / "ray")
-    summary = extract_on(wanted, str(corpus[1]), "float32", Worker(), Cluster(raylets.address))
+    expected = settings(corpus, tmp_path / "ray")
+    summary = extract_on(expected, str(corpus[1]), "float32", Worker(), Cluster(raylets.address))
     watcher.join(10)
     assert killed
     assert summary["utterances"] == CLIPS - 2

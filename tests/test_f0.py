@@ -21,9 +21,9 @@ def voice(pitch: np.ndarray, rate: int = RATE, overtones: int = 10, tilt: float 
 @pytest.mark.parametrize("overtones", [1, 10])
 def test_steady_voices(pitch: float, rate: int, overtones: int) -> None:
     wave = voice(np.full(rate // 2, pitch), rate, overtones)
-    found = track_pitch(wave.astype(np.float32), rate, rate // 50)
-    assert found.shape == (25,)
-    np.testing.assert_allclose(found[2:-2], pitch, rtol=0.01)
+    actual = track_pitch(wave.astype(np.float32), rate, rate // 50)
+    assert actual.shape == (25,)
+    np.testing.assert_allclose(actual[2:-2], pitch, rtol=0.01)
 
 
 def test_in_noise_and_without_its_fundamental() -> None:
@@ -31,16 +31,16 @@ def test_in_noise_and_without_its_fundamental() -> None:
     wave = voice(pitch) - voice(pitch, overtones=1)
     noise = np.random.default_rng(1).standard_normal(RATE)
     noisy = wave + noise * np.sqrt((wave**2).mean() / 10)  # 10 dB
-    found = track_pitch(noisy, RATE, HOP)
-    assert (np.abs(found[2:-2] / 140 - 1) < 0.01).mean() > 0.95
+    actual = track_pitch(noisy, RATE, HOP)
+    assert (np.abs(actual[2:-2] / 140 - 1) < 0.01).mean() > 0.95
 
 
 def test_glides_are_in_time() -> None:
     time = np.arange(2 * RATE) / RATE
     pitch = 160 + 60 * np.sin(2 * np.pi * time)  # up to 380 Hz a second
-    found = track_pitch(voice(pitch), RATE, HOP)
+    actual = track_pitch(voice(pitch), RATE, HOP)
     centres = pitch[HOP // 2 :: HOP]
-    np.testing.assert_allclose(found[2:-2], centres[2:-2], rtol=0.01)
+    np.testing.assert_allclose(actual[2:-2], centres[2:-2], rtol=0.01)
 
 
 def test_silence_noise_and_pauses_have_none() -> None:

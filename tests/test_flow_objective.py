@@ -42,8 +42,8 @@ def gaussian(mean):
     return velocity
 
 
-def close(found, name, bound=EXACT):
-    assert (found - TOY[name]).abs().max() <= bound, name
+def close(actual, name, bound=EXACT):
+    assert (actual - TOY[name]).abs().max() <= bound, name
 
 
 def test_path_and_velocity():
@@ -112,8 +112,8 @@ def test_distilled_target(steps, guidance):
     def guided(x, t):
         return (1 + guidance) * data(x, t) - guidance * free(x, t)
 
-    found = meanflow.distilled_target(guided, x, t, r, steps)
-    close(found, f"intmeanflow.target.n{steps}.cfg{guidance}")
+    actual = meanflow.distilled_target(guided, x, t, r, steps)
+    close(actual, f"intmeanflow.target.n{steps}.cfg{guidance}")
 
 
 def test_many_teacher_steps_reach_the_closed_form_average():
@@ -153,21 +153,21 @@ def test_nearest_noise_ignores_what_lies_beyond_an_item():
     candidates = torch.randn(4, 8, 5, 12, generator=generator)
     lengths = torch.tensor([12, 9, 5, 3])
     mask = (torch.arange(12) < lengths[:, None]).float().unsqueeze(1)
-    found = objective.nearest(x1, candidates, mask)
+    actual = objective.nearest(x1, candidates, mask)
     changed = candidates + 100 * (1 - mask.unsqueeze(1))
-    assert torch.equal(found, objective.nearest(x1, changed, mask))
+    assert torch.equal(actual, objective.nearest(x1, changed, mask))
     for row, length in enumerate(lengths.tolist()):
         distance = (x1[row, :, :length] - candidates[row, :, :, :length]).square().flatten(1).sum(1)
-        assert found[row] == distance.argmin()
+        assert actual[row] == distance.argmin()
 
 
 def test_nearest_noise_equals_choosing_among_the_same_draws():
     x1, mask = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5)), torch.ones(3, 1, 7)
-    found = objective.nearest_noise(x1, mask, 6, torch.Generator().manual_seed(7))
+    actual = objective.nearest_noise(x1, mask, 6, torch.Generator().manual_seed(7))
     generator = torch.Generator().manual_seed(7)
     candidates = torch.stack([torch.randn(3, 4, 7, generator=generator) for _ in range(6)], 1)
     chosen = candidates[torch.arange(3), objective.nearest(x1, candidates, mask)]
-    assert torch.equal(found, chosen)
+    assert torch.equal(actual, chosen)
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
@@ -219,9 +219,9 @@ def one_step_distance(name, steps=1500, learning_rate=2e-3):
         t, r = torch.minimum(t, r), torch.maximum(t, r)
         r = torch.where(torch.rand(256) < 0.5, t, r)
         x, v = objective.straight_path(x1, z, t, 0.0)
-        found, target = regress(name, net, x, t, t if name == "flow" else r, v, alpha_at(step / steps))
+        actual, target = regress(name, net, x, t, t if name == "flow" else r, v, alpha_at(step / steps))
         optimizer.zero_grad()
-        regression_loss(name, found, target, mask).backward()
+        regression_loss(name, actual, target, mask).backward()
         optimizer.step()
     z = torch.randn(1000, 2)
     with torch.no_grad():
@@ -253,9 +253,9 @@ def test_objectives_by_name_are_their_equations():
         "meanflow": (u(x, t, r), meanflow.meanflow_target(u, x, t, r, v)),
         "imf": (meanflow.imf_velocity(u, x, t, r, tangent), v),
     }
-    for name, (found, target) in expected.items():
+    for name, (actual, target) in expected.items():
         ours = regress(name, u, x, t, r, v)
-        assert torch.equal(ours[0], found), name
+        assert torch.equal(ours[0], actual), name
         assert torch.equal(ours[1], target), name
     mixed = regress("alpha", u, x, t, r, v, 0.5)[1]
     jumping = (r > t)[:, None]
@@ -280,15 +280,15 @@ def test_guidance_that_is_learned_is_the_samplers():
 
 
 def test_weighted_losses_count_items_alike_and_contrast_pushes_away():
-    found = torch.zeros(2, 1, 4)
+    actual = torch.zeros(2, 1, 4)
     target = torch.stack([torch.full((1, 4), 1.0), torch.full((1, 4), 10.0)])
     mask = torch.ones(2, 1, 4)
-    torch.testing.assert_close(objective.item_errors(found, target, mask), torch.tensor([1.0, 100.0]))
-    assert abs(regression_loss("imf", found, target, mask) - 1) < 0.01
-    assert regression_loss("flow", found, target, mask) == 50.5
+    torch.testing.assert_close(objective.item_errors(actual, target, mask), torch.tensor([1.0, 100.0]))
+    assert abs(regression_loss("imf", actual, target, mask) - 1) < 0.01
+    assert regression_loss("flow", actual, target, mask) == 50.5
     partner = torch.tensor([1, 0])
     for name in ("flow", "imf", "intmeanflow"):
-        point = found.clone().requires_grad_()
+        point = actual.clone().requires_grad_()
         plain = regression_loss(name, point, target, mask)
         with_contrast = regression_loss(name, point, target, mask, partner, 0.05)
         assert with_contrast < plain

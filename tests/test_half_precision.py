@@ -29,18 +29,18 @@ def halved(model: Any) -> Any:
     return copy.deepcopy(model).set_dtype(torch.bfloat16)
 
 
-def error(found: Any, expected: Any) -> float:
+def error(actual: Any, expected: Any) -> float:
     """Root of the squared error over that of the signal."""
-    found, expected = (torch.as_tensor(x).float() for x in (found, expected))
-    return float((found - expected).norm() / expected.norm())
+    actual, expected = (torch.as_tensor(x).float() for x in (actual, expected))
+    return float((actual - expected).norm() / expected.norm())
 
 
 def test_waves_of_codecs_are_close_and_float32(speaker: Codec) -> None:
     tokens = speaker.encode(speechlike(8000), RATE)
-    found, expected = halved(speaker).decode(tokens)[0], speaker.decode(tokens)[0]
-    assert found.dtype == np.float32
-    assert error(found, expected) < 0.1
-    assert len(np.unique(found)) > len(found) // 2  # not the few numbers that bfloat16 has
+    actual, expected = halved(speaker).decode(tokens)[0], speaker.decode(tokens)[0]
+    assert actual.dtype == np.float32
+    assert error(actual, expected) < 0.1
+    assert len(np.unique(actual)) > len(actual) // 2  # not the few numbers that bfloat16 has
 
 
 def test_most_ids_of_a_codec_stay_and_loading_changes_none(speaker: Codec) -> None:
@@ -63,9 +63,9 @@ def test_an_autoencoder_is_close_and_float32() -> None:
     model = DACVAE(config).eval().requires_grad_(False)
     half, wave = halved(model), speechlike(4000)
     latents = model.encode(wave, RATE)
-    found = half.encode(wave, RATE)
-    assert found.values.dtype == torch.float32
-    assert error(found.values, latents.values) < 0.03
+    actual = half.encode(wave, RATE)
+    assert actual.values.dtype == torch.float32
+    assert error(actual.values, latents.values) < 0.03
     sound = half.decode(latents)[0]
     assert sound.dtype == np.float32
     assert error(sound, model.decode(latents)[0]) < 0.05
@@ -87,9 +87,9 @@ def test_snakes_are_rounded_once(activation: nn.Module) -> None:
     with torch.inference_mode():
         expected = activation(x.float())
         for given in (x, x.mT.contiguous().mT):
-            found = half(given)
-            assert found.dtype == torch.bfloat16
-            assert ((found.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-4).all()
+            actual = half(given)
+            assert actual.dtype == torch.bfloat16
+            assert ((actual.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-4).all()
 
 
 @pytest.mark.parametrize(

@@ -327,9 +327,9 @@ def test_arrays_need_a_rate(codec: Codec) -> None:
 
 
 def test_codebook_numbers_are_checked(codec: Codec) -> None:
-    for wanted in (0, -1, codec.num_codebooks + 1):
+    for target in (0, -1, codec.num_codebooks + 1):
         with pytest.raises(ConfigError, match=str(codec.num_codebooks)):
-            codec.encode(speechlike(1000), RATE, num_codebooks=wanted)
+            codec.encode(speechlike(1000), RATE, num_codebooks=target)
 
 
 def test_a_tokenizer_that_only_encodes_says_who_speaks(built: dict[str, Codec]) -> None:

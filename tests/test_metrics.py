@@ -268,12 +268,12 @@ def test_mel_cepstral_distortion_of_all_cepstra_is_the_spectral_distance_in_deci
     metrics._cosines.cache_clear()
     try:
         clean, other = speechlike(), noisy(speechlike(), 0.01)
-        found = metrics.mel_cepstral_distortion(clean, other)
+        actual = metrics.mel_cepstral_distortion(clean, other)
     finally:
         metrics._cosines.cache_clear()
     logs = LogMel(metrics.MEL)(torch.from_numpy(np.stack([clean, other]))).double()
     decibels = 20 / math.log(10) * (logs[0] - logs[1])  # (80, F); Parseval
-    assert found == pytest.approx(float(decibels.std(0, unbiased=False).mean()), abs=1e-6)
+    assert actual == pytest.approx(float(decibels.std(0, unbiased=False).mean()), abs=1e-6)
 
 
 def test_pitch_error_of_known_tones():

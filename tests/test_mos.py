@@ -46,17 +46,17 @@ def test_windows_of_dnsmos(tmp_path: Path) -> None:
 
 def test_windows_of_distill_mos(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread evenly from the first to the last sample, at most a second apart; silence after a short recording."""
-    heard: list[torch.Tensor] = []
+    decoded: list[torch.Tensor] = []
     judge = DistillMOS.__new__(DistillMOS)
     torch.nn.Module.__init__(judge)
-    monkeypatch.setattr(DistillMOS, "_rate", lambda self, x: (heard.append(x), x[:, 0])[1])
+    monkeypatch.setattr(DistillMOS, "_rate", lambda self, x: (decoded.append(x), x[:, 0])[1])
     length = distill_mos.WINDOW + 32000
     wave = np.arange(length, dtype=np.float32)
     assert judge.rate(wave)["distill-mos"] == 16000  # the mean of the starts: 0, 16000 and 32000
-    assert torch.cat(heard)[:, -1].tolist() == [length - 32001, length - 16001, length - 1]
+    assert torch.cat(decoded)[:, -1].tolist() == [length - 32001, length - 16001, length - 1]
     judge.rate(wave[:1000])
-    assert heard[-1].shape == (1, distill_mos.WINDOW)
-    assert not heard[-1][0, 1000:].any()
+    assert decoded[-1].shape == (1, distill_mos.WINDOW)
+    assert not decoded[-1][0, 1000:].any()
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
@@ -79,9 +79,9 @@ def judge() -> DNSMOS:
 @pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", PUBLISHED)
 def test_published_numbers(judge: DNSMOS, seconds: float) -> None:
-    found = judge.rate(signal(seconds))
+    actual = judge.rate(signal(seconds))
     names = ("dnsmos", "dnsmos-sig", "dnsmos-bak")
-    np.testing.assert_allclose([found[name] for name in names], PUBLISHED[seconds], atol=1e-4)
+    np.testing.assert_allclose([actual[name] for name in names], PUBLISHED[seconds], atol=1e-4)
 
 
 @pytest.mark.evaluators

@@ -54,9 +54,9 @@ def test_a_wrong_conditional_lowers_the_lower_bound(believed):
 
 
 def test_both_rise_with_the_truth():
-    found = [gaussians(rho) for rho in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)]
-    lower = [float(barber_agakov(matched, prior).mean()) for matched, _, prior in found]
-    upper = [float(vclub(matched, shuffled).mean()) for matched, shuffled, _ in found]
+    actual = [gaussians(rho) for rho in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)]
+    lower = [float(barber_agakov(matched, prior).mean()) for matched, _, prior in actual]
+    upper = [float(vclub(matched, shuffled).mean()) for matched, shuffled, _ in actual]
     assert lower == sorted(lower)
     assert upper == sorted(upper)
 

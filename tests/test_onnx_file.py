@@ -86,9 +86,9 @@ NUMBERS = [0, 1, -3, 100]
 )
 def test_every_kind_of_tensor(kind: int, dtype: torch.dtype, content: bytes, tmp_path: Path) -> None:
     graph = read(model(tensor("t", (2, 2), kind, content)), tmp_path)
-    found = graph.tensor("t")
-    assert found.dtype == dtype
-    assert found.tolist() == [[0, 1], [-3, 100]]
+    actual = graph.tensor("t")
+    assert actual.dtype == dtype
+    assert actual.tolist() == [[0, 1], [-3, 100]]
     assert (graph.size("t"), graph.size("other"), graph.opset) == (4, 0, 17)
 
 
@@ -166,11 +166,11 @@ def test_released_graphs_give_the_published_weights_and_ids(name: str) -> None:
     assert codec.frame_rate == (50 if case["model"] == "speech_tokenizer_v1" else 25)  # said by the graph
     assert codec.config.layers == case["layers"]
     assert (codec.config.attn_eps, codec.config.mlp_eps) == (1e-5, 1e-5)
-    found = {
+    actual = {
         key: [list(t.shape), "float32", zlib.crc32(t.numpy().tobytes())]
         for key, t in codec.to_published().items()
     }
-    assert found == EXPECTED[name]
+    assert actual == EXPECTED[name]
     mel = np.random.RandomState(31).standard_normal((1, 4, 37)).astype(np.float32)
     assert codec.quantize(torch.from_numpy(mel))[0][0].tolist() == case["codes"]
 

@@ -104,10 +104,10 @@ def planned(path: Path, line, count: int) -> tuple[float, int]:
     with path.open("w") as out:
         out.writelines(f"{line(i)}\n" for i in range(count))
     command = [sys.executable, "-c", MEASURE, str(path)]
-    found, seconds, memory = subprocess.run(
+    actual, seconds, memory = subprocess.run(
         command, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert int(found) == count
+    assert int(actual) == count
     path.unlink()
     return float(seconds), int(memory)
 

@@ -39,9 +39,9 @@ def test_one_step_of_one_codebook(golden: dict[str, Tensor]) -> None:
     rvq = ResidualVectorQuantizer(DIM, CODES, 1, published=True).train()
     set_books(rvq.codebooks, golden, ["ema.before"])
     assert (golden["ema.before.cluster_size"] < 2).any()
-    found = rvq(golden["ema.x"])
-    assert torch.equal(found.codes[:, 0], golden["ema.codes"].long())
-    assert_close(found.latent, golden["ema.quantized"], rtol=1e-6, atol=1e-6)
+    actual = rvq(golden["ema.x"])
+    assert torch.equal(actual.codes[:, 0], golden["ema.codes"].long())
+    assert_close(actual.latent, golden["ema.quantized"], rtol=1e-6, atol=1e-6)
     for name in BUFFERS:
         assert_close(getattr(rvq.codebooks[0], name), golden[f"ema.after.{name}"], rtol=1e-5, atol=1e-6)
 
@@ -59,12 +59,12 @@ def test_kmeans(golden: dict[str, Tensor], case: str) -> None:
 
 def test_three_codebooks_learn_as_published(golden: dict[str, Tensor]) -> None:
     rvq = published_rvq(golden)
-    found = rvq(golden["rvq.x"].transpose(1, 2))
-    assert torch.equal(found.codes.transpose(0, 1), golden["rvq.codes"].long())
-    assert_close(found.latent.transpose(1, 2), golden["rvq.quantized"], rtol=1e-5, atol=1e-6)
-    assert_close(found.commit, golden["rvq.losses"], rtol=1e-5, atol=1e-7)
-    assert_close(found.commit.mean(), golden["rvq.commit"], rtol=1e-5, atol=1e-7)
-    parts = torch.stack([found.parts[0], found.parts[2]]).transpose(2, 3)
+    actual = rvq(golden["rvq.x"].transpose(1, 2))
+    assert torch.equal(actual.codes.transpose(0, 1), golden["rvq.codes"].long())
+    assert_close(actual.latent.transpose(1, 2), golden["rvq.quantized"], rtol=1e-5, atol=1e-6)
+    assert_close(actual.commit, golden["rvq.losses"], rtol=1e-5, atol=1e-7)
+    assert_close(actual.commit.mean(), golden["rvq.commit"], rtol=1e-5, atol=1e-7)
+    parts = torch.stack([actual.parts[0], actual.parts[2]]).transpose(2, 3)
     assert_close(parts, golden["rvq.list02"], rtol=1e-5, atol=1e-6)
     for i, book in enumerate(rvq.codebooks):
         for name in BUFFERS:
@@ -77,26 +77,28 @@ def test_three_codebooks_learn_as_published(golden: dict[str, Tensor]) -> None:
 def test_published_gradients(golden: dict[str, Tensor]) -> None:
     """The commitment of codebooks after the first does not reach the input; the straight-through step is 1."""
     x = golden["rvq.x"].clone().requires_grad_()
-    found = published_rvq(golden)(x.transpose(1, 2))
+    actual = published_rvq(golden)(x.transpose(1, 2))
 
     def gradient(value: Tensor) -> Tensor:
         return torch.autograd.grad(value, x, retain_graph=True)[0]
 
     for i in range(3):
-        assert_close(gradient(found.commit[i]), golden[f"rvq.grad_loss.{i}"], rtol=1e-4, atol=1e-7)
+        assert_close(gradient(actual.commit[i]), golden[f"rvq.grad_loss.{i}"], rtol=1e-4, atol=1e-7)
     weighed = golden["rvq.w"].transpose(1, 2)
-    assert_close(gradient((found.latent * weighed).sum()), golden["rvq.grad_quantized"], rtol=1e-4, atol=1e-6)
-    assert_close(gradient((found.first * weighed).sum()), golden["rvq.grad_first"], rtol=1e-4, atol=1e-6)
+    assert_close(
+        gradient((actual.latent * weighed).sum()), golden["rvq.grad_quantized"], rtol=1e-4, atol=1e-6
+    )
+    assert_close(gradient((actual.first * weighed).sum()), golden["rvq.grad_first"], rtol=1e-4, atol=1e-6)
 
 
 def test_every_commitment_loss_reaches_the_input(golden: dict[str, Tensor]) -> None:
     rvq = ResidualVectorQuantizer(DIM, CODES, 3).train()
     set_books(rvq.codebooks, golden, [f"rvq.before.{i}" for i in range(3)])
     x = golden["rvq.x"].transpose(1, 2).clone().requires_grad_()
-    found = rvq(x)
-    for loss in found.commit:
+    actual = rvq(x)
+    for loss in actual.commit:
         assert torch.autograd.grad(loss, x, retain_graph=True)[0].abs().max() > 1e-4
-    assert torch.equal(torch.autograd.grad(found.latent.sum(), x)[0], torch.ones_like(x))
+    assert torch.equal(torch.autograd.grad(actual.latent.sum(), x)[0], torch.ones_like(x))
 
 
 def test_dead_entries_are_revived_and_stay() -> None:
@@ -134,10 +136,10 @@ def test_keep_drops_later_codebooks() -> None:
     x = torch.randn(3, 50, DIM, generator=generator)
     rvq = ResidualVectorQuantizer(DIM, CODES, 3)
     rvq.fit(x.flatten(0, 1), generator)
-    found = rvq.eval()(x, keep=torch.tensor([1, 2, 3]))
+    actual = rvq.eval()(x, keep=torch.tensor([1, 2, 3]))
     for row, keep in enumerate((1, 2, 3)):
-        wanted = rvq.decode(found.codes[row : row + 1, :keep])[0]
-        assert_close(found.latent[row], wanted, rtol=1e-5, atol=1e-5)
+        expected = rvq.decode(actual.codes[row : row + 1, :keep])[0]
+        assert_close(actual.latent[row], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_more_codes_than_codebooks_are_refused() -> None:

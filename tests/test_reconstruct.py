@@ -77,8 +77,8 @@ def test_filters_and_order(corpus, tmp_path):
 def test_a_folder_without_manifest(tmp_path):
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", voice(0.5), RATE)
-    found = find_items(Reconstruct(data=tmp_path, out=tmp_path / "out"))
-    assert [(item.id, item.text) for item in found] == [("in/a.wav", None)]
+    actual = find_items(Reconstruct(data=tmp_path, out=tmp_path / "out"))
+    assert [(item.id, item.text) for item in actual] == [("in/a.wav", None)]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_summary_pools_words_and_rates():
         second | {"id": "3", "stoi": 0.7, "edits": 0, "words": 9},
     ]
     row = summary_row("a", "model", "", results, "ears")
-    values = {name: found["value"] for name, found in row["metric"].items()}
+    values = {name: actual["value"] for name, actual in row["metric"].items()}
     assert values == {"bitrate": 1.4, "rtf": 0.3, "wer": 10.0, "stoi": 0.6}
     assert [row["metric"][name]["n"] for name in ("bitrate", "stoi", "wer")] == [3, 2, 2]
     assert row["metric"]["wer"]["mode"] == "ears, greedy"

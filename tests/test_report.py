@@ -54,7 +54,7 @@ def test_the_same_results_give_the_same_bytes(results: Path, html: str, tmp_path
 
 def test_every_row_is_heard(results: Path, html: str) -> None:
     """The recording and what each row makes of it, of its length, and unlike each other."""
-    sounds = [b64decode(found) for found in re.findall(r"data:audio/flac;base64,([^\"]*)", html)]
+    sounds = [b64decode(actual) for actual in re.findall(r"data:audio/flac;base64,([^\"]*)", html)]
     pictures = re.findall(r"data:image/png;base64,", html)
     rows = json.loads((results / "reconstruct.json").read_text())["rows"]
     opens = [row for row in rows if row["row"] != "opus-6" or not registry.lacking(registry.get("opus-6"))]
@@ -68,9 +68,9 @@ def test_every_row_is_heard(results: Path, html: str) -> None:
 def test_csv_has_every_number(results: Path, html: str) -> None:
     lines = list(csv.DictReader((results / "report.csv").open()))
     assert len(lines) == 3 * len(RATES) + 2
-    found = {(line["row"], line["number"]): line for line in lines if line["bench"] == "reconstruct"}
-    assert float(found["opus-6", "bitrate"]["value"]) == 6.0
-    assert float(found["opus-6", "bitrate"]["low"]) == 5.95
+    actual = {(line["row"], line["number"]): line for line in lines if line["bench"] == "reconstruct"}
+    assert float(actual["opus-6", "bitrate"]["value"]) == 6.0
+    assert float(actual["opus-6", "bitrate"]["low"]) == 5.95
     assert any(line["value"] == "" for line in lines)  # a number that is not known
 
 

@@ -69,8 +69,8 @@ def wav(wave: np.ndarray, rate: int = 16000) -> bytes:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     settings = Settings(max_upload=2_000_000, max_seconds=20, batch_wait=0.05)
-    with serving(load_models(["mini"], settings), settings) as found:
-        yield found
+    with serving(load_models(["mini"], settings), settings) as actual:
+        yield actual
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def test_tokens_and_sound_are_those_of_the_library(address: str, mini: Any) -> N
     tokens = mini.encode(wave, 16000)
     assert reply.json()["codes"] == tokens.codes[0].tolist()
     sound = httpx.post(f"{address}/v1/tokens/decode", content=reply.content)
-    heard, rate = soundfile.read(io.BytesIO(sound.content), dtype="float32")
+    decoded, rate = soundfile.read(io.BytesIO(sound.content), dtype="float32")
     assert rate == 16000
-    assert len(heard) == 12345
-    np.testing.assert_allclose(heard, mini.decode(tokens)[0].clip(-1, 1), atol=2 / 32768)
+    assert len(decoded) == 12345
+    np.testing.assert_allclose(decoded, mini.decode(tokens)[0].clip(-1, 1), atol=2 / 32768)
 
 
 def test_vok_files_go_in_and_out(address: str, mini: Any, tmp_path: Path) -> None:
@@ -273,11 +273,11 @@ def test_streamed_sound_is_the_whole_sound(format: str, rate: int) -> None:
         assert streamed == whole == encode(wave, rate, "wav")[44:]
     else:
         assert abs(len(streamed) - len(whole)) < 0.1 * len(whole)
-        heard, found = soundfile.read(io.BytesIO(whole))
-        assert abs(len(heard) / found - 1) < 0.1
+        decoded, actual = soundfile.read(io.BytesIO(whole))
+        assert abs(len(decoded) / actual - 1) < 0.1
     if format == "opus":
         again, _ = soundfile.read(io.BytesIO(streamed))
-        assert len(again) == len(heard)
+        assert len(again) == len(decoded)
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +312,8 @@ def test_openai_client_speaks_tokens_whole_and_streamed(speaker: tuple[str, Serv
     assert len(pieces) > 1
     expected = served.model.speak(TokensBody(**tokens).tokens(), served.voices["anna"][1])[0]
     assert len(b"".join(pieces)) == len(whole) == 2 * len(expected)
-    heard = np.frombuffer(whole, "<i2") / 32767
-    np.testing.assert_allclose(heard, expected.clip(-1, 1), atol=1e-4)
+    decoded = np.frombuffer(whole, "<i2") / 32767
+    np.testing.assert_allclose(decoded, expected.clip(-1, 1), atol=1e-4)
     with pytest.raises(openai.NotFoundError, match="anna"):
         client.audio.speech.create(**said | {"voice": "nobody"})
     with pytest.raises(openai.BadRequestError, match="cannot do this"):
@@ -351,8 +351,8 @@ def test_texts_are_said_in_a_voice_whole_and_streamed(tmp_path: Path) -> None:
         generator = torch.Generator().manual_seed(3)
         (expected,) = model.say(body["input"], tmp_path / "anna.wav", generator=generator)
         for reply in replies:  # in one batch
-            heard = np.frombuffer(reply.content, "<i2") / 32767
-            np.testing.assert_allclose(heard, expected.clip(-1, 1), atol=1e-3)
+            decoded = np.frombuffer(reply.content, "<i2") / 32767
+            np.testing.assert_allclose(decoded, expected.clip(-1, 1), atol=1e-3)
         streamed = httpx.post(f"{address}/v1/audio/speech", json=body | {"stream": True})
         assert len(streamed.content) > 0
         for change, status in (({"input": " . "}, 400), ({"input": "a" * 201}, 413), ({"speed": 2}, 400)):
@@ -569,9 +569,9 @@ def test_no_samples_are_a_valid_file(talker: tuple[str, Served, Path], format: s
         else:
             if format == "flac" and content is streamed.content:  # libsndfile reads none of unknown length
                 content = content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 1]) + content[26:]
-            heard, _ = soundfile.read(io.BytesIO(content))
-            assert len(heard) <= 1152  # a frame of mp3
-            assert np.abs(heard).max(initial=0) < 1e-6
+            decoded, _ = soundfile.read(io.BytesIO(content))
+            assert len(decoded) <= 1152  # a frame of mp3
+            assert np.abs(decoded).max(initial=0) < 1e-6
 
 
 def test_head_is_answered_where_get_is(talker: tuple[str, Served, Path]) -> None:
@@ -595,8 +595,8 @@ def test_fuzzed_with_its_own_openapi_page(address: str) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     count = 0
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for actual in schema.get_all_operations():
+        operation = actual.ok()
 
         count += 1
 

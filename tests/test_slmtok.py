@@ -147,9 +147,9 @@ def test_reading_is_the_same_in_any_batch():
     tokens = some_tokens([31, 8, 1, 20])
     torch.manual_seed(0)
     probe = Probe(tokens.codebook_sizes, 50.0, 16).eval()
-    heard = transcribe(probe, tokens)
-    assert heard == transcribe(probe, tokens, rows_at_once=1) == transcribe(probe, tokens, rows_at_once=3)
-    assert any(heard)
+    decoded = transcribe(probe, tokens)
+    assert decoded == transcribe(probe, tokens, rows_at_once=1) == transcribe(probe, tokens, rows_at_once=3)
+    assert any(decoded)
 
 
 # Models that judge
@@ -199,9 +199,9 @@ def sounds(seconds: float, seed: int = 0) -> np.ndarray:
 def test_whisper_hears_pieces_of_thirty_seconds(whisper):
     ears = open_recogniser(f"whisper:{whisper}")
     wave = sounds(31)
-    heard = ears.transcribe(wave)
-    assert set(heard) <= set(ALPHABET)
-    assert heard == f"{ears.transcribe(wave[: 30 * RATE])} {ears.transcribe(wave[30 * RATE :])}"
+    decoded = ears.transcribe(wave)
+    assert set(decoded) <= set(ALPHABET)
+    assert decoded == f"{ears.transcribe(wave[: 30 * RATE])} {ears.transcribe(wave[30 * RATE :])}"
 
 
 def test_wav2vec2_reads_its_best_symbols(tmp_path):

@@ -211,9 +211,9 @@ def read_all(source: Source, size: int) -> list[Utterance]:
 
 
 def samples(utterance: Utterance) -> list[float]:
-    heard, rate = audio.load(open_audio(utterance), offset=utterance.start, duration=utterance.duration)
+    played, rate = audio.load(open_audio(utterance), offset=utterance.start, duration=utterance.duration)
     assert rate == RATE
-    return heard.tolist()
+    return played.tolist()
 
 
 @pytest.mark.parametrize("form", TEXTED + BARE)
@@ -276,11 +276,11 @@ def test_line_sources_keep_any_name_at_any_shard_size(tmp_path_factory, names, s
 def test_lines_are_parsed_as_json_parses_them(value, after, ascii_only):
     line = json.dumps(value, ensure_ascii=ascii_only) + after
     try:
-        wanted = json.loads(line)
+        expected = json.loads(line)
     except ValueError:
-        wanted = None
-    if type(wanted) is dict:
-        assert parse_line(f" {line}\n".encode()) == wanted
+        expected = None
+    if type(expected) is dict:
+        assert parse_line(f" {line}\n".encode()) == expected
     else:
         with pytest.raises(ConfigError, match="one"):
             parse_line(line.encode())
@@ -369,7 +369,7 @@ def test_filters_at_any_shard_size(tmp_path):
         SourceOptions(with_text=True),
         SourceOptions(split="b", language="en", with_text=True),
     ):
-        wanted = [
+        expected = [
             line["id"]
             for line in lines
             if options.split in (None, line["split"])
@@ -378,14 +378,14 @@ def test_filters_at_any_shard_size(tmp_path):
         ]
         for size in (1, 4, 100):
             found = read_all(open_source(spec, listing=tmp_path, options=options), size)
-            assert [utterance.key for utterance in found] == wanted
+            assert [utterance.key for utterance in found] == expected
 
 
 @pytest.mark.parametrize("form", [shar, webdataset, parquet, saved, lhotse])
 def test_containers_are_filtered_and_named_too(form, folder, tmp_path):
     spec = form(folder, tmp_path)
-    wanted = SourceOptions(with_text=True)
-    assert len(read_all(open_source(spec, listing=tmp_path / "1", options=wanted), 3)) == len(NAMES)
+    expected = SourceOptions(with_text=True)
+    assert len(read_all(open_source(spec, listing=tmp_path / "1", options=expected), 3)) == len(NAMES)
     none = SourceOptions(language="xx")
     assert read_all(open_source(spec, listing=tmp_path / "2", options=none), 3) == []
 

@@ -170,8 +170,8 @@ def test_an_object_store(tmp_path):
     for number, spec in enumerate(specs):
         source = open_source(spec, listing=tmp_path / str(number))
         utterances = [utterance for span, _ in source.plan(9) for utterance in source.read(span)]
-        heard = [open_audio(utterance) for utterance in utterances[:2]]
-        assert heard == ([b"a"] if "tar" in spec else [b"a", b"b c"])
+        decoded = [open_audio(utterance) for utterance in utterances[:2]]
+        assert decoded == ([b"a"] if "tar" in spec else [b"a", b"b c"])
         if spec.endswith("m.jsonl"):
             with pytest.raises(AudioError, match=r"memory://store/in/gone\.wav cannot be fetched"):
                 open_audio(utterances[2])

@@ -65,8 +65,8 @@ def test_files_of_a_result_are_written_on_request_and_the_oldest_expire(
     wave, tokens, wide, narrow = addresses.add_files(result.files("a b"))
     kept = Path(addresses._folder.name)
     assert not list(kept.iterdir())
-    heard, rate = soundfile.read(io.BytesIO(client.get(wave).content))
-    assert (len(heard), rate) == (8000, 16000)
+    decoded, rate = soundfile.read(io.BytesIO(client.get(wave).content))
+    assert (len(decoded), rate) == (8000, 16000)
     assert client.get(wave, headers={"Range": "bytes=44-47"}).status_code == 206  # or players cannot seek
     assert tokens.endswith("/a%20b.vok")
     assert client.get(tokens).content[8:9] == b"{"  # the head of safetensors

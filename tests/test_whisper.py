@@ -40,12 +40,12 @@ NAMES = [
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    found = {}
+    actual = {}
     for name, value in state.items():
         for pattern, ours in NAMES:
             name = re.sub(pattern, ours, name)
-        found[name] = value
-    return found
+        actual[name] = value
+    return actual
 
 
 def small_state() -> dict[str, torch.Tensor]:
