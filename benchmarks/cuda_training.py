@@ -47,9 +47,9 @@ TRAINING: dict[str, tuple[str, list[str], list[str]]] = {
     "learnable_flow": ("learnable_flow", [], []),
     "vocoder": (
         "hift_mini",
-        ["model={}", "judges={}", "data.batch_size=16"],
+        ["model={}", "discriminators={}", "data.batch_size=16"],
         [
-            "judges={divisor=32, channels=2}",
+            "discriminators={divisor=32, channels=2}",
             "model={base_channels=16, nb_harmonics=2, f0_predictor_cond_channels=24, "
             "source_resblock_kernel_sizes=[3, 3, 3], source_resblock_dilation_sizes=[[1], [1], [1]], "
             "resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]]}",
@@ -57,11 +57,11 @@ TRAINING: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "socodec": (
         "socodec",
-        ["hubert={folder}/hubert", SOCODEC, "mel_judge={}", "data.seconds=5.04"],
+        ["hubert={folder}/hubert", SOCODEC, "mel_discriminator={}", "data.seconds=5.04"],
         [
             "hubert=''",
             "losses={commit=1.0, mel=10.0, mel_adversarial=1.0, mel_feature=1.0}",
-            "mel_judge={channels=2}",
+            "mel_discriminator={channels=2}",
             "model={features='mel', hubert_width=16, width=32, groups=4, codebook_size=8, codebook_dim=4, "
             "speaker_channels=[8, 8, 8, 8, 16], speaker_attention=8, speaker_squeeze=4, vocoder_width=32}",
             "data.seconds=0.72",
@@ -86,7 +86,7 @@ TRAINING: dict[str, tuple[str, list[str], list[str]]] = {
         [],
         [
             "model={latent_dim=6, encoder_dim=2, encoder_rates=[8, 60], decoder_dim=16, decoder_rates=[60, 8]}",
-            "judges={divisor=32, channels=2, windows=[512]}",
+            "discriminators={divisor=32, channels=2, windows=[512]}",
             "mel_windows=[256, 1024]",
         ],
     ),

@@ -99,3 +99,14 @@ def test_what_a_machine_lacks_is_one_line(
 def test_a_loss_of_0_is_none(tmp_path: Path) -> None:
     config = read_recipe("mini", ["teacher.kind=", "losses.distill=0"])
     assert "distill" not in config.losses
+
+
+def test_deprecated_names_of_settings_are_read(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.toml", tmp_path / "new.toml"
+    old.write_text('task = "vocoder"\n[judges]\nstart = 7\n')
+    new.write_text('task = "vocoder"\n[discriminators]\nstart = 7\n')
+    assert read_recipe(old) == read_recipe(new)
+    assert read_recipe(new, ["judges.start=8"]).discriminators.start == 8
+    old.write_text('task = "socodec"\n[mel_judge]\nstart = 7\n[wave_judge]\nstart = 9\n')
+    config = read_recipe(old, ["wave_judge.start=10"])
+    assert (config.mel_discriminator.start, config.wave_discriminator.start) == (7, 10)

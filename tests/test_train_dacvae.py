@@ -50,7 +50,7 @@ decoder_layers = 1
 [data]
 seconds = 0.12
 batch_size = 2
-[judges]
+[discriminators]
 divisor = 32
 channels = 2
 windows = [512]
@@ -162,7 +162,7 @@ def test_divergence_by_one_sample_is_the_closed_form_on_average() -> None:
 @pytest.mark.parametrize("network", ["stft", DAC])
 def test_speech_is_learned(recipe: Path, network: str) -> None:
     changes = [] if network == "stft" else [network]
-    trainer = trainer_for(recipe, "judges.start=1000", "optim.learning_rate=5e-3", *changes)
+    trainer = trainer_for(recipe, "discriminators.start=1000", "optim.learning_rate=5e-3", *changes)
     found = [trainer.train_step() for _ in range(20)]
     early, late = (np.mean([f["mel"] for f in part]) for part in (found[:5], found[-5:]))
     assert late < 0.75 * early
@@ -190,7 +190,7 @@ def test_a_decoder_of_pulses_learns_on_a_frozen_encoder(recipe: Path, tmp_path: 
 
 
 def test_both_turns_teach_their_own_network(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "judges.start=0", "losses={mel=0.0, kl=0.0, adversarial=1.0}")
+    trainer = trainer_for(recipe, "discriminators.start=0", "losses={mel=0.0, kl=0.0, adversarial=1.0}")
     assert trainer.discriminators is not None
     judges = {k: v.clone() for k, v in trainer.discriminators.state_dict().items()}
     network = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -204,12 +204,12 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
 @pytest.mark.parametrize("network", ["stft", DAC])
 def test_bfloat16_follows_float32(recipe: Path, network: str) -> None:
     change = network if network == DAC else "model.prior_layers=2"
-    bfloat16_follows_float32(partial(trainer_for, recipe), change, "judges.start=0")
+    bfloat16_follows_float32(partial(trainer_for, recipe), change, "discriminators.start=0")
 
 
 @pytest.mark.parametrize("changes", [(), ("model.prior_layers=2", "model.prior_width=8")])
 def test_resuming_gives_the_identical_next_loss(recipe: Path, changes: tuple[str, ...]) -> None:
-    changes = ("accumulate=2", "judges.seconds=0.06", *changes)
+    changes = ("accumulate=2", "discriminators.seconds=0.06", *changes)
     found = next_step_after_resuming(
         lambda: trainer_for(recipe, *changes), 3
     )  # the discriminators have begun

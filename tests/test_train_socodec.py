@@ -49,10 +49,10 @@ vocoder_width = 32
 [data]
 seconds = 0.72
 batch_size = 3
-[mel_judge]
+[mel_discriminator]
 channels = 2
 start = 3
-[wave_judge]
+[wave_discriminator]
 divisor = 32
 channels = 2
 start = 3
@@ -209,7 +209,7 @@ def test_streams_fall_into_order_and_the_mel_is_learned(recipe: Path, tmp_path: 
 
 
 def test_both_turns_teach_their_own_network(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "mel_judge.start=0", "wave_judge.start=0")
+    trainer = trainer_for(recipe, "mel_discriminator.start=0", "wave_discriminator.start=0")
     before = {
         name: {k: v.clone() for k, v in j.network.state_dict().items()} for name, j in enumerate(trainer.gans)
     }
@@ -223,7 +223,10 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
 
 def test_bfloat16_follows_float32(recipe: Path) -> None:
     bfloat16_follows_float32(
-        partial(trainer_for, recipe), "fit_codebooks=0", "mel_judge.start=0", "wave_judge.start=0"
+        partial(trainer_for, recipe),
+        "fit_codebooks=0",
+        "mel_discriminator.start=0",
+        "wave_discriminator.start=0",
     )
 
 

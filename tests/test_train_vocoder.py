@@ -47,7 +47,7 @@ source_resblock_dilation_sizes = [[1], [1], [1]]
 [data]
 seconds = 0.12
 batch_size = 2
-[judges]
+[discriminators]
 divisor = 32
 channels = 2
 start = 2
@@ -76,7 +76,7 @@ def trainer_for(recipe: Path, *changes: str) -> VocoderTrainer:
 
 
 def test_mel_and_pitch_are_learned(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "judges.start=1000", "optim.learning_rate=5e-3")
+    trainer = trainer_for(recipe, "discriminators.start=1000", "optim.learning_rate=5e-3")
     found = [trainer.train_step() for _ in range(50)]
     for name, share in (("mel", 0.75), ("f0", 0.6)):
         assert np.mean([f[name] for f in found[-5:]]) < share * np.mean([f[name] for f in found[:5]]), name
@@ -96,7 +96,7 @@ def test_tracked_sines_are_at_the_tracked_pitch(recipe: Path) -> None:
 
 
 def test_both_turns_teach_their_own_network(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "judges.start=0", "losses={f0=1.0, mel=0.0, adversarial=1.0}")
+    trainer = trainer_for(recipe, "discriminators.start=0", "losses={f0=1.0, mel=0.0, adversarial=1.0}")
     assert trainer.discriminators is not None
     judges = {k: v.clone() for k, v in trainer.discriminators.state_dict().items()}
     network = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -108,7 +108,7 @@ def test_both_turns_teach_their_own_network(recipe: Path) -> None:
 
 
 def test_bfloat16_follows_float32(recipe: Path) -> None:
-    bfloat16_follows_float32(partial(trainer_for, recipe), "judges.start=0")
+    bfloat16_follows_float32(partial(trainer_for, recipe), "discriminators.start=0")
 
 
 def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:

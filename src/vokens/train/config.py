@@ -182,6 +182,14 @@ class RunConfig:
             raise ConfigError(f"{', '.join(counts)} must be at least 1")
 
 
+# Deprecated names of settings, read until the next release.
+RENAMED = {
+    "judges": "discriminators",
+    "mel_judge": "mel_discriminator",
+    "wave_judge": "wave_discriminator",
+}
+
+
 def trainer_of(task: str) -> Any:
     """The trainer class of a task."""
     among("task", task, tuple(TASKS))
@@ -217,6 +225,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
     """
     try:
         values = tomllib.loads(read_text(find_recipe(path)))
+        values = {RENAMED.get(name, name): value for name, value in values.items()}
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the recipe {path} is not valid TOML: {error}") from error
     for change in changes:
@@ -237,7 +246,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word
-    *tables, name = key.strip().split(".")
+    first, *rest = key.strip().split(".")
+    *tables, name = RENAMED.get(first, first), *rest
     for table in tables:
         values = values.setdefault(table, {})
     values[name] = value

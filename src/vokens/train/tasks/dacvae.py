@@ -62,7 +62,7 @@ class VAEConfig(RunConfig):
     system: str = "dacvae"
     out: str = "runs/dacvae"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=0.38, batch_size=16))
-    judges: JudgesConfig = field(default_factory=JudgesConfig)
+    discriminators: JudgesConfig = field(default_factory=JudgesConfig)
     mel_windows: tuple[int, ...] = L.DAC_WINDOWS
     kl: str = "normal"
     kl_warmup: int = 0
@@ -103,10 +103,10 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             for part in (model.encoder, model.posterior):
                 part.requires_grad_(False)
         self.measured_at(model)
-        judges, rate = config.judges, model.sample_rate
+        settings, rate = config.discriminators, model.sample_rate
         self.discriminators = None
         if set(JUDGED) & set(config.losses):
-            network = DACDiscriminator(judges.divisor, judges.channels, windows=judges.windows)
+            network = DACDiscriminator(settings.divisor, settings.channels, windows=settings.windows)
             self.discriminators = Discriminators({"dac": network})
         scales = L.dac_scales(rate, config.mel_windows)
         self.distances = {
@@ -121,7 +121,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
     def prepare(self) -> None:
         super().prepare()
         if self.discriminators is not None:
-            settings, usual = self.config.judges, GANLoss()
+            settings, usual = self.config.discriminators, GANLoss()
             wanted = {name: loss for name, loss in usual.generator.items() if name in self.config.losses}
             gan = GAN(
                 self,
@@ -170,7 +170,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
 
     def _crop(self, number: int) -> slice:
         """The samples of each crop that the discriminators hear in this micro-batch."""
-        size = round(self.config.judges.seconds * self.sample_rate) or self.train.crop
+        size = round(self.config.discriminators.seconds * self.sample_rate) or self.train.crop
         place = torch.rand((), generator=self.generator(number))
         start = int(place * max(0, self.train.crop - size))
         return slice(start, start + size)

@@ -1,7 +1,7 @@
 """Training SoCodec (arXiv 2409.00933 §3): the analyzer, its vocoder, or both side by side.
 
 Nothing of the original's training is published: losses and weights are the paper's, what it leaves open (least
-squares, feature matching, the start of the judges) is its authors' earlier trainer's. Randomly many of the first
+squares, feature matching, the start of the discriminators) is its authors' earlier trainer's. Randomly many of the first
 streams are kept for each item, which puts what matters most first.
 """
 
@@ -70,8 +70,8 @@ class SoCodecRunConfig(RunConfig):
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=6.0, batch_size=16))
     hubert: str = ""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    mel_judge: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    wave_judge: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    mel_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    wave_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     losses: dict[str, float] = field(default_factory=lambda: {"commit": 1.0, "semantic": 1000.0, "mel": 10.0})
     stream_dropout: float = 1.0
     fit_codebooks: int = 0
@@ -209,12 +209,12 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         super().prepare()
         config, named = self.config, set(self.config.losses)
         if named & {"mel_adversarial", "mel_feature"}:
-            self._add_gan(MelJudge(config.mel_judge.channels), config.mel_judge, "mel")
+            self._add_gan(MelJudge(config.mel_discriminator.channels), config.mel_discriminator, "mel")
         if named & {"wave_adversarial", "wave_feature"}:
-            kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_judge.divisor)}
-            if config.wave_judge.channels:
-                kinds["mrd"] = MultiResolutionDiscriminator(config.wave_judge.channels)
-            self._add_gan(Discriminators(kinds), config.wave_judge, "wave")
+            kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_discriminator.divisor)}
+            if config.wave_discriminator.channels:
+                kinds["mrd"] = MultiResolutionDiscriminator(config.wave_discriminator.channels)
+            self._add_gan(Discriminators(kinds), config.wave_discriminator, "wave")
 
     def _add_gan(self, network: nn.Module, config: DiscriminatorConfig, kind: str) -> None:
         usual = GANLoss()

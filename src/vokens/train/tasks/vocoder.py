@@ -53,7 +53,7 @@ class VocoderConfig(RunConfig):
     system: str = "hiftnet"
     out: str = "runs/hift"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.02, batch_size=16))
-    judges: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     sines: str = "predicted"
     losses: dict[str, float] = field(
         default_factory=lambda: {
@@ -120,13 +120,13 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         vocoder = HiFTNetModel(sizes)
         if config.init:
             vocoder.load_state_dict(HiFTNetModel.from_pretrained(config.init).state_dict())
-        judges = config.judges
+        settings = config.discriminators
         self.discriminators = None
         if set(JUDGED) & set(config.losses):
             self.discriminators = Discriminators(
                 {
-                    "mpd": MultiPeriodDiscriminator(judges.divisor),
-                    "mrd": MultiResolutionDiscriminator(judges.channels),
+                    "mpd": MultiPeriodDiscriminator(settings.divisor),
+                    "mrd": MultiResolutionDiscriminator(settings.channels),
                 }
             )
         self.mel = LogMel(MEL_LOSS).to(self.device)
@@ -173,7 +173,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
     def prepare(self) -> None:
         super().prepare()
         if self.discriminators is not None:
-            settings = self.config.judges
+            settings = self.config.discriminators
             losses, rate = gan_losses(self.config.losses), settings.learning_rate
             self.gans.append(GAN(self, self.discriminators, losses, start=settings.start, learning_rate=rate))
 
