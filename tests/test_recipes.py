@@ -103,10 +103,10 @@ def test_a_loss_of_0_is_none(tmp_path: Path) -> None:
 
 def test_deprecated_names_of_settings_are_read(tmp_path: Path) -> None:
     old, new = tmp_path / "old.toml", tmp_path / "new.toml"
-    old.write_text('task = "vocoder"\n[judges]\nstart = 7\n')
-    new.write_text('task = "vocoder"\n[discriminators]\nstart = 7\n')
+    old.write_text('task = "vocoder"\ndata.train = "x"\n[judges]\nstart = 7\n')
+    new.write_text('task = "vocoder"\ndata.train = "x"\n[discriminators]\nstart = 7\n')
     assert read_recipe(old) == read_recipe(new)
     assert read_recipe(new, ["judges.start=8"]).discriminators.start == 8
-    old.write_text('task = "socodec"\n[mel_judge]\nstart = 7\n[wave_judge]\nstart = 9\n')
+    old.write_text('task = "socodec"\ndata.train = "x"\n[mel_judge]\nstart = 7\n[wave_judge]\nstart = 9\n')
     config = read_recipe(old, ["wave_judge.start=10"])
     assert (config.mel_discriminator.start, config.wave_discriminator.start) == (7, 10)

@@ -1,7 +1,7 @@
 """Training SoCodec (arXiv 2409.00933 §3): the analyzer, its vocoder, or both side by side.
 
 Nothing of the original's training is published: losses and weights are the paper's, what it leaves open (least
-squares, feature matching, the start of the discriminators) is its authors' earlier trainer's. Randomly many of the first
+squares, feature matching, their start) is its authors' earlier trainer's. Randomly many of the first
 streams are kept for each item, which puts what matters most first.
 """
 
