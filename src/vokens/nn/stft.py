@@ -68,10 +68,19 @@ class SpectrumOut(nn.Module):
             if name in values:
                 self.project.bias.view(self.frames_per_step, 3, self.bins)[:, place] = values[name]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
-        """mask (B, T, 1): frames at 0 add nothing. source: spectra (B, F, bins) that are filtered."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        source: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
+        """mask (B, T, 1): frames at 0 add nothing. source: spectra (B, F, bins) that are filtered. gain: log
+        magnitudes (B, F, bins) that are added to."""
         batch = len(x)
         log_magnitude, real, imag = self.project(x).float().reshape(batch, -1, 3, self.bins).unbind(2)
+        if gain is not None:
+            log_magnitude = log_magnitude + gain
         magnitude = log_magnitude.clamp(
             max=6.0
         ).exp()  # e^6 = 403: above the largest orthonormal Hann spectrum, 320

@@ -25,6 +25,8 @@ class DACVAEConfig:
             from text; the decoder then makes phases up, which it learns from discriminators.
         pulses: of "stft", whether the decoder is a filter of pulses at the pitch that it reads from the latents, and
             of noise; the last four latents then tell the pitch, which the encoder tracks.
+        cepstra: of pulses, whether the other latents are the frame's mel cepstra: the encoder learns nothing, and the
+            decoder starts as their vocoder.
         width, expansion: of "stft", channels of the backbones and of their hidden layers, as a multiple.
         kernel_size: of "stft", taps of the depthwise convolutions, in frames.
         encoder_layers, decoder_layers: of "stft".
@@ -45,6 +47,7 @@ class DACVAEConfig:
     n_fft: int = 960
     phase: bool = later(True)
     pulses: bool = later(False)
+    cepstra: bool = later(False)
     width: int = 256
     expansion: int = 3
     kernel_size: int = 7
@@ -58,6 +61,8 @@ class DACVAEConfig:
     def __post_init__(self) -> None:
         if self.network not in ("dac", "stft"):
             raise ConfigError(f"network = {self.network!r}: dac and stft are accepted")
+        if self.cepstra and (self.network != "stft" or not self.pulses or self.prior_layers):
+            raise ConfigError('cepstra = true needs network = "stft", pulses = true and prior_layers = 0')
         if prod(self.encoder_rates) != prod(self.decoder_rates):
             raise ConfigError(
                 f"encoder_rates {self.encoder_rates} take {prod(self.encoder_rates)} samples to a frame, decoder_rates "

@@ -17,6 +17,7 @@ from vokens import audio, checkpoint
 from vokens.batching import batches
 from vokens.errors import TokensError
 from vokens.models.codec import Audio
+from vokens.models.dacvae.cepstra import Cepstra
 from vokens.models.dacvae.config import RELEASES, DACVAEConfig
 from vokens.models.dacvae.latents import Latents
 from vokens.models.dacvae.network import Decoder, Encoder, LastConv
@@ -29,7 +30,7 @@ from vokens.nn.masks import padding_mask
 from vokens.nn.windows import Window, windows
 from vokens.one_or_list import type_name
 
-PITCH_LOG_STD = -4.6  # of the latents that tell the pitch: a hundredth of an octave
+KNOWN_LOG_STD = -4.6  # of latents that are measured, not learned: for the pitch a hundredth of an octave
 WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the released sizes
 
 
@@ -59,9 +60,15 @@ class Autoencoder(Pretrained):
         super().__init__(config)
         self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
         on_samples = config.network == "dac"
+        learned = config.latent_dim - (2 * SPECTRA if getattr(config, "pulses", False) else 0)
+        self.posterior: LastConv | None = None
+        if getattr(config, "cepstra", False):
+            self.encoder: Encoder | SpectralEncoder | Cepstra = Cepstra(
+                learned, config.sample_rate, config.n_fft, SPECTRA
+            )
+            return
         self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
         slope = config.conv_slope if on_samples else 1.0
-        learned = config.latent_dim - (2 * SPECTRA if getattr(config, "pulses", False) else 0)
         self.posterior = LastConv(self.encoder.channels, 2 * learned, 1, slope)
 
     @property
@@ -163,9 +170,13 @@ class Autoencoder(Pretrained):
 
         pitch (B, 2 * SPECTRA, T): the last latents of a model with pulses (`pitch_latents`).
         """
-        mean, log_std = self.posterior(self.encoder(wave, lengths)).chunk(2, dim=1)
+        if self.posterior is None:
+            mean = self.encoder(wave, lengths)
+            log_std = torch.full_like(mean, KNOWN_LOG_STD)
+        else:
+            mean, log_std = self.posterior(self.encoder(wave, lengths)).chunk(2, dim=1)
         if pitch is not None:
-            known = torch.full_like(pitch, PITCH_LOG_STD).to(mean)
+            known = torch.full_like(pitch, KNOWN_LOG_STD).to(mean)
             mean, log_std = torch.cat([mean, pitch.to(mean)], 1), torch.cat([log_std, known], 1)
         return mean, log_std.clamp(-14, 14)
 
@@ -262,7 +273,8 @@ class DACVAE(Autoencoder):
     def add_weight_norm(self) -> Self:
         """For training: weight norm on all convolutions, as published; a prior's start at zero, which has no norm."""
         for part in (self.encoder, self.posterior, self.decoder):
-            add_weight_norm(part)
+            if part is not None:
+                add_weight_norm(part)
         return self
 
     @classmethod

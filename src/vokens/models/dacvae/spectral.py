@@ -3,8 +3,10 @@
 Spectra in, an inverse Fourier transform out (Vocos, arXiv 2306.00814). Rows of a right-padded batch are independent.
 """
 
+import torch
 from torch import Tensor, nn
 
+from vokens.models.dacvae.cepstra import Cepstra
 from vokens.models.dacvae.config import DACVAEConfig
 from vokens.models.dacvae.pulses import Pulses, turns_of
 from vokens.nn.convnext import ConvNeXt
@@ -55,16 +57,24 @@ class SpectralDecoder(nn.Module):
             self.source = SpectrumIn(config.n_fft, SPECTRA)
             self.source_embed = Linear(self.source.width, width)
             self.spectrum.start_at(log_magnitude=-3.0, real=1.0)  # the source itself, quietly
+        if config.cepstra:
+            count = config.latent_dim - 2 * SPECTRA
+            self.cepstra = Cepstra(count, config.sample_rate, config.n_fft, SPECTRA)
+            self.spectrum.start_at(log_magnitude=0.0)  # at the level that the cepstra tell
+            with torch.no_grad():
+                self.spectrum.project.weight.mul_(0.1)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None, source: Tensor | None = None) -> Tensor:
         """lengths (B,): frames of each row. source (B, hop * T): its pulses, where it has any."""
-        x, spectra = self.embed(z.mT), None
+        x, spectra, gain = self.embed(z.mT), None, None
         if source is not None:
             spectra = self.source.spectra(source)
+            if self.config.cepstra:
+                gain = self.cepstra.gain(z[:, : self.cepstra.channels], spectra)
             x = x + self.source_embed(self.source.features(spectra).to(x.dtype))
         x = self.norm(x)
         mask = None if lengths is None else padding_mask(lengths, x.shape[1])[..., None].to(x.dtype)
-        return self.spectrum(self.final_norm(self.backbone(x, mask)), mask, spectra)[:, None]
+        return self.spectrum(self.final_norm(self.backbone(x, mask)), mask, spectra, gain)[:, None]
 
     def pulses_of(self, frequency: Tensor) -> Tensor:
         """Pulses (B, hop * T) at frequencies (B, SPECTRA * T) in Hz."""

@@ -100,7 +100,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             start = DACVAE.from_pretrained(config.init).state_dict()
             checkpoint.load_strict(model, model.state_dict() | start, config.init)
         if config.freeze_encoder:
-            for part in (model.encoder, model.posterior):
+            for part in filter(None, (model.encoder, model.posterior)):
                 part.requires_grad_(False)
         self.measured_at(model)
         settings, rate = config.discriminators, model.sample_rate
