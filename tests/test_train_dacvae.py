@@ -168,25 +168,17 @@ def test_speech_is_learned(recipe: Path, network: str) -> None:
     assert late < 0.75 * early
 
 
-PULSES = ("model.phase=false", "model.pulses=true", "losses={mel=1.0, kl=1e-3}")
+PULSES = ("model.pulses=true", "model.latent_dim=20", "losses={mel=1.0, kl=0.0}")
 
 
-def test_a_decoder_of_pulses_learns_on_a_frozen_encoder(recipe: Path, tmp_path: Path) -> None:
-    start = trainer_for(recipe, *PULSES)
-    start.train_step()
-    start.export()
-    trainer = trainer_for(recipe, *PULSES, f"init={start.out / 'model'}", "freeze_encoder=true")
-    encoder = {k: v.clone() for k, v in trainer.model.encoder.state_dict().items()}
-    found = [trainer.train_step() for _ in range(30)]
-    early, late = (np.mean([f["mel"] for f in part]) for part in (found[:5], found[-5:]))
-    assert late < 0.9 * early
-    assert all(torch.equal(encoder[k], v) for k, v in trainer.model.encoder.state_dict().items())
+def test_a_decoder_of_pulses_goes_on_from_their_vocoder(recipe: Path) -> None:
+    trainer = trainer_for(recipe, *PULSES, "optim.learning_rate=2e-3", "optim.warmup=1")
+    losses = [trainer.train_step()["mel"] for _ in range(30)]
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
     trainer.export()
     model = DACVAE.from_pretrained(trainer.out / "model")
-    before = DACVAE.from_pretrained(start.out / "model")
-    wave = torch.randn(1, 1, 4800, generator=torch.Generator().manual_seed(0)).mul(0.1)
-    same = [each.posterior_of(wave) for each in (model, before)]
-    torch.testing.assert_close(*same, rtol=1e-5, atol=1e-5)
+    again = trainer_for(recipe, *PULSES, f"init={trainer.out / 'model'}")
+    assert all(torch.equal(value, again.final_state()[name]) for name, value in model.state_dict().items())
 
 
 def test_both_turns_teach_their_own_network(recipe: Path) -> None:

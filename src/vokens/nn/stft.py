@@ -16,14 +16,14 @@ class SpectrumIn(nn.Module):
     """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width), float32.
 
     Per spectrum: log magnitude and the complex values with magnitude to the power 0.3 (the phase tells where in
-    the frame things happen); without `phase` the first alone. Windows are centred on their hop, silence lies beyond
+    the frame things happen). Windows are centred on their hop, silence lies beyond
     the ends.
     """
 
-    def __init__(self, n_fft: int, frames_per_step: int, phase: bool = True) -> None:
+    def __init__(self, n_fft: int, frames_per_step: int) -> None:
         super().__init__()
-        self.n_fft, self.hop, self.frames_per_step, self.phase = n_fft, n_fft // 4, frames_per_step, phase
-        self.width = frames_per_step * (3 if phase else 1) * (n_fft // 2 + 1)
+        self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
+        self.width = frames_per_step * 3 * (n_fft // 2 + 1)
         self.window = Hann(n_fft)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -38,8 +38,6 @@ class SpectrumIn(nn.Module):
     def features(self, spectrum: Tensor) -> Tensor:
         """Spectra (B, F, bins) as features (B, T, width)."""
         power = spectrum.real.square() + spectrum.imag.square() + 1e-10  # -100 dB: below 16-bit noise
-        if not self.phase:
-            return (power.log() * 0.2).reshape(len(spectrum), -1, self.width)
         compress = power.pow(-0.35)  # |X|^0.3 / |X|
         parts = [power.log() * 0.2, spectrum.real * compress, spectrum.imag * compress]
         features = torch.cat(parts, -1)

@@ -58,9 +58,16 @@ class Cepstra(Float32):
         cepstra = torch.cat([cepstra[:, :1] - LEVEL, cepstra[:, 1:]], 1)
         return cepstra / self.scale
 
-    def gain(self, cepstra: Tensor, source: Tensor) -> Tensor:
-        """Log magnitudes (B, spectra * T, bins) that give spectra `source` the envelope of cepstra (B, D, T)."""
+    def gain(self, cepstra: Tensor, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Log magnitudes (B, spectra * T, bins) that give spectra `source` the envelope of cepstra (B, D, T).
+
+        Between frames they are interpolated; beyond its length (B,) frames a row keeps its last.
+        """
         change = (cepstra.float() - self.of(source)) * self.scale
+        if lengths is not None:
+            last = (lengths - 1).clamp(min=0)[:, None]
+            held = torch.arange(change.shape[2], device=change.device).minimum(last)
+            change = change.gather(2, held[:, None].expand_as(change))
         bands = (change.mT @ self.cosines).mT  # (B, BANDS, T)
         bands = F.interpolate(bands, scale_factor=float(self.spectra), mode="linear").mT
         return 0.5 * bands @ self.spread

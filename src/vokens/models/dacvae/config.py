@@ -21,12 +21,9 @@ class DACVAEConfig:
         conv_slope: of the leaky ReLU behind every plain convolution of "dac", the mu and the last one included. The
             published code has 0.1, by an accident of names that its weights depend on; 1 is none.
         n_fft: of "stft", window of the spectra in samples; they are n_fft / 4 apart, two to a frame.
-        phase: of "stft", whether the encoder sees phases. Latents without them hold what a generative model can tell
-            from text; the decoder then makes phases up, which it learns from discriminators.
-        pulses: of "stft", whether the decoder is a filter of pulses at the pitch that it reads from the latents, and
-            of noise; the last four latents then tell the pitch, which the encoder tracks.
-        cepstra: of pulses, whether the other latents are the frame's mel cepstra: the encoder learns nothing, and the
-            decoder starts as their vocoder.
+        pulses: of "stft", whether latents are measured and not learned, the frame's mel cepstra and in the last four
+            the pitch: all that a generative model can tell from text. The decoder is a filter of pulses at that
+            pitch and of noise, and starts as the cepstra's vocoder.
         width, expansion: of "stft", channels of the backbones and of their hidden layers, as a multiple.
         kernel_size: of "stft", taps of the depthwise convolutions, in frames.
         encoder_layers, decoder_layers: of "stft".
@@ -45,9 +42,7 @@ class DACVAEConfig:
     decoder_rates: tuple[int, ...] = (5, 4, 4, 3, 2)
     conv_slope: float = 1.0
     n_fft: int = 960
-    phase: bool = later(True)
     pulses: bool = later(False)
-    cepstra: bool = later(False)
     width: int = 256
     expansion: int = 3
     kernel_size: int = 7
@@ -61,8 +56,11 @@ class DACVAEConfig:
     def __post_init__(self) -> None:
         if self.network not in ("dac", "stft"):
             raise ConfigError(f"network = {self.network!r}: dac and stft are accepted")
-        if self.cepstra and (self.network != "stft" or not self.pulses or self.prior_layers):
-            raise ConfigError('cepstra = true needs network = "stft", pulses = true and prior_layers = 0')
+        if self.pulses and (self.network != "stft" or self.prior_layers or not 4 < self.latent_dim <= 84):
+            raise ConfigError(
+                f"pulses = true with network = {self.network!r}, latent_dim = {self.latent_dim}, prior_layers = "
+                f'{self.prior_layers}: "stft", 5 to 84 and 0 are accepted'
+            )
         if prod(self.encoder_rates) != prod(self.decoder_rates):
             raise ConfigError(
                 f"encoder_rates {self.encoder_rates} take {prod(self.encoder_rates)} samples to a frame, decoder_rates "

@@ -60,16 +60,16 @@ class Autoencoder(Pretrained):
         super().__init__(config)
         self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
         on_samples = config.network == "dac"
-        learned = config.latent_dim - (2 * SPECTRA if getattr(config, "pulses", False) else 0)
         self.posterior: LastConv | None = None
-        if getattr(config, "cepstra", False):
+        if getattr(config, "pulses", False):
+            count = config.latent_dim - 2 * SPECTRA
             self.encoder: Encoder | SpectralEncoder | Cepstra = Cepstra(
-                learned, config.sample_rate, config.n_fft, SPECTRA
+                count, config.sample_rate, config.n_fft, SPECTRA
             )
             return
         self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
         slope = config.conv_slope if on_samples else 1.0
-        self.posterior = LastConv(self.encoder.channels, 2 * learned, 1, slope)
+        self.posterior = LastConv(self.encoder.channels, 2 * config.latent_dim, 1, slope)
 
     @property
     def frame_rate(self) -> float:

@@ -24,7 +24,7 @@ class SpectralEncoder(nn.Module):
         super().__init__()
         width = self.channels = config.width
         self.hop = config.hop_length
-        self.spectrum = SpectrumIn(config.n_fft, SPECTRA, config.phase)
+        self.spectrum = SpectrumIn(config.n_fft, SPECTRA)
         self.embed = Linear(self.spectrum.width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.backbone = ConvNeXt(width, width * config.expansion, config.kernel_size, config.encoder_layers)
@@ -56,11 +56,11 @@ class SpectralDecoder(nn.Module):
             self.pulses = Pulses(config.hop_length // SPECTRA, config.sample_rate)
             self.source = SpectrumIn(config.n_fft, SPECTRA)
             self.source_embed = Linear(self.source.width, width)
-            self.spectrum.start_at(log_magnitude=-3.0, real=1.0)  # the source itself, quietly
-        if config.cepstra:
             count = config.latent_dim - 2 * SPECTRA
             self.cepstra = Cepstra(count, config.sample_rate, config.n_fft, SPECTRA)
-            self.spectrum.start_at(log_magnitude=0.0)  # at the level that the cepstra tell
+            self.spectrum.start_at(
+                log_magnitude=0.0, real=1.0
+            )  # the source, at the level that the cepstra tell
             with torch.no_grad():
                 self.spectrum.project.weight.mul_(0.1)
 
@@ -69,8 +69,7 @@ class SpectralDecoder(nn.Module):
         x, spectra, gain = self.embed(z.mT), None, None
         if source is not None:
             spectra = self.source.spectra(source)
-            if self.config.cepstra:
-                gain = self.cepstra.gain(z[:, : self.cepstra.channels], spectra)
+            gain = self.cepstra.gain(z[:, : self.cepstra.channels], spectra, lengths)
             x = x + self.source_embed(self.source.features(spectra).to(x.dtype))
         x = self.norm(x)
         mask = None if lengths is None else padding_mask(lengths, x.shape[1])[..., None].to(x.dtype)

@@ -55,7 +55,6 @@ class VAEConfig(RunConfig):
             phase are given up before the decoder can use them.
         losses: weight of each loss by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame),
             adversarial, feature (2 x sum).
-        freeze_encoder: train the decoder alone, on the latents of init's encoder, which a flow may learn meanwhile.
     """
 
     task: str = "dacvae"
@@ -66,7 +65,6 @@ class VAEConfig(RunConfig):
     mel_windows: tuple[int, ...] = L.DAC_WINDOWS
     kl: str = "normal"
     kl_warmup: int = 0
-    freeze_encoder: bool = False
     losses: dict[str, float] = field(
         default_factory=lambda: {"mel": 15.0, "kl": 0.1, "adversarial": 1.0, "feature": 1.0}
     )
@@ -96,12 +94,8 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
     def build_model(self) -> DACVAE:
         config = self.config
         model = DACVAE(build_config(DACVAEConfig, config.model, "model"))
-        if config.init:  # a decoder of pulses may start from one without
-            start = DACVAE.from_pretrained(config.init).state_dict()
-            checkpoint.load_strict(model, model.state_dict() | start, config.init)
-        if config.freeze_encoder:
-            for part in filter(None, (model.encoder, model.posterior)):
-                part.requires_grad_(False)
+        if config.init:
+            checkpoint.load_strict(model, DACVAE.from_pretrained(config.init).state_dict(), config.init)
         self.measured_at(model)
         settings, rate = config.discriminators, model.sample_rate
         self.discriminators = None
