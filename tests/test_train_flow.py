@@ -277,7 +277,7 @@ def test_a_student_jumps_where_its_teacher_flows(taught: tuple[Path, Path], tmp_
 
     assert isinstance(before, TokenToMel)
     wanted = made(before, 10)
-    for _ in range(50):
+    for _ in range(100):
         trainer.train_step()
     trainer.export()
     student = vokens.load(tmp_path / "flow")
