@@ -102,7 +102,7 @@ def taught(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("taught")
     path = recipe.__wrapped__(places, folder)  # the fixture's function
     trainer = trainer_for(path, "chunked=0.0", "prompted=0.2")
-    for _ in range(100):
+    for _ in range(200):
         trainer.train_step()
     trainer.export()
     return path, folder / "run" / "flow"
@@ -169,7 +169,16 @@ def test_the_trained_flow_opens_and_speaks(recipe: Path, tmp_path: Path) -> None
 def loss_of(trainer: FlowTrainer, batch: FlowBatch, draw: Draw) -> Tensor:
     x1, mask = trainer._targets(batch)
     x, velocity = objective.straight_path(x1, draw.noise, draw.t)
-    return objective.squared_error(*trainer.model(batch, x, velocity, draw), mask)
+    prediction, target, _ = trainer.model(batch, x, velocity, draw)
+    return objective.squared_error(prediction, target, mask)
+
+
+def test_the_prior_loss_brings_the_encoder_near_the_frames(recipe: Path) -> None:
+    trainer = trainer_for(recipe, "prior=1.0", "optim.learning_rate=5e-3")
+    values = [trainer.train_step() for _ in range(30)]
+    early, late = (np.mean([step["prior"] for step in part]) for part in (values[:5], values[-5:]))
+    assert late < 0.7 * early
+    assert "prior" not in trainer_for(recipe).train_step()
 
 
 @pytest.mark.parametrize("chunked", [0.0, 1.0])
@@ -277,7 +286,7 @@ def test_a_student_jumps_where_its_teacher_flows(taught: tuple[Path, Path], tmp_
 
     assert isinstance(before, TokenToMel)
     wanted = made(before, 10)
-    for _ in range(100):
+    for _ in range(60):
         trainer.train_step()
     trainer.export()
     student = vokens.load(tmp_path / "flow")
