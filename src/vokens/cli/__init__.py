@@ -8,10 +8,11 @@ Exit codes: 0 done, 1 some of many inputs failed, 2 nothing done (with an error)
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from vokens._version import __version__
 from vokens.errors import ConfigError, VokensError
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = _dispatch(words)
+        run, args = _command(words)
+        code = run(args)
         sys.stdout.flush()  # a closed pipe raises here, not while Python shuts down
         return code
     except BrokenPipeError:
@@ -89,13 +91,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _dispatch(words: list[str]) -> int:
+def _command(words: list[str]) -> tuple[Callable[[Any], int], Any]:
+    """The function that runs a command line, and its arguments."""
     if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0 if words else 2
+        return _print_overview, 0 if words else 2
     if words[0] == "--version":
-        print(f"vokens {__version__}")
-        return 0
+        return _print_version, 0
     name, *rest = words
     if name not in VERBS:
         raise ConfigError(_unknown(name))
@@ -103,7 +104,12 @@ def _dispatch(words: list[str]) -> int:
 
     from vokens.cli.parse import parse  # tyro takes 0.1 s, not needed for the overview
 
-    return verb.run(parse(name, verb, rest))
+    return verb.run, parse(name, verb, rest)
+
+
+def _print_version(code: int) -> int:
+    print(f"vokens {__version__}")
+    return code
 
 
 def _unknown(name: str) -> str:
@@ -112,12 +118,13 @@ def _unknown(name: str) -> str:
     return f"unknown verb {name!r}: {guess}The verbs are {', '.join(VERBS)} (vokens --help)"
 
 
-def _overview() -> str:
+def _print_overview(code: int) -> int:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
-    return (
+    print(
         f"vokens {__version__}: speech to discrete tokens to speech\n\n"
         f"usage: vokens VERB ... [--debug]\n\n{verbs}\n\n"
         "vokens VERB --help explains one verb, --debug shows the traceback of an error.\n"
         "First steps: vokens demo, then vokens encode hello.wav and vokens decode hello.vok"
     )
+    return code
