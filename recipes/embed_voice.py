@@ -57,6 +57,7 @@ def embed_voice(args: argparse.Namespace, weights: Path) -> None:
     flow = load(args.flow)
     flow.config = replace(
         flow.config,
+        flow=replace(flow.config.flow, cfm_steps=args.steps),
         latents=autoencoder.name,
         latents_fingerprint=autoencoder.fingerprint,
         tokens=TOKENIZER,
@@ -91,6 +92,7 @@ def main() -> None:
         "--reference-text", default="", help="what it says, for a voice that speech goes on from"
     )
     voice.add_argument("--prompt", type=float, default=0.0, help="seconds of other recordings for the flow")
+    voice.add_argument("--steps", type=int, default=2, help="of the flow, where the user says none")
     voice.add_argument("--fp16", nargs="+", default=[], help="parts that 8 bits hurt")
     alone = verbs.add_parser("pack")
     alone.add_argument("folder")
