@@ -483,7 +483,7 @@ class TestEncodeDecode:
 
     def test_a_device_that_is_not_here(self, tmp_path: Path, codec_folder: str) -> None:
         for device in ("cuda:99", "nothing", "mps"):
-            with pytest.raises(ConfigError, match=rf"device '{device}' cannot be used here: auto, cpu"):
+            with pytest.raises(ConfigError, match=rf"device '{device}' cannot be used here: use auto, cpu"):
                 vokens.load(codec_folder, device=device)
         assert vokens.load(codec_folder, device="auto").device.type in ("cpu", "cuda")
 

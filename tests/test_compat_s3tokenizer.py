@@ -109,7 +109,7 @@ def test_names_files_and_caches(
         s3tokenizer.load_model("speech_tokenizer_v2_25")
     with pytest.raises(ConfigError, match="mini, not an S3Tokenizer"):
         s3tokenizer.load_model(str(tiny_codec_folder))
-    with pytest.raises(ConfigError, match="there are speech_tokenizer_v1"):
+    with pytest.raises(ConfigError, match="give speech_tokenizer_v1"):
         s3tokenizer.S3Tokenizer("v2")
     # What the published package downloaded is used, at its place.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

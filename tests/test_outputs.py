@@ -411,7 +411,7 @@ def test_sidecar_of_two_pieces_of_a_recording(tmp_path: Path):
 
 
 def test_names():
-    with pytest.raises(ConfigError, match="no output 'tfrecord': jsonl, parquet"):
+    with pytest.raises(ConfigError, match="no output 'tfrecord': give jsonl, parquet"):
         get_output("tfrecord")
     with pytest.raises(ConfigError, match="audio_root"):
         get_output("npy", audio_root="/x")

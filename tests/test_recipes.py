@@ -66,7 +66,7 @@ def test_the_wheel_takes_the_recipes_along() -> None:
         ("s3_mini", [], r"whisper-base lacks .*docs/metrics.md.*VOKENS_EVAL_MODELS"),
         ("socodec_mini", [], r"moonshine-tiny-en lacks .*docs/metrics.md.*VOKENS_EVAL_MODELS"),
         ("s3gen_mini", ["data.tokenizer=TOKENIZER"], r"campplus-zh-en lacks .*docs/metrics.md"),
-        ("s3gen_mini", ["data.tokenizer=TOKENIZER", "data.speaker=nowhere"], r"nowhere is not there: .*campplus"),
+        ("s3gen_mini", ["data.tokenizer=TOKENIZER", "data.speaker=nowhere"], r"nowhere does not exist: .*campplus"),
         ("mini", ["teacher.kind="], r"--set losses.distill=0 trains without"),
         ("s3_mini", ["trunk="], r"--set losses.trunk=0"),
         ("speechtokenizer", ["model.n_filters=2", "teacher.source=no/one"], r"no/one is no folder.*teacher.source="),

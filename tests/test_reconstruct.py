@@ -309,7 +309,7 @@ def test_a_damaged_evaluator_is_one_line(corpus, tmp_path, capsys, processes):
     command += ["--data", str(corpus), "--out", str(tmp_path / "out"), "--judges", str(tmp_path)]
     assert main([*command, "--processes", str(processes)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "sig_bak_ovr.onnx is no graph that onnxruntime opens" in line
+    assert "sig_bak_ovr.onnx cannot be opened by onnxruntime" in line
 
 
 def test_errors_travel_between_processes():

@@ -80,6 +80,8 @@ def test_stopped_runs_go_on(task: str, saved: Path, facts: dict[str, Any], tmp_p
     expected = {
         name.replace("judges", "discriminator"): value for name, value in facts[f"{task}_step"].items()
     }
+    if task == "socodec":  # a row draws its own clips since; with those of all rows at once 4.933 and 2.866
+        expected |= {"wave_mel": 5.072, "wave_stft": 2.946}
     values = run.train_step()
     assert values.keys() == expected.keys()
     for name, value in values.items():

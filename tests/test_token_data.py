@@ -228,7 +228,7 @@ def test_rows_that_no_batch_takes(tmp_path: Path):
     dataset = TokenDataset(folder)
     dataset.frames[3] = 0
     assert 3 not in chain.from_iterable(TokenBatches(dataset, 100))
-    with pytest.raises(ConfigError, match=r"batch_frames is 20, but rows of \d\d frames"):
+    with pytest.raises(ConfigError, match=r"batch_frames is 20, but there are rows of \d\d frames"):
         TokenBatches(dataset, 20)
     kept = chain.from_iterable(TokenBatches(dataset, 20, max_frames=20))
     assert sorted(kept) == [i for i, n in enumerate(dataset.frames) if 0 < n <= 20]

@@ -169,7 +169,7 @@ class LearnableSpeech(Pretrained, Speaker):
 
     def _known(self, voice: HeardVoice | None) -> HeardVoice:
         if voice is None and self.needs_voice:
-            raise ConfigError(f"{self.name} speaks in a voice: give a recording of one, 3 s to 10 s long")
+            raise ConfigError(f"{self.name} needs a voice: give a recording of one, 3 s to 10 s long")
         return self.voices[DEFAULT_VOICE] if voice is None else voice
 
     # Weights -----------------------------------------------------------------------------------------------
