@@ -443,7 +443,7 @@ def compare_flow(report: Report, args: argparse.Namespace) -> None:
 
     def ours() -> Tensor:
         x, v = objective.straight_path(frames.transpose(1, 2), noise, t)
-        found, target, _ = learner(batch, x, v, draw)
+        found, target = learner(batch, x, v, draw)
         return objective.squared_error(found, target, mask.transpose(1, 2).float())
 
     agree("losses of the flow", ours().detach(), plain.loss(batch, draw).detach(), 1e-4)

@@ -372,7 +372,10 @@ class TestPublishedCommands:
         ("flags", "said"),
         [
             (["extract_speech_token", "--dir", "D", "--onnx_path", "nowhere.onnx"], "nowhere.onnx"),
-            (["extract_embedding", "--dir", "D", "--onnx_path", "nowhere.onnx"], "nowhere.onnx does not exist"),
+            (
+                ["extract_embedding", "--dir", "D", "--onnx_path", "nowhere.onnx"],
+                "nowhere.onnx does not exist",
+            ),
             (["make_parquet_list", "--src_dir", "nowhere", "--des_dir", "out"], "nowhere/wav.scp"),
             (
                 ["make_parquet_list", "--src_dir", "D", "--des_dir", "o", "--num_processes", "0"],

@@ -61,9 +61,8 @@ class FlowLearner(nn.Module):
 
     def forward(
         self, batch: FlowBatch, x: Tensor, v: Tensor, draw: Draw, alpha: float = 0.0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Predicted and target velocities (B, T, D) float32 at x (B, T, D), whose path has the velocity v (B, T, D);
-        and mu (B, T, D), the projected states of the encoder."""
+    ) -> tuple[Tensor, Tensor]:
+        """Predicted and target velocities (B, T, D) float32 at x (B, T, D), whose path has the velocity v (B, T, D)."""
         given = self.given(batch, draw)
         network = self._network(given, draw.conditioned)
         if self.guidance:
@@ -71,7 +70,7 @@ class FlowLearner(nn.Module):
                 own = network(x, draw.t, draw.t)
                 free = self._network(given, torch.zeros_like(draw.conditioned))(x, draw.t, draw.t)
             v = guided_velocity(v, own, free, self.guidance)
-        return *regress(self.objective, network, x, draw.t, draw.r, v, alpha), given.mu.float()
+        return regress(self.objective, network, x, draw.t, draw.r, v, alpha)
 
     def _network(self, given: FlowConditioning, keep: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The average velocity with the conditions of the rows that keep theirs."""

@@ -125,9 +125,7 @@ class WithS3Gen(Speaker):
 
     def _known(self, voice: S3Voice | None) -> S3Voice:
         if voice is None:
-            raise ConfigError(
-                f"{self.s3gen.name} needs a voice: give a recording of one, 3 s to 10 s long"
-            )
+            raise ConfigError(f"{self.s3gen.name} needs a voice: give a recording of one, 3 s to 10 s long")
         return voice
 
 

@@ -101,8 +101,6 @@ class FlowConfig(RunConfig):
         noise_pairing: "none", "knn", each row gets the nearest of `candidates` noises, or "assignment", the rows'
             noises are dealt so that all distances together are least (immiscible diffusion).
         contrastive: weight of the contrastive loss (negatives: other rows' targets); 0.05 in the paper, 0 for none.
-        prior: weight of the squared distance of mu, the projected states of the encoder, to the frames (Grad-TTS, arXiv
-            2105.06337 eq. 14): a short run learns by it what the tokens say before the flow does.
         guidance: strength of classifier-free guidance that meanflow, imf and alpha learn to do without.
         instant: share of their rows with r = t, flow matching.
         time: timestep distribution, "uniform", "cosine", denser at the noise, or "logit_normal".
@@ -119,7 +117,6 @@ class FlowConfig(RunConfig):
     noise_pairing: str = "none"
     candidates: int = 8
     contrastive: float = 0.0
-    prior: float = 0.0
     guidance: float = 0.0
     instant: float = 0.5
     time: str = "uniform"
@@ -320,18 +317,14 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         if self.teacher is not None:
             velocity = self._distilled(batch, x, draw)
         with self.accelerator.autocast():
-            prediction, target, mu = self.module(
+            prediction, target = self.module(
                 batch, x, velocity, draw, alpha_at(self.step / self.config.steps)
             )
         settings = self.config
         loss = regression_loss(
             settings.objective, prediction, target, mask, draw.partner, settings.contrastive
         )
-        values = {"flow": objective.squared_error(prediction, target, mask)}
-        if settings.prior:
-            values["prior"] = objective.squared_error(mu, x1, mask)
-            loss = loss + settings.prior * values["prior"]
-        return loss, values
+        return loss, {"flow": objective.squared_error(prediction, target, mask)}
 
     def _targets(self, batch: FlowBatch) -> tuple[Tensor, Tensor]:
         """Frames (B, T, D) and their mask (B, T, 1)."""
@@ -413,10 +406,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             if self.teacher is not None:
                 velocity = self._distilled(batch, x, draw)
             learner = FlowLearner(flow, self.config.objective, self.config.guidance)
-            prediction, target, mu = learner(batch, x, velocity, draw)
+            prediction, target = learner(batch, x, velocity, draw)
             measured = {"valid/flow": float(objective.squared_error(prediction, target, mask))}
-            if self.config.prior:
-                measured["valid/prior"] = float(objective.squared_error(mu, x1, mask))
         mean = (x1 * mask).sum((0, 1)) / mask.sum()
         measured[f"valid/{self.frames_are}_mean"] = float(masked_l1(mean.expand_as(x1), x1, mask))
         made = x1
