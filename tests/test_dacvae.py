@@ -228,6 +228,21 @@ def test_folder_and_latents_survive_disk(network, tmp_path):
     np.testing.assert_array_equal(again.decode(read)[0], again.decode(latents)[0])
 
 
+def test_folders_that_name_a_retired_setting_open(tmp_path):
+    config = DACVAEConfig(network="stft", latent_dim=6, width=32, encoder_layers=1, decoder_layers=1)
+    model = DACVAE(config).eval()
+    path = model.save_pretrained(tmp_path / "vae") / "config.json"
+    for phase in (True, False):  # as commits wrote that could leave it out of latents
+        facts = json.loads(path.read_text())
+        facts["config"]["phase"] = phase
+        path.write_text(json.dumps(facts))
+        if phase:
+            assert vokens.load(path.parent).fingerprint == model.fingerprint
+            continue
+        with pytest.raises(ConfigError, match="phase = False is no longer built: True is accepted"):
+            vokens.load(path.parent)
+
+
 def test_published_file_opens_by_content(case, tmp_path):
     model, _ = case
     torch.save({"generator": model.to_published()}, tmp_path / "any.pt")

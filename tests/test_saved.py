@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import speechlike
 from test_train_lm import extract
 
@@ -62,7 +63,9 @@ def test_extracted_corpora_are_read(form: str, saved: Path) -> None:
 
 
 @pytest.mark.parametrize("task", RUNS)
-def test_stopped_runs_go_on(task: str, saved: Path, facts: dict[str, Any], tmp_path: Path) -> None:
+def test_stopped_runs_go_on(
+    task: str, saved: Path, facts: dict[str, Any], tmp_path: Path, monkeypatch
+) -> None:
     pytest.importorskip("accelerate")
     if task in ("learnable_lm", "uslm"):
         sizes, rate = ((40,), 25.0) if task == "learnable_lm" else ((32, 32, 32), 50.0)
@@ -80,8 +83,9 @@ def test_stopped_runs_go_on(task: str, saved: Path, facts: dict[str, Any], tmp_p
     expected = {
         name.replace("judges", "discriminator"): value for name, value in facts[f"{task}_step"].items()
     }
-    if task == "socodec":  # a row draws its own clips since; with those of all rows at once 4.933 and 2.866
-        expected |= {"wave_mel": 5.072, "wave_stft": 2.946}
+    if task == "socodec":  # its rows shared their draws when the archive was written
+        shared = torch.Generator().manual_seed(run.config.seed * 1_000_003 + run.number(0) * 97)
+        monkeypatch.setattr(run, "row_generators", lambda number, rows: [shared] * rows)
     values = run.train_step()
     assert values.keys() == expected.keys()
     for name, value in values.items():

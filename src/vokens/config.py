@@ -11,8 +11,17 @@ from vokens.errors import ConfigError
 def build_config(config_type: type, values: Mapping[str, Any], where: str) -> Any:
     """A config dataclass, and those in it, from nested tables; lists become tuples.
 
+    A type's `retired` are settings that it had, each with the one value under which everything is as it was: they are
+    left out.
+
     Raises ConfigError naming the setting that is unknown or of the wrong type; `where` names the file.
     """
+    for name, usual in getattr(config_type, "retired", {}).items():
+        if values.get(name, usual) != usual:
+            raise ConfigError(
+                f"{where}: {name} = {values[name]!r} is no longer built: {usual!r} is accepted; leave it out"
+            )
+        values = {key: value for key, value in values.items() if key != name}
     hints = get_type_hints(config_type)
     known = {field.name for field in dataclasses.fields(config_type)}
     unknown = sorted(set(values) - known)

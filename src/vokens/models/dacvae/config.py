@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from vokens.checkpoint import later
 from vokens.errors import ConfigError
@@ -32,6 +32,8 @@ class DACVAEConfig:
         mean, std: of each latent number over speech, where training has stored them: what a generative model
             of latents is trained on is (z - mean) / std. Empty: not known.
     """
+
+    retired: ClassVar[dict[str, Any]] = {"phase": True}
 
     sample_rate: int = 24000
     network: str = "dac"

@@ -5,6 +5,7 @@ generative models of them need, are measured when the model is written.
 """
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class VAEConfig(RunConfig):
         losses: weight of each loss by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame),
             adversarial, feature (2 x sum).
     """
+
+    retired: ClassVar[dict[str, Any]] = {"freeze_encoder": False}
 
     task: str = "dacvae"
     system: str = "dacvae"
