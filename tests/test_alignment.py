@@ -1,8 +1,10 @@
 """Alignment of texts to tokens, on tokens that were drawn from a known alignment."""
 
 import numpy as np
+import pytest
 
-from vokens.train.alignment import Aligner, align
+from vokens.errors import ConfigError
+from vokens.train.alignment import Aligner
 
 SYMBOLS, CODEBOOK = 12, 40
 
@@ -26,17 +28,17 @@ def spoken(count: int, seed: int = 0) -> tuple[list[list[int]], list[np.ndarray]
 
 def test_known_durations_are_found():
     texts, codes, durations = spoken(300)
-    found = align(texts, codes, CODEBOOK)
+    pairs = list(zip(texts, codes, strict=True))
+    found = Aligner(pairs, SYMBOLS, CODEBOOK).durations(pairs)
     ends = [np.abs(a.cumsum() - b.cumsum()) for a, b in zip(found, durations, strict=True)]
     assert all(a.sum() == len(c) and len(a) == len(t) for a, c, t in zip(found, codes, texts, strict=True))
     assert np.concatenate(ends).mean() < 0.15  # tokens; at an even pace 1.6
-    again = align(texts, codes, CODEBOOK)
+    again = Aligner(pairs, SYMBOLS, CODEBOOK).durations(pairs)
     assert all((a == b).all() for a, b in zip(found, again, strict=True))
 
 
 def test_other_texts_are_aligned_by_what_was_learned():
-    aligner = Aligner(SYMBOLS, CODEBOOK)
-    aligner.learn(list(zip(*spoken(300)[:2], strict=True)))
+    aligner = Aligner(list(zip(*spoken(300)[:2], strict=True)), SYMBOLS, CODEBOOK)
     texts, codes, durations = spoken(20, seed=1)
     together = aligner.durations(list(zip(texts, codes, strict=True)))
     for text, tokens, found, durations_ in zip(texts, codes, together, durations, strict=True):
@@ -46,7 +48,17 @@ def test_other_texts_are_aligned_by_what_was_learned():
 
 def test_a_text_too_long_for_its_tokens_goes_at_an_even_pace():
     texts, codes, _ = spoken(30)
-    found = align([*texts, [1, 2] * 20, [3]], [*codes, np.arange(4), np.array([9, 10])], CODEBOOK)
+    pairs = list(zip([*texts, [1, 2] * 20, [3]], [*codes, np.arange(4), np.array([9, 10])], strict=True))
+    found = Aligner(pairs, SYMBOLS, CODEBOOK).durations(pairs)
     assert found[-2].sum() == 4
     assert set(np.flatnonzero(found[-2])) == {5, 15, 25, 35}
     assert found[-1].tolist() == [2]
+
+
+def test_an_alphabet_may_be_as_large_as_bytes():
+    pairs = list(zip(*spoken(20)[:2], strict=True))
+    assert [each.sum() for each in Aligner(pairs, 259, 6561, rounds=2).durations(pairs)] == [
+        len(tokens) for _, tokens in pairs
+    ]
+    with pytest.raises(ConfigError, match="at most 512 are accepted"):
+        Aligner(pairs, 151_936, 6561)

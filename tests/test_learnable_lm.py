@@ -17,7 +17,7 @@ from vokens.lm.decode import decode
 from vokens.lm.qwen2 import Qwen2
 from vokens.lm.sampling import COSYVOICE, GREEDY
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
-from vokens.models.learnable.durations import frame_positions
+from vokens.models.learnable.durations import expected_positions, frame_positions
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.speaker import ReferenceMel
 
@@ -346,6 +346,17 @@ def test_positions_follow_durations():
     # the padding's durations count nothing; 4 tokens are stretched to 8
     expected = [0.25, 0.75, *(1 + (n + 0.5) / 6 for n in range(6)), 2.0]
     close(places[1], torch.tensor(expected))
+
+
+def test_a_prompt_takes_its_speech_and_sets_the_pace():
+    durations = torch.full((5,), 2.0)
+    places = expected_positions(durations, 2, 8, 1.0)  # at four tokens an id
+    assert len(places) == 8 + 12 + 1
+    close(places[[0, 7, 8, 20]], torch.tensor([0.125, 1.875, 2.125, 5.0]))
+    close(
+        expected_positions(durations, 2, 0, 1.0)[[0, 6]], torch.tensor([2.25, 5.0])
+    )  # a text without speech
+    close(expected_positions(durations, 0, 3, 2.0)[[0, 2, 3, 8]], torch.tensor([0.0, 0.0, 0.5, 5.0]))
 
 
 def test_aligned_training_sees_what_generation_sees(aligned):

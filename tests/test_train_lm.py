@@ -152,6 +152,24 @@ def test_texts_learned_by_heart_are_said_again_in_both_orders(trainer) -> None:
     assert list(streamed) == codes_of(run, 3)[:, 0].tolist()
 
 
+ALIGNED = ("model.positions=aligned", "bistream=0.0")
+
+
+def test_texts_are_said_by_the_durations_that_were_learned(trainer) -> None:
+    run = trainer("lm", *ALIGNED, "steps=80", "optim.schedule=cosine")
+    values = learned(run, 80)
+    assert values["durations"] < 0.5  # 1 - ln 1 + ... of durations of about 3, well told; 2 at first
+    measured = run.validate()
+    assert measured["valid/nats"] < 0.1
+    assert measured["valid/nats_other_text"] > 1
+    assert "valid/nats_bistream" not in measured
+    lm = run.final_model()
+    voices = torch.cat([lm.voice(run.corpus.clips[row].path) for row in range(8)])
+    said = lm.generate(TEXTS, speaker=voices, sampler=GREEDY)
+    for row in range(8):
+        assert abs(len(said[row]) - len(codes_of(run, row))) <= 2
+
+
 def test_uslm_says_all_codebooks_of_what_it_learned_by_heart(trainer) -> None:
     run = trainer("uslm", "steps=80", "optim.schedule=cosine")
     learned(run, 80)
@@ -185,9 +203,9 @@ def test_bfloat16_follows_float32(trainer, task: str) -> None:
     bfloat16_follows_float32(partial(trainer, task))
 
 
-@pytest.mark.parametrize("task", ["lm", "uslm"])
-def test_resuming_gives_the_identical_next_loss(trainer, task: str) -> None:
-    changes = ("data.batch_frames=60", "accumulate=2", "ema=0.9")
+@pytest.mark.parametrize(("task", "more"), [("lm", ()), ("lm", ALIGNED), ("uslm", ())])
+def test_resuming_gives_the_identical_next_loss(trainer, task: str, more: tuple[str, ...]) -> None:
+    changes = ("data.batch_frames=60", "accumulate=2", "ema=0.9", *more)
     straight = trainer(task, *changes)
     learned(straight, 3)
     straight.save()
@@ -432,6 +450,7 @@ def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_p
         ("lm", "model.front_end=", "how text becomes ids"),
         ("lm", "model.backbone.vocab_size=5", "ids of the front end"),
         ("lm", "bistream=1.5", "shares"),
+        ("lm", "model.positions=aligned", "bistream = 0 is accepted"),
         ("lm", "preference.reference=x", "preference.beta"),
         ("lm", "data.longest=3", "data.longest"),
         ("lm", "data.train=nowhere.jsonl", "data.codec"),

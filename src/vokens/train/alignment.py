@@ -2,133 +2,190 @@
 
 A hidden Markov model (HTK's flat start and Viterbi training) whose states are the symbols of a text, in order. A state
 emits a token with the mean of two probabilities: by the symbol and the one before it, and by the symbol and the one
-behind it. A token moves on by 0 to 3 symbols, since letters may be silent. It needs neither a recogniser nor audio.
+after it. A token moves on by 0 to 3 symbols, since letters may be silent. It needs neither a recogniser nor audio.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from vokens.errors import ConfigError
+from vokens.nn.masks import padding_mask
 
 MOVES = 4
 ROUNDS = 10
-WIDEST = 2.0  # standard deviation, in symbols, around the even pace that training starts from
+WIDTH = 2.0  # standard deviation, in symbols, around the even pace that training starts from
 PRIOR = 20.0  # observations that a pair of symbols borrows from the symbol alone
 BATCH = 64
+MOST_SYMBOLS = (
+    512  # bytes and phonemes fit; pairs of a trained tokenizer's 150,000 pieces are never seen twice
+)
+ENOUGH = 8000  # utterances to learn from: characters have a thousand pairs, each then seen hundreds of times
+
+Pair = tuple[Sequence[int], np.ndarray]  # symbols (L,) of a text, tokens (T,) of its speech
 
 
-def align(texts: Sequence[Sequence[int]], codes: Sequence[np.ndarray], codebook: int) -> list[np.ndarray]:
-    """Tokens of each symbol, int64 (L,) that sum to T, for texts (L,) and codes (T,): learned from them all.
+class Batch(NamedTuple):
+    """Texts and tokens, padded with 0."""
 
-    Texts of more than 3 symbols a token are aligned at an even pace.
+    numbers: list[int]  # of the pairs
+    text: Tensor  # (B, L)
+    text_lengths: Tensor  # (B,)
+    tokens: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+
+
+class Emission:
+    """Log-probabilities of tokens by a symbol and its neighbour on one side.
+
+    A pair of symbols that was never seen has those of the symbol alone, whose rows of the table come first.
+
+    Args:
+        pairs: (P, 2), the symbols and neighbours that are seen. size: of the alphabet. codebook: number of tokens.
     """
-    model = Aligner(max(max(text) for text in texts) + 1, codebook)
-    pairs = list(zip(texts, codes, strict=True))
-    model.learn(pairs)
-    return model.durations(pairs)
+
+    def __init__(self, pairs: Tensor, size: int, codebook: int) -> None:
+        self.size, self.codebook = size, codebook
+        self.symbols, neighbours = pairs.T
+        self.row_of = torch.arange(size)[:, None].repeat(1, size)  # (symbol, neighbour)
+        self.row_of[self.symbols, neighbours] = size + torch.arange(len(pairs))
+        self.counts = torch.zeros(size + len(pairs), codebook)
+        self.table = self.counts
+
+    def count(self, text: Tensor, neighbours: Tensor, tokens: Tensor, weights: Tensor) -> None:
+        """Add weights (n,) to what symbols (n,) beside neighbours (n,) emitted, tokens (n,)."""
+        rows = self.row_of[text, neighbours]
+        self.counts.view(-1).index_add_(0, rows * self.codebook + tokens, weights)
+
+    def update(self) -> None:
+        """New probabilities by the counts, which begin anew: pairs smoothed by symbols, symbols by tokens' shares."""
+        pairs = self.counts[self.size :]
+        single = torch.zeros(self.size, self.codebook).index_add_(0, self.symbols, pairs)
+        shares = single.sum(0) + 1
+        single = (single + shares / shares.sum()) / (single.sum(1, keepdim=True) + 1)
+        prior = PRIOR * single[self.symbols]
+        smoothed = (pairs + prior) / (pairs.sum(1, keepdim=True) + PRIOR)
+        self.table, self.counts = torch.cat([single, smoothed]).log(), torch.zeros_like(self.counts)
+
+    def scores(self, text: Tensor, neighbours: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities (B, T, L) of tokens (B, T) by symbols (B, L) beside neighbours (B, L)."""
+        index = tokens[:, None].expand(-1, text.shape[1], -1)
+        return self.table[self.row_of[text, neighbours]].gather(2, index).transpose(1, 2)
 
 
 class Aligner:
-    """Tables of the model: log-probabilities of tokens by pairs of symbols, and of moves.
+    """The model, learned from pairs of texts and tokens.
 
     Args:
-        symbols: size of the alphabet. codebook: number of tokens.
+        pairs: to learn from; ENOUGH of them are. size: of the alphabet. codebook: number of tokens.
+
+    Raises ConfigError for an alphabet of more than 512 symbols.
     """
 
-    def __init__(self, symbols: int, codebook: int) -> None:
-        self.symbols, self.codebook = symbols, codebook
-        self.tables: tuple[Tensor, Tensor] | None = None
-        self.moves = torch.full((MOVES,), 1 / MOVES).log()
-
-    def learn(self, pairs: Sequence[tuple[Sequence[int], np.ndarray]], rounds: int = ROUNDS) -> None:
-        """Rounds of alignment and counting, from an even pace."""
-        for _ in range(rounds):
-            counts = [torch.zeros(self.symbols**2, self.codebook) for _ in range(2)]
-            moves = torch.ones(MOVES)
-            for _, left, right, codes, lengths, counts_of in self._batches(pairs):
-                states = self._states(left, right, codes, lengths, counts_of)
-                self._count(counts, states, left, right, codes)
-                if self.tables is not None:
-                    moves += _moves(states, counts_of)
-            self.tables = (self._emission(counts[0], 1), self._emission(counts[1], 0))
-            self.moves = (moves / moves.sum()).log()
-
-    def durations(self, pairs: Sequence[tuple[Sequence[int], np.ndarray]]) -> list[np.ndarray]:
-        """Tokens of each symbol, as `align` gives them."""
-        found: dict[int, np.ndarray] = {}
-        for numbers, left, right, codes, lengths, counts in self._batches(pairs):
-            states = self._states(left, right, codes, lengths, counts).argmax(-1)
-            for row, number in enumerate(numbers):
-                path = states[row, : counts[row]]
-                found[number] = torch.bincount(path, minlength=int(lengths[row])).numpy()
-        return [found[number] for number in range(len(pairs))]
-
-    def _batches(
-        self, pairs: Sequence[tuple[Sequence[int], np.ndarray]]
-    ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """Numbers, pairs (B, L) with the symbol before and behind, codes (B, T), and both lengths (B,)."""
-        order = sorted(range(len(pairs)), key=lambda number: len(pairs[number][1]))
-        for start in range(0, len(order), BATCH):
-            numbers = order[start : start + BATCH]
-            texts = [torch.tensor(list(pairs[number][0])) for number in numbers]
-            tokens = [torch.from_numpy(pairs[number][1].astype(np.int64)) for number in numbers]
-            text = pad_sequence(texts, batch_first=True)
-            before, behind = text.roll(1, 1), text.roll(-1, 1)
-            before[:, 0], behind[:, -1] = 0, 0
-            yield (
-                numbers,
-                before * self.symbols + text,
-                text * self.symbols + behind,
-                pad_sequence(tokens, batch_first=True),
-                torch.tensor([len(each) for each in texts]),
-                torch.tensor([len(each) for each in tokens]),
+    def __init__(self, pairs: Sequence[Pair], size: int, codebook: int, rounds: int = ROUNDS) -> None:
+        if size > MOST_SYMBOLS:
+            raise ConfigError(
+                f"a front end of {size} symbols was given to be aligned: at most {MOST_SYMBOLS} are accepted; take "
+                "characters, bytes or phonemes"
             )
-
-    def _states(self, left: Tensor, right: Tensor, codes: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
-        """Weights (B, T, L) of the symbols at each token: one-hot, but in the first round."""
-        inside = torch.arange(codes.shape[1]) < counts[:, None]
-        if self.tables is None:
-            return _even(codes.shape[1], lengths, counts, left.shape[1]) * inside[..., None]
-        index = codes[:, None].expand(-1, left.shape[1], -1)
-        scores = torch.logaddexp(
-            self.tables[0][left].gather(2, index), self.tables[1][right].gather(2, index)
+        before, after = (
+            {
+                (symbol, text[place + step] if 0 <= place + step < len(text) else 0)
+                for text, _ in pairs
+                for place, symbol in enumerate(text)
+            }
+            for step in (-1, 1)
         )
-        path = _viterbi(scores.transpose(1, 2), self.moves, lengths, counts)
-        return torch.nn.functional.one_hot(path, left.shape[1]) * inside[..., None]
+        self.before, self.after = (
+            Emission(torch.tensor(sorted(seen)), size, codebook) for seen in (before, after)
+        )
+        self.moves = torch.full((MOVES,), 1 / MOVES).log()
+        for number in tqdm(range(rounds), desc="aligning texts", unit="round"):
+            self._round(pairs, even=number == 0)
 
-    def _count(
-        self, tables: list[Tensor], states: Tensor, left: Tensor, right: Tensor, codes: Tensor
-    ) -> None:
-        """Add what the states say to the counts of (pair, token)."""
-        row, token, symbol = states.nonzero(as_tuple=True)
-        weight, code = states[row, token, symbol].float(), codes[row, token]
-        for table, pairs in zip(tables, (left, right), strict=True):
-            table.view(-1).index_add_(0, pairs[row, symbol] * self.codebook + code, weight)
+    def durations(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
+        """Tokens of each symbol, int64 (L,) that sum to T, of each pair, whatever the others are.
 
-    def _emission(self, counts: Tensor, axis: int) -> Tensor:
-        """Log-probabilities (pairs, tokens): counts smoothed by those of the symbol, those by the tokens' shares."""
-        shares = counts.sum(0) + 1
-        shares = shares / shares.sum()
-        single = counts.view(self.symbols, self.symbols, -1).sum(1 - axis)
-        single = (single + shares) / (single.sum(1, keepdim=True) + 1)
-        prior = single[None] if axis else single[:, None]
-        cube = counts.view(self.symbols, self.symbols, -1)
-        total = cube.sum(2, keepdim=True)
-        return ((cube + PRIOR * prior) / (total + PRIOR)).log().flatten(0, 1)
+        A text of more than 3 symbols a token is aligned at an even pace.
+        """
+        durations = [np.zeros(0, np.int64)] * len(pairs)
+        for batch in _batches(pairs):
+            for row, path in enumerate(self._paths(batch)):
+                counts = torch.bincount(path[: batch.lengths[row]], minlength=int(batch.text_lengths[row]))
+                durations[batch.numbers[row]] = counts.numpy()
+        return durations
+
+    def _round(self, pairs: Sequence[Pair], even: bool) -> None:
+        """Align all pairs, or weight what is near an even pace, and count."""
+        moves = torch.ones(MOVES)
+        for batch in _batches(pairs):
+            if even:
+                weights = _even_weights(batch)
+            else:
+                path = self._paths(batch)
+                weights = F.one_hot(path, batch.text.shape[1]).float()
+                made = path.diff(dim=1)[padding_mask(batch.lengths, path.shape[1])[:, 1:]]
+                moves += torch.bincount(made.clamp(0, MOVES - 1), minlength=MOVES)
+            weights = weights * padding_mask(batch.lengths, batch.tokens.shape[1])[..., None]
+            row, token, symbol = weights.nonzero(as_tuple=True)
+            for emission, neighbours in self._sides(batch.text):
+                emission.count(
+                    batch.text[row, symbol],
+                    neighbours[row, symbol],
+                    batch.tokens[row, token],
+                    weights[row, token, symbol],
+                )
+        for emission in (self.before, self.after):
+            emission.update()
+        self.moves = (moves / moves.sum()).log()
+
+    def _sides(self, text: Tensor) -> tuple[tuple[Emission, Tensor], tuple[Emission, Tensor]]:
+        """The two emissions with the neighbours (B, L) that they look at, 0 beyond the ends."""
+        return (self.before, F.pad(text, (1, -1))), (self.after, F.pad(text, (-1, 1)))
+
+    def _paths(self, batch: Batch) -> Tensor:
+        """The symbol (B, T) of each token."""
+        scores = [
+            emission.scores(batch.text, neighbours, batch.tokens)
+            for emission, neighbours in self._sides(batch.text)
+        ]
+        return _viterbi(torch.logaddexp(*scores), self.moves, batch.text_lengths, batch.lengths)
 
 
-def _even(tokens: int, lengths: Tensor, counts: Tensor, symbols: int) -> Tensor:
-    """Weights (B, T, L) around an even pace; below 1 % of the largest they are left out."""
-    place = (torch.arange(tokens) + 0.5) * (lengths / counts)[:, None] - 0.5
-    distance = (torch.arange(symbols) - place[..., None]) / WIDEST
-    weights = (-0.5 * distance.square()).exp() * (torch.arange(symbols) < lengths[:, None])[:, None]
-    weights = weights * (distance.abs() < 3)
+def _batches(pairs: Sequence[Pair]) -> Iterator[Batch]:
+    order = sorted(range(len(pairs)), key=lambda number: len(pairs[number][1]))
+    for start in range(0, len(order), BATCH):
+        numbers = order[start : start + BATCH]
+        texts = [torch.tensor(pairs[number][0]) for number in numbers]
+        tokens = [torch.from_numpy(pairs[number][1].astype(np.int64)) for number in numbers]
+        text_lengths, lengths = (torch.tensor([len(row) for row in rows]) for rows in (texts, tokens))
+        yield Batch(
+            numbers,
+            pad_sequence(texts, batch_first=True),
+            text_lengths,
+            pad_sequence(tokens, batch_first=True),
+            lengths,
+        )
+
+
+def _even_weights(batch: Batch) -> Tensor:
+    """Weights (B, T, L) of the symbols around an even pace, up to three standard deviations; they sum to 1."""
+    pace = (batch.text_lengths / batch.lengths)[:, None]
+    symbols = torch.arange(batch.text.shape[1])
+    middle = (torch.arange(batch.tokens.shape[1]) + 0.5) * pace - 0.5
+    distance = (symbols - middle[..., None]).abs() / WIDTH
+    weights = (-0.5 * distance.square()).exp() * (distance < 3)
+    weights = weights * padding_mask(batch.text_lengths, len(symbols))[:, None]
     return weights / weights.sum(2, keepdim=True).clamp(min=1e-9)
 
 
-def _viterbi(scores: Tensor, moves: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
+def _viterbi(scores: Tensor, moves: Tensor, text_lengths: Tensor, lengths: Tensor) -> Tensor:
     """Best states (B, T) of scores (B, T, L): from one of the first symbols to one of the last, by 0 to 3 a token.
 
     A row whose text is too long for its tokens goes at an even pace.
@@ -136,32 +193,20 @@ def _viterbi(scores: Tensor, moves: Tensor, lengths: Tensor, counts: Tensor) -> 
     rows, tokens, symbols = scores.shape
     best = scores[:, 0].clone()
     best[:, MOVES:] = -torch.inf
-    back = torch.zeros(rows, tokens, symbols, dtype=torch.long)
-    last = best.clone()
+    last, taken = best, torch.zeros(rows, tokens, symbols, dtype=torch.long)
     for token in range(1, tokens):
-        steps = torch.nn.functional.pad(best, (MOVES - 1, 0), value=-torch.inf)
-        ways = torch.stack(
-            [steps[:, MOVES - 1 - move :][:, :symbols] + moves[move] for move in range(MOVES)], -1
-        )
-        best, back[:, token] = ways.max(-1)
+        from_left = F.pad(best, (MOVES - 1, 0), value=-torch.inf).unfold(1, MOVES, 1).flip(2)  # by 0, 1, 2, 3
+        best, taken[:, token] = (from_left + moves).max(2)
         best = best + scores[:, token]
-        last = torch.where((token < counts)[:, None], best, last)
+        last = torch.where((token < lengths)[:, None], best, last)
     places = torch.arange(symbols)
-    ends = (places < lengths[:, None]) & (places >= lengths[:, None] - MOVES)
+    ends = (places < text_lengths[:, None]) & (places >= text_lengths[:, None] - MOVES)
     value, state = last.masked_fill(~ends, -torch.inf).max(1)
     path = torch.zeros(rows, tokens, dtype=torch.long)
     for token in range(tokens - 1, -1, -1):
         path[:, token] = state
-        within = token < counts
-        move = back[:, token].gather(1, state[:, None])[:, 0]
-        state = torch.where(within, state - move, state).clamp(min=0)
-    even = ((torch.arange(tokens) + 0.5) * (lengths / counts)[:, None]).long()
-    even = torch.minimum(even, lengths[:, None] - 1)
+        move = taken[:, token].gather(1, state[:, None])[:, 0]
+        state = torch.where(token < lengths, state - move, state).clamp(min=0)
+    even = ((torch.arange(tokens) + 0.5) * (text_lengths / lengths)[:, None]).long()
+    even = torch.minimum(even, text_lengths[:, None] - 1)
     return torch.where(value.isinf()[:, None], even, path)
-
-
-def _moves(states: Tensor, counts: Tensor) -> Tensor:
-    """How often a token moves on by 0, 1, 2, 3 symbols (4,)."""
-    path = states.argmax(-1)
-    inside = torch.arange(1, path.shape[1]) < counts[:, None]
-    return torch.bincount(path.diff(dim=1)[inside].clamp(0, MOVES - 1), minlength=MOVES).float()

@@ -17,7 +17,7 @@ from vokens.data.items import CodecInfo
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.models.pretrained import load
-from vokens.train.alignment import Aligner
+from vokens.train.alignment import Aligner, Pair
 from vokens.train.buckets import Buckets
 from vokens.train.config import DataConfig
 from vokens.train.data import Clip, read_clips
@@ -119,7 +119,7 @@ class TextBatch:
         )
 
     def swapped(self) -> "TextBatch":
-        """Each utterance with the text of another: what a model loses by it is what it hears of the text."""
+        """Each utterance with the text of another: what a model loses by it is what it takes from the text."""
         durations = None if self.durations is None else self.durations.roll(1, 0)
         text, lengths = self.text.roll(1, 0), self.text_lengths.roll(1)
         return replace(self, text=text, text_lengths=lengths, durations=durations)
@@ -141,8 +141,8 @@ class TextBatches:
         batch_frames, longest: as in `TextDataConfig`; a batch has one utterance at least.
 
     Attributes:
-        usable: numbers of the utterances that are learned. texts: their ids, by number. durations: speech tokens of
-            each id, by number, once `align` was called.
+        usable: numbers of the utterances that are learned. texts: their ids, by number. aligner: of texts and
+            tokens; where it is set, batches have durations, each computed once.
 
     Raises ConfigError where none is left.
     """
@@ -170,7 +170,8 @@ class TextBatches:
                 f"none of {len(corpus.clips)} utterances has a text that can be spelt, tokens, and at most "
                 f"data.longest = {longest} of both together"
             )
-        self.durations: dict[int, np.ndarray] = {}
+        self.aligner: Aligner | None = None
+        self._durations: dict[int, np.ndarray] = {}
         self.buckets = Buckets(
             self.usable,
             lambda row: batch_frames // size[row],
@@ -184,14 +185,9 @@ class TextBatches:
         size = len(rows) // world
         return rows[rank * size : (rank + 1) * size].tolist()
 
-    def align(self, aligner: Aligner) -> None:
-        """Give batches the durations that an aligner finds."""
-        self.durations = dict(zip(self.usable, aligner.durations(self.pairs), strict=True))
-
-    @property
-    def pairs(self) -> list[tuple[list[int], np.ndarray]]:
-        """Text and first codebook's tokens of each usable utterance."""
-        return [(self.texts[row], self.corpus.codes(row)[:, 0]) for row in self.usable]
+    def pairs(self, rows: Sequence[int]) -> list[Pair]:
+        """Text and tokens, of the first codebook, of utterances."""
+        return [(self.texts[row], self.corpus.codes(row)[:, 0]) for row in rows]
 
     @property
     def pace(self) -> float:
@@ -219,11 +215,13 @@ class TextBatches:
             torch.tensor([len(text) for text in texts]),
             pad_sequence(codes, batch_first=True),
             torch.tensor([len(code) for code in codes]),
-            self._durations(rows) if self.durations else None,
+            None if self.aligner is None else self._aligned(rows, self.aligner),
         )
 
-    def _durations(self, rows: list[int]) -> Tensor:
-        return pad_sequence([torch.from_numpy(self.durations[row]) for row in rows], batch_first=True)
+    def _aligned(self, rows: list[int], aligner: Aligner) -> Tensor:
+        new = [row for row in rows if row not in self._durations]
+        self._durations |= zip(new, aligner.durations(self.pairs(new)), strict=True)
+        return pad_sequence([torch.from_numpy(self._durations[row]) for row in rows], batch_first=True)
 
 
 def check_same_codec(data: DataConfig, train: CodecInfo, valid: CodecInfo) -> None:

@@ -71,18 +71,21 @@ def frame_positions(durations: Tensor, text_lengths: Tensor, speech_lengths: Ten
     return torch.where(symbol > last, text_lengths[:, None].double(), place).float()
 
 
-def expected_positions(durations: Tensor, prompt: int, heard: int, speed: float) -> Tensor:
+def expected_positions(durations: Tensor, prompt: int, prompt_speech: int, speed: float) -> Tensor:
     """Places (S + 1,) in the text of all speech tokens and of the end, from expected durations (L,).
 
-    prompt: ids that are the prompt's, which take its `heard` tokens and set the pace of the rest. Speech of a prompt
-    without text stands at the start. Raises ConfigError for a speed that is not above 0.
+    prompt: ids that are the prompt's, which take its `prompt_speech` tokens and set the pace of the rest. Speech of a
+    prompt without text stands at the start. Raises ConfigError for a speed that is not above 0.
     """
     if speed <= 0:
         raise ConfigError(f"speed = {speed}: numbers above 0 are accepted")
-    if prompt and heard:
-        durations = durations * (heard / durations[:prompt].sum())
-    durations = torch.cat([durations[:prompt], durations[prompt:] / speed])
-    total = (heard if prompt else 0) + max(1, round(float(durations[prompt:].sum())))
+    own, pace = durations[prompt:], 1.0
+    if prompt:
+        stretch = prompt_speech / float(durations[:prompt].sum())
+        pace = stretch or 1.0  # a prompt's text without its speech says nothing about the pace
+        durations = durations * stretch
+    durations = torch.cat([durations[:prompt], own * (pace / speed)])
+    total = (prompt_speech if prompt else 0) + max(1, round(float(durations[prompt:].sum())))
     lengths = (torch.tensor([n], device=durations.device) for n in (len(durations), total))
     frames = frame_positions(durations[None], *lengths)[0]
-    return frames if prompt else torch.cat([frames.new_zeros(heard), frames])
+    return frames if prompt else torch.cat([frames.new_zeros(prompt_speech), frames])

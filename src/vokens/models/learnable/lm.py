@@ -69,7 +69,7 @@ class LearnableLM(Pretrained):
     def voice(self, *sources: audio.Source, sample_rate: int | None = None) -> Tensor:
         """The speaker token (1, W) of one or more recordings of a voice, for `generate`.
 
-        Recordings are heard in pieces of 4 s, as in training, and their vectors averaged; a last piece below 2 s is
+        Recordings are embedded in pieces of 4 s, as in training, and their vectors averaged; a last piece below 2 s is
         left out. sample_rate: of arrays.
         """
         piece, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
@@ -250,7 +250,7 @@ class LearnableLM(Pretrained):
         spelt = isinstance(prompt_text, str) and bool(self.config.front_end)
         before = front_end(self.config.front_end).both(str(prompt_text), "") if spelt else prompt_text
         words = self._check_text(before, empty=True)
-        heard = self._check(prompt_speech, self.config.speech_tokens, "speech")
+        prompt_ids = self._check(prompt_speech, self.config.speech_tokens, "speech")
         (voice,) = self._voices(speaker, 1)
         prompt = self._begin(voice, Pace(self.config.pace or 1.0))
         cache, said, length = KVCache(self.config.backbone.layers), [], 0
@@ -267,13 +267,13 @@ class LearnableLM(Pretrained):
             new = self._check_text(piece, empty=True)
             words, length = torch.cat([words, new]), length + len(new)
             while len(words) >= group:
-                given = heard[:share]
+                given = prompt_ids[:share]
                 prompt.text(words[:group]).speech(given)
-                words, heard = words[group:], heard[share:]
+                words, prompt_ids = words[group:], prompt_ids[share:]
                 yield from speak(share - len(given), share - len(given))
         if not length:
             raise TokensError("no text was given to stream_text: give at least one token")
-        prompt.text(words).task().speech(heard)
+        prompt.text(words).task().speech(prompt_ids)
         least, most = (limit - len(said) for limit in self.bounds(length))
         yield from speak(least, most)
 
@@ -287,9 +287,9 @@ class LearnableLM(Pretrained):
     ) -> tuple[list[PromptBuilder], list[tuple[int, int]]]:
         """The prompt of each text, and its least and most tokens; arguments as `generate`."""
         texts = [self._read(item, prompt_text) for item in text]
-        heard = self._check(prompt_speech, self.config.speech_tokens, "speech")
+        prompt_ids = self._check(prompt_speech, self.config.speech_tokens, "speech")
         prompts = [
-            self._prompt(voice, ids, own, heard, speed)
+            self._prompt(voice, ids, own, prompt_ids, speed)
             for voice, (ids, own) in zip(self._voices(speaker, len(texts)), texts, strict=True)
         ]
         bounds = [self.bounds(own, speed, each) for (_, own), each in zip(texts, prompts, strict=True)]
@@ -354,16 +354,18 @@ class LearnableLM(Pretrained):
         least, most = self.config.speech_per_text
         return int(text * least / speed), int(text * most / speed)
 
-    def _prompt(self, voice: Tensor, ids: Tensor, own: int, heard: Tensor, speed: float) -> PromptBuilder:
+    def _prompt(
+        self, voice: Tensor, ids: Tensor, own: int, prompt_ids: Tensor, speed: float
+    ) -> PromptBuilder:
         """The input of a text, `own` of whose ids are not the prompt's, up to the prompt's speech."""
         if self.config.positions == "aligned":
             speaker = voice if len(voice) else torch.zeros_like(self.speech_embedding.weight[:1])
             durations = self.durations.expected(ids, speaker)
-            frames = expected_positions(durations, len(ids) - own, len(heard), speed)
+            frames = expected_positions(durations, len(ids) - own, len(prompt_ids), speed)
             clock: Pace | Alignment = Alignment(frames.cpu())
         else:
-            clock = Pace(pace_of(self.config.pace, len(ids) - own, len(heard), speed))
-        return self._begin(voice, clock).text(ids).task().speech(heard)
+            clock = Pace(pace_of(self.config.pace, len(ids) - own, len(prompt_ids), speed))
+        return self._begin(voice, clock).text(ids).task().speech(prompt_ids)
 
     def _begin(self, voice: Tensor, clock: Pace | Alignment) -> PromptBuilder:
         return PromptBuilder(

@@ -24,7 +24,7 @@ from vokens.models.learnable.lm import LearnableLM
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
 from vokens.text import front_end
-from vokens.train.alignment import Aligner
+from vokens.train.alignment import ENOUGH, Aligner
 from vokens.train.config import RunConfig, among, refuse
 from vokens.train.data import Clip, pcm_rows
 from vokens.train.log import Board
@@ -128,7 +128,7 @@ class References:
     """References of utterances: a piece of another one of the same speaker, else of the utterance itself.
 
     Args:
-        pcm: samples of all clips at 24 kHz; a clip without any is heard by nobody.
+        pcm: samples of all clips at 24 kHz; clips without any are never references.
     """
 
     def __init__(self, clips: Sequence[Clip], pcm: Rows) -> None:
@@ -147,13 +147,13 @@ class References:
         others = [other for other in self.of_speaker.get(self.speaker[row], []) if other != row]
         if not others and not self.seconds[row]:
             return None, None
-        heard = others[int(where * len(others))] if others else row
-        most = self.seconds[heard] * (1.0 if others else OWN_SHARE)
+        source = others[int(where * len(others))] if others else row
+        most = self.seconds[source] * (1.0 if others else OWN_SHARE)
         shortest, longest = REFERENCE_SECONDS
         taken = min(most, shortest + length * (longest - shortest))
-        start = at * (self.seconds[heard] - taken)
+        start = at * (self.seconds[source] - taken)
         first, last = int(start * REFERENCE_RATE), int((start + taken) * REFERENCE_RATE)
-        wave = torch.from_numpy(self.pcm[heard][first:last, 0].astype(np.float32) / 32768)
+        wave = torch.from_numpy(self.pcm[source][first:last, 0].astype(np.float32) / 32768)
         return self.mel(wave), None if others else (start, start + taken)
 
 
@@ -192,7 +192,7 @@ class LMLearner(nn.Module):
         return lm.head(hidden[loss_mask]), layout.target[loss_mask], lengths
 
     def _durations(self, batch: TextBatch, durations: Tensor, speaker: Tensor | None) -> Tensor:
-        """Loss of the durations; the speaker token is left to what the tokens say of it."""
+        """Loss of the durations; it sends no gradient into the speaker token, which the tokens' loss shapes."""
         if speaker is None:
             speaker = torch.zeros(len(durations), self.lm.config.backbone.width, device=durations.device)
         prediction = self.lm.durations(batch.text, batch.text_lengths, speaker.detach())
@@ -225,11 +225,10 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         self.train = self._batches(self.corpus)
         if values.get("positions") == "progress":
             values["pace"] = self.train.pace
-        self.aligner: Aligner | None = None
         if values.get("positions") == "aligned":
-            self.aligner = Aligner(self.spell.num_ids, sizes[0])
-            self.aligner.learn(self.train.pairs)
-            self.train.align(self.aligner)
+            rows = self.train.usable
+            some = self.train.pairs(rows[:: -(-len(rows) // ENOUGH)])
+            self.train.aligner = Aligner(some, self.spell.num_ids, sizes[0])
         lm = LearnableLM(build_config(LearnableLMConfig, values, "model"))
         if backbone["vocab_size"] < self.spell.num_ids:
             raise ConfigError(
@@ -252,8 +251,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             held_out = open_texts(data, data.valid, data.valid_split, self.device)
             check_same_codec(data, self.corpus.facts, held_out.facts)
             self.valid = self._batches(held_out)
-            if self.aligner is not None:
-                self.valid.align(self.aligner)
+            self.valid.aligner = self.train.aligner
             self.valid_references = self._references(held_out.clips)
 
     def _batches(self, corpus: Any) -> TextBatches:
@@ -358,7 +356,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             return {}
         learner = LMLearner(self.final_model())
         kinds = ["nats", "nats_bistream", "nats_other_text"]
-        if self.aligner is not None:  # text and speech do not alternate
+        if self.train.aligner is not None:  # text and speech do not alternate
             kinds.remove("nats_bistream")
         found = {name: torch.zeros(3) for name in (*kinds, "nats_unigram")}
         shares = unigram(self.train)
@@ -367,8 +365,8 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             for name in kinds:
                 draws = [np.random.default_rng((0, row)) for row in batch.rows]  # the same each time
                 voices = self._voices(self.valid_references, batch, draws, float(name == "nats_bistream"))
-                heard = batch.swapped() if name == "nats_other_text" else batch
-                scores, target, _ = learner(heard.to(self.device), voices.to(self.device))
+                inputs = batch.swapped() if name == "nats_other_text" else batch
+                scores, target, _ = learner(inputs.to(self.device), voices.to(self.device))
                 count, right = len(target), float(accuracy(scores, target))
                 found[name] += torch.tensor([float(label_loss(scores, target)), right, 1.0]) * count
                 if name == "nats":
