@@ -147,7 +147,7 @@ def voice_clips(mel: Tensor, frames: Tensor, generators: Sequence[torch.Generato
     return torch.stack([clip.repeat(1, -(-longest // clip.shape[1]))[:, :longest] for clip in clips])
 
 
-class MelJudge(nn.Module):
+class MelDiscriminator(nn.Module):
     """Patches of a log-mel (B, n_mels, F) as real or not, at its own frames and at means of 2 and 4 of them."""
 
     def __init__(self, channels: int = 32) -> None:

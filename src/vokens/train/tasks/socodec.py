@@ -20,7 +20,13 @@ from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.models.socodec.checkpoint import hubert_to_ours
 from vokens.models.socodec.config import MEL_HOP, RATE, SSL_HOP
 from vokens.models.socodec.hubert import Hubert, hubert_features
-from vokens.models.socodec.learner import AnalyzerBatch, MelJudge, SoCodecLearner, SoCodecOutput, voice_clips
+from vokens.models.socodec.learner import (
+    AnalyzerBatch,
+    MelDiscriminator,
+    SoCodecLearner,
+    SoCodecOutput,
+    voice_clips,
+)
 from vokens.models.socodec.published import read_hubert
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
@@ -209,7 +215,9 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         super().prepare()
         config, named = self.config, set(self.config.losses)
         if named & {"mel_adversarial", "mel_feature"}:
-            self._add_gan(MelJudge(config.mel_discriminator.channels), config.mel_discriminator, "mel")
+            self._add_gan(
+                MelDiscriminator(config.mel_discriminator.channels), config.mel_discriminator, "mel"
+            )
         if named & {"wave_adversarial", "wave_feature"}:
             kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_discriminator.divisor)}
             if config.wave_discriminator.channels:
@@ -219,8 +227,8 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
     def _add_gan(self, network: nn.Module, config: DiscriminatorConfig, kind: str) -> None:
         usual = GANLoss()
         named = {f"{kind}_{name}": loss for name, loss in usual.generator.items()}
-        wanted = {name: loss for name, loss in named.items() if name in self.config.losses}
-        losses, rate = GANLoss(usual.discriminator, wanted), config.learning_rate
+        weighted = {name: loss for name, loss in named.items() if name in self.config.losses}
+        losses, rate = GANLoss(usual.discriminator, weighted), config.learning_rate
         self.gans.append(GAN(self, network, losses, name=kind, start=config.start, learning_rate=rate))
 
     def _gan_step(
@@ -247,18 +255,18 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         mel = self.spectrum(wave)
         keep = self.own(self._keep(len(wave) * self.world, generator)).to(self.device)
         generators = self.row_generators(number, len(wave))
-        heard, wanted = self._inputs(batch, wave, voice_clips(mel, frames, generators))
+        inputs, features = self._inputs(batch, wave, voice_clips(mel, frames, generators))
         spans = self._spans(frames, generators)
         with self.accelerator.autocast():
             output = self.module(
-                heard,
+                inputs,
                 mels=None if spans is None else cut(mel, spans, 1),
                 keep=keep,
                 generator=generator,
                 quantize=self.step >= self.config.fit_codebooks,
             )
-        inside = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
-        values, report = self._of_analyzer(output, mel, wanted, inside, part)
+        mask = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
+        values, report = self._of_analyzer(output, mel, features, mask, part)
         if output.wave is not None and spans is not None:
             more, told = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
             values, report = values | more, report | told
@@ -282,10 +290,10 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             with torch.no_grad():
                 features = hubert_features(self.hubert, wave)
             return AnalyzerBatch(wave, features, clips), features
-        wanted = None
+        target = None
         if batch.teacher is not None:
-            wanted = ((batch.teacher - self.mean) / self.scale).transpose(1, 2).to(self.device)
-        return AnalyzerBatch(wave, None, clips), wanted
+            target = ((batch.teacher - self.mean) / self.scale).transpose(1, 2).to(self.device)
+        return AnalyzerBatch(wave, None, clips), target
 
     def _spans(self, frames: Tensor, generators: Sequence[torch.Generator]) -> Tensor | None:
         """First and last mel frame (B, 2) of what the vocoder makes of each crop."""
@@ -300,46 +308,46 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return torch.stack([start, start + size], 1)
 
     def _of_analyzer(
-        self, output: SoCodecOutput, mel: Tensor, wanted: Tensor | None, inside: Tensor, part: int
+        self, output: SoCodecOutput, mel: Tensor, features: Tensor | None, mask: Tensor, part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The analyzer's losses, and what else to report."""
         if output.mel is None or output.commit is None:
             return {}, {}
-        found, names = output.mel.float(), self.config.losses
-        values = {"mel": masked_mean((found - mel).square(), inside)}
-        values["mel_l1"] = masked_mean((found - mel).abs(), inside)
+        prediction, names = output.mel.float(), self.config.losses
+        values = {"mel": masked_mean((prediction - mel).square(), mask)}
+        values["mel_l1"] = masked_mean((prediction - mel).abs(), mask)
         values["commit"] = output.commit
-        if output.features is not None and wanted is not None:
-            difference = (output.features.float() - wanted).square()
-            values["semantic"] = masked_mean(difference, inside[..., ::2])
-        losses, report = self._gan_step("mel", mel, found, part)
+        if output.features is not None and features is not None:
+            difference = (output.features.float() - features).square()
+            values["semantic"] = masked_mean(difference, mask[..., ::2])
+        losses, report = self._gan_step("mel", mel, prediction, part)
         return {name: value for name, value in (values | losses).items() if name in names}, report
 
     def _of_vocoder(
-        self, found: Tensor, wave: Tensor, part: int
+        self, prediction: Tensor, wave: Tensor, part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The vocoder's losses of waves (B, N), and what else to report."""
         values, names = {}, self.config.losses
         if "wave_mel" in names:
-            values["wave_mel"] = L.spectral_l1(self.spectrum, found, wave)
+            values["wave_mel"] = L.spectral_l1(self.spectrum, prediction, wave)
         if "wave_stft" in names:
-            values["wave_stft"] = self.stft(found, wave)
-        losses, report = self._gan_step("wave", wave[:, None], found[:, None], part)
+            values["wave_stft"] = self.stft(prediction, wave)
+        losses, report = self._gan_step("wave", wave[:, None], prediction[:, None], part)
         return values | losses, report
 
     @torch.no_grad()
     def _fit_codebooks(self) -> None:
         """Start the codebooks from latents of coming batches, the same on every process."""
         self.model.eval()
-        first, found = self.number(0), []
+        first, latents = self.number(0), []
         size = self.sizes.codebook_size
-        wanted = max(size, min(FIT_VECTORS * size, FIT_MOST))
-        while sum(len(rows) for rows in found) < wanted:
+        enough = max(size, min(FIT_VECTORS * size, FIT_MOST))
+        while sum(len(rows) for rows in latents) < enough:
             for rank in range(self.world):
-                batch = self.train.batch(first + len(found) // self.world, rank, self.world)
-                heard, _ = self._inputs(batch, batch.wave.to(self.device), batch.wave)
-                found.append(self.model.latent(heard).flatten(0, 1).float())
-        self.model.codec.codebooks.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
+                batch = self.train.batch(first + len(latents) // self.world, rank, self.world)
+                inputs, _ = self._inputs(batch, batch.wave.to(self.device), batch.wave)
+                latents.append(self.model.latent(inputs).flatten(0, 1).float())
+        self.model.codec.codebooks.fit(torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
             self.average.restart(self.model)
 
@@ -354,16 +362,16 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         codec, measured, batch = self.final_model(), {}, self.valid.spread(VALID_CLIPS)
         wave = batch.wave.to(self.device)
         mel, frames = self.spectrum(wave), -(-batch.lengths // MEL_HOP)
-        inside = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
-        found = mel
+        mask = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
+        prediction = mel
         if self.model.analyzer:
             codes = torch.stack(codec.tokenize(list(wave)))
             voice = torch.cat(
                 [codec.voice(row[:size]) for row, size in zip(wave, batch.lengths, strict=True)]
             )
             for k in range(1, codec.num_codebooks + 1):
-                found = codec.decode_mel(codes[:, :k], voice)
-                measured[f"valid/mel_{k}"] = float(masked_mean((found - mel).abs(), inside))
+                prediction = codec.decode_mel(codes[:, :k], voice)
+                measured[f"valid/mel_{k}"] = float(masked_mean((prediction - mel).abs(), mask))
             for k in range(codec.num_codebooks):
                 measured[f"valid/use_{k + 1}"] = len(codes[:, k].unique()) / min(
                     codec.codebook_sizes[k], codes[:, k].numel()
@@ -372,7 +380,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             copied = torch.stack([codec.vocode(row) for row in mel[:8]])
             measured["valid/wave_mel"] = float(L.spectral_l1(self.spectrum, copied, wave[:8]))
         if board is not None:
-            board.resyntheses(self.step, wave, torch.stack([codec.vocode(row) for row in found[:2]]))
+            board.resyntheses(self.step, wave, torch.stack([codec.vocode(row) for row in prediction[:2]]))
         return measured
 
     def final_model(self) -> SoCodec:
@@ -389,6 +397,6 @@ def cut(x: Tensor, spans: Tensor, hop: int) -> Tensor:
     return torch.stack(rows)
 
 
-def masked_mean(x: Tensor, inside: Tensor) -> Tensor:
-    """Mean of x (B, C, T) where inside (B, 1, T) holds."""
-    return (x * inside).sum() / (inside.sum() * x.shape[1]).clamp(min=1)
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x (B, C, T) where mask (B, 1, T) is True."""
+    return (x * mask).sum() / (mask.sum() * x.shape[1]).clamp(min=1)
