@@ -104,6 +104,19 @@ def test_words_come_in_bounded_time_and_never_what_is_suppressed(folder: Path) -
     assert isinstance(open_recogniser("whisper-base", _named(folder)), Whisper)
 
 
+def test_the_encoder_hears_the_published_log_mel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was scaled twice once, and the ASR model then looped over clear speech."""
+    heard = []
+    whisper = Whisper(folder)
+    states = whisper.network.states
+    monkeypatch.setattr(whisper.network, "states", lambda mel: heard.append(mel) or states(mel))
+    wave = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    whisper.transcribe(wave)
+    extractor = pytest.importorskip("transformers").WhisperFeatureExtractor()
+    expected = extractor(wave, sampling_rate=16000, return_tensors="pt").input_features
+    torch.testing.assert_close(heard[0], expected, atol=1e-3, rtol=0)
+
+
 def _named(folder: Path) -> Path:
     home = folder / "evaluators"
     home.mkdir()

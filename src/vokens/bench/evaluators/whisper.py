@@ -19,7 +19,6 @@ from vokens.errors import AudioError, CheckpointError, MissingExtra
 from vokens.evaluator_files import FILES, check_files
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
-from vokens.models.s3tokenizer.model import whisper_scale
 from vokens.nn.attention import SelfAttention, attention
 from vokens.nn.product import Linear
 from vokens.text.files import read_json
@@ -156,7 +155,7 @@ class Whisper:
             raise AudioError(f"Whisper needs a mono wave (T,) with samples in it, got {wave.shape}")
         texts = []
         for piece in torch.from_numpy(wave).split(WINDOW):
-            mel = whisper_scale(self._mel(F.pad(piece, (0, WINDOW - len(piece)))[None]))
+            mel = self._mel(F.pad(piece, (0, WINDOW - len(piece)))[None])
             texts.append(self._tokenizer.decode(self._ids(mel), skip_special_tokens=True).strip())
         return re.sub(r"\s+", " ", " ".join(texts)).strip()
 
