@@ -325,6 +325,23 @@ def test_cepstra_and_gain_are_inverse():
     assert float((cepstra.of(shaped) - target)[..., 2:-2].abs().mean()) < 0.15  # .06; targets vary by .7
 
 
+def test_errors_of_cepstra_weigh_what_they_move_in_the_spectrum():
+    sizes = {"network": "stft", "latent_dim": 20, "width": 16, "decoder_layers": 1}
+    model = DACVAE(DACVAEConfig(pulses=True, **sizes))
+    weights = model.weights
+    assert weights[:16].mean() == pytest.approx(1)
+    assert (weights[16:] == 1).all()
+    cepstra = torch.zeros(1, 16, 1)
+    moved = []
+    for number in (1, 4, 15):  # an equal change of each number: how far the 80 bands move, RMS
+        change = cepstra.clone()
+        change[0, number] = 1.0
+        bands = (change * model.encoder.scale).mT @ model.encoder.cosines
+        moved.append(bands.square().mean().sqrt())
+    torch.testing.assert_close(weights[[1, 4, 15]] / weights[1], torch.stack(moved) / moved[0])
+    assert DACVAE(DACVAEConfig(**sizes)).weights is None
+
+
 def test_sizes_that_pulses_refuse():
     for changes in ({"network": "dac"}, {"latent_dim": 4}, {"latent_dim": 85}, {"prior_layers": 2}):
         with pytest.raises(ConfigError, match="5 to 84"):

@@ -91,6 +91,19 @@ def test_every_objective_learns(recipe: Path, changes: tuple[str, ...]) -> None:
     assert all(weight.grad is not None for weight in network.parameters())
 
 
+def test_numbers_of_a_latent_count_by_their_weights(recipe: Path) -> None:
+    """The loss is linear in the weights: what each number adds, weighted, is the whole."""
+    trainer = trainer_for(recipe, "objective=flow")
+    whole = trainer.micro_step(0)[0]
+    each = []
+    for number in range(6):
+        trainer.weights = 6.0 * torch.eye(6)[number]
+        each.append(trainer.micro_step(0)[0])
+    torch.testing.assert_close(torch.stack(each).mean(), whole)
+    trainer.weights = torch.tensor([3.0, 1.0, 1.0, 0.5, 0.5, 0.0])
+    torch.testing.assert_close(trainer.micro_step(0)[0], (trainer.weights * torch.stack(each)).mean())
+
+
 def test_distillation_composes(recipe: Path, tmp_path: Path) -> None:
     teacher = trainer_for(recipe)
     teacher.export()

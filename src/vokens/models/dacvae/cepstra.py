@@ -46,6 +46,11 @@ class Cepstra(Float32):
         self.register_buffer("spread", _between(middle, bands.shape[1]), persistent=False)
         self.register_buffer("scale", scale[:, None], persistent=False)
 
+    @property
+    def share(self) -> Tensor:
+        """How far a unit of each number (D,) moves the log spectrum, level and tilt alike."""
+        return self.scale[:, 0].clamp(max=float(self.scale[1]))
+
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Cepstra (B, D, T) of wave (B, 1, N), N whole frames; zero beyond its length, a row is as if alone."""
         return self.of(self.spectrum.spectra(wave[:, 0]))

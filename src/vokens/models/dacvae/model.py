@@ -75,6 +75,18 @@ class Autoencoder(Pretrained):
     def frame_rate(self) -> float:
         return self.sample_rate / self.hop_length
 
+    @property
+    def weights(self) -> Tensor | None:
+        """How much an error of each normalised number (D,) counts, mean 1; None where all count the same.
+
+        Cepstra by how far they move the log spectrum: the last ones cannot be told from tokens, and move it little.
+        """
+        if not isinstance(self.encoder, Cepstra):
+            return None
+        std = torch.tensor(self.config.std or [1.0] * self.config.latent_dim)
+        moves = self.encoder.share.cpu() * std[: self.encoder.channels]
+        return torch.cat([moves / moves.mean(), moves.new_ones(2 * SPECTRA)])
+
     # What users call ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()

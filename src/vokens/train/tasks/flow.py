@@ -169,6 +169,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     exported = "flow"
     sample_rate = 24000
     frames_are: ClassVar[str] = "mel"
+    weights: Tensor | None = None  # (D,) of the frames' numbers in the loss, mean 1; all the same
 
     # Building ----------------------------------------------------------------------------------------------
 
@@ -321,6 +322,9 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
                 batch, x, velocity, draw, alpha_at(self.step / self.config.steps)
             )
         settings = self.config
+        if self.weights is not None:
+            root = self.weights.to(prediction).sqrt()
+            prediction, target = prediction * root, target * root
         loss = regression_loss(
             settings.objective, prediction, target, mask, draw.partner, settings.contrastive
         )

@@ -145,6 +145,7 @@ class LearnableFlowTrainer(FlowTrainer):
         if data.latents:
             self.autoencoder = open_autoencoder(data.latents)
             self.facts = self.facts.of_autoencoder(self.autoencoder)
+            self.weights = self.autoencoder.weights
         if data.tokenizer:
             self.tokenizer = Codec.from_pretrained(data.tokenizer)
             self.facts = self.facts.of_tokenizer(self.tokenizer)
