@@ -46,9 +46,7 @@ from vokens.data.items import Utterance
 from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.config import DIALECTS
-from vokens.models.s3gen.hift_config import S3GEN_24K
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.config import DIALECTS, S3GEN_24K, S3GenModelConfig
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer, S3TokenizerConfig
 from vokens.models.socodec import SoCodecConfig
 from vokens.models.socodec.hubert import Hubert

@@ -29,8 +29,7 @@ from plain_cosyvoice3 import Plain
 from torch import Tensor
 
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
-from vokens.models.s3gen.config import DIALECTS
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.config import DIALECTS, S3GenModelConfig
 
 TOKENS_PER_SECOND, RATE = 25, 24000
 # GFLOP of the released sizes, counted on the reference: of one estimator call per frame and per frame and key, of the

@@ -11,12 +11,11 @@ from s3gen_weights import reduced
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vokens.models.s3gen import S3GenModel, hift_checkpoint
-from vokens.models.s3gen.checkpoint import flow_to_published
-from vokens.models.s3gen.config import DIALECTS, S3GenConfig
+from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.checkpoint import flow_to_published, hift_to_published
+from vokens.models.s3gen.config import DIALECTS, S3GEN_24K, S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_config import S3GEN_24K
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.nn.campplus import CAMPPlus
 
@@ -57,7 +56,7 @@ def published(dialect: str, full: bool = False) -> dict[str, Tensor]:
         "tokenizer": S3Tokenizer(tokens).to_published(),
         "speaker_encoder": CAMPPlus().state_dict(),
         "flow": flow_to_published(TokenToMel(config).state_dict()),
-        "mel2wav": hift_checkpoint.to_published(HiFTNetModel(vocoder).state_dict()),
+        "mel2wav": hift_to_published(HiFTNetModel(vocoder).state_dict()),
     }
     return {
         name: _weight(name, value)

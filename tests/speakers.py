@@ -11,7 +11,7 @@ from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.uslm import USLM, USLMConfig
 from vokens.nn.campplus import CAMPPlus

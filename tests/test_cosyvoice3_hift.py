@@ -9,10 +9,10 @@ from cosyvoice3 import FOLDER, golden
 from test_hift import REDUCED, Given, build, near, seeded, source_of
 
 from vokens.errors import CheckpointError, ConfigError
-from vokens.models.s3gen import hift_checkpoint
+from vokens.models.s3gen.checkpoint import Spelling, hift_to_published
+from vokens.models.s3gen.config import S3GEN_24K
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_config import S3GEN_24K
-from vokens.models.s3gen.hift_source import KeyedDraws, PublishedDraws, ReleasedDraws
+from vokens.models.s3gen.source import KeyedDraws, PublishedDraws, ReleasedDraws
 
 CAUSAL = replace(REDUCED, source="v3")
 
@@ -145,7 +145,7 @@ def test_noise_without_a_seed_is_the_release_s(model: HiFTNetModel) -> None:
 def test_published_names_are_complete() -> None:
     with torch.device("meta"):
         state = HiFTNetModel(replace(S3GEN_24K, source="v3")).state_dict()
-    names = hift_checkpoint.to_published({k: torch.empty(v.shape) for k, v in state.items()})
+    names = hift_to_published({k: torch.empty(v.shape) for k, v in state.items()})
     recorded = json.loads((FOLDER / "keys.json").read_text())
     expected = {k.removeprefix("mel2wav."): v for k, v in recorded.items() if k.startswith("mel2wav.")}
     assert {name: list(value.shape) for name, value in names.items()} == expected
@@ -154,15 +154,15 @@ def test_published_names_are_complete() -> None:
 
 
 @pytest.mark.parametrize("spelling", ["parametrizations", "weight_g", "folded"])
-def test_shapes_tell_the_release(model: HiFTNetModel, spelling: hift_checkpoint.Spelling) -> None:
-    state = hift_checkpoint.to_published(model.state_dict(), spelling)
+def test_shapes_tell_the_release(model: HiFTNetModel, spelling: Spelling) -> None:
+    state = hift_to_published(model.state_dict(), spelling)
     found = HiFTNetModel.from_published(state, None)
     assert found.config == CAUSAL
     for name, value in model.state_dict().items():
         near(found.state_dict()[name], value, 1e-6)
     with pytest.raises(CheckpointError, match="CosyVoice 3"):
         HiFTNetModel.from_published(state, {"source": "v2"})
-    older = hift_checkpoint.to_published(build(REDUCED).state_dict(), spelling)
+    older = hift_to_published(build(REDUCED).state_dict(), spelling)
     with pytest.raises(CheckpointError, match="CosyVoice 3"):
         HiFTNetModel.from_published(older, {"source": "v3"})
     with pytest.raises(ConfigError, match="which sines"):

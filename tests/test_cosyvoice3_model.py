@@ -26,9 +26,9 @@ from vokens.cli import main
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.dialects import open_flow
+from vokens.models.s3gen.config import S3GenModelConfig
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.releases import open_flow
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.config import RELEASES
 

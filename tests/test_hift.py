@@ -13,10 +13,10 @@ from torch import Tensor
 from vokens import checkpoint
 from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.models.pretrained import layout_of
-from vokens.models.s3gen import hift_checkpoint
+from vokens.models.s3gen.checkpoint import Spelling, hift_from_published, hift_to_published
+from vokens.models.s3gen.config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
-from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
-from vokens.models.s3gen.hift_source import HarmonicSource, KeyedDraws, PublishedDraws
+from vokens.models.s3gen.source import HarmonicSource, KeyedDraws, PublishedDraws
 
 FOLDER = Path(__file__).parent / "golden/s3gen"
 REDUCED = replace(S3GEN_24K, base_channels=32, f0_predictor_cond_channels=32)
@@ -37,7 +37,7 @@ def golden(name: str) -> dict[str, Tensor]:
 
 def published_state(config: HiFTNetConfig) -> dict[str, Tensor]:
     """Test weights under the published names, weight norm in its newer spelling."""
-    state = hift_checkpoint.to_published(HiFTNetModel(config).state_dict())
+    state = hift_to_published(HiFTNetModel(config).state_dict())
     for name in state:
         value = tensor(f"mel2wav.{name}", tuple(state[name].shape))
         factor, summand = next((o for p, o in OVERRIDES.items() if re.fullmatch(p, name)), (1.0, 0.0))
@@ -47,7 +47,7 @@ def published_state(config: HiFTNetConfig) -> dict[str, Tensor]:
 
 def build(config: HiFTNetConfig) -> HiFTNetModel:
     model = HiFTNetModel(config)
-    checkpoint.load_strict(model, hift_checkpoint.to_ours(published_state(config)), "of the test")
+    checkpoint.load_strict(model, hift_from_published(published_state(config)), "of the test")
     return model.eval().requires_grad_(False)
 
 
@@ -225,23 +225,20 @@ def test_fade() -> None:
 @pytest.mark.parametrize("prefix", ["", "mel2wav.", "generator."])
 @pytest.mark.parametrize("spelling", ["parametrizations", "weight_g", "folded"])
 def test_three_spellings_of_weight_norm_load_the_same(
-    model: HiFTNetModel, spelling: hift_checkpoint.Spelling, prefix: str
+    model: HiFTNetModel, spelling: Spelling, prefix: str
 ) -> None:
-    state = {
-        prefix + name: value
-        for name, value in hift_checkpoint.to_published(model.state_dict(), spelling).items()
-    }
+    state = {prefix + name: value for name, value in hift_to_published(model.state_dict(), spelling).items()}
     assert layout_of(state) == "hiftnet"
     if prefix == "generator.":
         state |= {"discriminator.mpd.weight": torch.zeros(1), "step": torch.zeros(())}
-    ours = hift_checkpoint.to_ours(state)
+    ours = hift_from_published(state)
     assert ours.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         near(ours[name], value, 1e-6)
 
 
 def test_published_names_are_complete() -> None:
-    names = hift_checkpoint.to_published(HiFTNetModel(S3GEN_24K).state_dict())
+    names = hift_to_published(HiFTNetModel(S3GEN_24K).state_dict())
     assert len(names) == 328  # of chatterbox' mel2wav.*, 20 821 295 numbers
     assert sum(value.numel() for value in names.values()) == 20_821_295
     assert names["ups.0.parametrizations.weight.original0"].shape == (512, 1, 1)
@@ -249,14 +246,14 @@ def test_published_names_are_complete() -> None:
 
 
 def test_foreign_and_missing_weights_are_refused(model: HiFTNetModel) -> None:
-    state = hift_checkpoint.to_published(model.state_dict())
+    state = hift_to_published(model.state_dict())
     with pytest.raises(CheckpointError, match="do not belong"):
-        hift_checkpoint.to_ours(state | {"conv_more.weight": torch.zeros(1)})
+        hift_from_published(state | {"conv_more.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="twice"):
-        hift_checkpoint.to_ours(state | {"mel2wav.conv_pre.bias": torch.zeros(32)})
+        hift_from_published(state | {"mel2wav.conv_pre.bias": torch.zeros(32)})
     del state["conv_pre.bias"]
     with pytest.raises(CheckpointError, match="1 missing"):
-        checkpoint.load_strict(HiFTNetModel(REDUCED), hift_checkpoint.to_ours(state), "of the test")
+        checkpoint.load_strict(HiFTNetModel(REDUCED), hift_from_published(state), "of the test")
 
 
 def test_training_with_weight_norm_folds_back(model: HiFTNetModel) -> None:

@@ -558,8 +558,8 @@ def test_chatterboxs_files_are_our_names_to_the_byte(release, tensors, buffers):
     """Every name, type and shape of the released files follows from their sizes, but for a swap of equal ones."""
     import torch
 
-    from vokens.models.s3gen import S3GenModel, hift_checkpoint
-    from vokens.models.s3gen.checkpoint import flow_to_published
+    from vokens.models.s3gen import S3GenModel
+    from vokens.models.s3gen.checkpoint import flow_to_published, hift_to_published
     from vokens.models.s3gen.config import DIALECTS
 
     with torch.device("meta"):
@@ -569,7 +569,7 @@ def test_chatterboxs_files_are_our_names_to_the_byte(release, tensors, buffers):
             "tokenizer": model.tokenizer.to_published() | {name: kept[name] for name in buffers},
             "speaker_encoder": model.speaker_encoder.state_dict(),
             "flow": flow_to_published(model.flow.state_dict()),
-            "mel2wav": hift_checkpoint.to_published(model.mel2wav.state_dict()),
+            "mel2wav": hift_to_published(model.mel2wav.state_dict()),
         }
     state = {f"{part}.{name}": tensor for part, names in parts.items() for name, tensor in names.items()}
     assert len(state) == tensors
@@ -610,12 +610,10 @@ def published_state(name: str, file: str) -> dict:
     """The tensors of a released file by our tables, without values."""
     import torch
 
-    from vokens.models.s3gen import hift_checkpoint
-    from vokens.models.s3gen.checkpoint import flow_to_published
-    from vokens.models.s3gen.config import DIALECTS
+    from vokens.models.s3gen.checkpoint import flow_to_published, hift_to_published
+    from vokens.models.s3gen.config import DIALECTS, S3GenModelConfig
     from vokens.models.s3gen.flow import TokenToMel
     from vokens.models.s3gen.hift import HiFTNetModel
-    from vokens.models.s3gen.model_config import S3GenModelConfig
     from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
     from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
@@ -633,6 +631,4 @@ def published_state(name: str, file: str) -> dict:
         config = DIALECTS[name.removesuffix("_s3gen")]
         if file == "flow.pt":
             return flow_to_published(TokenToMel(config).state_dict())
-        return hift_checkpoint.to_published(
-            HiFTNetModel(S3GenModelConfig.of_flow(config).mel2wav).state_dict()
-        )
+        return hift_to_published(HiFTNetModel(S3GenModelConfig.of_flow(config).mel2wav).state_dict())

@@ -17,7 +17,7 @@ from s3gen_weights import reduced
 import vokens
 from vokens.cli import main
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3TokenizerConfig
 
 DOCS = (Path(__file__).parent.parent / "docs/s3gen.md").read_text()

@@ -18,11 +18,9 @@ from vokens import audio
 from vokens.config import build_config
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.s3gen import S3GenModel, long
-from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.dialects import open_speaker
-from vokens.models.s3gen.model_config import S3GenModelConfig
+from vokens.models.s3gen.config import S3GenConfig, S3GenModelConfig
 from vokens.models.s3gen.voice import one_voice, stacked, voices_of
-from vokens.nn.campplus import CAMPPlus
+from vokens.nn.campplus import CAMPPlus, open_campplus
 from vokens.tokens import Tokens
 
 REFS = golden("embed_ref")
@@ -207,7 +205,7 @@ def test_graph_of_campplus_gives_its_weights(model: S3GenModel, tmp_path: Path) 
     features = torch.randn(1, 60, 80, generator=seeded(0))
     path = tmp_path / "campplus.onnx"
     torch.onnx.export(speaker, (features,), path, dynamo=False, input_names=["input"])
-    near(open_speaker(path)(features), speaker(features), 1e-4)
+    near(open_campplus(path)(features), speaker(features), 1e-4)
 
 
 # Batches, long text, precision

@@ -26,8 +26,8 @@ from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes
 from vokens.models.learnable.decoder import decode_stream
 from vokens.models.learnable.voice import LearnableSpeech, speech_tokens
 from vokens.models.learnable.with_s3gen import WithS3Gen
-from vokens.models.s3gen import S3GenModel, hift_checkpoint
-from vokens.models.s3gen.checkpoint import flow_to_published
+from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.checkpoint import flow_to_published, hift_to_published
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
@@ -353,7 +353,7 @@ def published_folder(folder: Path, release: str) -> Path:
     for name, state in {
         "llm.pt": lm.to_published(),
         "flow.pt": flow_to_published(TokenToMel(flow).state_dict(), flow.decoder_attention_head_dim),
-        "hift.pt": hift_checkpoint.to_published(sounds),
+        "hift.pt": hift_to_published(sounds),
         "campplus.onnx": CAMPPlus().state_dict(),
         f"speech_tokenizer_v{release[-1]}.onnx": tokens,
     }.items():

@@ -21,9 +21,9 @@ from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
 from vokens.errors import ConfigError
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_loss import relativistic
 from vokens.nn.discriminators import MultiResolutionDiscriminator
 from vokens.train.config import read_recipe
+from vokens.train.losses import relativistic
 from vokens.train.tasks.vocoder import SILENT, VocoderTrainer
 
 RATE = 24000

@@ -8,8 +8,8 @@ import torch
 
 from vokens import audio, checkpoint
 from vokens.errors import ConfigError
-from vokens.models.s3gen.dialects import find_part, open_speaker
-from vokens.nn.campplus import SHORTEST, merge_norms
+from vokens.models.s3gen.releases import find_part
+from vokens.nn.campplus import SHORTEST, merge_norms, open_campplus
 
 RATE = 16000
 
@@ -32,7 +32,7 @@ class SpeakerEncoder:
                 f"--speaker {source} does not exist: give the file of CAM++ (campplus.onnx of CosyVoice, "
                 "campplus_cn_en_common.pt of 3D-Speaker) or its folder"
             )
-        model = open_speaker(find_part(source, "campplus") or source)
+        model = open_campplus(find_part(source, "campplus") or source)
         self.fingerprint = checkpoint.fingerprint(model.state_dict(), {})
         self.device = device
         self.model = merge_norms(model).to(device)

@@ -21,6 +21,7 @@ from vokens.batching import batches
 from vokens.errors import AudioError, CheckpointError
 from vokens.nn.masks import padding_mask
 from vokens.nn.windows import windows
+from vokens.onnx_file import is_onnx, read_onnx
 
 EMBEDDING = 192
 SHORTEST = 720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, as a deviation needs
@@ -290,7 +291,7 @@ def _features(wave: Tensor) -> Tensor:
 
 
 def open_campplus(source: str | Path) -> CAMPPlus:
-    """CAM++ with the weights of a published file, or of the only such file in a folder.
+    """CAM++ with the weights of a published file, also CosyVoice's campplus.onnx, or of the only such file in a folder.
 
     Raises:
         CheckpointError: no file, several, or other weights.
@@ -302,5 +303,11 @@ def open_campplus(source: str | Path) -> CAMPPlus:
             raise CheckpointError(f"{path} holds {len(files)} files of weights: name the one of CAM++")
         path = files[0]
     model = CAMPPlus()
-    checkpoint.load_strict(model, checkpoint.read_state_dict(path), path)
+    if is_onnx(path):
+        from vokens.nn.campplus_onnx import campplus_state  # which imports this module
+
+        state = campplus_state(read_onnx(path), model)
+    else:
+        state = checkpoint.read_state_dict(path)
+    checkpoint.load_strict(model, state, path)
     return model.eval().requires_grad_(False)

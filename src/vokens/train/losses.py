@@ -274,3 +274,20 @@ def feature_pairs(
     real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
     return [pair for maps in zip(real, fake, strict=True) for pair in zip(maps[0], maps[1], strict=True)]
+
+
+def relativistic(better: Sequence[Tensor], worse: Sequence[Tensor], truncation: float = 0.04) -> Tensor:
+    """HiFTNet's truncated pointwise relativistic loss (arXiv 2309.09493 section 2.4), which only asks which of a pair
+    is more real: the sum () over stacks of what makes logits `better` rise above `worse`, one tensor (B, ...) each.
+
+    In a stack the difference is held against its median; only where it is below that there is a loss, the squared
+    distance's mean, and no gradient where it exceeds `truncation`. Discriminators call with (target, output), the
+    vocoder with (output, target).
+    """
+    return torch.stack([_relativistic(a - b, truncation) for a, b in zip(better, worse, strict=True)]).sum()
+
+
+def _relativistic(difference: Tensor, truncation: float) -> Tensor:
+    short = (difference - difference.median()).clamp(max=0)
+    mean = short.square().sum() / (short < 0).sum().clamp(min=1)
+    return truncation - relu(truncation - mean)

@@ -13,8 +13,7 @@ from vokens.checkpoint import NameTable, State, read_state_dict
 from vokens.errors import CheckpointError
 from vokens.models.learnable.checkpoint import speaker_sizes
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
-from vokens.models.s3gen.checkpoint import flow_from_published, flow_to_published
-from vokens.models.s3gen.dialects import flow_sizes
+from vokens.models.s3gen.checkpoint import flow_from_published, flow_sizes, flow_to_published
 
 _SPEAKER = "speaker_encoder."
 _TABLE = NameTable(
@@ -26,7 +25,6 @@ _TABLE = NameTable(
         ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
     ]
 )
-_MIXER = "decoder.estimator.time_embed_mixer.weight"
 
 
 def configure(
@@ -41,13 +39,6 @@ def configure(
     given = dict(config or {})
     heads = given.pop("speaker_heads", None)
     sizes = flow_sizes(state, given)
-    if _MIXER in state:
-        sizes |= {
-            "meanflow": True,
-            "cfm_steps": 2,
-            "cfm_t_scheduler": "linear",
-            "cfm_inference_cfg_rate": 0.0,
-        }
     speaker = speaker_sizes(state, heads) if "speaker_encoder.init.weight" in state else None
     return LearnableFlowConfig(flow=latent_flow(**sizes | given), speaker=speaker)
 

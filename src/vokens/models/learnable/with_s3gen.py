@@ -17,7 +17,7 @@ from vokens.models.learnable.lm import LearnableLM
 from vokens.models.learnable.voice import speech_tokens
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import ReferenceVoice, S3GenModel
-from vokens.models.s3gen.model_config import TOKENS_OF
+from vokens.models.s3gen.config import TOKENS_OF
 from vokens.models.speaking import Manner, Speaker, generator_of
 
 REFERENCE_SECONDS = 10.0  # of a recording that S3Gen hears, as Chatterbox does

@@ -6,11 +6,11 @@ from typing import Any
 # Names of the published page; imported when asked for, since parts are also used alone.
 _HOMES = {
     "S3GenModel": "model",
-    "S3GenModelConfig": "model_config",
+    "S3GenModelConfig": "config",
     "S3GenConfig": "config",
     "DIALECTS": "config",
     "HiFTNetModel": "hift",
-    "HiFTNetConfig": "hift_config",
+    "HiFTNetConfig": "config",
     "ReferenceVoice": "voice",
 }
 

@@ -1,19 +1,24 @@
-"""Names of S3Gen's published flow weights (Chatterbox `flow.*`, CosyVoice 2 and 3 flow.pt) and ours, both ways.
+"""Layouts of S3Gen's published weights and ours, both ways, strict, with the sizes that shapes say.
 
-Queries, keys and values are three published matrices and one of ours; everything else only changes its name.
+The flow: Chatterbox's `flow.*`, flow.pt of CosyVoice 2 and 3. Queries, keys and values are three published matrices
+and one of ours; everything else only changes its name. The vocoder: `mel2wav.*`, hift.pt. Modules carry the published
+names; what differs is how the file spells weight norm (three ways), what it puts before the names, and Snake's alpha,
+(C,) there and (1, C, 1) here.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vokens.checkpoint import NameTable
+from vokens.checkpoint import NameTable, State, fold_weight_norm, unfold_weight_norm
+from vokens.config import build_config
 from vokens.errors import CheckpointError
+from vokens.models.s3gen.config import MEANFLOW, S3GEN_24K, HiFTNetConfig, S3GenConfig
 from vokens.nn.attention import rotary_rates
-
-State = dict[str, Tensor]
 
 _QKV = re.compile(r"(.+\.(?:linear_|to_))qkv(\.weight|\.bias)")
 
@@ -58,6 +63,7 @@ def _stage(published: str, ours: str) -> list[tuple[str, str]]:
 
 
 _NET = "decoder.estimator"
+MIXER = f"{_NET}.time_embed_mixer.weight"  # of MeanFlow
 FLOW_TABLE = NameTable(
     [
         ("input_embedding.*", "embedding.*"),
@@ -74,7 +80,7 @@ FLOW_TABLE = NameTable(
         ("encoder.after_norm.*", "encoder.norm.*"),
         (f"{_NET}.time_mlp.linear_1.*", "estimator.time.up.*"),
         (f"{_NET}.time_mlp.linear_2.*", "estimator.time.down.*"),
-        (f"{_NET}.time_embed_mixer.weight", "estimator.time.mixer.weight"),
+        (MIXER, "estimator.time.mixer.weight"),
         *_stage(f"{_NET}.down_blocks.0", "estimator.first"),
         (f"{_NET}.down_blocks.0.2.*", "estimator.first_conv.*"),
         *_stage(f"{_NET}.mid_blocks.{{i}}", "estimator.middle.{i}"),
@@ -154,3 +160,165 @@ def flow_to_published(state: Mapping[str, Tensor], head_width: int = 64) -> Stat
     if dit:
         split[RATES] = rotary_rates(head_width)
     return split
+
+
+def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that published weights give: sizes by their shapes, MeanFlow's where its mixer is there, and the
+    estimator's heads, which are given or the release's.
+
+    Raises CheckpointError where they are neither.
+    """
+
+    def size(name: str, axis: int = 0) -> int:
+        return state[name].shape[axis]
+
+    def count(pattern: str) -> int:
+        return len({match[1] for name in state if (match := re.match(pattern.format(r"(\d+)"), name))})
+
+    try:
+        shared = {
+            "vocab_size": size("input_embedding.weight"),
+            "token_embed_dim": size("input_embedding.weight", 1),
+            "speaker_embed_dim": size("spk_embed_affine_layer.weight", 1),
+        }
+        if is_dit(state):
+            width, head_width = size(f"{_NET}.input_embed.proj.weight"), 2 * size(RATES)
+            block, lookahead = f"{_NET}.transformer_blocks.0", "pre_lookahead_layer.conv1.weight"
+            return shared | {
+                "network": "dit",
+                "mel_bins": size(f"{_NET}.proj_out.weight"),
+                "pre_lookahead_len": size(lookahead, 2) - 1,
+                "pre_lookahead_channels": size(lookahead),
+                "decoder_channels": width,
+                "decoder_num_mid_blocks": count(rf"{_NET}\.transformer_blocks\.{{}}\."),
+                "decoder_num_heads": size(f"{block}.attn.to_q.weight") // head_width,
+                "decoder_attention_head_dim": head_width,
+                "decoder_ff_mult": size(f"{block}.ff.ff.0.0.weight") // width,
+            }
+        width = size(f"{_NET}.final_proj.weight", 1)
+        queries = size(f"{_NET}.down_blocks.0.1.0.attn1.to_q.weight")
+        heads = int(given.get("decoder_num_heads", 0))
+        if (width, queries) == (256, 512):
+            heads = heads or S3GenConfig.decoder_num_heads
+        if heads < 1 or queries % heads:
+            raise CheckpointError(
+                f"attention over {queries} channels with {heads or 'unknown'} heads: weights do not say them; give "
+                "config={'decoder_num_heads': n}, or open the folder that training wrote"
+            )
+        sizes = shared | {
+            "mel_bins": size("encoder_proj.weight"),
+            "encoder_attention_heads": size("encoder.encoders.0.self_attn.pos_bias_u"),
+            "encoder_linear_units": size("encoder.encoders.0.feed_forward.w_1.weight"),
+            "encoder_num_blocks": count(r"encoder\.encoders\.{}\."),
+            "encoder_num_up_blocks": count(r"encoder\.up_encoders\.{}\."),
+            "token_mel_ratio": size("encoder.up_layer.conv.weight", 2) // 2,
+            "pre_lookahead_len": size("encoder.pre_lookahead_layer.conv1.weight", 2) - 1,
+            "decoder_channels": width,
+            "decoder_n_blocks": count(rf"{_NET}\.down_blocks\.0\.1\.{{}}\."),
+            "decoder_num_mid_blocks": count(rf"{_NET}\.mid_blocks\.{{}}\."),
+            "decoder_num_heads": heads,
+            "decoder_attention_head_dim": queries // heads,
+        }
+        return sizes | (MEANFLOW if MIXER in state else {})
+    except KeyError as error:
+        raise CheckpointError(f"the flow lacks {error}: the file is damaged or of another model") from error
+
+
+# HiFT ------------------------------------------------------------------------------------------------------
+
+_PREFIXES = ("mel2wav.", "generator.")  # Chatterbox's whole model, CosyVoice's GAN training
+_BLOCKS = [(blocks, k) for blocks in ("resblocks", "source_resblocks") for k in (1, 2)]
+_PLAIN = ("source_downs.{i}", "f0_predictor.classifier", "m_source.l_linear")  # published without weight norm
+_NORMED = ("conv_pre", "conv_post", "ups.{i}", "f0_predictor.condnet.{i}")
+_CONVS = tuple(f"{blocks}.{{i}}.convs{k}.{{j}}" for blocks, k in _BLOCKS)
+HIFT_TABLE = NameTable(
+    [(f"{module}.{end}",) * 2 for module in _PLAIN + _NORMED + _CONVS for end in ("weight", "bias")]
+    + [(f"{blocks}.{{i}}.activations{k}.{{j}}.alpha",) * 2 for blocks, k in _BLOCKS],
+    dropped={
+        "discriminator.*": "of GAN training",
+        "epoch": "CosyVoice's training files count in the state dict",
+        "step": "likewise",
+    },
+)
+Spelling = Literal["parametrizations", "weight_g", "folded"]
+_NEWER = ".parametrizations.weight.original"
+
+
+def is_causal(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of CosyVoice 3's vocoder: names are CosyVoice 2's, kernels are not.
+
+    Raises CheckpointError for a vocoder whose parts are of different releases, or that lacks them.
+    """
+    widths = {
+        _bare(key).split(".weight")[0].split(".parametrizations")[0]: value.shape[-1]
+        for key, value in state.items()
+        if re.search(r"\.(weight|weight_v|weight\.original1)$", key)
+    }
+    kernels = widths.get("conv_pre"), widths.get("f0_predictor.condnet.0")
+    if kernels not in ((7, 3), (5, 4)):
+        raise CheckpointError(
+            f"kernels of {kernels[0]} in conv_pre and {kernels[1]} in f0_predictor.condnet.0 were given: 7 and 3 "
+            "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or of two models"
+        )
+    return kernels == (5, 4)
+
+
+def hift_from_published(state: Mapping[str, Tensor]) -> State:
+    """Weights by our names, weight norm folded, of a published state dict with or without a prefix."""
+    bare = {_bare(key): value for key, value in state.items()}
+    if len(bare) < len(state):
+        raise CheckpointError(f"a tensor occurs twice, with and without one of {_PREFIXES}: damaged file")
+    ours = HIFT_TABLE.to_ours(fold_weight_norm(bare))
+    return {key: value[None, :, None] if key.endswith(".alpha") else value for key, value in ours.items()}
+
+
+def hift_to_published(state: Mapping[str, Tensor], spelling: Spelling = "parametrizations") -> State:
+    """Published names without a prefix of our folded weights, weight norm spelled as newer files do by default."""
+    state = {key: value.flatten() if key.endswith(".alpha") else value for key, value in state.items()}
+    published = HIFT_TABLE.to_published(state)
+    if spelling == "folded":
+        return published
+    plain = tuple(name.removesuffix("{i}") for name in _PLAIN)
+    modules = [key.removesuffix(".weight") for key in published if key.endswith(".weight")]
+    unfolded = unfold_weight_norm(published, [name for name in modules if not name.startswith(plain)])
+    if spelling == "weight_g":
+        return unfolded
+    return {
+        key.replace(".weight_g", f"{_NEWER}0").replace(".weight_v", f"{_NEWER}1"): value
+        for key, value in unfolded.items()
+    }
+
+
+def _bare(key: str) -> str:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def hift_config(state: Mapping[str, Tensor], source: str) -> HiFTNetConfig:
+    """The config of the 24 kHz vocoder with the sizes of published weights and the sines of `source`.
+
+    Raises CheckpointError where source and weights are not both CosyVoice 3's, or neither.
+    """
+    causal = is_causal(state)
+    if causal != (source == "v3"):
+        raise CheckpointError(
+            f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were given: a flow "
+            "and a vocoder of one release belong together"
+        )
+    ours = hift_from_published(state)
+    try:
+        width, bands = ours["conv_pre.weight"].shape[:2]
+        sizes = {
+            "base_channels": width,
+            "in_channels": bands,
+            "f0_predictor_in_channels": bands,
+            "f0_predictor_cond_channels": ours["f0_predictor.classifier.weight"].shape[1],
+            "nb_harmonics": ours["m_source.l_linear.weight"].shape[1] - 1,
+            "source": source,
+        }
+    except KeyError as error:
+        raise CheckpointError(
+            f"the vocoder lacks {error}: the file is damaged or of another model"
+        ) from error
+    return build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes, "the vocoder's config")

@@ -1,18 +1,32 @@
-"""Sizes of S3Gen and the facts in which its published dialects differ.
+"""Sizes of S3Gen: of its flow, with the facts in which releases differ, of its vocoder HiFT, and of the whole model.
 
-Names of sizes are those of the published S3Gen page, so that its configurations mean the same here.
+Field names and defaults are those of the published S3Gen and HiFTNet pages, so that their configurations mean the same.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from vokens.audio.mel import MEL_24K_80, WHISPER_128
 from vokens.errors import ConfigError
+from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
+from vokens.nn.campplus import EMBEDDING
 from vokens.nn.streaming import Chunks
+
+# Tokenizers whose tokens releases have learnt, by the flow's network.
+TOKENS_OF = {"conv": "speech_tokenizer_v2_25hz", "dit": "speech_tokenizer_v3_25hz"}
+_DILATIONS = (1, 3, 5)
+
+
+def _check_choices(config: Any) -> None:
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ConfigError(f"{name}={getattr(config, name)!r} was given: {get_args(hint)} are accepted")
 
 
 @dataclass(frozen=True)
 class S3GenConfig:
-    """Sizes and dialect of S3Gen; the defaults are CosyVoice 2 (arXiv 2412.10117) as published.
+    """Sizes of the flow and facts of a release; the defaults are CosyVoice 2 (arXiv 2412.10117) as published.
 
     Attributes:
         vocab_size: number of speech tokens, 3 ** 8 of S3Tokenizer v2.
@@ -75,22 +89,10 @@ class S3GenConfig:
     token_mel_ratio: int = 2
 
     def __post_init__(self) -> None:
-        choices = {
-            "network": ("conv", "dit"),
-            "cfm_t_scheduler": ("cosine", "linear"),
-            "cfm_solver": ("euler", "midpoint"),
-            "noise": ("fresh", "prefix"),
-            "not_final": ("context", "attend"),
-            "prompt_cut": ("both", "tokens"),
-            "source": ("v1", "v2", "v3"),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise ConfigError(f"{name}={getattr(self, name)!r} was given: {accepted} are accepted")
-        free = {"cfm_inference_cfg_rate", "cfm_guidance_end", "num_left_chunks", "meanflow", *choices}
-        free |= {"pre_lookahead_channels"}
+        _check_choices(self)
+        free = ("cfm_inference_cfg_rate", "cfm_guidance_end", "num_left_chunks", "meanflow")
         for name, value in vars(self).items():
-            if name not in free and value < 1:
+            if not isinstance(value, str) and name not in (*free, "pre_lookahead_channels") and value < 1:
                 raise ConfigError(f"{name}={value} was given: at least 1 is accepted")
         if self.network == "dit":
             self._check_dit()
@@ -126,6 +128,180 @@ class S3GenConfig:
         return Chunks(self.chunk_size, self.num_left_chunks, phase)
 
 
+@dataclass(frozen=True)
+class HiFTNetConfig:
+    """Sizes of HiFT, mel to wave (HiFTNet, arXiv 2309.09493); lists are accepted where tuples stand. The defaults are
+    the 22.05 kHz network of CosyVoice 1; `S3GEN_24K` is that of CosyVoice 2, 3 and Chatterbox but for the source.
+
+    Attributes:
+        in_channels: mel bands. base_channels: width before the first upsampling, halved at each.
+        nb_harmonics: overtones of the source beside the fundamental.
+        sampling_rate: of the wave, Hz.
+        nsf_alpha: amplitude of the sines. nsf_sigma: deviation of the noise on voiced samples.
+        nsf_voiced_threshold: Hz; frames at or below it are unvoiced.
+        upsample_rates, upsample_kernel_sizes: of the transposed convolutions.
+        istft_n_fft, istft_hop_len: of the spectra that the network predicts, in samples.
+        resblock_kernel_sizes, resblock_dilation_sizes: of the blocks after each upsampling, whose mean is taken.
+        source_resblock_kernel_sizes, source_resblock_dilation_sizes: of the source's block at each upsampling.
+        lrelu_slope: before each upsampling. audio_limit: the wave is clamped to +- this.
+        f0_predictor_in_channels, f0_predictor_cond_channels: of the pitch predictor.
+        source: which sines: "v1" accumulates phase sample by sample (Chatterbox, CosyVoice 1), "v2" at the
+            centres of frames with straight lines between (CosyVoice 2): their weights are interchangeable. "v3" holds
+            the phase over a frame, its noise is uniform in [0, 1), and the network is causal but for a look-ahead of
+            three frames in pitch and of four in mel (CosyVoice 3).
+        arithmetic: of pitch and phase. "exact" is float64, so that neither batches nor minutes change anything.
+            "published" is float32, whose rounding moves the source of a 170 Hz voice by up to 1e-4 (v1) or 5e-4 (v2)
+            after 2 s and more later, and cannot be streamed: for comparison with published code.
+    """
+
+    in_channels: int = 80
+    base_channels: int = 512
+    nb_harmonics: int = 8
+    sampling_rate: int = 22050
+    nsf_alpha: float = 0.1
+    nsf_sigma: float = 0.003
+    nsf_voiced_threshold: float = 10.0
+    upsample_rates: tuple[int, ...] = (8, 8)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16)
+    istft_n_fft: int = 16
+    istft_hop_len: int = 4
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = (_DILATIONS,) * 3
+    source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)
+    source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = (_DILATIONS,) * 2
+    lrelu_slope: float = 0.1
+    audio_limit: float = 0.99
+    f0_predictor_in_channels: int = 80
+    f0_predictor_cond_channels: int = 512
+    source: Literal["v1", "v2", "v3"] = "v1"
+    arithmetic: Literal["exact", "published"] = "exact"
+
+    def __post_init__(self) -> None:
+        for name in [each.name for each in fields(self)]:
+            if isinstance(value := getattr(self, name), list | tuple):
+                frozen = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+                object.__setattr__(self, name, frozen)
+        _check_choices(self)
+        stages = len(self.upsample_rates)
+        for name in (
+            "upsample_kernel_sizes",
+            "source_resblock_kernel_sizes",
+            "source_resblock_dilation_sizes",
+        ):
+            if (count := len(getattr(self, name))) != stages:
+                raise ConfigError(f"{name} has {count} entries: upsample_rates has {stages}")
+        if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
+            raise ConfigError(
+                f"{len(self.resblock_kernel_sizes)} resblock_kernel_sizes and "
+                f"{len(self.resblock_dilation_sizes)} resblock_dilation_sizes were given: one each is needed"
+            )
+        kernels = (*self.resblock_kernel_sizes, *self.source_resblock_kernel_sizes)
+        if any(kernel % 2 == 0 for kernel in kernels):
+            raise ConfigError(f"resblock kernels {kernels} were given: odd sizes are accepted")
+        pairs = list(zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True))
+        if not self.causal and any(kernel < rate or (kernel - rate) % 2 for kernel, rate in pairs):
+            raise ConfigError(
+                f"upsampling {pairs} (kernel, rate): a kernel is its rate and an even number more"
+            )
+        if self.base_channels % 2**stages:
+            raise ConfigError(f"base_channels={self.base_channels} is halved {stages} times: use a multiple")
+        n_fft, hop, bands = self.istft_n_fft, self.istft_hop_len, self.f0_predictor_in_channels
+        if n_fft % (2 * hop):
+            raise ConfigError(f"istft_n_fft={n_fft} must be a multiple of twice istft_hop_len={hop}")
+        if bands != self.in_channels:
+            raise ConfigError(f"f0_predictor_in_channels={bands} must be in_channels={self.in_channels}")
+
+    @property
+    def causal(self) -> bool:
+        """Whether convolutions read the past alone, but for the look-ahead of pitch and mel."""
+        return self.source == "v3"
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per mel frame."""
+        return math.prod(self.upsample_rates) * self.istft_hop_len
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns per mel frame at each resolution of the network: mel, after each upsampling."""
+        return tuple(math.prod(self.upsample_rates[:stage]) for stage in range(len(self.upsample_rates) + 1))
+
+
+S3GEN_24K = HiFTNetConfig(
+    sampling_rate=24000,
+    upsample_rates=(8, 5, 3),
+    upsample_kernel_sizes=(16, 11, 7),
+    source_resblock_kernel_sizes=(7, 7, 11),
+    source_resblock_dilation_sizes=(_DILATIONS,) * 3,
+)
+
+
+@dataclass(frozen=True)
+class S3GenModelConfig:
+    """Sizes of all parts.
+
+    Attributes:
+        tokenizer: of a reference's speech; None for a model that has none, and speaks in voices made elsewhere.
+        speaker_encoder: whether CAM++ is inside.
+        tokens, tokens_fingerprint: name and weights of the tokenizer whose tokens are spoken; an empty
+            fingerprint leaves it to the name, as of published tokenizers, which stand in several files.
+        fade: begin with 20 ms of silence and a 20 ms fade, as Chatterbox does.
+    """
+
+    flow: S3GenConfig = field(default_factory=S3GenConfig)
+    mel2wav: HiFTNetConfig = field(default_factory=lambda: replace(S3GEN_24K, source="v2"))
+    tokenizer: S3TokenizerConfig | None = field(default_factory=S3TokenizerConfig)
+    speaker_encoder: bool = True
+    tokens: str = "speech_tokenizer_v2_25hz"
+    tokens_fingerprint: str = ""
+    fade: bool = False
+
+    def __post_init__(self) -> None:
+        flow, vocoder, tokenizer = self.flow, self.mel2wav, self.tokenizer
+        rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
+        rates = (flow.sampling_rate, vocoder.sampling_rate, vocoder.hop_length)
+        if rates != (rate, rate, hop):
+            raise ConfigError(
+                f"flow at {rates[0]} Hz and mel2wav at {rates[1]} Hz with {rates[2]} samples per frame were given: "
+                f"mels of references have {rate} Hz and {hop} samples, so all must"
+            )
+        if flow.mel_bins != vocoder.in_channels:
+            raise ConfigError(
+                f"the flow makes {flow.mel_bins} mel bands and mel2wav takes {vocoder.in_channels}: give equal ones"
+            )
+        if (flow.source == "v3") != vocoder.causal:
+            raise ConfigError(
+                f"a flow for sines {flow.source} and a vocoder of {vocoder.source} were given: CosyVoice 3's flow and "
+                "vocoder belong together, for their mels reach higher than others'"
+            )
+        if self.speaker_encoder and flow.speaker_embed_dim != EMBEDDING:
+            raise ConfigError(
+                f"speaker_embed_dim={flow.speaker_embed_dim} was given: CAM++ makes {EMBEDDING} numbers"
+            )
+        if tokenizer is None:
+            return
+        if tokenizer.codebook_size > flow.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.codebook_size} tokens and the flow knows {flow.vocab_size}: "
+                "set vocab_size to as many"
+            )
+        seconds = WHISPER_128.hop_length * tokenizer.hop / WHISPER_128.sample_rate
+        if abs(seconds - flow.token_mel_ratio * hop / rate) > 1e-9:
+            raise ConfigError(
+                f"a token of {1000 * seconds:g} ms and {flow.token_mel_ratio} frames of {1000 * hop / rate:g} ms "
+                "were given: both must last equally long"
+            )
+
+    @classmethod
+    def of_flow(cls, flow: S3GenConfig) -> "S3GenModelConfig":
+        """The published model around a flow: its vocoder, S3Tokenizer v2 or v3, and the fade where Chatterbox's
+        prompts may spill over."""
+        bands = flow.mel_bins
+        vocoder = replace(S3GEN_24K, in_channels=bands, f0_predictor_in_channels=bands, source=flow.source)
+        tokens = TOKENS_OF[flow.network]
+        return cls(flow, vocoder, RELEASES[tokens], tokens=tokens, fade=flow.prompt_cut == "tokens")
+
+
 _COSYVOICE2 = S3GenConfig()
 _CHATTERBOX = replace(_COSYVOICE2, noise="fresh", not_final="attend", prompt_cut="tokens", source="v1")
 _COSYVOICE3 = replace(
@@ -140,11 +316,15 @@ _COSYVOICE3 = replace(
     source="v3",
     mel_f_max=12000.0,
 )
+MEANFLOW: dict[str, Any] = {
+    "meanflow": True,
+    "cfm_steps": 2,
+    "cfm_t_scheduler": "linear",
+    "cfm_inference_cfg_rate": 0.0,
+}
 DIALECTS: dict[str, S3GenConfig] = {
     "cosyvoice2": _COSYVOICE2,
     "cosyvoice3": _COSYVOICE3,
     "chatterbox": _CHATTERBOX,
-    "chatterbox-turbo": replace(
-        _CHATTERBOX, meanflow=True, cfm_steps=2, cfm_t_scheduler="linear", cfm_inference_cfg_rate=0.0
-    ),
+    "chatterbox-turbo": replace(_CHATTERBOX, **MEANFLOW),
 }

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-import vokens.models.s3gen.hift_checkpoint as layout
 from vokens.checkpoint import fold_weight_norm, load_strict
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
-from vokens.models.s3gen.hift_config import HiFTNetConfig
-from vokens.models.s3gen.hift_padding import WHOLE, Padding, RaggedPadding, StreamPadding, side_by_side
-from vokens.models.s3gen.hift_source import (
+from vokens.models.s3gen.checkpoint import hift_config, hift_from_published, is_causal
+from vokens.models.s3gen.config import HiFTNetConfig
+from vokens.models.s3gen.source import (
     Draws,
     HarmonicSource,
     KeyedDraws,
@@ -31,6 +30,7 @@ from vokens.models.s3gen.hift_source import (
     exact,
 )
 from vokens.nn.float32 import Float32
+from vokens.nn.padding import WHOLE, Padding, RaggedPadding, StreamPadding, side_by_side
 from vokens.nn.product import Linear, linear
 from vokens.nn.snake import Snake
 from vokens.nn.streaming import StreamState
@@ -405,16 +405,16 @@ class HiFTNetModel(Pretrained):
         A network with other settings takes its whole HiFTNetConfig.
         """
         if not isinstance(config, HiFTNetConfig):
-            if config is None and layout.is_causal(state):
+            if config is None and is_causal(state):
                 config = {"source": "v3"}
             if not isinstance(config, Mapping) or set(config) != {"source"}:
                 raise ConfigError(
                     'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '
                     '"v2" (CosyVoice 2)'
                 )
-            config = layout.config_of(state, config["source"])
+            config = hift_config(state, config["source"])
         model = cls(config)
-        load_strict(model, layout.to_ours(state), "of the vocoder")
+        load_strict(model, hift_from_published(state), "of the vocoder")
         return model.eval().requires_grad_(False)
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_padding import StreamPadding
+from vokens.nn.padding import StreamPadding
 from vokens.nn.streaming import StreamState
 
 LONGEST = 750  # tokens, 30 s: longer than utterances in training, and attention grows with the square

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-import vokens.models.s3gen.dialects as dialects
 import vokens.models.s3gen.long as long
+import vokens.models.s3gen.releases as releases
 from vokens import audio
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
@@ -25,10 +25,9 @@ from vokens.errors import AudioError, ConfigError
 from vokens.flow.noise import PrefixNoise
 from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
-from vokens.models.s3gen.config import S3GenConfig
+from vokens.models.s3gen.config import S3GenConfig, S3GenModelConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
-from vokens.models.s3gen.model_config import S3GenModelConfig
 from vokens.models.s3gen.reference import RefDict, embed_ref
 from vokens.models.s3gen.sampling import Ids, Sampling, Settings, ids_of, piece_of, rows_of
 from vokens.models.s3gen.stream_flow import MelStream
@@ -110,7 +109,7 @@ class S3GenModel(Pretrained):
 
         Raises CheckpointError for another system than expected, ConfigError for parts that do not fit each other.
         """
-        return dialects.join(cls, *dialects.open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
+        return releases.join(cls, *releases.open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
 
     def named(self, name: str) -> Self:
         """This model under a name, ready for use."""
@@ -443,8 +442,8 @@ class S3GenModel(Pretrained):
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
         """The model of Chatterbox's one file, base or turbo; config: settings of S3GenConfig that shapes leave open."""
-        return dialects.from_chatterbox(cls, state, config)
+        return releases.from_chatterbox(cls, state, config)
 
     @classmethod
     def from_folder(cls, folder: Path, config: Any) -> Self | None:
-        return dialects.from_folder(cls, folder, config)
+        return releases.from_folder(cls, folder, config)

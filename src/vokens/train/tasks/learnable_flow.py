@@ -23,9 +23,8 @@ from vokens.models.learnable.flow_checkpoint import read_start
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
 from vokens.models.pretrained import layout_of, load
-from vokens.models.s3gen.checkpoint import flow_to_published
+from vokens.models.s3gen.checkpoint import flow_sizes, flow_to_published
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.dialects import flow_sizes
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.nn.campplus import EMBEDDING
 from vokens.train.data import Clip

@@ -4,7 +4,7 @@ One pass of the vocoder serves both turns of a step: first the discriminators le
 judge it. The pitch predictor learns from a tracker's pitch alone, for the sines it drives pass no gradient on.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import MEL_24K_80
 from vokens.config import build_config
 from vokens.errors import ConfigError
+from vokens.models.s3gen.config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.hift_config import S3GEN_24K, HiFTNetConfig
-from vokens.models.s3gen.hift_loss import MEL_LOSS, relativistic
-from vokens.models.s3gen.hift_source import Draws, PublishedDraws
+from vokens.models.s3gen.source import Draws, PublishedDraws
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
@@ -32,6 +31,7 @@ from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
 
+MEL_LOSS = replace(MEL_24K_80, f_max=None)  # the input's mel ends at 8 kHz, what is learned from does not
 JUDGED = ("adversarial", "feature", "relativistic")
 LOSSES = ("mel", "stft", "f0", *JUDGED)
 VALID_CLIPS = 16
@@ -244,9 +244,11 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
 def gan_losses(weights: dict[str, float]) -> GANLoss:
     """Least squares and feature matching; both sides also learn from the relativistic loss, where it has a weight."""
     weight, usual = weights.get("relativistic", 0.0), GANLoss()
-    generator = usual.generator | {"relativistic": lambda target, output: relativistic(output[0], target[0])}
+    generator = usual.generator | {
+        "relativistic": lambda target, output: L.relativistic(output[0], target[0])
+    }
     return GANLoss(
-        lambda target, output: usual.discriminator(target, output) + weight * relativistic(target, output),
+        lambda target, output: usual.discriminator(target, output) + weight * L.relativistic(target, output),
         {name: loss for name, loss in generator.items() if name in weights},
     )
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vokens.errors import ConfigError
-from vokens.models.s3gen.hift_config import HiFTNetConfig
-from vokens.models.s3gen.hift_padding import WHOLE, Padding
+from vokens.models.s3gen.config import HiFTNetConfig
 from vokens.nn.float32 import Float32
+from vokens.nn.padding import WHOLE, Padding
 from vokens.nn.product import Linear
 
 

@@ -1,9 +1,7 @@
-"""Published S3Gens, told apart by content: Chatterbox in one file, base or turbo, CosyVoice 2 and 3 in folders.
-
-Sizes follow from shapes, and every tensor must have its place.
+"""Opening S3Gen's published releases, told apart by content: Chatterbox in one file, base or turbo, CosyVoice 2 and 3
+in folders. Sizes follow from shapes, and every tensor must have its place.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,15 +14,13 @@ from vokens.checkpoint import State, load_strict, read_state_dict
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.pretrained import layout_of, load
-from vokens.models.s3gen.checkpoint import RATES, flow_from_published, is_dit
-from vokens.models.s3gen.config import DIALECTS, S3GenConfig
+from vokens.models.s3gen.checkpoint import MIXER, flow_from_published, flow_sizes, is_dit
+from vokens.models.s3gen.config import DIALECTS, TOKENS_OF, S3GenConfig, S3GenModelConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.model_config import TOKENS_OF, S3GenModelConfig
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.models.s3tokenizer import checkpoint as tokenizer_layout
 from vokens.nn.campplus import CAMPPlus, open_campplus
-from vokens.nn.campplus_onnx import campplus_state
 from vokens.onnx_file import is_onnx, read_onnx
 from vokens.text.files import read_json
 
@@ -38,7 +34,6 @@ SINGLE = (
     "s3gen_v3.safetensors",
     "s3gen_v3.pt",
 )
-_MIXER = "decoder.estimator.time_embed_mixer.weight"
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".onnx")
 
 
@@ -50,21 +45,13 @@ def from_chatterbox(cls: type, state: Mapping[str, Tensor], config: Any) -> Any:
         if part not in parts or not rest:
             raise CheckpointError(f"{name} is in none of {PARTS}: the file is of another model")
         parts[part][rest] = tensor
-    meanflow = _MIXER in parts["flow"]
-    name = "chatterbox-turbo" if meanflow else "chatterbox"
+    name = "chatterbox-turbo" if MIXER in parts["flow"] else "chatterbox"
     flow = open_flow(parts["flow"], DIALECTS[name], config)
     tokenizer = S3Tokenizer.from_published(parts["tokenizer"], _heads(parts["tokenizer"]))
     speaker = CAMPPlus()
     load_strict(speaker, parts["speaker_encoder"], "of the speaker encoder")
-    model = join(
-        cls,
-        flow,
-        HiFTNetModel.from_published(parts["mel2wav"], {"source": flow.config.source}),
-        speaker,
-        tokenizer,
-        published=True,
-    )
-    return model.named(name)
+    vocoder = HiFTNetModel.from_published(parts["mel2wav"], {"source": flow.config.source})
+    return join(cls, flow, vocoder, speaker, tokenizer, published=True).named(name)
 
 
 def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
@@ -102,15 +89,9 @@ def _from_cosyvoice(cls: type, folder: Path, flow: Path, vocoder: Path, config: 
             f"{tokenizer} is {codec.name} and the flow beside it has learnt {tokens}, whose ids mean other sounds: put "
             "the tokenizer of the flow's release there"
         )
-    model = join(
-        cls,
-        made,
-        HiFTNetModel.from_published(read_state_dict(vocoder), {"source": made.config.source}),
-        None if speaker is None else open_speaker(speaker),
-        codec,
-        published=True,
-    )
-    return model.named(release)
+    hift = HiFTNetModel.from_published(read_state_dict(vocoder), {"source": made.config.source})
+    encoder = None if speaker is None else open_campplus(speaker)
+    return join(cls, made, hift, encoder, codec, published=True).named(release)
 
 
 def find_part(folder: Path, stem: str) -> Path | None:
@@ -125,7 +106,7 @@ def open_parts(flow: Any, mel2wav: Any, speaker: Any, tokenizer: Any) -> tuple[A
     return (
         _opened(flow, TokenToMel, "flow"),
         _opened(mel2wav, HiFTNetModel, "mel2wav"),
-        speaker if speaker is None or isinstance(speaker, CAMPPlus) else open_speaker(Path(speaker)),
+        speaker if speaker is None or isinstance(speaker, CAMPPlus) else open_campplus(speaker),
         None if tokenizer is None else _opened(tokenizer, S3Tokenizer, "tokenizer"),
     )
 
@@ -158,102 +139,17 @@ def join(
     return cls(config, tokenizer=tokenizer, speaker_encoder=speaker, flow=flow, mel2wav=mel2wav)
 
 
-def open_flow(state: Mapping[str, Tensor], dialect: S3GenConfig, config: Any) -> TokenToMel:
+def open_flow(state: Mapping[str, Tensor], release: S3GenConfig, config: Any) -> TokenToMel:
     """The flow of published weights without prefix."""
-    settings = _settings(config)
+    if config is not None and not isinstance(config, S3GenConfig | Mapping):
+        raise ConfigError(f"config={config!r} was given: settings of S3GenConfig are accepted")
+    settings = asdict(config) if isinstance(config, S3GenConfig) else dict(config or {})
     settings = flow_sizes(state, settings) | settings
-    if _MIXER in state and not dialect.meanflow:
-        turbo = DIALECTS["chatterbox-turbo"]
-        fields = ("meanflow", "cfm_steps", "cfm_t_scheduler", "cfm_inference_cfg_rate")
-        dialect = replace(dialect, **{name: getattr(turbo, name) for name in fields})
     with torch.device("meta"):  # CosyVoice 3's has 332 million numbers, which would be drawn for nothing
-        flow = TokenToMel(build_config(S3GenConfig, asdict(dialect) | settings, "S3Gen's config"))
+        flow = TokenToMel(build_config(S3GenConfig, asdict(release) | settings, "S3Gen's config"))
     flow.to_empty(device="cpu")
     load_strict(flow, flow_from_published(state), "of the flow")
     return flow
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    if config is None:
-        return {}
-    if isinstance(config, S3GenConfig):
-        return asdict(config)
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"config={config!r} was given: settings of S3GenConfig are accepted")
-    return dict(config)
-
-
-def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes that the shapes of published weights give, and the estimator's heads, which are given or the release's.
-
-    Raises CheckpointError where they are neither.
-    """
-    estimator, released = "decoder.estimator", S3GenConfig()
-    try:
-        if is_dit(state):
-            return _dit_sizes(state)
-        width = state[f"{estimator}.final_proj.weight"].shape[1]
-        queries = state[f"{estimator}.down_blocks.0.1.0.attn1.to_q.weight"].shape[0]
-        heads = int(given.get("decoder_num_heads", 0))
-        if (width, queries) == (256, 512):
-            heads = heads or released.decoder_num_heads
-        if heads < 1 or queries % heads:
-            raise CheckpointError(
-                f"attention over {queries} channels with {heads or 'unknown'} heads: weights do not say them; give "
-                "config={'decoder_num_heads': n}, or open the folder that training wrote"
-            )
-        return {
-            "vocab_size": state["input_embedding.weight"].shape[0],
-            "token_embed_dim": state["input_embedding.weight"].shape[1],
-            "speaker_embed_dim": state["spk_embed_affine_layer.weight"].shape[1],
-            "mel_bins": state["encoder_proj.weight"].shape[0],
-            "encoder_attention_heads": state["encoder.encoders.0.self_attn.pos_bias_u"].shape[0],
-            "encoder_linear_units": state["encoder.encoders.0.feed_forward.w_1.weight"].shape[0],
-            "encoder_num_blocks": _count(state, r"encoder\.encoders\.(\d+)\."),
-            "encoder_num_up_blocks": _count(state, r"encoder\.up_encoders\.(\d+)\."),
-            "token_mel_ratio": state["encoder.up_layer.conv.weight"].shape[2] // 2,
-            "pre_lookahead_len": state["encoder.pre_lookahead_layer.conv1.weight"].shape[2] - 1,
-            "decoder_channels": width,
-            "decoder_n_blocks": _count(state, rf"{estimator}\.down_blocks\.0\.1\.(\d+)\."),
-            "decoder_num_mid_blocks": _count(state, rf"{estimator}\.mid_blocks\.(\d+)\."),
-            "decoder_num_heads": heads,
-            "decoder_attention_head_dim": queries // heads,
-        }
-    except KeyError as error:
-        raise CheckpointError(f"the flow lacks {error}: the file is damaged or of another model") from error
-
-
-def _dit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    estimator = "decoder.estimator"
-    width = state[f"{estimator}.input_embed.proj.weight"].shape[0]
-    head_width = 2 * len(state[RATES])
-    block, lookahead = f"{estimator}.transformer_blocks.0", state["pre_lookahead_layer.conv1.weight"].shape
-    return {
-        "network": "dit",
-        "vocab_size": state["input_embedding.weight"].shape[0],
-        "token_embed_dim": state["input_embedding.weight"].shape[1],
-        "speaker_embed_dim": state["spk_embed_affine_layer.weight"].shape[1],
-        "mel_bins": state[f"{estimator}.proj_out.weight"].shape[0],
-        "pre_lookahead_len": lookahead[2] - 1,
-        "pre_lookahead_channels": lookahead[0],
-        "decoder_channels": width,
-        "decoder_num_mid_blocks": _count(state, rf"{estimator}\.transformer_blocks\.(\d+)\."),
-        "decoder_num_heads": state[f"{block}.attn.to_q.weight"].shape[0] // head_width,
-        "decoder_attention_head_dim": head_width,
-        "decoder_ff_mult": state[f"{block}.ff.ff.0.0.weight"].shape[0] // width,
-    }
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return len({found[1] for name in state if (found := re.match(pattern, name))})
-
-
-def open_speaker(path: Path) -> CAMPPlus:
-    if path.is_dir() or not is_onnx(path):
-        return open_campplus(path)
-    model = CAMPPlus()
-    load_strict(model, campplus_state(read_onnx(path), model), path)
-    return model.eval().requires_grad_(False)
 
 
 def _open_tokenizer(path: Path) -> S3Tokenizer:
