@@ -1,6 +1,7 @@
 """Small codecs and signals that many tests share."""
 
 import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,11 @@ from hypothesis import settings
 
 from vokens.models.codec import Codec
 from vokens.models.mini import Mini, MiniConfig
+
+# Helpers and builders of other folders are imported by their bare names. Not tests/models, nor tests/golden, whose
+# weights are `golden.weights`: with their folders on the path, a package `s3tokenizer` would seem to be installed.
+FOLDERS = {path.parent for path in Path(__file__).parent.rglob("*.py")}
+sys.path[:0] = sorted(str(folder) for folder in FOLDERS if folder.name != "golden")
 
 settings.register_profile("fixed", derandomize=True, database=None)  # the same examples in every run
 settings.load_profile("fixed")

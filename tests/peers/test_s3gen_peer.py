@@ -1,13 +1,8 @@
 """Side by side with the S3Gen of chatterbox-tts, of the released size with random weights: same voice, mel and wave."""
 
-import sys
-from pathlib import Path
-
+import published_s3gen as peer
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import published_s3gen as peer
 
 from vokens.models.s3gen import S3GenModel
 

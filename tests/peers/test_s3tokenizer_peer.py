@@ -1,17 +1,14 @@
 """Side by side with the published package: same random weights, same log-mels, same ids."""
 
 import random
-import sys
 from pathlib import Path
 
+import published_s3tokenizer as peer
 import pytest
 import soundfile
 import torch
 from conftest import speechlike
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-import published_s3tokenizer as peer
 
 import vokens.compat.s3tokenizer as s3tokenizer
 from vokens import audio

@@ -1,14 +1,11 @@
 """Side by side with the published package: same random weights, same audio, same codes and waves."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import published_speechtokenizer as peer
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import published_speechtokenizer as peer
 
 from vokens.compat.speechtokenizer import SpeechTokenizer
 from vokens.models.speechtokenizer import SpeechTokenizer as Codec

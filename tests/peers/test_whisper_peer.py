@@ -4,17 +4,12 @@ Beside transformers' implementation, on speech-like sound through our log-mel. I
 docs/metrics.md, 'The evaluator models', has the commands.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import speechlike
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import speechlike
 
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_80

@@ -1,0 +1,691 @@
+"""Learnable-Speech's language model: the published numbers, ragged batches as singles, memory as recomputation."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from golden.weights import fill_
+from safetensors.torch import load_file, save_file
+
+import vokens
+from vokens import checkpoint
+from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.lm.cache import KVCache
+from vokens.lm.decode import decode
+from vokens.lm.qwen2 import Qwen2
+from vokens.lm.sampling import COSYVOICE, GREEDY
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
+from vokens.models.learnable.durations import expected_positions, frame_positions
+from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
+from vokens.models.learnable.speaker import ReferenceMel
+
+FOLDER = Path(__file__).parents[2] / "golden/learnable"
+SPEECH = json.loads((FOLDER / "config.json").read_text())["speech"]
+SALT = SPEECH["salt"]
+GOLDEN = load_file(FOLDER / "lm_tiny.safetensors")
+SPEAKER = load_file(FOLDER / "speaker_encoder.safetensors")
+HEADS = {"num_attention_heads": 4, "speaker_heads": 4, "max_position_embeddings": 512}
+TINY = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
+EMBEDDING, TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= bound * expected.abs().max().clamp(min=1e-3)
+
+
+def published_state() -> dict[str, torch.Tensor]:
+    speaker = SpeakerConfig(width=128, layers=2, heads=4, published=True)
+    model = LearnableLM(LearnableLMConfig(TINY, speaker, speech_tokens=61))
+    state = fill_({name: value.clone() for name, value in model.to_published().items()}, SALT)
+    state[TIED] *= 8.0
+    state[EMBEDDING] = state[TIED].clone()
+    for name in ("llm_embedding.weight", "speech_embedding.weight"):
+        state[name] *= 8.0
+    return state
+
+
+@pytest.fixture(scope="module")
+def lm() -> LearnableLM:
+    return LearnableLM.from_published(published_state(), HEADS)
+
+
+@pytest.fixture(scope="module")
+def corrected() -> LearnableLM:
+    torch.manual_seed(0)
+    speaker = SpeakerConfig(n_mels=80, width=32, layers=2, heads=2, embed_dim=12)
+    config = LearnableLMConfig(TINY, speaker, speech_tokens=61, speech_per_text=(2.0, 6.0))
+    model = LearnableLM(config).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if name.startswith("speaker_encoder") and "out" in name:
+            weight.normal_(0, 0.2)
+    model.head.weight.normal_(0, 1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def beside(corrected) -> LearnableLM:
+    """The same weights, with speech beside its text."""
+    model = (
+        LearnableLM(replace(corrected.config, positions="progress", pace=4.5)).eval().requires_grad_(False)
+    )
+    model.load_state_dict(corrected.state_dict())
+    return model
+
+
+@pytest.fixture(scope="module")
+def aligned(corrected) -> LearnableLM:
+    """The same weights, with speech where its text stands."""
+    torch.manual_seed(1)
+    model = LearnableLM(replace(corrected.config, positions="aligned")).eval().requires_grad_(False)
+    model.load_state_dict(model.state_dict() | corrected.state_dict())
+    model.durations.out.bias.fill_(1.2)  # some three tokens an id
+    return model
+
+
+def batch() -> dict[str, torch.Tensor]:
+    names = ("text", "text_lengths", "speech", "speech_lengths")
+    keys = ("text_token", "text_token_len", "speech_token", "speech_token_len")
+    return {name: GOLDEN[key].long() for name, key in zip(names, keys, strict=True)}
+
+
+# The speaker encoder
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_speaker_encoder_matches(size):
+    config = SpeakerConfig(published=True)
+    if size == "tiny":
+        config = SpeakerConfig(80, 128, 2, 4, 48, published=True)
+    encoder = SpeakerEncoder(config).eval().requires_grad_(False)
+    names = {"first": "init", "attention": "attn", "project": "output_proj", "out": "proj_out"}
+    state = encoder.state_dict()
+    there = {".".join(names.get(part, part) for part in name.split(".")): name for name in state}
+    filled = fill_({name: state[ours].clone() for name, ours in there.items()}, SALT)
+    encoder.load_state_dict({there[name]: value for name, value in filled.items()})
+    mel = SPEAKER["mel"]
+    x = encoder.first(mel)
+    close(x[:, ::8], SPEAKER[f"{size}.init.every8"])
+    for i, block in enumerate(encoder.attention):
+        x = block(x, None)
+        if f"{size}.attn.{i}.every8" in SPEAKER:
+            close(x[:, ::8], SPEAKER[f"{size}.attn.{i}.every8"])
+    close(encoder(mel), SPEAKER[f"{size}.out"])
+    padded = torch.nn.functional.pad(mel, (0, 9))
+    close(encoder(padded, torch.tensor([23, 23])), SPEAKER[f"{size}.padded_out"])
+    turned = torch.cat([mel[..., :1], mel[..., 1:].flip(-1)], -1)
+    close(encoder(turned), SPEAKER[f"{size}.tail_reversed_out"])
+    close(encoder(mel[..., :1]), SPEAKER[f"{size}.one_frame_out"])
+
+
+def test_corrected_speaker_encoder_hears_order_but_no_padding(corrected):
+    encoder, mel = corrected.speaker_encoder, SPEAKER["mel"]
+    alone = encoder(mel[:1, :, :15])
+    padded = torch.cat([mel[:1, :, :15], torch.full((1, 80, 8), 5.0)], -1)
+    both = encoder(torch.cat([padded, mel[1:]]), torch.tensor([15, 23]))
+    torch.testing.assert_close(both[:1], alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(both[1:], encoder(mel[1:]), atol=2e-6, rtol=0)
+    turned = torch.cat([mel[..., :1], mel[..., 1:].flip(-1)], -1)
+    assert (encoder(turned) - encoder(mel)).abs().max() > 1e-4
+
+
+def test_references_that_are_not_there_do_not_count(corrected):
+    mels = GOLDEN["reference_mels"]
+    one = corrected.speaker_of(mels[:, :1])
+    some = corrected.speaker_of(mels, torch.tensor([[10, 0]] * 3))
+    torch.testing.assert_close(some, one, atol=2e-6, rtol=0)
+    nothing = corrected.speaker_of(mels, torch.zeros(3, 2, dtype=torch.long))
+    torch.testing.assert_close(nothing, corrected.speaker_project.bias.expand(3, -1))
+
+
+# Training
+
+
+@pytest.mark.parametrize("case", ["uni", "bi", "mixed"])
+def test_sequences_and_losses_match(lm, case):
+    speaker = lm.speaker_of(GOLDEN["reference_mels"])
+    close(speaker[:, None], GOLDEN["speaker_token"])
+    bistream = {"uni": False, "bi": True, "mixed": [False, True, True]}[case]
+    x, layout = lm.inputs(**batch(), speaker=speaker, bistream=bistream)
+    scores, target = lm(**batch(), speaker=speaker, bistream=bistream)
+    assert torch.equal(target, GOLDEN[f"{case}.target"].long())
+    assert torch.equal(layout.lengths, GOLDEN[f"{case}.input_len"].long())
+    close(label_loss(scores, target), GOLDEN[f"{case}.loss"])
+    close(accuracy(scores, target), GOLDEN[f"{case}.acc"])
+    nospk = lm.inputs(**batch(), bistream=bistream)[1]
+    assert torch.equal(nospk.target, GOLDEN[f"{case}.nospk.target"].long())
+    if case != "mixed":
+        valid = (layout.rows >= 0)[..., None]
+        close(x[..., ::8] * valid, GOLDEN[f"{case}.input.every8"] * valid)
+        close(lm.backbone(x)[..., ::8] * valid, GOLDEN[f"{case}.hidden.every8_valid"])
+        close(scores[..., ::4] * valid, GOLDEN[f"{case}.logits.every4_valid"])
+
+
+def test_label_smoothing_variants_match(lm):
+    scores, target = lm(**batch(), speaker=lm.speaker_of(GOLDEN["reference_mels"]))
+    for smoothing in (0.0, 0.1):
+        for norm in (0, 1):
+            key = f"uni.loss.smoothing{smoothing}.norm{norm}"
+            if key in GOLDEN:
+                close(label_loss(scores, target, smoothing=smoothing, per_token=bool(norm)), GOLDEN[key])
+    close(label_loss(*lm(**batch())), GOLDEN["uni.nospk.loss"])
+
+
+def test_gradients_match():
+    model = LearnableLM.from_published(published_state(), HEADS).requires_grad_(True)
+    label_loss(*model(**batch(), speaker=model.speaker_of(GOLDEN["reference_mels"]))).backward()
+    close(model.marks.weight.grad, GOLDEN["uni.grad/llm_embedding.weight"], 1e-4)
+    close(model.speech_embedding.weight.grad, GOLDEN["uni.grad/speech_embedding.weight"], 1e-4)
+    words = model.backbone.embed_tokens.weight.grad
+    close(words.norm(), GOLDEN["uni.grad_norm/embed_tokens"], 1e-4)
+    first = model.speaker_encoder.first.weight.grad
+    close(first.norm(), GOLDEN["uni.grad_norm/speaker_encoder.init.weight"], 1e-4)
+
+
+def test_preferences_count_the_real_targets(lm):
+    chosen = sum_log_probs(*lm(**batch()))
+    rejected_batch = batch() | {
+        "speech": GOLDEN["reject_speech_token"].long(),
+        "speech_lengths": GOLDEN["reject_speech_token_len"].long(),
+    }
+    rejected = sum_log_probs(*lm(**rejected_batch))
+    close(chosen, GOLDEN["dpo.sum_logp.chosen"])
+    close(rejected, GOLDEN["dpo.sum_logp.rejected"])
+    same = dpo_loss(chosen, rejected, chosen, rejected)
+    close(same, torch.tensor(2.0).log())
+    assert dpo_loss(chosen + 9, rejected, chosen, rejected, beta=0.1) < same
+
+
+def test_a_ragged_batch_trains_as_single_rows(lm):
+    scores, target = lm(**batch(), bistream=True)
+    for row in range(3):
+        text, speech = (int(batch()[name][row]) for name in ("text_lengths", "speech_lengths"))
+        single = {name: value[row : row + 1] for name, value in batch().items()}
+        single |= {"text": single["text"][:, :text], "speech": single["speech"][:, :speech]}
+        found, wanted = lm(**single, bistream=True)
+        close(scores[row : row + 1, : found.shape[1]], found)
+        assert torch.equal(target[row : row + 1, : found.shape[1]], wanted)
+
+
+# Generation
+
+
+@torch.inference_mode()
+def published_generation(lm: LearnableLM, kind: str) -> list[int]:
+    """The published loop over our parts: an early end is drawn again; an id that is no code reads the last again."""
+    facts, text = SPEECH["gen"][kind], GOLDEN["text_token"][0].long()
+    start, task = lm.marks.weight.split(1)
+    voice = lm.speaker_of(GOLDEN["reference_mels"][:1])
+    words = lm.backbone.embed_tokens(torch.cat([text[:3], text[5:9]]))
+    prompt = lm.speech_embedding(GOLDEN[f"gen.{kind}.prompt_speech"][0].long())
+    sampling = {"greedy": GREEDY, "ras": COSYVOICE}[kind]
+    cache, generator = KVCache(TINY.layers), torch.Generator().manual_seed(facts["seed"])
+
+    def read(x: torch.Tensor) -> torch.Tensor:
+        return lm.head(lm.backbone(x[None], cache=cache)[:, -1])
+
+    scores = read(torch.cat([start, voice, words, task, prompt]))
+    close(scores[0].log_softmax(0), GOLDEN[f"gen.{kind}.logp_first"])
+    found: list[int] = []
+    for step in range(facts["max_len"]):
+        token = sampling.draw(scores[0].log_softmax(0), found, generator)
+        while token == 61 and step < facts["min_len"]:
+            token = sampling.draw(scores[0].log_softmax(0), found, generator)
+        if token == 61:
+            break
+        found += [token] if token < 61 else []
+        scores = read(lm.speech_embedding(torch.tensor(found[-1:])))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["greedy", "ras"])
+def test_published_generation_matches(lm, kind):
+    assert published_generation(lm, kind) == GOLDEN[f"gen.{kind}.tokens"].tolist()
+
+
+@torch.inference_mode()
+def test_the_backbone_is_that_of_transformers():
+    """Two heads for each of the keys; whole, under positions with jumps, and in bfloat16 to its rounding."""
+    transformers = pytest.importorskip("transformers")
+    sizes = replace(TINY, rope_theta=1e4, norm_eps=1e-5)
+    theirs = transformers.Qwen2Model(
+        transformers.Qwen2Config(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.width,
+            intermediate_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+            rms_norm_eps=sizes.norm_eps,
+        )
+    ).eval()
+    ours = Qwen2(sizes).eval()
+    torch.manual_seed(0)
+    for weight in ours.parameters():
+        weight.normal_(0, 0.3)
+    theirs.load_state_dict(ours.state_dict())
+    x, mask = torch.randn(2, 9, 64), torch.ones(2, 9, dtype=torch.long)
+    at = torch.tensor([[0, 1, 2, 3, 9, 9, 10, 11, 40]]).expand(2, -1)
+    for positions in (None, at):
+        expected = theirs(inputs_embeds=x, attention_mask=mask, position_ids=positions).last_hidden_state
+        close(ours(x, positions), expected)
+        cache = KVCache(sizes.layers)
+        first = ours(x[:, :4], None if positions is None else positions[:, :4], cache)
+        rest = ours(x[:, 4:], None if positions is None else positions[:, 4:], cache)
+        close(torch.cat([first, rest], 1), expected)
+        assert cache.length == 9
+    close(ours.bfloat16()(x.bfloat16()).float(), theirs(inputs_embeds=x).last_hidden_state, 0.1)
+
+
+def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
+    texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
+    speaker = corrected.speaker_of(GOLDEN["reference_mels"])
+    greedy = GREEDY
+    found = corrected.generate(texts, speaker=speaker, sampler=greedy)
+    for row, text in enumerate(texts):
+        (alone,) = corrected.generate([text], speaker=speaker[row : row + 1], sampler=greedy)
+        assert torch.equal(found[row], alone)
+        assert 2 * len(text) <= len(alone) <= 6 * len(text)
+        lengths = torch.tensor([len(text)]), torch.tensor([len(alone)])
+        scores, _ = corrected(text[None], lengths[0], alone[None], lengths[1], speaker=speaker[row : row + 1])
+        asked = scores[0, 2 + len(text) :, :61][: len(alone)]
+        assert torch.equal(asked.argmax(-1), alone)
+
+
+def test_speech_beside_its_text_is_read_as_it_is_learned(beside):
+    """At each utterance's own pace; in a batch too, and one by one."""
+    speaker = beside.speaker_of(GOLDEN["reference_mels"])
+    texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
+    for row, text in enumerate(texts):
+        voice, count = speaker[row : row + 1], 20 + row
+        options = {"speaker": voice, "sampler": GREEDY, "speed": 4.5 * len(text) / count}
+        (said,) = beside.generate([text], limits=(count, count), **options)
+        lengths = torch.tensor([len(text)]), torch.tensor([count])
+        scores, _ = beside(text[None], lengths[0], said[None], lengths[1], speaker=voice)
+        assert torch.equal(scores[0, 2 + len(text) :, :61][:count].argmax(-1), said)
+        at_another = beside(text[None], lengths[0], said[None, :-3], lengths[1] - 3, speaker=voice)[0]
+        assert not torch.equal(at_another[:, :-4], scores[:, :-7])
+    together = beside.generate(texts, speaker=speaker, sampler=GREEDY)
+    for row, text in enumerate(texts):
+        options = {"speaker": speaker[row : row + 1], "sampler": GREEDY}
+        assert torch.equal(together[row], beside.generate([text], **options)[0])
+        assert together[row].tolist() == list(beside.stream(text, **options))
+
+
+def test_a_prompt_sets_the_pace(beside):
+    text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
+    options = {
+        "prompt_text": GOLDEN["text_token"][1, :5],
+        "prompt_speech": prompt,
+        "sampler": GREEDY,
+    }
+    (said,) = beside.generate([text], **options)
+    hasty = LearnableLM(replace(beside.config, pace=0.1)).eval().requires_grad_(False)
+    hasty.load_state_dict(beside.state_dict())
+    assert torch.equal(said, hasty.generate([text], **options)[0])
+    assert said.tolist() == list(beside.stream(text, **options))
+
+
+def test_places_of_text_and_speech(beside):
+    _, layout = beside.inputs(**batch(), speaker=beside.speaker_of(GOLDEN["reference_mels"]))
+    texts, speeches = batch()["text_lengths"], batch()["speech_lengths"]
+    found = beside.positions(layout, texts, speeches)
+    for row, (text, speech) in enumerate(zip(texts.tolist(), speeches.tolist(), strict=True)):
+        heard = 2 + (torch.arange(speech) + 0.5) / speech * text
+        wanted = torch.cat([torch.arange(2 + text), torch.tensor([2.0]), heard])
+        close(found[row, : len(wanted)], wanted)
+
+
+def test_positions_follow_durations():
+    durations = torch.tensor([[2, 0, 1, 1], [1, 3, 9, 9]])
+    places = frame_positions(durations, torch.tensor([4, 2]), torch.tensor([4, 8]))
+    close(places[0, :5], torch.tensor([0.25, 0.75, 2.5, 3.5, 4.0]))
+    # the padding's durations count nothing; 4 tokens are stretched to 8
+    expected = [0.25, 0.75, *(1 + (n + 0.5) / 6 for n in range(6)), 2.0]
+    close(places[1], torch.tensor(expected))
+
+
+def test_a_prompt_takes_its_speech_and_sets_the_pace():
+    durations = torch.full((5,), 2.0)
+    places = expected_positions(durations, 2, 8, 1.0)  # at four tokens an id
+    assert len(places) == 8 + 12 + 1
+    close(places[[0, 7, 8, 20]], torch.tensor([0.125, 1.875, 2.125, 5.0]))
+    close(
+        expected_positions(durations, 2, 0, 1.0)[[0, 6]], torch.tensor([2.25, 5.0])
+    )  # a text without speech
+    close(expected_positions(durations, 0, 3, 2.0)[[0, 2, 3, 8]], torch.tensor([0.0, 0.0, 0.5, 5.0]))
+
+
+def test_aligned_training_sees_what_generation_sees(aligned):
+    """Scores of the pass over a whole row equal those of reading it token by token, at the same durations."""
+    text, speaker = GOLDEN["text_token"][:1, :6].long(), aligned.speaker_of(GOLDEN["reference_mels"][:1])
+    (said,) = aligned.generate([text[0]], speaker=speaker, sampler=GREEDY)
+    lengths = torch.tensor([6])
+    durations = aligned.durations(text, lengths, speaker).exp()
+    expected = int(durations.sum().round())
+    assert 3 * expected // 4 <= len(said) <= -(-5 * expected // 4)
+    count = torch.tensor([expected])
+    scores, _ = aligned(text, lengths, said[None, :expected], count, speaker=speaker, durations=durations)
+    drawn = scores[0, 2 + 6 :, : aligned.config.speech_tokens].argmax(-1)
+    assert torch.equal(drawn[: min(len(said), expected)], said[:expected])
+
+
+def test_aligned_streams_and_batches_are_the_whole(aligned):
+    texts, greedy = [GOLDEN["text_token"][0, :7], GOLDEN["text_token"][1, :3]], GREEDY
+    prompt = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": GOLDEN["speech_token"][0, :20]}
+    for options in ({}, prompt, {"prompt_speech": prompt["prompt_speech"]}, {"speed": 1.5}):
+        both = aligned.generate(texts, sampler=greedy, **options)
+        for text, tokens in zip(texts, both, strict=True):
+            assert tokens.tolist() == list(aligned.stream(text, sampler=greedy, **options))
+    slow, fast = (len(aligned.generate(texts, sampler=greedy, speed=s)[0]) for s in (0.5, 2.0))
+    assert slow > 2 * fast
+    with pytest.raises(ConfigError, match="whole text"):
+        next(iter(aligned.stream_text([texts[0]])))
+    with pytest.raises(ConfigError, match="above 0"):
+        aligned.generate(texts, speed=0.0)
+    with pytest.raises(ConfigError, match="durations"):
+        aligned(**batch())
+
+
+def test_paces_that_cannot_be(corrected, beside):
+    with pytest.raises(ConfigError, match="positions"):
+        corrected.generate([[1, 2]], speed=2.0)
+    with pytest.raises(ConfigError, match="above 0"):
+        beside.generate([[1, 2]], speed=0.0)
+    for values in ({"positions": "progress"}, {"pace": 2.0}, {"positions": "elsewhere"}):
+        with pytest.raises(ConfigError, match="positions"):
+            replace(corrected.config, **values)
+
+
+def test_own_generators_make_rows_independent(corrected):
+    texts = [GOLDEN["text_token"][0, :5], GOLDEN["text_token"][1, :3]]
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    found = corrected.generate(texts, generator=generators)
+    (alone,) = corrected.generate(texts[1:], generator=torch.Generator().manual_seed(8))
+    assert torch.equal(found[1], alone)
+
+
+@pytest.mark.parametrize("kind", ["corrected", "beside"])
+def test_streaming_text_is_the_bistream_sequence(kind, request):
+    corrected = request.getfixturevalue(kind)
+    text, greedy = GOLDEN["text_token"][0, :12], GREEDY
+    speaker = corrected.speaker_of(GOLDEN["reference_mels"][:1])
+    whole = list(corrected.stream_text([text], speaker=speaker, sampler=greedy))
+    for size in (1, 4, 7):
+        assert list(corrected.stream_text(text.split(size), speaker=speaker, sampler=greedy)) == whole
+    assert len(whole) > 36  # enough for the bistream layout
+    ids = torch.tensor(whole)
+    scores, target = corrected(
+        text[None],
+        torch.tensor([12]),
+        ids[None],
+        torch.tensor([len(ids)]),
+        speaker=speaker,
+        bistream=True,
+    )
+    codes = (target[0] >= 0) & (target[0] < 61)
+    assert torch.equal(target[0][codes], ids)
+    assert torch.equal(scores[0, codes, :61].argmax(-1), ids)
+
+
+def test_streaming_speaks_before_the_text_ends(corrected):
+    asked = []
+
+    def pieces():
+        for word in GOLDEN["text_token"][0].tolist():
+            asked.append(word)
+            yield [word]
+
+    stream = corrected.stream_text(pieces(), sampler=GREEDY)
+    first = [next(stream) for _ in range(15)]
+    assert len(first) == 15
+    assert len(asked) == 5
+    next(stream)
+    assert len(asked) == 10
+
+
+def test_prompt_speech_fills_the_first_groups(corrected):
+    text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
+    stream = corrected.stream_text(
+        [text], prompt_text=GOLDEN["text_token"][1, :5], prompt_speech=prompt, sampler=GREEDY
+    )
+    found = list(stream)
+    assert 10 <= len(found) <= 42
+
+
+def test_texts_are_read_by_the_front_end_of_the_config():
+    torch.manual_seed(0)
+    config = LearnableLMConfig(
+        TINY, None, speech_tokens=61, front_end="characters", speech_per_text=(1.0, 2.0)
+    )
+    model = LearnableLM(config).eval()
+    said = model.generate(["Hello.", "yes"], prompt_text="well ", sampler=GREEDY)
+    ids = [model.ids("well Hello."), model.ids("well yes")]
+    alone = [model.generate([ids[0]], sampler=GREEDY, limits=(6, 12))[0]]
+    alone += [model.generate([ids[1]], sampler=GREEDY, limits=(3, 6))[0]]
+    assert all(torch.equal(a, b) for a, b in zip(said, alone, strict=True))
+    with pytest.raises(TokensError, match="empty"):
+        model.generate([""])
+    with pytest.raises(ConfigError, match="front end"):
+        LearnableLM(LearnableLMConfig(TINY, None, speech_tokens=61)).generate(["Hello."])
+
+
+def test_a_voice_is_the_mean_of_its_pieces(corrected):
+    wave = torch.sin(torch.arange(24000 * 9) * 0.1 * (1 + torch.arange(24000 * 9) / 90000))
+    first, second = (corrected.voice(part, sample_rate=24000) for part in wave[: 24000 * 8].split(96000))
+    both = corrected.voice(wave, sample_rate=24000)  # the ninth second is left out
+    vectors = [
+        corrected.speaker_encoder(ReferenceMel()(part)[None]) for part in wave[: 24000 * 8].split(96000)
+    ]
+    close(both, corrected.speaker_from(sum(vectors) / 2))
+    close(corrected.voice(wave[:96000], wave[96000:192000], sample_rate=24000), both)
+    assert (first - second).abs().max() > 1e-4
+    louder = corrected.voice(wave * 0.3, sample_rate=24000)
+    assert (louder - both).abs().max() < 1e-4
+    assert corrected.voice(wave[:2400], sample_rate=24000).shape == (1, 64)
+
+
+def test_hidden_tokens_are_no_targets(lm):
+    asked = torch.ones(batch()["speech"].shape, dtype=torch.bool)
+    asked[:, 3:5] = False
+    for bistream in (False, True):
+        _, whole = lm(**batch(), bistream=bistream)
+        _, target = lm(**batch(), bistream=bistream, loss_mask=asked)
+        assert int((whole >= 0).sum() - (target >= 0).sum()) == 2 * len(whole)
+        assert torch.equal(target[target >= 0], whole[target >= 0])
+
+
+def test_what_cannot_be_said_is_named(lm):
+    with pytest.raises(TokensError, match="empty text"):
+        lm.generate([[]])
+    with pytest.raises(TokensError, match="ids"):
+        lm.generate([[120]])
+    with pytest.raises(TokensError, match="ids"):
+        lm.generate([[1]], prompt_speech=[61])
+    with pytest.raises(TokensError, match="no text"):
+        list(lm.stream_text([]))
+
+
+# Weights
+
+
+def test_published_names_go_both_ways(lm, tmp_path):
+    state = published_state()
+    back = lm.to_published()
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    torch.save(state | {"epoch": 1, "step": 2}, tmp_path / "llm.pt")
+    loaded = vokens.load(tmp_path / "llm.pt", config=HEADS)
+    assert isinstance(loaded, LearnableLM)
+    assert loaded.config == lm.config
+    lm.save_pretrained(tmp_path / "ours")
+    assert vokens.load(tmp_path / "ours").fingerprint == lm.fingerprint
+    with pytest.raises(CheckpointError):
+        LearnableLM.from_published(state | {"extra": torch.zeros(1)}, HEADS)
+
+
+def test_heads_are_asked_for_and_never_guessed(lm):
+    state = published_state()
+    for config, lacking in ((None, "num_attention_heads"), ({"num_attention_heads": 2}, "speaker_heads")):
+        with pytest.raises(CheckpointError, match=rf"give config=\{{'{lacking}': n\}}") as caught:
+            LearnableLM.from_published(state, config)
+        assert "\n" not in str(caught.value)
+    assert LearnableLM.from_published(state, lm.config).config == lm.config
+
+
+def test_a_network_that_the_published_code_is_not_keeps_its_own_layout(lm):
+    changed = replace(lm.config, positions="progress", pace=4.0)
+    with pytest.raises(
+        CheckpointError, match=r"positions = 'progress': save this model with save_pretrained"
+    ):
+        LearnableLM(changed).to_published()
+
+
+def test_a_file_in_the_published_layout_holds_its_config(tmp_path):
+    """12 heads of 8 in a backbone 96 wide: of what the shapes say, any number of heads would do."""
+    sizes = replace(TINY, width=96, heads=12, kv_heads=4)
+    model = LearnableLM(LearnableLMConfig(sizes, None, speech_tokens=61, speech_per_text=(1.0, 3.0)))
+    checkpoint.save_torch(tmp_path / "llm.pt", model.to_published() | {"epoch": 1}, model.description())
+    moved = (tmp_path / "llm.pt").rename(tmp_path / "elsewhere.pt")
+    again = vokens.load(moved)
+    assert again.config == model.config
+    assert again.fingerprint == model.fingerprint
+    plain = torch.load(moved, weights_only=True)  # as published code reads it
+    assert plain.pop("epoch") == 1
+    assert plain.keys() == model.to_published().keys()
+    torch.save(plain, moved)  # without the config, nothing is guessed
+    with pytest.raises(CheckpointError, match="num_attention_heads"):
+        vokens.load(moved)
+
+
+def test_cosyvoice_weights_open_and_start_ours(corrected, tmp_path):
+    state = {k: v for k, v in published_state().items() if not k.startswith(("speaker", "spk"))}
+    plain = LearnableLM.from_published(state, HEADS)
+    assert plain.config.speaker is None
+    close(label_loss(*plain(**batch())), GOLDEN["uni.nospk.loss"])
+    torch.save(state, tmp_path / "llm.pt")
+    model = LearnableLM(corrected.config)
+    before = model.speaker_project.weight.clone()
+    model.warm_start(tmp_path / "llm.pt")
+    assert torch.equal(model.head.weight, plain.head.weight)
+    assert torch.equal(model.speaker_project.weight, before)
+    folder = tmp_path / "qwen2"
+    folder.mkdir()
+    words = {k.removeprefix("llm."): v for k, v in state.items() if k.startswith("llm.") and k != TIED}
+    save_file(
+        {
+            k.removeprefix(
+                "model.",
+            ): v.contiguous()
+            for k, v in words.items()
+        },
+        folder / "model.safetensors",
+    )
+    model = LearnableLM(corrected.config).warm_start(folder)
+    assert torch.equal(model.backbone.state_dict()["norm.weight"], plain.backbone.state_dict()["norm.weight"])
+
+
+# CosyVoice 3
+
+
+THIRD = LearnableLMConfig(
+    TINY, None, speech_tokens=61, tokens="speech_tokenizer_v3_25hz", release="cosyvoice3"
+)
+
+
+@pytest.fixture(scope="module")
+def third() -> LearnableLM:
+    """As its llm.pt gives it."""
+    state = {name: value.clone() for name, value in LearnableLM(THIRD).to_published().items()}
+    state = fill_(state, SALT)
+    state[EMBEDDING], state["speech_embedding.weight"] = (
+        state[TIED].mul_(8),
+        state["speech_embedding.weight"] * 8,
+    )
+    return LearnableLM.from_published(state, HEADS)
+
+
+def test_the_third_release_is_told_by_its_names_and_strict(third, tmp_path):
+    assert third.config == THIRD
+    assert third.name == "cosyvoice3"
+    state = third.to_published()
+    assert "llm_embedding.weight" not in state
+    assert state["llm_decoder.weight"].shape == state["speech_embedding.weight"].shape == (261, 64)
+    torch.save(state | {"epoch": 1, "step": 2}, tmp_path / "llm.pt")
+    again = vokens.load(tmp_path / "llm.pt", config=HEADS)
+    assert again.config == THIRD
+    assert again.fingerprint == third.fingerprint
+    for changed in (state | {"llm_decoder.bias": torch.zeros(261)}, state | {"x": torch.zeros(1)}):
+        with pytest.raises(CheckpointError):
+            LearnableLM.from_published(changed, HEADS)
+    third.save_pretrained(tmp_path / "ours")
+    assert vokens.load(tmp_path / "ours").fingerprint == third.fingerprint
+    with pytest.raises(ConfigError, match="cosyvoice2 or cosyvoice3"):
+        LearnableLMConfig(release="cosyvoice4")
+
+
+def test_the_third_release_reads_and_asks_as_published(third):
+    """Start 61, end 62, task 63 and "more text" 64 are rows of the speech tokens' table; the head has no bias."""
+    state, given = third.to_published(), batch()
+    text, speech = given["text"][:1, :12], given["speech"][:1, :20]
+    speech_table = state["speech_embedding.weight"]
+    rows = [speech_table[61:62], state[EMBEDDING][text[0]], speech_table[63:64], speech_table[speech[0]]]
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 120, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e6}
+    network = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**sizes, **heads, tie_word_embeddings=True)
+    )
+    network.load_state_dict(
+        {k.removeprefix("llm.model."): v for k, v in state.items() if k.startswith("llm.")}
+    )
+    hidden = network.model(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
+    scores, target = third(text, torch.tensor([12]), speech, torch.tensor([20]))
+    close(scores, hidden @ state["llm_decoder.weight"].T)
+    assert target[0].tolist() == [-1] * 13 + speech[0].tolist() + [62]
+    mixed = third(
+        text, torch.tensor([12]), given["speech"][:1].repeat(1, 2)[:, :60], torch.tensor([60]), bistream=True
+    )
+    assert mixed[1][0].tolist().count(64) == 2
+    assert mixed[1][0, -1] == 62
+    said = third.generate([text[0]], generator=torch.Generator().manual_seed(0), limits=(3, 30))[0]
+    assert 3 <= len(said) <= 30
+    assert int(said.max()) < 61
+
+
+def no_step(last: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("a step was taken behind the last token")
+
+
+@pytest.mark.parametrize("first", [61, 62, 63, 100])
+def test_nothing_but_the_end_ends_the_third_release(third, first):
+    """Of the 200 ids behind the codes the end alone can be drawn, and only where it may come."""
+    scores = torch.zeros(261)
+    scores[first] = 50.0
+    options = {"end": 62, "generators": [None]}
+    logits = third.drawable(scores[None])
+    free, bound = (
+        list(decode(logits.clone(), no_step, GREEDY, limits=[(least, 1)], **options)) for least in (0, 1)
+    )
+    assert free == ([] if first == 62 else [[0]])
+    assert bound == [[0]]
+
+
+def test_training_starts_from_the_third_release_and_never_mixes(third, corrected, tmp_path):
+    torch.save(third.to_published(), tmp_path / "llm.pt")
+    hears = replace(THIRD, speaker=corrected.config.speaker)
+    started = LearnableLM(hears).warm_start(tmp_path / "llm.pt")
+    assert torch.equal(started.head.weight, third.head.weight)
+    assert torch.equal(started.speech_embedding.weight, third.speech_embedding.weight)
+    loss = label_loss(*started(**batch(), speaker=started.speaker_of(GOLDEN["reference_mels"])))
+    loss.backward()
+    assert started.speech_embedding.weight.grad[[61, 63]].abs().sum() > 0
+    started.save_pretrained(tmp_path / "ours")
+    assert torch.equal(LearnableLM(hears).warm_start(tmp_path / "ours").head.weight, started.head.weight)
+    with pytest.raises(CheckpointError, match=r"llm\.pt is of cosyvoice3.*set model\.release"):
+        LearnableLM(corrected.config).warm_start(tmp_path / "llm.pt")
+    with pytest.raises(CheckpointError, match="learns those of speech_tokenizer_v2_25hz"):
+        LearnableLM(replace(THIRD, tokens="speech_tokenizer_v2_25hz")).warm_start(tmp_path / "llm.pt")

@@ -1,0 +1,207 @@
+"""The token language model: delays come back, caches equal the whole, rows are as if alone, a corpus is learned."""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+from training import bfloat16_follows_float32, next_step_after_resuming
+
+import vokens
+from vokens.data.items import CodecInfo, Row
+from vokens.data.outputs import get_output
+from vokens.errors import ConfigError, TokensError
+from vokens.lm.cache import KVCache
+from vokens.lm.sampling import GREEDY, SamplingParams
+from vokens.models.socodec.lm import TokenLM, TokenLMConfig, delayed, undelayed
+from vokens.tokens import Tokens
+from vokens.train.config import read_recipe
+from vokens.train.tasks.token_lm import TokenLMTrainer
+
+SIZES = (7, 5, 6)
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def tokens(*lengths: int, vector_width: int = 0, seed: int = 0) -> Tokens:
+    draw = torch.Generator().manual_seed(seed)
+    codes = [torch.randint(0, size, (len(lengths), max(lengths)), generator=draw) for size in SIZES]
+    return Tokens(
+        codes=torch.stack(codes, 1),
+        lengths=torch.tensor(lengths),
+        num_samples=torch.tensor(lengths) * 1920,
+        model="tiny",
+        fingerprint="",
+        sample_rate=16000,
+        frame_rate=25 / 3,
+        codebook_sizes=SIZES,
+        global_vector=torch.randn(len(lengths), vector_width, generator=draw) if vector_width else None,
+    )
+
+
+def tiny(**settings: int) -> TokenLM:
+    torch.manual_seed(0)
+    lm = TokenLM(TokenLMConfig(codebook_sizes=SIZES, width=32, layers=2, heads=2, model="tiny", **settings))
+    for parameter in lm.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(6)  # as sure of itself as a trained one
+    return lm.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_delays_come_back(delay: int) -> None:
+    some = tokens(6, 1, 4)
+    steps = delayed(some.codes, some.lengths, SIZES, delay)
+    assert steps.shape == (3, 3, 6 + 2 + 2 * delay)
+    for j, size in enumerate(SIZES):
+        assert (steps[:, j, : 1 + delay * j] == size + 1).all()
+        assert (steps[1, j, 2 + delay * j :] == size).all()
+    for row, codes in enumerate(undelayed(steps, SIZES, delay)):
+        assert torch.equal(codes, some.codes[row, :, : some.lengths[row]])
+
+
+@pytest.mark.parametrize("pieces", [(1,) * 9, (4, 1, 4), (2, 7)])
+def test_the_cache_equals_the_whole(pieces: tuple[int, ...]) -> None:
+    lm, some = tiny(delay=1, vector_width=4), tokens(5, 5, vector_width=4)
+    steps = delayed(some.codes, some.lengths, SIZES, 1)
+    whole = lm(steps, some.global_vector)
+    cache = KVCache(2)
+    found = [lm(piece, some.global_vector, cache) for piece in steps.split(list(pieces), 2)]
+    for j, wanted in enumerate(whole):
+        assert_close(torch.cat([logits[j] for logits in found], 1), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_future_is_not_seen() -> None:
+    lm, some = tiny(delay=1), tokens(6)
+    steps = delayed(some.codes, some.lengths, SIZES, 1)
+    other = steps.clone()
+    other[:, :, 4:] = 0
+    for one, two in zip(lm(steps), lm(other), strict=True):
+        assert torch.equal(one[:, :4], two[:, :4])
+
+
+def test_losses_of_ragged_rows_are_those_of_each() -> None:
+    lm, some = tiny(delay=2), tokens(6, 2, 4)
+    each = [lm.losses(some.codes[i : i + 1, :, :n], some.lengths[i : i + 1]) for i, n in enumerate((6, 2, 4))]
+    weights = torch.tensor([7.0, 3.0, 5.0])  # codes and the end
+    wanted = (torch.stack(each) * weights[:, None]).sum(0) / weights.sum()
+    assert_close(lm.losses(some.codes, some.lengths), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_sampled_rows_are_those_alone_and_go_on_from_their_prompts(delay: int) -> None:
+    lm, some = tiny(delay=delay, vector_width=4), tokens(5, 2, 3, vector_width=4)
+    free = SamplingParams()
+    together = lm.generate(prompt=some, max_frames=12, sampling=free, seed=3)
+    assert len(set(together.lengths.tolist())) > 1 or int(together.lengths[0]) == 12
+    for i, given in enumerate(some.lengths.tolist()):
+        assert torch.equal(together.codes[i, :, :given], some.codes[i, :, :given])
+    assert some.global_vector is not None
+    alone = lm.generate(prompt=some[0], max_frames=12, sampling=free, seed=3)
+    assert torch.equal(alone.codes[0], together.codes[0, :, : alone.lengths[0]])
+    assert torch.equal(lm.generate(prompt=some, max_frames=12, sampling=free, seed=3).codes, together.codes)
+    assert together.model == "tiny"
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(TokensError, match="global vectors"):
+        tiny(vector_width=4).generate(max_frames=2)
+    with pytest.raises(TokensError, match="prompt"):
+        TokenLM(TokenLMConfig(codebook_sizes=(3,), width=8, layers=1, heads=2)).generate(prompt=tokens(2))
+    with pytest.raises(ConfigError, match="multiple"):
+        TokenLMConfig(width=30, heads=4)
+
+
+# Training
+
+
+@pytest.fixture
+def recipe(extracted: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"""
+task = "token_lm"
+name = "tiny"
+out = "{tmp_path / "run"}"
+steps = 3
+threads = 1
+log_every = 1
+validate_every = 3
+save_every = 100
+[model]
+width = 32
+layers = 2
+heads = 2
+[data]
+train = "{extracted}"
+valid = "{extracted}"
+batch_frames = 60
+[optim]
+learning_rate = 1e-2
+schedule = "constant"
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `vokens extract` writes, of 4 utterances."""
+    folder, some = tmp_path_factory.mktemp("tokens"), tokens(12, 9, 5, 7, seed=1)
+    facts = CodecInfo("tiny", "", 16000, 25 / 3, SIZES)
+    rows = [
+        Row(str(i), some.codes[i, :, :n].numpy(), n * 1920, n * 0.12)
+        for i, n in enumerate(some.lengths.tolist())
+    ]
+    for file in get_output("npy").write(folder, 0, rows, facts):
+        (folder / file.final).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file.path).rename(folder / file.final)
+    (folder / "run.json").write_text(json.dumps({"format": "npy", **asdict(facts), "source": "somewhere"}))
+    return folder
+
+
+def trainer_for(recipe: Path, *changes: str) -> TokenLMTrainer:
+    return TokenLMTrainer(read_recipe(recipe, changes))
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_tiny_corpus_is_learned_by_heart(recipe: Path, delay: int) -> None:
+    trainer = trainer_for(recipe, f"model.delay={delay}")
+    for _ in range(80):
+        trainer.train_step()
+    assert trainer.validate()["valid/nats"] < 0.3
+    row = trainer.dataset[0].codes
+    begun = replace(tokens(2), codes=torch.from_numpy(row[None, :, :2].astype(np.int64)))
+    said = trainer.final_model().generate(prompt=begun, sampling=GREEDY, max_frames=20)
+    assert torch.equal(said.codes[0], torch.from_numpy(row.astype(np.int64)))
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(partial(trainer_for, recipe))
+
+
+def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
+    changes = ("data.batch_frames=12", "model.dropout=0.2", "accumulate=2")  # several batches in an epoch
+    next_step_after_resuming(lambda: trainer_for(recipe, *changes), 5)
+
+
+def test_the_run_opens_and_samples(recipe: Path, tmp_path: Path) -> None:
+    trainer_for(recipe).run()
+    lm = vokens.load(tmp_path / "run" / "lm")
+    assert isinstance(lm, TokenLM)
+    said = lm.generate(2, max_frames=6, seed=1)
+    assert said.model == "tiny"
+    assert said.codes.shape[1] == 3
+    assert 1 <= int(said.lengths.max()) <= 6
+
+
+def test_what_the_tokens_say_is_not_said_again(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="comes from the tokens"):
+        trainer_for(recipe, "model.vector_width=3")
+
+
+def test_the_recipe_is_of_this_task() -> None:
+    assert read_recipe(RECIPES / "socodec_lm_mini.toml").task == "token_lm"

@@ -1,0 +1,304 @@
+"""Flow objectives against their published equations (float64 toy), closed forms, and a toy that they must solve."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from vokens.flow import meanflow, objective
+from vokens.flow.guidance import guide
+from vokens.flow.objective import expand
+from vokens.flow.regression import LEAST_ALPHA, alpha_at, guided_velocity, regress, regression_loss
+
+TOY = load_file(Path(__file__).parents[1] / "golden/learnable/meanflow_toy.safetensors")
+EXACT = 1e-12
+
+
+def network(sign: float = 1.0):
+    w1, w2, b1, b2 = (TOY[f"net.{name}"] for name in ("W1", "W2", "b1", "b2"))
+
+    def u(x, t, r):
+        return torch.tanh(torch.cat([x, t[:, None], (r - t)[:, None]], 1) @ (sign * w1).T + b1) @ w2.T + b2
+
+    return u
+
+
+def drawn():
+    return (TOY[f"net.{name}"] for name in ("x_t", "t", "r", "v"))
+
+
+def gaussian(mean):
+    """Closed-form velocity of data N(mean, std^2)."""
+    std = TOY["gauss.std"]
+
+    def velocity(x, t):
+        time = expand(t, x)
+        share = (time * std**2 - (1 - time)) / ((1 - time) ** 2 + time**2 * std**2)
+        return mean + share * (x - time * mean)
+
+    return velocity
+
+
+def close(actual, name, bound=EXACT):
+    assert (actual - TOY[name]).abs().max() <= bound, name
+
+
+def test_path_and_velocity():
+    x, v = objective.straight_path(TOY["net.x1"], TOY["net.z"], TOY["net.t"], sigma_min=0.0)
+    close(x, "net.x_t")
+    close(v, "net.v")
+
+
+def test_meanflow_equations():
+    x, t, r, v = drawn()
+    u, derivative = meanflow.with_derivative(network(), x, t, r, v)
+    close(u, "net.u")
+    close(derivative, "net.jvp")
+    target = meanflow.meanflow_target(network(), x, t, r, v)
+    close(target, "meanflow.target")
+    error = (u - target).square().sum(1)
+    for power in (0.0, 0.5, 1.0):
+        close(meanflow.adaptive(error, power, 1e-3), f"meanflow.loss.p{power}")
+
+
+def test_meanflow_with_guidance_baked_in():
+    x, t, r, v = drawn()
+    guided = 1.5 * v + 0.3 * network()(x, t, t) - 0.8 * network(-1)(x, t, t)
+    close(guided, "meanflow.cfg.v")
+    close(meanflow.meanflow_target(network(), x, t, r, guided), "meanflow.cfg.target")
+
+
+def test_improved_meanflow_equations():
+    x, t, r, v = drawn()
+    tangent = network()(x, t, t)
+    close(tangent, "imf.v_hat")
+    velocity = meanflow.imf_velocity(network(), x, t, r, tangent)
+    close(velocity, "imf.V")
+    close(meanflow.adaptive((velocity - v).square().sum(1), 1.0, 1e-2), "imf.loss.p1.c0.01")
+
+
+def test_imf_gradient_goes_through_the_average_velocity_alone():
+    x, t, r, v = drawn()
+    weight = TOY["net.W2"].clone().requires_grad_()
+    w1, b1, b2 = (TOY[f"net.{name}"] for name in ("W1", "b1", "b2"))
+
+    def u(x, t, r):
+        return torch.tanh(torch.cat([x, t[:, None], (r - t)[:, None]], 1) @ w1.T + b1) @ weight.T + b2
+
+    with torch.no_grad():
+        tangent = u(x, t, t)
+    (meanflow.imf_velocity(u, x, t, r, tangent) - v).square().sum(1).mean().backward()
+    close(weight.grad, "imf.mse.grad_W2")
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
+def test_alphaflow(alpha):
+    x, t, r, v = drawn()
+    target = meanflow.alphaflow_target(network(), x, t, r, v, alpha)
+    close(target, f"alphaflow.target.a{alpha}")
+    loss = (network()(x, t, r) - target).square().sum(1).mean() / alpha
+    close(loss, f"alphaflow.loss.a{alpha}")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 10])
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+def test_distilled_target(steps, guidance):
+    x, t, r, _ = drawn()
+    data, free = gaussian(TOY["gauss.mean"]), gaussian(TOY["intmeanflow.uncond_mean"])
+
+    def guided(x, t):
+        return (1 + guidance) * data(x, t) - guidance * free(x, t)
+
+    actual = meanflow.distilled_target(guided, x, t, r, steps)
+    close(actual, f"intmeanflow.target.n{steps}.cfg{guidance}")
+
+
+def test_many_teacher_steps_reach_the_closed_form_average():
+    x, t, r, _ = drawn()
+    exact = TOY["gauss.average_velocity"]
+    error = [
+        (meanflow.distilled_target(gaussian(TOY["gauss.mean"]), x, t, r, steps) - exact).abs().max()
+        for steps in (10, 100, 1000)
+    ]
+    assert error[1] < error[0] / 8  # Euler's error falls with the step
+    assert error[2] < error[1] / 8
+
+
+# Pairing ----------------------------------------------------------------------------------------------------
+
+
+def test_assignment_has_the_least_cost_and_keeps_every_noise():
+    shape, mask = (6, 3, 1), torch.ones(6, 1, 1)
+    x1 = TOY["net.x1"].reshape(shape)
+    dealt = objective.assigned_noise(x1, mask, torch.Generator().manual_seed(1))
+    plain = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x1)
+    cost = (x1[:, None] - plain[None]).square().flatten(2).sum(2)
+    rows, columns = linear_sum_assignment(cost.numpy())
+    assert torch.equal(dealt, plain[columns])
+    assert list(rows) == list(range(6))
+
+
+def test_assignment_of_the_published_example():
+    rows, columns = linear_sum_assignment(TOY["pairing.cost"].numpy())
+    assert columns.tolist() == TOY["pairing.assignment"].tolist()
+    assert rows.tolist() == list(range(6))
+
+
+def test_nearest_noise_ignores_what_lies_beyond_an_item():
+    generator = torch.Generator().manual_seed(0)
+    x1 = torch.randn(4, 5, 12, generator=generator)
+    candidates = torch.randn(4, 8, 5, 12, generator=generator)
+    lengths = torch.tensor([12, 9, 5, 3])
+    mask = (torch.arange(12) < lengths[:, None]).float().unsqueeze(1)
+    actual = objective.nearest(x1, candidates, mask)
+    changed = candidates + 100 * (1 - mask.unsqueeze(1))
+    assert torch.equal(actual, objective.nearest(x1, changed, mask))
+    for row, length in enumerate(lengths.tolist()):
+        distance = (x1[row, :, :length] - candidates[row, :, :, :length]).square().flatten(1).sum(1)
+        assert actual[row] == distance.argmin()
+
+
+def test_nearest_noise_equals_choosing_among_the_same_draws():
+    x1, mask = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5)), torch.ones(3, 1, 7)
+    actual = objective.nearest_noise(x1, mask, 6, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    candidates = torch.stack([torch.randn(3, 4, 7, generator=generator) for _ in range(6)], 1)
+    chosen = candidates[torch.arange(3), objective.nearest(x1, candidates, mask)]
+    assert torch.equal(actual, chosen)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_derangement_has_no_fixed_point_and_is_a_permutation(size):
+    for seed in range(50):
+        partner = objective.derangement(size, torch.Generator().manual_seed(seed))
+        assert sorted(partner.tolist()) == list(range(size))
+        assert (partner != torch.arange(size)).all()
+
+
+def test_padding_takes_no_part_in_the_losses():
+    generator = torch.Generator().manual_seed(2)
+    v, u = torch.randn(3, 4, 10, generator=generator), torch.randn(3, 4, 10, generator=generator)
+    mask = (torch.arange(10) < torch.tensor([10, 6, 2])[:, None]).float().unsqueeze(1)
+    partner = torch.tensor([1, 2, 0])
+    noisy = v + 50 * (1 - mask)
+    assert torch.equal(objective.squared_error(v, u, mask), objective.squared_error(noisy, u, mask))
+    assert torch.equal(objective.contrast(v, u, mask, partner), objective.contrast(noisy, u, mask, partner))
+    moved = u + 50 * (1 - mask)
+    assert torch.equal(objective.contrast(v, u, mask, partner), objective.contrast(v, moved, mask, partner))
+
+
+# A toy that one step must solve -------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2)
+        )
+
+    def forward(self, x, t, r):
+        return self.layers(torch.cat([x, t[:, None], (r - t)[:, None]], 1))
+
+
+CENTRES = torch.tensor([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]])
+
+
+def one_step_distance(name, steps=1500, learning_rate=2e-3):
+    """Median distance of one-step samples to the nearest of four narrow Gaussians."""
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), learning_rate)
+    mask = torch.ones(256, 1)
+    for step in range(steps):
+        x1 = CENTRES[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2)
+        z, t, r = torch.randn(256, 2), torch.rand(256), torch.rand(256)
+        t, r = torch.minimum(t, r), torch.maximum(t, r)
+        r = torch.where(torch.rand(256) < 0.5, t, r)
+        x, v = objective.straight_path(x1, z, t, 0.0)
+        actual, target = regress(name, net, x, t, t if name == "flow" else r, v, alpha_at(step / steps))
+        optimizer.zero_grad()
+        regression_loss(name, actual, target, mask).backward()
+        optimizer.step()
+    z = torch.randn(1000, 2)
+    with torch.no_grad():
+        sample = z + net(z, torch.zeros(1000), torch.ones(1000))
+    return torch.cdist(sample, CENTRES).amin(1).median().item()
+
+
+def test_improved_meanflow_samples_in_one_step_where_flow_matching_cannot():
+    assert one_step_distance("imf", learning_rate=8e-3) < 0.5  # of three seeds 0.27 to 0.30
+    assert one_step_distance("flow", 400) > 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "bound"), [("meanflow", 0.5), ("alpha", 1.0)])
+def test_other_objectives_sample_in_one_step(name, bound):
+    assert one_step_distance(name, 6000) < bound  # MeanFlow: 0.60 after 2500, 0.44 after 5000
+
+
+# By name ------------------------------------------------------------------------------------------------------
+
+
+def test_objectives_by_name_are_their_equations():
+    x, t, r, v = drawn()
+    u = network()
+    tangent = u(x, t, t)
+    expected = {
+        "flow": (u(x, t, r), v),
+        "intmeanflow": (u(x, t, r), v),
+        "meanflow": (u(x, t, r), meanflow.meanflow_target(u, x, t, r, v)),
+        "imf": (meanflow.imf_velocity(u, x, t, r, tangent), v),
+    }
+    for name, (actual, target) in expected.items():
+        ours = regress(name, u, x, t, r, v)
+        assert torch.equal(ours[0], actual), name
+        assert torch.equal(ours[1], target), name
+    mixed = regress("alpha", u, x, t, r, v, 0.5)[1]
+    jumping = (r > t)[:, None]
+    assert torch.equal(mixed, torch.where(jumping, meanflow.alphaflow_target(u, x, t, r, v, 0.5), v))
+    assert torch.equal(regress("alpha", u, x, t, r, v, 1e-3)[1], expected["meanflow"][1])
+
+
+def test_the_curriculum_goes_from_flow_matching_to_meanflow():
+    values = [alpha_at(step / 100) for step in range(101)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.999
+    assert values[-1] < LEAST_ALPHA
+    assert alpha_at(1e6) < LEAST_ALPHA
+
+
+def test_guidance_that_is_learned_is_the_samplers():
+    generator = torch.Generator().manual_seed(0)
+    v, free = torch.randn(2, 3, 4, generator=generator)
+    for rate in (0.3, 0.7):
+        guided = guide(torch.cat([v, free]), rate)
+        torch.testing.assert_close(guided_velocity(v, guided, free, rate), guided)
+
+
+def test_weighted_losses_count_items_alike_and_contrast_pushes_away():
+    actual = torch.zeros(2, 1, 4)
+    target = torch.stack([torch.full((1, 4), 1.0), torch.full((1, 4), 10.0)])
+    mask = torch.ones(2, 1, 4)
+    torch.testing.assert_close(objective.item_errors(actual, target, mask), torch.tensor([1.0, 100.0]))
+    assert abs(regression_loss("imf", actual, target, mask) - 1) < 0.01
+    assert regression_loss("flow", actual, target, mask) == 50.5
+    partner = torch.tensor([1, 0])
+    for name in ("flow", "imf", "intmeanflow"):
+        point = actual.clone().requires_grad_()
+        plain = regression_loss(name, point, target, mask)
+        with_contrast = regression_loss(name, point, target, mask, partner, 0.05)
+        assert with_contrast < plain
+        towards = torch.autograd.grad(plain - with_contrast, point)[0]
+        assert (towards * target[partner] < 0).all()  # descending the contrast moves away from the partner's
+
+
+def test_times_have_their_densities():
+    t = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    assert abs(objective.logit_normal_time(t).logit().mean() - 0.4) < 0.03
+    assert abs(objective.logit_normal_time(t).logit().std() - 1.0) < 0.03
+    assert abs(objective.cosine_time(t).median() - (1 - 2**-0.5)) < 0.02
+    assert objective.logit_normal_time(torch.tensor([0.0, 1.0])).isfinite().all()

@@ -1,0 +1,314 @@
+"""Training: a step lowers the loss, stopping changes nothing, two processes learn what one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+from training import bfloat16_follows_float32
+
+import vokens
+from vokens.config import build_config
+from vokens.errors import CheckpointError, ConfigError
+from vokens.train.config import OptimConfig, read_recipe
+from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.optim import schedule
+from vokens.train.state import checkpoints
+from vokens.train.tasks.codec import CodecConfig, CodecTrainer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+RECIPE = """
+system = "mini"
+name = "tiny"
+steps = 6
+mel = "dac"
+ema = 0.9
+codebook_dropout = 0.5
+threads = 1
+log_every = 1
+validate_every = 3
+save_every = 100
+losses = {wave = 1.0, mel = 1.0, stft = 0.5, commit = 0.25, adversarial = 1.0, feature = 1.0}
+[model]
+width = 16
+latent_dim = 8
+codebook_size = 16
+encoder_layers = 1
+decoder_layers = 1
+semantic_dim = 8
+num_codebooks = 2
+[data]
+seconds = 0.2
+batch_size = 4
+[adversarial]
+kinds = ["mstft"]
+filters = 2
+windows = [256, 128]
+loss = "hinge"
+feature = "normalised"
+start = 2
+[optim]
+learning_rate = 1e-3
+warmup = 2
+clip = 1.0
+"""
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", speechlike(6000 + 3000 * i, seed=i), 16000)
+    return folder
+
+
+@pytest.fixture
+def recipe(speech: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    places = f'out = "{tmp_path / "run"}"\n'
+    data = f'[data]\ntrain = "{speech}"\nvalid = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
+    path.write_text(places + RECIPE.replace("[data]\n", data))
+    return path
+
+
+def losses_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "mel" in line]
+
+
+def test_training_lowers_the_loss(recipe: Path, tmp_path: Path) -> None:
+    config = read_recipe(recipe, ["steps=60", "optim.learning_rate=3e-3", "adversarial.start=1000"])
+    trainer = CodecTrainer(config)
+    found = [trainer.train_step()["mel"] for _ in range(60)]
+    assert np.mean(found[-10:]) < 0.8 * np.mean(found[:10])
+
+
+def test_the_run_leaves_a_codec_that_load_opens(recipe: Path, tmp_path: Path) -> None:
+    CodecTrainer(read_recipe(recipe)).run()
+    codec = vokens.load(tmp_path / "run" / "codec")
+    assert codec.name == "tiny"
+    wave = speechlike(4000)
+    assert codec.decode(codec.encode(wave, 16000))[0].shape == wave.shape
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_resuming_goes_on_as_if_never_stopped(recipe: Path, tmp_path: Path) -> None:
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    CodecTrainer(read_recipe(recipe, [f"out={through}"])).run()
+    CodecTrainer(read_recipe(recipe, [f"out={stopped}", "steps=3"])).run()  # discriminators have begun
+    CodecTrainer(read_recipe(recipe, [f"out={stopped}", "optim.schedule=constant"])).run()
+    CodecTrainer(read_recipe(recipe, [f"out={through}", "optim.schedule=constant"]))
+    assert [line["step"] for line in losses_of(stopped)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_kill_and_resume_give_the_identical_next_loss(recipe: Path, tmp_path: Path, balance: bool) -> None:
+    changes = [f"out={tmp_path / 'run'}", "save_every=4", "accumulate=2", f"balance={str(balance).lower()}"]
+    if balance:
+        changes.append("losses={mel=1.0, adversarial=1.0, feature=1.0, commit=0.25}")
+    straight = CodecTrainer(read_recipe(recipe, changes))
+    for _ in range(4):
+        straight.train_step()
+    straight.save()
+    expected = straight.train_step()
+    fresh = CodecTrainer(read_recipe(recipe, changes))
+    fresh._resume()
+    assert fresh.step == 4
+    assert fresh.train_step() == expected
+
+
+def test_sigkill_loses_nothing_before_the_last_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    changes = ["save_every=5", "steps=12", "optim.schedule=constant"]
+    CodecTrainer(read_recipe(recipe, [f"out={whole}", *changes])).run()
+    command = [sys.executable, "-m", "vokens", "train", str(recipe)]
+    command += [word for change in changes for word in ("--set", change)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    saved = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (saved.exists() and checkpoints(saved)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    assert losses_of(tmp_path / "run") == losses_of(whole)
+    assert not list(saved.glob(".*")) or all(p.name.startswith(".") for p in saved.glob(".*"))
+
+
+def test_interrupt_saves_and_says_so(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vokens", "train", str(recipe), "--set", "steps=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "saved" in errors
+    assert checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None:
+    """torchrun with gloo, 2 x 2 crops against 1 x 4."""
+    common = ["--set", "adversarial.start=1", "--set", "optim.schedule=constant"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    base = [sys.executable, "-m", "vokens", "train", str(recipe)]
+    subprocess.run([*base, *common, "--set", f"out={one}"], check=True, capture_output=True)
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    distributed = [*run, "-m", "vokens", "train", str(recipe), *common]
+    distributed += ["--set", f"out={two}", "--set", "data.batch_size=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(distributed, capture_output=True, env=environment, text=True)
+    assert result.returncode == 0, result.stderr
+    a, b = (torch.load(checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (one, two))
+    for name, value in a["model"].items():
+        assert torch.allclose(value, b["model"][name], atol=2e-4, rtol=1e-3), name
+
+
+def test_speechtokenizer_trains_with_weight_norm_and_resumes(recipe: Path, tmp_path: Path) -> None:
+    changes = ["system=speechtokenizer", f"out={tmp_path / 'run'}", "steps=3", "adversarial.start=1"]
+    sizes = "{n_filters=2, dimension=8, semantic_dim=8, codebook_size=16, num_codebooks=2}"
+    changes += [
+        f"model={sizes}",
+        "mel=published",
+        'adversarial.kinds=["mpd", "msd"]',
+        "adversarial.divisor=16",
+    ]
+    trainer = CodecTrainer(read_recipe(recipe, changes))
+    assert any("parametrizations" in name for name in trainer.model.state_dict())
+    trainer.run()
+    again = CodecTrainer(read_recipe(recipe, changes))
+    again._resume()
+    assert again.train_step() == trainer.train_step()
+    codec = vokens.load(tmp_path / "run" / "codec")
+    assert not any("parametrizations" in name for name in codec.state_dict())
+    wave = speechlike(4000)
+    assert codec.decode(codec.encode(wave, 16000))[0].shape == wave.shape
+
+
+def test_codebooks_fitted_after_a_warm_start_are_all_used(recipe: Path) -> None:
+    trainer = CodecTrainer(read_recipe(recipe, ["fit_codebooks=25", "optim.schedule=constant"]))
+    for _ in range(25):
+        assert trainer.train_step()["commit"] == 0.0
+    trainer.train_step()
+    batch, _, _ = trainer._batch(0)
+    codes = trainer.model.quantizer.encode(trainer.model.latent(batch.wave))
+    assert min(len(codes[:, k].unique()) for k in range(2)) > 4
+
+
+def test_bfloat16_follows_float32(recipe: Path) -> None:
+    bfloat16_follows_float32(
+        lambda *changes: CodecTrainer(read_recipe(recipe, changes)), "adversarial.start=0"
+    )
+
+
+@pytest.mark.parametrize("name", ["mini", "speechtokenizer"])
+def test_recipes_are_valid(name: str) -> None:
+    config = read_recipe(RECIPES / f"{name}.toml", ["data.train=somewhere"])
+    assert config.system == name
+    assert (
+        build_config(CodecConfig, json.loads(json.dumps(__import__("dataclasses").asdict(config))), "again")
+        == config
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("stepps=3", "stepps"),
+        ("steps=many", "steps"),
+        ("optim.learning_rate=fast", "learning_rate"),
+        ("mel=best", "published, dac"),
+        ("losses={mel=1.0, beauty=2.0}", "beauty"),
+        ('adversarial.kinds=["gan"]', "mpd"),
+        ("steps", "name=value"),
+    ],
+)
+def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_recipe(recipe, [change])
+
+
+def test_settings_that_do_not_fit_together(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="teacher"):
+        CodecTrainer(read_recipe(recipe, ["losses.distill=1.0"]))
+    with pytest.raises(ConfigError, match="adversarial"):
+        CodecTrainer(read_recipe(recipe, ["adversarial.kinds=[]"]))
+
+
+def test_a_system_that_only_encodes_is_refused(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="only encodes"):
+        CodecTrainer(read_recipe(recipe, ["system=s3tokenizer", "model={}"]))
+
+
+def test_what_a_run_goes_on_from_is_not_taken_for_a_model(recipe: Path, tmp_path: Path) -> None:
+    CodecTrainer(read_recipe(recipe)).save()
+    with pytest.raises(CheckpointError, match=r"open the folder of the model, beside .*checkpoints"):
+        vokens.load(next((tmp_path / "run" / "checkpoints").glob("*.pt")))
+
+
+def test_another_network_is_not_resumed(recipe: Path, tmp_path: Path) -> None:
+    CodecTrainer(read_recipe(recipe, ["steps=1"])).run()
+    with pytest.raises(CheckpointError, match="another network"):
+        CodecTrainer(read_recipe(recipe, ["model.width=24"])).run()
+
+
+def test_batches_are_a_function_of_the_step_and_split_over_processes(speech: Path, tmp_path: Path) -> None:
+    pcm = pcm_rows(tmp_path, read_clips(speech), 16000)
+    options = {"sample_rate": 16000, "crop": 3200, "hop": 320, "seed": 5}
+    one = Crops(pcm, batch_size=4, **options)
+    two = Crops(pcm, batch_size=2, **options)
+    for step in (0, 1, 77):
+        whole = one.batch(step).wave
+        assert torch.equal(whole, one.batch(step).wave)
+        assert torch.equal(whole, torch.cat([two.batch(step, rank, 2).wave for rank in (0, 1)]))
+    assert not torch.equal(one.batch(0).wave, one.batch(1).wave)
+
+
+def test_manifests_of_three_kinds(speech: Path, tmp_path: Path) -> None:
+    wav = str(speech / "0.wav")
+    lines = {
+        "ours": {"id": "a", "path": wav, "split": "train", "text": "hi"},
+        "nemo": {"audio_filepath": wav, "text": "hi", "duration": 0.4},
+        "lhotse": {
+            "id": "a",
+            "recording": {"sources": [{"type": "file", "source": wav}]},
+            "supervisions": [{"text": "hi"}],
+        },
+    }
+    for name, record in lines.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(record) + "\n")
+        (clip,) = read_clips(path)
+        assert (clip.path, clip.text) == (Path(wav), "hi")
+    with pytest.raises(ConfigError, match="no recordings"):
+        read_clips(tmp_path / "ours.jsonl", "test")
+
+
+def test_unreadable_clips_are_left_out_not_fatal(speech: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes((speech / "0.wav").read_bytes())
+    (folder / "b.wav").write_text("not audio")
+    pcm = pcm_rows(tmp_path / "cache", read_clips(folder), 16000)
+    assert [len(pcm[i]) > 0 for i in range(2)] == [True, False]
+
+
+def test_schedules() -> None:
+    cosine = OptimConfig(warmup=10, schedule="cosine", final=0.1)
+    assert schedule(cosine, 0, 110) == pytest.approx(0.1)
+    assert schedule(cosine, 10, 110) == pytest.approx(1.0)
+    assert schedule(cosine, 60, 110) == pytest.approx(0.55)
+    assert schedule(cosine, 110, 110) == pytest.approx(0.1)
+    decay = OptimConfig(schedule="decay", decay_steps=50)
+    assert [schedule(decay, s, 100) for s in (0, 50, 75, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
