@@ -15,9 +15,8 @@ from torch import Tensor
 from vokens.errors import CheckpointError, ConfigError
 from vokens.flow.noise import PrefixNoise
 from vokens.models.s3gen.checkpoint import RATES, flow_from_published, flow_to_published
-from vokens.models.s3gen.dit import first_head_turn
-from vokens.models.s3gen.flow import TokenToMel, Voice
-from vokens.models.s3gen.stream_flow import MelStream
+from vokens.models.s3gen.estimator import first_head_turn
+from vokens.models.s3gen.flow import MelStream, TokenToMel, Voice
 from vokens.nn.streaming import Chunks, Context, StreamState
 
 

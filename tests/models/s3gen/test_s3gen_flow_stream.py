@@ -8,8 +8,7 @@ from s3gen_weights import close, fill, part, reduced
 from safetensors.torch import load_file
 
 from vokens.errors import ConfigError, TokensError
-from vokens.models.s3gen.flow import TokenToMel, Voice
-from vokens.models.s3gen.stream_flow import MelStream
+from vokens.models.s3gen.flow import MelStream, TokenToMel, Voice
 from vokens.nn.streaming import Chunks
 
 GOLDEN = load_file(Path(__file__).parents[2] / "golden/s3gen/stream_reduced_cosyvoice2.safetensors")

@@ -12,14 +12,15 @@ from s3gen_model import SETTINGS, build, golden, published
 from s3gen_weights import reduced
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import vokens
 from vokens import audio
 from vokens.config import build_config
 from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
-from vokens.models.s3gen import S3GenModel, long
+from vokens.models.s3gen import S3GenModel, synthesis
 from vokens.models.s3gen.config import S3GenConfig, S3GenModelConfig
-from vokens.models.s3gen.voice import one_voice, stacked, voices_of
+from vokens.models.s3gen.voice import one_voice, voices_of
 from vokens.nn.campplus import CAMPPlus, open_campplus
 from vokens.tokens import Tokens
 
@@ -225,7 +226,12 @@ def test_ragged_batch_equals_single_runs(model: S3GenModel, option: str) -> None
 
 
 def _batch(voices: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return stacked([voices_of(voice)[0] for voice in voices])
+    parts = [voices_of(voice)[0].ref_dict for voice in voices]
+    padded = {
+        key: pad_sequence([part[key][0] for part in parts], True) for key in ("prompt_token", "prompt_feat")
+    }
+    others = ("prompt_token_len", "prompt_feat_len", "embedding")
+    return padded | {key: torch.cat([part[key] for part in parts]) for key in others}
 
 
 def test_speak_sorts_batches_and_cuts(model: S3GenModel) -> None:
@@ -240,10 +246,9 @@ def test_speak_sorts_batches_and_cuts(model: S3GenModel) -> None:
 
 def test_long_text_joins_pieces(turbo: S3GenModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LONGEST", 12), ("PIECE", 8), ("OVERLAP", 2)):
-        monkeypatch.setattr(long, name, value)
-    monkeypatch.setattr("vokens.models.s3gen.sampling.LONGEST", 12)
-    assert long.spans(12) == [(0, 12)]
-    assert long.spans(15) == [(0, 6), (4, 11), (9, 15)]
+        monkeypatch.setattr(synthesis, name, value)
+    assert synthesis.spans(12) == [(0, 12)]
+    assert synthesis.spans(15) == [(0, 6), (4, 11), (9, 15)]
     for case, lost in (("even24k", 0), ("odd24k", 1)):
         wave, source = turbo.inference([ids(15), ids(3)], ref_dict=ref(case), seed=3)
         assert wave.shape == (2, 15 * 960 - 480 * lost)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.s3gen import S3GenModel
-from vokens.models.s3gen.stream_flow import MelStream
+from vokens.models.s3gen.flow import MelStream
 from vokens.models.s3gen.voice import ReferenceVoice, one_voice
 
 REFS = golden("embed_ref")

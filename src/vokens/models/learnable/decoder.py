@@ -17,7 +17,7 @@ from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
 from vokens.models.dacvae.model import BEGIN
 from vokens.models.learnable.flow import LearnableFlow
-from vokens.models.s3gen.sampling import ids_of
+from vokens.models.s3gen.synthesis import ids_of
 from vokens.models.speaking import generator_of
 from vokens.nn.campplus import CAMPPlus
 from vokens.tokens import Tokens

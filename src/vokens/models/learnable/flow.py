@@ -20,8 +20,7 @@ from vokens.models.learnable import flow_checkpoint as published
 from vokens.models.learnable.flow_config import LearnableFlowConfig
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel, SpeakerEncoder
 from vokens.models.pretrained import Pretrained
-from vokens.models.s3gen.flow import Schedule, TokenToMel, Voice
-from vokens.models.s3gen.stream_flow import MelStream
+from vokens.models.s3gen.flow import MelStream, Schedule, TokenToMel, Voice
 from vokens.nn.float32 import Float32Buffers
 
 Ids = Tensor | Sequence[int]

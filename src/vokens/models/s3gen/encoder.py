@@ -5,6 +5,7 @@ Everything but that look-ahead and the attention is causal, so streams and whole
 """
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,9 +55,8 @@ class TokenEncoder(nn.Module):
         self.ratio = config.token_mel_ratio
 
         def layers(count: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                ConformerLayer(width, heads, config.encoder_linear_units) for _ in range(count)
-            )
+            wider = config.encoder_linear_units
+            return nn.ModuleList(ConformerLayer(width, heads, wider) for _ in range(count))
 
         self.embed = Embed(width)
         self.lookahead = Lookahead(width, config.pre_lookahead_len, config.lookahead_channels)
@@ -111,9 +111,8 @@ class LookaheadEncoder(nn.Module):
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
         self.ratio = config.token_mel_ratio
-        self.lookahead = Lookahead(
-            config.token_embed_dim, config.pre_lookahead_len, config.lookahead_channels
-        )
+        width = config.token_embed_dim
+        self.lookahead = Lookahead(width, config.pre_lookahead_len, config.lookahead_channels)
 
     def forward(
         self,
@@ -121,9 +120,8 @@ class LookaheadEncoder(nn.Module):
         lengths: Tensor | None = None,
         *,
         context: int = 0,
-        chunks: Chunks | None = None,
         state: StreamState | None = None,
-        offset: int = 0,
+        **_: Any,
     ) -> Tensor:
         """As `TokenEncoder`; there is no attention that chunks would hide anything from."""
         if lengths is not None:

@@ -1,11 +1,12 @@
 """S3Gen's first half: speech tokens and a voice to a log-mel at twice their rate, by flow matching (CosyVoice 2 §2.3).
 
 Tokens of prompt and target go through the encoder to mu; an ODE turns noise into the mel of both, given mu, the
-speaker and the prompt's mel; the prompt's frames are cut. Rows of a ragged batch equal single runs.
+speaker and the prompt's mel; the prompt's frames are cut. Rows of a ragged batch equal single runs. A stream is the
+same computation with the state of the encoder, and of the estimator at each of the solver's evaluations.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -16,12 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.flow.guidance import guidance_schedule, guide
 from vokens.flow.noise import Generators, PrefixNoise, fresh_noise, one_each
-from vokens.flow.solver import Solver, Velocity, evaluation_times, integrate, time_grid
+from vokens.flow.solver import Solver, evaluation_times, integrate, time_grid
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.config import S3GenConfig
-from vokens.models.s3gen.dit import DiT
 from vokens.models.s3gen.encoder import LookaheadEncoder, TokenEncoder
-from vokens.models.s3gen.estimator import Conditions, Estimator
+from vokens.models.s3gen.estimator import DiT, Estimator
 from vokens.nn.product import Linear
 from vokens.nn.streaming import Chunks, Context, StreamState
 
@@ -65,12 +65,6 @@ class Prepared:
     starts: list[int]
     overlay: list[int]
 
-    @property
-    def ragged(self) -> Tensor | None:
-        """lengths as a tensor; None where all rows are equally long, which needs no masks."""
-        same = min(self.lengths) == max(self.lengths)
-        return None if same else torch.tensor(self.lengths, device=self.mu.device)
-
 
 class TokenToMel(Pretrained):
     """S3 tokens in a voice to a log-mel. Matrix products run in the weights' type; norms, time features, guidance and
@@ -108,9 +102,9 @@ class TokenToMel(Pretrained):
             tokens: ids (N,), (B, N), or a list of (N,) of any lengths. voices: one for all, or one for each.
             finalize: whether the utterances end here; if more tokens are to come, the last three are only looked at.
             chunks: the streaming mask in tokens, `config.chunks()`; None for full attention.
-            schedule: from `schedule`; the dialect's own by default.
+            schedule: from `schedule`; the release's own by default.
             generator: of fresh noise, one for all or one for each. noise: (T, mel_bins) for each, prompt included,
-                instead of the dialect's.
+                instead of the release's.
 
         Returns:
             mel (B, mel_bins, F) float32, zero beyond each row's frames, and frames (B,) int64.
@@ -119,19 +113,18 @@ class TokenToMel(Pretrained):
             TokensError: no tokens, ids outside 0 ... vocab_size - 1, or too few while not final.
             AudioError: a voice of other sizes, or with NaN. ConfigError: wrong counts of voices or generators.
         """
-        generators = one_each(
-            generator, 1 if isinstance(tokens, Tensor) and tokens.dim() == 1 else len(tokens)
-        )
         given = self.prepare(tokens, voices, finalize=finalize, chunks=chunks)
+        generators = one_each(generator, len(given.lengths))
         schedule = schedule or self.schedule()
         noise = self._noise(given, generators) if noise is None else noise
         start = pad_sequence([item.to(self.device, torch.float32) for item in noise], batch_first=True)
         if start.shape != given.mu.shape:
             raise ConfigError(f"noise {tuple(start.shape)} was given, {tuple(given.mu.shape)} is needed")
         frames = None if chunks is None else chunks.scaled(self.config.token_mel_ratio)
-        x = self.sample(
-            given.mu, given.speaker, given.prompt, start, schedule, lengths=given.ragged, chunks=frames
-        )
+        conditions = given.mu, given.speaker, given.prompt
+        same = min(given.lengths) == max(given.lengths)  # needs no masks
+        lengths = None if same else torch.tensor(given.lengths, device=self.device)
+        x = self.sample(*conditions, start, schedule, lengths=lengths, chunks=frames)
         rows = [row[a:b] for row, a, b in zip(x, given.starts, given.lengths, strict=True)]
         counts = torch.tensor([len(row) for row in rows], device=self.device)
         return pad_sequence(rows, batch_first=True).transpose(1, 2), counts
@@ -139,7 +132,7 @@ class TokenToMel(Pretrained):
     def schedule(
         self, steps: int | None = None, solver: Solver | None = None, guidance: float | None = None
     ) -> Schedule:
-        """The dialect's plan, or one with another number of steps, solver or strength of guidance."""
+        """The release's plan, or one with another number of steps, solver or strength of guidance."""
         config = self.config
         solver = solver or config.cfm_solver
         if config.meanflow and (solver != "euler" or guidance):
@@ -163,9 +156,7 @@ class TokenToMel(Pretrained):
         Raises ConfigError for networks other than CosyVoice 3's.
         """
         if not isinstance(self.estimator, DiT):
-            raise ConfigError(
-                'fix_steps is for network="dit": others have few weights that see the time alone'
-            )
+            raise ConfigError('fix_steps is for network="dit": of others few weights see the time alone')
         _ = self.fingerprint  # while all weights are there
         _, times, ends = self._times(steps, solver)
         self.estimator.fix_times(times, ends)
@@ -181,41 +172,29 @@ class TokenToMel(Pretrained):
         *,
         lengths: Tensor | None = None,
         chunks: Chunks | None = None,
+        offset: int = 0,
+        state: StreamState | None = None,
+        evaluations: Sequence[StreamState] = (),
     ) -> Tensor:
         """Solve the ODE from noise (B, T, mel_bins) float32 to the mel of the same shape.
 
-        mu, prompt (B, T, mel_bins), speaker (B, mel_bins). lengths: (B,) frames of ragged rows. chunks: in frames.
+        mu, prompt (B, T, mel_bins), speaker (B, mel_bins). lengths: (B,) frames of ragged rows. chunks: in frames. Of a
+        stream also offset, the frames before, and the states of the conditions and of each evaluation.
         """
-        context = Context.of(mu, lengths=lengths, chunks=chunks)
-        conditions = self.conditions(mu, speaker, prompt, schedule)
-        velocity = self.velocity(conditions, [context] * len(schedule.guidance), schedule)
-        return integrate(velocity, noise, schedule.grid, schedule.solver)
-
-    def conditions(
-        self,
-        mu: Tensor,
-        speaker: Tensor,
-        prompt: Tensor,
-        schedule: Schedule,
-        state: StreamState | None = None,
-    ) -> Conditions:
-        """The estimator's conditions, for guidance with a second batch that has none."""
-        if any(schedule.guidance):
+        context = Context.of(mu, lengths=lengths, chunks=chunks, offset=offset)
+        contexts = [replace(context, state=own) for own in evaluations] or [context] * len(schedule.guidance)
+        if any(schedule.guidance):  # a second batch without conditions
             mu, speaker, prompt = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, prompt))
-        return self.estimator.conditions(mu, speaker, prompt, state)
-
-    def velocity(self, conditions: Conditions, contexts: Sequence[Context], schedule: Schedule) -> Velocity:
-        """The guided velocity at x (B, T, mel_bins) float32, by number of evaluation; contexts: one for each."""
+        conditions = self.estimator.conditions(mu, speaker, prompt, state)
 
         def velocity(x: Tensor, number: int) -> Tensor:
-            rate, shifts = schedule.guidance[number], schedule.shifts[number : number + 1]
-            context = contexts[number]
+            rate, own = schedule.guidance[number], contexts[number]
+            shifts = schedule.shifts[number : number + 1]
             if not rate:
-                return self.estimator(x, shifts, conditions.rows(len(x)), context).float()
-            both = self.estimator(torch.cat([x, x]), shifts, conditions, context.repeated(2))
-            return guide(both.float(), rate)
+                return self.estimator(x, shifts, conditions.rows(len(x)), own).float()
+            return guide(self.estimator(torch.cat([x, x]), shifts, conditions, own.repeated(2)).float(), rate)
 
-        return velocity
+        return integrate(velocity, noise, schedule.grid, schedule.solver)
 
     # From tokens and voices to conditions -------------------------------------------------------------------
 
@@ -233,7 +212,7 @@ class TokenToMel(Pretrained):
         owners = [voices] * len(targets) if isinstance(voices, Voice) else list(voices)
         if len(owners) != len(targets):
             raise ConfigError(
-                f"{len(owners)} voices were given for {len(targets)} utterances: one for all or each"
+                f"{len(owners)} voices were given for {len(targets)} utterances: one or one each"
             )
         cut = [self.cut_prompt(voice) for voice in owners]
         ids = [torch.cat([voice.tokens, target]) for voice, target in zip(cut, targets, strict=True)]
@@ -241,12 +220,9 @@ class TokenToMel(Pretrained):
         context = ahead if config.not_final == "context" else 0
         sizes = torch.tensor([len(row) for row in ids], device=self.device)
         lengths = [ratio * (len(row) - ahead) for row in ids]
-        encoded = self.encoder(
-            self.embedding(pad_sequence(ids, batch_first=True)),
-            None if min(lengths) == max(lengths) else sizes,
-            context=context,
-            chunks=chunks,
-        )
+        sizes = None if min(lengths) == max(lengths) else sizes
+        embedded = self.embedding(pad_sequence(ids, batch_first=True))
+        encoded = self.encoder(embedded, sizes, context=context, chunks=chunks)
         mu = self.project(encoded)[:, : max(lengths)]
         prompt = torch.zeros_like(mu)
         for row, voice, length in zip(prompt, cut, lengths, strict=True):
@@ -275,9 +251,9 @@ class TokenToMel(Pretrained):
             tokens = [tokens]
         rows = [row.to(self.device) for row in tokens]
         if not rows or any(row.dim() != 1 or row.is_floating_point() or len(row) < least for row in rows):
-            found = [f"{tuple(row.shape)} {row.dtype}".replace("torch.", "") for row in rows]
+            given = [f"{tuple(row.shape)} {row.dtype}".replace("torch.", "") for row in rows]
             raise TokensError(
-                f"tokens of {found} were given: integers (N,), (B, N), or a list of (N,) are accepted, N from {least}"
+                f"tokens of {given} were given: integers (N,), (B, N), or a list of (N,) are accepted, N from {least}"
                 + (", for the last three are only looked at until finalize=True" if least > 1 else "")
             )
         rows = [row.long() for row in rows]
@@ -285,25 +261,22 @@ class TokenToMel(Pretrained):
         return rows
 
     def cut_prompt(self, voice: Voice) -> Voice:
-        """The voice on this device, its prompt's tokens and frames cut to each other as the dialect does."""
+        """The voice on this device, its prompt's tokens and frames cut to each other as the release does."""
         config, ratio = self.config, self.config.token_mel_ratio
         bins, width = config.mel_bins, config.speaker_embed_dim
-        if voice.tokens.dim() != 1 or voice.mel.dim() != 2 or voice.mel.shape[1] != bins:
+        tokens, mel, speaker = (tuple(part.shape) for part in (voice.tokens, voice.mel, voice.speaker))
+        if len(tokens) != 1 or len(mel) != 2 or mel[1] != bins or speaker != (width,):
             raise AudioError(
-                f"a voice with tokens {tuple(voice.tokens.shape)} and mel {tuple(voice.mel.shape)} was given: "
-                f"(P,) and (F, {bins}) are accepted"
-            )
-        if voice.speaker.shape != (width,):
-            raise AudioError(
-                f"a speaker vector {tuple(voice.speaker.shape)} was given: ({width},) is accepted"
+                f"a voice with tokens {tokens}, mel {mel} and speaker vector {speaker} was given: (P,), (F, {bins}) "
+                f"and ({width},) are accepted"
             )
         if not (voice.mel.isfinite().all() and voice.speaker.isfinite().all()):
             raise AudioError("the voice holds NaN or infinity: its reference is damaged")
         voice = voice.to(self.device, self.dtype)
         self._check_range(voice.tokens, "the prompt's tokens")
-        tokens = min(len(voice.tokens), len(voice.mel) // ratio)
-        frames = ratio * tokens if config.prompt_cut == "both" else len(voice.mel)
-        return Voice(voice.tokens[:tokens].long(), voice.mel[:frames], voice.speaker)
+        count = min(len(voice.tokens), len(voice.mel) // ratio)
+        frames = ratio * count if config.prompt_cut == "both" else len(voice.mel)
+        return Voice(voice.tokens[:count].long(), voice.mel[:frames], voice.speaker)
 
     def _check_range(self, tokens: Tensor, what: str) -> None:
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
@@ -313,7 +286,7 @@ class TokenToMel(Pretrained):
             )
 
     def _noise(self, given: Prepared, generators: Sequence[torch.Generator | None]) -> list[Tensor]:
-        """The dialect's noise of each row. Chatterbox's MeanFlow draws the target's first and lays it over the end."""
+        """The release's noise of each row. Chatterbox's MeanFlow draws the target's first and lays it over the end."""
         bins, noise = self.config.mel_bins, []
         for length, overlay, own in zip(given.lengths, given.overlay, generators, strict=True):
             if self.config.noise == "prefix":
@@ -324,3 +297,153 @@ class TokenToMel(Pretrained):
                 end = fresh_noise(overlay, bins, own)
                 noise.append(torch.cat([fresh_noise(length, bins, own)[: length - overlay], end]))
         return noise
+
+
+@dataclass(frozen=True)
+class MelState:
+    """A stream between two steps. Nothing in it is ever written to, so a copy is the same object.
+
+    Attributes:
+        waiting: (B, n) tokens that have come and are not yet encoded. position: tokens that are, prompt included.
+        prompt: (B, F, mel_bins) the voice's mel. speaker: (B, mel_bins).
+        conditions: streaming state of the encoder and of the estimator's conditions. evaluations: of the estimator,
+            at each evaluation.
+    """
+
+    waiting: Tensor
+    position: int
+    prompt: Tensor
+    speaker: Tensor
+    conditions: StreamState
+    evaluations: tuple[StreamState, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors, in bytes."""
+        states = (self.conditions, *self.evaluations)
+        kept = (tensor for state in states for tensor in state.values())
+        return sum(tensor.nbytes for tensor in (self.waiting, self.prompt, self.speaker, *kept))
+
+
+class MelStream:
+    """Tokens to mel while they arrive, what `generate` gives under the same chunk mask and noise (CosyVoice 2 §2.3):
+    streams of one plan of chunks, solver and noise. The state after a voice's prompt starts every utterance of it.
+
+    Args:
+        flow: the model. chunks: the mask in tokens, the release's by default, whose grid starts with the prompt;
+            chunks.with_border(P + 10) gives the first sound after 10 tokens and a prompt of P.
+        schedule: as in TokenToMel.generate. noise: a table; the release's prefix noise by default, which also
+            releases with fresh noise use here, since their own cannot be drawn piece by piece.
+
+    Under `num_left_chunks` >= 0 memory and work per chunk are constant; -1 keeps all that came before. The last
+    tokens wait until three more have come, whatever the release's `not_final`.
+    """
+
+    def __init__(
+        self,
+        flow: TokenToMel,
+        *,
+        chunks: Chunks | None = None,
+        schedule: Schedule | None = None,
+        noise: PrefixNoise | None = None,
+    ) -> None:
+        self.flow = flow
+        self.chunks = flow.config.chunks() if chunks is None else chunks
+        self.noise = flow.prefix_noise if noise is None else noise
+        with torch.inference_mode():
+            self.schedule = schedule or flow.schedule()
+
+    @torch.inference_mode()
+    def start(self, voices: Voice | Sequence[Voice]) -> MelState:
+        """The state after a voice's prompt, as far as whole chunks of it go; keep it and start utterances from it.
+
+        A batch advances together, so the prompts of several voices must be equally long, else ConfigError.
+        """
+        flow = self.flow
+        cut = [flow.cut_prompt(voice) for voice in ([voices] if isinstance(voices, Voice) else voices)]
+        if len({(len(voice.tokens), len(voice.mel)) for voice in cut}) != 1:
+            raise ConfigError(
+                f"prompts of {[len(voice.tokens) for voice in cut]} tokens and {[len(voice.mel) for voice in cut]} "
+                "frames cannot advance together: cut them to one length, or stream each by itself"
+            )
+        state = MelState(
+            waiting=torch.stack([voice.tokens for voice in cut]),
+            position=0,
+            prompt=torch.stack([voice.mel for voice in cut]),
+            speaker=flow.embed_speaker(torch.stack([voice.speaker for voice in cut])),
+            conditions=StreamState(),
+            evaluations=(StreamState(),) * len(self.schedule.guidance),
+        )
+        return self._advance(state, self._border(state))[1]
+
+    @torch.inference_mode()
+    def step(self, state: MelState, tokens: Tensor, final: bool = False) -> tuple[Tensor, MelState]:
+        """The mel that the next tokens complete.
+
+        Args:
+            tokens: (n,) or (B, n) ids of any count, also none; all streams of a batch advance together.
+            final: whether the utterance ends with them.
+
+        Returns:
+            mel (B, mel_bins, F) float32, F = 0 until a chunk and three more tokens have come, and the next state.
+
+        Raises:
+            TokensError: ids outside the vocabulary, another batch, or an utterance that ends without any token.
+        """
+        rows = tokens.reshape(1, -1) if tokens.dim() == 1 else tokens
+        rows = torch.stack(self.flow.check_tokens(rows, least=0))
+        if len(rows) != len(state.waiting):
+            raise TokensError(f"tokens of {len(rows)} streams were given to a state of {len(state.waiting)}")
+        state = replace(state, waiting=torch.cat([state.waiting, rows], 1))
+        end = state.position + state.waiting.shape[1] if final else self._border(state)
+        if final and end * self.flow.config.token_mel_ratio <= state.prompt.shape[1]:
+            raise TokensError("the utterance ended without a token of its own: give at least one")
+        return self._advance(state, end)
+
+    def run(self, pieces: Iterable[Tensor], state: MelState) -> Iterator[Tensor]:
+        """Mels (B, mel_bins, F) of all pieces, (n,) or (B, n), of one utterance, as soon as they are complete."""
+        for tokens in pieces:
+            mel, state = self.step(state, tokens)
+            if mel.shape[2]:
+                yield mel
+        yield self.step(state, state.waiting[:, :0], final=True)[0]
+
+    def _border(self, state: MelState) -> int:
+        """Ends of the complete chunks, with the tokens that they look ahead to."""
+        seen = state.position + state.waiting.shape[1] - self.flow.config.pre_lookahead_len
+        return max(state.position, self.chunks.border(max(0, seen)))
+
+    def _advance(self, state: MelState, end: int) -> tuple[Tensor, MelState]:
+        """Compute the frames of tokens state.position ... end - 1; what belongs to the prompt is not given out."""
+        flow, ratio = self.flow, self.flow.config.token_mel_ratio
+        count, start = end - state.position, state.position
+        if not count:
+            return state.speaker.new_zeros((*state.speaker.shape, 0), dtype=torch.float32), state
+        ahead = state.waiting[:, : count + flow.config.pre_lookahead_len]
+        kept, evaluations = StreamState(state.conditions), tuple(map(StreamState, state.evaluations))
+        encoded = flow.encoder(
+            flow.embedding(ahead),
+            context=ahead.shape[1] - count,
+            chunks=self.chunks,
+            state=kept,
+            offset=start,
+        )
+        mu = flow.project(encoded)
+        prompt = torch.zeros_like(mu)
+        known = state.prompt[:, ratio * start : ratio * end]
+        prompt[:, : known.shape[1]] = known
+        noise = self.noise.frames(ratio * start, ratio * end).to(mu.device).expand_as(mu)
+        x = flow.sample(
+            mu,
+            state.speaker,
+            prompt,
+            noise,
+            self.schedule,
+            chunks=self.chunks.scaled(ratio),
+            offset=ratio * start,
+            state=kept,
+            evaluations=evaluations,
+        )
+        waiting = state.waiting[:, count:]
+        following = replace(state, waiting=waiting, position=end, conditions=kept, evaluations=evaluations)
+        return x[:, max(0, state.prompt.shape[1] - ratio * start) :].transpose(1, 2), following

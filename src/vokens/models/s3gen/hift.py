@@ -6,7 +6,7 @@ forward pass serves whole signals, ragged batches and streams. Module names are 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, Literal, Self
@@ -21,14 +21,7 @@ from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.checkpoint import hift_config, hift_from_published, is_causal
 from vokens.models.s3gen.config import HiFTNetConfig
-from vokens.models.s3gen.source import (
-    Draws,
-    HarmonicSource,
-    KeyedDraws,
-    PublishedDraws,
-    ReleasedDraws,
-    exact,
-)
+from vokens.models.s3gen.source import Draws, HarmonicSource, KeyedDraws, PublishedDraws, ReleasedDraws, exact
 from vokens.nn.float32 import Float32
 from vokens.nn.padding import WHOLE, Padding, RaggedPadding, StreamPadding, side_by_side
 from vokens.nn.product import Linear, linear
@@ -213,34 +206,22 @@ class HiFTNetModel(Pretrained):
         self.stft = Spectrum(config.istft_n_fft, config.istft_hop_len)
         causal = config.causal
         reads: Reads = "past" if causal else "both"
-        self.conv_pre = (
-            Conv(config.in_channels, channels[0], 5, reads="future")
-            if causal
-            else Conv(config.in_channels, channels[0], 7)
-        )
+        taps, side = (5, "future") if causal else (7, "both")
+        self.conv_pre = Conv(config.in_channels, channels[0], taps, reads=side)
         self.ups, self.source_downs, self.source_resblocks, self.resblocks = (
             nn.ModuleList() for _ in range(4)
         )
-        for stage, (rate, kernel) in enumerate(
-            zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True)
-        ):
+        sizes = config.source_resblock_kernel_sizes, config.source_resblock_dilation_sizes
+        ups = zip(config.upsample_rates, config.upsample_kernel_sizes, *sizes, strict=True)
+        branches = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
+        for stage, (rate, kernel, size, dilations) in enumerate(ups):
             width = channels[stage + 1]
             down = math.prod(config.upsample_rates[stage + 1 :])  # from spectra to this resolution
             self.ups.append((CausalUp if causal else Up)(channels[stage], width, kernel, rate))
             bins, taps = config.istft_n_fft + 2, 2 * down if down > 1 else 1
             self.source_downs.append(Conv(bins, width, taps, down, reads=reads))
-            self.source_resblocks.append(
-                ResBlock(
-                    width,
-                    config.source_resblock_kernel_sizes[stage],
-                    config.source_resblock_dilation_sizes[stage],
-                    causal,
-                )
-            )
-            for size, dilations in zip(
-                config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
-            ):
-                self.resblocks.append(ResBlock(width, size, dilations, causal))
+            self.source_resblocks.append(ResBlock(width, size, dilations, causal))
+            self.resblocks.extend(ResBlock(width, *branch, causal) for branch in branches)
         self.conv_post = Conv(channels[-1], config.istft_n_fft + 2, 7, reads=reads)
 
     @property
@@ -340,17 +321,29 @@ class HiFTNetModel(Pretrained):
     def init_state(self, batch: int = 1, seed: int | Sequence[int] = 0) -> HiFTState:
         """The state before the first chunk; seed as in `inference`, whose wave the stream gives."""
         if self.config.arithmetic == "published":
-            raise ConfigError(
-                "arithmetic='published' cannot be streamed: build the vocoder with arithmetic='exact'"
-            )
+            raise ConfigError("arithmetic='published' cannot be streamed: build it with arithmetic='exact'")
         return HiFTState(self._keyed(seed, batch))
 
-    @torch.inference_mode()
     def step(self, mel: Tensor, state: HiFTState, last: bool = False) -> tuple[Tensor, HiFTState]:
         """The wave (B, n) that the next frames (B, 80, T >= 0) settle, and the state after them.
 
         The wave stays `lookahead` samples behind the frames, until `last` gives all that remains.
         """
+        wave, _, state = self._advance(mel, state, last)
+        return wave, state
+
+    def stream(self, mels: Iterable[Tensor], seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Waves (1, n) and sources (1, 1, m) of one mel in pieces (1, 80, T), together those of `inference`."""
+        state, mel = self.init_state(1, seed), None
+        for mel in mels:
+            wave, source, state = self._advance(mel, state)
+            yield wave, source
+        if mel is not None:
+            yield self._advance(mel[..., :0], state, True)[:2]
+
+    @torch.inference_mode()
+    def _advance(self, mel: Tensor, state: HiFTState, last: bool = False) -> tuple[Tensor, Tensor, HiFTState]:
+        """The wave, the source that drives it, and the state after."""
         rows = self._check(mel, None)
         if state.ended or len(rows) != len(state.draws.seeds):
             raise ConfigError(
@@ -365,10 +358,13 @@ class HiFTNetModel(Pretrained):
         source = self.m_source(self.f0_predictor(mel, padding), state.draws, padding)
         wave = self.decode(mel, source, padding)
         samples = state.samples + source.shape[-1]
-        return wave, HiFTState(state.draws, padding.state, frames, samples, last)
+        return wave, source, HiFTState(state.draws, padding.state, frames, samples, last)
 
     def _keyed(self, seed: int | Sequence[int], rows: int) -> KeyedDraws:
-        return KeyedDraws(_seeds(seed, rows), self.config.nb_harmonics + 1, self.config.source == "v3")
+        seeds = (seed,) * rows if isinstance(seed, int) else tuple(seed)
+        if len(seeds) != rows:
+            raise ConfigError(f"{len(seeds)} seeds were given for {rows} rows: one, or one for each row")
+        return KeyedDraws(seeds, self.config.nb_harmonics + 1, self.config.source == "v3")
 
     # Checks ------------------------------------------------------------------------------------------------
 
@@ -427,13 +423,6 @@ class HiFTNetModel(Pretrained):
             if isinstance(conv, nn.Conv1d | Up) and not name.startswith("source_downs"):
                 weight_norm(conv)
         return self
-
-
-def _seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:
-    seeds = (seed,) * batch if isinstance(seed, int) else tuple(seed)
-    if len(seeds) != batch:
-        raise ConfigError(f"{len(seeds)} seeds were given for {batch} rows: one, or one for each row")
-    return seeds
 
 
 def trim_fade(wave: Tensor, sample_rate: int = 24000) -> Tensor:

@@ -8,14 +8,12 @@ are called as published; `speak`, `stream` and `convert` are ours, and are batch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-import vokens.models.s3gen.long as long
 import vokens.models.s3gen.releases as releases
 from vokens import audio
 from vokens.audio import LogMel
@@ -26,13 +24,10 @@ from vokens.flow.noise import PrefixNoise
 from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.config import S3GenConfig, S3GenModelConfig
-from vokens.models.s3gen.flow import TokenToMel
-from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
-from vokens.models.s3gen.reference import RefDict, embed_ref
-from vokens.models.s3gen.sampling import Ids, Sampling, Settings, ids_of, piece_of, rows_of
-from vokens.models.s3gen.stream_flow import MelStream
-from vokens.models.s3gen.synthesis import Synthesis, Watermark, faded_in, marked
-from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, matched, one_voice, stacked, voices_of
+from vokens.models.s3gen.flow import MelStream, TokenToMel
+from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3gen.synthesis import LONGEST, Ids, Sampling, Synthesis, Watermark, ids_of, rows_of
+from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, embed_ref, matched, one_voice, voices_of
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.nn.campplus import CAMPPlus
 from vokens.nn.streaming import Chunks
@@ -42,7 +37,7 @@ TOKENIZER_RATE = 16000  # Hz
 
 
 class S3GenModel(Pretrained):
-    """Tokens to speech in any voice. `vokens.load(...)` or `S3GenModel.from_pretrained(...)` of any dialect.
+    """Tokens to speech in any voice. `vokens.load(...)` or `S3GenModel.from_pretrained(...)` of any release.
 
     Tokenizer and CAM++ stay float32 in every precision, and so do pitch, source and spectrum of the vocoder.
 
@@ -125,7 +120,7 @@ class S3GenModel(Pretrained):
         *,
         lengths: Tensor | None = None,
         allow_silent: bool = False,
-    ) -> RefDict:
+    ) -> dict[str, Any]:
         """The voice of a recording, or of each of several, to be given as ref_dict any number of times.
 
         ref_wav: (T,) or (B, T) samples in [-1, 1], at any rate ref_sr in Hz; 3 s to 10 s serve best. lengths: (B,)
@@ -171,7 +166,7 @@ class S3GenModel(Pretrained):
         ref_dict: VoiceLike | None = None,
         finalize: bool = True,
         speech_token_lens: Tensor | None = None,
-        **sampling: Unpack[Sampling],
+        **sampling: Any,
     ) -> Tensor:
         """Log-mels (B, 80, T) float32, zero beyond each row's end; arguments as in `inference`.
 
@@ -179,7 +174,7 @@ class S3GenModel(Pretrained):
         """
         rows = self._rows(speech_tokens, speech_token_lens, finalize)
         voices = self._voices(len(rows), ref_wav, ref_sr, ref_dict)
-        return self._synthesis.mels(rows, voices, finalize, Settings.of(sampling, len(rows)))[0]
+        return self._synthesis.mels(rows, voices, Sampling.of(len(rows), sampling), finalize)[0]
 
     @torch.inference_mode()
     def inference(
@@ -191,7 +186,7 @@ class S3GenModel(Pretrained):
         finalize: bool = True,
         speech_token_lens: Tensor | None = None,
         cache_source: Tensor | None = None,
-        **sampling: Unpack[Sampling],
+        **sampling: Any,
     ) -> tuple[Tensor, Tensor]:
         """Waves and sources of a batch of utterances.
 
@@ -210,35 +205,14 @@ class S3GenModel(Pretrained):
             TokensError, AudioError, ConfigError: bad tokens, reference or settings, before any heavy work.
         """
         rows = self._rows(speech_tokens, speech_token_lens, finalize)
-        settings = Settings.of(sampling, len(rows))
+        settings = Sampling.of(len(rows), sampling)
         voices = self._voices(len(rows), ref_wav, ref_sr, ref_dict)
-        if any(settings.in_pieces(row) for row in rows):
-            if not finalize or cache_source is not None:
-                raise ConfigError(
-                    f"{max(map(len, rows))} tokens were given, which are spoken in pieces from {long.LONGEST + 1} on: "
-                    "neither finalize=False nor cache_source goes with that; use stream"
-                )
-            pairs = [
-                self._synthesis.utterance(row, voice, settings.row(number))
-                for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
-            ]
-            waves = pad_sequence([wave[0] for wave, _ in pairs], batch_first=True)
-            sources = pad_sequence([source[0, 0] for _, source in pairs], batch_first=True)[:, None]
-            counts = [wave.shape[1] for wave, _ in pairs]
-        else:
-            mel, frames = self._synthesis.mels(rows, voices, finalize, settings)
-            same = int(frames.min()) == mel.shape[2]
-            waves, sources = self.mel2wav.inference(
-                mel,
-                cache_source,
-                None if same else frames,
-                generator=settings.generator,
-                seed=settings.seeds,
+        if any(map(settings.in_pieces, rows)) and (not finalize or cache_source is not None):
+            raise ConfigError(
+                f"{max(map(len, rows))} tokens were given, which are spoken in pieces from {LONGEST + 1} on: neither "
+                "finalize=False nor cache_source goes with that; use stream"
             )
-            counts = (frames * self.mel2wav.config.hop_length).tolist()
-        if self.config.fade:
-            waves = trim_fade(waves, self.sample_rate)
-        return marked(self.watermark, self.sample_rate, waves, counts), sources
+        return self._synthesis.waves(rows, voices, settings, finalize, cache_source)[:2]
 
     # Ours --------------------------------------------------------------------------------------------------
 
@@ -270,22 +244,17 @@ class S3GenModel(Pretrained):
         given = voice if isinstance(voice, Sequence) else [voice]
         known = self.config.tokens
         voices = matched([one for item in given for one in voices_of(item, known)], len(rows))
-        seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
-        _ = Settings.of({"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seeds}, len(rows))
-        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
-        frames = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
-        for group in batches(frames, int(batch_seconds * self._token_rate)):
+        settings = Sampling.of(
+            len(rows), {"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seed}
+        )
+        speech: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        tokens_each = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
+        for group in batches(tokens_each, int(batch_seconds * self._token_rate)):
             some, owners = [rows[row] for row in group], [voices[row] for row in group]
-            speech, _ = self.inference(
-                some,
-                ref_dict=stacked(owners),
-                n_cfm_timesteps=n_cfm_timesteps,
-                guidance=guidance,
-                seed=[seeds[row] for row in group],
-            )
-            for row, ids, owner, wave in zip(group, some, owners, speech.float().cpu().numpy(), strict=True):
-                waves[row] = wave[: self._synthesis.samples(ids, owner)].copy()
-        return waves
+            waves, _, counts = self._synthesis.waves(some, owners, settings.rows(group))
+            for row, wave, count in zip(group, waves.float().cpu().numpy(), counts, strict=True):
+                speech[row] = wave[:count].copy()
+        return speech
 
     def convert(
         self, source: Audio | Sequence[Audio], voice: VoiceLike, sample_rate: int | None = None, seed: int = 0
@@ -310,7 +279,7 @@ class S3GenModel(Pretrained):
         """The mask of a stream: chunks of `hop` tokens, one of which ends `first_hop` tokens after the prompt.
 
         Args:
-            hop: the dialect's chunk_size, 25, by default; at least first_hop. context: tokens before a chunk that it
+            hop: the release's chunk_size, 25, by default; at least first_hop. context: tokens before a chunk that it
                 sees, rounded up to whole chunks; None for all, whose memory and work grow without end.
         """
         size = max(first_hop, self.config.flow.chunk_size) if hop is None else hop
@@ -350,14 +319,16 @@ class S3GenModel(Pretrained):
             tokens = [row]
         owner = one_voice(voice)
         chunks = self.chunks(owner, first_hop=first_hop, hop=hop, context=context)
-        settings = Settings.of({"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance}, 1)
         with torch.inference_mode():
-            plan = self._synthesis.schedule(settings)
+            plan = self.flow.schedule(
+                Sampling.of(1, {"n_cfm_timesteps": n_cfm_timesteps}).n_cfm_timesteps, guidance=guidance
+            )
         noise = PrefixNoise(self.config.flow.mel_bins, seed)
         stream = MelStream(self.flow, chunks=chunks, schedule=plan, noise=noise)
-        pieces = (part for piece in tokens for part in piece_of(piece).split(chunks.size))
-        waves = long.vocode(self.mel2wav, stream.run(pieces, owner.start(stream)), seed)
-        return faded_in(waves, self.sample_rate, self.config.fade)
+        pieces = (
+            part for piece in tokens for part in torch.atleast_1d(torch.as_tensor(piece)).split(chunks.size)
+        )
+        return self._synthesis.stream(stream.run(pieces, owner.start(stream)), seed)
 
     def tokens(self, ids: Any, lengths: Sequence[int] | Tensor | None = None) -> Tokens:
         """Tokens that this model speaks from bare ids, such as a language model's; arguments as in `Codec.tokens`."""
@@ -387,7 +358,7 @@ class S3GenModel(Pretrained):
 
     @property
     def _synthesis(self) -> Synthesis:
-        return Synthesis(self.flow, self.mel2wav)
+        return Synthesis(self.flow, self.mel2wav, self.config.fade, self.watermark)
 
     def _rows(self, tokens: Ids, lengths: Tensor | None, finalize: bool) -> list[Tensor]:
         """Checked ids (N,) of each row, on this device."""

@@ -1,108 +1,232 @@
-"""Checked tokens and voices to mels and waves: what flow and vocoder of S3Gen do together for a batch or a long row."""
+"""Checked tokens, voices and sampling parameters to mels and waves: what S3Gen's flow and vocoder do for a batch.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+An utterance of any length takes bounded memory: the flow makes pieces that cross-fade, the vocoder runs as one stream.
+Mels are faded, not waves: phases of two pieces do not agree, and the vocoder runs on through the joint.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-import vokens.models.s3gen.long as long
-from vokens.errors import ConfigError
-from vokens.flow.noise import PrefixNoise, one_each
+from vokens.errors import ConfigError, TokensError
+from vokens.flow.noise import Generators, PrefixNoise, one_each
 from vokens.models.s3gen.flow import Schedule, TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
-from vokens.models.s3gen.sampling import Settings
 from vokens.models.s3gen.voice import ReferenceVoice
+from vokens.nn.streaming import Chunks
+from vokens.one_or_list import type_name
+from vokens.tokens import Tokens
 
+LONGEST = 750  # tokens, 30 s: longer than utterances in training, and attention grows with the square
+PIECE = 500  # tokens at most in a piece, 20 s
+OVERLAP = 25  # tokens that two pieces share, 1 s
+
+Ids = Tensor | np.ndarray | Sequence[Any]
 Watermark = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters of a batch of utterances.
+
+    n_cfm_timesteps: steps of the ODE, the release's by default. guidance: strength of classifier-free guidance.
+    chunks: the streaming mask in tokens (`S3GenModel.chunks`); full attention by default.
+    generator: of all noise, drawn in the published order; one for each row makes rows independent of each other.
+    seed: instead, noise that depends on the seed and the position only, the same in batches, streams and on all
+        devices; one for all rows or one for each. noise: the flow's, (T, mel_bins) for each row, prompt included.
+    """
+
+    n_cfm_timesteps: int | None = None
+    guidance: float | None = None
+    chunks: Chunks | None = None
+    generator: Generators = None
+    seed: Sequence[int] | None = None
+    noise: Sequence[Tensor] | None = None
+
+    @classmethod
+    def of(cls, rows: int, given: Mapping[str, Any]) -> "Sampling":
+        """Parameters by name, with one seed for each row.
+
+        Raises ConfigError for names that do not exist, and values that exclude each other or do not fit the rows.
+        """
+        known = sorted(each.name for each in fields(cls))
+        if unknown := sorted(set(given) - set(known)):
+            raise ConfigError(f"{unknown} were given: settings of sampling are {known}")
+        made = cls(**given)
+        if made.seed is not None and made.generator is not None:
+            raise ConfigError("both generator and seed were given: one of them says what the noise is")
+        if made.n_cfm_timesteps is not None and made.n_cfm_timesteps < 1:
+            raise ConfigError(f"n_cfm_timesteps={made.n_cfm_timesteps} was given: 1 or more are accepted")
+        one_each(made.generator, rows)
+        if isinstance(made.seed, int):
+            return replace(made, seed=[made.seed] * rows)
+        if made.seed is not None and len(made.seed) != rows:
+            raise ConfigError(
+                f"{len(made.seed)} seeds were given for {rows} utterances: one for all or one each"
+            )
+        return made
+
+    def rows(self, numbers: Sequence[int]) -> "Sampling":
+        """Those of some rows."""
+        own, seed = self.generator, self.seed
+        return replace(
+            self,
+            generator=[own[row] for row in numbers] if isinstance(own, Sequence) else own,
+            seed=None if seed is None else [seed[row] for row in numbers],
+        )
+
+    def in_pieces(self, row: Tensor) -> bool:
+        """True for a row that is long enough to be spoken in pieces, unless the parameters exclude it."""
+        return self.chunks is None and self.noise is None and len(row) > LONGEST
+
+
+@dataclass(frozen=True)
 class Synthesis:
-    """Flow and vocoder. Rows are ids (N,), each with its voice."""
+    """Flow and vocoder. Rows are ids (N,), each with its voice. fade: Chatterbox's start of each wave."""
 
     flow: TokenToMel
     mel2wav: HiFTNetModel
-
-    def schedule(self, settings: Settings) -> Schedule:
-        """The solver's plan."""
-        return self.flow.schedule(settings.steps, guidance=settings.guidance)
+    fade: bool = False
+    watermark: Watermark | None = None
 
     @torch.inference_mode()
     def mels(
-        self, rows: list[Tensor], voices: list[ReferenceVoice], finalize: bool, settings: Settings
+        self, rows: list[Tensor], voices: list[ReferenceVoice], sampling: Sampling, finalize: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Mels (B, 80, F) and their frames (B,)."""
-        plan = self.schedule(settings)
-        if any(settings.in_pieces(row) for row in rows) and finalize:
-            mels = [
-                torch.cat([*self._faded(row, voice, settings.row(number), plan)], 2)[0].T
-                for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
+        plan = self.flow.schedule(sampling.n_cfm_timesteps, guidance=sampling.guidance)
+        if not finalize or not any(map(sampling.in_pieces, rows)):
+            return self._generate(rows, voices, sampling, plan, finalize)
+        mels = [
+            self._faded(row, voice, sampling.rows([number]), plan)
+            for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
+        ]
+        counts = torch.tensor([len(mel) for mel in mels], device=self.flow.device)
+        return pad_sequence(mels, batch_first=True).transpose(1, 2), counts
+
+    @torch.inference_mode()
+    def waves(
+        self,
+        rows: list[Tensor],
+        voices: list[ReferenceVoice],
+        sampling: Sampling,
+        finalize: bool = True,
+        cache_source: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Waves (B, N), sources (B, 1, N) and the samples of each row."""
+        mel, frames = self.mels(rows, voices, sampling, finalize)
+        counts = (frames * self.mel2wav.config.hop_length).tolist()
+        if any(map(sampling.in_pieces, rows)):
+            pairs = [
+                self._vocoded(mel[number : number + 1, :, :count], row, sampling.rows([number]))
+                for number, (row, count) in enumerate(zip(rows, frames.tolist(), strict=True))
             ]
-            counts = torch.tensor([len(mel) for mel in mels], device=self.flow.device)
-            return pad_sequence(mels, batch_first=True).transpose(1, 2), counts
+            waves = pad_sequence([wave[0] for wave, _ in pairs], True)
+            sources = pad_sequence([source[0, 0] for _, source in pairs], True)[:, None]
+        else:
+            lengths = None if int(frames.min()) == mel.shape[2] else frames
+            waves, sources = self.mel2wav.inference(
+                mel, cache_source, lengths, generator=sampling.generator, seed=sampling.seed
+            )
+        if self.fade:
+            waves = trim_fade(waves, self.rate)
+        if self.watermark is not None:
+            waves = marked(self.watermark, self.rate, waves, counts)
+        return waves, sources, counts
+
+    def stream(self, mels: Iterable[Tensor], seed: int) -> Iterator[np.ndarray]:
+        """The wave float32 (n,) of one utterance's mels (1, 80, F), as they come."""
+        ramp = trim_fade(torch.ones(1, self.rate // 25), self.rate)[0].numpy()
+        done = 0
+        for wave, _ in self.mel2wav.stream(mels, seed):
+            sound = wave[0].float().cpu().numpy()
+            if self.fade and done < len(ramp):
+                begin = ramp[done : done + len(sound)]
+                sound[: len(begin)] *= begin
+            done += len(sound)
+            if len(sound):
+                yield sound
+
+    @property
+    def rate(self) -> int:
+        """Samples per second."""
+        return self.mel2wav.config.sampling_rate
+
+    def _vocoded(self, mel: Tensor, row: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """Wave (1, N) and source (1, 1, N) of one row, which does not depend on the lengths of the others."""
+        if not sampling.in_pieces(row):
+            return self.mel2wav.inference(mel, generator=sampling.generator, seed=sampling.seed)
+        (generator,) = one_each(sampling.generator, 1)
+        (seed,) = sampling.seed or [int(torch.randint(2**62, (), generator=generator))]
+        pieces = mel.split(self.flow.config.token_mel_ratio * PIECE, 2)
+        waves, sources = zip(*self.mel2wav.stream(pieces, seed), strict=True)
+        return torch.cat(waves, 1), torch.cat(sources, 2)
+
+    def _generate(
+        self,
+        rows: list[Tensor],
+        voices: list[ReferenceVoice],
+        sampling: Sampling,
+        plan: Schedule,
+        finalize: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Mels in one pass, with their frames."""
+        config, noise = self.flow.config, sampling.noise
+        if noise is None and sampling.seed is not None:
+            ahead = 0 if finalize else config.pre_lookahead_len
+            prompts = [len(self.flow.cut_prompt(voice.voice).tokens) for voice in voices]
+            noise = [
+                PrefixNoise(config.mel_bins, seed).frames(
+                    0, config.token_mel_ratio * (prompt + len(row) - ahead)
+                )
+                for row, prompt, seed in zip(rows, prompts, sampling.seed, strict=True)
+            ]
         return self.flow.generate(
             rows,
             [voice.voice for voice in voices],
             finalize=finalize,
-            chunks=settings.chunks,
+            chunks=sampling.chunks,
             schedule=plan,
-            generator=settings.generator,
-            noise=self._noise(rows, voices, finalize, settings),
+            generator=sampling.generator,
+            noise=noise,
         )
 
-    def _noise(
-        self, rows: list[Tensor], voices: list[ReferenceVoice], finalize: bool, settings: Settings
-    ) -> Sequence[Tensor] | None:
-        if settings.noise is not None or settings.seeds is None:
-            return settings.noise
-        flow = self.flow.config
-        ahead = 0 if finalize else flow.pre_lookahead_len
-        prompts = [len(self.flow.cut_prompt(voice.voice).tokens) for voice in voices]
-        return [
-            PrefixNoise(flow.mel_bins, seed).frames(0, flow.token_mel_ratio * (prompt + len(row) - ahead))
-            for row, prompt, seed in zip(rows, prompts, settings.seeds, strict=True)
-        ]
+    def _faded(self, row: Tensor, voice: ReferenceVoice, sampling: Sampling, plan: Schedule) -> Tensor:
+        """The mel (F, bands) of one row, of pieces that cross-fade.
 
-    def _faded(
-        self, row: Tensor, voice: ReferenceVoice, settings: Settings, plan: Schedule
-    ) -> Iterator[Tensor]:
-        def speak(tokens: Tensor) -> Tensor:
-            return self.flow.generate(
-                [tokens],
-                voice.voice,
-                schedule=plan,
-                generator=settings.generator,
-                noise=self._noise([tokens], [voice], True, settings),
-            )[0]
-
-        return long.faded_mels(row, speak, self.flow.config.token_mel_ratio)
-
-    def utterance(self, row: Tensor, voice: ReferenceVoice, settings: Settings) -> tuple[Tensor, Tensor]:
-        """Wave (1, N) and source (1, 1, N) of one row, in pieces where it is long."""
-        if not settings.in_pieces(row):
-            mel, _ = self.mels([row], [voice], True, settings)
-            return self.mel2wav.inference(mel, generator=settings.generator, seed=settings.seeds)
-        plan = self.schedule(settings)
-        mels = [*self._faded(row, voice, settings, plan)]
-        (generator,) = one_each(settings.generator, 1)
-        drawn = settings.seeds or [int(torch.randint(2**62, (), generator=generator))]
-        waves = [*long.vocode(self.mel2wav, mels, drawn[0])]
-        return torch.cat(waves, 1), torch.cat([*long.source_of(self.mel2wav, mels, drawn[0])], 2)
-
-    def samples(self, row: Tensor, voice: ReferenceVoice) -> int:
-        """Of a row's wave; an odd prompt may cost a frame."""
-        prompt, ratio = self.flow.cut_prompt(voice.voice), self.flow.config.token_mel_ratio
-        frames = ratio * (len(row) + len(prompt.tokens)) - len(prompt.mel)
-        return frames * self.mel2wav.config.hop_length
+        A piece may lack a frame at its start (an odd prompt of Chatterbox): there the piece before goes on alone.
+        """
+        ratio = self.flow.config.token_mel_ratio
+        parts: list[Tensor] = []
+        for start, end in spans(len(row)):
+            mel = self._generate([row[start:end]], [voice], sampling, plan)[0][0].T
+            if parts:
+                shared, before = ratio * OVERLAP - (ratio * (end - start) - len(mel)), parts.pop()
+                weight = ((torch.arange(shared, device=mel.device) + 0.5) / shared)[:, None]
+                mixed = before[-shared:] * (1 - weight) + mel[:shared] * weight
+                parts.append(before[:-shared])
+                mel = torch.cat([mixed, mel[shared:]])
+            parts.append(mel)
+        return torch.cat(parts)
 
 
-def marked(watermark: Watermark | None, rate: int, waves: Tensor, counts: Sequence[int]) -> Tensor:
+def spans(tokens: int) -> list[tuple[int, int]]:
+    """Start and end of each piece, equally long to a token, each sharing OVERLAP with the next."""
+    if tokens <= LONGEST:
+        return [(0, tokens)]
+    count = -(-(tokens - OVERLAP) // (PIECE - OVERLAP))
+    borders = [round(number * (tokens - OVERLAP) / count) for number in range(count + 1)]
+    return [(start, end + OVERLAP) for start, end in pairwise(borders)]
+
+
+def marked(watermark: Watermark, rate: int, waves: Tensor, counts: Sequence[int]) -> Tensor:
     """Waves (B, N) with their first `counts` samples as the watermark gives them."""
-    if watermark is None:
-        return waves
     waves = waves.clone()
     for row, count in zip(waves, counts, strict=True):
         wave = watermark(row[:count].cpu().numpy(), rate)
@@ -114,14 +238,46 @@ def marked(watermark: Watermark | None, rate: int, waves: Tensor, counts: Sequen
     return waves
 
 
-def faded_in(waves: Iterable[Tensor], sample_rate: int, fade: bool) -> Iterator[np.ndarray]:
-    """The first row of each piece (B, n) of a stream, float32 (n,), with Chatterbox's fade at the start."""
-    ramp = trim_fade(torch.ones(1, sample_rate // 25), sample_rate)[0].numpy()
-    done = 0
-    for wave in waves:
-        sound = wave[0].float().cpu().numpy()
-        if fade and done < len(ramp):
-            begin = ramp[done : done + len(sound)]
-            sound[: len(begin)] *= begin
-        done += len(sound)
-        yield sound
+# Tokens ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(tokens: Ids, lengths: Tensor | None = None) -> list[Tensor]:
+    """Rows of tokens (N,), (B, N), or a list of (N,), each cut to its length."""
+    if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):
+        raise TokensError(
+            f"{type_name(tokens)} was given as tokens: Tokens, or integers (N,), (B, N) are accepted"
+        )
+    if isinstance(tokens, Tensor | np.ndarray):
+        whole = torch.as_tensor(tokens)
+        rows = list(whole) if whole.dim() > 1 else [whole]
+    elif all(isinstance(item, int | np.integer) for item in tokens):
+        rows = [torch.as_tensor(np.asarray(tokens, np.int64))]
+    else:
+        rows = [torch.as_tensor(item) for item in tokens]
+    if lengths is None:
+        return rows
+    counts = [int(n) for n in lengths.flatten().tolist()]
+    if len(counts) != len(rows) or any(n > len(row) for n, row in zip(counts, rows, strict=True)):
+        raise TokensError(
+            f"speech_token_lens {counts} were given for rows of {[len(row) for row in rows]} tokens: one for each "
+            "row, at most its tokens"
+        )
+    return [row[:n] for row, n in zip(rows, counts, strict=True)]
+
+
+def ids_of(tokens: Tokens, speaker: str, name: str, fingerprint: str, size: int = 0) -> list[Tensor]:
+    """Rows (N,) of the tokens that a model called `speaker` speaks, of codec `name` with `size` ids.
+
+    Raises TokensError for tokens of another tokenizer, or of other weights than a trained model has learnt.
+    """
+    sizes = (size,) if size else tokens.codebook_sizes
+    if (tokens.model, tokens.first_codebook, tokens.codebook_sizes) != (name, 0, sizes) or len(sizes) != 1:
+        raise TokensError(
+            f"{tokens!r} were given: {speaker} speaks the one codebook of {name!r}, so encode with that model"
+        )
+    if fingerprint and tokens.fingerprint and tokens.fingerprint != fingerprint:
+        raise TokensError(
+            f"these tokens were made by other weights of {name!r} (fingerprint {tokens.fingerprint}, "
+            f"{speaker} has learnt {fingerprint}): encode again"
+        )
+    return [row[0, :n] for row, n in zip(tokens.codes, tokens.lengths.tolist(), strict=True)]
