@@ -270,7 +270,7 @@ def test_a_flow_of_campplus_vectors(tmp_path):
 
 def test_models_as_speakers(learnable, speakers):
     assert speaker(learnable) is learnable
-    lm, s3gen, codec = tiny_lm(6561), speakers["with_s3gen"].s3gen, build_tiny_speechtokenizer()
+    lm, s3gen, codec = tiny_lm(6561), speakers["with_s3gen"].decoder, build_tiny_speechtokenizer()
     assert isinstance(speaker(lm, s3gen), WithS3Gen)
     assert isinstance(speaker(tiny_uslm(), codec), USLMSpeech)
     for model, decoder, words in (
@@ -285,7 +285,7 @@ def test_models_as_speakers(learnable, speakers):
 
 def test_a_language_model_without_speaker_token(speakers):
     """CosyVoice 2's: the prompt alone says who speaks."""
-    model = speaker(tiny_lm(6561, hears=False), speakers["with_s3gen"].s3gen)
+    model = speaker(tiny_lm(6561, hears=False), speakers["with_s3gen"].decoder)
     voice = model.voice(wave(), "one", sample_rate=16000)
     greedy = GREEDY
     (whole,) = model.say("Hello there.", voice, sampler=greedy, steps=1)
@@ -370,15 +370,15 @@ def test_a_folder_as_cosyvoice_publishes_it_speaks(release, tmp_path, monkeypatc
     assert main([*said, "One.", "-o", "out.wav"]) == 0, capsys.readouterr().err
     speaking = load_voice(folder)
     assert isinstance(speaking, WithS3Gen)
-    assert (speaking.lm.config.release, speaking.s3gen.name) == (release, release)
-    assert speaking.lm.config.tokens == speaking.s3gen.config.tokens
+    assert (speaking.lm.config.release, speaking.decoder.name) == (release, release)
+    assert speaking.lm.config.tokens == speaking.decoder.config.tokens
     (expected,) = speaking.say("Hi.", "ref.wav", voice_text="One.", steps=1, generator=seeded(0))
     np.testing.assert_allclose(samples("out.wav"), expected.clip(-1, 1), atol=1e-4)
     ids, own = speaking.lm._read("Hi.", "One.")
     marked = speaking.lm.ids(OPENING) if release == "cosyvoice3" else []
     assert ids.tolist() == marked + speaking.lm.ids("One.") + speaking.lm.ids("Hi.")
     assert own == len(speaking.lm.ids("Hi."))
-    assert isinstance(speaking.s3gen, S3GenModel)  # as the folder opens where no text is to be said
+    assert isinstance(speaking.decoder, S3GenModel)  # as the folder opens where no text is to be said
     words = vokens.load(folder / "llm.pt")
     assert isinstance(words, LearnableLM)
     assert words.config == speaking.lm.config

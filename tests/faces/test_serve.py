@@ -310,7 +310,7 @@ def test_openai_client_speaks_tokens_whole_and_streamed(speaker: tuple[str, Serv
     with client.audio.speech.with_streaming_response.create(**said, extra_body={"stream": True}) as reply:
         pieces = list(reply.iter_bytes())
     assert len(pieces) > 1
-    expected = served.model.speak(TokensBody(**tokens).tokens(), served.voices["anna"][1])[0]
+    expected = served.model.speak(TokensBody(**tokens).tokens(), served.voices["anna", True][1])[0]
     assert len(b"".join(pieces)) == len(whole) == 2 * len(expected)
     decoded = np.frombuffer(whole, "<i2") / 32767
     np.testing.assert_allclose(decoded, expected.clip(-1, 1), atol=1e-4)
@@ -321,6 +321,62 @@ def test_openai_client_speaks_tokens_whole_and_streamed(speaker: tuple[str, Serv
     with pytest.raises(openai.BadRequestError, match="speed"):
         client.audio.speech.create(**said, speed=2.0)
     assert client.audio.speech.create(**said | {"response_format": "opus"}).content[:4] == b"OggS"
+
+
+@pytest.fixture(scope="module")
+def cosyvoice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
+    """A server of CosyVoice 2's folder as downloaded, reduced, beside a model of other tokens; folder and recording."""
+    from test_say import published_folder
+
+    root = tmp_path_factory.mktemp("cosyvoice")
+    folder = published_folder(root / "CosyVoice", "cosyvoice2")
+    (root / "voices").mkdir()
+    (root / "voices/anna.txt").write_text("One.")
+    soundfile.write(root / "voices/anna.wav", speechlike(24000), 16000)
+    limits = Settings(voices=root / "voices")
+    with serving(load_models([f"tts={folder}", "mini"], limits), limits) as address:
+        yield address, folder, root / "voices/anna.wav"
+
+
+def test_cosyvoices_folder_says_texts_in_a_voice_whole_and_streamed(
+    cosyvoice: tuple[str, Path, Path],
+) -> None:
+    address, folder, anna = cosyvoice
+    body = SAID | {"model": "tts", "input": "Hi.", "seed": 3}
+    whole = httpx.post(f"{address}/v1/audio/speech", json=body, timeout=60)
+    assert whole.status_code == 200, whole.text
+    generator = torch.Generator().manual_seed(3)
+    (expected,) = vokens.load_voice(folder).say("Hi.", anna, voice_text="One.", generator=generator)
+    np.testing.assert_allclose(np.frombuffer(whole.content, "<i2") / 32767, expected.clip(-1, 1), atol=1e-3)
+    streamed = httpx.post(f"{address}/v1/audio/speech", json=body | {"stream": True}, timeout=60)
+    assert len(streamed.content) == len(whole.content)
+    card = httpx.get(f"{address}/v1/models/tts").json()
+    assert card["can"] == ["encode", "say", "speak"]
+    assert (card["frame_rate"], card["codebook_sizes"]) == (25.0, [6561])
+    assert "needs a voice" in failed(say(address, model="tts", voice=None), 400)
+
+
+def test_cosyvoices_folder_takes_and_gives_tokens(cosyvoice: tuple[str, Path, Path]) -> None:
+    address, folder, anna = cosyvoice
+    tokens = post_encode(address, anna.read_bytes(), model="tts").json()
+    s3gen = vokens.load(folder)
+    assert tokens["codes"] == s3gen.tokenize(anna).codes[0].tolist()
+    reply = say(address, model="tts", input=tokens)
+    assert reply.status_code == 200, reply.text
+    (expected,) = s3gen.speak(s3gen.tokenize(anna), s3gen.voice(anna))
+    np.testing.assert_allclose(np.frombuffer(reply.content, "<i2") / 32767, expected.clip(-1, 1), atol=1e-3)
+    other = tokens | {"model": "speech_tokenizer_v3_25hz", "fingerprint": ""}
+    assert "speech_tokenizer_v2_25hz" in failed(say(address, model="tts", input=other), 400)
+    assert failed(httpx.post(f"{address}/v1/tokens/decode", json=tokens), 404)
+
+
+def test_a_language_model_alone_is_refused_in_one_line(
+    cosyvoice: tuple[str, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("serve", "web"):
+        assert main([verb, "--models", str(cosyvoice[1] / "llm.pt"), "--port", "0"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "give CosyVoice's folder" in line
 
 
 def test_a_streams_client_that_hangs_up_frees_its_place(speaker: tuple[str, Served]) -> None:

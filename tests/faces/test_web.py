@@ -13,6 +13,7 @@ import vokens
 from vokens.cli import main
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.codec import Codec
+from vokens.models.named import load_named
 
 pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
@@ -21,7 +22,7 @@ from matplotlib.image import imread
 
 from vokens.web.addresses import KEPT, Addresses
 from vokens.web.listen import Listener
-from vokens.web.page import begun, create_app
+from vokens.web.page import begun, create_app, create_page
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,23 @@ def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
     models = {"mini": mini, "voice": build("chatterbox-turbo"), "tts": tiny_speech()}
     app = create_app(models)
     assert any(getattr(route, "path", "") == "/stream/{ticket}" for route in app.routes)
+
+
+def test_cosyvoices_folder_says_texts_and_converts_voices(tmp_path: Path) -> None:
+    from test_say import published_folder
+
+    published_folder(tmp_path / "CosyVoice", "cosyvoice3")
+    addresses, recording = Addresses(), str(tmp_path / "a.wav")
+    soundfile.write(recording, speechlike(24000), 16000)
+    page = create_page(load_named([f"tts={tmp_path / 'CosyVoice'}"]), addresses, 60)
+    work = {one.name: one.fn for one in page.fns.values()}
+    players = [
+        work["say"]("Hi.", recording, "One.", "tts", 0, 1.0),
+        work["convert"](recording, recording, "tts"),
+    ]
+    for player in players:
+        ticket = player.partition("/stream/")[2].partition('"')[0]
+        assert len(b"".join(addresses.take(ticket))) > 44
 
 
 def test_models_of_no_use_to_the_page_are_named(mini: Codec) -> None:

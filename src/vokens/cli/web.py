@@ -42,13 +42,11 @@ def run(arguments: Arguments) -> int:
     from vokens.device import usable_device
     from vokens.models.named import load_named
     from vokens.models.pretrained import system_of
-    from vokens.models.speaking import PARTNERED, speaker
 
     device = usable_device(arguments.device)
     kinds = {name: system_of(name.rpartition("=")[2]) for name in arguments.models}
     if useless := [name for name, kind in kinds.items() if not getattr(kind, "decodes", True)]:
         raise no_use(useless)  # before any download
     with bound(arguments.host, arguments.port) as place:
-        loaded = load_named(arguments.models, device)
-        models = {name: speaker(one) if one.system in PARTNERED else one for name, one in loaded.items()}
+        models = load_named(arguments.models, device)
         return answer(create_app(models, arguments.max_seconds), place, ", ".join(models), patience=5)

@@ -1,30 +1,32 @@
 """Several models at a time, by names that users give them: what a server and a page offer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from vokens.errors import ConfigError
-from vokens.models.pretrained import Pretrained, load
+from vokens.models.pretrained import load
+from vokens.models.speaking import as_speaker
 
 
-def load_named(names: Sequence[str], device: str | torch.device = "cpu") -> dict[str, Pretrained]:
-    """The models of `names`: as in `vokens.load`, called by their own names, or "NAME=SOURCE" gives one.
+def load_named(names: Sequence[str], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The models of `names`: as in `vokens.load`, called by their own names, or "NAME=SOURCE" gives one. Those that
+    speak texts are a `Speaker`, CosyVoice's folder or id too.
 
     Raises ConfigError for two models of one name and for none, and what `vokens.load` raises.
     """
-    found: dict[str, Pretrained] = {}
+    found: dict[str, Any] = {}
     for text in names:
         given, equals, source = text.partition("=")
         if not given or (equals and not source):
             raise ConfigError(f"{text!r} names no model: give a name such as mini, or NAME=FOLDER")
-        model = load(source if equals else given, device=device)
+        source = source or given
+        model = load(source, device=device)
         name = given if equals else model.name
         if name in found:
-            raise ConfigError(
-                f"two models are called {name!r}: give one another name, NAME={source or given}"
-            )
-        found[name] = model
+            raise ConfigError(f"two models are called {name!r}: give one another name, NAME={source}")
+        found[name] = as_speaker(model, source, device=device)
     if not found:
         raise ConfigError("no model was named: name at least one, such as mini")
     return found

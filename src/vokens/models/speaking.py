@@ -60,6 +60,7 @@ class Speaker(ABC):
         front_end: name of what makes ids of text; "phonemes" takes text as it is.
         paced: whether it can speak at another speed. needs_voice: whether `say` must be given one.
         voices: those that came with the model, by name.
+        decoder: of its tokens, where those can be spoken in the voice of a recording: an S3Gen, a FlowDecoder.
     """
 
     sample_rate: int
@@ -69,6 +70,7 @@ class Speaker(ABC):
     voice_type: type  # of what `voice` returns
     needs_voice: bool = True
     voices: Mapping[str, Any] = MappingProxyType({})
+    decoder: Any = None
 
     # What a system implements ------------------------------------------------------------------------------
 
@@ -264,14 +266,35 @@ def load_voice(
     """
     from vokens.models.pretrained import load
 
-    model, partner = load(source, **options), None if decoder is None else load(decoder, **options)
+    model = load(source, **options)
+    if decoder is not None:
+        return speaker(model, load(decoder, **options))
+    words = _words_beside(model, source)
+    return speaker(model) if words is None else speaker(load(words, **options), model)
+
+
+def as_speaker(model: Pretrained, source: str | Path, **options: Any) -> Pretrained | Speaker:
+    """The model that `vokens.load` opened from `source`: as `load_voice` has it, or as it is where it speaks no text.
+
+    A name of `vokens models`, such as cosyvoice2_s3gen, stays the S3Gen that it names.
+    """
+    from vokens.models.pretrained import load
+
+    words = None if str(source) in registry.MODELS else _words_beside(model, source)
+    if words is not None:
+        return speaker(load(words, **options), model)
+    return speaker(model) if model.system in PARTNERED else model
+
+
+def _words_beside(model: Pretrained, source: str | Path) -> str | Path | None:
+    """The language model of CosyVoice's folder or id, whose S3Gen is `model`; None where there is none."""
     entry = registry.MODELS.get(str(source)) or registry.published(str(source))
-    words: str | Path = Path(source).expanduser() / "llm.pt"
-    if entry is not None:
-        words = registry.LANGUAGE_MODELS.get(entry.name, words)
-    if model.system == "s3gen" and decoder is None and (isinstance(words, str) or words.is_file()):
-        model, partner = load(words, **options), model
-    return speaker(model, partner)
+    file = Path(source).expanduser() / "llm.pt"
+    if model.system != "s3gen":
+        return None
+    if entry is not None and entry.name in registry.LANGUAGE_MODELS:
+        return registry.LANGUAGE_MODELS[entry.name]
+    return file if file.is_file() else None
 
 
 def generator_of(seed: int) -> torch.Generator:

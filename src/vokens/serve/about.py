@@ -70,7 +70,7 @@ def _card(served: Served) -> ModelCard:
         licence=served.licence,
         sample_rate=served.sample_rate,
         frame_rate=served.frame_rate,
-        codebook_sizes=list(getattr(served.model, "codebook_sizes", ())),
+        codebook_sizes=list(getattr(served.codec, "codebook_sizes", ())),
         can=[name for name, able in abilities.items() if able],
     )
 

@@ -44,9 +44,9 @@ async def encode_audio(
     """Tokens of a recording, as JSON or as a .vok file."""
     codec = service.model(model, "encodes")
     # One second more than allowed, so that a small file of hours is not decoded as a whole.
-    most = service.settings.max_seconds + 1
-    wave = await asyncio.to_thread(_read_audio, await file.read(), codec.sample_rate, most)
-    seconds = len(wave) / codec.sample_rate
+    most, rate = service.settings.max_seconds + 1, codec.encode_rate
+    wave = await asyncio.to_thread(_read_audio, await file.read(), rate, most)
+    seconds = len(wave) / rate
     service.check_seconds(seconds)
     run = partial(codec.encode, num_codebooks)
     tokens = await unless_gone(request, codec.batcher.submit(("encode", num_codebooks), run, wave, seconds))

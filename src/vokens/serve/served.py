@@ -14,7 +14,7 @@ from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.named import load_named
 from vokens.models.s3gen import S3GenModel
-from vokens.models.speaking import PARTNERED, Speaker, speaker
+from vokens.models.speaking import Speaker
 from vokens.serve.batcher import Batcher
 from vokens.serve.errors import ServerFault
 from vokens.serve.schema import Settings
@@ -76,7 +76,7 @@ class Served:
     """One loaded model and its queue.
 
     Attributes:
-        name: for clients. system: of its implementation.
+        name: for clients. system: of its implementation. voices: as `_voice` has made them.
     """
 
     name: str
@@ -84,13 +84,22 @@ class Served:
     batcher: Batcher
     system: str
     licence: str = ""
-    voices: dict[str, tuple[Voice, Any]] = field(
-        default_factory=dict
-    )  # that were asked for, and as the model has them
+    voices: dict[tuple[str, bool], tuple[Voice, Any]] = field(default_factory=dict)
+
+    @property
+    def codec(self) -> Codec | None:
+        """Tokenizer of recordings: the model, or that of the S3Gen in it."""
+        return self.model if isinstance(self.model, Codec) else getattr(self.s3gen, "tokenizer", None)
+
+    @property
+    def s3gen(self) -> S3GenModel | None:
+        """Decoder of S3 tokens: the model, or what makes sound of its language model's tokens."""
+        decoder = self.model.decoder if self.says else self.model
+        return decoder if isinstance(decoder, S3GenModel) else None
 
     @property
     def encodes(self) -> bool:
-        return isinstance(self.model, Codec)
+        return self.codec is not None
 
     @property
     def decodes(self) -> bool:
@@ -104,7 +113,7 @@ class Served:
     @property
     def speaks(self) -> bool:
         """True if it speaks tokens in the voice of a recording (S3Gen)."""
-        return isinstance(self.model, S3GenModel)
+        return self.s3gen is not None
 
     @property
     def needs_voice(self) -> bool:
@@ -120,16 +129,22 @@ class Served:
         return int(self.model.sample_rate)
 
     @property
+    def encode_rate(self) -> int:
+        """Hz of recordings to encode, which differs from what an S3Gen speaks at."""
+        return int(getattr(self.codec, "sample_rate", self.sample_rate))
+
+    @property
     def frame_rate(self) -> float | None:
         """Token rate in Hz; None where the model has none."""
-        rate = getattr(self.model, "frame_rate", None)
+        rate = getattr(self.codec, "frame_rate", None)
         return None if rate is None else float(rate)
 
     # On the model's thread ---------------------------------------------------------------------------------
 
     def encode(self, num_codebooks: int | None, waves: Sequence[np.ndarray]) -> list[Tokens]:
-        """Tokens of waves (T,) at the model's rate, batch-invariant."""
-        return list(self.model.encode(list(waves), self.sample_rate, num_codebooks=num_codebooks))
+        """Tokens of waves (T,) at the codec's rate, batch-invariant."""
+        assert self.codec is not None
+        return list(self.codec.encode(list(waves), self.encode_rate, num_codebooks=num_codebooks))
 
     def decode(self, items: Sequence[Tokens]) -> list[np.ndarray]:
         """Waves of items that share their codebooks."""
@@ -138,11 +153,14 @@ class Served:
     def speak(self, items: Sequence[tuple[Tokens, Voice, int]]) -> list[np.ndarray]:
         """Waves of S3 tokens, each with its own voice and seed."""
         tokens, voices, seeds = zip(*items, strict=True)
-        return self.model.speak(Tokens.cat(tokens), [self._voice(voice) for voice in voices], seed=seeds)
+        assert self.s3gen is not None
+        owners = [self._voice(voice, of_tokens=True) for voice in voices]
+        return self.s3gen.speak(Tokens.cat(tokens), owners, seed=seeds)
 
     def stream(self, tokens: Tokens, voice: Voice, seed: int) -> Iterator[np.ndarray]:
         """The wave of one item, piece by piece."""
-        return self.model.stream(tokens, self._voice(voice), seed=seed)
+        assert self.s3gen is not None
+        return self.s3gen.stream(tokens, self._voice(voice, of_tokens=True), seed=seed)
 
     def say(self, voice: Voice | None, seed: int, speed: float, texts: Sequence[str]) -> list[np.ndarray]:
         """Waves of texts; each has its own generator, so that results are batch-invariant."""
@@ -154,24 +172,26 @@ class Served:
         generator = torch.Generator().manual_seed(seed)
         return self.model.say_stream(text, self._voice(voice), generator=generator, speed=speed)
 
-    def _voice(self, voice: Voice | None) -> Any:
-        """The model's form of a voice, cached; a prompt where the transcript is known."""
+    def _voice(self, voice: Voice | None, of_tokens: bool = False) -> Any:
+        """The model's form of a voice, or its S3Gen's, cached; a prompt where the transcript is known."""
         if voice is None:
             return None
-        if self.voices.get(voice.name, (None,))[0] != voice:
+        key = voice.name, of_tokens
+        if self.voices.get(key, (None,))[0] != voice:
             try:
-                self.voices[voice.name] = voice, self._prepared(voice)
+                self.voices[key] = voice, self._prepared(voice, of_tokens)
             except (VokensError, OSError) as error:
                 message = f"the recording of the voice {voice.name!r} cannot be used by {self.name}"
                 raise ServerFault(f"{message}: name another voice, or tell the server's operator") from error
-        return self.voices[voice.name][1]
+        return self.voices[key][1]
 
-    def _prepared(self, voice: Voice) -> Any:
+    def _prepared(self, voice: Voice, of_tokens: bool) -> Any:
         if voice.path is None:
             return self.model.voices[voice.name]
-        if self.says:
+        if not of_tokens:
             return self.model.voice(voice.path, voice.text)
-        return self.model.voice(*audio.load(voice.path, duration=REFERENCE))
+        assert self.s3gen is not None
+        return self.s3gen.voice(*audio.load(voice.path, duration=REFERENCE))
 
 
 def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:
@@ -179,6 +199,5 @@ def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -
     models = {}
     for name, model in load_named(names, device).items():
         licence = registry.MODELS[name].licence if name in registry.MODELS else ""
-        able = speaker(model) if model.system in PARTNERED else model
-        models[name] = Served(name, able, Batcher(settings), model.system, licence)
+        models[name] = Served(name, model, Batcher(settings), model.system, licence)
     return models

@@ -21,7 +21,6 @@ from vokens import audio
 from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.learnable.decoder import FlowDecoder
-from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.s3gen import S3GenModel
 from vokens.models.speaking import ENDED, Speaker
 from vokens.web.addresses import Addresses
@@ -94,7 +93,7 @@ def _theme() -> gr.themes.Base:
 def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float) -> gr.Blocks:
     """The tabs that these models support."""
     codecs = {n: m for n, m in models.items() if isinstance(m, Codec) and m.decodes}
-    able = {n: m.decoder if isinstance(m, LearnableSpeech) else m for n, m in models.items()}
+    able = {n: m.decoder if isinstance(m, Speaker) else m for n, m in models.items()}
     converters = {
         n: m for n, m in able.items() if isinstance(m, S3GenModel | FlowDecoder) and m.tokenizer is not None
     }

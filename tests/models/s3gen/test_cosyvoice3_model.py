@@ -195,4 +195,4 @@ def test_language_models_of_the_other_release_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"v2_25hz.*v3_25hz"):
         WithS3Gen(lm, s3gen)
     lm.config = replace(lm.config, tokens=V3)
-    assert WithS3Gen(lm, s3gen).s3gen is s3gen
+    assert WithS3Gen(lm, s3gen).decoder is s3gen

@@ -34,14 +34,14 @@ class S3Voice:
 class WithS3Gen(Speaker):
     """Text to speech. lm: text to tokens; s3gen: tokens to speech, with what hears a voice."""
 
-    voice_type = S3Voice
+    system, voice_type = "learnable_lm", S3Voice
 
     def __init__(self, lm: LearnableLM, s3gen: Pretrained | None) -> None:
         if not isinstance(s3gen, S3GenModel):
             given = "none" if s3gen is None else f"a {s3gen.system}"
             raise ConfigError(
                 f"{lm.name} makes S3 tokens; an S3Gen makes sound of them, and {given} was given as "
-                "decoder: name one, such as cosyvoice2_s3gen or a folder"
+                "decoder: name one, such as cosyvoice2_s3gen or a folder, or give CosyVoice's folder, which has both"
             )
         if lm.config.speech_tokens > s3gen.config.flow.vocab_size:
             raise ConfigError(
@@ -53,7 +53,7 @@ class WithS3Gen(Speaker):
                 f"{lm.name} makes tokens of {lm.config.tokens} and {s3gen.name} speaks those of {s3gen.config.tokens}, "
                 "whose ids mean other sounds: give models of one release"
             )
-        self.lm, self.s3gen = lm, s3gen
+        self.lm, self.decoder, self.name = lm, s3gen, s3gen.name
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, COSYVOICE, lm.config.front_end
         self.paced = lm.beside
 
@@ -69,8 +69,8 @@ class WithS3Gen(Speaker):
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
         tokens = torch.zeros(0, dtype=torch.int64)
         if text.strip():
-            tokens = self.s3gen.tokenize(wave, rate).codes[0, 0]
-        reference = self.s3gen.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
+            tokens = self.decoder.tokenize(wave, rate).codes[0, 0]
+        reference = self.decoder.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
         return S3Voice(HeardVoice(speaker, torch.zeros(1, 0), text.strip(), tokens, None), reference)
 
     @torch.inference_mode()
@@ -90,7 +90,7 @@ class WithS3Gen(Speaker):
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
         if rows:
-            said = self.s3gen.speak(
+            said = self.decoder.speak(
                 [tokens[row] for row in rows],
                 heard.s3gen,
                 seed=[seeds[row] for row in rows],
@@ -110,7 +110,7 @@ class WithS3Gen(Speaker):
         first = next(tokens, None)
         if first is None:
             return
-        yield from self.s3gen.stream(
+        yield from self.decoder.stream(
             _chained(first, tokens),
             heard.s3gen,
             n_cfm_timesteps=manner.steps,
@@ -125,7 +125,7 @@ class WithS3Gen(Speaker):
 
     def _known(self, voice: S3Voice | None) -> S3Voice:
         if voice is None:
-            raise ConfigError(f"{self.s3gen.name} needs a voice: give a recording of one, 3 s to 10 s long")
+            raise ConfigError(f"{self.decoder.name} needs a voice: give a recording of one, 3 s to 10 s long")
         return voice
 
 

@@ -23,7 +23,7 @@ RELEASED = {"speechtokenizer": "speechtokenizer_hubert_avg"}
 class USLMSpeech(Speaker):
     """Text to speech. uslm: text to tokens. codec: tokens to speech; that of the config's name by default."""
 
-    voice_type = tuple
+    system, voice_type = "uslm", tuple
     needs_voice = False
 
     def __init__(self, uslm: USLM, codec: Pretrained | None = None) -> None:
