@@ -31,14 +31,14 @@ check: setup  ## lint, format, types
 test: check  ## what CI runs
 	$(BIN)/python -m pytest -n 2
 
-test-all: check peers  ## with the long checks, the evaluator models of docs/metrics.md and parity with the published packages
+test-all: check peers  ## with the long checks, the evaluator models of docs/jobs/metrics.md and parity with the published packages
 	$(BIN)/python -m pytest -n 2 -m ""
 
 peers: setup  ## the published packages, without the dependencies they wrongly ask for
 	$(PIP) --no-deps --group peers
 	test -d $(VENV)/peers-s3gen/chatterbox || $(PIP) --no-deps --target $(VENV)/peers-s3gen --group peers-s3gen
 
-bench: setup peers  ## the rows of docs/benchmarks.md, for this machine: hours
+bench: setup peers  ## the rows of docs/systems/benchmarks.md, for this machine: hours
 	for name in speechtokenizer s3tokenizer s3gen socodec learnable; do \
 	  $(BIN)/python benchmarks/$$name.py --json build/benchmarks/$$name.json || exit 1; \
 	done

@@ -287,7 +287,7 @@ class Evaluators:
             except VokensError as error:
                 print(f"without {name}: {error}", file=sys.stderr)
         if not self.recognisers:
-            sys.exit("no recogniser is there: docs/metrics.md says how to come by one")
+            sys.exit("no recogniser is there: docs/jobs/metrics.md says how to come by one")
         self.speakers = SpeakerEvaluator(find_evaluator("campplus-zh-en", args.judges))
         self.dnsmos = DNSMOS(find_evaluator("dnsmos", args.judges))
 

@@ -14,6 +14,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """mkdocs calls it with the text of each page."""
     markdown = markdown.replace("```python notest", "```python")
     markdown = markdown.replace("```console", "```sh")  # "console" would grey all that has no prompt
-    if "/" in page.file.src_uri:  # there ".." is docs/
-        return markdown
-    return re.sub(r"\]\(\.\./([^)]+)\)", rf"]({SOURCE}\1)", markdown)
+    up = r"\.\./" * (page.file.src_uri.count("/") + 1)
+    return re.sub(rf"\]\({up}([^)]+)\)", rf"]({SOURCE}\1)", markdown)

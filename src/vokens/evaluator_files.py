@@ -1,6 +1,6 @@
 """Files of evaluator models, one folder for each.
 
-None is downloaded automatically. docs/metrics.md describes each one, its licence and the download commands.
+None is downloaded automatically. docs/jobs/metrics.md describes each one, its licence and the download commands.
 """
 
 import os
@@ -37,7 +37,7 @@ def find_evaluator(name: str, folder: str | Path | None = None) -> Path:
 
 
 def find_model(source: str | Path) -> Path:
-    """A path, or the folder of an evaluator model by its name (docs/metrics.md), such as "campplus-zh-en".
+    """A path, or the folder of an evaluator model by its name (docs/jobs/metrics.md), such as "campplus-zh-en".
 
     Raises NotInstalled with the remedy, and ConfigError for a path that does not exist.
     """
@@ -47,7 +47,7 @@ def find_model(source: str | Path) -> Path:
     if not path.exists():
         raise ConfigError(
             f"{source} does not exist: give a folder, or a name ({', '.join(FILES)}) that is looked for in "
-            f"{models_folder()} (docs/metrics.md has the commands that fetch them)"
+            f"{models_folder()} (docs/jobs/metrics.md has the commands that fetch them)"
         )
     return path
 
@@ -60,7 +60,7 @@ def check_files(home: Path, names: tuple[str, ...]) -> None:
 
 
 _REMEDY = (
-    "docs/metrics.md, 'The evaluator models', has the commands that fetch them; "
+    "docs/jobs/metrics.md, 'The evaluator models', has the commands that fetch them; "
     "VOKENS_EVAL_MODELS names another folder"
 )
 

@@ -19,7 +19,7 @@ from vokens.bench.tasks import codecs, every, robust
 from vokens.cli import main
 from vokens.errors import ConfigError
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "jobs" / "metrics.md"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_sums_over_sums() -> None:
 def test_every_number_is_defined_in_the_docs() -> None:
     text = DOCS.read_text()
     for name, known in DEFINITIONS.items():
-        assert f"`{name}`" in text, f"{name} ({known.title}) is not in docs/metrics.md"
+        assert f"`{name}`" in text, f"{name} ({known.title}) is not in docs/jobs/metrics.md"
 
 
 # Results

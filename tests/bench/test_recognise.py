@@ -50,7 +50,7 @@ def test_a_loop_is_bounded(tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(NotInstalled, match=r"encoder_model\.onnx.*docs/metrics\.md"):
+    with pytest.raises(NotInstalled, match=r"encoder_model\.onnx.*docs/jobs/metrics\.md"):
         find_evaluator("moonshine-tiny-en", tmp_path)
     for name in ("tokenizer.json", "decoder_model_merged.onnx"):
         write_moonshine(tmp_path, SENTENCE)

@@ -276,11 +276,11 @@ def test_without_evaluators_the_rest_is_measured(corpus, tmp_path, monkeypatch, 
     assert line.startswith(
         "vokens: reconstruct leaves out: speaker, dnsmos, dnsmos-sig, dnsmos-bak, distill-mos, wer ("
     )
-    assert "lacks campplus-zh-en, dnsmos, distillmos, moonshine-tiny-en: docs/metrics.md" in line
+    assert "lacks campplus-zh-en, dnsmos, distillmos, moonshine-tiny-en: docs/jobs/metrics.md" in line
     summary = json.loads((tmp_path / "reconstruct.json").read_text())
     assert summary["rows"][0]["metric"].keys() >= {"stoi", "mel", "f0", "bitrate", "rtf"}
     assert summary["notes"].keys() == {"speaker", "dnsmos", "dnsmos-sig", "dnsmos-bak", "distill-mos", "wer"}
-    with pytest.raises(NotInstalled, match=r"--metrics wer: .*docs/metrics\.md"):  # asked for by name
+    with pytest.raises(NotInstalled, match=r"--metrics wer: .*docs/jobs/metrics\.md"):  # asked for by name
         run(options(corpus, tmp_path / "out", metrics="mel,wer"))
 
 

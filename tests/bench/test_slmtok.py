@@ -320,7 +320,7 @@ def test_without_evaluators_and_with_a_broken_file_the_rest_is_measured(
     assert run(options) == 1
     said = capsys.readouterr().err
     assert "slmtok leaves out: the resynthesis (" in said
-    assert "lacks moonshine-tiny-en, campplus-zh-en: docs/metrics.md" in said
+    assert "lacks moonshine-tiny-en, campplus-zh-en: docs/jobs/metrics.md" in said
     assert f"vokens: {broken['id']}: " in said
     (row,) = json.loads((tmp_path / "slmtok.json").read_text())["rows"]
     assert "probe-cer" in row["metric"]

@@ -135,7 +135,7 @@ def test_what_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="OpenAI's names"):
         Whisper(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(NotInstalled, match=r"config\.json.*docs/metrics\.md"):
+    with pytest.raises(NotInstalled, match=r"config\.json.*docs/jobs/metrics\.md"):
         Whisper(folder)
 
 

@@ -1,4 +1,4 @@
-"""The job files of docs/scale.md say what the command line accepts, and parse."""
+"""The job files of docs/jobs/scale.md say what the command line accepts, and parse."""
 
 import shlex
 from pathlib import Path

@@ -20,7 +20,7 @@ from vokens.models.s3gen import S3GenModel
 from vokens.models.s3gen.config import S3GenModelConfig
 from vokens.models.s3tokenizer import S3TokenizerConfig
 
-DOCS = (Path(__file__).parents[2] / "docs/s3gen.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs/systems/s3gen.md").read_text()
 
 
 @pytest.fixture(scope="module")

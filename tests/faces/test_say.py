@@ -543,7 +543,7 @@ def test_errors_say_what_to_do(here, capsys, monkeypatch, words, reason):
 
 
 def test_the_page_runs(here, speakers, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs/say.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/jobs/say.md").read_text()
     for part in ("lm", "flow", "autoencoder", "tokenizer"):
         Path(part).symlink_to(here / "learnable" / part)
     Path("uslm").symlink_to(here / "runs/uslm/model")

@@ -1,7 +1,7 @@
 """Real weights: OpenAI's Whisper base, whose encoder is that of S3Tokenizer v1 before the norm behind its last block.
 
 Beside transformers' implementation, on speech-like sound through our log-mel. Its weights come from a package registry:
-docs/metrics.md, 'The evaluator models', has the commands.
+docs/jobs/metrics.md, 'The evaluator models', has the commands.
 """
 
 import pytest
@@ -33,7 +33,7 @@ def weights() -> dict[str, Tensor]:
     """Of the encoder, in float32, under OpenAI's names."""
     if not FILE.is_file():
         pytest.skip(
-            f"{FILE} is missing: docs/metrics.md, 'The evaluator models', has the commands that fetch it"
+            f"{FILE} is missing: docs/jobs/metrics.md, 'The evaluator models', has the commands that fetch it"
         )
     return {name: value.float() for name, value in load_file(FILE).items() if name.startswith("encoder.")}
 

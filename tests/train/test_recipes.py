@@ -62,10 +62,10 @@ def test_the_wheel_takes_the_recipes_along() -> None:
 @pytest.mark.parametrize(
     ("recipe", "changes", "said"),
     [
-        ("mini", [], r"moonshine-tiny-en lacks .*docs/metrics.md.*VOKENS_EVAL_MODELS"),
-        ("s3_mini", [], r"whisper-base lacks .*docs/metrics.md.*VOKENS_EVAL_MODELS"),
-        ("socodec_mini", [], r"moonshine-tiny-en lacks .*docs/metrics.md.*VOKENS_EVAL_MODELS"),
-        ("s3gen_mini", ["data.tokenizer=TOKENIZER"], r"campplus-zh-en lacks .*docs/metrics.md"),
+        ("mini", [], r"moonshine-tiny-en lacks .*docs/jobs/metrics.md.*VOKENS_EVAL_MODELS"),
+        ("s3_mini", [], r"whisper-base lacks .*docs/jobs/metrics.md.*VOKENS_EVAL_MODELS"),
+        ("socodec_mini", [], r"moonshine-tiny-en lacks .*docs/jobs/metrics.md.*VOKENS_EVAL_MODELS"),
+        ("s3gen_mini", ["data.tokenizer=TOKENIZER"], r"campplus-zh-en lacks .*docs/jobs/metrics.md"),
         ("s3gen_mini", ["data.tokenizer=TOKENIZER", "data.speaker=nowhere"], r"nowhere does not exist: .*campplus"),
         ("mini", ["teacher.kind="], r"--set losses.distill=0 trains without"),
         ("s3_mini", ["trunk="], r"--set losses.trunk=0"),

@@ -1,4 +1,4 @@
-"""Metrics of the reconstruction benchmark, one function each, defined in docs/metrics.md.
+"""Metrics of the reconstruction benchmark, one function each, defined in docs/jobs/metrics.md.
 
 Waves are mono float arrays (T,) at 16 kHz, reference first, of equal length. Undefined values
 (silence, too short) are NaN: means leave them out and report their count.

@@ -132,7 +132,7 @@ class Results:
         self._write(".json", json.dumps(summary, indent=2) + "\n")
         self._write(".md", markdown(summary))
         print(compact(summary, shutil.get_terminal_size().columns))
-        print(f"{self._path('.md')} has exact modes; docs/metrics.md defines the figures")
+        print(f"{self._path('.md')} has exact modes; docs/jobs/metrics.md defines the figures")
         return 1 if self._failed else 0
 
     def _same_settings(self) -> None:

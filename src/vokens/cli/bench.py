@@ -1,4 +1,4 @@
-"""Measure tokenizers against each other on the same files (docs/metrics.md).
+"""Measure tokenizers against each other on the same files (docs/jobs/metrics.md).
 
 vokens bench reconstruct --models mini --data corpus/manifest.jsonl --split test --out results/
 """

@@ -220,7 +220,7 @@ def _folders() -> list[Finding]:
         if all((evaluators / name / file).is_file() for file in files):
             findings.append(Finding("evaluators", name, "ok", str(evaluators / name)))
         else:
-            remedy = "docs/metrics.md has the commands that fetch it"
+            remedy = "docs/jobs/metrics.md has the commands that fetch it"
             findings.append(Finding("evaluators", name, "missing", "bench", remedy))
     return [*findings, _cache_finding(registry.cache_folder())]
 

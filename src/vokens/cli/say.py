@@ -266,7 +266,7 @@ def _no_model() -> str:
     return (
         "no model was given, and none that speaks is in this copy of vokens: --model takes a folder of "
         "Learnable-Speech, of USLM, or of Learnable-Speech's language model with an S3Gen as --decoder. `vokens train "
-        f"learnable_lm_mini` trains one, docs/say.md has the rest; {here}"
+        f"learnable_lm_mini` trains one, docs/jobs/say.md has the rest; {here}"
     )
 
 

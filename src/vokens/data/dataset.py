@@ -47,7 +47,7 @@ class TokenDataset(Dataset[Row]):
 
     Args:
         folder: the output of `vokens extract`. Its run.json names the format and the codec.
-        output, facts: format and codec of a folder without run.json.
+        output: format of a folder without run.json. facts: its codec.
         opened: number of shards kept open.
 
     Attributes:

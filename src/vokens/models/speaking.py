@@ -257,7 +257,7 @@ def load_voice(
     """Open a model that speaks: the one that comes with the package by default.
 
     Args:
-        source, options: as in `vokens.load`. decoder: see `speaker`.
+        source: as in `vokens.load`, and the options too. decoder: see `speaker`.
 
     A folder as CosyVoice publishes it, which `vokens.load` opens as its S3Gen, speaks with the language model in it,
     and so does its id.

@@ -65,7 +65,7 @@ class TeacherConfig:
 
     Attributes:
         kind: "hubert" (any HuBERT-like model of transformers) or "moonshine". source: a folder; a hub id of a
-            HuBERT-like model; or the name of an evaluator model of docs/metrics.md, looked for in VOKENS_EVAL_MODELS.
+            HuBERT-like model; or the name of an evaluator model of docs/jobs/metrics.md, sought in VOKENS_EVAL_MODELS.
         layer: of a HuBERT-like model: "avg" or a number. loss: "d_axis" (over time) or "t_axis" (over features).
         cached: compute all features once to disk, else for each crop on the fly.
     """

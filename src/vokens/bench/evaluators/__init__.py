@@ -1,7 +1,7 @@
 """Evaluators by name: ASR and speaker verification models, and the metrics that this machine cannot compute.
 
-A name without a colon is a model of docs/metrics.md that runs offline; `kind:ID` is opened by transformers, ID is a
-hub id or a folder. To add a model, add a function and a line of a table.
+A name without a colon is a model of docs/jobs/metrics.md that runs offline; `kind:ID` is opened by transformers, ID is
+a hub id or a folder. To add a model, add a function and a line of a table.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,6 +1,6 @@
 """All figures of the benchmark by name: title, unit, and exact mode of measurement.
 
-docs/metrics.md has the definitions. A condition may follow the name after a slash: `agreement/white/20dB`.
+docs/jobs/metrics.md has the definitions. A condition may follow the name after a slash: `agreement/white/20dB`.
 """
 
 from collections.abc import Sequence

@@ -248,7 +248,7 @@ def _definitions(summaries: Sequence[Row]) -> str:
     )
     return (
         f"<section><details><summary>Definitions</summary><dl>{items}</dl>"
-        '<p class="note">↑ higher is better, ↓ lower is better. Definitions: docs/metrics.md of vokens.</p>'
+        '<p class="note">↑ higher is better, ↓ lower is better. Definitions: docs/jobs/metrics.md of vokens.</p>'
         "</details></section>"
     )
 

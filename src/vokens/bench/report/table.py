@@ -21,7 +21,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     head, *body = (f"| {' | '.join(line)} |\n" for line in lines)
     text = f"# {summary['bench']}\n\n{head}|---|---|---{'|---:' * len(rows)}|\n{''.join(body)}"
     counts = ", ".join(f"{row['row']} {row['files']} ({row['seconds']:.0f} s)" for row in rows)
-    text += f"\nRecordings: {counts}. In brackets: number of recordings, where not all. Definitions: docs/metrics.md.\n"
+    text += f"\nRecordings: {counts}. In brackets: number of recordings, where not all."
+    text += " Definitions: docs/jobs/metrics.md.\n"
     for name, reason in summary["notes"].items():
         text += f"\n{name}: not measured. {reason}\n"
     return text + (f"\n{summary['failed']} files failed.\n" if summary["failed"] else "")
