@@ -114,23 +114,15 @@ class LearnableFlow(Float32Buffers, Pretrained):
             raise ConfigError("both generator and seed were given: one of them says what the noise is")
         rows = _rows(tokens)
         voices = self._voices(len(rows), speaker, prompt_tokens, prompt_latents)
-        noise = None
-        if seed is not None:
-            table, cut = (
-                PrefixNoise(self.latent_dim, seed),
-                [self.network.cut_prompt(each) for each in voices],
-            )
-            counts = [self.ratio * (len(each.tokens) + len(row)) for each, row in zip(cut, rows, strict=True)]
-            noise = [table.frames(0, count) for count in counts]
-        found, frames = self.network.generate(
+        latents, frames = self.network.generate(
             rows,
             voices,
             chunks=self.config.flow.chunks() if chunked else None,
             schedule=self.schedule(steps, guidance),
             generator=generator,
-            noise=noise,
+            seeds=None if seed is None else [seed] * len(rows),
         )
-        whole = found * self.std[:, None] + self.mean[:, None]
+        whole = latents * self.std[:, None] + self.mean[:, None]
         return [row[:, :count] for row, count in zip(whole, frames.tolist(), strict=True)]
 
     def stream(

@@ -94,6 +94,7 @@ class TokenToMel(Pretrained):
         chunks: Chunks | None = None,
         schedule: Schedule | None = None,
         generator: Generators = None,
+        seeds: Sequence[int] | None = None,
         noise: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The log-mels of a batch of utterances.
@@ -103,8 +104,8 @@ class TokenToMel(Pretrained):
             finalize: whether the utterances end here; if more tokens are to come, the last three are only looked at.
             chunks: the streaming mask in tokens, `config.chunks()`; None for full attention.
             schedule: from `schedule`; the release's own by default.
-            generator: of fresh noise, one for all or one for each. noise: (T, mel_bins) for each, prompt included,
-                instead of the release's.
+            generator: of fresh noise, one for all or one for each. Instead of the release's noise, seeds: one for each,
+                of noise by position alone; or noise: (T, mel_bins) for each, prompt included.
 
         Returns:
             mel (B, mel_bins, F) float32, zero beyond each row's frames, and frames (B,) int64.
@@ -116,6 +117,9 @@ class TokenToMel(Pretrained):
         given = self.prepare(tokens, voices, finalize=finalize, chunks=chunks)
         generators = one_each(generator, len(given.lengths))
         schedule = schedule or self.schedule()
+        if seeds is not None:
+            tables = [PrefixNoise(self.config.mel_bins, seed) for seed in seeds]
+            noise = [table.frames(0, length) for table, length in zip(tables, given.lengths, strict=True)]
         noise = self._noise(given, generators) if noise is None else noise
         start = pad_sequence([item.to(self.device, torch.float32) for item in noise], batch_first=True)
         if start.shape != given.mu.shape:
@@ -380,15 +384,9 @@ class MelStream:
     def step(self, state: MelState, tokens: Tensor, final: bool = False) -> tuple[Tensor, MelState]:
         """The mel that the next tokens complete.
 
-        Args:
-            tokens: (n,) or (B, n) ids of any count, also none; all streams of a batch advance together.
-            final: whether the utterance ends with them.
-
-        Returns:
-            mel (B, mel_bins, F) float32, F = 0 until a chunk and three more tokens have come, and the next state.
-
-        Raises:
-            TokensError: ids outside the vocabulary, another batch, or an utterance that ends without any token.
+        tokens: (n,) or (B, n) ids of any count, also none; all streams of a batch advance together. final: whether the
+        utterance ends with them. The mel (B, mel_bins, F) is float32, F = 0 until a chunk and three more tokens have
+        come. Raises TokensError for ids outside the vocabulary, another batch, or an utterance without any token.
         """
         rows = tokens.reshape(1, -1) if tokens.dim() == 1 else tokens
         rows = torch.stack(self.flow.check_tokens(rows, least=0))

@@ -123,11 +123,8 @@ class S3GenModel(Pretrained):
     ) -> dict[str, Any]:
         """The voice of a recording, or of each of several, to be given as ref_dict any number of times.
 
-        ref_wav: (T,) or (B, T) samples in [-1, 1], at any rate ref_sr in Hz; 3 s to 10 s serve best. lengths: (B,)
-        samples of each row. allow_silent: accept silence. A RefDict also names its tokenizer, by which a model of
-        other tokens refuses the voice.
-
-        Raises AudioError as `reference.embed_ref`, ConfigError for a model without tokenizer or speaker encoder.
+        Arguments, result and errors as of `voice.embed_ref`; 3 s to 10 s serve best. It names its tokenizer, by which a
+        model of other tokens refuses the voice. Raises ConfigError for a model without tokenizer or speaker encoder.
         """
         if self.tokenizer is None or self.speaker_encoder is None:
             missing = "tokenizer" if self.tokenizer is None else "speaker encoder"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vokens.errors import ConfigError, TokensError
-from vokens.flow.noise import Generators, PrefixNoise, one_each
+from vokens.flow.noise import Generators, one_each
 from vokens.models.s3gen.flow import Schedule, TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
 from vokens.models.s3gen.voice import ReferenceVoice
@@ -177,16 +177,6 @@ class Synthesis:
         finalize: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Mels in one pass, with their frames."""
-        config, noise = self.flow.config, sampling.noise
-        if noise is None and sampling.seed is not None:
-            ahead = 0 if finalize else config.pre_lookahead_len
-            prompts = [len(self.flow.cut_prompt(voice.voice).tokens) for voice in voices]
-            noise = [
-                PrefixNoise(config.mel_bins, seed).frames(
-                    0, config.token_mel_ratio * (prompt + len(row) - ahead)
-                )
-                for row, prompt, seed in zip(rows, prompts, sampling.seed, strict=True)
-            ]
         return self.flow.generate(
             rows,
             [voice.voice for voice in voices],
@@ -194,7 +184,8 @@ class Synthesis:
             chunks=sampling.chunks,
             schedule=plan,
             generator=sampling.generator,
-            noise=noise,
+            seeds=sampling.seed if sampling.noise is None else None,
+            noise=sampling.noise,
         )
 
     def _faded(self, row: Tensor, voice: ReferenceVoice, sampling: Sampling, plan: Schedule) -> Tensor:
