@@ -53,7 +53,7 @@ from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.pretrained import load
 from vokens.models.speaking import Speaker, speaker
-from vokens.nn.campplus import open_campplus
+from vokens.nn.campplus_onnx import open_campplus
 from vokens.text import normalise
 from vokens.text.transcripts import normalised_words, word_edits
 

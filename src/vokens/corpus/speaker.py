@@ -9,7 +9,8 @@ import torch
 from vokens import audio, checkpoint
 from vokens.errors import ConfigError
 from vokens.models.s3gen.releases import find_part
-from vokens.nn.campplus import SHORTEST, merge_norms, open_campplus
+from vokens.nn.campplus import SHORTEST, merge_norms
+from vokens.nn.campplus_onnx import open_campplus
 
 RATE = 16000
 

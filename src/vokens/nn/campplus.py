@@ -7,7 +7,6 @@ beyond a row's end is zero wherever a convolution or a mean looks, so rows are i
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vokens import checkpoint
 from vokens.audio.fbank import FRAME, HOP, kaldi_fbank
 from vokens.batching import batches
-from vokens.errors import AudioError, CheckpointError
+from vokens.errors import AudioError
 from vokens.nn.masks import padding_mask
 from vokens.nn.windows import windows
-from vokens.onnx_file import is_onnx, read_onnx
 
 EMBEDDING = 192
 SHORTEST = 720  # samples at 16 kHz: 3 fbank frames, 2 after the strided layer, as a deviation needs
@@ -288,26 +285,3 @@ def _features(wave: Tensor) -> Tensor:
     starts = range(0, frames * HOP, _FRAMES * HOP)
     features = torch.cat([kaldi_fbank(wave[start : start + (_FRAMES - 1) * HOP + FRAME]) for start in starts])
     return features - features.mean(dim=0)
-
-
-def open_campplus(source: str | Path) -> CAMPPlus:
-    """CAM++ with the weights of a published file, also CosyVoice's campplus.onnx, or of the only such file in a folder.
-
-    Raises:
-        CheckpointError: no file, several, or other weights.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".bin", ".safetensors"))
-        if len(files) != 1:
-            raise CheckpointError(f"{path} holds {len(files)} files of weights: name the one of CAM++")
-        path = files[0]
-    model = CAMPPlus()
-    if is_onnx(path):
-        from vokens.nn.campplus_onnx import campplus_state  # which imports this module
-
-        state = campplus_state(read_onnx(path), model)
-    else:
-        state = checkpoint.read_state_dict(path)
-    checkpoint.load_strict(model, state, path)
-    return model.eval().requires_grad_(False)

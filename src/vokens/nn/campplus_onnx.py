@@ -1,20 +1,39 @@
-"""CAM++ of an ONNX graph, as CosyVoice 2 ships it: its weights, in the order in which they are used.
+"""Opening CAM++: from a file of weights, or an ONNX graph, as CosyVoice 2 ships it, by the order of their use.
 
 An exporter merges a batch norm that follows a convolution into it and renames both, so names say little; the order
 of convolutions and norms is the network's own. A merged norm comes back as one that only adds the bias.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vokens.checkpoint import State
+from vokens.checkpoint import State, load_strict, read_state_dict
 from vokens.errors import CheckpointError
 from vokens.nn.campplus import CAMPPlus
-from vokens.onnx_file import Node, OnnxGraph
+from vokens.onnx_file import Node, OnnxGraph, is_onnx, read_onnx
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def open_campplus(source: str | Path) -> CAMPPlus:
+    """CAM++ with the weights of a published file, also CosyVoice's campplus.onnx, or of the only such file in a folder.
+
+    Raises:
+        CheckpointError: no file, several, or other weights.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".bin", ".safetensors"))
+        if len(files) != 1:
+            raise CheckpointError(f"{path} holds {len(files)} files of weights: name the one of CAM++")
+        path = files[0]
+    model = CAMPPlus()
+    state = campplus_state(read_onnx(path), model) if is_onnx(path) else read_state_dict(path)
+    load_strict(model, state, path)
+    return model.eval().requires_grad_(False)
 
 
 def campplus_state(graph: OnnxGraph, model: CAMPPlus) -> State:

@@ -21,7 +21,8 @@ from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
 from vokens.models.s3gen import S3GenModel, synthesis
 from vokens.models.s3gen.config import S3GenConfig, S3GenModelConfig
 from vokens.models.s3gen.voice import one_voice, voices_of
-from vokens.nn.campplus import CAMPPlus, open_campplus
+from vokens.nn.campplus import CAMPPlus
+from vokens.nn.campplus_onnx import open_campplus
 from vokens.tokens import Tokens
 
 REFS = golden("embed_ref")

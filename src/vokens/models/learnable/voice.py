@@ -28,7 +28,8 @@ from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.pretrained import Pretrained
 from vokens.models.speaking import Manner, Speaker, generator_of
-from vokens.nn.campplus import CAMPPlus, open_campplus
+from vokens.nn.campplus import CAMPPlus
+from vokens.nn.campplus_onnx import open_campplus
 from vokens.text.files import read_json
 
 Part = TypeVar("Part", bound=Pretrained)

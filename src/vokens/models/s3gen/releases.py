@@ -20,7 +20,8 @@ from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.models.s3tokenizer import checkpoint as tokenizer_layout
-from vokens.nn.campplus import CAMPPlus, open_campplus
+from vokens.nn.campplus import CAMPPlus
+from vokens.nn.campplus_onnx import open_campplus
 from vokens.onnx_file import is_onnx, read_onnx
 from vokens.text.files import read_json
 

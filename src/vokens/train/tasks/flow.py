@@ -25,7 +25,7 @@ from vokens.models.codec import Codec
 from vokens.models.pretrained import load
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel, Voice
-from vokens.nn.campplus import open_campplus
+from vokens.nn.campplus_onnx import open_campplus
 from vokens.nn.masks import padding_mask
 from vokens.train.config import DataConfig, RunConfig, among
 from vokens.train.data import Clip, read_clips
