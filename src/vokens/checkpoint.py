@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vokens.atomic import atomic_write
 from vokens.errors import CheckpointError
@@ -319,6 +320,27 @@ def check_publishable(**settings: tuple[Any, Any]) -> None:
 # Into the network
 
 
+_DRAWS = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
+
+
+class ZeroWeights(TorchFunctionMode):
+    """A context in which new networks have zeros for random weights, since a file's follow.
+
+    Drawing 124 million numbers took 1.0 of the 1.3 s in which S3Tokenizer v2 opens.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        weight = args[0] if args else named.get("tensor")
+        drawn = func in _DRAWS and isinstance(weight, nn.Parameter)
+        if not drawn:
+            return func(*args, **named)
+        weight.data.zero_()
+        return weight
+
+
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: PathLike) -> None:
     """Copy weights into a network with exactly these names and shapes. `where` names the file in the error."""
     expected = module.state_dict()
@@ -364,5 +386,5 @@ def fingerprint(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.numpy().data)  # without a copy
     return digest.hexdigest()[:16]

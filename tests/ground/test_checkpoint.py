@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 from vokens.checkpoint import (
     NameTable,
+    ZeroWeights,
     fingerprint,
     fold_weight_norm,
     later,
@@ -259,6 +260,17 @@ def test_load_strict_reports_every_kind():
     for part in ("x.pt", "1 missing (1.bias)", "1 unexpected (extra)", "0.weight (5, 3) instead of (2, 3)"):
         assert part in str(error.value)
     assert_equal(dict(net.state_dict()), good)  # nothing was half loaded
+
+
+def test_networks_that_a_file_fills_draw_no_weights():
+    state = torch.get_rng_state()
+    with ZeroWeights():
+        made = [nn.Linear(8, 8), nn.Conv1d(8, 8, 3), nn.Embedding(8, 8)]
+        table = torch.ones(3).uniform_(2, 3, generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.weight.any() for module in made)
+    assert (table >= 2).all()
+    assert nn.Linear(8, 8).weight.any()
 
 
 def test_fingerprint_sees_weights_and_config_only():

@@ -273,7 +273,8 @@ def load(
     if backend == "onnxruntime":
         codec, device = _open_session(path, config, device), "cpu"
     elif backend == "torch":
-        codec = _open_setting(name, path) or (_open_folder if path.is_dir() else _open_file)(path, config)
+        with checkpoint.ZeroWeights():
+            codec = _open_setting(name, path) or (_open_folder if path.is_dir() else _open_file)(path, config)
     else:
         raise ConfigError(f"backend={backend!r} was given: 'torch' and 'onnxruntime' are accepted")
     if name:
