@@ -47,7 +47,7 @@ class Emission:
     A pair of symbols that was never seen has those of the symbol alone, whose rows of the table come first.
 
     Args:
-        pairs: (P, 2), the symbols and neighbours that are seen. size: of the alphabet. codebook: number of tokens.
+        pairs: (P, 2) symbols and neighbours in the corpus. size: of the alphabet. codebook: number of tokens.
     """
 
     def __init__(self, pairs: Tensor, size: int, codebook: int) -> None:
@@ -59,12 +59,12 @@ class Emission:
         self.table = self.counts
 
     def count(self, text: Tensor, neighbours: Tensor, tokens: Tensor, weights: Tensor) -> None:
-        """Add weights (n,) to what symbols (n,) beside neighbours (n,) emitted, tokens (n,)."""
+        """Count tokens (n,) as emitted by symbols (n,) beside neighbours (n,), with weights (n,)."""
         rows = self.row_of[text, neighbours]
         self.counts.view(-1).index_add_(0, rows * self.codebook + tokens, weights)
 
     def update(self) -> None:
-        """New probabilities by the counts, which begin anew: pairs smoothed by symbols, symbols by tokens' shares."""
+        """Re-estimate the table and reset the counts: pairs are smoothed by symbols, symbols by the unigram."""
         pairs = self.counts[self.size :]
         single = torch.zeros(self.size, self.codebook).index_add_(0, self.symbols, pairs)
         shares = single.sum(0) + 1
@@ -80,7 +80,7 @@ class Emission:
 
 
 class Aligner:
-    """The model, learned from pairs of texts and tokens.
+    """Alignment model, learned from pairs of texts and tokens.
 
     Args:
         pairs: to learn from; ENOUGH of them are. size: of the alphabet. codebook: number of tokens.
@@ -110,7 +110,7 @@ class Aligner:
             self._round(pairs, even=number == 0)
 
     def durations(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
-        """Tokens of each symbol, int64 (L,) that sum to T, of each pair, whatever the others are.
+        """Durations in tokens of each symbol, int64 (L,) that sum to T, of each pair; batch-invariant.
 
         A text of more than 3 symbols a token is aligned at an even pace.
         """
@@ -122,7 +122,7 @@ class Aligner:
         return durations
 
     def _round(self, pairs: Sequence[Pair], even: bool) -> None:
-        """Align all pairs, or weight what is near an even pace, and count."""
+        """One EM round: align all pairs (or weight symbols near an even pace), count, re-estimate."""
         moves = torch.ones(MOVES)
         for batch in _batches(pairs):
             if even:
@@ -130,8 +130,8 @@ class Aligner:
             else:
                 path = self._paths(batch)
                 weights = F.one_hot(path, batch.text.shape[1]).float()
-                made = path.diff(dim=1)[padding_mask(batch.lengths, path.shape[1])[:, 1:]]
-                moves += torch.bincount(made.clamp(0, MOVES - 1), minlength=MOVES)
+                advances = path.diff(dim=1)[padding_mask(batch.lengths, path.shape[1])[:, 1:]]
+                moves += torch.bincount(advances.clamp(0, MOVES - 1), minlength=MOVES)
             weights = weights * padding_mask(batch.lengths, batch.tokens.shape[1])[..., None]
             row, token, symbol = weights.nonzero(as_tuple=True)
             for emission, neighbours in self._sides(batch.text):
@@ -146,11 +146,11 @@ class Aligner:
         self.moves = (moves / moves.sum()).log()
 
     def _sides(self, text: Tensor) -> tuple[tuple[Emission, Tensor], tuple[Emission, Tensor]]:
-        """The two emissions with the neighbours (B, L) that they look at, 0 beyond the ends."""
+        """The two emissions with their neighbours (B, L), 0 beyond the ends."""
         return (self.before, F.pad(text, (1, -1))), (self.after, F.pad(text, (-1, 1)))
 
     def _paths(self, batch: Batch) -> Tensor:
-        """The symbol (B, T) of each token."""
+        """Index of the symbol (B, T) that emits each token, by Viterbi."""
         scores = [
             emission.scores(batch.text, neighbours, batch.tokens)
             for emission, neighbours in self._sides(batch.text)
@@ -188,7 +188,7 @@ def _even_weights(batch: Batch) -> Tensor:
 def _viterbi(scores: Tensor, moves: Tensor, text_lengths: Tensor, lengths: Tensor) -> Tensor:
     """Best states (B, T) of scores (B, T, L): from one of the first symbols to one of the last, by 0 to 3 a token.
 
-    A row whose text is too long for its tokens goes at an even pace.
+    A row whose text is too long for its tokens is aligned at an even pace.
     """
     rows, tokens, symbols = scores.shape
     best = scores[:, 0].clone()

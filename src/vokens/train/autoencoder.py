@@ -1,4 +1,4 @@
-"""Shared parts of training autoencoders: crops of a corpus, and a model that carries the statistics of its latents."""
+"""Base of the autoencoder tasks: crops of a corpus, and statistics of the latents in the exported model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,12 @@ Model = TypeVar("Model", bound=Autoencoder)
 
 
 class AutoencoderTrainer(Trainer[Config, Model]):
-    """A task implements build_model, which ends with `measured_at`, micro_step and validate."""
+    """Base of the tasks: each implements build_model, which ends with `measured_at`, micro_step and validate."""
 
     exported = "model"
 
     def measured_at(self, model: Model) -> None:
-        """Take over the rates of a model, and the mel distance (log10, three DAC scales) at its sample rate."""
+        """Set the sample rate, the hop and the mel distance (log10, three DAC scales) of a model."""
         self.sample_rate, self.hop = model.sample_rate, model.hop_length
         self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
 
@@ -50,7 +50,7 @@ class AutoencoderTrainer(Trainer[Config, Model]):
         return self.finished(type(self.model)(self.model.config), self.final_state())
 
     def final_model(self) -> Model:
-        """The same, with the statistics of its latents."""
+        """The model of `trained`, with the statistics of its latents."""
         model = self.trained()
         mean, std = latent_statistics(model, self.train)
         return self.finished(type(model)(replace(model.config, mean=mean, std=std)), model.state_dict())
@@ -58,7 +58,7 @@ class AutoencoderTrainer(Trainer[Config, Model]):
 
 @torch.inference_mode()
 def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each latent number (posterior means) over crops of the training data."""
+    """Mean and standard deviation of each latent dimension (posterior means) over crops of the training data."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for number in range(STATISTICS_BATCHES):
         batch = crops.batch(number)

@@ -38,7 +38,7 @@ class Balancer(nn.Module):
     def forward(self, losses: Mapping[str, Tensor], output: Tensor) -> Tensor:
         """losses: all or some of the weighted names; output: the wave (B, ...) they were computed from.
 
-        Returns a scalar for `backward`; its value means nothing. It holds no graph of the losses.
+        Returns a scalar for `backward` whose value has no meaning, without the graph of the losses.
         """
         unknown = sorted(losses.keys() - self.weights.keys())
         if unknown or not losses:
@@ -53,7 +53,7 @@ class Balancer(nn.Module):
 
     @torch.no_grad()
     def running_means(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take in this call's norms (in training, averaged over processes) and give the running means."""
+        """Update the running means with this call's norms (averaged over processes), in training, and return them."""
         names = [name for name in self.weights if name in norms]
         index = [i for i, name in enumerate(self.weights) if name in norms]
         new = torch.stack([norms[name] for name in names]).to(self.norm_sums)

@@ -15,7 +15,7 @@ class Buckets:
 
     Args:
         order: numbers of the utterances, by size. smallest: utterances of a bucket, at least.
-        room: how many utterances of this one's size make a batch, per process; one is the least.
+        room: number of utterances of this one's size in a batch, per process; at least one.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Buckets:
         self.sizes = [max(1, room(int(bucket[-1]))) for bucket in self.buckets]
 
     def rows(self, number: int, world: int = 1) -> np.ndarray:
-        """Utterances of a batch, of all processes; each has as many."""
+        """Utterances of a batch of all processes, equally many for each."""
         epoch, place = divmod(number, self.batches_per_epoch(world))
         return self._epoch(epoch, world)[place]
 

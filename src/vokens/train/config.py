@@ -1,4 +1,4 @@
-"""A training run as data: a frozen dataclass tree, built from one TOML recipe that states only its differences."""
+"""Config of a training run: a frozen dataclass tree, built from a TOML recipe of what differs from the defaults."""
 
 import dataclasses
 import tomllib
@@ -34,8 +34,8 @@ class DataConfig:
 
     Attributes:
         language: keep recordings of this language alone; None keeps all.
-        cache: folder of decoded samples, teacher features, tokens; made once, shared by runs, anew for changed files.
-        workers: threads that make the caches.
+        cache: folder of decoded samples, teacher features, tokens; computed once per file and shared by runs.
+        workers: threads that compute the caches.
     """
 
     train: str = ""
@@ -144,9 +144,9 @@ class RunConfig:
         ema: decay of the averaged weights that are validated and saved; 0 saves the weights themselves.
         accumulate: forward passes per step. precision: "no", "bf16" or "fp16". threads: of the CPU, 0 for all.
         keep: checkpoints that stay on disk.
-        best: a measure of the validation, "valid/nats" or the like; what users load is then also kept of the
+        best: a validation metric, "valid/nats" or the like; the exported model is then also kept of the
             `keep_best` steps where it was least ("-valid/accuracy": largest), in out/best.
-        tracker: "wandb" or "comet_ml" shows the curves there too, in the project "vokens"; they want an account.
+        tracker: "wandb" or "comet_ml" logs the curves there too, in the project "vokens"; both need an account.
     """
 
     task: str = "codec"
@@ -204,7 +204,7 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """The file of a recipe: a path, or a name of `recipes`, also as docs write it, "recipes/mini.toml".
+    """File of a recipe: a path, or a name of `recipes`, also as docs write it, "recipes/mini.toml".
 
     Raises ConfigError where there is none.
     """
@@ -217,7 +217,7 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
-    """The run of a TOML file, or of a recipe of ours by its name, in the config of its task.
+    """Config of a run from a TOML file, or from a recipe of the package by its name.
 
     changes: "optim.learning_rate=3e-4" and the like, TOML values or bare words.
 
@@ -234,7 +234,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The whole tree as plain values; `build` reads it back."""
+    """The config as plain values, which `build_config` reads back."""
     return dataclasses.asdict(config)
 
 
@@ -254,14 +254,14 @@ def _apply(values: dict[str, Any], change: str) -> None:
 
 
 def without_zeros(losses: Mapping[str, float]) -> dict[str, float]:
-    """The losses that are asked for: a weight of 0 leaves one out."""
+    """The losses with a weight other than 0."""
     return {name: weight for name, weight in losses.items() if weight}
 
 
 def refuse(model: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise ConfigError for settings of a model that its tokens say."""
-    if given := [name for name in names if name in model]:
-        raise ConfigError(f"model.{given[0]} comes from the tokens: leave it out")
+    """Raise ConfigError for model settings that are derived from the tokens."""
+    if present := [name for name in names if name in model]:
+        raise ConfigError(f"model.{present[0]} comes from the tokens: leave it out")
 
 
 def among(name: str, value: str, accepted: Sequence[str]) -> None:

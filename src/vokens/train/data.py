@@ -34,7 +34,7 @@ class Clip:
 def read_clips(
     source: str | Path, split: str | None = None, language: str | None = None, *, with_text: bool = False
 ) -> list[Clip]:
-    """The recordings of a manifest or folder.
+    """Recordings of a manifest or folder.
 
     Args:
         source: a folder (all audio below it), or a jsonl(.gz) file whose lines are ours (`path`, relative to the
@@ -60,8 +60,8 @@ def read_clips(
     if with_text:
         clips = [clip for clip in clips if clip.text]
     if not clips:
-        asked = [f" of split {split!r}"] * bool(split) + [f" in language {language!r}"] * bool(language)
-        raise ConfigError(f"{source} has no recordings" + "".join(asked) + " with text" * with_text)
+        filters = [f" of split {split!r}"] * bool(split) + [f" in language {language!r}"] * bool(language)
+        raise ConfigError(f"{source} has no recordings" + "".join(filters) + " with text" * with_text)
     return clips
 
 
@@ -136,9 +136,9 @@ class Crops:
         sizes = np.diff(pcm.offsets)
         if not sizes.any():
             raise ConfigError(
-                f"none of the {len(pcm)} recordings has sound: see above why, and repair their paths"
+                f"none of the {len(pcm)} recordings can be read: see the errors above, and repair their paths"
             )
-        # A clip is drawn in proportion to its duration, so that every second of speech is seen alike.
+        # A clip is drawn in proportion to its duration, so that every second of speech is equally likely.
         self.share = np.cumsum(sizes) / sizes.sum()
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
@@ -154,7 +154,7 @@ class Crops:
         return self._collate([self._crop(clip, 0.5) for clip in clips])
 
     def spread(self, most: int) -> Batch:
-        """The same of at most so many clips, evenly spaced."""
+        """The middle crops of at most `most` clips, evenly spaced over the corpus."""
         count = min(most, len(self.pcm))
         return self.fixed(np.linspace(0, len(self.pcm) - 1, count).round().astype(int).tolist())
 
@@ -166,7 +166,7 @@ class Crops:
 
     def _features(self, clip: int, start: int) -> np.ndarray:
         """Teacher features at the middles of the crop's frames, by linear interpolation."""
-        assert self.teacher is not None  # the caller has looked
+        assert self.teacher is not None
         middles = (start + (np.arange(self.crop // self.hop) + 0.5) * self.hop) / self.sample_rate
         return features_at(self.teacher[clip], middles, self.grid)
 

@@ -1,4 +1,4 @@
-"""Training data for tokens -> frames: tokens, frames to be made and voice of each recording, cached; random crops.
+"""Training data for tokens -> frames: tokens, target frames and voice of each recording, cached; random crops.
 
 Frames are log-mels at 24 kHz for S3Gen and latents for Learnable-Speech. The batch of a step is a pure function of
 (seed, step), as in `vokens.train.data`.
@@ -47,7 +47,7 @@ class FlowBatch:
 def frame_rows(
     folder: Path, name: str, clips: Sequence[Clip], compute: Frames, rate: int, workers: int
 ) -> Rows:
-    """Frames (T, D) of all clips in half precision (log-mels to 2e-3). name says what they are."""
+    """Frames (T, D) of all clips in half precision (log-mels to 2e-3). name: of the cache."""
 
     def frames(number: int) -> np.ndarray:
         return compute(audio.load(clips[number].path, rate)[0]).astype(np.float16)
@@ -109,7 +109,7 @@ class FlowCrops:
             )
         self.mean, self.std = mean, std
         self.width = self.frames[self.usable()[0]].shape[1]
-        self.share = np.cumsum(self.sizes) / max(1, self.sizes.sum())  # every second is drawn alike
+        self.share = np.cumsum(self.sizes) / max(1, self.sizes.sum())  # every second is equally likely
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> FlowBatch:
         """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""
@@ -124,7 +124,7 @@ class FlowCrops:
         return self._collate([(clip, 0.5) for clip in clips])
 
     def usable(self) -> list[int]:
-        """Numbers of the clips that have all three."""
+        """Numbers of the clips that have tokens, frames and a voice."""
         return np.flatnonzero(self.sizes).tolist()
 
     def _collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:

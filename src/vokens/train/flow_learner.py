@@ -1,7 +1,7 @@
-"""Flow matching from tokens to frames (mels or latents): the random draws of a batch, prediction and target, and what
-a fresh network and a validation need.
+"""Flow matching from tokens to frames (mels or latents): random draws of a batch, prediction and target,
+initialisation, and validation metrics.
 
-One forward pass holds all evaluations that an objective needs, on one encoding of the tokens.
+One forward pass makes all evaluations of an objective on one encoding of the tokens.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Draw:
     t: Tensor  # (B,) time, and r (B,) the end of the step: r = t without MeanFlow
     r: Tensor
     noise: Tensor  # (B, T, D)
-    prompts: Tensor  # (B,) frames that are given
+    prompts: Tensor  # (B,) frames of the prompt
     conditioned: Tensor  # (B,) bool
     chunked: bool
     partner: Tensor | None = None  # (B,) index of each row's negative sample
@@ -50,7 +50,7 @@ class FlowConditioning:
 
 
 class FlowLearner(nn.Module):
-    """A TokenToMel with a differentiable pass from tokens to what its objective compares.
+    """A TokenToMel with a differentiable pass from tokens to prediction and target.
 
     objective: a name of `flow.regression`. guidance: baked into average velocities that are learned from scratch.
     """
@@ -62,26 +62,28 @@ class FlowLearner(nn.Module):
     def forward(
         self, batch: FlowBatch, x: Tensor, v: Tensor, draw: Draw, alpha: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Predicted and target velocities (B, T, D) float32 at x (B, T, D), whose path has the velocity v (B, T, D)."""
-        given = self.given(batch, draw)
-        network = self._network(given, draw.conditioned)
+        """Predicted and target velocities (B, T, D) float32 at x (B, T, D) on a path of velocity v (B, T, D)."""
+        conditioning = self.conditioning(batch, draw)
+        network = self._network(conditioning, draw.conditioned)
         if self.guidance:
             with torch.no_grad():
                 own = network(x, draw.t, draw.t)
-                free = self._network(given, torch.zeros_like(draw.conditioned))(x, draw.t, draw.t)
+                free = self._network(conditioning, torch.zeros_like(draw.conditioned))(x, draw.t, draw.t)
             v = guided_velocity(v, own, free, self.guidance)
         return regress(self.objective, network, x, draw.t, draw.r, v, alpha)
 
-    def _network(self, given: FlowConditioning, keep: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The average velocity with the conditions of the rows that keep theirs."""
-        conditions = self.flow.estimator.conditions(*given.kept(keep))
+    def _network(
+        self, conditioning: FlowConditioning, keep: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Average velocity of the flow, its conditions dropped where keep (B,) is False."""
+        conditions = self.flow.estimator.conditions(*conditioning.kept(keep))
 
         def network(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-            return velocity(self.flow, conditions, given.context, x, t, r)
+            return velocity(self.flow, conditions, conditioning.context, x, t, r)
 
         return network
 
-    def given(self, batch: FlowBatch, draw: Draw) -> FlowConditioning:
+    def conditioning(self, batch: FlowBatch, draw: Draw) -> FlowConditioning:
         """Conditions of a batch, encoded with gradients."""
         flow, ratio = self.flow, self.flow.config.token_mel_ratio
         chunks = flow.config.chunks() if draw.chunked else None
@@ -97,13 +99,14 @@ class FlowLearner(nn.Module):
 
     @torch.no_grad()
     def distilled(self, batch: FlowBatch, x: Tensor, draw: Draw, steps: int, guidance: float) -> Tensor:
-        """As a teacher: the mean velocity (B, T, D) of this flow from t to r in `steps`, its guidance baked in."""
-        given = self.given(batch, draw)
+        """Target of a student: this flow's mean velocity (B, T, D) from t to r in `steps`, with guidance."""
+        conditioning = self.conditioning(batch, draw)
         mu, speaker, prompt = (
-            torch.cat([y, torch.zeros_like(y)]) for y in (given.mu, given.speaker, given.prompt)
+            torch.cat([y, torch.zeros_like(y)])
+            for y in (conditioning.mu, conditioning.speaker, conditioning.prompt)
         )
         both = self.flow.estimator.conditions(mu, speaker, prompt)
-        doubled = given.context.repeated(2)
+        doubled = conditioning.context.repeated(2)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             t = torch.cat([t, t])
@@ -122,13 +125,13 @@ def velocity(
 
 @torch.no_grad()
 def start_as_identity(flow: TokenToMel) -> None:
-    """Make a fresh network's shortcuts hand on what they get, x and mu first.
+    """Initialise a fresh network's shortcuts as the identity on x and mu.
 
     Velocity is data less noise, so the noise must arrive at the end; torch's own start leaves 0.58 of it in each of
     nine layers. The small recipe's held-out loss after 250 steps was 2.06 without and 1.94 with this.
     """
     estimator = flow.estimator
-    if estimator.time.mixer is not None:  # an average velocity starts by ignoring where its step ends
+    if estimator.time.mixer is not None:  # an average velocity starts by ignoring r
         nn.init.eye_(estimator.time.mixer.weight)
     if not isinstance(estimator, Estimator):
         return
@@ -142,10 +145,10 @@ def start_as_identity(flow: TokenToMel) -> None:
 
 
 def distillation_times(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
-    """Times t <= r (B,) that a student learns, of uniform numbers (B,).
+    """Times t <= r (B,) of a student, from uniform samples (B,).
 
-    Half are the steps that will be taken, 0 -> 1, 0 -> 1/2 and 1/2 -> 1; 40 % lie anywhere; 10 % have r = t, the
-    teacher's velocity itself.
+    Half are the solver's steps, 0 -> 1, 0 -> 1/2 and 1/2 -> 1; 40 % are random; 10 % have r = t, the teacher's
+    instantaneous velocity.
     """
     t, r = torch.minimum(a, b), torch.maximum(a, b)
     taken = kind < 0.5
@@ -160,6 +163,6 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_spread(frames: Tensor, mask: Tensor) -> Tensor:
-    """Standard deviation over all frames of each channel, their mean: ()."""
+    """Mean over channels of the standard deviation over real frames: ()."""
     mean = (frames * mask).sum((0, 1)) / mask.sum()
     return (((frames - mean) * mask).square().sum((0, 1)) / mask.sum()).sqrt().mean()

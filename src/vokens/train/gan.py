@@ -41,7 +41,7 @@ class GANLoss:
 def generator_losses(
     adversarial: Callable[[Logits], Tensor], feature: Callable[..., Tensor]
 ) -> dict[str, Callable[[Scores, Scores], Tensor]]:
-    """The two usual losses of a generator."""
+    """Adversarial and feature matching losses of a generator."""
     return {
         "adversarial": lambda _target, output: adversarial(output[0]),
         "feature": lambda target, output: feature(target[1], output[1]),
@@ -49,10 +49,10 @@ def generator_losses(
 
 
 class GAN:
-    """Discriminators of a training, with their optimizer; `step` is their part of a micro-step.
+    """Discriminators of a run, with their optimizer; `step` is their part of a micro-step.
 
     Args:
-        name: of several in one training; it begins their losses' names.
+        name: prefix of the losses' names, where a run has several.
         start: the first step with them. learning_rate: theirs; 0 means the generator's.
         clip: largest norm of their gradient, 0 for none.
     """

@@ -38,7 +38,7 @@ class Board:
             self.mel_picture(step, f"{name}_mel", self.mel(wave[None])[0])
 
     def resyntheses(self, step: int, originals: Tensor, outputs: Tensor) -> None:
-        """The first two of waves (B, N), as they were and as they became."""
+        """Log the first two originals and resyntheses of waves (B, N)."""
         for i, (original, output) in enumerate(zip(originals[:2], outputs[:2], strict=True)):
             self.audio(step, f"original_{i}", original)
             self.audio(step, f"resynthesis_{i}", output)
@@ -66,12 +66,12 @@ class Tracker:
     PROJECT = "vokens"
 
     def __init__(self, kind: str) -> None:
-        if kind and importlib.util.find_spec(kind) is None:  # accelerate would go on without a word
+        if kind and importlib.util.find_spec(kind) is None:  # accelerate would silently log nothing
             raise MissingExtra(kind, "track", f"tracker = {kind!r}")
         self.kind = kind
 
     def start(self, accelerator: Any, name: str, folder: Path, config: dict[str, Any]) -> None:
-        """Begin, on the main process, a run of this name with these settings; its files lie in the folder."""
+        """Start a run of this name and config on the main process, its files in `folder`."""
         if self.kind:
             options = {"wandb": {"name": name, "dir": str(folder)}, "comet_ml": {}}
             accelerator.init_trackers(self.PROJECT, config, {self.kind: options[self.kind]})

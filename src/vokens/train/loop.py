@@ -1,7 +1,7 @@
-"""The training loop that every task shares: steps, resume, checkpoints, averaged weights, logs, validation, stopping.
+"""Training loop of every task: steps, resume, checkpoints, EMA, logs, validation, stopping.
 
 A task is a subclass in a file of its own in `tasks/`, named in `config.TASKS`. Everything random in it is a function of
-(seed, step), so that a resumed run goes on as if never stopped, and n processes learn what one would.
+(seed, step), so that a resumed run equals an uninterrupted one, and n processes equal one.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Exported = TypeVar("Exported", bound=Pretrained)
 
 
 class Trainer(Generic[Config, Model]):
-    """A run: build it from its config, then `run()`.
+    """A training run: build it from its config, then `run()`.
 
     A task implements build_model, load_data, micro_step, final_model and, where it has any, validate, begin_step
     and parts; `prepare` may be extended for further networks.
@@ -77,7 +77,7 @@ class Trainer(Generic[Config, Model]):
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         torch.manual_seed(config.seed)
         self.model: Model = self.build_model()
-        with self.accelerator.main_process_first():  # the others then find the caches made
+        with self.accelerator.main_process_first():  # it writes the caches, the other processes read them
             self.load_data()
         self.prepare()
         self.step = 0
@@ -85,7 +85,7 @@ class Trainer(Generic[Config, Model]):
     # What a task implements --------------------------------------------------------------------------------
 
     def build_model(self) -> Model:
-        """The network to train, on the CPU; also the place for teachers, losses and checks of the settings."""
+        """Build the network to train, on the CPU, and teachers and losses; check the settings."""
         raise NotImplementedError
 
     def load_data(self) -> None:
@@ -104,14 +104,14 @@ class Trainer(Generic[Config, Model]):
         raise NotImplementedError
 
     def begin_step(self) -> None:
-        """Before each step: what happens at certain steps, such as fitting codebooks."""
+        """Hook before each step, for what happens at certain steps, such as fitting codebooks."""
 
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Named measures on held-out data; the board takes sounds and pictures."""
+        """Metrics on held-out data by name; the board takes sounds and pictures."""
         return {}
 
     def parts(self) -> Iterator[tuple[str, Any]]:
-        """Named things with a state dict, beyond model and optimizer, that a checkpoint holds."""
+        """Objects with a state dict, by name, that a checkpoint holds beside model and optimizer."""
         if self.average is not None:
             yield "average", self.average
         if self.accelerator.scaler is not None:
@@ -124,7 +124,7 @@ class Trainer(Generic[Config, Model]):
         self.final_model().save_pretrained(self.out / self.exported)
 
     def prepare(self) -> None:
-        """Optimizer, averaged weights, and what accelerate makes of them."""
+        """Create optimizer and EMA, and wrap model and optimizer with accelerate."""
         optim = self.config.optim
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, optim.weight_decay), lr=optim.learning_rate, betas=optim.betas
@@ -140,30 +140,30 @@ class Trainer(Generic[Config, Model]):
         return self.step * self.config.accumulate + part
 
     def generator(self, number: int) -> torch.Generator:
-        """The randomness of a micro-batch: the same on every process."""
+        """Random generator of a micro-batch, the same on every process."""
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
 
     def row_draws(self, number: int, rows: int) -> list[np.random.Generator]:
-        """The randomness of each of this process's rows of a micro-batch, however many processes share it."""
+        """Random generators of this process's rows of a micro-batch, independent of the number of processes."""
         first = self.rank * rows
         return [np.random.default_rng((self.config.seed, number, first + row)) for row in range(rows)]
 
     def row_generators(self, number: int, rows: int) -> list[torch.Generator]:
-        """`row_draws` for torch."""
+        """`row_draws` as generators of torch."""
         seeds = [int(draw.integers(2**63)) for draw in self.row_draws(number, rows)]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def own(self, drawn: Tensor) -> Tensor:
-        """This process's rows of what was drawn for those of all."""
+        """This process's rows of a tensor drawn for all processes."""
         return drawn.chunk(self.world)[self.rank]
 
     def synced(self, module: nn.Module, part: int) -> contextlib.AbstractContextManager[None]:
-        """Gradients are exchanged in the last micro-batch only."""
+        """Context that exchanges gradients between processes in the last micro-batch only."""
         last = part == self.config.accumulate - 1
         return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
 
     def set_rate(self, optimizer: Any, learning_rate: float) -> None:
-        """The learning rate of this step, by the schedule."""
+        """Set the learning rate of this step by the schedule."""
         factor = schedule(self.config.optim, self.step, self.config.steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * factor
@@ -174,7 +174,7 @@ class Trainer(Generic[Config, Model]):
         return {name.removeprefix(prefix): value.detach().cpu() for name, value in state.items()}
 
     def finished(self, model: Exported, state: dict[str, Tensor]) -> Exported:
-        """A fresh model with these weights, under the run's name, ready for use."""
+        """A fresh model with these weights in evaluation mode, under the run's name."""
         checkpoint.load_strict(model, model.fold(state), "training")
         model.name = self.config.name or model.system
         return model.to(self.device).eval().requires_grad_(False)
@@ -204,7 +204,7 @@ class Trainer(Generic[Config, Model]):
         return {name: float(value.detach()) for name, value in report.items()}
 
     def run(self, resume: bool = True) -> Path:
-        """Train to config.steps; the folder of the run, whose `exported` folder holds what was trained.
+        """Train to config.steps, and return the folder of the run; its `exported` folder holds the model.
 
         Ctrl-C and SIGTERM finish the step, save, and return; run again with resume to go on.
         """
@@ -257,7 +257,7 @@ class Trainer(Generic[Config, Model]):
         return self.out
 
     def save(self) -> None:
-        """A checkpoint to resume from, and what users load."""
+        """Write a checkpoint to resume from, and export the model."""
         if self.accelerator.is_main_process:
             save_checkpoint(self.out / "checkpoints", self.step, self._state(), self.config.keep)
             self.export()
@@ -273,15 +273,15 @@ class Trainer(Generic[Config, Model]):
         }
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint of out, if there is one."""
-        found = checkpoints(self.out / "checkpoints")
-        if not found:
+        """Resume from the newest checkpoint of out, if there is one."""
+        saved = checkpoints(self.out / "checkpoints")
+        if not saved:
             return
-        state, wanted = load_checkpoint(found[-1]), to_dict(self.config)
-        differing = [name for name in self.network if state["config"].get(name) != wanted[name]]
+        state, settings = load_checkpoint(saved[-1]), to_dict(self.config)
+        differing = [name for name in self.network if state["config"].get(name) != settings[name]]
         if differing:
             raise CheckpointError(
-                f"{found[-1]} is of another network ({', '.join(differing)} differs): resume with its recipe, "
+                f"{saved[-1]} is of another network ({', '.join(differing)} differs): resume with its recipe, "
                 "or choose another out"
             )
         self.model.load_state_dict(state["model"])
@@ -289,7 +289,7 @@ class Trainer(Generic[Config, Model]):
         for name, part in self.parts():
             if name not in state:
                 raise CheckpointError(
-                    f"{found[-1]} has no {name}: it is of a run without; choose another out"
+                    f"{saved[-1]} has no {name}: its run trained without; choose another out"
                 )
             part.load_state_dict(state[name])
         self.step = state["step"]

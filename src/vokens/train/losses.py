@@ -108,7 +108,7 @@ class STFTLoss(nn.Module):
 class LinearSTFTLoss(nn.Module):
     """Sum over windows of mean |M' - M| + 2 mean |log10 M' - log10 M|, M the STFT magnitude, at least 1e-5 in the log.
 
-    Descript's (and DAC-VAE's optional) spectral distance: unlike log distances alone it hears what is loud.
+    Descript's (and DAC-VAE's optional) spectral distance: unlike log distances alone it weighs loud parts more.
     """
 
     def __init__(self, windows: Sequence[int] = (2048, 1024)) -> None:
@@ -124,10 +124,10 @@ class LinearSTFTLoss(nn.Module):
         total = []
         for n_fft in self.windows:
             with torch.no_grad():
-                wanted = self.magnitude(target.flatten(0, -2), n_fft)
-            found = self.magnitude(output.flatten(0, -2), n_fft)
-            logs = l1_loss(found.clamp(min=1e-5).log10(), wanted.clamp(min=1e-5).log10())
-            total.append(l1_loss(found, wanted) + 2 * logs)
+                target_magnitude = self.magnitude(target.flatten(0, -2), n_fft)
+            magnitude = self.magnitude(output.flatten(0, -2), n_fft)
+            logs = l1_loss(magnitude.clamp(min=1e-5).log10(), target_magnitude.clamp(min=1e-5).log10())
+            total.append(l1_loss(magnitude, target_magnitude) + 2 * logs)
         return torch.stack(total).sum()
 
 
@@ -135,7 +135,7 @@ class SpectrumLoss(nn.Module):
     """Mean over windows of mean |X' - Y'|, where X' is the complex STFT with its magnitude to the power 0.3.
 
     The compressed complex distance of speech enhancement (2008.05214 section 2.3). Unlike log magnitudes it knows
-    phase, unlike the wave's L1 it hears quiet harmonics: without it pitch locks to the decoder's hop.
+    phase, unlike the wave's L1 it weighs quiet harmonics: without it pitch locks to the decoder's hop.
     """
 
     def __init__(self, windows: Sequence[int] = (512, 1024), power: float = 0.3) -> None:
@@ -153,9 +153,9 @@ class SpectrumLoss(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """output, target: (B, N) with N at least the longest window."""
         with torch.no_grad():
-            wanted = [self.compressed(target.float(), n_fft) for n_fft in self.windows]
-        found = [self.compressed(output.float(), n_fft) for n_fft in self.windows]
-        return torch.stack([l1_loss(x, y) for x, y in zip(found, wanted, strict=True)]).mean()
+            target_spectra = [self.compressed(target.float(), n_fft) for n_fft in self.windows]
+        spectra = [self.compressed(output.float(), n_fft) for n_fft in self.windows]
+        return torch.stack([l1_loss(x, y) for x, y in zip(spectra, target_spectra, strict=True)]).mean()
 
 
 def spectral_l1(transform: nn.Module, output: Tensor, target: Tensor) -> Tensor:
@@ -165,31 +165,31 @@ def spectral_l1(transform: nn.Module, output: Tensor, target: Tensor) -> Tensor:
             f"output {tuple(output.shape)} and target {tuple(target.shape)} differ in shape: cut one"
         )
     with torch.no_grad():
-        wanted = transform(target.flatten(0, -2))
-    return l1_loss(transform(output.flatten(0, -2)), wanted)
+        target_spectrum = transform(target.flatten(0, -2))
+    return l1_loss(transform(output.flatten(0, -2)), target_spectrum)
 
 
-# Divergence of a posterior N(mean, exp(log_std)^2) from N(0, 1): mean, log_std, flowed (B, D, T); nats summed over
-# the D numbers of a frame, mean over items and frames.
+# KL divergence of a posterior N(mean, exp(log_std)^2) from N(0, 1): mean, log_std, flowed (B, D, T); nats summed
+# over the D dimensions of a frame, mean over items and frames.
 
 
 def kl_normal(mean: Tensor, log_std: Tensor) -> Tensor:
-    """The divergence in closed form."""
+    """KL divergence in closed form."""
     return (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).sum(1).mean() / 2
 
 
 def kl_published(mean: Tensor, log_std: Tensor) -> Tensor:
-    """As DAC-VAE was trained: it takes the log of the standard deviation for that of the variance."""
+    """KL divergence as DAC-VAE was trained: with the log standard deviation in place of the log variance."""
     return (mean.square() + log_std.exp() - log_std - 1).sum(1).mean() / 2
 
 
 def kl_flow(flowed: Tensor, log_std: Tensor) -> Tensor:
-    """Of a drawn latent z from the prior under which f(z) is normal, by one sample; flowed = f(z), |det df/dz| = 1."""
+    """KL divergence from a flow prior, by one sample z: flowed = f(z) is normal under it, |det df/dz| = 1."""
     return (flowed.square() / 2 - log_std - 0.5).sum(1).mean()
 
 
 # Distillation: feature (B, T, D) is the student's, target (B, T', D) the teacher's; the longer one is cut.
-# lengths (B,): frames of each item that are not padding; the others count for nothing. Cosine eps 1e-8 keeps
+# lengths (B,): frames of each item; padding beyond them is masked. Cosine eps 1e-8 keeps
 # an all-zero column at cosine 0 with a finite gradient.
 
 
@@ -211,7 +211,7 @@ def t_axis(
 
 
 def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Both cut to the shorter one's n frames, and the mask of valid frames (B, n, 1)."""
+    """Feature and target cut to the n frames of the shorter one, and the loss mask (B, n, 1)."""
     if feature.dim() != 3 or feature.shape[::2] != target.shape[::2]:
         raise ConfigError(
             f"feature (B, T, D) and target (B, T', D) must agree in B and D, got {tuple(feature.shape)} "

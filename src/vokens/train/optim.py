@@ -9,7 +9,7 @@ from vokens.train.config import OptimConfig
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases, scales) do not."""
+    """Groups for AdamW: weight decay for matrices, none for vectors (norms, biases, scales)."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
@@ -18,7 +18,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def schedule(config: OptimConfig, step: int, steps: int) -> float:
-    """Share of the learning rate at a step."""
+    """Factor of the learning rate at a step."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "cosine":

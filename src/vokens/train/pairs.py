@@ -1,4 +1,4 @@
-"""Pairs of spoken answers to the same text, the one chosen over the other, for learning from preferences.
+"""Preference pairs: two sets of tokens for the same text, one chosen over the other (DPO).
 
 A file of pairs is jsonl: {"text": ..., "chosen": FILE, "rejected": FILE, "path": RECORDING, "speaker": ...} in a line,
 where FILEs are of tokens, RECORDING is of the voice and may be left out, and paths start from the file's folder.
@@ -23,7 +23,7 @@ from vokens.train.text_tokens import SpokenTexts, TextBatch
 
 @dataclass(frozen=True)
 class Pairs:
-    """chosen: the corpus of the better answers. rejected: the others' tokens (T, K), by number."""
+    """Preference pairs. chosen: corpus of the chosen answers; rejected: tokens (T, K) of the rejected ones."""
 
     chosen: SpokenTexts
     rejected: list[np.ndarray]
@@ -42,7 +42,7 @@ class Pairs:
 
 
 def read_pairs(source: str | Path) -> Pairs:
-    """The pairs of a file. Raises ConfigError for lines without text or tokens, or tokens of different codecs."""
+    """Read the pairs of a file. Raises ConfigError for lines without text or tokens, or tokens of different codecs."""
     source = Path(source)
     if not source.is_file():
         raise ConfigError(f"{source} is no file: pairs are jsonl, one object per line")

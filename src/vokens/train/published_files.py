@@ -23,12 +23,12 @@ from vokens.train.rows import Rows, cached_rows
 LISTS = (".list", ".json")  # suffixes of a list of sources and of an index
 LATENTS = ("_latent2x.pt", "_latent.pt")  # the second is the older name
 TOKEN_RATE = 25.0  # of S3Tokenizer v2, Hz
-NO_SPEAKER = "default"  # what an index calls the voice of a file whose name says none
+NO_SPEAKER = "default"  # speaker in an index of a file whose name has none
 
 
 @dataclass(frozen=True)
 class Item:
-    """A recording and what lies beside it; names are the index's."""
+    """A recording and the files beside it, by the names of the index."""
 
     utt: str
     spk: str
@@ -43,7 +43,7 @@ class Item:
 
     @property
     def missing(self) -> list[Path]:
-        """Files that are not there, or empty."""
+        """Files that do not exist or are empty."""
         return [path for path in self.files if not path.is_file() or not path.stat().st_size]
 
 
@@ -60,7 +60,7 @@ def is_published(source: str | Path) -> bool:
 
 
 def beside(wav: Path, utt: str = "") -> Item:
-    """The item of a recording, by the names of the published scripts. utt: another name than the file's."""
+    """Item of a recording, its files named as the published scripts do. utt: an id in place of the file's name."""
     latents = [wav.with_name(wav.stem + ending) for ending in LATENTS]
     present = [path for path in latents if path.exists()]
     speaker = wav.stem.split("_")[0] if "_" in wav.stem else NO_SPEAKER
@@ -95,7 +95,7 @@ def read_items(source: str | Path) -> list[Item]:
     source = Path(source)
     if source.suffix == ".list":
         if not source.is_file():
-            raise ConfigError(f"{source} is not there: a list of sources has an index.json in each line")
+            raise ConfigError(f"{source} does not exist: a list of sources has an index.json in each line")
         return [item for line in text_files.read_list(source) for item in read_items(_near(line, source))]
     if source.suffix == ".json":
         return list(_indexed(source))
@@ -141,26 +141,26 @@ def read_latents(path: Path) -> LatentFile:
 
 
 class PublishedFiles:
-    """The utterances of an index or list whose files are all there.
+    """Utterances of an index or list that have all files.
 
     Attributes:
-        items; clips: the same with their texts, as other sources have them. A speaker "default" is nobody.
+        items; clips: the same with their texts, as other sources have them. Speaker "default" becomes None.
 
-    Raises ConfigError where none is whole, naming the first thing that lacks.
+    Raises ConfigError where none is complete, naming the first missing file.
     """
 
     def __init__(self, source: str | Path) -> None:
-        found = read_items(source)
-        self.source, self.items = source, [item for item in found if not item.missing]
+        items = read_items(source)
+        self.source, self.items = source, [item for item in items if not item.missing]
         if not self.items:
-            lacking = f", {found[0].missing[0]} the first" if found else ""
+            lacking = f", {items[0].missing[0]} the first" if items else ""
             raise ConfigError(
-                f"none of the {len(found)} utterances of {source} has audio, text, ids and latents{lacking}: "
+                f"none of the {len(items)} utterances of {source} has audio, text, ids and latents{lacking}: "
                 "run extract_fsq and extract_dac_latents"
             )
-        if len(self.items) < len(found):
+        if len(self.items) < len(items):
             print(
-                f"{source}: {len(found) - len(self.items)} of {len(found)} utterances lack files and are left out"
+                f"{source}: {len(items) - len(self.items)} of {len(items)} utterances lack files and are left out"
             )
         self.clips = [
             Clip(
@@ -182,7 +182,7 @@ class PublishedFiles:
         return cached_rows(cache, f"fsq{codebook_size}", paths, ids, workers, "reading tokens")
 
     def latents(self, cache: Path, workers: int) -> Rows:
-        """Latents (T, D) of each utterance, in half precision as those that training makes itself."""
+        """Latents (T, D) of each utterance, in half precision as those that training computes itself."""
 
         def z(number: int) -> np.ndarray:
             return read_latents(self.items[number].latent_path).z.astype(np.float16)
@@ -192,22 +192,19 @@ class PublishedFiles:
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that the latents stand for, Hz."""
+        """Rate of the audio that the latents encode, Hz."""
         return read_latents(self.items[0].latent_path).sample_rate
 
 
 def ratio_of(tokens: Rows, latents: Rows) -> int:
-    """Latents per token: the whole number that the utterances' counts say.
-
-    Raises ConfigError where they say none.
-    """
+    """Latents per token, by the utterances' counts. Raises ConfigError where it is not a whole number."""
     counts, frames = np.diff(tokens.offsets), np.diff(latents.offsets)
     both = (counts > 0) & (frames > 0)
-    found = float(frames[both].sum() / counts[both].sum()) if both.any() else 0.0
-    ratio = round(found)
-    if ratio < 1 or abs(found - ratio) > 0.1 * ratio:
+    mean = float(frames[both].sum() / counts[both].sum()) if both.any() else 0.0
+    ratio = round(mean)
+    if ratio < 1 or abs(mean - ratio) > 0.1 * ratio:
         raise ConfigError(
-            f"there are {found:.2f} latents to a token, not a whole number of them: ids and latents are of different "
+            f"there are {mean:.2f} latents to a token, not a whole number of them: ids and latents are of different "
             "audio, or of models that do not belong together"
         )
     return ratio
@@ -228,7 +225,7 @@ def _indexed(path: Path) -> Iterator[Item]:
 
 
 def _near(path: str, file: Path) -> Path:
-    """A path as it is, or from the folder of the file that names it, where it is there."""
+    """A path if it is absolute or exists, else relative to the folder of the file that names it."""
     plain = Path(path).expanduser()
     return plain if plain.is_absolute() or plain.exists() else file.parent / plain
 

@@ -1,7 +1,7 @@
 """Caches of training: ragged rows of all recordings (samples, teacher features, tokens, mels, voices) on disk.
 
 An index (json) names the file of rows that belongs to it and, for each recording, the size and time of the file that
-its rows were made of. What changed is made anew, what failed is tried again, the rest is copied.
+its rows were computed from. Changed files are computed again, failed ones retried, the rest copied.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ class Rows:
     """A ragged array on disk: one flat file of fixed-width rows, and where each recording's rows begin.
 
     Attributes:
-        offsets: (recordings + 1,). facts: of what each recording's rows were made. failures: why others have none.
+        offsets: (recordings + 1,). facts: size and mtime of each recording's file when its rows were computed.
+        failures: error messages of the recordings without rows.
     """
 
     def __init__(self, index: Path) -> None:
@@ -59,10 +60,10 @@ def cached_rows(
     """Rows of `compute` over all files, computed once for as long as each file keeps its size and time.
 
     Args:
-        name: says what is computed, and by which weights. what: the same, for people.
-        compute: gives (n, width) for a file's number. A file that it cannot read (VokensError) gets no rows, is tried
-            again in every run, and named in every run in which it fails.
-        source: the rows that compute reads in place of the files: without rows there, none are made here.
+        name: of the cache, by content and weights. what: the text of the progress bar.
+        compute: rows (n, width) of a file's number. A file that it cannot read (VokensError) gets no rows, is
+            retried in every run, and named in every run in which it fails.
+        source: the rows that compute reads in place of the files; recordings without rows there get none here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("\n".join(str(path) for path in paths).encode()).hexdigest()[:12]
@@ -70,9 +71,9 @@ def cached_rows(
     facts = [_fact(path) for path in paths] if source is None else source.facts
     old = _open(index)
     known: Sequence[Fact] = [None] * len(paths) if old is None else old.facts
-    wanted = [n for n, fact in enumerate(facts) if source is None or fact is not None]
-    stale = [n for n in wanted if facts[n] is None or facts[n] != known[n]]
-    rank = os.environ.get("RANK", "0")  # of torchrun: the others take what the first one left
+    readable = [n for n, fact in enumerate(facts) if source is None or fact is not None]
+    stale = [n for n in readable if facts[n] is None or facts[n] != known[n]]
+    rank = os.environ.get("RANK", "0")  # of torchrun: rank 0 retries, the others take the cache that is there
     retried = old is not None and all(known[n] is None for n in stale) and _gone(facts, known) == 0
     if old is not None and retried and (not stale or rank != "0"):
         return old
@@ -92,11 +93,11 @@ def cached_rows(
                 return _named(old, what)
             results = itertools.chain(first, results)
         fresh = dict.fromkeys(stale)
-        made = (
+        rows = (
             next(results) if n in fresh else old[n] if old is not None and facts[n] is not None else None
             for n in range(len(paths))
         )
-        return _named(_write(index, old, facts, made), what)
+        return _named(_write(index, old, facts, rows), what)
 
 
 def _fact(path: Path) -> Fact:
@@ -108,7 +109,7 @@ def _fact(path: Path) -> Fact:
 
 
 def _open(index: Path) -> Rows | None:
-    """The cache as it lies there; None where there is none, or one that an older version or a crash left."""
+    """The existing cache; None where there is none, or one that an older version or a crash left."""
     try:
         return Rows(index)
     except (OSError, ValueError, KeyError, TypeError):
@@ -128,14 +129,14 @@ def _until_one_succeeds(results: Iterator[Any]) -> Iterator[Any]:
 
 
 def _write(
-    index: Path, old: Rows | None, facts: Sequence[Fact], made: Iterator[np.ndarray | VokensError | None]
+    index: Path, old: Rows | None, facts: Sequence[Fact], computed: Iterator[np.ndarray | VokensError | None]
 ) -> Rows:
-    """The cache of all rows in order. The index is replaced when its rows are whole, then older rows are removed."""
+    """Write all rows in order. The index is replaced once its rows are complete, then older rows are removed."""
     offsets, kept, failures, width, dtype = [0], list(facts), {}, 1, "int16"
     version = json.dumps([facts, old.file.name if old else ""])
     file = index.with_name(f"{index.stem}.{hashlib.sha256(version.encode()).hexdigest()[:8]}.bin")
     with atomic_write(file) as partial, partial.open("wb") as out:
-        for number, rows in enumerate(made):
+        for number, rows in enumerate(computed):
             if isinstance(rows, np.ndarray):
                 width, dtype = rows.shape[1], str(rows.dtype)
                 out.write(np.ascontiguousarray(rows).data)
@@ -153,7 +154,7 @@ def _write(
 
 
 def _named(rows: Rows, what: str) -> Rows:
-    """The same rows, after saying which recordings have none."""
+    """Report the recordings without rows, and return the rows."""
     if rows.failures:
         reasons = list(rows.failures.values())
         more = [f"and {len(reasons) - NAMED} more, all named in {rows.index}"] * (len(reasons) > NAMED)

@@ -42,7 +42,7 @@ class Average:
 
     @torch.no_grad()
     def restart(self, module: nn.Module) -> None:
-        """Forget: after a step that sets weights anew, averages with the old ones mean nothing."""
+        """Start again from the module's weights, after a step that replaced them (k-means)."""
         self.updates = 0
         for name, value in module.state_dict().items():
             self.values[name].copy_(value)
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8}\.pt", path.name))
 
 
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class Best:
-    """The models that a measure of the validation likes best: folder/step_XXXXXXXX, and their measures in a json file.
+    """The best models by a validation metric: folder/step_XXXXXXXX, and their metrics in a json file.
 
     measure: its name; with "-" before it, larger is better. keep: how many models stay.
     """
@@ -91,32 +91,34 @@ class Best:
         self.name, self.sign = measure.removeprefix("-"), -1 if measure.startswith("-") else 1
 
     def measures(self) -> dict[int, float]:
-        """The measure of each kept step, best first."""
+        """Metric of each kept step, best first."""
         try:
-            found = json.loads((self.folder / "measures.json").read_text())[self.name]
+            values = json.loads((self.folder / "measures.json").read_text())[self.name]
         except (OSError, KeyError):
             return {}
-        return {int(step): value for step, value in found.items()}
+        return {int(step): value for step, value in values.items()}
 
     def offer(self, step: int, measured: dict[str, float], save: Callable[[Path], Any]) -> None:
-        """Keep this step's model, which `save` writes, if it is among the best. Raises ConfigError for an unknown
-        measure."""
+        """Keep this step's model, which `save` writes, if it is among the best.
+
+        Raises ConfigError for an unknown metric.
+        """
         if self.name not in measured:
             raise ConfigError(
                 f"best = {self.name!r}: the validation measures {', '.join(measured) or 'nothing'}"
             )
-        found = self.measures() | {step: measured[self.name]}
-        ranked = sorted(found, key=lambda step: (self.sign * found[step], step))
+        measures = self.measures() | {step: measured[self.name]}
+        ranked = sorted(measures, key=lambda step: (self.sign * measures[step], step))
         if step in ranked[: self.keep]:
             save(self._of(step))
             with atomic_write(self.folder / "measures.json") as partial:
-                best = {str(step): found[step] for step in ranked[: self.keep]}
+                best = {str(step): measures[step] for step in ranked[: self.keep]}
                 partial.write_text(json.dumps({self.name: best}) + "\n")
             for dropped in ranked[self.keep :]:
                 shutil.rmtree(self._of(dropped), ignore_errors=True)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all kept models."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _of(self, step: int) -> Path:

@@ -85,7 +85,7 @@ class HubertTeacher:
 
 
 def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str = "cpu") -> Teacher:
-    """A teacher by kind: "moonshine" (source: a folder) or "hubert" (source: a folder or hub id)."""
+    """Open a teacher by kind: "moonshine" (source: a folder) or "hubert" (source: a folder or hub id)."""
     if kind == "moonshine":
         return MoonshineTeacher(source)
     if kind == "hubert":
@@ -94,7 +94,7 @@ def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str =
 
 
 def _open_hubert(source: str) -> tuple[Any, Any]:
-    """Feature extractor and model of a folder or hub id. A hub that does not answer is one line, at once."""
+    """Feature extractor and model of a folder or hub id. Raises ConfigError at once where the hub is unreachable."""
     from huggingface_hub import HfApi
     from transformers import AutoFeatureExtractor, AutoModel
 
@@ -131,10 +131,10 @@ def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], pcm: Row
 
 
 def standard(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Mean and spread (S,) of each of a teacher's features, of 50,000 rows spread over all.
+    """Mean and standard deviation (S,) of a teacher's features, over 50,000 rows spread over the corpus.
 
-    Moonshine's mean is two thirds of its features' length, and one feature varies eight times as much as the others:
-    as they are, a student gains most by learning constants.
+    Moonshine's mean has two thirds of its features' norm, and one feature varies eight times as much as the rest:
+    without normalisation a student gains most by learning constants.
     """
     some = torch.from_numpy(rows.data[:: max(1, len(rows.data) // 50_000)].astype(np.float32))
     return some.mean(0), some.std(0).clamp(min=1e-6)

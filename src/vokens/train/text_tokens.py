@@ -1,6 +1,6 @@
 """Training data of text to tokens: recordings with texts and the tokens of a codec, and batches of whole utterances.
 
-A source is one `SpokenTexts`: a manifest, what `vokens extract` wrote, or Learnable-Speech's files.
+A source opens as `SpokenTexts`: a manifest, a folder of `vokens extract`, or Learnable-Speech's files.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +31,10 @@ SMALLEST_BUCKET = 16  # utterances
 @dataclass(frozen=True)
 class TextDataConfig(DataConfig):
     """Utterances with texts and tokens. `train` and `valid` are manifests or folders of recordings, whose tokens are
-    made once and cached, output folders of `vokens extract`, or Learnable-Speech's train_index.json or data.list.
+    computed once and cached, output folders of `vokens extract`, or Learnable-Speech's train_index.json or data.list.
 
     Attributes:
-        codec: name or folder of the codec whose tokens are learned; extracted folders bring theirs, and published
+        codec: name or folder of the codec that encodes recordings; extracted folders bring theirs, and published
             files are taken for speech_tokenizer_v2_25hz's where it is empty.
         batch_frames: padded places (text and tokens) of a batch, per process.
         longest: utterances of more places are left out.
@@ -68,7 +68,7 @@ def open_texts(
     *,
     with_text: bool = False,
 ) -> SpokenTexts:
-    """The utterances of a source, whatever its form; of a manifest, those with_text alone where that is enough.
+    """Open the utterances of a source of any form. with_text: of a manifest, only those that have a text.
 
     Raises ConfigError where a manifest comes without a codec.
     """
@@ -77,7 +77,7 @@ def open_texts(
     if is_published(source):
         return published_texts(data, source, device)
     if not data.codec:
-        raise ConfigError(f"data.codec is empty: name the codec whose tokens of {source} are to be learned")
+        raise ConfigError(f"data.codec is empty: name the codec that is to encode {source}")
     codec = _open_codec(data.codec, device)
     clips = read_clips(source, split, data.language, with_text=with_text)
     rows = token_rows(Path(data.cache), clips, codec, data.workers)
@@ -85,7 +85,7 @@ def open_texts(
 
 
 def published_texts(data: TextDataConfig, source: str, device: torch.device) -> SpokenTexts:
-    """The utterances of Learnable-Speech's index or list."""
+    """Open the utterances of Learnable-Speech's index or list."""
     facts = PUBLISHED if not data.codec else _facts(_open_codec(data.codec, device))
     files = PublishedFiles(source)
     rows = files.tokens(Path(data.cache), data.workers, facts.codebook_sizes[0])
@@ -93,7 +93,7 @@ def published_texts(data: TextDataConfig, source: str, device: torch.device) -> 
 
 
 def extracted_texts(folder: str | Path) -> SpokenTexts:
-    """The utterances of a folder that `vokens extract` wrote."""
+    """Open the utterances of a folder that `vokens extract` wrote."""
     dataset = TokenDataset(folder)
     rows = [dataset[number] for number in range(len(dataset))]
     clips = [Clip(row.key, Path(row.audio or ""), row.text, row.language, row.speaker) for row in rows]
@@ -119,7 +119,7 @@ class TextBatch:
         )
 
     def swapped(self) -> "TextBatch":
-        """Each utterance with the text of another: what a model loses by it is what it takes from the text."""
+        """The batch with each text replaced by another row's, to measure how much a model uses the text."""
         durations = None if self.durations is None else self.durations.roll(1, 0)
         text, lengths = self.text.roll(1, 0), self.text_lengths.roll(1)
         return replace(self, text=text, text_lengths=lengths, durations=durations)
@@ -134,14 +134,14 @@ def dropout_mask(batch: TextBatch, share: float, draws: Sequence[np.random.Gener
 
 
 class TextBatches:
-    """Batches of the utterances of a corpus that can be learned.
+    """Batches of the utterances of a corpus that have text and tokens.
 
     Args:
-        spell: ids of a text; utterances whose text it refuses (ConfigError), or finds empty, are left out.
+        spell: text -> ids; utterances without ids, or with a ConfigError, are left out.
         batch_frames, longest: as in `TextDataConfig`; a batch has one utterance at least.
 
     Attributes:
-        usable: numbers of the utterances that are learned. texts: their ids, by number. aligner: of texts and
+        usable: numbers of the utterances that are kept. texts: their ids, by number. aligner: of texts and
             tokens; where it is set, batches have durations, each computed once.
 
     Raises ConfigError where none is left.
@@ -186,12 +186,12 @@ class TextBatches:
         return rows[rank * size : (rank + 1) * size].tolist()
 
     def pairs(self, rows: Sequence[int]) -> list[Pair]:
-        """Text and tokens, of the first codebook, of utterances."""
+        """Text ids and first-codebook tokens of utterances."""
         return [(self.texts[row], self.corpus.codes(row)[:, 0]) for row in rows]
 
     @property
     def pace(self) -> float:
-        """Tokens of one id of a text, over all that is learned."""
+        """Mean tokens per text id over the kept utterances."""
         frames = sum(int(self.corpus.frames[row]) for row in self.usable)
         return frames / sum(len(self.texts[row]) for row in self.usable)
 
@@ -233,7 +233,7 @@ def check_same_codec(data: DataConfig, train: CodecInfo, valid: CodecInfo) -> No
 
 
 def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:
-    """Log-probability (V + 1,) of each token and of the end, by counting; once more than it was seen, each."""
+    """Log-probabilities (V + 1,) of each token and of the end: add-one counts of the training data."""
     size = batches.corpus.facts.codebook_sizes[codebook]
     counts = torch.ones(size + 1)
     for row in batches.usable:

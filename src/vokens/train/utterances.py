@@ -21,7 +21,7 @@ SMALLEST_BUCKET = 32  # utterances
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Changes that make few recordings last longer (SpecAugment, arXiv 1904.08779; speeds as in Kaldi's recipes).
+    """Data augmentation: SpecAugment (arXiv 1904.08779) and speed perturbation as in Kaldi's recipes.
 
     Attributes:
         speeds: one is drawn for each utterance; 1.1 is faster and higher.
@@ -51,17 +51,17 @@ class UtteranceBatch:
     texts: Tensor  # (B, L) int64 symbols, 0 beyond each end
     text_lengths: Tensor  # (B,)
     teacher: Tensor | None  # (B, T, S) features at the middles of the tokens
-    trunk: Tensor | None = None  # (B, T', D) what a frozen trunk gives, zero-padded
+    trunk: Tensor | None = None  # (B, T', D) features of a frozen trunk, zero-padded
 
 
 class Utterances:
-    """Whole utterances of a corpus.
+    """Batches of whole utterances of a corpus.
 
     Args:
         pcm: samples of all clips; clips: which of them; texts: the symbols of each of these.
         hop: samples per token. seconds: duration of a batch per process, padding included.
         teacher: features of all clips, or None. grid: their spacing, and the middle of the first, in seconds.
-        trunk: what a frozen trunk gives for all clips, or None.
+        trunk: features of a frozen trunk for all clips, or None.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class Utterances:
         trunk: Rows | None = None,
     ) -> None:
         if not clips:
-            raise ConfigError("no utterance is left to train on: see what was left out, and why")
+            raise ConfigError(
+                "no utterance is left to train on: see above what was left out, and give others"
+            )
         self.pcm, self.clips, self.texts = pcm, clips, texts
         self.sample_rate, self.hop, self.seed, self.speeds = sample_rate, hop, seed, speeds
         self.teacher, self.grid, self.trunk = teacher, grid, trunk
@@ -94,7 +96,7 @@ class Utterances:
         )
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> UtteranceBatch:
-        """The batch of a number: this process's share of the rows drawn for all."""
+        """Batch `number`: this process's share of the rows drawn for all processes."""
         rows = self.buckets.rows(number, world)
         draw = np.random.default_rng((self.seed, number, 1))
         speeds = draw.choice(np.asarray(self.speeds), len(rows))
@@ -106,7 +108,7 @@ class Utterances:
         return self.buckets.batches_per_epoch(world)
 
     def fixed(self) -> list[tuple[list[int], UtteranceBatch]]:
-        """All utterances once, as they are, in batches, with their places in `clips`."""
+        """All utterances once, without augmentation, in batches with their places in `clips`."""
         return [(rows, self._collate(rows, np.ones(len(rows)))) for rows in self.buckets.fixed()]
 
     def _collate(self, rows: Sequence[int] | np.ndarray, speeds: np.ndarray) -> UtteranceBatch:
@@ -115,8 +117,10 @@ class Utterances:
         features = None
         if self.teacher is not None:
             longest = -(-max(len(wave) for wave in waves) // self.hop)
-            found = [self._features(int(row), float(s), longest) for row, s in zip(rows, speeds, strict=True)]
-            features = torch.from_numpy(np.stack(found))
+            teacher = [
+                self._features(int(row), float(s), longest) for row, s in zip(rows, speeds, strict=True)
+            ]
+            features = torch.from_numpy(np.stack(teacher))
         return UtteranceBatch(
             wave=torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True),
             lengths=torch.tensor([len(wave) for wave in waves]),
@@ -127,7 +131,7 @@ class Utterances:
         )
 
     def _trunk(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        assert self.trunk is not None  # the caller has looked
+        assert self.trunk is not None
         states = [torch.from_numpy(np.array(self.trunk[self.clips[int(row)]])).float() for row in rows]
         return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
 
@@ -137,7 +141,7 @@ class Utterances:
 
     def _features(self, row: int, speed: float, tokens: int) -> np.ndarray:
         """Teacher features (tokens, S) at the middles of the tokens."""
-        assert self.teacher is not None  # the caller has looked
+        assert self.teacher is not None
         middles = (np.arange(tokens) + 0.5) * self.hop / self.sample_rate * speed
         return features_at(self.teacher[self.clips[row]], middles, self.grid)
 

@@ -1,8 +1,7 @@
 """Training a codec: reconstruction, residual codebooks, semantic distillation, discriminators.
 
-One generator pass per step; the discriminators learn on its detached output, then give it its losses (SpeechTokenizer's
-loop, arXiv 2308.16692 §3.3). Everything random is a function of (seed, step), so a resumed run goes on as if never
-stopped.
+One generator pass per step: the discriminators are updated on its detached output, then give it its losses
+(SpeechTokenizer's loop, arXiv 2308.16692 §3.3).
 """
 
 from collections.abc import Iterator
@@ -27,8 +26,7 @@ from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
-# Losses that are functions of the output wave, and all.
-ON_WAVE = ("wave", "mel", "stft", "spectrum", "adversarial", "feature")
+ON_WAVE = ("wave", "mel", "stft", "spectrum", "adversarial", "feature")  # functions of the output wave
 LOSSES = (*ON_WAVE, "commit", "distill")
 FIT_BATCHES = 32  # for k-means: 32 batches of 16 s are 25,600 latents, 25 for each of 1024 entries
 
@@ -106,11 +104,11 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
                 f"{self.model.config.semantic_dim}: set model.semantic_dim = {teacher.width}"
             )
         if self.model.sample_rate != RATE:
-            raise ConfigError(f"teachers hear {RATE} Hz, the codec works at {self.model.sample_rate} Hz")
+            raise ConfigError(f"teachers take {RATE} Hz, the codec works at {self.model.sample_rate} Hz")
         return teacher
 
     def _check_losses(self) -> None:
-        names, judged = set(self.config.losses), {"adversarial", "feature"}
+        names, adversarial = set(self.config.losses), {"adversarial", "feature"}
         if "distill" in names and self.teacher is None:
             raise ConfigError(
                 "losses.distill has no teacher: --set losses.distill=0 trains without one; or name one, "
@@ -120,8 +118,8 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
             raise ConfigError(
                 "the teacher has no losses.distill: --set losses.distill=1, or --set teacher.kind= for none"
             )
-        if bool(self.config.adversarial.kinds) != judged.issubset(names) or (
-            names & judged and not self.discriminators
+        if bool(self.config.adversarial.kinds) != adversarial.issubset(names) or (
+            names & adversarial and not self.discriminators
         ):
             raise ConfigError(
                 "give losses.adversarial and losses.feature exactly when adversarial.kinds is not empty: "
@@ -208,9 +206,11 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         middles = (np.arange(batch.wave.shape[1] // self.hop) + 0.5) * self.hop / RATE
         rows = []
         for wave in batch.wave.numpy():
-            found = self.teacher.features(wave)
+            features = self.teacher.features(wave)
             place = (middles - first) / spacing
-            rows.append(np.stack([np.interp(place, np.arange(len(found)), column) for column in found.T], 1))
+            rows.append(
+                np.stack([np.interp(place, np.arange(len(features)), column) for column in features.T], 1)
+            )
         return torch.from_numpy(np.stack(rows).astype(np.float32))
 
     def _forward(self, batch: Batch, keep: Tensor | None, generator: torch.Generator) -> CodecOutput:
@@ -218,19 +218,19 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         return self.module(batch.wave, keep=keep, generator=generator, quantize=quantize)
 
     def _losses(self, batch: Batch, output: CodecOutput) -> dict[str, Tensor]:
-        wanted, wave = self.config.losses, output.wave.float()
+        weights, wave = self.config.losses, output.wave.float()
         values: dict[str, Tensor] = {}
-        if "wave" in wanted:
+        if "wave" in weights:
             values["wave"] = L.wave_l1(wave, batch.wave)
-        if "mel" in wanted:
+        if "mel" in weights:
             values["mel"] = self.mel(wave, batch.wave)
-        if "stft" in wanted:
+        if "stft" in weights:
             values["stft"] = self.stft(wave, batch.wave)
-        if "spectrum" in wanted:
+        if "spectrum" in weights:
             values["spectrum"] = self.spectrum(wave, batch.wave)
-        if "commit" in wanted:
+        if "commit" in weights:
             values["commit"] = output.commit
-        if "distill" in wanted and batch.teacher is not None:
+        if "distill" in weights and batch.teacher is not None:
             distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]
             frames = (-(-batch.lengths // self.hop)).to(self.device)
             values["distill"] = distill(output.semantic.float(), batch.teacher, frames)
@@ -257,7 +257,7 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         generator = torch.Generator().manual_seed(self.config.seed)
         self.model.quantizer.fit(torch.cat(latents), generator)
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:

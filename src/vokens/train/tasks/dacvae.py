@@ -1,7 +1,7 @@
-"""Training DAC-VAE: resynthesis from a drawn latent, its divergence from a normal (or flow) prior, discriminators.
+"""Training DAC-VAE: reconstruction from a sampled latent, KL divergence from a normal (or flow) prior, discriminators.
 
-Losses and schedule are Learnable-Speech's (its DAC-VAE configs; 2306.06546 section 3). The latents' statistics, which
-generative models of them need, are measured when the model is written.
+Losses and schedule are Learnable-Speech's (its DAC-VAE configs; 2306.06546 section 3). The latents' mean and
+standard deviation, which generative models of them need, are measured at export.
 """
 
 from dataclasses import dataclass, field
@@ -24,18 +24,18 @@ from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, amon
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 
-JUDGED = ("adversarial", "feature")
-LOSSES = ("wave", "mel", "stft", "linear_stft", "spectrum", "kl", *JUDGED)
+GAN_LOSSES = ("adversarial", "feature")
+LOSSES = ("wave", "mel", "stft", "linear_stft", "spectrum", "kl", *GAN_LOSSES)
 VALID_CLIPS = 32
 
 
 @dataclass(frozen=True)
-class JudgesConfig(DiscriminatorConfig):
-    """The discriminators: multi-period, and multi-band spectra.
+class VAEDiscriminatorConfig(DiscriminatorConfig):
+    """Multi-period and multi-band spectrogram discriminators.
 
     Attributes:
-        windows: of the spectra, samples. seconds: of each crop that they take, 0 for all of it; two thirds of a small
-            run's time are theirs. clip: largest norm of their gradient, 0 for none.
+        windows: of the spectra, samples. seconds: of each crop that they see, 0 for all of it; they take two thirds
+            of a small run's time. clip: largest norm of their gradient, 0 for none.
     """
 
     windows: tuple[int, ...] = (2048, 1024, 512)
@@ -48,12 +48,12 @@ class VAEConfig(RunConfig):
     """One run; the defaults are Learnable-Speech's.
 
     Attributes:
-        model: what differs from the released 80 numbers at 50 Hz (without its accidental leaky ReLUs).
+        model: settings that differ from the release's latent dim 80 at 50 Hz (without its accidental leaky ReLUs).
         mel_windows: of the mel loss, samples; 5 bands to 32 of them.
-        kl: "normal", the divergence, or "published", which reads log sigma as log sigma^2. With prior_layers of the
-            model it is the one under the flow prior.
-        kl_warmup: steps in which its weight rises from 0. At full weight from the start the numbers that would carry
-            phase are given up before the decoder can use them.
+        kl: "normal", or "published", which takes log sigma for log sigma^2. With prior_layers of the model it is the
+            divergence from the flow prior.
+        kl_warmup: steps in which its weight rises from 0. At full weight from the start the latent dimensions that
+            would carry phase collapse before the decoder can use them.
         losses: weight of each loss by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame),
             adversarial, feature (2 x sum).
     """
@@ -64,7 +64,7 @@ class VAEConfig(RunConfig):
     system: str = "dacvae"
     out: str = "runs/dacvae"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=0.38, batch_size=16))
-    discriminators: JudgesConfig = field(default_factory=JudgesConfig)
+    discriminators: VAEDiscriminatorConfig = field(default_factory=VAEDiscriminatorConfig)
     mel_windows: tuple[int, ...] = L.DAC_WINDOWS
     kl: str = "normal"
     kl_warmup: int = 0
@@ -102,7 +102,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         self.measured_at(model)
         settings, rate = config.discriminators, model.sample_rate
         self.discriminators = None
-        if set(JUDGED) & set(config.losses):
+        if set(GAN_LOSSES) & set(config.losses):
             network = DACDiscriminator(settings.divisor, settings.channels, windows=settings.windows)
             self.discriminators = Discriminators({"dac": network})
         scales = L.dac_scales(rate, config.mel_windows)
@@ -119,11 +119,11 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         super().prepare()
         if self.discriminators is not None:
             settings, usual = self.config.discriminators, GANLoss()
-            wanted = {name: loss for name, loss in usual.generator.items() if name in self.config.losses}
+            losses = {name: loss for name, loss in usual.generator.items() if name in self.config.losses}
             gan = GAN(
                 self,
                 self.discriminators,
-                GANLoss(usual.discriminator, wanted),
+                GANLoss(usual.discriminator, losses),
                 start=settings.start,
                 learning_rate=settings.learning_rate,
                 weight_decay=self.config.optim.weight_decay,
@@ -139,11 +139,11 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         noise = self._noise(number, wave.shape[1] // self.hop).to(self.device)
         with self.accelerator.autocast():
             output = self.module(wave, noise, self._pitch(wave))
-        made = output.wave.float()
-        values, report = self._losses(wave, made, output), {}
+        prediction = output.wave.float()
+        values, report = self._losses(wave, prediction, output), {}
         for gan in self.gans:
             crop = self._crop(number)
-            losses, report = gan.step(wave[:, None, crop], made[:, None, crop], part)
+            losses, report = gan.step(wave[:, None, crop], prediction[:, None, crop], part)
             values |= losses
         weights = {name: self.config.losses[name] for name in values}
         weights["kl"] *= min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
@@ -154,19 +154,19 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         shape = self.world * self.config.data.batch_size, self.model.config.latent_dim, frames
         return self.own(torch.randn(shape, generator=self.generator(number)))
 
-    def _losses(self, target: Tensor, wave: Tensor, output: VAEOutput) -> dict[str, Tensor]:
-        wanted = self.config.losses
-        values = {name: f(wave, target) for name, f in self.distances.items() if name in wanted}
+    def _losses(self, target: Tensor, prediction: Tensor, output: VAEOutput) -> dict[str, Tensor]:
+        weights = self.config.losses
+        values = {name: f(prediction, target) for name, f in self.distances.items() if name in weights}
         return values | {"kl": self._divergence(output)}
 
     def _pitch(self, wave: Tensor) -> Tensor | None:
-        """The latents of waves (B, N) that tell their pitch, of a model with pulses."""
+        """Pitch latents of waves (B, N), of a model with pulses."""
         if not self.model.config.pulses:
             return None
         return pitch_latents(wave, self.sample_rate, self.hop, SPECTRA)
 
     def _crop(self, number: int) -> slice:
-        """The samples of each crop that the discriminators hear in this micro-batch."""
+        """Samples of each crop that the discriminators see in this micro-batch."""
         size = round(self.config.discriminators.seconds * self.sample_rate) or self.train.crop
         place = torch.rand((), generator=self.generator(number))
         start = int(place * max(0, self.train.crop - size))
@@ -178,22 +178,22 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             return L.kl_flow(output.flowed.float(), log_std)
         return (L.kl_normal if self.config.kl == "normal" else L.kl_published)(mean, log_std)
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Held-out mel distance (log10, three DAC scales) of means decoded, KL in nats per frame, and how many of the
-        latent numbers carry more than 0.1 nats."""
+        """Held-out mel distance (log10, three DAC scales) of decoded posterior means, KL in nats per frame, and number
+        of active latent dimensions (KL above 0.1 nats)."""
         if self.valid is None:
             return {}
         model, wave = self.trained(), self.valid.spread(VALID_CLIPS).wave.to(self.device)
         mean, log_std = model.posterior_of(wave[:, None], None, self._pitch(wave))
-        made = model.decode_batch(mean, torch.full((len(mean),), mean.shape[2], device=mean.device))
+        prediction = model.decode_batch(mean, torch.full((len(mean),), mean.shape[2], device=mean.device))
         each = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean((0, 2)) / 2
         if board is not None:
-            board.resyntheses(self.step, wave, made)
+            board.resyntheses(self.step, wave, prediction)
         return {
-            "valid/mel": float(self.measure(made, wave)),
+            "valid/mel": float(self.measure(prediction, wave)),
             "valid/kl": float(each.sum()),
             "valid/active": float((each > 0.1).sum()),
         }

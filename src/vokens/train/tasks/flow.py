@@ -1,8 +1,8 @@
 """Training tokens -> mel by flow matching: S3Gen's first half (CosyVoice 2, arXiv 2412.10117 §2.3), its distillation
 to one or two steps (IntMeanFlow, arXiv 2510.07979), and average velocities from scratch. Latents: `learnable_flow`.
 
-What is random about a row is a function of (seed, number of the row), so n processes see what one would; noise is
-assigned, and targets are contrasted, among the rows of a process.
+Random draws of a row are a function of (seed, number of the row), so n processes equal one, except that noise
+assignment and contrastive negatives stay among the rows of a process.
 """
 
 from dataclasses import dataclass, field, replace
@@ -49,8 +49,8 @@ TIMESTEPS = {
     "cosine": objective.cosine_time,
     "logit_normal": objective.logit_normal_time,
 }
-# What average velocities need of the network: two times, and, where they are differentiated by time, slow features
-# of it. At the published scale of 1000 the derivative by time is some 240 times that by the point.
+# Network settings for average velocities: two timesteps, and, where they are differentiated by time, slow features of
+# it. At the published scale of 1000 the derivative by time is some 240 times that by the point.
 TWO_TIMES: dict[str, Any] = {
     "meanflow": True,
     "cfm_steps": 2,
@@ -65,7 +65,7 @@ class FlowDataConfig(DataConfig):
     """Recordings whose tokens, frames and voices are cached.
 
     Attributes:
-        tokenizer: name or folder of the S3Tokenizer (25 Hz) whose tokens are spoken.
+        tokenizer: name or folder of the S3Tokenizer (25 Hz) whose tokens are the input.
         speaker: folder or file of CAM++'s weights, or "campplus-zh-en", which is looked for in VOKENS_EVAL_MODELS.
         seconds: of a crop, whole recordings where they are shorter. batch_size: crops per process and forward pass.
     """
@@ -82,7 +82,7 @@ class TeacherFlow:
 
     Attributes:
         source: folder of a trained flow. steps: of its ODE between the two times, each two evaluations.
-        guidance: strength of the classifier-free guidance that the student learns to do without.
+        guidance: strength of the classifier-free guidance that is distilled into the student.
     """
 
     source: str = ""
@@ -98,12 +98,12 @@ class FlowConfig(RunConfig):
         objective: "flow", flow matching, which takes some ten steps; or what takes one or two: "intmeanflow", the
             distillation of `distil.source`, and from scratch "imf", "alpha" (a curriculum towards MeanFlow), or
             plain "meanflow".
-        noise_pairing: "none", "knn", each row gets the nearest of `candidates` noises, or "assignment", the rows'
-            noises are dealt so that all distances together are least (immiscible diffusion).
+        noise_pairing: "none"; "knn", the nearest of `candidates` noises for each row; or "assignment" of the batch's
+            noises to its rows with the least total distance (immiscible diffusion).
         contrastive: weight of the contrastive loss (negatives: other rows' targets); 0.05 in the paper, 0 for none.
-        guidance: strength of classifier-free guidance that meanflow, imf and alpha learn to do without.
+        guidance: strength of classifier-free guidance that is baked into meanflow, imf and alpha.
         instant: share of their rows with r = t, flow matching.
-        time: timestep distribution, "uniform", "cosine", denser at the noise, or "logit_normal".
+        time: timestep distribution, "uniform", "cosine" (denser near the noise), or "logit_normal".
         chunked: share of batches under the streaming mask. prompted: share of rows that are given their first
             frames, up to `longest_prompt` of them. unconditioned: share of rows without any condition, for guidance.
         distil: the teacher of intmeanflow.
@@ -151,11 +151,11 @@ class FlowConfig(RunConfig):
         """Raise ConfigError unless the config names a tokenizer and a speaker encoder."""
         if not self.data.tokenizer or not self.data.speaker:
             raise ConfigError(
-                "data.tokenizer and data.speaker are needed: an S3Tokenizer, and whose speaker vectors are given"
+                "data.tokenizer and data.speaker are needed: an S3Tokenizer, and a speaker encoder's weights"
             )
 
     def network_settings(self) -> dict[str, Any]:
-        """The recipe's settings of the network, on top of what the objective needs."""
+        """Settings of the network: the objective's, overridden by the recipe's."""
         if self.objective == "flow":
             return {"meanflow": False, **self.model}
         scale = {"time_scale": TIME_SCALE} if self.objective in FLOORS else {}
@@ -169,7 +169,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     exported = "flow"
     sample_rate = 24000
     frames_are: ClassVar[str] = "mel"
-    weights: Tensor | None = None  # (D,) of the frames' numbers in the loss, mean 1; all the same
+    weights: Tensor | None = None  # (D,) loss weights of the frames' dimensions, mean 1; None for equal ones
 
     # Building ----------------------------------------------------------------------------------------------
 
@@ -193,27 +193,27 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         return FlowLearner(flow, config.objective, config.guidance)
 
     def build_sizes(self) -> S3GenConfig:
-        """Sizes of the network; the place to open what makes tokens and speaker vectors."""
+        """Open the tokenizer and the speaker encoder, and return the network's config."""
         self.tokenizer = Codec.from_pretrained(self.config.data.tokenizer)
         self.open_speaker()
         return build_config(S3GenConfig, self.config.network_settings(), "model")
 
     def open_flow(self, source: str) -> TokenToMel:
-        """A trained flow to start from or to learn from."""
+        """Open a trained flow, to start from or as a teacher."""
         flow = load(source)
         if not isinstance(flow, TokenToMel):
             raise ConfigError(f"{source} holds {flow.system!r}: a trained flow is needed")
         return flow
 
     def _start_from(self, flow: TokenToMel, source: str) -> None:
-        """Weights of a trained flow; what tells an average velocity both times starts by ignoring the second."""
-        found = self.open_flow(source)
-        if found.config.time_scale != flow.config.time_scale:
+        """Load the weights of a trained flow. The mixer of two timesteps starts by ignoring r where it lacks one."""
+        start = self.open_flow(source)
+        if start.config.time_scale != flow.config.time_scale:
             raise ConfigError(
-                f"{source} was trained with time_scale {found.config.time_scale:g} and this run has "
+                f"{source} was trained with time_scale {start.config.time_scale:g} and this run has "
                 f"{flow.config.time_scale:g}: set model.time_scale to the former, or start afresh"
             )
-        state = found.state_dict()
+        state = start.state_dict()
         if flow.estimator.time.mixer is not None and "estimator.time.mixer.weight" not in state:
             hidden = flow.estimator.time.mixer.out_features
             state["estimator.time.mixer.weight"] = torch.eye(hidden, 2 * hidden)
@@ -228,7 +228,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             self._start_at_the_mean()
 
     def check_tokenizer(self) -> None:
-        """Raise ConfigError unless the tokens are those that the network is built for."""
+        """Raise ConfigError unless the tokenizer's rate and vocabulary fit the network."""
         data = self.config.data
         self.tokenizer.to(self.device)
         rate = self.frame_rate / self.model.flow.config.token_mel_ratio
@@ -253,11 +253,11 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         return MEL_24K_80.sample_rate / MEL_24K_80.hop_length
 
     def open_speaker(self) -> None:
-        """Open what makes speaker vectors."""
+        """Open the speaker encoder."""
         self.speaker = open_campplus(find_model(self.config.data.speaker))
 
     def _start_at_the_mean(self) -> None:
-        """A fresh network's velocity is the mean mel: log-mels lie around -6, which it would take long to learn."""
+        """Initialise the output bias at the mean frame: log-mels lie around -6, which takes long to learn."""
         batch = self.train.batch(0)
         x1, mask = self._targets(batch)
         self.model.flow.estimator.out.get_parameter("bias").data.copy_((x1 * mask).sum((0, 1)) / mask.sum())
@@ -284,7 +284,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         )
 
     def statistics(self, frames: Ragged) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Mean and deviation by which frames are normalised: log-mels are not."""
+        """Mean and standard deviation for normalising frames; None for log-mels, which are not normalised."""
         return None, None
 
     def frames(self, cache: Path, clips: list[Clip]) -> Rows:
@@ -339,7 +339,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     def _draw(self, batch: FlowBatch, number: int) -> Draw:
         """Random draws for this process's rows of micro-batch `number`."""
         config, size = self.config, len(batch.tokens)
-        shared = self.generator(number)  # the same numbers on every process
+        shared = self.generator(number)  # the same on every process
         numbers = self.own(torch.rand(self.world * size, 6, generator=shared))
         chunked = bool(torch.rand((), generator=shared) < config.chunked)
         t, r = self._times(*numbers[:, [0, 1, 5]].T)
@@ -359,11 +359,11 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         )
 
     def _times(self, a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
-        """t <= r (B,) of uniform numbers (B,)."""
+        """Timesteps t <= r (B,) from uniform samples (B,)."""
         if self.teacher is not None:
             return distillation_times(a, b, kind)
-        density = TIMESTEPS[self.config.time]
-        first, second = density(a), density(b)
+        timestep = TIMESTEPS[self.config.time]
+        first, second = timestep(a), timestep(b)
         if self.config.objective == "flow":
             return first, first
         both = kind >= self.config.instant
@@ -371,8 +371,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         return torch.where(both, t, first), torch.where(both, r, first)
 
     def _noise(self, batch: FlowBatch, generators: list[torch.Generator]) -> Tensor:
-        """Noise (B, T, D) of rows by their generators, zero where they end: neither padding nor the other rows change
-        it, but that they exchange noises under "assignment"."""
+        """Noise (B, T, D) from each row's generator, zero in padding; independent of the other rows, except that
+        "assignment" permutes it among them."""
         x1, mask = self._targets(batch)
         pairing = self.config.noise_pairing
         drawn = torch.zeros_like(x1)
@@ -385,17 +385,17 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         return drawn
 
     def _distilled(self, batch: FlowBatch, x: Tensor, draw: Draw) -> Tensor:
-        """The teacher's mean velocity from t to r, its guidance baked in."""
-        assert self.teacher is not None  # the caller asks
+        """The teacher's mean velocity from t to r, with guidance."""
+        assert self.teacher is not None
         settings = self.config.distil
         return self.teacher.distilled(batch, x, draw, settings.steps, settings.guidance)
 
-    # Held-out data -----------------------------------------------------------------------------------------
+    # Validation --------------------------------------------------------------------------------------------
 
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Flow loss at fixed times and noises, and distances of frames generated in 1, 2, ... steps to the true ones
-        (L1; nepers per bin for mels). mel_mean is the mean frame's distance: what knowing nothing would give. spread
-        is how much frames vary, against the true ones: too few steps give their mean, which varies too little.
+        """Flow loss at fixed times and noises, and L1 distances of frames generated in 1, 2, ... steps to the target
+        (nepers per bin for mels). mel_mean is the distance of the mean frame, a baseline. spread is the generated
+        frames' standard deviation over the target's: too few steps give their mean, which varies too little.
         """
         if self.valid is None:
             return {}
@@ -414,14 +414,16 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             measured = {"valid/flow": float(objective.squared_error(prediction, target, mask))}
         mean = (x1 * mask).sum((0, 1)) / mask.sum()
         measured[f"valid/{self.frames_are}_mean"] = float(masked_l1(mean.expand_as(x1), x1, mask))
-        made = x1
+        generated = x1
         for steps in self.validated_steps(flow):
-            made = self._generated(flow, batch, steps)
-            measured[f"valid/{self.frames_are}_{steps}"] = float(masked_l1(made, x1, mask))
-            measured[f"valid/spread_{steps}"] = float(masked_spread(made, mask) / masked_spread(x1, mask))
+            generated = self._generated(flow, batch, steps)
+            measured[f"valid/{self.frames_are}_{steps}"] = float(masked_l1(generated, x1, mask))
+            measured[f"valid/spread_{steps}"] = float(
+                masked_spread(generated, mask) / masked_spread(x1, mask)
+            )
         if board is not None:
             board.mel_picture(self.step, self.frames_are, x1[0].T)
-            board.mel_picture(self.step, "generated", made[0].T)
+            board.mel_picture(self.step, "generated", generated[0].T)
         return measured
 
     def validated_steps(self, flow: TokenToMel) -> tuple[int, ...]:
@@ -433,8 +435,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         voices = [Voice(batch.tokens.new_zeros(0), empty, vector) for vector in batch.voices]
         rows = [row[:count] for row, count in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
         generators = [torch.Generator().manual_seed(row) for row in range(len(rows))]
-        made, _ = flow.generate(rows, voices, schedule=flow.schedule(steps), generator=generators)
-        return made.transpose(1, 2)
+        frames, _ = flow.generate(rows, voices, schedule=flow.schedule(steps), generator=generators)
+        return frames.transpose(1, 2)
 
     def final_flow(self) -> TokenToMel:
         """The network with the averaged (or present) weights."""

@@ -1,7 +1,7 @@
 """Training the flow-matching autoencoder: a flow decoder on the latents of a trained DAC-VAE, or both together.
 
-Latents are disturbed in some of the crops (DiTo's noise synchronisation, arXiv 2501.18593): a decoder of latents that a
-model generates must forgive. Such a crop learns only those times of the path that are noisier than its latents.
+Noise is added to the latents of some crops (DiTo's noise synchronisation, arXiv 2501.18593), which makes the decoder
+robust to generated latents. Such a crop trains only timesteps that are noisier than its latents.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -31,9 +31,9 @@ class FlowAutoencoderConfig(RunConfig):
     """One run.
 
     Attributes:
-        autoencoder: a trained DAC-VAE (folder, name or file) whose encoder, kept as it is, gives the latents; "" trains
-            an encoder too, of the sizes in model.
-        augment: share of crops whose latents are disturbed.
+        autoencoder: a trained DAC-VAE (folder, name or file) whose frozen encoder gives the latents; "" trains an
+            encoder too, of the sizes in model.
+        augment: share of crops with noisy latents.
         losses: weight of each by name: flow, and kl (nats per frame) where the encoder is trained.
     """
 
@@ -48,8 +48,8 @@ class FlowAutoencoderConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         among("system", self.system, ("flowae",))
-        wanted = {"flow"} if self.autoencoder else {"flow", "kl"}
-        if set(self.losses) != wanted:
+        required = {"flow"} if self.autoencoder else {"flow", "kl"}
+        if set(self.losses) != required:
             raise ConfigError(
                 f"losses has {sorted(self.losses)}: give flow, and kl exactly where autoencoder is empty, for then the "
                 "encoder is trained"
@@ -80,7 +80,7 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         return model
 
     def _on_latents_of(self, trained: Any) -> FlowAE:
-        """A fresh flow behind a trained encoder, which does not learn."""
+        """A fresh flow behind a trained encoder, which is frozen."""
         if not isinstance(trained, DACVAE):
             raise ConfigError(
                 f"autoencoder = {self.config.autoencoder!r} is a {trained.system}: a dacvae is accepted"
@@ -131,7 +131,7 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         draws = draws._replace(share=share, time=(1 - share) * cosine_time(draws.time))
         return FlowDraws(*map(self.own, draws))
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
@@ -143,8 +143,8 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         lengths = torch.full((len(wave),), mean.shape[2], device=self.device)
         measured = {}
         for steps in sorted({1, model.config.steps}):
-            made = model.decode_batch(mean, lengths, steps)
-            measured[f"valid/mel_{steps}"] = float(self.measure(made, wave))
+            prediction = model.decode_batch(mean, lengths, steps)
+            measured[f"valid/mel_{steps}"] = float(self.measure(prediction, wave))
             if board is not None:
-                board.audio(self.step, f"resynthesis_{steps}", made[0])
+                board.audio(self.step, f"resynthesis_{steps}", prediction[0])
         return measured

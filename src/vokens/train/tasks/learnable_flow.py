@@ -1,8 +1,8 @@
 """Training tokens -> DAC-VAE latents: Learnable-Speech's second stage, by the trainer of S3Gen's flow.
 
-What differs is what frames are, normalised latents of an autoencoder whose rate sets the latents per token, and that
-speaker vectors may come from the language model's speaker encoder, a frozen copy of which is written with the flow.
-Tokens and latents may also be Learnable-Speech's files.
+Frames are normalised latents of an autoencoder, whose rate sets the latents per token. Speaker vectors may come from
+the language model's speaker encoder, a frozen copy of which is saved with the flow. Tokens and latents may also be
+Learnable-Speech's files.
 """
 
 from dataclasses import dataclass, field, replace
@@ -33,9 +33,7 @@ from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_publishe
 from vokens.train.rows import Rows
 from vokens.train.tasks.flow import FlowConfig, FlowDataConfig, FlowTrainer
 
-STATISTICS_FRAMES = (
-    100_000  # from which mean and deviation are measured where the autoencoder does not know them
-)
+STATISTICS_FRAMES = 100_000  # for mean and standard deviation where the autoencoder has none
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,11 @@ class LatentDataConfig(FlowDataConfig):
     """Recordings whose tokens, latents and voices are cached, or Learnable-Speech's train_index.json or data.list.
 
     Attributes:
-        latents: name or folder of the DAC-VAE whose latents are made. Of published files the DAC-VAE and the
-            tokenizer may be given, so that the flow knows them; no more is needed than the files.
+        latents: name or folder of the DAC-VAE. With published files the DAC-VAE and the tokenizer are optional, and
+            only recorded in the flow's config.
         speaker: folder or file of CAM++'s weights, or folder or published file of a `learnable_lm`, for its speaker
             encoder.
-        normalise: latents by their mean and deviation; the published code does not.
+        normalise: latents by their mean and standard deviation; the published code does not.
     """
 
     latents: str = ""
@@ -56,7 +54,7 @@ class LatentDataConfig(FlowDataConfig):
 
 @dataclass(frozen=True)
 class LearnableFlowRun(FlowConfig):
-    """One run; the defaults are Learnable-Speech's. Latents per token and numbers of a latent follow from data."""
+    """One run; the defaults are Learnable-Speech's. Latents per token and latent dim come from the data."""
 
     task: str = "learnable_flow"
     system: str = "learnable_flow"
@@ -86,7 +84,7 @@ class TokensAndLatents:
     """Facts of a flow's tokens and latents.
 
     Attributes:
-        width: numbers of a latent. vocabulary: of tokens. mean, std: of each number; empty where they are not known.
+        width: latent dim. vocabulary: of tokens. mean, std: of each dimension; empty where they are not known.
         latents, latents_fingerprint, tokens, tokens_fingerprint: of their models, empty where they are not known.
     """
 
@@ -103,7 +101,7 @@ class TokensAndLatents:
     tokens_fingerprint: str = ""
 
     def of_autoencoder(self, vae: DACVAE) -> "TokensAndLatents":
-        """The same with what an autoencoder says."""
+        """These facts, completed by an autoencoder's."""
         return replace(
             self,
             width=vae.config.latent_dim,
@@ -116,7 +114,7 @@ class TokensAndLatents:
         )
 
     def of_tokenizer(self, tokenizer: Codec) -> "TokensAndLatents":
-        """The same with what a tokenizer says."""
+        """These facts, completed by a tokenizer's."""
         return replace(
             self,
             vocabulary=tokenizer.codebook_sizes[0],
@@ -156,7 +154,7 @@ class LearnableFlowTrainer(FlowTrainer):
                 f"{data.latents} makes {facts.frame_rate:g} latents a second and {data.tokenizer} "
                 f"{facts.token_rate:g} tokens: a whole number of latents per token is accepted"
             )
-        found = {
+        of_data = {
             "mel_bins": facts.width,
             "token_mel_ratio": round(ratio),
             "vocab_size": facts.vocabulary,
@@ -164,10 +162,12 @@ class LearnableFlowTrainer(FlowTrainer):
             "sampling_rate": facts.sample_rate,
         }
         settings = self.config.network_settings()
-        wrong = {name: settings[name] for name in found if settings.get(name, found[name]) != found[name]}
+        wrong = {
+            name: settings[name] for name in of_data if settings.get(name, of_data[name]) != of_data[name]
+        }
         if wrong:
-            raise ConfigError(f"model has {wrong}, the data {found}: leave these to the data")
-        return build_config(S3GenConfig, {"noise": "fresh", **found, **settings}, "model")
+            raise ConfigError(f"model has {wrong}, the data {of_data}: leave these to the data")
+        return build_config(S3GenConfig, {"noise": "fresh", **of_data, **settings}, "model")
 
     def _facts_of_files(self) -> TokensAndLatents:
         """Facts that published files of the training data state."""
@@ -183,7 +183,7 @@ class LearnableFlowTrainer(FlowTrainer):
         return files.tokens(cache, workers), files.latents(cache, workers)
 
     def open_speaker(self) -> None:
-        """CAM++, or the speaker encoder of a language model, whose frozen copy goes with the flow."""
+        """Open CAM++, or the speaker encoder of a language model, whose frozen copy is saved with the flow."""
         path = Path(self.data.speaker).expanduser()
         self.encoder: SpeakerEncoder | None = None
         if not (path / "config.json").exists() and not _is_published_lm(path):
@@ -240,7 +240,7 @@ class LearnableFlowTrainer(FlowTrainer):
         return self.crops_of(tokens, latents, self.voices(Path(self.data.cache), files.clips))
 
     def statistics(self, frames: Ragged) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The autoencoder's; measured on the first latents of the training data where it does not know them."""
+        """Mean and standard deviation of latents: the autoencoder's, else measured on the first training latents."""
         if not self.data.normalise:
             return None, None
         if not len(self.mean):
@@ -271,7 +271,7 @@ class LearnableFlowTrainer(FlowTrainer):
         name = f"voice-{self.voice_name}"
         return frame_rows(cache, name, clips, voice, REFERENCE_RATE, self.data.workers)
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     def validated_steps(self, flow: TokenToMel) -> tuple[int, ...]:
         return (1, 2, 10)
@@ -305,7 +305,7 @@ def _is_published_lm(path: Path) -> bool:
 
 
 def open_autoencoder(source: str) -> DACVAE:
-    """A DAC-VAE, of whose latents a flow is trained."""
+    """Open the DAC-VAE whose latents a flow generates."""
     model = load(source)
     if not isinstance(model, DACVAE):
         raise ConfigError(f"data.latents {source} holds {model.system!r}: a dacvae is accepted")

@@ -1,8 +1,7 @@
 """Training Learnable-Speech's language model (MiniMax-Speech, arXiv 2505.07916 §3; CosyVoice 2, arXiv 2412.10117 §2.3):
 text to speech tokens in the voice of a reference, which is a piece of another utterance of the same speaker.
 
-Preferences (DPO, arXiv 2305.18290) are a mode of the same task: pairs of tokens, and a reference model that stays as
-it is. What is random about a row is a function of (seed, number of the batch, place in it).
+Preferences (DPO, arXiv 2305.18290) are a mode of the same task: pairs of tokens, and a frozen reference model.
 """
 
 from collections.abc import Sequence
@@ -42,18 +41,18 @@ from vokens.train.text_tokens import (
 )
 
 VALID_BATCHES = 24
-OWN_SHARE = 1 / 3  # the largest part of an utterance that is its own reference
+OWN_SHARE = 1 / 3  # largest share of an utterance that serves as its own reference
 
 
 @dataclass(frozen=True)
 class PreferenceConfig:
-    """Learning from pairs; `data.train` then names a file of them (`vokens.train.pairs`).
+    """Preference optimisation; `data.train` is then a file of pairs (`vokens.train.pairs`).
 
     Attributes:
-        beta: weight of the preference against staying near the reference model, in CosyVoice 0.01; 0: no pairs.
-        reference: folder of the model that stays as it is; "" is SimPO, which has none.
-        per_token: log-probabilities are divided by their number, as SimPO asks.
-        supervised: weight of the usual loss of the chosen tokens beside.
+        beta: of DPO, in CosyVoice 0.01; 0 trains without pairs.
+        reference: folder of the frozen reference model; "" is SimPO, which has none.
+        per_token: divide log-probabilities by the number of tokens, as SimPO does.
+        supervised: weight of the usual loss of the chosen tokens.
     """
 
     beta: float = 0.0
@@ -64,13 +63,13 @@ class PreferenceConfig:
 
 @dataclass(frozen=True)
 class LearnableLMRunConfig(RunConfig):
-    """One run. model: what differs from LearnableLMConfig; the number of speech tokens and their pace are the data's,
-    and the backbone has a row for each id of the front end unless the recipe says more.
+    """One run. model: settings that differ from LearnableLMConfig; the number of speech tokens and their pace come from
+    the data, and the backbone's vocabulary is at least the front end's.
 
     Attributes:
         bistream: share of utterances that alternate text and speech, where they can.
-        token_dropout: share of tokens that are not read (word dropout, arXiv 1511.06349 §3.1): they say so much about
-            those that follow that little data teach no more; what is missing must come from the text.
+        token_dropout: share of input tokens that are masked (word dropout, arXiv 1511.06349 §3.1), so that a small
+            corpus teaches the text and not only the preceding tokens.
         smoothing: of labels. length_normalised: mean loss over targets; else their sum over the utterances.
         init: a published llm.pt (CosyVoice 3's with model.release = "cosyvoice3"), a transformers folder of Qwen2, or a
             trained folder.
@@ -105,7 +104,7 @@ class LearnableLMRunConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Voices:
-    """Random draws for the B rows of a batch.
+    """Speaker references, layouts and masks of a batch of B rows.
 
     Attributes:
         mels: (B, 1, 80, F), lengths (B, 1) frames, 0 where there is none. bistream: which rows alternate.
@@ -125,7 +124,7 @@ class Voices:
 
 
 class References:
-    """References of utterances: a piece of another one of the same speaker, else of the utterance itself.
+    """Speaker references: a piece of another utterance of the same speaker, else of the utterance itself.
 
     Args:
         pcm: samples of all clips at 24 kHz; clips without any are never references.
@@ -141,8 +140,8 @@ class References:
                 self.of_speaker.setdefault(clip.speaker, []).append(row)
 
     def draw(self, row: int, draw: np.random.Generator) -> tuple[Tensor | None, tuple[float, float] | None]:
-        """The reference's mel (80, F), None where there is no sound; and the part of the utterance itself that it is,
-        in seconds, None where it is another's."""
+        """Mel (80, F) of a random reference, None without audio; and its span in seconds where it is a piece of the
+        utterance itself, else None."""
         where, length, at = draw.random(3)
         others = [other for other in self.of_speaker.get(self.speaker[row], []) if other != row]
         if not others and not self.seconds[row]:
@@ -158,7 +157,7 @@ class References:
 
 
 class LMLearner(nn.Module):
-    """A LearnableLM whose pass gives scores, targets and, with an alignment, the loss of its durations."""
+    """A LearnableLM whose forward pass returns logits, targets and, with an alignment, the loss of its durations."""
 
     def __init__(self, lm: LearnableLM) -> None:
         super().__init__()
@@ -167,7 +166,7 @@ class LMLearner(nn.Module):
     def forward(
         self, batch: TextBatch, voices: Voices, every_place: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores (N, V) and targets (N,) of the places with targets, or (B, L, V) and (B, L) of every place.
+        """Logits (N, V) and targets (N,) of the positions with targets, or (B, L, V) and (B, L) of every position.
 
         The head over text and padding would cost a small model as much as its backbone.
         """
@@ -192,7 +191,7 @@ class LMLearner(nn.Module):
         return lm.head(hidden[loss_mask]), layout.target[loss_mask], lengths
 
     def _durations(self, batch: TextBatch, durations: Tensor, speaker: Tensor | None) -> Tensor:
-        """Loss of the durations; it sends no gradient into the speaker token, which the tokens' loss shapes."""
+        """Loss of the durations, without a gradient to the speaker encoder."""
         if speaker is None:
             speaker = torch.zeros(len(durations), self.lm.config.backbone.width, device=durations.device)
         prediction = self.lm.durations(batch.text, batch.text_lengths, speaker.detach())
@@ -281,37 +280,41 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             return self._preference(batch, draws, self.pairs)
         voices = self._voices(self.references, batch, draws, self.config.bistream, self.config.token_dropout)
         with self.accelerator.autocast():
-            scores, target, durations = self.module(batch.to(self.device), voices.to(self.device))
-        loss = self._loss(scores, target, len(batch.rows))
-        values = {"loss": loss, "accuracy": accuracy(scores, target)}
+            logits, target, durations = self.module(batch.to(self.device), voices.to(self.device))
+        loss = self._loss(logits, target, len(batch.rows))
+        values = {"loss": loss, "accuracy": accuracy(logits, target)}
         if durations is None:
             return loss, values
         return loss + durations, values | {"durations": durations}
 
-    def _loss(self, scores: Tensor, target: Tensor, rows: int) -> Tensor:
-        loss = label_loss(scores, target, smoothing=self.config.smoothing)
+    def _loss(self, logits: Tensor, target: Tensor, rows: int) -> Tensor:
+        loss = label_loss(logits, target, smoothing=self.config.smoothing)
         return loss if self.config.length_normalised else loss * (target != IGNORE).sum() / rows
 
     def _preference(
         self, chosen: TextBatch, draws: Sequence[np.random.Generator], pairs: Pairs
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of pairs: both answers have the same text, voice and layout, and so for the reference model."""
+        """Loss of preference pairs: both answers have the same text, voice and layout, also in the reference model."""
         settings, rows = self.config.preference, len(chosen.rows)
         both = pairs.both(chosen)
         voices = _twice(self._voices(self.references, chosen, draws, self.config.bistream), both, self._mix)
         both, voices = both.to(self.device), voices.to(self.device)
         with self.accelerator.autocast():
-            scores, target, _ = self.module(both, voices, True)
+            logits, target, _ = self.module(both, voices, True)
         counts = (target != IGNORE).sum(1) if settings.per_token else 1
-        good, bad = (sum_log_probs(scores, target) / counts).split(rows)
-        kept: tuple[Tensor | None, Tensor | None] = (None, None)
+        chosen_score, rejected_score = (sum_log_probs(logits, target) / counts).split(rows)
+        reference_scores: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.reference is not None:
             with torch.no_grad():
-                known = sum_log_probs(*self.reference(both, voices, True)[:2]) / counts
-            kept = known[:rows], known[rows:]
-        preference = dpo_loss(good, bad, *kept, beta=settings.beta)
-        loss = self._loss(scores[:rows], target[:rows], rows)
-        values = {"preference": preference, "loss": loss, "preferred": (good > bad).float().mean()}
+                reference_score = sum_log_probs(*self.reference(both, voices, True)[:2]) / counts
+            reference_scores = reference_score[:rows], reference_score[rows:]
+        preference = dpo_loss(chosen_score, rejected_score, *reference_scores, beta=settings.beta)
+        loss = self._loss(logits[:rows], target[:rows], rows)
+        values = {
+            "preference": preference,
+            "loss": loss,
+            "preferred": (chosen_score > rejected_score).float().mean(),
+        }
         return preference + settings.supervised * loss, values
 
     @property
@@ -326,7 +329,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         bistream: float,
         dropout: float = 0.0,
     ) -> Voices:
-        """References and layouts of a batch's rows, by the draws of each."""
+        """References, layouts and masks of a batch, by each row's generator."""
         mels, frames, bistreams = [], [], []
         loss_mask = torch.ones(batch.codes.shape[:2], dtype=torch.bool)
         rate = self.corpus.facts.frame_rate
@@ -345,20 +348,20 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             dropout_mask=dropout_mask(batch, dropout, draws),
         )
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy where
-        the text is known from the start; nats where it alternates with speech, where it is another utterance's, and
-        of the training tokens' shares, which know nothing of text or past."""
+        """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy with
+        the whole text first; nats where it alternates with speech (bistream), with another utterance's text, and of
+        the unigram of the training data."""
         if self.valid is None:
             return {}
         learner = LMLearner(self.final_model())
         kinds = ["nats", "nats_bistream", "nats_other_text"]
         if self.train.aligner is not None:  # text and speech do not alternate
             kinds.remove("nats_bistream")
-        found = {name: torch.zeros(3) for name in (*kinds, "nats_unigram")}
+        totals = {name: torch.zeros(3) for name in (*kinds, "nats_unigram")}
         shares = unigram(self.train)
         batches = self.valid.fixed()
         for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
@@ -366,16 +369,16 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
                 draws = [np.random.default_rng((0, row)) for row in batch.rows]  # the same each time
                 voices = self._voices(self.valid_references, batch, draws, float(name == "nats_bistream"))
                 inputs = batch.swapped() if name == "nats_other_text" else batch
-                scores, target, _ = learner(inputs.to(self.device), voices.to(self.device))
-                count, right = len(target), float(accuracy(scores, target))
-                found[name] += torch.tensor([float(label_loss(scores, target)), right, 1.0]) * count
+                logits, target, _ = learner(inputs.to(self.device), voices.to(self.device))
+                count, right = len(target), float(accuracy(logits, target))
+                totals[name] += torch.tensor([float(label_loss(logits, target)), right, 1.0]) * count
                 if name == "nats":
-                    found["nats_unigram"] += torch.tensor([-float(shares[target.cpu()].sum()), 0, count])
-        mean = {name: float(total[0] / total[2]) for name, total in found.items()}
+                    totals["nats_unigram"] += torch.tensor([-float(shares[target.cpu()].sum()), 0, count])
+        mean = {name: float(total[0] / total[2]) for name, total in totals.items()}
         return {
             **{f"valid/{name}": value for name, value in mean.items()},
             "valid/perplexity": float(np.exp(mean["nats"])),
-            "valid/accuracy": float(found["nats"][1] / found["nats"][2]),
+            "valid/accuracy": float(totals["nats"][1] / totals["nats"][2]),
         }
 
     def final_model(self) -> LearnableLM:
@@ -383,7 +386,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
 
 
 def _twice(voices: Voices, both: TextBatch, mix: tuple[int, int]) -> Voices:
-    """The voices of a pair's two answers; they alternate where both can."""
+    """Voices of the chosen and rejected answers; they alternate where both can."""
     rows = len(voices.bistream)
     able = [
         alternates(text, speech, mix)

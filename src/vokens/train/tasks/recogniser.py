@@ -1,7 +1,7 @@
 """Training S3Tokenizer: recognition through its quantizer (CosyVoice, arXiv 2407.05407 §2.1; 2412.10117 §2.1).
 
-CTC over characters, an attention decoder and the features of a teacher, each by its weight. What users load is the
-tokenizer alone; the recogniser above it stays beside it, to measure what the tokens carry.
+Losses: CTC over characters, an attention decoder, distillation from a teacher. The export is the tokenizer alone; the
+recogniser is saved beside it, to measure the recognition error of its tokens.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from vokens.train.utterances import AugmentConfig, UtteranceBatch, Utterances, m
 
 LOSSES = ("ctc", "attention", "commit", "distill", "distill_before", "trunk")
 FIT_VECTORS = 50  # for k-means, per codeword
-FIT_CODEWORDS = 400  # as many vectors are enough for FSQ's principal components
+FIT_CODEWORDS = 400  # FIT_VECTORS of each are enough for FSQ's principal components
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class UtteranceConfig(DataConfig):
     """Whole utterances with text.
 
     Attributes:
-        test, test_split: measured once, at the end.
+        test, test_split: evaluated once, at the end.
         seconds: of speech in a batch, per process and forward pass. shortest, longest: utterances kept, in seconds.
     """
 
@@ -67,14 +67,13 @@ class RecogniserConfig(RunConfig):
     Attributes:
         losses: weight of each loss by name: ctc; attention, with head.decoder_layers; commit, with VQ; distill and
             distill_before (from the states before the quantizer), with a teacher.
-        fit_codebooks: until this step states pass beside the quantizer, which then starts from them: a VQ codebook by
-            k-means, FSQ's projection by principal components.
-        trunk: a file of Whisper under OpenAI's names, whose encoder stays below the merging convolution as it is, its
-            weights rounded to 8 bits as `vokens.packed` does. What it gives for the corpus is
-            computed once. The loss "trunk" has the states above the quantizer tell the trunk's states again, which
-            keeps languages without text.
-        freeze_tokenizer: train what stands above the quantizer alone, on the tokens of init: what they carry is
-            measured by a recogniser that had time to learn them.
+        fit_codebooks: until this step states bypass the quantizer, which is then initialised from them: a VQ codebook
+            by k-means, FSQ's projection by principal components.
+        trunk: a file of Whisper under OpenAI's names; its encoder is frozen below the merging convolution, with weights
+            rounded to 8 bits as `vokens.packed` does. Its features of the corpus are computed once. The loss "trunk"
+            reconstructs them from the states above the quantizer, which keeps languages without text.
+        freeze_tokenizer: train only the layers above the quantizer, on the tokens of init, to measure these with a
+            recogniser that is trained to the end.
     """
 
     task: str = "recogniser"
@@ -134,7 +133,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         return model
 
     def _freeze_trunk(self, model: Recogniser) -> None:
-        """Whisper's encoder, rounded, takes the trunk's place; only what stands on it learns."""
+        """Load Whisper's encoder, rounded to 8 bits, as the frozen trunk; only the layers above it are trained."""
         path = find_model(self.config.trunk)
         weights = from_whisper(
             checkpoint.read_state_dict(path / "model.safetensors" if path.is_dir() else path)
@@ -157,7 +156,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         }
         if self.config.trunk and (self.teacher or self.config.head.decoder_layers or sizes.merge == 1):
             raise ConfigError(
-                "a frozen trunk wants model.merge = 2, and neither a teacher nor head.decoder_layers"
+                "a frozen trunk needs model.merge = 2, and neither a teacher nor head.decoder_layers"
             )
         losses = self.config.losses
         wrong = [
@@ -181,8 +180,8 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
 
     def _utterances(self, source: str, split: str | None, training: bool = False) -> Utterances:
         data, cache = self.config.data, Path(self.config.data.cache)
-        told = not (training and self.config.trunk)
-        clips = read_clips(source, split, data.language if told else None, with_text=told)
+        labelled = not (training and self.config.trunk)
+        clips = read_clips(source, split, data.language if labelled else None, with_text=labelled)
         pcm = pcm_rows(cache, clips, RATE, data.workers)
         speeds = self.config.augment.speeds if training else (1.0,)
         features = None
@@ -191,7 +190,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         kept, texts, unspelled, unfit = [], [], 0, 0
         for number, clip in enumerate(clips):
             symbols, samples = spell(clip.text or "", self.config.head.alphabet), len(pcm[number])
-            if symbols is None and told:
+            if symbols is None and labelled:
                 unspelled += 1
             elif self._fits(symbols or [], samples, max(speeds)):
                 kept.append(number)
@@ -234,12 +233,10 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         return cached_rows(Path(data.cache), name, paths_of(clips), compute, data.workers, what, pcm)
 
     def _fits(self, symbols: list[int], samples: int, speed: float) -> bool:
-        """Whether the utterance's duration is wanted, and CTC has frames enough for its text."""
-        wanted = self.config.data.shortest <= samples / RATE <= self.config.data.longest
-        tokens = (
-            int(samples / speed) // self.hop
-        )  # rounded down twice, against a sample that resampling loses
-        return wanted and frames_needed(symbols) <= tokens * self.config.head.emissions
+        """Whether the duration is in the config's range, and CTC has frames enough for the text."""
+        in_range = self.config.data.shortest <= samples / RATE <= self.config.data.longest
+        tokens = int(samples / speed) // self.hop  # rounded down twice: resampling may lose a sample
+        return in_range and frames_needed(symbols) <= tokens * self.config.head.emissions
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -256,15 +253,15 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         texts = batch.texts.to(self.device)
         with self.accelerator.autocast():
             mode: Mode = "on" if self.step >= self.config.fit_codebooks else "off"
-            found = self.module(
+            output = self.module(
                 mel, frames, texts, quantizer=mode, generator=self.generator(number), trunk=trunk
             )
-        values = self._losses(batch, frames, texts, found)
+        values = self._losses(batch, frames, texts, output)
         # A weight of 0 keeps its loss in the graph: DDP waits for every gradient.
         return torch.stack([self.config.losses[name] * value for name, value in values.items()]).sum(), values
 
     def _inputs(self, batch: UtteranceBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-mels (B, n_mels, F), their frames (B,), and what a frozen trunk gave, which makes mels superfluous."""
+        """Log-mels (B, n_mels, F), their frames (B,), and features of a frozen trunk, with which mels are empty."""
         if batch.trunk is None:
             return (*self._mels(batch), None)
         lengths = batch.lengths.to(self.device)
@@ -276,51 +273,51 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         return self.mel(batch.wave.to(self.device), lengths), lengths // WHISPER_128.hop_length
 
     def _losses(
-        self, batch: UtteranceBatch, frames: Tensor, texts: Tensor, found: Recognition
+        self, batch: UtteranceBatch, frames: Tensor, texts: Tensor, output: Recognition
     ) -> dict[str, Tensor]:
         lengths = batch.text_lengths.to(self.device)
-        values = {"ctc": ctc(found, texts, lengths)}
-        if found.spelling is not None:
-            values["attention"] = attention(found.spelling, texts, lengths)
+        values = {"ctc": ctc(output, texts, lengths)}
+        if output.spelling is not None:
+            values["attention"] = attention(output.spelling, texts, lengths)
         if self.config.losses.get("commit"):
-            values["commit"] = found.commit
-        if batch.trunk is not None and found.after is not None:
+            values["commit"] = output.commit
+        if batch.trunk is not None and output.after is not None:
             target = batch.trunk.to(self.device)
             target = F.pad(target, (0, 0, 0, target.shape[1] % 2)).unflatten(1, (-1, 2)).flatten(2)
-            values["trunk"] = L.t_axis(found.after.float(), target, -(-frames // self.model.config.hop))
-        if batch.teacher is not None and found.before is not None and found.after is not None:
+            values["trunk"] = L.t_axis(output.after.float(), target, -(-frames // self.model.config.hop))
+        if batch.teacher is not None and output.before is not None and output.after is not None:
             distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]
             target = (batch.teacher - self.mean) / self.scale
             target, tokens = target.to(self.device), -(-frames // self.model.config.hop)
-            values["distill"] = distill(found.after.float(), target, tokens)
-            values["distill_before"] = distill(found.before.float(), target, tokens)
+            values["distill"] = distill(output.after.float(), target, tokens)
+            values["distill_before"] = distill(output.before.float(), target, tokens)
         return values
 
     @torch.no_grad()
     def _fit_codebooks(self) -> None:
-        """Start the bottleneck from the states of coming batches, the same on every process."""
+        """Initialise the quantizer from states of the next batches, the same on every process."""
         self.model.eval()
-        wanted, found, number = FIT_VECTORS * FIT_CODEWORDS, [], self.number(0)
+        enough, latents, number = FIT_VECTORS * FIT_CODEWORDS, [], self.number(0)
         if isinstance(self.model.quantizer, UnitVectorLearner):
-            wanted = FIT_VECTORS * self.model.config.codebook_size
-        for coming in range(self.train.batches_per_epoch(self.world)):
-            if sum(len(states) for states in found) >= wanted:
+            enough = FIT_VECTORS * self.model.config.codebook_size
+        for offset in range(self.train.batches_per_epoch(self.world)):
+            if sum(len(states) for states in latents) >= enough:
                 break
             for rank in range(self.world):
-                inputs = self._inputs(self.train.batch(number + coming, rank, self.world))
+                inputs = self._inputs(self.train.batch(number + offset, rank, self.world))
                 states, frames = self.model.states(*inputs), inputs[1]
-                found.append(
+                latents.append(
                     states[padding_mask(-(-frames // self.model.config.hop), states.shape[1])].float()
                 )
-        self.model.fit(torch.cat(found), torch.Generator().manual_seed(self.config.seed))
+        self.model.fit(torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
         if self.average is not None:
             self.average.restart(self.model)
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Character error with and without the quantizer, and codebook use, of the averaged weights."""
+        """Character error rate with and without the quantizer, and codebook use, of the EMA weights."""
         model, measured = self.final_recogniser(), {}
         sets = {"valid": self.valid, "test": self.test if self.step >= self.config.steps else None}
         for name, utterances in sets.items():
@@ -337,18 +334,18 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         return measured
 
     def _recognise(self, model: Recogniser, utterances: Utterances, mode: Mode) -> tuple[float, np.ndarray]:
-        """Character error rate of greedy CTC, and all ids."""
+        """Character error rate of greedy CTC, and all codes."""
         alphabet, edits, total, codes = self.config.head.alphabet, 0, 0, []
         for rows, batch in utterances.fixed():
             mel, frames, trunk = self._inputs(batch)
-            found = model(mel, frames, quantizer=mode, trunk=trunk)
-            best = found.ctc.argmax(-1).cpu()
-            tokens = (found.frames // model.head.emissions).tolist()
+            output = model(mel, frames, quantizer=mode, trunk=trunk)
+            best_path = output.ctc.argmax(-1).cpu()
+            tokens = (output.frames // model.head.emissions).tolist()
             for place, row in enumerate(rows):
-                heard = read(best[place, : tokens[place] * model.head.emissions].tolist(), alphabet)
-                said = [alphabet[symbol - 1] for symbol in utterances.texts[row]]
-                edits, total = edits + word_edits(said, list(heard)), total + len(said)
-                codes.append(found.codes[place, : tokens[place]].cpu())
+                hypothesis = read(best_path[place, : tokens[place] * model.head.emissions].tolist(), alphabet)
+                reference = [alphabet[symbol - 1] for symbol in utterances.texts[row]]
+                edits, total = edits + word_edits(reference, list(hypothesis)), total + len(reference)
+                codes.append(output.codes[place, : tokens[place]].cpu())
         return edits / total, torch.cat(codes).numpy()
 
     def final_recogniser(self) -> Recogniser:
@@ -360,20 +357,20 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         return self.finished(S3Tokenizer(self.model.config), Recogniser.tokenizer_state(self.final_state()))
 
     def export(self) -> None:
-        """The tokenizer in out/codec, the whole recogniser in out/recogniser.safetensors."""
+        """Write the tokenizer to out/codec and the whole recogniser to out/recogniser.safetensors."""
         super().export()
         self.final_recogniser().save(self.out / "recogniser.safetensors")
 
 
-def ctc(found: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over utterances with text of -ln P(text) per character. texts (B, L) symbols, lengths (B,) of them."""
-    scores = found.ctc.float().log_softmax(-1).transpose(0, 1)
-    each = F.ctc_loss(scores, texts, found.frames, lengths, reduction="none", zero_infinity=True)
-    return (each / lengths.clamp(min=1) * (lengths > 0)).sum() / (lengths > 0).sum().clamp(min=1)
+def ctc(output: Recognition, texts: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over utterances with text of the CTC loss per character. texts (B, L) symbols, lengths (B,) of them."""
+    log_probs = output.ctc.float().log_softmax(-1).transpose(0, 1)
+    losses = F.ctc_loss(log_probs, texts, output.frames, lengths, reduction="none", zero_infinity=True)
+    return (losses / lengths.clamp(min=1) * (lengths > 0)).sum() / (lengths > 0).sum().clamp(min=1)
 
 
 def attention(logits: Tensor, texts: Tensor, lengths: Tensor, smoothing: float = 0.1) -> Tensor:
     """Mean cross entropy of the next character, the end (0) included. logits (B, L + 1, symbols)."""
-    inside = padding_mask(lengths + 1, logits.shape[1])
-    target = F.pad(texts, (0, 1)).masked_fill(~inside, -100)
+    loss_mask = padding_mask(lengths + 1, logits.shape[1])
+    target = F.pad(texts, (0, 1)).masked_fill(~loss_mask, -100)
     return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), label_smoothing=smoothing)

@@ -1,8 +1,8 @@
 """Training SoCodec (arXiv 2409.00933 §3): the analyzer, its vocoder, or both side by side.
 
 Nothing of the original's training is published: losses and weights are the paper's, what it leaves open (least
-squares, feature matching, their start) is its authors' earlier trainer's. Randomly many of the first
-streams are kept for each item, which puts what matters most first.
+squares, feature matching, their start) is its authors' earlier trainer's. A random number of the first
+streams is kept for each item (quantizer dropout), which orders them by importance.
 """
 
 import dataclasses
@@ -58,15 +58,15 @@ class SoCodecRunConfig(RunConfig):
     """One run; losses and weights are the paper's.
 
     Attributes:
-        hubert: with model.features = "hubert": its weights, fairseq's file or a folder of transformers. They stay as
-            they are, and the semantic loss wants them back.
-        teacher: with model.features = "mel": whose features the semantic loss wants, if there is one.
+        hubert: with model.features = "hubert": its weights, fairseq's file or a folder of transformers. It is
+            frozen, and its features are the semantic loss's target.
+        teacher: with model.features = "mel": its features are the semantic loss's target, if there is one.
         losses: weight of each loss by name. Of the analyzer: mel (squared nepers), mel_l1, semantic (squared),
             commit, mel_adversarial, mel_feature. Of the vocoder, which learns from real mels: wave_mel, wave_stft,
             wave_adversarial, wave_feature. A part without losses is not trained.
         stream_dropout: share of items of which a random number of first streams is kept.
         fit_codebooks: until this step latents pass unquantized; then codebooks start from k-means.
-        vocoder_seconds: of each crop that the vocoder makes.
+        vocoder_seconds: of each crop that the vocoder is trained on.
         init: as always; where its vocoder is another than model.vocoder and the settings with it, that starts anew.
     """
 
@@ -140,19 +140,19 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return learner
 
     def _load_init(self, codec: SoCodec) -> None:
-        """Weights to go on from; a vocoder of another kind or size than theirs starts anew."""
+        """Load the weights of init; a vocoder of another kind or size starts anew."""
         source, losses = self.config.init, self.config.losses
         start = SoCodec.from_pretrained(source).state_dict()
         start = {name: value for name, value in start.items() if not name.startswith("hubert.")}
         fresh = {name: value for name, value in codec.state_dict().items() if name.startswith("vocoder.")}
-        given = {name: value.shape for name, value in start.items() if name.startswith("vocoder.")}
-        if given != {name: value.shape for name, value in fresh.items()}:
+        start_shapes = {name: value.shape for name, value in start.items() if name.startswith("vocoder.")}
+        if start_shapes != {name: value.shape for name, value in fresh.items()}:
             if not set(losses) & set(ON_VOCODER):
                 raise ConfigError(
                     f"{source} has another vocoder than model.vocoder and the settings with it ask for: "
                     "give losses that train one (wave_mel, …), or leave these settings as they are there"
                 )
-            start = {name: value for name, value in start.items() if name not in given} | fresh
+            start = {name: value for name, value in start.items() if name not in start_shapes} | fresh
         checkpoint.load_strict(codec, start, source)
 
     def _load_hubert(self, sizes: SoCodecConfig) -> Hubert | None:
@@ -204,7 +204,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Layers keep their input's size, and the first mel is the mean one of speech, not zero, 6 nepers above."""
+        """Initialise layers to keep their input's scale, and the mel decoder at the mean mel of speech, not at 0."""
         batch, model = self.train.batch(0), self.model.to(self.device)
         wave = batch.wave.to(self.device)
         mel = self.spectrum(wave)
@@ -235,8 +235,8 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         self, kind: str, target: Tensor, output: Tensor, part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """As `GAN.step` of the discriminators of a kind, "mel" or "wave"; empty without them."""
-        found = [gan for gan in self.gans if gan.prefix == f"{kind}_"]
-        return found[0].step(target, output, part) if found else ({}, {})
+        gans = [gan for gan in self.gans if gan.prefix == f"{kind}_"]
+        return gans[0].step(target, output, part) if gans else ({}, {})
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -245,7 +245,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             self._fit_codebooks()
 
     def _fitted(self) -> bool:
-        """Whether the codebooks have a start: weights that training went on from have."""
+        """Whether the codebooks are initialised, as those of `init` are."""
         return all(bool(book.inited) for book in self.model.codec.codebooks.codebooks)
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -268,15 +268,14 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         mask = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
         values, report = self._of_analyzer(output, mel, features, mask, part)
         if output.wave is not None and spans is not None:
-            more, told = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
-            values, report = values | more, report | told
+            wave_values, wave_report = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
+            values, report = values | wave_values, report | wave_report
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
 
     def _keep(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Per-row quantizer dropout: streams kept (rows,), all, or a number from 1 on, all alike.
+        """Per-row quantizer dropout: number of streams kept (rows,), all or uniform from 1.
 
-        All before the codebooks' start: the order is worked out among codes, and latents that come and go have no
-        clusters to fit."""
+        All before the codebooks' start, so that k-means fits latents that are all in use."""
         streams = self.sizes.num_streams
         if self.step < self.config.fit_codebooks:
             return torch.full((rows,), streams)
@@ -285,7 +284,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return torch.where(dropped, drawn, streams)
 
     def _inputs(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[AnalyzerBatch, Tensor | None]:
-        """Input of the analyzer, and the features (B, hubert_width, F) that the semantic loss wants."""
+        """Input of the analyzer, and target features (B, hubert_width, F) of the semantic loss."""
         if self.hubert is not None:
             with torch.no_grad():
                 features = hubert_features(self.hubert, wave)
@@ -296,7 +295,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return AnalyzerBatch(wave, None, clips), target
 
     def _spans(self, frames: Tensor, generators: Sequence[torch.Generator]) -> Tensor | None:
-        """First and last mel frame (B, 2) of what the vocoder makes of each crop."""
+        """Span of mel frames (B, 2) of each crop that the vocoder is trained on."""
         if not set(self.config.losses) & set(ON_VOCODER):
             return None
         crop = (
@@ -310,10 +309,10 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
     def _of_analyzer(
         self, output: SoCodecOutput, mel: Tensor, features: Tensor | None, mask: Tensor, part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The analyzer's losses, and what else to report."""
+        """Losses of the analyzer, and further values to report."""
         if output.mel is None or output.commit is None:
             return {}, {}
-        prediction, names = output.mel.float(), self.config.losses
+        prediction, weights = output.mel.float(), self.config.losses
         values = {"mel": masked_mean((prediction - mel).square(), mask)}
         values["mel_l1"] = masked_mean((prediction - mel).abs(), mask)
         values["commit"] = output.commit
@@ -321,23 +320,23 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             difference = (output.features.float() - features).square()
             values["semantic"] = masked_mean(difference, mask[..., ::2])
         losses, report = self._gan_step("mel", mel, prediction, part)
-        return {name: value for name, value in (values | losses).items() if name in names}, report
+        return {name: value for name, value in (values | losses).items() if name in weights}, report
 
     def _of_vocoder(
         self, prediction: Tensor, wave: Tensor, part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The vocoder's losses of waves (B, N), and what else to report."""
-        values, names = {}, self.config.losses
-        if "wave_mel" in names:
+        """Losses of the vocoder on waves (B, N), and further values to report."""
+        values, weights = {}, self.config.losses
+        if "wave_mel" in weights:
             values["wave_mel"] = L.spectral_l1(self.spectrum, prediction, wave)
-        if "wave_stft" in names:
+        if "wave_stft" in weights:
             values["wave_stft"] = self.stft(prediction, wave)
         losses, report = self._gan_step("wave", wave[:, None], prediction[:, None], part)
         return values | losses, report
 
     @torch.no_grad()
     def _fit_codebooks(self) -> None:
-        """Start the codebooks from latents of coming batches, the same on every process."""
+        """Initialise the codebooks from latents of the next batches, the same on every process."""
         self.model.eval()
         first, latents = self.number(0), []
         size = self.sizes.codebook_size
@@ -351,12 +350,12 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         if self.average is not None:
             self.average.restart(self.model)
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out distances in nepers per mel: of the mel decoded from 1, 2, … streams, and of the vocoder's waves
-        from real mels; and the share of entries that are used, of the averaged weights."""
+        from real mels; and the share of entries that are used, of the EMA weights."""
         if self.valid is None or (self.model.analyzer and not self._fitted()):
             return {}
         codec, measured, batch = self.final_model(), {}, self.valid.spread(VALID_CLIPS)

@@ -1,7 +1,6 @@
 """Training a language model over the tokens of any codec, from a folder that `vokens extract` wrote.
 
-The batch of a step is a function of (seed, step), so a stopped run goes on as if never stopped. What it learns from is
-codes and, where the codec has them, global vectors.
+It is trained on codes and, where the codec has them, global vectors.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ class TokenDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class TokenLMRunConfig(RunConfig):
-    """One run. model: what differs from TokenLMConfig; what is the codec's comes from the data."""
+    """One run. model: settings that differ from TokenLMConfig; the codec's sizes come from the data."""
 
     task: str = "token_lm"
     system: str = "token_lm"
@@ -50,7 +49,7 @@ class TokenLMRunConfig(RunConfig):
 
 
 class TokenLMLearner(nn.Module):
-    """A TokenLM whose pass gives its losses."""
+    """A TokenLM whose forward pass returns its losses, for DDP."""
 
     def __init__(self, lm: TokenLM) -> None:
         super().__init__()
@@ -104,7 +103,7 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         return losses.mean(), {"nats": losses.mean()} | _named("nats", losses)
 
     def _batch(self, number: int) -> TokenBatch:
-        """The batch of a number, counted from the start of the run."""
+        """Batch `number`, counted from the start of the run."""
         while number >= self.epochs[-1]:
             self.batches.set_epoch(len(self.epochs) - 1)
             self.epoch = list(self.batches)
@@ -116,23 +115,23 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         moved = None if vector is None else vector.to(self.device)
         return tokens.codes.to(self.device), tokens.lengths.to(self.device), moved
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Held-out nats per code of each stream, of the averaged weights, over at most 8 batches."""
+        """Held-out nats per code of each stream, of the EMA weights, over at most 8 batches."""
         if self.valid is None:
             return {}
         lm = self.final_model()
         longest = int(self.valid.frames.max())
         batches = TokenBatches(self.valid, max(self.config.data.batch_frames, longest), self.config.seed)
-        found = []
+        losses = []
         for rows in list(batches)[:VALID_BATCHES]:
-            found.append(lm.losses(*self._moved(self.valid.collate([self.valid[row] for row in rows]))))
-        losses = torch.stack(found).mean(0)
+            losses.append(lm.losses(*self._moved(self.valid.collate([self.valid[row] for row in rows]))))
+        mean = torch.stack(losses).mean(0)
         return {
             name: float(value)
-            for name, value in ({"valid/nats": losses.mean()} | _named("valid/nats", losses)).items()
+            for name, value in ({"valid/nats": mean.mean()} | _named("valid/nats", mean)).items()
         }
 
     def final_model(self) -> TokenLM:

@@ -1,8 +1,8 @@
-"""Training USLM (SpeechTokenizer, arXiv 2308.16692 §3.3): text to the first codebook, code by code, and from there to
-the others, a stage for each.
+"""Training USLM (SpeechTokenizer, arXiv 2308.16692 §3.3): an autoregressive network from text to the first codebook,
+and a non-autoregressive one to the remaining codebooks, one per stage.
 
 The two networks share nothing, so they may be trained in one run or in two, the second started from the first. A batch
-trains the first network, stage 1, and a stage that is drawn for it.
+trains the AR network, stage 1, and a random stage of the NAR network.
 """
 
 from dataclasses import dataclass, field
@@ -47,11 +47,11 @@ _OF_THE_TOKENS = (
 
 @dataclass(frozen=True)
 class USLMRunConfig(RunConfig):
-    """One run. model: what differs from USLMConfig; what is the tokenizer's comes from the data.
+    """One run. model: settings that differ from USLMConfig; the tokenizer's sizes come from the data.
 
     Attributes:
-        token_dropout: share of codes that the first network does not read (word dropout, arXiv 1511.06349 §3.1).
-        networks: which are trained, "ar" (the first codebook), "nar" (the others) or "both". The other one keeps the
+        token_dropout: share of input codes that are masked in the AR network (word dropout, arXiv 1511.06349 §3.1).
+        networks: "ar" (first codebook), "nar" (the remaining ones) or "both" are trained. The other one keeps the
             weights of `init`, a trained folder.
     """
 
@@ -70,7 +70,7 @@ class USLMRunConfig(RunConfig):
 
 
 class USLMLearner(nn.Module):
-    """A USLM whose pass gives its losses."""
+    """A USLM whose forward pass returns its losses, for DDP."""
 
     def __init__(self, lm: USLM, networks: str) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ class USLMLearner(nn.Module):
 
     def forward(self, batch: TextBatch, stage: int, dropout_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Nats per target of the first codebook, of the second, and of codebook `stage`; dropout_mask (B, T)
-        hides codes from the first network."""
-        given = _given(batch)
+        masks input codes of the AR network."""
+        inputs = _inputs(batch)
         losses: dict[str, Tensor] = {}
         if self.networks != "nar":
-            total, count = next_code_loss(self.lm, *given, dropout_mask)
+            total, count = next_code_loss(self.lm, *inputs, dropout_mask)
             losses["first"] = total / count
         if self.networks != "ar":
             for name, number in {"stage_1": 1, "stage_drawn": stage}.items():
-                total, count = stage_loss(self.lm, *given, number)
+                total, count = stage_loss(self.lm, *inputs, number)
                 losses[name] = total / count
         return losses
 
@@ -100,7 +100,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
 
     Config = USLMRunConfig
     exported = "lm"
-    unused_parameters = True  # embeddings of the codebooks from the drawn stage on
+    unused_parameters = True  # embeddings of the codebooks from the sampled stage on
 
     # Building ----------------------------------------------------------------------------------------------
 
@@ -159,32 +159,31 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
             losses = self.module(batch, stage, unread)
         return sum(losses.values(), torch.zeros((), device=self.device)), losses
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """On held-out texts, at most 24 batches of all lengths: nats per code and accuracy of each codebook, perplexity
-        of the first; nats of the first with another utterance's text, and of its shares in training, which know
-        nothing of text or past."""
+        of the first; nats of the first with another utterance's text, and of the unigram of the training data."""
         if self.valid is None:
             return {}
         lm = self.final_model()
         books = {f"stage_{stage}": stage for stage in range(1, lm.config.num_codebooks)}
-        found = {name: torch.zeros(3) for name in ("first", *books, "first_other_text", "first_unigram")}
+        totals = {name: torch.zeros(3) for name in ("first", *books, "first_other_text", "first_unigram")}
         shares = unigram(self.train)
         batches = self.valid.fixed()
         for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
-            given = _given(batch.to(self.device))
-            logits, targets = next_code(lm, *given)
-            found["first"] += _counted(logits, targets)
-            found["first_other_text"] += _counted(*next_code(lm, *_given(batch.swapped().to(self.device))))
+            inputs = _inputs(batch.to(self.device))
+            logits, targets = next_code(lm, *inputs)
+            totals["first"] += _sums(logits, targets)
+            totals["first_other_text"] += _sums(*next_code(lm, *_inputs(batch.swapped().to(self.device))))
             known = shares[targets[targets != IGNORE].cpu()]
-            found["first_unigram"] += torch.tensor([-float(known.sum()), 0, len(known)])
+            totals["first_unigram"] += torch.tensor([-float(known.sum()), 0, len(known)])
             for name, stage in books.items():
-                found[name] += _counted(*stage_codes(lm, *given, stage))
-        nats = {f"valid/{name}": float(total[0] / total[2]) for name, total in found.items()}
+                totals[name] += _sums(*stage_codes(lm, *inputs, stage))
+        nats = {f"valid/{name}": float(total[0] / total[2]) for name, total in totals.items()}
         right = {
-            f"valid/{name}_accuracy": float(found[name][1] / found[name][2]) for name in ("first", *books)
+            f"valid/{name}_accuracy": float(totals[name][1] / totals[name][2]) for name in ("first", *books)
         }
         return {**nats, **right, "valid/perplexity": float(np.exp(nats["valid/first"]))}
 
@@ -192,12 +191,12 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         return self.finished(USLM(self.model.lm.config), self.final_state("lm."))
 
 
-def _given(batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _inputs(batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return batch.text, batch.text_lengths, batch.codes, batch.lengths
 
 
-def _counted(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats, right guesses and targets, summed: (3,)."""
+def _sums(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sums of nats, correct predictions and targets: (3,)."""
     loss_mask = targets != IGNORE
     right = (logits.argmax(-1) == targets)[loss_mask].sum()
     return torch.stack([entropy(logits, targets), right, loss_mask.sum()]).float().cpu()

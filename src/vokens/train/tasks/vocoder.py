@@ -1,7 +1,7 @@
 """Training HiFT, mel -> wave, as CosyVoice does: least-squares and relativistic discriminators, mel and pitch.
 
-One pass of the vocoder serves both turns of a step: first the discriminators learn on its detached wave, then they
-judge it. The pitch predictor learns from a tracker's pitch alone, for the sines it drives pass no gradient on.
+One generator pass per step: the discriminators are updated on its detached wave, then give it its losses. The pitch
+predictor is trained by a pitch tracker's F0 alone, for the sine source passes no gradient.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -32,8 +32,8 @@ from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
 
 MEL_LOSS = replace(MEL_24K_80, f_max=None)  # the input's mel ends at 8 kHz, what is learned from does not
-JUDGED = ("adversarial", "feature", "relativistic")
-LOSSES = ("mel", "stft", "f0", *JUDGED)
+GAN_LOSSES = ("adversarial", "feature", "relativistic")
+LOSSES = ("mel", "stft", "f0", *GAN_LOSSES)
 VALID_CLIPS = 16
 SILENT = float(np.log(MEL_24K_80.floor))
 
@@ -43,8 +43,8 @@ class VocoderConfig(RunConfig):
     """One run; the defaults are CosyVoice's, of 51 frames at 24 kHz.
 
     Attributes:
-        model: what differs from S3Gen's vocoder of 24 kHz (`S3GEN_24K`).
-        sines: whose pitch drives them in training: "predicted", as published, or "tracked". A fresh predictor is
+        model: settings that differ from S3Gen's vocoder of 24 kHz (`S3GEN_24K`).
+        sines: pitch of the sine source in training: "predicted", as published, or "tracked". A fresh predictor is
             20 Hz off for a thousand steps and more; tracked sines are right from the start.
         losses: weight of each loss by name: mel, stft, f0 (Hz), adversarial, feature (2 x sum), relativistic.
     """
@@ -89,7 +89,7 @@ class VocoderBatch:
 
 
 class VocoderLearner(nn.Module):
-    """A HiFTNetModel with weight norm, and a differentiable pass through it."""
+    """A HiFTNetModel with weight norm, and its differentiable forward pass."""
 
     def __init__(self, vocoder: HiFTNetModel) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
             vocoder.load_state_dict(HiFTNetModel.from_pretrained(config.init).state_dict())
         settings = config.discriminators
         self.discriminators = None
-        if set(JUDGED) & set(config.losses):
+        if set(GAN_LOSSES) & set(config.losses):
             self.discriminators = Discriminators(
                 {
                     "mpd": MultiPeriodDiscriminator(settings.divisor),
@@ -158,8 +158,8 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
 
     @torch.no_grad()
     def _start_with_levels_of_speech(self) -> None:
-        """A fresh network's magnitudes are the mean ones of speech, not 1, a full-scale buzz; and its source comes
-        with a deviation of 1: at 0.2 beside a mel of 2.7, 1750 steps learned to whisper."""
+        """Initialise a fresh network's magnitudes at the mean of speech, not 1 (a full-scale buzz), and its source at a
+        standard deviation of 1: at 0.2 beside a mel of 2.7, 1750 steps learned to whisper."""
         vocoder, batch = self.model.vocoder, self._batch(self.train.batch(0))
         wave = batch.wave.to(vocoder.device)
         source = vocoder.m_source(batch.pitch.to(wave), self._draws(0, wave))
@@ -194,44 +194,44 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
 
     def _batch(self, crops: Any) -> VocoderBatch:
-        """Crops on the device; beyond a recording's end there is silence."""
+        """Crops on the device, padded with silence."""
         inside = padding_mask(crops.lengths // MEL_24K_80.hop_length, crops.teacher.shape[1])[..., None]
         rows = torch.where(inside, crops.teacher, torch.tensor([SILENT] * MEL_24K_80.n_mels + [0.0]))
         rows = rows.to(self.device)
         return VocoderBatch(crops.wave.to(self.device), rows[..., :-1].transpose(1, 2), rows[..., -1])
 
     def _draws(self, number: int, wave: Tensor) -> Draws:
-        """The noise of the rows (B, N) of a micro-batch."""
+        """Noise of the source for the rows (B, N) of a micro-batch."""
         config, (rows, samples) = self.model.vocoder.config, wave.shape
         generators = self.row_generators(number, rows)
         return PublishedDraws(generators, [samples] * rows, config.nb_harmonics + 1, config.source)
 
     def _losses(self, batch: VocoderBatch, wave: Tensor, pitch: Tensor) -> dict[str, Tensor]:
-        wanted = self.config.losses
+        weights = self.config.losses
         values = {"f0": F.l1_loss(pitch.float(), batch.pitch)}
-        if "mel" in wanted:
+        if "mel" in weights:
             values["mel"] = L.spectral_l1(self.mel, wave, batch.wave)
-        if "stft" in wanted:
+        if "stft" in weights:
             values["stft"] = self.stft(wave, batch.wave)
         return values
 
-    # What comes out of it ----------------------------------------------------------------------------------
+    # Validation and export ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Held-out mel distance (nepers), and of the pitch: error where both have one (Hz) and share of frames on
-        whose voicing both agree."""
+        """Held-out mel distance (nepers), and of the pitch: mean error where both are voiced (Hz) and share of frames
+        with the right voicing."""
         if self.valid is None:
             return {}
         batch, vocoder = self._batch(self.valid.spread(VALID_CLIPS)), self.final_model()
         pitch = vocoder.f0_predictor(batch.mel)
         wave, _ = vocoder.inference(batch.mel, seed=0)
-        voiced, wanted = pitch > vocoder.config.nsf_voiced_threshold, batch.pitch > 0
-        both = (voiced & wanted).float()
+        voiced, target_voiced = pitch > vocoder.config.nsf_voiced_threshold, batch.pitch > 0
+        both = (voiced & target_voiced).float()
         measured = {
             "valid/mel": float(L.spectral_l1(self.mel, wave, batch.wave)),
             "valid/f0": float(((pitch - batch.pitch).abs() * both).sum() / both.sum().clamp(min=1)),
-            "valid/voicing": float((voiced == wanted).float().mean()),
+            "valid/voicing": float((voiced == target_voiced).float().mean()),
         }
         if board is not None:
             board.resyntheses(self.step, batch.wave, wave)
@@ -242,7 +242,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
 
 
 def gan_losses(weights: dict[str, float]) -> GANLoss:
-    """Least squares and feature matching; both sides also learn from the relativistic loss, where it has a weight."""
+    """Least squares and feature matching, and the relativistic loss on both sides where it has a weight."""
     weight, usual = weights.get("relativistic", 0.0), GANLoss()
     generator = usual.generator | {
         "relativistic": lambda target, output: L.relativistic(output[0], target[0])
