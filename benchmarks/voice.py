@@ -48,7 +48,7 @@ from vokens.errors import VokensError
 from vokens.evaluator_files import find_evaluator, models_folder
 from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE
-from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
+from vokens.models.learnable.decoder import FlowDecoder, SpeakerPrompt
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.pretrained import load
@@ -201,11 +201,11 @@ def stages(args: argparse.Namespace) -> Iterator[Stage]:
     prompt = args.prompt or 0.0
     heard = parts["flow"], vae, parts["tokenizer"], parts.get("speaker")
     decoder = FlowDecoder(*heard, prompt=prompt)
-    voices: dict[str, HeardVoice] = {}
+    voices: dict[str, SpeakerPrompt] = {}
 
-    def voice(item: Item, hear: Callable[[str], HeardVoice]) -> HeardVoice:
+    def voice(item: Item, embed: Callable[[str], SpeakerPrompt]) -> SpeakerPrompt:
         if item.reference.id not in voices:
-            voices[item.reference.id] = hear(item.reference.path)
+            voices[item.reference.id] = embed(item.reference.path)
         return voices[item.reference.id]
 
     def flowed(steps: int) -> Callable[[Item, int], np.ndarray]:
@@ -231,7 +231,7 @@ def texts(
     args: argparse.Namespace,
     model: LearnableSpeech,
     models: str,
-    voice: Callable[[Item, Callable[[str], HeardVoice]], HeardVoice],
+    voice: Callable[[Item, Callable[[str], SpeakerPrompt]], SpeakerPrompt],
 ) -> Iterator[Stage]:
     """Rows of texts through all, at each number of steps but one."""
     law = replace(model.sampler, temperature=args.temperature)

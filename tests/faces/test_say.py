@@ -275,9 +275,9 @@ def test_models_as_speakers(learnable, speakers):
     assert isinstance(speaker(tiny_uslm(), codec), USLMSpeech)
     for model, decoder, words in (
         (codec, None, "speaks no text"),
-        (lm, None, "an S3Gen makes sound"),
+        (lm, None, "an S3Gen decodes"),
         (tiny_uslm(), s3gen, "needs a codec"),
-        (learnable, codec, "takes no decoder"),
+        (learnable, codec, "has its own decoder"),
     ):
         with pytest.raises(ConfigError, match=words):
             speaker(model, decoder)
@@ -302,7 +302,7 @@ def test_uslm_goes_on_from_a_prompt(speakers):
 def test_uslm_knows_its_codec_by_name():
     model = speaker(USLM(replace(tiny_uslm().config, codec="mini", codebook_size=1024)))
     assert model.codec.name == "mini"
-    with pytest.raises(ConfigError, match="cannot be had"):
+    with pytest.raises(ConfigError, match="cannot be opened"):
         speaker(USLM(replace(tiny_uslm().config, codec="nowhere")))
 
 
@@ -528,7 +528,7 @@ def test_uslm_with_its_codec(here):
         (["Hi", "-m", "learnable"], "give a recording"),
         (["Hi", "-m", "learnable", "--voice-text", "one"], "without --voice"),
         (["Hi", "-m", "codec"], "speaks no text"),
-        (["Hi", "-m", "learnable/lm"], "an S3Gen makes sound"),
+        (["Hi", "-m", "learnable/lm"], "an S3Gen decodes"),
         (["Hi", "--seed", "-1"], "--seed from 0"),
         (["...", "-m", "learnable", "--voice", "ref.wav"], "nothing to say"),
     ],

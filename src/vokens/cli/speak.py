@@ -25,7 +25,7 @@ from vokens.errors import ConfigError, TokensError
 if TYPE_CHECKING:
     import numpy as np
 
-    from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
+    from vokens.models.learnable.decoder import FlowDecoder, SpeakerPrompt
     from vokens.models.s3gen import ReferenceVoice, S3GenModel
     from vokens.tokens import Tokens
 
@@ -102,7 +102,7 @@ def sound_jobs(
 
 def load_speaker(
     speech: Speech, compute: Compute, default: str = "chatterbox_s3gen"
-) -> "tuple[S3GenModel | FlowDecoder, ReferenceVoice | HeardVoice]":
+) -> "tuple[S3GenModel | FlowDecoder, ReferenceVoice | SpeakerPrompt]":
     """The model and the voice of its reference."""
     from vokens import audio
     from vokens.models.learnable.voice import LearnableSpeech
@@ -126,7 +126,7 @@ def speak_all(
     read: Callable[[Job], Loaded[Any]],
     tokens_of: "Callable[[Loaded[Any]], Tokens]",
     model: "S3GenModel | FlowDecoder",
-    voice: "ReferenceVoice | HeardVoice",
+    voice: "ReferenceVoice | SpeakerPrompt",
     speech: Speech,
 ) -> int:
     """Speak the tokens (`tokens_of`) of the input (`read`) of each job."""

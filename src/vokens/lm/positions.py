@@ -1,4 +1,4 @@
-"""Positions of speech beside its text: a speech token stands where the text that is due stands (VoiceStar's progress
+"""Positions of speech beside its text: a speech token has the position of the text that is due (VoiceStar's progress
 monitoring, arXiv 2505.19462; Deep Voice 3, arXiv 1710.07654, had positions that run at a rate).
 
 A language model that reads a text and then speaks must learn which text each moment of speech belongs to. With
@@ -21,13 +21,13 @@ def check_positions(positions: str, pace: float) -> None:
 
 
 def pace_of(config_pace: float, text: int, speech: int, speed: float) -> float:
-    """Speech tokens of a text id when speaking: as many as a prompt's text has, else the config's, at a speed.
+    """Speech tokens per text id in generation: the prompt's, else the config's, divided by the speed.
 
     Raises ConfigError for a speed other than 1 of a model without a pace, or not above 0.
     """
     if speed <= 0 or (speed != 1 and not config_pace):
         raise ConfigError(
-            f"speed = {speed}: numbers above 0 are accepted, other than 1 of models with positions = "
-            '"progress" alone'
+            f"speed = {speed}: numbers above 0 are accepted, other than 1 only for models with positions = "
+            '"progress" or "aligned"'
         )
     return (speech / text if text and speech else config_pace or 1.0) / speed

@@ -71,16 +71,16 @@ class Codec(Pretrained):
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
         """Codes (B, K, T) int64 and frame counts (B,) of wave (B, N), zero beyond lengths (B,) samples.
 
-        Each row must equal the result of the row alone, whatever the others are.
+        Batch-invariant: each row must equal the result of the row alone.
         """
         raise NotImplementedError
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
-        """Wave (B, T * hop_length) of codes (B, K, T); each row as if alone up to its own lengths (B,) frames."""
+        """Wave (B, T * hop_length) of codes (B, K, T); batch-invariant up to lengths (B,) frames."""
         raise NotImplementedError
 
     def global_batch(self, wave: Tensor, lengths: Tensor) -> Tensor | None:
-        """Vectors (B, D) of wave (B, N) that decoding needs beside codes; None for codecs that have none."""
+        """Global vectors (B, D) of wave (B, N) that decoding needs beside codes; None for codecs without."""
         return None
 
     def decode_global_batch(
@@ -107,19 +107,22 @@ class Codec(Pretrained):
     ) -> CodecOutput:
         """Training pass over wave (B, N), N a multiple of hop_length.
 
-        keep, generator: as in ResidualVectorQuantizer. quantize: off, the latent passes as it is (a warm start).
+        keep, generator: as in ResidualVectorQuantizer. quantize: False passes the latent unquantized (a warm start).
         """
         latent = self.latent(wave)
         if not quantize:
             codes = torch.zeros(len(latent), self.num_codebooks, latent.shape[1], dtype=torch.int64)
             return CodecOutput(self.synthesis(latent), codes, latent.new_zeros(()), self.semantic(latent))
-        found = self.quantizer(latent, keep=keep, generator=generator)
+        quantized = self.quantizer(latent, keep=keep, generator=generator)
         return CodecOutput(
-            self.synthesis(found.latent), found.codes, found.commit.mean(), self.semantic(found.first)
+            self.synthesis(quantized.latent),
+            quantized.codes,
+            quantized.commit.mean(),
+            self.semantic(quantized.first),
         )
 
     def add_weight_norm(self) -> Self:
-        """For training: weight norm on the convolutions of systems that are published so. Nothing changes else."""
+        """Add weight norm for training to convolutions that are published with it; the function stays the same."""
         return self
 
     # What users call ---------------------------------------------------------------------------------------
@@ -137,7 +140,7 @@ class Codec(Pretrained):
         return -(-num_samples // self.hop_length)
 
     def freeze(self) -> Self:
-        """Evaluation mode and no gradients, as a part of a model that trains needs it; `load` gives codecs so."""
+        """Switch to evaluation mode without gradients, for use as a part of a model in training; `load` does so too."""
         return self.eval().requires_grad_(False)
 
     def set_dtype(self, dtype: torch.dtype) -> Self:
@@ -171,34 +174,34 @@ class Codec(Pretrained):
             AudioError: audio that is empty, not finite or not readable.
             ConfigError: num_codebooks outside 1..K.
         """
-        wanted = self._wanted(num_codebooks)
+        count = self._count_codebooks(num_codebooks)
         items: dict[int, _Encoded] = {}
         waves: dict[int, np.ndarray] = {}
         for row, wave in enumerate(self._waves(source, sample_rate)):
             if isinstance(wave, audio.Recording):  # at once, so that one file is open at a time
-                items[row] = self._encode_rows([wave], wanted)[0]
+                items[row] = self._encode_rows([wave], count)[0]
             else:
                 waves[row] = wave
         order = list(waves)
         sizes = [len(waves[row]) for row in order]
         for places in batches(sizes, int(batch_seconds * self.sample_rate)):
             rows = [order[place] for place in places]
-            items.update(zip(rows, self._encode_rows([waves[row] for row in rows], wanted), strict=True))
-        found = [items[row] for row in range(len(items))]
-        lengths = torch.tensor([sum(part.shape[1] for part in item.parts) for item in found])
-        codes = torch.zeros(len(found), wanted, int(lengths.max()), dtype=torch.int32)
-        for row, item in enumerate(found):
+            items.update(zip(rows, self._encode_rows([waves[row] for row in rows], count), strict=True))
+        encoded = [items[row] for row in range(len(items))]
+        lengths = torch.tensor([sum(part.shape[1] for part in item.parts) for item in encoded])
+        codes = torch.zeros(len(encoded), count, int(lengths.max()), dtype=torch.int32)
+        for row, item in enumerate(encoded):
             torch.cat(item.parts, 1, out=codes[row, :, : lengths[row]])
-        vectors = [item.vector for item in found if item.vector is not None]
+        vectors = [item.vector for item in encoded if item.vector is not None]
         return Tokens(
             codes=codes,
             lengths=lengths,
-            num_samples=torch.tensor([item.num_samples for item in found]),
+            num_samples=torch.tensor([item.num_samples for item in encoded]),
             model=self.name,
             fingerprint=self.fingerprint,
             sample_rate=self.sample_rate,
             frame_rate=self.frame_rate,
-            codebook_sizes=self.codebook_sizes[:wanted],
+            codebook_sizes=self.codebook_sizes[:count],
             global_vector=torch.stack(vectors) if vectors else None,
         )
 
@@ -206,11 +209,13 @@ class Codec(Pretrained):
         """Recordings (N,) at the codec's rate; long ones unread where they are encoded in spans."""
         if self.encode_context is None:
             return audio.load_all(source, self.sample_rate, sample_rate)
-        found = audio.recordings(source, self.sample_rate, sample_rate)
-        return (one if one.whole is None else one.whole for one in found)
+        recordings = audio.recordings(source, self.sample_rate, sample_rate)
+        return (recording if recording.whole is None else recording.whole for recording in recordings)
 
     @torch.inference_mode()
-    def _encode_rows(self, waves: Sequence[np.ndarray | audio.Recording], wanted: int) -> "list[_Encoded]":
+    def _encode_rows(
+        self, waves: Sequence[np.ndarray | audio.Recording], num_codebooks: int
+    ) -> "list[_Encoded]":
         """Recordings of any lengths encoded together, span by span."""
         items = [_Encoded() for _ in waves]
         for w, some in self._encode_spans(waves):
@@ -219,7 +224,7 @@ class Codec(Pretrained):
             batch = some[0][None] if len(some) == 1 else nn.utils.rnn.pad_sequence(some, batch_first=True)
             # Each codec rounds the wave where half precision begins.
             batch, lengths = batch.to(self.device), sizes.to(self.device)
-            codes = self.encode_batch(batch, lengths, wanted)[0].to("cpu", torch.int32)
+            codes = self.encode_batch(batch, lengths, num_codebooks)[0].to("cpu", torch.int32)
             frames = (self.num_frames(sizes) + w.left).clamp(w.start, w.end)
             for row, item in enumerate(items):
                 item.parts.append(w._replace(end=int(frames[row])).cut(codes[row]))
@@ -261,7 +266,7 @@ class Codec(Pretrained):
         frames = tokens.lengths.tolist()
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokens)
         for rows in batches(frames, int(batch_seconds * self.frame_rate)):
-            rows = [row for row in rows if frames[row]]  # those of no frames stay empty
+            rows = [row for row in rows if frames[row]]  # empty items stay empty
             if not rows:
                 continue
             spans = list(self._decode_rows(tokens, rows))
@@ -270,7 +275,7 @@ class Codec(Pretrained):
         return waves
 
     def decode_spans(self, tokens: Tokens) -> Iterator[np.ndarray]:
-        """Speech of one item as `decode` gives it, in pieces (t,) one behind the other, each computed when asked for.
+        """Speech of one item as `decode` gives it, in consecutive pieces (t,), each computed lazily.
 
         Hours take the memory of a minute where the codec has a `decode_context`; others give one piece.
         Raises TokensError as `decode` does, and for several items.
@@ -337,7 +342,7 @@ class Codec(Pretrained):
 
     # Checks ------------------------------------------------------------------------------------------------
 
-    def _wanted(self, num_codebooks: int | None) -> int:
+    def _count_codebooks(self, num_codebooks: int | None) -> int:
         wanted = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= wanted <= self.num_codebooks:
             raise ConfigError(

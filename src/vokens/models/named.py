@@ -1,4 +1,4 @@
-"""Several models at a time, by names that users give them: what a server and a page offer."""
+"""Models by name, for a server or a page that offers several."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,17 +16,17 @@ def load_named(names: Sequence[str], device: str | torch.device = "cpu") -> dict
 
     Raises ConfigError for two models of one name and for none, and what `vokens.load` raises.
     """
-    found: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     for text in names:
-        given, equals, source = text.partition("=")
-        if not given or (equals and not source):
+        prefix, equals, source = text.partition("=")
+        if not prefix or (equals and not source):
             raise ConfigError(f"{text!r} names no model: give a name such as mini, or NAME=FOLDER")
-        source = source or given
+        source = source or prefix
         model = load(source, device=device)
-        name = given if equals else model.name
-        if name in found:
+        name = prefix if equals else model.name
+        if name in models:
             raise ConfigError(f"two models are called {name!r}: give one another name, NAME={source}")
-        found[name] = as_speaker(model, source, device=device)
-    if not found:
+        models[name] = as_speaker(model, source, device=device)
+    if not models:
         raise ConfigError("no model was named: name at least one, such as mini")
-    return found
+    return models

@@ -1,9 +1,9 @@
 """Models that can be saved and loaded, as one folder of config.json, model.safetensors and a card, and `load`, which
-opens any of them from whatever the user has.
+opens any of them from a name, folder, file or hub id.
 
-Codecs, autoencoders, token-to-wave models and language models are all `Pretrained`. What a file is follows from its
-content: our folders name their system, published checkpoints are recognised by their tensors' names (`LAYOUTS`). A
-system is imported when it has matched.
+Codecs, autoencoders, token-to-wave models and language models are all `Pretrained`. Files are recognised by their
+content: our folders name their system, published checkpoints have known tensor names (`LAYOUTS`). A system is imported
+only when it has matched.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def system(name: str) -> type[Any]:
 
 
 def system_of(name: str | Path) -> type[Any] | None:
-    """The class of a model of `vokens models`, told without a download; None for folders, files and other names."""
+    """Class of a model of `vokens models`, without a download; None for folders, files and other names."""
     entry = registry.MODELS.get(str(name)) or registry.published(str(name))
     return None if entry is None else system(entry.system)
 
@@ -132,7 +132,7 @@ class Pretrained(nn.Module):
         """The model with published weights.
 
         config: this system's Config, the content of a published config file, or None, which is enough for weights of
-        exactly a release's sizes. What neither says is asked for (CheckpointError), never guessed.
+        exactly a release's sizes. Raises CheckpointError for settings that neither tells.
         """
         raise NotImplementedError
 
@@ -143,7 +143,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A training state dict as the inference network has it (weight norm folded); the same where nothing folds."""
+        """Remove weight norm from a training state dict, for systems that train with it."""
         return state
 
     def card(self) -> str:
@@ -177,7 +177,7 @@ class Pretrained(nn.Module):
         return self.to(dtype=dtype)
 
     def description(self) -> dict[str, Any]:
-        """The content of config.json: what the weights alone do not say."""
+        """The content of config.json."""
         return {
             "system": self.system,
             "model_type": self.system,  # where transformers looks for the kind of a model
@@ -191,7 +191,7 @@ class Pretrained(nn.Module):
         """Write config.json, model.safetensors and README.md, which `vokens.load` and `from_pretrained` open.
 
         dtype: of the stored weights, such as torch.float16; torch.int8 stores matrices at 8 bits with a scale for each
-            row (`vokens.packed`). They are computed with in float32, and have a fingerprint of their own.
+            row (`vokens.packed`). Such models compute in float32, and have a fingerprint of their own.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def load(
             the weights leave it open.
         device: where the network lives: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA where there is one.
         dtype: what it computes in: "float32", "bfloat16" (on CPUs that have it, see `vokens doctor`, several times
-            as fast), "float16", and S3Tokenizer on the CPU also "int8". Ids that are encoded change with it.
+            as fast), "float16", and S3Tokenizer on the CPU also "int8". Encoded ids change with it.
         cache_dir: where downloads are kept.
         local_files_only: never download.
         revision: of a hub id.
@@ -264,9 +264,9 @@ def load(
         backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
     Raises:
-        CheckpointError: weights that are damaged, of no known system, or that do not fit.
-        DownloadError: files that cannot be had.
-        ConfigError: a device that is not here.
+        CheckpointError: damaged weights, of an unknown system, or of other sizes.
+        DownloadError: files that cannot be downloaded.
+        ConfigError: a device that is not available.
     """
     device = usable_device(device)
     path, name = registry.find(source, cache_dir, local_files_only, revision, variant)
@@ -288,7 +288,7 @@ def load(
 
 
 def _open_setting(name: str, folder: Path) -> Pretrained | None:
-    """A codec whose name says its config ("opus-6"); its files, if it has any, are in the folder."""
+    """Open a codec with its config in its name ("opus-6"); its files, if it has any, are in the folder."""
     entry = registry.MODELS.get(name)
     if entry is None or entry.settings is None:
         return None
@@ -297,14 +297,14 @@ def _open_setting(name: str, folder: Path) -> Pretrained | None:
 
 
 def _open_folder(folder: Path, config: Any) -> Pretrained:
-    """A folder of ours (config.json names the system), or one that holds a published checkpoint."""
+    """Open a folder of ours (config.json names the system), or one with a published checkpoint."""
     settings = _read_config(folder / "config.json") if (folder / "config.json").exists() else None
     if settings is not None and "system" in settings:
         cls = system(settings["system"])
         if not (folder / "model.safetensors").exists():  # a model of several folders
-            whole = cls.from_folder(folder, config)
-            if whole is not None:
-                return whole
+            model = cls.from_folder(folder, config)
+            if model is not None:
+                return model
         codec = cls(build_config(cls.Config, settings["config"], str(folder / "config.json")))
         codec.name = settings.get("name", codec.system)
         state = checkpoint.read_state_dict(folder / "model.safetensors")
@@ -323,14 +323,14 @@ def _open_folder(folder: Path, config: Any) -> Pretrained:
         )
     if len(files) > 1:
         raise CheckpointError(
-            f"{folder} holds several checkpoints ({', '.join(path.name for path in files)}): give the file of the "
-            f"one that you want, such as {files[0]}"
+            f"{folder} holds several checkpoints ({', '.join(path.name for path in files)}): give one of them, "
+            f"such as {files[0]}"
         )
     return _open_file(files[0], config)
 
 
 def _open_file(path: Path, config: Any) -> Pretrained:
-    """A published checkpoint file; the tensors' names say which system it is."""
+    """Open a published checkpoint file, its system recognised by the tensors' names."""
     if is_onnx(path):
         return _open_onnx(path, config)
     own = checkpoint.read_config(path) if config is None else None
@@ -361,10 +361,10 @@ def _open_file(path: Path, config: Any) -> Pretrained:
 
 
 def _open_described(path: Path, own: dict[str, Any]) -> Pretrained:
-    """A file that we wrote in a published layout, with the whole config inside."""
+    """Open a file that we wrote in a published layout, with its config inside."""
     if "system" not in own:
         raise CheckpointError(
-            f"{path} is what a stopped training goes on from, not a model: open the folder of the model, beside "
+            f"{path} is a training checkpoint, not a model: open the folder of the model, beside "
             f"{path.parent}"
         )
     cls = system(own["system"])
@@ -375,10 +375,9 @@ def _open_described(path: Path, own: dict[str, Any]) -> Pretrained:
 
 
 def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
-    """Settings that a published layout keeps beside the file, or the content of config.json in its folder, unless that
-    is known as another system's."""
-    if told := system(name).settings_beside(path):
-        return told
+    """Settings beside a published file: the system's own files, or a config.json that is not another system's."""
+    if published := system(name).settings_beside(path):
+        return published
     beside = path.with_name("config.json")
     if not beside.exists():
         return None
@@ -388,7 +387,7 @@ def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
 
 
 def _open_onnx(path: Path, config: Any) -> Pretrained:
-    """A published ONNX graph; the codecs that come as such are S3Tokenizer's releases."""
+    """Open a published ONNX graph: a release of S3Tokenizer."""
     graph, kind = read_onnx(path), system("s3tokenizer")
     if not kind.recognises_graph(graph):
         raise CheckpointError(
@@ -400,7 +399,7 @@ def _open_onnx(path: Path, config: Any) -> Pretrained:
 
 
 def _open_session(path: Path, config: Any, device: str) -> Pretrained:
-    """An S3Tokenizer's graph, or the only one in a folder, computed by ONNX Runtime."""
+    """Open an S3Tokenizer's graph, or the only one in a folder, in ONNX Runtime."""
     files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
     if len(files) != 1 or not is_onnx(files[0]):
         raise CheckpointError(

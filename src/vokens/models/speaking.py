@@ -1,7 +1,7 @@
-"""The base of every speaking model: text in, speech out, in the voice of a recording, for whole texts or as a stream.
+"""Base of text-to-speech models: text to speech in the voice of a recording, for whole texts or as a stream.
 
-A system says how it hears a voice and how it utters short texts; words for figures, sentences, batches, pauses and
-random numbers stand here once. What a text becomes does not depend on its company.
+A system implements `voice` and `utter` for short texts; normalisation, sentence splitting, batches, pauses and
+generators are here. Speech of a text is independent of the other texts.
 """
 
 from abc import ABC, abstractmethod
@@ -26,11 +26,9 @@ from vokens.one_or_list import one_or_list, type_name
 from vokens.text import front_end, normalise, sentences
 
 PAUSE = 0.2  # s between the pieces of a long text
-BATCH = 8  # pieces that are uttered together
-ENDED = (
-    "the model ended at once, without a sound: another seed, or a longer text"  # to whom a file was promised
-)
-# system -> (module, class): what makes a speaker of a model and of another that turns its tokens into sound.
+BATCH = 8  # pieces per batch
+ENDED = "the model ended at once, without a sound: another seed, or a longer text"  # where a file is expected
+# system -> (module, class) of the Speaker that combines a model with a decoder of its tokens.
 PARTNERED = {
     "learnable_lm": ("vokens.models.learnable.with_s3gen", "WithS3Gen"),
     "uslm": ("vokens.models.uslm.voice", "USLMSpeech"),
@@ -67,7 +65,7 @@ class Speaker(ABC):
     sampler: SamplingParams
     front_end: str
     paced: bool = False
-    voice_type: type  # of what `voice` returns
+    voice_type: type  # returned by `voice`
     needs_voice: bool = True
     voices: Mapping[str, Any] = MappingProxyType({})
     decoder: Any = None
@@ -76,21 +74,21 @@ class Speaker(ABC):
 
     @abstractmethod
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> Any:
-        """A voice, to be given to `say` any number of times.
+        """Voice of a recording, for any number of calls of `say`.
 
         Args:
-            source: a recording of it, as in `Codec.encode`. text: what is said there, which makes it a prompt that
-                speech goes on from (one-shot); without, only the speaker is heard (zero-shot).
+            source: a recording, as in `Codec.encode`. text: its transcript, with which it is a prompt that speech
+                continues (one-shot); without, only the speaker is embedded (zero-shot).
         """
 
     @abstractmethod
     def utter(
         self, pieces: Sequence[str], voice: Any, seeds: Sequence[int], manner: Manner
     ) -> list[np.ndarray]:
-        """Waves (T,) float32 of short texts in a voice of `voice`, or None; a row of a batch is what it is alone."""
+        """Waves (T,) float32 of short texts in a voice of `voice`, or None; batch-invariant."""
 
     def utter_stream(self, piece: str, voice: Any, seed: int, manner: Manner) -> Iterator[np.ndarray]:
-        """The wave of a short text as it comes; whole, for systems that cannot say its begin before its end."""
+        """Stream the wave of a short text; in one piece for systems that do not stream."""
         yield from self.utter([piece], voice, [seed], manner)
 
     # What users call ---------------------------------------------------------------------------------------
@@ -116,41 +114,41 @@ class Speaker(ABC):
         """Speech of texts of any length: a list of float32 (T,) at `sample_rate` of the model.
 
         Args:
-            voice: a recording, path or array, what `voice` made, or a name of `voices`; None for the model's own.
-            voice_text: what the recording says.
+            voice: a recording, path or array, a result of `voice`, or a name of `voices`; None for the model's own.
+            voice_text: transcript of the recording.
             sample_rate: of an array.
             sampler: see `Manner`, and for steps, guidance and speed too.
-            generator: one for all texts, or one for each, which makes a text independent of its company.
+            generator: one for all texts, or one for each, which makes texts independent of each other.
             language: see `pieces`, and for spell_out too.
             pause: seconds of silence between the pieces of a text.
-            batch_size: pieces uttered together. It bounds memory and changes nothing else.
-            tell: called after each batch with the pieces that are done and their number in all.
+            batch_size: pieces per batch. It bounds memory and changes nothing else.
+            tell: progress callback, called after each batch with the numbers of pieces done and in all.
 
         Raises:
-            ConfigError: texts with nothing to say, or with what the front end cannot spell; a voice that is missing.
+            ConfigError: texts with nothing to say, or with what the front end cannot spell; a missing voice.
         """
         each = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
-        found = [self.pieces(text, language, spell_out) for text in each]
-        heard = self._heard(voice, voice_text, sample_rate)
-        numbers = [
+        split = [self.pieces(text, language, spell_out) for text in each]
+        resolved = self._resolve(voice, voice_text, sample_rate)
+        jobs = [
             (number, piece, seed)
-            for number, (pieces, own) in enumerate(zip(found, one_each(generator, len(each)), strict=True))
+            for number, (pieces, own) in enumerate(zip(split, one_each(generator, len(each)), strict=True))
             for piece, seed in zip(pieces, _seeds(own, len(pieces)), strict=True)
         ]
         manner = self._manner(Manner(sampler, steps, guidance, speed))
-        said: list[list[np.ndarray]] = [[] for _ in each]
-        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(numbers)
-        order = sorted(range(len(numbers)), key=lambda place: len(numbers[place][1]))
+        outputs: list[list[np.ndarray]] = [[] for _ in each]
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(jobs)
+        order = sorted(range(len(jobs)), key=lambda place: len(jobs[place][1]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            pieces, seeds = [numbers[row][1] for row in rows], [numbers[row][2] for row in rows]
-            for row, wave in zip(rows, self.utter(pieces, heard, seeds, manner), strict=True):
+            pieces, seeds = [jobs[row][1] for row in rows], [jobs[row][2] for row in rows]
+            for row, wave in zip(rows, self.utter(pieces, resolved, seeds, manner), strict=True):
                 waves[row] = wave
             if tell is not None:
                 tell(min(start + batch_size, len(order)), len(order))
-        for (number, _, _), wave in zip(numbers, waves, strict=True):
-            said[number] += [self._silence(pause), wave] if said[number] else [wave]
-        return [np.concatenate(parts) for parts in said]
+        for (number, _, _), wave in zip(jobs, waves, strict=True):
+            outputs[number] += [self._silence(pause), wave] if outputs[number] else [wave]
+        return [np.concatenate(parts) for parts in outputs]
 
     def say_stream(
         self,
@@ -168,11 +166,11 @@ class Speaker(ABC):
         spell_out: bool = True,
         pause: float = PAUSE,
     ) -> Iterator[np.ndarray]:
-        """Speech (n,) float32 of one text as it comes; arguments as in `say`, errors before the first sound."""
+        """Stream speech (n,) float32 of one text; arguments as in `say`, errors are raised before the first sound."""
         pieces = self.pieces(text, language, spell_out)
-        heard = self._heard(voice, voice_text, sample_rate)
+        resolved = self._resolve(voice, voice_text, sample_rate)
         manner = self._manner(Manner(sampler, steps, guidance, speed))
-        return self._streamed(pieces, heard, _seeds(generator, len(pieces)), manner, pause)
+        return self._streamed(pieces, resolved, _seeds(generator, len(pieces)), manner, pause)
 
     def _streamed(
         self, pieces: list[str], voice: Any, seeds: list[int], manner: Manner, pause: float
@@ -183,65 +181,65 @@ class Speaker(ABC):
             yield from self.utter_stream(piece, voice, seed, manner)
 
     def pieces(self, text: str, language: str = "en", spell_out: bool = True) -> list[str]:
-        """The short texts that a text is uttered in.
+        """Split a text into short texts.
 
         Args:
-            language: of `vokens.text.normalise`, which makes words of figures. spell_out: whether it does so.
+            language: of `vokens.text.normalise`, which writes numbers as words. spell_out: whether to do so.
 
         Raises ConfigError for a text without a letter.
         """
         if not isinstance(text, str):
             raise ConfigError(f"{type_name(text)} was given to say: a text is accepted")
-        as_it_is = self.front_end == "phonemes"
-        if spell_out and not as_it_is:
+        phonemes = self.front_end == "phonemes"
+        if spell_out and not phonemes:
             text = normalise(text, language)
             text = front_end(self.front_end).sayable(text) if self.front_end else text
-        found = sentences(text)
-        if not found:
+        parts = sentences(text)
+        if not parts:
             raise ConfigError(f"the text {text[:40]!r} has nothing to say: give at least one letter")
-        return [text.strip()] if as_it_is else [piece.strip() for piece in found]
+        return [text.strip()] if phonemes else [piece.strip() for piece in parts]
 
-    def _heard(self, voice: Any, text: str, sample_rate: int | None) -> Any:
+    def _resolve(self, voice: Any, text: str, sample_rate: int | None) -> Any:
         if isinstance(voice, str) and voice in self.voices and not text:
             return self.voices[voice]
         if is_source(voice):
             return self.voice(voice, text, sample_rate=sample_rate)
         if voice is not None and not isinstance(voice, self.voice_type):
             raise ConfigError(
-                f"{type_name(voice)} was given as the voice: {ACCEPTED}, or what this model's voice() made, is accepted"
+                f"{type_name(voice)} was given as the voice: {ACCEPTED}, or a result of its voice() is accepted"
             )
         if text:
-            raise ConfigError("voice_text was given without a recording: it says what the recording says")
+            raise ConfigError("voice_text was given without a recording: it is the transcript of one")
         return voice
 
-    def _manner(self, asked: Manner) -> Manner:
-        if asked.speed <= 0 or (asked.speed != 1 and not self.paced):
+    def _manner(self, options: Manner) -> Manner:
+        if options.speed <= 0 or (options.speed != 1 and not self.paced):
             raise ConfigError(
-                f"speed = {asked.speed}: numbers above 0 are accepted"
+                f"speed = {options.speed}: numbers above 0 are accepted"
                 + (
                     ""
                     if self.paced
-                    else "; this model has one speed, 1, for its language model learned no other"
+                    else "; this model has one speed, 1: its language model was trained without positions of a pace"
                 )
             )
-        return replace(asked, sampler=asked.sampler or self.sampler)
+        return replace(options, sampler=options.sampler or self.sampler)
 
     def _silence(self, seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * self.sample_rate), np.float32)
 
 
 def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:
-    """A model as a speaker.
+    """A model as a `Speaker`.
 
     Args:
-        decoder: what turns the model's tokens into sound, where that is another model: a codec for USLM, an S3Gen for
-            Learnable-Speech's language model. By default the one that the model names.
+        decoder: of the model's tokens, where that is another model: a codec for USLM, an S3Gen for Learnable-Speech's
+            language model. By default the one that the model's config names.
 
     Raises ConfigError for models that do not speak.
     """
     if isinstance(model, Speaker):
         if decoder is not None:
-            raise ConfigError(f"{model.name} is whole: it takes no decoder")
+            raise ConfigError(f"{model.name} has its own decoder: leave decoder= out")
         return model
     if model.system not in PARTNERED:
         raise ConfigError(
@@ -254,7 +252,7 @@ def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:
 def load_voice(
     source: str | Path = registry.VOICE, *, decoder: str | Path | None = None, **options: Any
 ) -> Speaker:
-    """Open a model that speaks: the one that comes with the package by default.
+    """Open a text-to-speech model, by default the one in the package.
 
     Args:
         source: as in `vokens.load`, and the options too. decoder: see `speaker`.
@@ -298,7 +296,7 @@ def _words_beside(model: Pretrained, source: str | Path) -> str | Path | None:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """The generator of a piece."""
+    """Generator of a piece."""
     return torch.Generator().manual_seed(seed)
 
 

@@ -1,7 +1,7 @@
-"""Tokenizers of others behind the same calls: those that transformers ships, and Opus, Codec2 and Lyra v2.
+"""Third-party tokenizers as `Codec`: those that transformers ships, and Opus, Codec2 and Lyra v2.
 
-One file per family, each a `Codec`: encode, decode, extract, bench and roundtrip take them by name. What they need
-(transformers, a system library, ai-edge-litert) is asked for when one is made, not before. docs/systems/adapters.md.
+One file per family, each a `Codec`: encode, decode, extract, bench and roundtrip take them by name. Their
+dependencies (transformers, a system library, ai-edge-litert) are imported when one is opened. docs/systems/adapters.md.
 """
 
 from vokens.models.adapters.codec2 import Codec2

@@ -2,7 +2,7 @@
 
 A frame's bits are packed from the highest bit of its first byte on, so the last code has only the bits that are
 left: 52 bits of mode 1300 are six codebooks of 256 and one of 16. Programs and not the library, as the library draws
-the phases of unvoiced sounds from one random state for a process: twice would not be the same.
+the phases of unvoiced sounds from one random state per process, which is not deterministic.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ MODES = {  # bits and samples of a frame
     "1200": (48, 320),
     "700C": (28, 320),
 }
-# Samples by which it lags: STOI over trial shifts of 2.5 ms peaks at 20 ms (0.69 at 0, 0.90 there, mode 3200), for
+# Delay in samples: STOI over trial shifts of 2.5 ms peaks at 20 ms (0.69 at 0, 0.90 there, mode 3200), for
 # 700C at 30 ms (0.68 at 20 ms, 0.74 there).
 _DELAY, _DELAY_700C = 160, 240
 

@@ -1,7 +1,7 @@
 """Tokenizers that transformers ships: its networks and weights, our batches, lengths and errors.
 
 Each recording is computed alone: these networks pad with zeros, reflections or attention that later layers see,
-so a batch would change codes. The config is the hub's own, kept word for word, so that a saved folder is whole.
+so a batch would change codes. The config is the hub's own, kept unchanged, so that a saved folder is complete.
 """
 
 import json
@@ -26,7 +26,7 @@ _PASSING = (
     "architectures",
     "torch_dtype",
     "dtype",
-)  # no fact of a network
+)  # not part of the network's config
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class HubCodec(Codec):
             return None
         with _quiet():
             try:
-                network, found = cls.network_class().from_pretrained(
+                network, info = cls.network_class().from_pretrained(
                     folder,
                     config=cls.network_config(values),
                     local_files_only=True,
@@ -93,9 +93,9 @@ class HubCodec(Codec):
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"{folder} is not a whole {cls.system} of transformers: {error}"
+                    f"{folder} is not a complete {cls.system} of transformers: {error}"
                 ) from error
-        wrong = {name: sorted(map(str, keys))[:3] for name, keys in found.items() if keys}
+        wrong = {name: sorted(map(str, keys))[:3] for name, keys in info.items() if keys}
         if wrong:
             raise CheckpointError(f"the weights in {folder} do not fit {cls.system}: {wrong}")
         return cls.of(network, values)
@@ -113,7 +113,7 @@ class HubCodec(Codec):
         self.network = network
         self.sample_rate, self.hop_length, self.codebook_sizes = self.sizes(network.config)
 
-    # What `Codec` asks for ---------------------------------------------------------------------------------
+    # What `Codec` needs ------------------------------------------------------------------------------------
 
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
         frames = self.num_frames(lengths)
@@ -121,8 +121,8 @@ class HubCodec(Codec):
             len(wave), num_codebooks, int(frames.max()), dtype=torch.int64, device=wave.device
         )
         for row, (samples, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
-            found = self.encode_row(wave[row : row + 1, None, :samples].to(self.dtype))
-            codes[row, :, :count] = found[0, :num_codebooks, :count]
+            row_codes = self.encode_row(wave[row : row + 1, None, :samples].to(self.dtype))
+            codes[row, :, :count] = row_codes[0, :num_codebooks, :count]
         return codes, frames
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Codecs that a library computes: no network of ours, one recording at a time, packets that stay whole.
+"""Codecs computed by a library: no torch network, one recording at a time, packets that cannot be split.
 
 A packet's bytes are its codes: as many codebooks of 256 entries as it has bytes, the last one smaller where its
 bits do not fill a byte. So `bitrate` is what is sent, and tokens of a library travel like all others.
@@ -17,10 +17,10 @@ from vokens.tokens import Tokens
 
 
 class LibraryCodec(Codec):
-    """A codec without a network of ours.
+    """A codec without a torch network.
 
-    delay: samples by which the library's decoder lags behind what its encoder heard; it is taken off here.
-    packets: whether the codes of a frame are one packet, of which parts mean nothing.
+    delay: samples by which the library's decoder lags behind the encoder's input; it is cut off here.
+    packets: whether the codes of a frame are one packet, which cannot be split.
     """
 
     packets: ClassVar[bool] = True
@@ -28,7 +28,7 @@ class LibraryCodec(Codec):
 
     @classmethod
     def from_folder(cls, folder: Path, config: Any) -> Self | None:
-        """The codec of a setting: there are no files to look for."""
+        """The codec of a config; it has no files."""
         return cls(config) if isinstance(config, cls.Config) else None
 
     # What a library implements -----------------------------------------------------------------------------
@@ -38,10 +38,10 @@ class LibraryCodec(Codec):
         raise NotImplementedError
 
     def decode_row(self, codes: np.ndarray, first_codebook: int) -> np.ndarray:
-        """Wave (T * hop_length,) float32 of codes (K, T), still late by `delay`."""
+        """Wave (T * hop_length,) float32 of codes (K, T), `delay` samples late."""
         raise NotImplementedError
 
-    # What `Codec` asks for ---------------------------------------------------------------------------------
+    # What `Codec` needs ------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -62,9 +62,9 @@ class LibraryCodec(Codec):
         frames = self.num_frames(lengths)
         codes = torch.zeros(len(wave), num_codebooks, int(frames.max()), dtype=torch.int64)
         for row, (samples, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
-            heard = np.zeros(count * self.hop_length, np.float32)
-            heard[:samples] = wave[row, :samples].cpu().numpy()
-            codes[row, :, :count] = torch.from_numpy(self.encode_row(heard, count)[:num_codebooks])
+            padded = np.zeros(count * self.hop_length, np.float32)
+            padded[:samples] = wave[row, :samples].cpu().numpy()
+            codes[row, :, :count] = torch.from_numpy(self.encode_row(padded, count)[:num_codebooks])
         return codes, frames
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
@@ -74,13 +74,13 @@ class LibraryCodec(Codec):
             waves[row, : len(late) - self.delay] = torch.from_numpy(late[self.delay :])
         return waves
 
-    def _wanted(self, num_codebooks: int | None) -> int:
+    def _count_codebooks(self, num_codebooks: int | None) -> int:
         if self.packets and num_codebooks not in (None, self.num_codebooks):
             raise ConfigError(
                 f"num_codebooks={num_codebooks} was given: the {self.num_codebooks} bytes of a packet of {self.name} "
                 "go together"
             )
-        return super()._wanted(num_codebooks)
+        return super()._count_codebooks(num_codebooks)
 
     def _check(self, tokens: Tokens) -> None:
         super()._check(tokens)

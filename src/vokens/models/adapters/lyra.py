@@ -64,11 +64,11 @@ class Lyra(LibraryCodec):
         # one (features differ by up to 5.0 of a deviation of 5.6): new ones cost 3 ms.
         encoder = _Frames(self._graph("soundstream_encoder"))
         quantizer = self._graph("quantizer").get_signature_runner("encode")
-        wanted = np.int32(self.config.stages)
+        stages = np.int32(self.config.stages)
         codes = np.zeros((self.config.stages, frames), np.int64)
         for index, frame in enumerate(wave.reshape(frames, 1, FRAME)):
-            found = quantizer(input_frames=encoder(frame), num_quantizers=wanted)["output_0"]  # (46, 1, 1)
-            codes[:, index] = found[: self.config.stages, 0, 0]
+            indices = quantizer(input_frames=encoder(frame), num_quantizers=stages)["output_0"]  # (46, 1, 1)
+            codes[:, index] = indices[: self.config.stages, 0, 0]
         return codes
 
     def decode_row(self, codes: np.ndarray, first_codebook: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """X-codec (Ye et al. 2024, arXiv 2408.17175) and Higgs Audio v2's tokenizer: a DAC and a HuBERT, quantised as one.
 
-Higgs is the same network with a smaller space for its codebooks and a HuBERT that hears 16 kHz of 24. Its class in
+Higgs is the same network with a smaller space for its codebooks and a HuBERT at 16 kHz of 24. Its class in
 transformers cannot be imported without torchaudio, which resamples there; here our resampler does.
 """
 
@@ -63,7 +63,7 @@ class ProjectedBook(nn.Module):
 
 @cache
 def _higgs_network() -> Any:
-    """X-codec's class with what Higgs changes; made when it is wanted, as transformers is optional."""
+    """X-codec's class with Higgs's changes; created on first use, as transformers is optional."""
 
     base: Any = transformers_class("XcodecModel")
 
@@ -79,9 +79,9 @@ def _higgs_network() -> Any:
 
         def _extract_semantic_features(self, input_values: Tensor) -> Tensor:
             config = self.config
-            heard = resample(input_values[:, 0], config.sample_rate, config.semantic_sample_rate)
-            heard = F.pad(heard, (160, 160))  # half a frame of HuBERT's on both sides
-            states = self.semantic_model(heard, output_hidden_states=True).hidden_states
+            wave = resample(input_values[:, 0], config.sample_rate, config.semantic_sample_rate)
+            wave = F.pad(wave, (160, 160))  # half a frame of HuBERT's on both sides
+            states = self.semantic_model(wave, output_hidden_states=True).hidden_states
             return torch.stack(states, 1).mean(1)[:, :: max(1, config.semantic_downsample_factor)]
 
     return HiggsNetwork

@@ -1,7 +1,7 @@
 """X-codec 2 (Ye et al. 2025, arXiv 2502.04128) and NeuCodec, after it: one code of 65 536 each 20 ms, 16 kHz in.
 
-A wav2vec2-bert beside the convolutions hears normalised filter banks; ours stand for torchaudio's, which
-transformers would import. NeuCodec speaks at 24 kHz: its tokens count samples there, and it listens at 16.
+A wav2vec2-bert beside the convolutions takes normalised filter banks; ours replace torchaudio's, which
+transformers would import. NeuCodec decodes at 24 kHz, where its tokens count samples, and encodes at 16 kHz.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class XCodec2(HubCodec):
 
 
 class NeuCodec(HubCodec):
-    """`vokens.load("neuphonic/neucodec")`: hears 16 kHz, speaks 24 kHz."""
+    """`vokens.load("neuphonic/neucodec")`: encodes 16 kHz, decodes 24 kHz."""
 
     system = "neucodec"
     classes = ("NeuCodecModel", "NeuCodecConfig")
@@ -63,27 +63,27 @@ class NeuCodec(HubCodec):
         batch_seconds: float = 120.0,
     ) -> Tokens:
         """As `Codec.encode`. Lengths are counted at 16 kHz and may be a sample off at 24 kHz."""
-        ears = self._ears()
-        ears._fingerprint = self.fingerprint
-        heard = ears.encode(source, sample_rate, num_codebooks=num_codebooks, batch_seconds=batch_seconds)
-        num_samples = heard.num_samples * self.sample_rate // ears.sample_rate
-        return replace(heard, model=self.name, sample_rate=self.sample_rate, num_samples=num_samples)
+        encoder = self._encoder()
+        encoder._fingerprint = self.fingerprint
+        tokens = encoder.encode(source, sample_rate, num_codebooks=num_codebooks, batch_seconds=batch_seconds)
+        num_samples = tokens.num_samples * self.sample_rate // encoder.sample_rate
+        return replace(tokens, model=self.name, sample_rate=self.sample_rate, num_samples=num_samples)
 
     def encode_row(self, wave: Tensor) -> Tensor:
-        """Of a wave at 24 kHz, for those who call `encode_batch`."""
-        ears = self._ears()
-        return ears.encode_row(resample(wave, self.sample_rate, ears.sample_rate))
+        """Codes of a wave at 24 kHz, for callers of `encode_batch`."""
+        encoder = self._encoder()
+        return encoder.encode_row(resample(wave, self.sample_rate, encoder.sample_rate))
 
-    def _ears(self) -> "_Ears":
-        return _Ears.of(self.network, self.config.values)
+    def _encoder(self) -> "_Encoder":
+        return _Encoder.of(self.network, self.config.values)
 
     def decode_row(self, codes: Tensor, first_codebook: int) -> Tensor:
         return self.network.decode(audio_codes=codes).audio_values
 
 
-class _Ears(XCodec2):
-    """NeuCodec's encoder, at 16 kHz. Its filter banks see no margin, so a last begun frame would be lost: it is
-    filled up before, and lasts."""
+class _Encoder(XCodec2):
+    """NeuCodec's encoder, at 16 kHz. Its filter banks see no margin, so the wave is padded to whole frames
+    first, to keep the last one."""
 
     margin = 0
 

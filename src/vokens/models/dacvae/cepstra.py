@@ -1,5 +1,5 @@
-"""Mel cepstra of a frame and the envelope that they describe: latents that nothing has to learn (mel-cepstral vocoding,
-Imai 1983), and a first filter for the decoder's pulses.
+"""Mel cepstra of a frame and their spectral envelope: latents that are computed, not learned (mel-cepstral vocoding,
+Imai 1983), and the initial filter of the decoder's pulses.
 """
 
 import math
@@ -14,7 +14,7 @@ from vokens.nn.stft import SpectrumIn
 
 BANDS = 80
 FLOOR = 1e-7  # of a band's power: -70 dB below an orthonormal spectrum of rms 1
-# Mean and deviation of the first number, and deviations of the others, over speech: latents of about unit size.
+# Mean and standard deviation of the first cepstrum over speech, so that latents have about unit scale.
 LEVEL, SPREAD = -105.0, 20.0
 
 
@@ -48,7 +48,7 @@ class Cepstra(Float32):
 
     @property
     def share(self) -> Tensor:
-        """How far a unit of each number (D,) moves the log spectrum, level and tilt alike."""
+        """Effect of a unit of each latent dimension (D,) on the log spectrum; equal for level and tilt."""
         return self.scale[:, 0].clamp(max=float(self.scale[1]))
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class DACVAEConfig:
-    """Sizes of DAC-VAE; the defaults are Learnable-Speech's 80 numbers at 50 Hz (configx2.yml).
+    """Sizes of DAC-VAE; the defaults are Learnable-Speech's latent dim 80 at 50 Hz (configx2.yml).
 
     Attributes:
         network: "dac", Descript's convolutions on samples, as published; or "stft", ConvNeXt on short-time spectra,
@@ -21,16 +21,16 @@ class DACVAEConfig:
         conv_slope: of the leaky ReLU behind every plain convolution of "dac", the mu and the last one included. The
             published code has 0.1, by an accident of names that its weights depend on; 1 is none.
         n_fft: of "stft", window of the spectra in samples; they are n_fft / 4 apart, two to a frame.
-        pulses: of "stft", whether latents are measured and not learned, the frame's mel cepstra and in the last four
-            the pitch: all that a generative model can tell from text. The decoder is a filter of pulses at that
-            pitch and of noise, and starts as the cepstra's vocoder.
+        pulses: of "stft", whether latents are computed and not learned: the frame's mel cepstra and, in the last four,
+            the pitch, which a generative model can predict from text. The decoder filters pulses at that pitch and
+            noise, and is initialised as the cepstra's vocoder.
         width, expansion: of "stft", channels of the backbones and of their hidden layers, as a multiple.
         kernel_size: of "stft", taps of the depthwise convolutions, in frames.
         encoder_layers, decoder_layers: of "stft".
         prior_layers: couplings of a learned flow in front of the normal prior (the paper's Flow-VAE has 4); 0: none.
         prior_width: channels inside a coupling.
-        mean, std: of each latent number over speech, where training has stored them: what a generative model
-            of latents is trained on is (z - mean) / std. Empty: not known.
+        mean, std: of each latent dimension over speech, where training has stored them: generative models are trained
+            on (z - mean) / std. Empty: not known.
     """
 
     retired: ClassVar[dict[str, Any]] = {"phase": True}

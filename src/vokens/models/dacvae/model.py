@@ -1,7 +1,7 @@
-"""DAC-VAE (Learnable-Speech; Descript's codec with a Gaussian latent in place of its quantizer): speech to a few
-numbers per frame and back, for generative models of continuous latents.
+"""DAC-VAE (Learnable-Speech; Descript's codec with a Gaussian latent in place of its quantizer): speech to continuous
+latents and back, for generative models.
 
-Long recordings go through in windows with as much context as the convolutions see, which gives the same numbers.
+Long recordings are computed in windows with the convolutions' whole context, which gives the same result.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,17 +30,17 @@ from vokens.nn.masks import padding_mask
 from vokens.nn.windows import Window, windows
 from vokens.one_or_list import type_name
 
-KNOWN_LOG_STD = -4.6  # of latents that are measured, not learned: for the pitch a hundredth of an octave
+KNOWN_LOG_STD = -4.6  # of measured, not learned, latents: for the pitch a hundredth of an octave
 WINDOW_SECONDS = 8.0  # of audio per window: 0.2 GB at the widest layer of the released sizes
 
 
 class VAEOutput(NamedTuple):
     """Output of the training forward."""
 
-    wave: Tensor  # (B, N) resynthesis of a drawn latent
+    wave: Tensor  # (B, N) resynthesis of a sampled latent
     mean: Tensor  # (B, D, T) of the posterior
     log_std: Tensor  # (B, D, T)
-    flowed: Tensor | None  # (B, D, T) f(z) of the drawn latent, where there is a flow prior
+    flowed: Tensor | None  # (B, D, T) f(z) of the sampled latent, where there is a flow prior
 
 
 class Place(NamedTuple):
@@ -54,7 +54,7 @@ BEGIN = Place()
 
 
 class Autoencoder(Pretrained):
-    """Speech to continuous latents; what makes speech of them is a subclass's."""
+    """Speech to continuous latents; a subclass decodes them."""
 
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__(config)
@@ -77,9 +77,9 @@ class Autoencoder(Pretrained):
 
     @property
     def weights(self) -> Tensor | None:
-        """How much an error of each normalised number (D,) counts, mean 1; None where all count the same.
+        """Loss weights (D,) of normalised latent dimensions for generative models, mean 1; None for equal ones.
 
-        Cepstra by how far they move the log spectrum: the last ones cannot be told from tokens, and move it little.
+        Cepstra are weighted by their effect on the log spectrum: little for the last ones, which tokens do not tell.
         """
         if not isinstance(self.encoder, Cepstra):
             return None
@@ -103,7 +103,7 @@ class Autoencoder(Pretrained):
         Args:
             source: as in `Codec.encode`: one recording, or a list of them.
             sample_rate: rate of arrays and tensors in Hz; files know theirs.
-            generator: draw from the posterior with it; None gives its mean.
+            generator: to sample from the posterior; None gives its mean.
             batch_seconds: padded audio per forward pass. It bounds memory and changes nothing else.
 
         Raises:
@@ -131,11 +131,11 @@ class Autoencoder(Pretrained):
     ) -> list[np.ndarray]:
         if not isinstance(latents, Latents):
             raise TokensError(
-                f"{type_name(latents)} was given to decode: Latents, as encode gives them, are accepted"
+                f"{type_name(latents)} was given to decode: Latents, as encode returns them, are accepted"
             )
         if latents.values.shape[1] != self.config.latent_dim:
             raise TokensError(
-                f"latents of {latents.values.shape[1]} numbers were given, {self.name} has {self.config.latent_dim}"
+                f"latents of dim {latents.values.shape[1]} were given: {self.name} has {self.config.latent_dim}"
             )
         if latents.fingerprint and latents.fingerprint != self.fingerprint:
             raise TokensError(
@@ -145,7 +145,7 @@ class Autoencoder(Pretrained):
         frames = latents.lengths.tolist()
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(latents)
         for rows in batches(frames, int(batch_seconds * self.frame_rate)):
-            rows = [row for row in rows if frames[row]]  # those of no frames stay empty
+            rows = [row for row in rows if frames[row]]  # empty items stay empty
             if not rows:
                 continue
             longest = frames[rows[0]]
@@ -160,7 +160,7 @@ class Autoencoder(Pretrained):
     def encode_batch(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log of the standard deviation, (B, D, T) each, of wave (B, N), zero beyond lengths (B,) samples.
 
-        Rows are filled up with zeros to whole frames; what follows a row's own frames is meaningless.
+        Rows are filled up with zeros to whole frames; output beyond a row's own frames is undefined.
         """
         hop = self.hop_length
         frames = -(-lengths // hop)
@@ -178,7 +178,7 @@ class Autoencoder(Pretrained):
     def posterior_of(
         self, wave: Tensor, lengths: Tensor | None = None, pitch: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), as the published network has them.
+        """Mean and log of the standard deviation (B, D, T) of wave (B, 1, N), in the published shapes.
 
         pitch (B, 2 * SPECTRA, T): the last latents of a model with pulses (`pitch_latents`).
         """
@@ -204,7 +204,7 @@ class Autoencoder(Pretrained):
         return torch.cat(rows)
 
     def windows(self, total: int, context: int) -> list[Window]:
-        """Windows of frames that are computed at once."""
+        """Windows of frames, each computed in one pass."""
         return windows(total, max(1, round(WINDOW_SECONDS * self.frame_rate)), context)
 
 
@@ -245,7 +245,7 @@ class DACVAE(Autoencoder):
         return torch.cat(parts, 1)
 
     def behind(self, z: Tensor, place: Place = BEGIN) -> Place:
-        """The place of latents that follow z (B, D, T) at its place."""
+        """Position of latents that follow z (B, D, T)."""
         if not self.config.pulses:
             return Place(place.frames + z.shape[2])
         turns = hertz(z[:, -2 * SPECTRA :]).double().sum(1) * (self.hop_length / SPECTRA / self.sample_rate)
@@ -283,7 +283,7 @@ class DACVAE(Autoencoder):
     # Weights -----------------------------------------------------------------------------------------------
 
     def add_weight_norm(self) -> Self:
-        """For training: weight norm on all convolutions, as published; a prior's start at zero, which has no norm."""
+        """Add weight norm for training to all convolutions, as published, but the prior's, which start at zero."""
         for part in (self.encoder, self.posterior, self.decoder):
             if part is not None:
                 add_weight_norm(part)
@@ -295,7 +295,7 @@ class DACVAE(Autoencoder):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
-        """The published weights, whose shapes say the sizes; or those of a DACVAEConfig."""
+        """The model with published weights, of sizes by their shapes or by a DACVAEConfig."""
         config = config if isinstance(config, DACVAEConfig) else layout.configure(state)
         model = cls(config)
         checkpoint.load_strict(model, layout.to_ours(state, config), "in the published layout")

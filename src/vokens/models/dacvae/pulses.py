@@ -1,5 +1,5 @@
-"""A source at the pitch that latents tell, pulses and noise (neural source-filter models, arXiv
-1904.12088): the phases that latents without them lack.
+"""Pulse and noise source at the pitch in the latents (neural source-filter models, arXiv 1904.12088), which supplies
+phase.
 """
 
 import math
@@ -14,12 +14,12 @@ from vokens.nn.float32 import Float32
 
 MIDDLE, LOWEST, HIGHEST = 150.0, 50.0, 600.0  # Hz
 NOISE = 0.3
-PERIOD = 1 << 17  # samples after which the noise comes again, 5 s
+PERIOD = 1 << 17  # samples after which the noise repeats, 5 s
 
 
 def pitch_latents(wave: Tensor, sample_rate: int, hop: int, steps: int) -> Tensor:
-    """The latents (B, 2 * steps, T) that tell the pitch of waves (B, N), tracked `steps` times in a hop: octaves above
-    150 Hz, interpolated where there is no pitch; and 1 where there is one, -1 where there is none."""
+    """Pitch latents (B, 2 * steps, T) of waves (B, N), tracked `steps` times per hop: octaves above 150 Hz,
+    interpolated where unvoiced; and 1 where voiced, -1 where unvoiced."""
     tracks = [track_pitch(row, sample_rate, hop // steps) for row in wave.float().cpu().numpy()]
     rows = [np.stack([_filled(track), np.where(track > 0, 1.0, -1.0)]) for track in tracks]
     both = torch.from_numpy(np.stack(rows)).to(wave)  # (B, 2, steps * T)

@@ -58,9 +58,7 @@ class SpectralDecoder(nn.Module):
             self.source_embed = Linear(self.source.width, width)
             count = config.latent_dim - 2 * SPECTRA
             self.cepstra = Cepstra(count, config.sample_rate, config.n_fft, SPECTRA)
-            self.spectrum.start_at(
-                log_magnitude=0.0, real=1.0
-            )  # the source, at the level that the cepstra tell
+            self.spectrum.start_at(log_magnitude=0.0, real=1.0)  # the source at the cepstra's level
             with torch.no_grad():
                 self.spectrum.project.weight.mul_(0.1)
 

@@ -1,8 +1,8 @@
 """The flow's network: compressed complex spectra of a wave from noise and latents, two spectra to a frame.
 
-The network predicts the clean spectra and not the velocity: clean speech is simple, while a velocity has all of the
-noise, which no narrow network can pass on (arXiv 2511.13720). To what it makes it adds the present spectra under a gain
-for each bin, as a Wiener filter has, for fine structure that is there already need not pass through it either. A
+The network predicts the clean spectra and not the velocity: clean speech is low-dimensional, while a velocity has
+all of the noise, which no narrow network can pass (arXiv 2511.13720). The input spectra are added with a predicted gain
+per bin, as in a Wiener filter, so that fine structure need not pass through the network. A
 ConvNeXt on spectra is RFWave's (2403.05010), compressed magnitudes 2008.05214's.
 """
 
@@ -18,14 +18,14 @@ from vokens.nn.stft import overlap_add
 
 SPECTRA = 2  # to a frame
 TIME_WIDTH = 64
-# Velocities (clean - x) / (1 - t) are learned as if no nearer to the data than this. Near it the network would have to
-# repeat what it sees, which a width below the number of channels cannot: a weight without bound on a loss without hope.
+# Least 1 - t in the velocities (clean - x) / (1 - t). Closer to the data the network would have to copy its input,
+# which it cannot at a width below the number of channels, and the loss's weight would grow without bound.
 NEAR = 0.5
 
 
 class Spectra(Float32):
     """Waves (B, T * hop) to spectra (B, T, channels) and back: real and imaginary parts with magnitude to a power, each
-    bin divided by its deviation over speech (`scale`)."""
+    bin divided by its standard deviation over speech (`scale`)."""
 
     window: Tensor
     scale: Tensor
@@ -118,9 +118,9 @@ class FlowDecoder(Float32Buffers):
         for block, shift in zip(self.blocks, shifts, strict=True):
             h = h + shift
             h = block(h if mask is None else h * mask)
-        made, gain = self.leave(self.norm(h)).split([x.shape[2], SPECTRA * self.spectra.bins], 2)
+        spectra, gain = self.leave(self.norm(h)).split([x.shape[2], SPECTRA * self.spectra.bins], 2)
         kept = x.unflatten(2, (SPECTRA, 2, -1)) * gain.unflatten(2, (SPECTRA, 1, -1))
-        return made + kept.flatten(2)
+        return spectra + kept.flatten(2)
 
 
 def waves_of(t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Published weights: Learnable-Speech's, CosyVoice 2's and 3's llm.pt, and Qwen2 as transformers saves it.
 
-Names tell the release: CosyVoice 3's has no `llm_embedding`. Shapes say all sizes but the numbers of heads: of other
-than the released networks they are asked for.
+Names tell the release: CosyVoice 3's has no `llm_embedding`. Shapes tell all sizes but the number of heads, which
+must be given for networks of other than the released sizes.
 """
 
 from collections.abc import Mapping
@@ -32,12 +32,12 @@ _TABLE = NameTable(
         ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
         ("spk_embed_affine_layer.*", "speaker_project.*"),
     ],
-    dropped={_TIED: "the head over text, the same tensor as its embedding, is never asked"},
+    dropped={_TIED: "the head over text, tied to its embedding, is not used"},
 )
 
 
 def settings_beside(path: Path) -> dict[str, Any]:
-    """Settings in the folder of an llm.pt: sizes of CosyVoice-BlankEN's network, and that it cuts the text."""
+    """Settings in the folder of an llm.pt: sizes of CosyVoice-BlankEN's network, and its text tokenizer."""
     folder = path.parent / "CosyVoice-BlankEN"
     if not folder.is_dir():
         return {}
@@ -46,14 +46,14 @@ def settings_beside(path: Path) -> dict[str, Any]:
 
 
 def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None = None) -> LearnableLMConfig:
-    """The sizes. config: our whole one, or Qwen2's config.json ("num_attention_heads", "rope_theta", ...), with
-    "speaker_heads" and "text_tokenizer", a folder, beside it.
+    """Sizes of published weights. config: a LearnableLMConfig, or Qwen2's config.json
+    ("num_attention_heads", "rope_theta", ...), with "speaker_heads" and "text_tokenizer", a folder, beside it.
 
     Raises CheckpointError where heads are neither given nor those of a release.
     """
     if isinstance(config, LearnableLMConfig):
         return config
-    given, first = config or {}, "llm.model.model.layers.0."
+    settings, first = config or {}, "llm.model.model.layers.0."
     width, released = state["speech_embedding.weight"].shape[1], Qwen2Sizes()
     release = "cosyvoice2" if "llm_embedding.weight" in state else "cosyvoice3"
     layers = _count(state, "llm.model.model.layers.{}.input_layernorm.weight")
@@ -61,7 +61,7 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
         raise CheckpointError("the backbone has no layers: the file is damaged or of another model")
     hidden = state[first + "mlp.up_proj.weight"].shape[0]
     keys = state[first + "self_attn.k_proj.weight"].shape[0]
-    heads = int(given.get("num_attention_heads", 0))
+    heads = int(settings.get("num_attention_heads", 0))
     if (width, hidden, layers, keys) == (released.width, released.hidden, released.layers, 128):
         heads = heads or released.heads
     if heads < 1 or width % heads or keys % (width // heads):
@@ -69,7 +69,7 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
             f"a backbone {width} wide with {layers} layers and {heads or 'unknown'} heads: weights do not say them; "
             "give config={'num_attention_heads': n}, or open the folder that training wrote"
         )
-    rope = given.get("rope_parameters") or {}
+    rope = settings.get("rope_parameters") or {}
     backbone = Qwen2Sizes(
         vocab_size=state[_EMBEDDING].shape[0],
         width=width,
@@ -77,14 +77,14 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
         layers=layers,
         heads=heads,
         kv_heads=keys // (width // heads),
-        max_positions=int(given.get("max_position_embeddings", Qwen2Sizes.max_positions)),
-        rope_theta=float(given.get("rope_theta", rope.get("rope_theta", Qwen2Sizes.rope_theta))),
-        norm_eps=float(given.get("rms_norm_eps", Qwen2Sizes.norm_eps)),
+        max_positions=int(settings.get("max_position_embeddings", Qwen2Sizes.max_positions)),
+        rope_theta=float(settings.get("rope_theta", rope.get("rope_theta", Qwen2Sizes.rope_theta))),
+        norm_eps=float(settings.get("rms_norm_eps", Qwen2Sizes.norm_eps)),
     )
     speaker = None
     if "speaker_encoder.init.weight" in state:
-        speaker = speaker_sizes(state, given.get("speaker_heads"))
-    tokenizer = given.get("text_tokenizer", "")
+        speaker = speaker_sizes(state, settings.get("speaker_heads"))
+    tokenizer = settings.get("text_tokenizer", "")
     config = LearnableLMConfig(
         backbone,
         speaker,
@@ -97,7 +97,7 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
 
 
 def speaker_sizes(state: Mapping[str, Tensor], heads: int | None) -> SpeakerConfig:
-    """Of a published speaker encoder. Raises CheckpointError where heads are neither given nor the release's."""
+    """Sizes of a published speaker encoder. Raises CheckpointError where heads are neither given nor the release's."""
     width, n_mels = state["speaker_encoder.init.weight"].shape[:2]
     released = SpeakerConfig(published=True)
     sizes = {

@@ -13,10 +13,10 @@ class SpeakerConfig:
     """Sizes of the speaker encoder; the defaults are the published ones.
 
     Attributes:
-        embed_dim: numbers of a speaker vector. n_mels: of the reference's log-mel.
-        published: the network as published. It looks at frame 0 alone and, through attention, at the others as a
-            set: their order changes nothing, and padding counts as sound. Published weights need it; the default
-            tells frames' order, leaves padding out, and averages over time.
+        embed_dim: of the speaker vector. n_mels: of the reference's log-mel.
+        published: the network as published. It pools frame 0 alone and, without positions, attends to the others as a
+            set, padding included. Published weights need it; the default has rotary positions, masks padding, and
+            averages over time.
     """
 
     n_mels: int = 80
@@ -37,7 +37,7 @@ TOKENS = {"cosyvoice2": "speech_tokenizer_v2_25hz", "cosyvoice3": "speech_tokeni
 
 @dataclass(frozen=True)
 class LearnableLMConfig:
-    """The whole model.
+    """Config of the language model.
 
     Attributes:
         speaker: None is CosyVoice 2's model, which has no speaker token.
@@ -50,7 +50,7 @@ class LearnableLMConfig:
         front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
         positions: "sequence", one after another, as published; "progress", speech beside its text at an even pace
             (`lm.positions`); or "aligned", where the text stands that is said (`learnable.durations`).
-        pace: speech tokens of one text id, on the average; "progress" needs it.
+        pace: mean speech tokens per text id; "progress" needs it.
         tokens: name of the tokenizer whose tokens are made.
     """
 
@@ -87,7 +87,7 @@ class LearnableLMConfig:
 
     @property
     def outputs(self) -> int:
-        """All ids the model scores."""
+        """Number of ids that the head predicts."""
         return self.speech_tokens + (3 if self.own_marks else 200)
 
     @property

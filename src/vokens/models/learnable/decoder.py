@@ -1,6 +1,6 @@
-"""Tokens to speech in the voice of a recording: Learnable-Speech's flow and DAC-VAE, with what hears a voice.
+"""Tokens to speech in the voice of a recording: Learnable-Speech's flow, DAC-VAE, speaker encoder, tokenizer.
 
-It needs no language model: `convert-voice` is the tokens of one recording, spoken in the voice of another.
+It needs no language model: `convert-voice` decodes the tokens of one recording in the voice of another.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,17 +23,17 @@ from vokens.nn.campplus import CAMPPlus
 from vokens.tokens import Tokens
 
 CAMPPLUS_RATE = 16000
-SPEAKER_SECONDS = 10.0  # of a recording that CAM++ hears, as Chatterbox does
+SPEAKER_SECONDS = 10.0  # of a recording that CAM++ embeds, as Chatterbox does
 PROMPT_SECONDS = 30.0  # the longest prompt: S3Tokenizer's window
 
 
 @dataclass(frozen=True)
-class HeardVoice:
-    """A voice.
+class SpeakerPrompt:
+    """Voice of a recording: speaker embeddings, and the prompt that speech continues.
 
     Attributes:
         speaker: (1, W) the language model's speaker token; None where it takes none. vector: (1, V), the flow's.
-        text: what the prompt says; "" where only the flow goes on from it.
+        text: transcript of the prompt; "" where only the flow is prompted.
         tokens, latents: of the prompt, ids (P,) and latents (D, F); empty and None without one.
     """
 
@@ -44,14 +44,17 @@ class HeardVoice:
     latents: Tensor | None
 
     @property
-    def prompt(self) -> Tensor | None:
-        """The tokens that the flow goes on from; None without latents."""
+    def prompt_tokens(self) -> Tensor | None:
+        """Prompt tokens of the flow; None without latents."""
         return None if self.latents is None else self.tokens
 
     @property
-    def said(self) -> Tensor:
-        """The tokens that the language model goes on from: those whose text is known."""
+    def prompt_speech(self) -> Tensor:
+        """Prompt tokens of the language model; empty without their text."""
         return self.tokens if self.text else self.tokens[:0]
+
+
+HeardVoice = SpeakerPrompt  # deprecated
 
 
 class FlowDecoder:
@@ -60,7 +63,7 @@ class FlowDecoder:
     Args:
         flow: tokens to latents. autoencoder: latents to sound.
         tokenizer: of recordings; without, voices have no prompt. speaker: CAM++, where the flow takes its vectors.
-        prompt: seconds of a recording that the flow goes on from where its text is not known.
+        prompt: seconds of a recording that prompt the flow where its text is not known.
         name: of the whole model, for errors.
     """
 
@@ -77,11 +80,11 @@ class FlowDecoder:
         self.flow, self.autoencoder, self.tokenizer, self.speaker = flow, autoencoder, tokenizer, speaker
         self.prompt, self.name, self.sample_rate = prompt, name or flow.name, autoencoder.sample_rate
 
-    # Hearing -----------------------------------------------------------------------------------------------
+    # Voices ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def voice(self, source: Audio, sample_rate: int | None = None, text: str = "") -> HeardVoice:
-        """The voice of a recording. text: what it says, which makes a prompt of all of it.
+    def voice(self, source: Audio, sample_rate: int | None = None, text: str = "") -> SpeakerPrompt:
+        """Voice of a recording. text: its transcript, with which all of it becomes the prompt.
 
         Raises AudioError for a prompt of more than 30 s, ConfigError for a text without a tokenizer.
         """
@@ -94,19 +97,19 @@ class FlowDecoder:
                 f"the voice's recording has {len(wave) / rate:.1f} s: a prompt may have {PROMPT_SECONDS:g} s; cut it "
                 "and its text, or leave the text out"
             )
-        heard = wave if text else wave[: int(self.prompt * rate)]
-        if self.tokenizer is None or not len(heard):
-            return HeardVoice(None, vector, "", torch.zeros(0, dtype=torch.int64), None)
-        tokens = self.tokenizer.encode(heard, rate).codes[0, 0]
-        return HeardVoice(None, vector, text, tokens, self.autoencoder.encode(heard, rate).values[0])
+        prompt = wave if text else wave[: int(self.prompt * rate)]
+        if self.tokenizer is None or not len(prompt):
+            return SpeakerPrompt(None, vector, "", torch.zeros(0, dtype=torch.int64), None)
+        tokens = self.tokenizer.encode(prompt, rate).codes[0, 0]
+        return SpeakerPrompt(None, vector, text, tokens, self.autoencoder.encode(prompt, rate).values[0])
 
     def _vector(self, wave: np.ndarray, rate: int) -> Tensor:
         """The flow's speaker vector (1, V)."""
         if self.speaker is None:
             return self.flow.voice(wave, sample_rate=rate)
-        heard, _ = audio.load(wave, CAMPPLUS_RATE, source_rate=rate)
+        resampled, _ = audio.load(wave, CAMPPLUS_RATE, source_rate=rate)
         return self.speaker.embed(
-            [torch.from_numpy(heard[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.flow.device)]
+            [torch.from_numpy(resampled[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.flow.device)]
         )
 
     def tokenize(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
@@ -127,32 +130,32 @@ class FlowDecoder:
     def speak(
         self,
         rows: Sequence[Tensor],
-        voice: HeardVoice,
+        voice: SpeakerPrompt,
         *,
         seed: int = 0,
         n_cfm_timesteps: int | None = None,
         guidance: float | None = None,
         batch_seconds: float = 60.0,
     ) -> list[np.ndarray]:
-        """Speech (T,) float32 of ids (N,), the same for each row in any company; arguments as in S3Gen's `speak`."""
+        """Speech (T,) float32 of ids (N,), independent of the other rows; arguments as in S3Gen's `speak`."""
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         most = int(batch_seconds * self.flow.config.frame_rate / self.flow.ratio)
         for group in batches([len(row) for row in rows], most):
-            made = self.waves(
+            generated = self.waves(
                 [rows[row] for row in group],
                 voice,
                 [generator_of(seed) for _ in group],
                 n_cfm_timesteps,
                 guidance,
             )
-            for row, wave in zip(group, made, strict=True):
+            for row, wave in zip(group, generated, strict=True):
                 waves[row] = wave
         return waves
 
     def waves(
         self,
         rows: Sequence[Tensor],
-        voice: HeardVoice,
+        voice: SpeakerPrompt,
         generators: Sequence[torch.Generator],
         steps: int | None = None,
         guidance: float | None = None,
@@ -161,7 +164,7 @@ class FlowDecoder:
         latents = self.flow.generate(
             list(rows),
             voice.vector,
-            prompt_tokens=voice.prompt,
+            prompt_tokens=voice.prompt_tokens,
             prompt_latents=voice.latents,
             steps=steps,
             guidance=guidance,
@@ -173,7 +176,7 @@ class FlowDecoder:
     def stream(
         self,
         pieces: Tokens | Iterable[Tensor],
-        voice: HeardVoice,
+        voice: SpeakerPrompt,
         *,
         n_cfm_timesteps: int | None = None,
         guidance: float | None = None,
@@ -185,7 +188,7 @@ class FlowDecoder:
         latents = self.flow.stream(
             pieces,
             voice.vector,
-            prompt_tokens=voice.prompt,
+            prompt_tokens=voice.prompt_tokens,
             prompt_latents=voice.latents,
             steps=n_cfm_timesteps,
             guidance=guidance,
@@ -195,13 +198,13 @@ class FlowDecoder:
 
 
 def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """Waves (n,) of latents (D, t) as they come: of each frame once those that the decoder reaches have come.
+    """Waves (n,) of latents (D, t) as they come, behind by the decoder's look-ahead.
 
     Together they are the whole decoded at once; work and memory per piece do not grow.
     """
     reach, hop = autoencoder.decoder.reach, autoencoder.hop_length
-    kept = torch.zeros(autoencoder.config.latent_dim, 0)  # what is still seen, and what is not yet given out
-    done, place = 0, BEGIN  # of the kept frames, those that have been; where the first of them stands
+    kept = torch.zeros(autoencoder.config.latent_dim, 0)  # left context, and frames without a wave yet
+    done, place = 0, BEGIN  # kept frames that are decoded; position of the first kept frame
 
     def sound(until: int) -> np.ndarray:
         z = kept[None].to(autoencoder.device, autoencoder.dtype)
@@ -223,7 +226,7 @@ def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np
 def check_fit(
     flow: LearnableFlow, autoencoder: DACVAE, tokenizer: Codec | None, speaker: CAMPPlus | None
 ) -> None:
-    """ConfigError for parts that do not fit each other."""
+    """Raise ConfigError for parts that do not fit each other."""
     if (flow.speaker_encoder is None) != (speaker is not None):
         raise ConfigError(
             "the flow has a speaker encoder of its own, and speaker= was given: leave it out"
@@ -232,7 +235,7 @@ def check_fit(
         )
     vae, settings = autoencoder.config, flow.config
     pairs: dict[str, tuple[object, object]] = {
-        "the flow's latents and the autoencoder's": (flow.latent_dim, vae.latent_dim),
+        "latent dims of the flow and of the autoencoder": (flow.latent_dim, vae.latent_dim),
         "the flow's latents per second and the autoencoder's": (settings.frame_rate, autoencoder.frame_rate),
         "weights of the flow's autoencoder and of this one": (
             settings.latents_fingerprint or autoencoder.fingerprint,

@@ -29,10 +29,10 @@ class DurationPredictor(nn.Module):
 
     def forward(self, text: Tensor, lengths: Tensor, speaker: Tensor) -> Tensor:
         """Logarithms (B, L) of the expected durations of ids (B, L), lengths (B,), for speaker tokens (B, W)."""
-        inside = padding_mask(lengths, text.shape[1])[..., None]
+        mask = padding_mask(lengths, text.shape[1])[..., None]
         x = self.embedding(text) + self.speaker(speaker)[:, None]
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = x + F.gelu(norm(layer((x * inside).transpose(1, 2)).transpose(1, 2)))
+            x = x + F.gelu(norm(layer((x * mask).transpose(1, 2)).transpose(1, 2)))
         return self.out(x)[..., 0]
 
     def expected(self, text: Tensor, speaker: Tensor) -> Tensor:
@@ -46,18 +46,18 @@ def duration_loss(prediction: Tensor, durations: Tensor, lengths: Tensor) -> Ten
 
     It is least at the mean, so that expected durations add up to an utterance's length.
     """
-    each = F.poisson_nll_loss(prediction.float(), durations.float(), log_input=True, reduction="none")
-    return each[padding_mask(lengths, prediction.shape[1])].mean()
+    losses = F.poisson_nll_loss(prediction.float(), durations.float(), log_input=True, reduction="none")
+    return losses[padding_mask(lengths, prediction.shape[1])].mean()
 
 
 def frame_positions(durations: Tensor, text_lengths: Tensor, speech_lengths: Tensor) -> Tensor:
-    """Places (B, S + 1) in the text, in symbols from its start, of the middles of S speech tokens and of the end.
+    """Positions (B, S + 1) in the text, in symbols from its start, of the middles of S speech tokens and of the end.
 
-    durations (B, L), at least one above 0 a row, are stretched to the speech's length (B,). Within a symbol tokens
-    move on evenly; behind the last all stand at the text's end.
+    durations (B, L), at least one above 0 a row, are stretched to the speech's length (B,). Within a symbol
+    tokens are evenly spaced; after the last all are at the text's end.
     """
-    inside = padding_mask(text_lengths, durations.shape[1])
-    ends = (durations.double() * inside).cumsum(1)
+    mask = padding_mask(text_lengths, durations.shape[1])
+    ends = (durations.double() * mask).cumsum(1)
     ends = ends * (speech_lengths / ends[:, -1])[:, None]
     middle = (torch.arange(int(speech_lengths.max()) + 1, device=durations.device) + 0.5).double()
     middle = middle.expand(len(ends), -1).contiguous()
@@ -72,7 +72,7 @@ def frame_positions(durations: Tensor, text_lengths: Tensor, speech_lengths: Ten
 
 
 def expected_positions(durations: Tensor, prompt: int, prompt_speech: int, speed: float) -> Tensor:
-    """Places (S + 1,) in the text of all speech tokens and of the end, from expected durations (L,).
+    """Positions (S + 1,) in the text of all speech tokens and of the end, from expected durations (L,).
 
     prompt: ids that are the prompt's, which take its `prompt_speech` tokens and set the pace of the rest. Speech of a
     prompt without text stands at the start. Raises ConfigError for a speed that is not above 0.
@@ -82,7 +82,7 @@ def expected_positions(durations: Tensor, prompt: int, prompt_speech: int, speed
     own, pace = durations[prompt:], 1.0
     if prompt:
         stretch = prompt_speech / float(durations[:prompt].sum())
-        pace = stretch or 1.0  # a prompt's text without its speech says nothing about the pace
+        pace = stretch or 1.0  # a prompt's text without its speech gives no pace
         durations = durations * stretch
     durations = torch.cat([durations[:prompt], own * (pace / speed)])
     total = (prompt_speech if prompt else 0) + max(1, round(float(durations[prompt:].sum())))

@@ -1,7 +1,7 @@
 """Learnable-Speech's second stage: 25 Hz tokens and a voice to DAC-VAE latents, by flow matching.
 
 The network is CosyVoice 2's (S3Gen's) with latents in the place of mel bands and two or three of them per token. It
-works on normalised latents; what goes in and out here is in the autoencoder's own units.
+works on normalised latents; inputs and outputs here are not normalised.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,14 +55,14 @@ class LearnableFlow(Float32Buffers, Pretrained):
 
     @torch.inference_mode()
     def voice(self, *sources: Audio, sample_rate: int | None = None) -> Tensor:
-        """The speaker vector (1, V) of one or more recordings of a voice, heard in pieces of 4 s as in training.
+        """The speaker vector (1, V) of one or more recordings of a voice, embedded in pieces of 4 s as in training.
 
         sample_rate: of arrays. Raises ConfigError where the model has no speaker encoder.
         """
         if self.speaker_encoder is None:
             raise ConfigError(
-                f"{self.name} has no speaker encoder: give vectors of {self.config.flow.speaker_embed_dim} numbers "
-                "from the one that it was trained with"
+                f"{self.name} has no speaker encoder: give vectors (1, {self.config.flow.speaker_embed_dim}) of "
+                "the one that it was trained with"
             )
         piece, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
         mels = []
@@ -91,11 +91,11 @@ class LearnableFlow(Float32Buffers, Pretrained):
         generator: Generators = None,
         seed: int | None = None,
     ) -> list[Tensor]:
-        """Latents of a batch of utterances; a row of a batch is what it is alone.
+        """Latents of a batch of utterances, independent of each other.
 
         Args:
             tokens: ids (S,) or a list of (S,) of any lengths. speaker: vectors (1, V) for all or (B, V).
-            prompt_tokens: ids (P,) of speech that went before in the same voice, one for all or one for each.
+            prompt_tokens: ids (P,) of preceding speech in the same voice, one for all or one for each.
             prompt_latents: its latents (D, F), F about ratio * P.
             steps: of the solver, guidance: strength of classifier-free guidance; those of the config by default,
                 10 and 0.7 as published. A MeanFlow holds its guidance and takes none.
@@ -111,7 +111,7 @@ class LearnableFlow(Float32Buffers, Pretrained):
             ConfigError: both generator and seed, or wrong counts.
         """
         if seed is not None and generator is not None:
-            raise ConfigError("both generator and seed were given: one of them says what the noise is")
+            raise ConfigError("both generator and seed were given: give one of them for the noise")
         rows = _rows(tokens)
         voices = self._voices(len(rows), speaker, prompt_tokens, prompt_latents)
         latents, frames = self.network.generate(
@@ -145,15 +145,15 @@ class LearnableFlow(Float32Buffers, Pretrained):
         )
         state = stream.start(self._voices(1, speaker, prompt_tokens, prompt_latents))
         ids = (torch.as_tensor(piece) for piece in pieces)
-        for found in stream.run(ids, state):
-            yield found[0] * self.std[:, None] + self.mean[:, None]
+        for latents in stream.run(ids, state):
+            yield latents[0] * self.std[:, None] + self.mean[:, None]
 
     def schedule(self, steps: int | None = None, guidance: float | None = None) -> Schedule:
-        """The solver's plan, the config's by default."""
+        """Schedule of the solver, the config's by default."""
         return self.network.schedule(steps, guidance=guidance)
 
     def pack(self, latents: Sequence[Tensor]) -> Latents:
-        """Rows (D, T) of `generate` as what the autoencoder's `decode` takes, cut to whole frames."""
+        """Pack rows (D, T) of `generate` as `Latents` for the autoencoder's `decode`."""
         lengths = torch.tensor([row.shape[1] for row in latents])
         values = pad_sequence([row.T.cpu() for row in latents], batch_first=True).transpose(1, 2)
         config, hop = self.config, round(self.config.sample_rate / self.config.frame_rate)
@@ -168,7 +168,7 @@ class LearnableFlow(Float32Buffers, Pretrained):
         )
 
     def normalised(self, latents: Tensor) -> Tensor:
-        """Latents (..., D) in the network's units."""
+        """Normalise latents (..., D) for the network."""
         return (latents - self.mean) / self.std
 
     def _voices(self, count: int, speaker: Tensor, tokens: Any, latents: Any) -> list[Voice]:

@@ -30,17 +30,18 @@ _TABLE = NameTable(
 def configure(
     state: Mapping[str, Tensor], config: LearnableFlowConfig | Mapping[str, Any] | None = None
 ) -> LearnableFlowConfig:
-    """The sizes. config: our whole one, or settings of the flow that shapes leave open, and "speaker_heads".
+    """Sizes of published weights. config: a LearnableFlowConfig, or settings of the flow that shapes
+    leave open, and "speaker_heads".
 
     Raises CheckpointError where heads are neither given nor those of the release.
     """
     if isinstance(config, LearnableFlowConfig):
         return config
-    given = dict(config or {})
-    heads = given.pop("speaker_heads", None)
-    sizes = flow_sizes(state, given)
+    settings = dict(config or {})
+    heads = settings.pop("speaker_heads", None)
+    sizes = flow_sizes(state, settings)
     speaker = speaker_sizes(state, heads) if "speaker_encoder.init.weight" in state else None
-    return LearnableFlowConfig(flow=latent_flow(**sizes | given), speaker=speaker)
+    return LearnableFlowConfig(flow=latent_flow(**sizes | settings), speaker=speaker)
 
 
 def to_ours(state: Mapping[str, Tensor]) -> State:

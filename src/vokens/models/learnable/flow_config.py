@@ -1,4 +1,4 @@
-"""Sizes of Learnable-Speech's second stage: a flow over latents, the voice's encoder, and whose latents they are."""
+"""Config of Learnable-Speech's second stage: a flow over latents, the speaker encoder, and the autoencoder."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,20 +9,20 @@ from vokens.models.s3gen.config import S3GenConfig
 
 
 def latent_flow(**sizes: Any) -> S3GenConfig:
-    """S3Gen's flow over latents: `mel_bins` are numbers of a latent, token_mel_ratio latents per token, and noise is
+    """S3Gen's flow over latents: `mel_bins` is the latent dim, token_mel_ratio latents per token, and noise is
     fresh for each utterance."""
     return replace(S3GenConfig(noise="fresh"), **sizes)
 
 
 @dataclass(frozen=True)
 class LearnableFlowConfig:
-    """The whole model; the defaults are the published 80 numbers at 50 Hz from tokens at 25 Hz.
+    """The whole model; the defaults are the published latent dim 80 at 50 Hz from tokens at 25 Hz.
 
     Attributes:
         flow: sizes of the network, mel_bins and token_mel_ratio being those of latents.
         speaker: the language model's speaker encoder, a frozen copy of which is inside; None where speaker vectors
             come from elsewhere, such as CAM++.
-        mean, std: of each latent number: the network works on (z - mean) / std. Empty: on z, as published.
+        mean, std: of each latent dimension: the network works on (z - mean) / std. Empty: on z, as published.
         sample_rate, frame_rate: of the autoencoder, Hz, and its latents per second.
         latents, latents_fingerprint: name and weights of the autoencoder; empty: any that fits.
         tokens, tokens_fingerprint: of the speech tokenizer.

@@ -1,7 +1,7 @@
 """Learnable-Speech's first stage (MiniMax-Speech, arXiv 2505.07916; CosyVoice 2's Qwen2LM with a speaker encoder), and
 CosyVoice 2's and 3's: text tokens to 25 Hz speech tokens, in the voice of a reference.
 
-Text may come in pieces: after every five text tokens fifteen speech tokens are said (`stream_text`).
+Text may come in pieces: every five text tokens are followed by fifteen speech tokens (`stream_text`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +38,7 @@ from vokens.nn.product import Linear
 from vokens.text import front_end
 
 Ids = Tensor | Sequence[int]
-Text = str | Ids  # a text is read by the config's front end
+Text = str | Ids  # a string is converted by the config's front end
 
 
 class LearnableLM(Pretrained):
@@ -67,7 +67,7 @@ class LearnableLM(Pretrained):
 
     @torch.inference_mode()
     def voice(self, *sources: audio.Source, sample_rate: int | None = None) -> Tensor:
-        """The speaker token (1, W) of one or more recordings of a voice, for `generate`.
+        """Speaker token (1, W) of one or more recordings of a voice, for `generate`.
 
         Recordings are embedded in pieces of 4 s, as in training, and their vectors averaged; a last piece below 2 s is
         left out. sample_rate: of arrays.
@@ -140,7 +140,7 @@ class LearnableLM(Pretrained):
         loss_mask: Tensor | None = None,
         durations: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores (B, L, V) and targets (B, L), -1 where there is none, for the losses of `learnable.loss`.
+        """Logits (B, L, V) and targets (B, L), -1 where there is none, for the losses of `learnable.loss`.
 
         Args:
             text: ids (B, T), of any value beyond their lengths (B,) but inside the vocabulary.
@@ -159,7 +159,7 @@ class LearnableLM(Pretrained):
         self, layout: Layout, text_lengths: Tensor, speech_lengths: Tensor, durations: Tensor | None = None
     ) -> Tensor | None:
         """Positions (B, L) of layouts, None for 0, 1, 2 …: by the durations (B, T), or at each utterance's own pace;
-        where text and speech alternate, which is done before its end is known, at the config's."""
+        for bistream rows, whose end is not known, at the config's."""
         if self.config.positions == "sequence":
             return None
         if self.config.positions == "aligned":
@@ -193,11 +193,11 @@ class LearnableLM(Pretrained):
             text: each utterance, as a string where the config names a front end, or as ids.
             speaker: tokens (1, W) or (B, W) of `voice` or `speaker_of`; zeros where none is given and the model has
                 a speaker encoder.
-            prompt_text: what the voice said (one-shot); one for all.
+            prompt_text: transcript of the prompt (one-shot); one for all.
             prompt_speech: its tokens.
-            sampler: sampling parameters, CosyVoice's by default. generator: one for all, or one for each, which makes a
-                row's draws its own.
-            limits: least and most tokens; else `bounds`.
+            sampler: sampling parameters, CosyVoice's by default. generator: one for all, or one for each, which makes
+                rows independent of each other.
+            limits: minimum and maximum number of tokens; else `bounds`.
             speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
                 models with positions = "progress" or "aligned" alone.
 
@@ -220,7 +220,7 @@ class LearnableLM(Pretrained):
         generator: torch.Generator | None = None,
         speed: float = 1.0,
     ) -> Iterator[int]:
-        """The tokens that `generate` gives for one text, as soon as each is drawn."""
+        """Tokens of `generate` for one text, each as soon as it is sampled."""
         prompts, bounds = self._prompts([text], speaker, prompt_text, prompt_speech, speed)
         for (token,) in self._decode(prompts, bounds, sampler, [generator]):
             yield cast(int, token)
@@ -238,43 +238,43 @@ class LearnableLM(Pretrained):
     ) -> Iterator[int]:
         """Speech tokens of one utterance, one by one, while its text comes in pieces of any sizes.
 
-        The sequence is that of bistream training: 15 tokens (`config.mix`) are said after every 5 of the text, and
-        what belongs to the rest after the last piece. Pieces are ids, which `ids` makes of strings; how the text is
-        cut changes nothing. Other arguments as `generate`.
+        The sequence is that of bistream training: 15 tokens (`config.mix`) follow every 5 of the text, and the rest
+        follows the last piece. Pieces are ids, which `ids` makes of strings; how the text is cut changes nothing.
+        Other arguments as `generate`.
         """
         if self.config.positions == "aligned":
             raise ConfigError(
                 f'{self.name} has positions = "aligned", which need the whole text: give it to generate or stream'
             )
         group, share = self.config.mix
-        spelt = isinstance(prompt_text, str) and bool(self.config.front_end)
-        before = front_end(self.config.front_end).both(str(prompt_text), "") if spelt else prompt_text
+        spelled = isinstance(prompt_text, str) and bool(self.config.front_end)
+        before = front_end(self.config.front_end).both(str(prompt_text), "") if spelled else prompt_text
         words = self._check_text(before, empty=True)
         prompt_ids = self._check(prompt_speech, self.config.speech_tokens, "speech")
         (voice,) = self._voices(speaker, 1)
         prompt = self._begin(voice, Pace(self.config.pace or 1.0))
-        cache, said, length = KVCache(self.config.backbone.layers), [], 0
+        cache, history, length = KVCache(self.config.backbone.layers), [], 0
 
         def speak(least: int, most: int) -> Iterator[int]:
             new: list[int] = []
-            for (token,) in self._decode([prompt], [(least, most)], sampler, [generator], cache, [said]):
+            for (token,) in self._decode([prompt], [(least, most)], sampler, [generator], cache, [history]):
                 new.append(cast(int, token))
                 yield new[-1]
-            said.extend(new)
+            history.extend(new)
             prompt.decoded(new)
 
         for piece in text:
             new = self._check_text(piece, empty=True)
             words, length = torch.cat([words, new]), length + len(new)
             while len(words) >= group:
-                given = prompt_ids[:share]
-                prompt.text(words[:group]).speech(given)
+                chunk = prompt_ids[:share]
+                prompt.text(words[:group]).speech(chunk)
                 words, prompt_ids = words[group:], prompt_ids[share:]
-                yield from speak(share - len(given), share - len(given))
+                yield from speak(share - len(chunk), share - len(chunk))
         if not length:
             raise TokensError("no text was given to stream_text: give at least one token")
         prompt.text(words).task().speech(prompt_ids)
-        least, most = (limit - len(said) for limit in self.bounds(length))
+        least, most = (limit - len(history) for limit in self.bounds(length))
         yield from speak(least, most)
 
     def _prompts(
@@ -285,7 +285,7 @@ class LearnableLM(Pretrained):
         prompt_speech: Ids,
         speed: float,
     ) -> tuple[list[PromptBuilder], list[tuple[int, int]]]:
-        """The prompt of each text, and its least and most tokens; arguments as `generate`."""
+        """Prompt of each text, and its minimum and maximum number of tokens; arguments as `generate`."""
         texts = [self._read(item, prompt_text) for item in text]
         prompt_ids = self._check(prompt_speech, self.config.speech_tokens, "speech")
         prompts = [
@@ -307,14 +307,14 @@ class LearnableLM(Pretrained):
         """Tokens that follow prompts: see `vokens.lm.decode`. cache: of a prompt that is not the first."""
         if all(most <= 0 for _, most in limits):
             return
-        said, count = [torch.tensor([prompt.speeches]) for prompt in prompts], 0
+        speeches, count = [torch.tensor([prompt.speeches]) for prompt in prompts], 0
         embeddings, positions = zip(*(prompt.take() for prompt in prompts), strict=True)
         x, mask = left_padded(embeddings)
         read = cache or KVCache(self.config.backbone.layers, mask)
 
         def step(last: Tensor) -> Tensor:
             nonlocal count
-            places = [each.clock.speech(n + count) for each, n in zip(prompts, said, strict=True)]
+            places = [each.clock.speech(n + count) for each, n in zip(prompts, speeches, strict=True)]
             count += 1
             x = self.speech_embedding(last.to(self.device))[:, None]
             return self._logits(x, torch.stack(places).to(self.device), read)
@@ -329,7 +329,7 @@ class LearnableLM(Pretrained):
         return self.drawable(self.head(states[:, -1]).float())
 
     def drawable(self, logits: Tensor) -> Tensor:
-        """Logits (B, V), -inf of ids that are neither codes nor the end."""
+        """Mask logits (B, V) of ids that are neither codes nor the end."""
         end = logits[:, self.config.end].clone()
         logits[:, self.config.speech_tokens :] = -torch.inf
         logits[:, self.config.end] = end
@@ -342,12 +342,12 @@ class LearnableLM(Pretrained):
 
     @property
     def beside(self) -> bool:
-        """Whether speech runs beside its text."""
+        """Whether positions of speech are those of its text."""
         return self.config.positions != "sequence"
 
     def bounds(self, text: int, speed: float = 1.0, prompt: PromptBuilder | None = None) -> tuple[int, int]:
-        """Least and most speech tokens of so many text tokens: `config.speech_per_text` times as many, over the speed;
-        of a prompt with an alignment, three and five quarters of what is expected."""
+        """Minimum and maximum number of speech tokens of `text` ids: by `config.speech_per_text` and speed; with
+        an alignment, three and five quarters of the expected number."""
         if prompt is not None and isinstance(prompt.clock, Alignment):
             expected = len(prompt.clock.frames) - 1 - prompt.speeches
             return 3 * expected // 4, -(-5 * expected // 4)
@@ -357,7 +357,7 @@ class LearnableLM(Pretrained):
     def _prompt(
         self, voice: Tensor, ids: Tensor, own: int, prompt_ids: Tensor, speed: float
     ) -> PromptBuilder:
-        """The input of a text, `own` of whose ids are not the prompt's, up to the prompt's speech."""
+        """Input of a text up to the prompt's speech; `own` of its ids are not the prompt's."""
         if self.config.positions == "aligned":
             speaker = voice if len(voice) else torch.zeros_like(self.speech_embedding.weight[:1])
             durations = self.durations.expected(ids, speaker)
@@ -373,7 +373,7 @@ class LearnableLM(Pretrained):
         )
 
     def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
-        """Each row's speaker token (1, W), or (0, W) where the model has none."""
+        """Speaker token (1, W) of each row, or (0, W) where the model has none."""
         width = self.config.backbone.width
         if self.config.speaker is None:
             if speaker is not None:
@@ -396,7 +396,7 @@ class LearnableLM(Pretrained):
         return front_end(self.config.front_end).symbols(text)
 
     def _read(self, text: Text, prompt_text: Text) -> tuple[Tensor, int]:
-        """Ids of the prompt's text and the text, and how many are the text's own."""
+        """Ids of the prompt's text and the text, and the number of the text's own."""
         own = self._check_text(text)
         if isinstance(text, str) and isinstance(prompt_text, str):
             return self._check_text(front_end(self.config.front_end).both(prompt_text, text)), len(own)
@@ -409,12 +409,12 @@ class LearnableLM(Pretrained):
         return self._check(ids, self.config.backbone.vocab_size, "text")
 
     def _check(self, ids: Ids, size: int, kind: str) -> Tensor:
-        found = torch.as_tensor(ids, device=self.device).long()
-        if found.dim() != 1 or (len(found) and not 0 <= int(found.min()) <= int(found.max()) < size):
+        values = torch.as_tensor(ids, device=self.device).long()
+        if values.dim() != 1 or (len(values) and not 0 <= int(values.min()) <= int(values.max()) < size):
             raise TokensError(
-                f"{kind} {tuple(found.shape)}: ids (n,) in 0 ... {size - 1} are accepted; got {found.tolist()[:8]}"
+                f"{kind} {tuple(values.shape)}: ids (n,) in 0 ... {size - 1} are accepted; got {values.tolist()[:8]}"
             )
-        return found
+        return values
 
     # Weights -----------------------------------------------------------------------------------------------
 

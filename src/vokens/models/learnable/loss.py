@@ -1,6 +1,6 @@
 """Losses of the language model: label-smoothed divergence, accuracy, and preferences (DPO, arXiv 2305.18290).
 
-Scores (B, L, V) and targets (B, L) are those of `LearnableLM.forward`; IGNORE asks nothing.
+Logits (B, L, V) and targets (B, L) are those of `LearnableLM.forward`; IGNORE masks a position.
 """
 
 import math
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from vokens.models.learnable.layout import IGNORE
 
 
-def label_loss(scores: Tensor, target: Tensor, *, smoothing: float = 0.0, per_token: bool = True) -> Tensor:
-    """KL divergence from the smoothed targets: 1 - smoothing on the right id, the rest on all others alike.
+def label_loss(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, per_token: bool = True) -> Tensor:
+    """KL divergence from the smoothed targets: 1 - smoothing on the target, the rest spread evenly.
 
     Cross entropy less the targets' own entropy, so 0 is reached. per_token: mean over the targets;
     else their sum over the batch's size.
     """
     loss_mask = target != IGNORE
-    logp = scores[loss_mask].float().log_softmax(-1)
+    logp = logits[loss_mask].float().log_softmax(-1)
     right = logp.gather(1, target[loss_mask][:, None])[:, 0]
     total = -(1 - smoothing) * right.sum()
     if smoothing:
@@ -28,16 +28,16 @@ def label_loss(scores: Tensor, target: Tensor, *, smoothing: float = 0.0, per_to
     return total / (max(1, len(right)) if per_token else len(target))
 
 
-def accuracy(scores: Tensor, target: Tensor) -> Tensor:
-    """Share of the targets that are the likeliest id."""
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of targets that are the most likely id."""
     loss_mask = target != IGNORE
-    return (scores[loss_mask].argmax(-1) == target[loss_mask]).float().mean()
+    return (logits[loss_mask].argmax(-1) == target[loss_mask]).float().mean()
 
 
-def sum_log_probs(scores: Tensor, target: Tensor) -> Tensor:
+def sum_log_probs(logits: Tensor, target: Tensor) -> Tensor:
     """Log-probability (B,) of each row's targets."""
     loss_mask = target != IGNORE
-    logp = scores.float().log_softmax(-1).gather(2, target.clamp(min=0)[..., None])[..., 0]
+    logp = logits.float().log_softmax(-1).gather(2, target.clamp(min=0)[..., None])[..., 0]
     return (logp * loss_mask).sum(1)
 
 

@@ -39,14 +39,14 @@ class PromptBuilder:
         return self
 
     def speech(self, ids: Tensor) -> Self:
-        said = torch.arange(self.speeches, self.speeches + len(ids))
-        self.places.append(self.clock.speech(said))
+        places = torch.arange(self.speeches, self.speeches + len(ids))
+        self.places.append(self.clock.speech(places))
         self.pending.append(self.tokens(ids))
         self.speeches += len(ids)
         return self
 
     def decoded(self, tokens: list[int]) -> None:
-        """Append tokens that decoding drew, and of which it read all but the last."""
+        """Append sampled tokens, all but the last of which are in the KV cache."""
         self.speeches += max(0, len(tokens) - 1)
         self.speech(torch.tensor(tokens[-1:], dtype=torch.long, device=self.task_mark.device))
 

@@ -17,7 +17,7 @@ from vokens.nn.product import Linear
 
 REFERENCE_RATE = 24000  # Hz
 REFERENCE_SECONDS = (0.5, 4.0)  # of a reference in training
-_QUIET = 1e-4  # a peak below it is not raised to 1: there is no voice
+_QUIET = 1e-4  # quieter peaks are not normalised: there is no voice
 
 
 class ReferenceMel(nn.Module):
@@ -34,7 +34,7 @@ class ReferenceMel(nn.Module):
 
 
 class SpeakerEncoder(nn.Module):
-    """Log-mels (B, n_mels, F) to speaker vectors (B, embed_dim) of length 1."""
+    """Log-mels (B, n_mels, F) to unit speaker vectors (B, embed_dim)."""
 
     def __init__(self, config: SpeakerConfig) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class SpeakerEncoder(nn.Module):
         return (x * mask[:, None]).sum(-1) / mask.sum(-1, keepdim=True)
 
     def many(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """One vector (B, embed_dim) from N references each: their mean, of length 1 again.
+        """Unit vectors (B, embed_dim) from N references each: their normalised mean.
 
-        mels (B, N, n_mels, F); lengths (B, N) frames, where 0 is a reference that is not there. A row without any
+        mels (B, N, n_mels, F); lengths (B, N) frames, 0 for a missing reference. A row without any
         gets zeros. The published network ignores lengths here too.
         """
         count = mels.shape[1]
@@ -104,9 +104,9 @@ class AttentionBlock(nn.Module):
             y = F.group_norm(x.float(), self.norm.num_groups, weight, bias, self.norm.eps)
             return y.to(x.dtype)
         groups = x.float().unflatten(1, (self.norm.num_groups, -1))  # (B, G, C / G, T)
-        inside = mask[:, None, None].float()
-        count = inside.sum(-1, keepdim=True) * groups.shape[2]
-        mean = (groups * inside).sum((2, 3), keepdim=True) / count
-        variance = ((groups - mean) * inside).square().sum((2, 3), keepdim=True) / count
+        weights = mask[:, None, None].float()
+        count = weights.sum(-1, keepdim=True) * groups.shape[2]
+        mean = (groups * weights).sum((2, 3), keepdim=True) / count
+        variance = ((groups - mean) * weights).square().sum((2, 3), keepdim=True) / count
         y = ((groups - mean) * (variance + self.norm.eps).rsqrt()).flatten(1, 2)
         return (y * weight[:, None] + bias[:, None]).to(x.dtype)

@@ -1,7 +1,7 @@
 """Learnable-Speech as one model: text and a voice to speech (MiniMax-Speech, arXiv 2505.07916).
 
-The language model says tokens, the flow makes latents of them, DAC-VAE the wave. In a stream all three run behind each
-other: latents come with every chunk of tokens, sound as soon as the decoder has seen what it reaches.
+The language model generates tokens, the flow latents, DAC-VAE the wave. A stream pipelines all three: latents follow
+every chunk of tokens, sound follows after the decoder's look-ahead.
 """
 
 import json
@@ -23,7 +23,7 @@ from vokens.errors import CheckpointError, ConfigError
 from vokens.lm.sampling import COSYVOICE
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
-from vokens.models.learnable.decoder import FlowDecoder, HeardVoice
+from vokens.models.learnable.decoder import FlowDecoder, SpeakerPrompt
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.pretrained import Pretrained
@@ -43,10 +43,10 @@ class LearnableConfig:
     """Settings that the parts' own configs leave open.
 
     Attributes:
-        tokenizer: whether there is one; without, voices have no text (no one-shot). A name of `vokens models` instead
-            is opened from there and not kept in the folder.
-        speaker: whether CAM++ is there, for a flow without a speaker encoder of its own.
-        flow_prompt: seconds of a recording that the flow goes on from where its text is not known; 0 for none.
+        tokenizer: whether there is one; without, voices have no text (no one-shot). A name of `vokens models` is opened
+            from there and not saved in the folder.
+        speaker: whether the folder has CAM++, for a flow without a speaker encoder of its own.
+        flow_prompt: seconds of a recording that prompt the flow where its text is not known; 0 for none.
     """
 
     tokenizer: bool | str = True
@@ -59,19 +59,19 @@ class LearnableSpeech(Pretrained, Speaker):
 
     Args:
         lm: text to tokens. flow: tokens to latents. autoencoder: latents to sound.
-        tokenizer: of a prompt's speech, whose tokens the others have learnt.
+        tokenizer: of a prompt's speech.
         speaker: CAM++, where the flow was trained with its vectors.
         flow_prompt: see `LearnableConfig`.
 
     Attributes:
-        decoder: all of it but the language model. voices: its own, by name; "default" is spoken in unasked.
+        decoder: all but the language model. voices: the model's own, by name; "default" is used where none is given.
 
     Raises ConfigError for parts that do not fit each other.
     """
 
     system = "learnable"
     Config = LearnableConfig
-    voice_type = HeardVoice
+    voice_type = SpeakerPrompt
 
     def __init__(
         self,
@@ -109,21 +109,21 @@ class LearnableSpeech(Pretrained, Speaker):
         speaker: str | Path | CAMPPlus | None = None,
         flow_prompt: float = 0.0,
     ) -> Self:
-        """One model of parts that were trained apart: folders, published files, names or models."""
+        """Combine separately trained parts: folders, published files, names or models."""
         tokens = None if tokenizer is None else _opened(tokenizer, Codec)
         parts = _opened(lm, LearnableLM), _opened(flow, LearnableFlow), _opened(autoencoder, DACVAE)
-        heard = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
-        return cls(*parts, tokens, heard, flow_prompt).eval().requires_grad_(False)
+        campplus = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
+        return cls(*parts, tokens, campplus, flow_prompt).eval().requires_grad_(False)
 
     # Speaking ----------------------------------------------------------------------------------------------
 
-    def keep_voice(self, name: str, voice: HeardVoice) -> None:
-        """Make a voice one of the model's own, which are saved with it; "default" is spoken in unasked."""
+    def keep_voice(self, name: str, voice: SpeakerPrompt) -> None:
+        """Add a voice to the model's own, which are saved with it; "default" is used where none is given."""
         self.voices = {**self.voices, name: self._fitting(voice, f"the voice {name!r}")}
         self.needs_voice = DEFAULT_VOICE not in self.voices
 
     @torch.inference_mode()
-    def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> HeardVoice:
+    def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> SpeakerPrompt:
         """As `Speaker.voice`; errors as in `FlowDecoder.voice`."""
         wave, rate = audio.load(source, source_rate=sample_rate)
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
@@ -131,15 +131,15 @@ class LearnableSpeech(Pretrained, Speaker):
 
     @torch.inference_mode()
     def utter(
-        self, pieces: Sequence[str], voice: HeardVoice | None, seeds: Sequence[int], manner: Manner
+        self, pieces: Sequence[str], voice: SpeakerPrompt | None, seeds: Sequence[int], manner: Manner
     ) -> list[np.ndarray]:
-        heard = self._known(voice)
+        resolved = self._known(voice)
         generators = [generator_of(seed) for seed in seeds]
         tokens = self.lm.generate(
             pieces,
-            speaker=heard.speaker,
-            prompt_text=heard.text,
-            prompt_speech=heard.said,
+            speaker=resolved.speaker,
+            prompt_text=resolved.text,
+            prompt_speech=resolved.prompt_speech,
             sampler=manner.sampler,
             generator=generators,
             speed=manner.speed,
@@ -148,27 +148,31 @@ class LearnableSpeech(Pretrained, Speaker):
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
         if rows:
             some, noise = [tokens[row] for row in rows], [generators[row] for row in rows]
-            made = self.decoder.waves(some, heard, noise, manner.steps, manner.guidance)
-            for row, wave in zip(rows, made, strict=True):
+            generated = self.decoder.waves(some, resolved, noise, manner.steps, manner.guidance)
+            for row, wave in zip(rows, generated, strict=True):
                 waves[row] = wave
         return waves
 
     @torch.inference_mode()
     def utter_stream(
-        self, piece: str, voice: HeardVoice | None, seed: int, manner: Manner
+        self, piece: str, voice: SpeakerPrompt | None, seed: int, manner: Manner
     ) -> Iterator[np.ndarray]:
-        """Sound after each chunk of the flow's; what `generate` and `decode` give of the same tokens under the flow's
-        chunk mask with this seed's noise."""
-        heard = self._known(voice)
-        tokens = speech_tokens(self.lm, piece, heard, manner, seed)
+        """Sound after each chunk of the flow; equals `generate` and `decode` of the same tokens under the flow's chunk
+        mask with this seed's noise."""
+        resolved = self._known(voice)
+        tokens = speech_tokens(self.lm, piece, resolved, manner, seed)
         first = next(tokens, None)
         if first is None:
             return
         yield from self.decoder.stream(
-            _pieces(first, tokens), heard, n_cfm_timesteps=manner.steps, guidance=manner.guidance, seed=seed
+            _pieces(first, tokens),
+            resolved,
+            n_cfm_timesteps=manner.steps,
+            guidance=manner.guidance,
+            seed=seed,
         )
 
-    def _known(self, voice: HeardVoice | None) -> HeardVoice:
+    def _known(self, voice: SpeakerPrompt | None) -> SpeakerPrompt:
         if voice is None and self.needs_voice:
             raise ConfigError(f"{self.name} needs a voice: give a recording of one, 3 s to 10 s long")
         return self.voices[DEFAULT_VOICE] if voice is None else voice
@@ -186,7 +190,7 @@ class LearnableSpeech(Pretrained, Speaker):
         return self.lm.device
 
     def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Compute language model and flow in this floating-point type; what hears and decodes stays float32."""
+        """Compute language model and flow in this floating-point type; encoders and autoencoder stay float32."""
         if not dtype.is_floating_point:
             raise ConfigError(
                 f"{dtype} was given: Learnable-Speech computes in float32, bfloat16 and float16"
@@ -209,9 +213,9 @@ class LearnableSpeech(Pretrained, Speaker):
         return self.save_frame(folder, card=card)
 
     def save_frame(self, folder: Path, tokenizer: str = "", card: str = "") -> Path:
-        """Write what stands above the parts: config.json, README.md and the voices.
+        """Write config.json, README.md and the voices, without the parts.
 
-        tokenizer: its name in `vokens models`, where the folder does not keep it.
+        tokenizer: its name in `vokens models`, where the folder does not contain it.
         """
         settings = replace(self.config, tokenizer=tokenizer) if tokenizer else self.config
         config = {"system": self.system, "name": self.name, "config": asdict(settings)}
@@ -234,21 +238,23 @@ class LearnableSpeech(Pretrained, Speaker):
         settings = read_json(folder / "config.json")
         if settings.get("system") != cls.system:
             return None
-        there = build_config(LearnableConfig, settings["config"], str(folder / "config.json"))
-        parts: dict[str, Any] = {name: folder / name for name in PARTS if getattr(there, name, True)}
-        if isinstance(there.tokenizer, str):
-            parts["tokenizer"] = there.tokenizer
+        stored = build_config(LearnableConfig, settings["config"], str(folder / "config.json"))
+        parts: dict[str, Any] = {name: folder / name for name in PARTS if getattr(stored, name, True)}
+        if isinstance(stored.tokenizer, str):
+            parts["tokenizer"] = stored.tokenizer
         missing = [name for name, path in parts.items() if isinstance(path, Path) and not path.is_dir()]
         if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: the folder is not whole")
-        model = cls.from_parts(**parts, flow_prompt=there.flow_prompt)
+            raise CheckpointError(
+                f"{folder} lacks {', '.join(missing)}: give a complete folder, as save_pretrained writes it"
+            )
+        model = cls.from_parts(**parts, flow_prompt=stored.flow_prompt)
         model.name = model.decoder.name = settings.get("name", cls.system)
         for path in sorted((folder / VOICES).glob("*.safetensors")):
             model.keep_voice(path.stem, load_voice(path))
         return model
 
-    def _fitting(self, voice: HeardVoice, what: str) -> HeardVoice:
-        """The voice, if it is one of this model's. Raises CheckpointError."""
+    def _fitting(self, voice: SpeakerPrompt, what: str) -> SpeakerPrompt:
+        """Return the voice if it fits this model. Raises CheckpointError."""
         width, tokens = self.lm.config.backbone.width, voice.tokens
         speaker = None if voice.speaker is None else tuple(voice.speaker.shape)
         fits = speaker == (None if self.lm.config.speaker is None else (1, width))
@@ -264,38 +270,40 @@ class LearnableSpeech(Pretrained, Speaker):
 # Voices on disk -----------------------------------------------------------------------------------------------------
 
 
-def save_voice(path: Path, voice: HeardVoice) -> None:
+def save_voice(path: Path, voice: SpeakerPrompt) -> None:
     """Write a voice as one safetensors file."""
-    found = {
+    tensors = {
         "speaker": voice.speaker,
         "vector": voice.vector,
         "tokens": voice.tokens,
         "latents": voice.latents,
     }
-    state = {name: value for name, value in found.items() if value is not None}
+    state = {name: value for name, value in tensors.items() if value is not None}
     save_safetensors(path, state, {"text": voice.text})
 
 
-def load_voice(path: Path) -> HeardVoice:
+def load_voice(path: Path) -> SpeakerPrompt:
     """The voice of a file that `save_voice` wrote. Raises CheckpointError."""
     state = read_state_dict(path)
     if not {"vector", "tokens"} <= state.keys() <= {"speaker", "vector", "tokens", "latents"}:
         raise CheckpointError(f"{path} holds no voice but {', '.join(sorted(state)[:4])}: save it again")
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("text", "")
-    return HeardVoice(state.get("speaker"), state["vector"], text, state["tokens"], state.get("latents"))
+    return SpeakerPrompt(state.get("speaker"), state["vector"], text, state["tokens"], state.get("latents"))
 
 
 # Streams ------------------------------------------------------------------------------------------------------------
 
 
-def speech_tokens(lm: LearnableLM, text: str, voice: HeardVoice, manner: Manner, seed: int) -> Iterator[int]:
-    """The speech tokens of a text in a voice, one by one."""
+def speech_tokens(
+    lm: LearnableLM, text: str, voice: SpeakerPrompt, manner: Manner, seed: int
+) -> Iterator[int]:
+    """Speech tokens of a text in a voice, one by one."""
     return lm.stream(
         text,
         speaker=voice.speaker,
         prompt_text=voice.text,
-        prompt_speech=voice.said,
+        prompt_speech=voice.prompt_speech,
         sampler=manner.sampler,
         generator=generator_of(seed),
         speed=manner.speed,

@@ -12,7 +12,7 @@ from vokens import audio
 from vokens.errors import AudioError, ConfigError
 from vokens.lm.sampling import COSYVOICE
 from vokens.models.codec import Audio
-from vokens.models.learnable.decoder import PROMPT_SECONDS, HeardVoice
+from vokens.models.learnable.decoder import PROMPT_SECONDS, SpeakerPrompt
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.learnable.voice import speech_tokens
 from vokens.models.pretrained import Pretrained
@@ -20,19 +20,19 @@ from vokens.models.s3gen import ReferenceVoice, S3GenModel
 from vokens.models.s3gen.config import TOKENS_OF
 from vokens.models.speaking import Manner, Speaker, generator_of
 
-REFERENCE_SECONDS = 10.0  # of a recording that S3Gen hears, as Chatterbox does
+REFERENCE_SECONDS = 10.0  # of a recording that S3Gen is prompted with, as in Chatterbox
 
 
 @dataclass(frozen=True)
 class S3Voice:
-    """A voice as both models know it."""
+    """Voice of a recording for the language model and for S3Gen."""
 
-    lm: HeardVoice
+    lm: SpeakerPrompt
     s3gen: ReferenceVoice
 
 
 class WithS3Gen(Speaker):
-    """Text to speech. lm: text to tokens; s3gen: tokens to speech, with what hears a voice."""
+    """Text to speech. lm: text to tokens; s3gen: tokens to speech, with its speaker encoder."""
 
     system, voice_type = "learnable_lm", S3Voice
 
@@ -40,7 +40,7 @@ class WithS3Gen(Speaker):
         if not isinstance(s3gen, S3GenModel):
             given = "none" if s3gen is None else f"a {s3gen.system}"
             raise ConfigError(
-                f"{lm.name} makes S3 tokens; an S3Gen makes sound of them, and {given} was given as "
+                f"{lm.name} makes S3 tokens, which an S3Gen decodes, and {given} was given as "
                 "decoder: name one, such as cosyvoice2_s3gen or a folder, or give CosyVoice's folder, which has both"
             )
         if lm.config.speech_tokens > s3gen.config.flow.vocab_size:
@@ -51,7 +51,7 @@ class WithS3Gen(Speaker):
         if {lm.config.tokens, s3gen.config.tokens} == set(TOKENS_OF.values()):
             raise ConfigError(
                 f"{lm.name} makes tokens of {lm.config.tokens} and {s3gen.name} speaks those of {s3gen.config.tokens}, "
-                "whose ids mean other sounds: give models of one release"
+                "whose ids are not the same: give models of one release"
             )
         self.lm, self.decoder, self.name = lm, s3gen, s3gen.name
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, COSYVOICE, lm.config.front_end
@@ -71,18 +71,18 @@ class WithS3Gen(Speaker):
         if text.strip():
             tokens = self.decoder.tokenize(wave, rate).codes[0, 0]
         reference = self.decoder.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
-        return S3Voice(HeardVoice(speaker, torch.zeros(1, 0), text.strip(), tokens, None), reference)
+        return S3Voice(SpeakerPrompt(speaker, torch.zeros(1, 0), text.strip(), tokens, None), reference)
 
     @torch.inference_mode()
     def utter(
         self, pieces: Sequence[str], voice: S3Voice | None, seeds: Sequence[int], manner: Manner
     ) -> list[np.ndarray]:
-        heard = self._known(voice)
+        resolved = self._known(voice)
         tokens = self.lm.generate(
             pieces,
-            speaker=heard.lm.speaker,
-            prompt_text=heard.lm.text,
-            prompt_speech=heard.lm.said,
+            speaker=resolved.lm.speaker,
+            prompt_text=resolved.lm.text,
+            prompt_speech=resolved.lm.prompt_speech,
             sampler=manner.sampler,
             generator=[generator_of(seed) for seed in seeds],
             speed=manner.speed,
@@ -90,14 +90,14 @@ class WithS3Gen(Speaker):
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
         if rows:
-            said = self.decoder.speak(
+            generated = self.decoder.speak(
                 [tokens[row] for row in rows],
-                heard.s3gen,
+                resolved.s3gen,
                 seed=[seeds[row] for row in rows],
                 n_cfm_timesteps=manner.steps,
                 guidance=manner.guidance,
             )
-            for row, wave in zip(rows, said, strict=True):
+            for row, wave in zip(rows, generated, strict=True):
                 waves[row] = wave
         return waves
 
@@ -105,21 +105,21 @@ class WithS3Gen(Speaker):
         self, piece: str, voice: S3Voice | None, seed: int, manner: Manner
     ) -> Iterator[np.ndarray]:
         """The sound of `S3GenModel.stream` for the language model's tokens."""
-        heard = self._known(voice)
-        tokens = self._tokens(piece, heard.lm, manner, seed)
+        resolved = self._known(voice)
+        tokens = self._tokens(piece, resolved.lm, manner, seed)
         first = next(tokens, None)
         if first is None:
             return
         yield from self.decoder.stream(
             _chained(first, tokens),
-            heard.s3gen,
+            resolved.s3gen,
             n_cfm_timesteps=manner.steps,
             guidance=manner.guidance,
             seed=seed,
         )
 
     @torch.inference_mode()
-    def _tokens(self, piece: str, voice: HeardVoice, manner: Manner, seed: int) -> Iterator[Tensor]:
+    def _tokens(self, piece: str, voice: SpeakerPrompt, manner: Manner, seed: int) -> Iterator[Tensor]:
         for token in speech_tokens(self.lm, piece, voice, manner, seed):
             yield torch.tensor([token])
 

@@ -1,7 +1,7 @@
 """S3Tokenizer's published weights: ONNX graphs (all releases) and the state dicts that s3tokenizer 0.3.0 makes of them.
 
-Tensors of a graph are anonymous, its nodes are not: a table of node names says which weight a node holds, whether
-as an initialiser or as a constant. Stride and epsilons stand in the graph, sizes in the weights' shapes.
+Tensors of a graph are anonymous, its nodes are not: a table of node names tells which weight a node holds, as an
+initialiser or a constant. Stride and epsilons come from the graph, sizes from the weights' shapes.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ _NODES = [
     (r"/quantizer/.*_codebook/(?:MatMul|Pow_1)", ("quantizer._codebook.embed",)),
 ]
 _EPSILON = re.compile(r"/blocks\.\d+/(attn|mlp)_ln/(?:Add|LayerNormalization)")
-# Whose operands are weights; other nodes may read tables, such as those of rotary positions.
+# Operators with weights as operands; other nodes may read tables, such as those of rotary positions.
 _WEIGHTED = ("Conv", "MatMul", "Gemm", "Add", "Mul", "LayerNormalization")
 
 
@@ -115,7 +115,7 @@ def from_graph(graph: OnnxGraph) -> tuple[State, dict[str, Any]]:
     for name in graph.initializers:  # read by a Slice
         if name.endswith("positional_embedding"):
             sources["encoder.positional_embedding"] = name
-    _refuse_strangers(graph, set(sources.values()))
+    _check_all_used(graph, set(sources.values()))
     state = {name: graph.tensor(tensor) for name, tensor in sources.items()}
     return {name: t.T.contiguous() if name in transposed else t for name, t in state.items()}, facts
 
@@ -123,12 +123,12 @@ def from_graph(graph: OnnxGraph) -> tuple[State, dict[str, Any]]:
 def _weights_of(node: Node, held: list[str]) -> list[str]:
     """Published names of the weights that a node holds."""
     for pattern, names in _NODES:
-        if found := re.fullmatch(pattern, node.name):
+        if match := re.fullmatch(pattern, node.name):
             if node.op == "Add" and not held:
                 return []  # the epsilon of a norm
             if len(held) != len(names):
                 raise CheckpointError(f"{node.name} holds {len(held)} weights, {len(names)} expected: {held}")
-            parts = [part.replace("mlp/mlp", "mlp").replace("/", ".") for part in found.groups()]
+            parts = [part.replace("mlp/mlp", "mlp").replace("/", ".") for part in match.groups()]
             return [name.format(*parts) for name in names]
     return []
 
@@ -137,7 +137,7 @@ def _facts_of(node: Node, graph: OnnxGraph) -> dict[str, Any]:
     """Settings that a node states."""
     if node.name == "/conv1/Conv":
         return {"first_stride": node.attributes.get("strides", [1])[0]}
-    if found := _EPSILON.fullmatch(node.name):
+    if match := _EPSILON.fullmatch(node.name):
         scalars = [graph.tensor(name).item() for name in node.inputs if graph.size(name) == 1]
         epsilon = (
             node.attributes.get("epsilon", 1e-5)
@@ -146,23 +146,23 @@ def _facts_of(node: Node, graph: OnnxGraph) -> dict[str, Any]:
             if scalars
             else None
         )
-        return {} if epsilon is None else {f"{found[1]}_eps": float(f"{epsilon:.6g}")}  # float32's 1e-5
+        return {} if epsilon is None else {f"{match[1]}_eps": float(f"{epsilon:.6g}")}  # float32's 1e-5
     return {}
 
 
-def _refuse_strangers(graph: OnnxGraph, known: set[str]) -> None:
-    """Every weight of a graph must have a place: silently dropped ones would change the tokens."""
-    strangers = {
+def _check_all_used(graph: OnnxGraph, known: set[str]) -> None:
+    """Raise CheckpointError for weights of a graph that no table entry takes: dropping them would change tokens."""
+    unused = {
         name
         for node in graph.nodes
         if node.op in _WEIGHTED
         for name in node.inputs
         if name in graph.initializers and graph.size(name) > 1 and name not in known
     }
-    if strangers:
+    if unused:
         raise CheckpointError(
-            f"{len(strangers)} weights of the graph have no place in an S3Tokenizer: "
-            f"{', '.join(sorted(strangers)[:4])}; it is of another model or version"
+            f"{len(unused)} weights of the graph have no place in an S3Tokenizer: "
+            f"{', '.join(sorted(unused)[:4])}; it is of another model or version"
         )
 
 
@@ -172,32 +172,32 @@ def _refuse_strangers(graph: OnnxGraph, known: set[str]) -> None:
 def configure(
     state: Mapping[str, Tensor], config: Any, facts: Mapping[str, Any] | None = None
 ) -> S3TokenizerConfig:
-    """The config of published weights: sizes from shapes, the rest from the graph's facts or from `config`.
+    """Config of published weights: sizes from shapes, the rest from the graph's facts or from `config`.
 
     config: None, the name of a release, an S3TokenizerConfig, or a dict of settings.
     """
     if isinstance(config, S3TokenizerConfig):
         return config
-    found = _sizes(state) | dict(facts or {})
+    settings = _sizes(state) | dict(facts or {})
     if isinstance(config, str):
-        return _of_release(config, found)
+        return _of_release(config, settings)
     known = {field.name for field in dataclasses.fields(S3TokenizerConfig)}
     if config is not None and (not isinstance(config, Mapping) or not set(config) <= known):
         raise ConfigError(
             f"config={config!r} was given: a release ({', '.join(RELEASES)}) or a dict of settings among "
             f"{sorted(known)} is accepted"
         )
-    found |= dict(config or {})
-    if "heads" not in found:
-        found["heads"] = _heads_of_release(found["width"], found["layers"])
-    if "first_stride" not in found:
-        if found["positions"] == "sinusoid":
+    settings |= dict(config or {})
+    if "heads" not in settings:
+        settings["heads"] = _heads_of_release(settings["width"], settings["layers"])
+    if "first_stride" not in settings:
+        if settings["positions"] == "sinusoid":
             raise CheckpointError(
-                "these weights fit both 50 and 25 tokens per second, and only the name of the release can say which: "
+                "these weights fit both 50 and 25 tokens per second, and only the name of the release tells which: "
                 'give config="speech_tokenizer_v1" (50) or config="speech_tokenizer_v1_25hz" (25)'
             )
-        found["first_stride"] = 2
-    return S3TokenizerConfig(**found)
+        settings["first_stride"] = 2
+    return S3TokenizerConfig(**settings)
 
 
 def _heads_of_release(width: int, layers: int) -> int:
@@ -205,7 +205,7 @@ def _heads_of_release(width: int, layers: int) -> int:
         if (release.width, release.layers) == (width, layers):
             return release.heads
     raise CheckpointError(
-        f"an encoder {width} wide with {layers} layers is of no release, and weights do not say its heads: give "
+        f"an encoder {width} wide with {layers} layers is of no release, and weights do not tell its heads: give "
         "config={'heads': n}, or open the folder that training wrote"
     )
 
@@ -214,26 +214,26 @@ _FREE: dict[str, Any] = {"attn_eps": 1e-5, "mlp_eps": 1e-5, "long_audio": "compl
 
 
 def same_network(one: S3TokenizerConfig, other: S3TokenizerConfig) -> bool:
-    """Whether two configs differ at most in what does not tell releases apart."""
+    """Whether two configs are equal but for settings that are free in a release."""
     return dataclasses.replace(one, **_FREE) == dataclasses.replace(other, **_FREE)
 
 
-def _of_release(name: str, found: dict[str, Any]) -> S3TokenizerConfig:
+def _of_release(name: str, settings: dict[str, Any]) -> S3TokenizerConfig:
     if name not in RELEASES:
         raise ConfigError(f"config={name!r} was given: the releases are {', '.join(RELEASES)}")
     release = RELEASES[name]
     differing = [
         f"{key} {value} instead of {getattr(release, key)}"
-        for key, value in found.items()
+        for key, value in settings.items()
         if value != getattr(release, key) and key not in _FREE
     ]
     if differing:
         raise CheckpointError(f"these weights are not of {name}: {', '.join(differing)}")
-    return dataclasses.replace(release, **found)
+    return dataclasses.replace(release, **settings)
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes that the shapes of published weights give."""
+    """Sizes from the shapes of published weights."""
     try:
         width, n_mels, _ = state["encoder.conv1.weight"].shape
         sinusoid = "encoder.positional_embedding" in state

@@ -16,7 +16,7 @@ from vokens.nn.product import Linear
 
 
 class Norm(nn.LayerNorm):
-    """Layer norm in float32, handed on in the type of its weights."""
+    """Layer norm in float32, its output in the type of its weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         y = F.layer_norm(
@@ -65,7 +65,7 @@ class S3Encoder(nn.Module):
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): mel frames of each row, at least 1; None where no row is padded.
 
-        What stands beyond a row's length, in the input and in the result, has no meaning and no influence.
+        Input beyond a row's length is masked, and output there is undefined.
         Raises ConfigError for more tokens than the table of positions has.
         """
         x, lengths = self.trunk(mel, lengths)

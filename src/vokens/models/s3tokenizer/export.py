@@ -1,7 +1,7 @@
 """S3Tokenizer as one ONNX file: log-mels of any batch and length up to 30 s in, ids out, with torch.onnx.
 
 Inputs and outputs are those of the released graphs, which take one recording at a time, so that code written for
-these runs it; what the codec is stands in the file's metadata, for `runtime.py`.
+them runs it; the file's metadata holds the codec's config for `runtime.py`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from vokens.errors import MissingExtra
 from vokens.models.s3tokenizer.model import S3Tokenizer
 from vokens.nn.masks import padding_mask
 
-METADATA = "vokens"  # the key under which name, fingerprint and config stand
+METADATA = "vokens"  # key of name, fingerprint and config
 INPUTS = ("feats", "feats_length")
 OUTPUTS = ("indices", "indices_length")
 OPSET = 18  # ONNX Runtime 1.14 and later

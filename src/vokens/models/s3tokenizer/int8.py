@@ -1,7 +1,7 @@
 """S3Tokenizer's matrix products in 8-bit integers on the CPU, for which float32 weights are rounded once.
 
-Inputs have one step per token, measured as they come, weights one per output, and zero stays zero; sums are exact.
-How fine the steps are is the processor's to say:
+Inputs are quantized dynamically with one scale per token, weights with one per output channel; zero is exact, sums
+are exact. The number of bits depends on the processor:
 
 - AMX multiplies 8-bit integers 10 to 30 times as fast as float32, so inputs and weights get 16 bits, two digits of
   base 256: y = 256² hi W + 256 (lo W + hi V) with W, V the digits of the weights; lo V is left out.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vokens.errors import ConfigError
 
-ROWS = 256  # at a time, so that the steps of one product find the last one's numbers in the cache: 5 % of the time
+ROWS = 256  # at a time, which stay in the cache between the steps of one product: 5 % faster
 SMALLEST = 1e-12  # step of inputs that are all zero
 LARGEST = 127 * 256 + 127  # of the numbers of two digits, each in -128 .. 127
 STEPS = {
@@ -31,8 +31,8 @@ STEPS = {
 class Int8Linear(nn.Module):
     """The result of `linear`, x (..., in) -> (..., out) float32, from `bits` of each input: 16, 8 or 7.
 
-    None takes what this processor computes exactly. It holds no parameters. Near: 1.5 % of the output's size with 7
-    bits, 0.01 % with 16.
+    None takes what this processor computes exactly. It holds no parameters. Relative error: 1.5 % with 7 bits, 0.01 %
+    with 16.
     """
 
     def __init__(self, linear: nn.Linear, bits: int | None = None) -> None:
@@ -50,7 +50,7 @@ class Int8Linear(nn.Module):
         else:
             self._scale = (size / 127).clamp(min=SMALLEST)
             rounded = (weight / self._scale[:, None]).round()
-            self._sums = rounded.sum(1) * self._scale  # what inputs of one give
+            self._sums = rounded.sum(1) * self._scale  # the product with inputs of one
             self._weight = _pack(rounded.to(torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Int8Linear(nn.Module):
     def _one_digit(self, rows: Tensor, out: Tensor) -> None:
         low, high = rows.amin(1, keepdim=True).clamp_(max=0), rows.amax(1, keepdim=True).clamp_(min=0)
         step = ((high - low) / STEPS[self.bits]).clamp_(min=SMALLEST)
-        # An integer, so that zeros are exact: near them lies most of what GELU gives, which would err all alike.
+        # An integer, so that zeros are exact: most outputs of GELU are near zero and would have a common error.
         zero = (low / step).round_()
         digits = (rows * (1 / step)).sub_(zero - 0.5).to(torch.uint8)
         y = self._product(digits, self._weight, 1.0, 0)
@@ -84,12 +84,12 @@ class Int8Linear(nn.Module):
         self, digits: Tensor, weight: Any, scale: float, zero: int, to: Tensor | None = None
     ) -> Tensor:
         """Scaled sums (N, out) float32 of digits - zero, (N, in) uint8, added to `to` where given."""
-        given = digits, scale, zero, weight, self._scale, self._zeros
+        operands = digits, scale, zero, weight, self._scale, self._zeros
         plain: tuple[Any, ...] = (1.0, 0, torch.float32)
         if to is None:
-            return torch.ops.onednn.qlinear_pointwise(*given, None, *plain, "none", [], "")
+            return torch.ops.onednn.qlinear_pointwise(*operands, None, *plain, "none", [], "")
         return torch.ops.onednn.qlinear_pointwise.binary(
-            *given, to, None, *plain, 1.0, 0, "sum", 1.0, "none", [], ""
+            *operands, to, None, *plain, 1.0, 0, "sum", 1.0, "none", [], ""
         )
 
 
@@ -111,7 +111,7 @@ def _pack(digits: Tensor) -> Any:
 def input_bits() -> int:
     """Bits of an input for this processor: 16 with AMX, 8 with VNNI, 7 without; 0 where torch has no such product.
 
-    The last word has a product of the largest digits, which shows if sums overflow: oneDNN may use less than there is.
+    Verified by a product of the largest digits, which shows if sums overflow: oneDNN may not use all instructions.
     """
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     return next((bits for bits in ((16, 8, 7) if amx else (8, 7)) if _exact(bits)), 0)
@@ -131,7 +131,7 @@ def _exact(bits: int) -> bool:
 
 
 def check_device(device: torch.device) -> None:
-    """Raises ConfigError where int8 does not run: elsewhere than on the CPU, and in builds of torch without oneDNN."""
+    """Raise ConfigError where int8 does not run: elsewhere than on the CPU, and in builds of torch without oneDNN."""
     if device.type != "cpu":
         raise ConfigError(
             f"int8 is for the CPU, and the codec is on {device}: bfloat16 and float16 are for GPUs"
@@ -143,7 +143,7 @@ def check_device(device: torch.device) -> None:
 
 
 def round_weights(network: nn.Module) -> None:
-    """Replace every linear layer of a network by its int8 form; the float32 weights are given up."""
+    """Replace every linear layer of a network by its int8 form; the float32 weights are discarded."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

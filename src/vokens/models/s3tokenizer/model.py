@@ -1,8 +1,8 @@
 """S3Tokenizer, the supervised semantic speech tokenizer of CosyVoice (arXiv 2407.05407, 2412.10117, 2505.17589).
 
 Whisper's log-mel, a transformer, one codebook: 25 or 50 ids per second that carry content. It only encodes. Ids
-whose decision is closer than rounding errors are found by their margin and computed again, alone and in float32,
-so that they depend neither on the batch nor on its precision.
+with a margin below rounding errors are computed again, alone and in float32, so that they depend neither on the
+batch nor on its precision.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ Exactness = Literal["guarded", "plain"]
 
 SHORTEST = 201  # samples that one centred frame needs; shorter sounds are padded with zeros
 # Mel frames per forward pass. 4 minutes are 6000 tokens, 120 MB in the widest layer; on the CPU 4 s already run at full
-# speed (0.09 s per second of v2 on one Zen 3 core), and only shorter rows, 0.13 s for one of 1 s, gain by company.
+# speed (0.09 s per second of v2 on one Zen 3 core), and only shorter rows, 0.13 s for one of 1 s, gain by batching.
 FRAMES_PER_FORWARD = 24_000
 FRAMES_ON_CPU = 400
 PADDING = 0.02  # share of a forward pass that may be padding
@@ -54,12 +54,12 @@ class S3Tokenizer(Codec):
     """Speech to 25 or 50 tokens per second. `vokens.load("speech_tokenizer_v2_25hz")`.
 
     Attributes:
-        exactness: "guarded" makes ids independent of the batch and of compute_dtype, "plain" saves the second look.
+        exactness: "guarded" makes ids independent of the batch and of compute_dtype, "plain" skips the recomputation.
         compute_dtype: of matrix products; sums stay float32, and weights but for int8.
-        bound: margin below which an id gets a second look.
+        bound: margin below which an id is recomputed.
         frames_per_forward: padded mel frames per forward pass, at least one window; None for 400 on the CPU and
             24000 elsewhere.
-        recomputed: windows that had a second look since the codec was made.
+        recomputed: number of windows recomputed so far.
     """
 
     system = "s3tokenizer"
@@ -108,7 +108,7 @@ class S3Tokenizer(Codec):
 
     @torch.no_grad()
     def quantize(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Ids of log-mels, as the training loop of another model needs them: no graph breaks up to 30 s.
+        """Ids of log-mels, for the training loop of another model: no graph breaks up to 30 s.
 
         Surrounding autocast changes nothing: `set_dtype` decides what matrix products are computed in. On CUDA,
         convolutions follow torch.backends.cudnn.allow_tf32: False gives the ids of float32.
@@ -160,12 +160,12 @@ class S3Tokenizer(Codec):
 
         float16 and bfloat16 are for GPUs and CPUs with instructions for them (`vokens doctor`; others take 4 to 100
         times as long as in float32). int8 is for CPUs, about twice as fast there, with as many bits as the processor
-        affords (`int8.py`); it gives the float32 weights up, so no other type can follow. Tokens keep the name of the
-        float32 weights.
+        supports (`int8.py`); the float32 weights are discarded, so no other type can follow. Tokens keep the name of
+        the float32 weights.
 
-        exactness: "guarded" gives float32's tokens: windows with a doubtful id are computed again in float32. At
+        exactness: "guarded" gives float32's tokens: windows with an id below the bound are recomputed in float32. At
             their present bounds nearly every window has one, so this takes longer than float32 alone:
-            see `recomputed`, and `calibrate` for other weights. int8 has nothing left to compare with: "plain" alone.
+            see `recomputed`, and `calibrate` for other weights. int8 has no float32 weights left: "plain" only.
 
         Raises:
             ConfigError: other types, int8 elsewhere than on the CPU or guarded, and any other type after int8.
@@ -179,7 +179,7 @@ class S3Tokenizer(Codec):
                 f"{dtype} was given, but the weights were rounded to int8: load the codec again"
             )
         if dtype == torch.int8 and exactness == "guarded":
-            raise ConfigError("int8 gives the float32 weights up, which guarded needs: use plain, or float32")
+            raise ConfigError("int8 discards the float32 weights, which guarded needs: use plain, or float32")
         if dtype == torch.int8 and self.compute_dtype != torch.int8:
             check_device(self.device)
             _ = self.fingerprint
@@ -191,9 +191,9 @@ class S3Tokenizer(Codec):
 
     @torch.inference_mode()
     def calibrate(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> float:
-        """Set `bound` to twice what the present precision moved any decision of these recordings, and return it.
+        """Set `bound` to twice the largest change of a margin by the present precision on recordings, and return it.
 
-        Raises ConfigError for int8, which has no float32 beside it.
+        Raises ConfigError for int8, which has no float32 weights.
         """
         if self.compute_dtype == torch.int8:
             raise ConfigError("int8 has no float32 weights to compare with: calibrate is for half precision")
@@ -209,17 +209,17 @@ class S3Tokenizer(Codec):
         return self.bound
 
     def _tokenize(self, mels: Sequence[Tensor], alone: Callable[[int], Tensor]) -> list[Tensor]:
-        """Ids (T,) of log-mels (n_mels, F) of any lengths; alone(row) gives one as it is without the others."""
+        """Ids (T,) of log-mels (n_mels, F) of any lengths; alone(row) computes one unbatched."""
         published = self.config.long_audio == "published"
         plans = [windows(mel.shape[1], self.config.hop, published) for mel in mels]
         jobs = [(row, window) for row, plan in enumerate(plans) for window in plan]
         sizes = [window.end - window.start for _, window in jobs]
         parts: list[Tensor] = [torch.empty(0)] * len(jobs)
         for group in batches(sizes, self._budget(), PADDING):
-            found = self._decide(
+            results = self._decide(
                 [mels[jobs[job][0]][:, jobs[job][1].start : jobs[job][1].end] for job in group]
             )
-            for job, (codes, sure) in zip(group, found, strict=True):
+            for job, (codes, sure) in zip(group, results, strict=True):
                 row, window = jobs[job]
                 if not sure:
                     self.recomputed += 1
@@ -233,13 +233,11 @@ class S3Tokenizer(Codec):
         if self.frames_per_forward is not None:
             return self.frames_per_forward
         if self.compute_dtype == torch.int8:
-            return (
-                1  # one by one: a last digit of another batch's sum may round an input to its other neighbour
-            )
+            return 1  # one by one: in a batch an input may round differently
         return FRAMES_ON_CPU if self.device.type == "cpu" else FRAMES_PER_FORWARD
 
     def _decide(self, mels: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
-        """Ids (T,) of each of a few windows, computed together, and whether none of them is doubtful."""
+        """Ids (T,) of a batch of windows, and whether all margins of each are above the bound."""
         sizes = [mel.shape[1] for mel in mels]
         if len(mels) == 1 and not self._half:
             return [(self._exactly(mels[0][None])[0][0], True)]
@@ -250,12 +248,11 @@ class S3Tokenizer(Codec):
         least = margin.masked_fill(~padding_mask(counts, codes.shape[1]), torch.inf).amin(1)
         sure = (least > self.bound) | (self.exactness == "plain")
         return [
-            (row[:count], fine)
-            for row, count, fine in zip(codes, counts.tolist(), sure.tolist(), strict=True)
+            (row[:count], ok) for row, count, ok in zip(codes, counts.tolist(), sure.tolist(), strict=True)
         ]
 
     def _exactly(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and margins (1, T) of one window (1, n_mels, F) by definition: alone, unpadded, in float32."""
+        """Ids and margins (1, T) of one window (1, n_mels, F), the reference: unbatched, unpadded, in float32."""
         with torch.autocast(mel.device.type, enabled=False), _full_float32(mel.device):
             return self._encode(mel, None)
 
@@ -270,7 +267,7 @@ class S3Tokenizer(Codec):
         return self.compute_dtype in (torch.bfloat16, torch.float16)
 
     def _products(self, device: torch.device) -> torch.autocast:
-        """A context in which matrix products have the chosen precision."""
+        """Context in which matrix products have the chosen precision."""
         return torch.autocast(device.type, self.compute_dtype if self._half else None, enabled=self._half)
 
     def _encode(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -287,8 +284,8 @@ class S3Tokenizer(Codec):
             some = F.pad(wave[rows], (0, max(0, longest - wave.shape[1])))[:, :longest]
             sizes = lengths[rows].clamp(min=SHORTEST)
             frames = (sizes // hop).tolist()
-            found = whisper_scale(self.mel(some, sizes))
-            mels = {row: mel[:, :n] for row, mel, n in zip(rows.tolist(), found, frames, strict=True)}
+            mel_batch = whisper_scale(self.mel(some, sizes))
+            mels = {row: mel[:, :n] for row, mel, n in zip(rows.tolist(), mel_batch, frames, strict=True)}
         return [mels[row] if row in mels else alone(row) for row in range(len(lengths))]
 
     # Weights -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The recogniser that S3Tokenizer is trained in (arXiv 2407.05407 §2.1, 2412.10117 §2.1): the tokenizer's encoder, its
 quantizer in the middle, and on the quantized states more transformer blocks with a recognition loss.
 
-The trick of a low token rate: each token emits several CTC frames, so that 25 tokens a second can spell fast speech.
+Each token emits several CTC frames, so that 25 tokens per second suffice for fast speech.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class HeadConfig:
     """ASR head configuration (training only).
 
     Attributes:
-        alphabet: characters that texts are spelled with; the CTC blank comes before them as symbol 0.
+        alphabet: characters of the texts; the CTC blank comes before them as symbol 0.
         layers: blocks between quantizer and CTC. emissions: CTC frames per token.
         decoder_layers: of the attention decoder; 0 = none.
         teacher_width: of features that states before and after the quantizer are projected to; 0 = none.
@@ -62,8 +62,10 @@ class Recognition:
     frames: Tensor  # (B,) CTC frames of each row
     codes: Tensor  # (B, T) int64
     commit: Tensor  # () squared distance of the states to their codewords; 0 with FSQ
-    before: Tensor | None  # (B, T, S) guess of the teacher's features from the states before the quantizer
-    after: Tensor | None  # (B, T, S) guess from the recogniser's states
+    before: (
+        Tensor | None
+    )  # (B, T, S) prediction of the teacher's features from the states before the quantizer
+    after: Tensor | None  # (B, T, S) prediction from the ASR head's states
     spelling: Tensor | None  # (B, L + 1, 1 + len(alphabet)) logits of the attention decoder; 0 ends the text
 
 
@@ -105,71 +107,71 @@ class Recogniser(nn.Module):
         Args:
             mel: (B, n_mels, F); lengths: (B,) frames of each row.
             texts: (B, L) symbols, 0 beyond each end; needed by the attention decoder alone.
-            quantizer: "soft" lets the bottleneck's numbers pass unrounded, to measure what rounding costs; "off" lets
-                the encoder's states pass beside it, for a warm start.
-            generator: of the codebook's starts and revivals.
-            trunk: (B, T', D) what the encoder's trunk gives for mel, where it is frozen and known.
+            quantizer: "soft" passes the bottleneck unrounded, to measure what rounding costs; "off" bypasses it with
+                the encoder's states, for a warm start.
+            generator: for initialising and reviving codebook entries.
+            trunk: (B, T', D) features of a frozen trunk, computed before; mel is then not used.
         """
         states = self.states(mel, lengths, trunk)
-        inside = padding_mask(-(-lengths // self.config.hop), states.shape[1])
-        values, codes, commit = self._quantize(states, inside, quantizer == "on", generator)
+        mask = padding_mask(-(-lengths // self.config.hop), states.shape[1])
+        values, codes, commit = self._quantize(states, mask, quantizer == "on", generator)
         x = self.expand(values)
         if quantizer == "off":
-            x = F.layer_norm(states, states.shape[-1:]) + 0 * x  # all weights take part: DDP waits for each
-        x = self.recognise(x, inside)
+            x = F.layer_norm(states, states.shape[-1:]) + 0 * x  # keeps all weights in the graph for DDP
+        x = self.recognise(x, mask)
         logits = self.ctc(x).unflatten(-1, (self.head.emissions, -1)).flatten(1, 2)
         return Recognition(
             ctc=logits,
-            frames=inside.sum(1) * self.head.emissions,
+            frames=mask.sum(1) * self.head.emissions,
             codes=codes,
             commit=commit,
             before=None if self.before is None else self.before(F.layer_norm(states, states.shape[-1:])),
             after=None if self.after is None else self.after(x),
-            spelling=None if self.speller is None or texts is None else self.speller(x, inside, texts),
+            spelling=None if self.speller is None or texts is None else self.speller(x, mask, texts),
         )
 
     def states(self, mel: Tensor, lengths: Tensor, trunk: Tensor | None = None) -> Tensor:
-        """The encoder's states (B, T, D) of log-mels, or of what its trunk gave for them."""
+        """Hidden states (B, T, D) of the encoder, from log-mels or from features of its trunk."""
         if trunk is None:
             return self.encoder(mel, lengths)
         return self.encoder.merged(trunk, -(-lengths // (2 * self.config.first_stride)))
 
     @torch.no_grad()
     def fit(self, states: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start the bottleneck from the encoder's states (N, D) after a warm start: k-means or principal components,
-        and the linear layer behind it that gives back most of the states.
+        """Initialise the bottleneck from the encoder's states (N, D) after a warm start, by k-means or principal
+        components, and the linear layer after it by ridge regression to the states.
         """
         if isinstance(self.quantizer, UnitVectorLearner):
             self.quantizer.fit(states, generator)
         else:
             self.quantizer.fit(states)
-        inside = torch.ones(1, len(states), dtype=torch.bool, device=states.device)
-        values = self.eval()._quantize(states[None], inside, True, None)[0][0]
-        given = F.pad(values, (0, 1), value=1.0).double()
-        wanted = F.layer_norm(states, states.shape[-1:]).double()
-        ridge = 1e-4 * len(states) * torch.eye(given.shape[1], dtype=given.dtype, device=given.device)
-        found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted)
-        self.expand.weight.copy_(found[:-1].T)
-        self.expand.bias.copy_(found[-1])
+        mask = torch.ones(1, len(states), dtype=torch.bool, device=states.device)
+        values = self.eval()._quantize(states[None], mask, True, None)[0][0]
+        inputs = F.pad(values, (0, 1), value=1.0).double()
+        targets = F.layer_norm(states, states.shape[-1:]).double()
+        ridge = 1e-4 * len(states) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+        solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
+        self.expand.weight.copy_(solution[:-1].T)
+        self.expand.bias.copy_(solution[-1])
 
-    def recognise(self, x: Tensor, inside: Tensor) -> Tensor:
-        """The bottleneck, (B, T, D) -> the ASR head's states (B, T, D); inside (B, T) masks padding."""
+    def recognise(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, D) of the ASR head, from the bottleneck (B, T, D); mask (B, T) of padding."""
         turn = rotation(x.shape[1], self.config.width // self.config.heads, x.device)
         for block in self.blocks:
-            x = block(x, inside, turn)
+            x = block(x, mask, turn)
         return self.norm(x)
 
     def _quantize(
-        self, states: Tensor, inside: Tensor, rounding: bool, generator: torch.Generator | None
+        self, states: Tensor, mask: Tensor, rounding: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(self.quantizer, UnitVectorLearner):
-            return self.quantizer(states, inside, generator, rounding)
+            return self.quantizer(states, mask, generator, rounding)
         values, codes = self.quantizer(states, rounding)
         return values, codes, values.new_zeros(())
 
     @staticmethod
     def tokenizer_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of the S3Tokenizer within a recogniser's."""
+        """Weights of the S3Tokenizer in a recogniser's state dict."""
         names = {
             "quantizer.project.weight": "codebook.project.weight",
             "quantizer.project.bias": "codebook.project.bias",
@@ -190,10 +192,10 @@ class Recogniser(nn.Module):
         """A saved recogniser, in evaluation mode. Raises CheckpointError for another file."""
         state = checkpoint.read_state_dict(path)
         with safe_open(path, "pt") as file:
-            found = (file.metadata() or {}).get("recogniser")
-        if found is None:
+            metadata = (file.metadata() or {}).get("recogniser")
+        if metadata is None:
             raise CheckpointError(f"{path} holds no recogniser: give a file that Recogniser.save wrote")
-        settings = json.loads(found)
+        settings = json.loads(metadata)
         model = cls(
             build_config(S3TokenizerConfig, settings["config"], str(path)),
             build_config(HeadConfig, settings["head"], str(path)),
@@ -214,9 +216,9 @@ class Speller(nn.Module):
         self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
         self.out = Linear(width, symbols)
 
-    def forward(self, states: Tensor, inside: Tensor, texts: Tensor) -> Tensor:
-        """states (B, T, D), inside (B, T), texts (B, L) -> logits (B, L + 1, symbols)."""
+    def forward(self, states: Tensor, mask: Tensor, texts: Tensor) -> Tensor:
+        """states (B, T, D), mask (B, T), texts (B, L) -> logits (B, L + 1, symbols)."""
         x = self.embedding(F.pad(texts, (1, 0)))  # 0 begins the text, and ends it
         x = x + sinusoids(x.shape[1], x.shape[2]).to(x)
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        return self.out(self.layers(x, states, tgt_mask=later, memory_key_padding_mask=~inside))
+        return self.out(self.layers(x, states, tgt_mask=later, memory_key_padding_mask=~mask))

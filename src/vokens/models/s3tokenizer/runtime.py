@@ -26,7 +26,7 @@ class OnnxS3Tokenizer(S3Tokenizer):
     """An S3Tokenizer whose network is an ONNX Runtime session; its weights cannot be reached or saved."""
 
     def __init__(self, session: Any, config: S3TokenizerConfig, name: str, fingerprint: str) -> None:
-        with torch.device("meta"):  # of what is built here only the log-mel is kept
+        with torch.device("meta"):  # only the log-mel is kept
             super().__init__(config)
         del self.encoder, self.codebook
         self.mel.to_empty(device="cpu")
@@ -49,14 +49,14 @@ class OnnxS3Tokenizer(S3Tokenizer):
         if dtype == torch.float32:
             return self
         raise ConfigError(
-            f"{dtype} was asked for, but the precision of an ONNX graph is fixed: open it with torch"
+            f"{dtype} was given, but the precision of an ONNX graph is fixed: open it with torch"
         )
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        raise CheckpointError("ONNX Runtime does not give out weights: open the file with torch, or copy it")
+        raise CheckpointError("ONNX Runtime does not return weights: open the file with torch, or copy it")
 
     def _encode(self, mel: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ids (B, T), and margins without meaning."""
+        """Ids (B, T), and infinite margins."""
         sizes = torch.full((len(mel),), mel.shape[2]) if lengths is None else lengths
         if self._one_by_one:
             rows = [self._run(mel[row : row + 1, :, :size])[0] for row, size in enumerate(sizes.tolist())]
@@ -71,13 +71,13 @@ class OnnxS3Tokenizer(S3Tokenizer):
         if sizes is None:
             sizes = torch.tensor([mel.shape[2]])
         feats, length = (node.name for node in self._session.get_inputs())
-        given = {feats: mel.float().contiguous().numpy(), length: sizes.to(torch.int32).numpy()}
-        ids = self._session.run(None, given)[0]
+        feeds = {feats: mel.float().contiguous().numpy(), length: sizes.to(torch.int32).numpy()}
+        ids = self._session.run(None, feeds)[0]
         return torch.from_numpy(ids).long().reshape(len(mel), -1)
 
 
 def open_onnx(path: str | Path, *, device: str = "cpu", config: Any = None) -> OnnxS3Tokenizer:
-    """The codec of an ONNX file, computed by ONNX Runtime on "cpu" or "cuda", with torch's number of threads.
+    """Open the codec of an ONNX file, computed by ONNX Runtime on "cpu" or "cuda", with torch's number of threads.
 
     config: as in `S3Tokenizer.from_onnx`, for released graphs; files of `export_onnx` hold theirs.
     Raises MissingExtra, ConfigError for other devices, CheckpointError for files that are no S3Tokenizer.
@@ -115,7 +115,7 @@ def _providers(device: str, available: Sequence[str]) -> list[str]:
 
 
 def _released(session: Any, path: Path, config: Any) -> OnnxS3Tokenizer:
-    """A graph that does not say what it is: its nodes and weights do."""
+    """Open a released graph, recognised by its nodes and weights."""
     graph = read_onnx(path)
     if not S3Tokenizer.recognises_graph(graph):
         raise CheckpointError(f"{path} is no S3Tokenizer: neither released nor written by export_onnx")

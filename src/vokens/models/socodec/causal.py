@@ -1,6 +1,6 @@
 """SoCodec's causal convolution stacks: HuBERT's features down to tokens, and tokens up to mel (arXiv 2409.00933 §3).
 
-Every convolution sees the past alone, so a stack runs in chunks of any length: the streaming state holds the left
+Every convolution is causal, so a stack runs in chunks of any length: the streaming state holds the left
 context of each convolution, zeros at the start. Layout (B, C, T).
 """
 
@@ -60,7 +60,7 @@ class ResidualUnit(nn.Module):
 
 
 class Down(nn.Module):
-    """Two residual units, then a convolution that keeps one column of `stride`."""
+    """Two residual units, then a convolution that downsamples by `stride`."""
 
     def __init__(self, width: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """A transposed convolution that makes `stride` columns of one, then two residual units."""
+    """A transposed convolution that upsamples by `stride`, then two residual units."""
 
     def __init__(self, width: int, stride: int, groups: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """SoCodec's training pass (arXiv 2409.00933 §3): features and voice to mel and features again; beside it, the vocoder.
 
-The speaker encoder reads shuffled pieces of the recording, so that the voice cannot hold the words. The discriminator
-of mels stands for Mega-TTS's (arXiv 2306.03509 §3.1): a stack per resolution of time, on all windows, not drawn ones.
+The speaker encoder sees shuffled pieces of the recording, so that the voice carries no words. The mel discriminator
+follows Mega-TTS's (arXiv 2306.03509 §3.1): a stack per time resolution, on all windows instead of random ones.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ class SoCodecOutput:
 
 
 class SoCodecLearner(nn.Module):
-    """A codec in training, without HuBERT, whose features come from outside.
+    """A codec in training, with HuBERT's features as input.
 
     Args:
-        analyzer, semantic, vocoder: what is trained; the rest of the weights stays as it is. semantic: the semantic
-            decoder's own output, beside the mel.
+        analyzer, semantic, vocoder: parts that are trained; the others are frozen. semantic: the semantic decoder's
+            output layer.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class SoCodecLearner(nn.Module):
 
     @torch.no_grad()
     def start_from(self, batch: AnalyzerBatch) -> None:
-        """Weights with which content reaches the mel from the first step on; PyTorch's let through next to nothing.
+        """Data-dependent initialisation (arXiv 1602.07868 §3), with which content reaches the mel from the first step.
 
-        Each channel of each layer deviates by 0.5 from 0 on this batch (arXiv 1602.07868 §3), where swish is nearly
-        straight; what residual units add and what comes out, by 0.1. Columns before a layer's own weigh a tenth, and
-        a column is repeated when it becomes several. A linear map from the tokens to their mels then leaves 47 % of
-        the variance, before 90 %, and steps 25 to 100, which went by without a gain, are gone.
+        Each channel of each layer has mean 0 and standard deviation 0.5 on this batch, where swish is nearly linear;
+        residual branches and outputs have 0.1. Kernel taps on left context are scaled by 0.1, and transposed
+        convolutions repeat their column. A linear map from tokens to mels then leaves 47 % of the variance (90 % with
+        PyTorch's initialisation), and the plateau of steps 25 to 100 is gone.
         """
         codec = self.codec
         parts = (codec.front, codec.encoder, codec.codebooks, codec.semantic_decoder, codec.mel_decoder)
@@ -117,7 +117,7 @@ class SoCodecLearner(nn.Module):
 
 
 def _to_size(module: nn.Module, inputs: object, output: Tensor, size: float) -> Tensor:
-    """A forward hook that scales and shifts a layer so that each channel of its output deviates by `size` from 0."""
+    """Forward hook that scales and shifts a layer to output channels of mean 0 and standard deviation `size`."""
     channels = -1 if isinstance(module, nn.Linear) else 1
     others = [axis for axis in range(output.ndim) if axis != channels % output.ndim]
     scale = size / output.std(others, keepdim=True).clamp(min=1e-6)
@@ -130,10 +130,10 @@ def _to_size(module: nn.Module, inputs: object, output: Tensor, size: float) -> 
 
 
 def voice_clips(mel: Tensor, frames: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Clips (B, n_mels, F) of mels (B, n_mels, T) with frames (B,) each, that keep the voice and lose the words.
+    """Clips (B, n_mels, F) of mels (B, n_mels, T) with frames (B,) each, that keep the voice but not the words.
 
-    A clip is a quarter to three quarters of its mel, cut in three pieces that change places; all are repeated to the
-    longest, and to 1 s at least.
+    A clip is a quarter to three quarters of its mel, cut in three shuffled pieces; all are repeated to the longest,
+    and to 1 s at least.
     """
     clips = []
     for row, size, generator in zip(mel, frames.tolist(), generators, strict=True):
@@ -148,7 +148,7 @@ def voice_clips(mel: Tensor, frames: Tensor, generators: Sequence[torch.Generato
 
 
 class MelDiscriminator(nn.Module):
-    """Patches of a log-mel (B, n_mels, F) as real or not, at its own frames and at means of 2 and 4 of them."""
+    """Patch discriminator of a log-mel (B, n_mels, F), at its own frames and averaged over 2 and 4 of them."""
 
     def __init__(self, channels: int = 32) -> None:
         super().__init__()
@@ -163,9 +163,9 @@ class MelDiscriminator(nn.Module):
         )
 
     def forward(self, mel: Tensor) -> list[tuple[list[Tensor], list[list[Tensor]]]]:
-        judged = []
+        scores = []
         for stack in cast("list[ConvStack]", list(self.stacks)):
             logits, features = stack.run((mel.unsqueeze(1) + 5) / 2.5)
-            judged.append(([logits], [features]))
+            scores.append(([logits], [features]))
             mel = F.avg_pool1d(mel, 2)
-        return judged
+        return scores

@@ -1,7 +1,7 @@
 """A language model over K streams of codes, with a delay between them (SoCodec, arXiv 2409.00933 §3.4).
 
-Stream j runs j * delay frames behind the first, so that a frame's later streams know its earlier ones; delay 0
-predicts all at once. A step sums the streams' embeddings, and each has a head. It serves any codec.
+Stream j is delayed by j * delay frames, so that a frame's later streams are conditioned on its earlier ones; delay 0
+predicts all in parallel. A step sums the streams' embeddings, and each has a head. It models tokens of any codec.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from vokens.models.pretrained import Pretrained
 from vokens.nn.product import Linear
 from vokens.tokens import Tokens
 
-IGNORED = -100  # targets that nothing is learned from
+IGNORED = -100  # masked targets
 
 
 @dataclass(frozen=True)
 class TokenLMConfig:
-    """Sizes of a token LM, and the codec whose codes it knows.
+    """Sizes of a token LM, and the codec of its tokens.
 
     Attributes:
         codebook_sizes: of the K streams. delay: frames between one stream and the next, 0 for parallel prediction.
-        vector_width: of the codec's global vector, which then comes first; 0 without.
+        vector_width: of the codec's global vector, a prefix of the sequence; 0 without.
         model, fingerprint, sample_rate, frame_rate: of the codec, for the `Tokens` that are sampled.
     """
 
@@ -70,9 +70,11 @@ def delayed(codes: Tensor, lengths: Tensor, sizes: tuple[int, ...], delay: int) 
     steps = torch.arange(frames + 2 + delay * (streams - 1), device=codes.device)
     place = steps - 1 - delay * torch.arange(streams, device=codes.device)[:, None]  # (K, S) in the codes
     ends = torch.tensor(sizes, device=codes.device)[:, None]
-    found = codes.gather(2, place.clamp(0, max(0, frames - 1)).expand(len(codes), -1, -1)) if frames else ends
-    found = torch.where(place < lengths.to(codes.device)[:, None, None], found, ends)
-    return torch.where(place < 0, ends + 1, found)
+    delayed_codes = (
+        codes.gather(2, place.clamp(0, max(0, frames - 1)).expand(len(codes), -1, -1)) if frames else ends
+    )
+    delayed_codes = torch.where(place < lengths.to(codes.device)[:, None, None], delayed_codes, ends)
+    return torch.where(place < 0, ends + 1, delayed_codes)
 
 
 def undelayed(steps: Tensor, sizes: tuple[int, ...], delay: int) -> list[Tensor]:
@@ -86,7 +88,7 @@ def undelayed(steps: Tensor, sizes: tuple[int, ...], delay: int) -> list[Tensor]
 
 
 class TokenLM(Pretrained):
-    """p(codes), one step of all streams after the other. `vokens.load(folder)` opens what training saved."""
+    """Autoregressive model of K streams of codes. `vokens.load(folder)` opens what training saved."""
 
     system = "token_lm"
     Config = TokenLMConfig
@@ -104,7 +106,7 @@ class TokenLM(Pretrained):
     def forward(
         self, steps: Tensor, vector: Tensor | None = None, cache: KVCache | None = None
     ) -> list[Tensor]:
-        """Logits, K of (B, S, size + 1), of what follows each of the steps (B, K, S), which follow the cache.
+        """Logits, K of (B, S, size + 1), of the step after each of steps (B, K, S), which follow the cache.
 
         vector: (B, vector_width), at the beginning (no cache, or an empty one) of a model that has one.
         """
@@ -117,25 +119,25 @@ class TokenLM(Pretrained):
 
     def _prefix(self, vector: Tensor | None, rows: int) -> Tensor | None:
         if (vector is None) == (self.vector is not None) or (vector is not None and len(vector) != rows):
-            given = "none" if vector is None else tuple(vector.shape)
-            raise TokensError(f"global vectors: {given} given, ({rows}, {self.config.vector_width}) needed")
+            shape = "none" if vector is None else tuple(vector.shape)
+            raise TokensError(f"global vectors: {shape} given, ({rows}, {self.config.vector_width}) needed")
         return None if self.vector is None or vector is None else self.vector(vector).unsqueeze(1)
 
     def losses(self, codes: Tensor, lengths: Tensor, vector: Tensor | None = None) -> Tensor:
-        """Mean of -ln p of each stream (K,) over its codes and their end, of codes (B, K, T), lengths (B,)."""
+        """Mean cross entropy (K,) of each stream, its end included, of codes (B, K, T), lengths (B,)."""
         sizes, delay = self.config.codebook_sizes, self.config.delay
         steps = delayed(codes, lengths, sizes, delay)
         logits = self(steps[..., :-1], vector)
         places = torch.arange(steps.shape[2] - 1, device=codes.device)
-        found = []
-        for j, scores in enumerate(logits):
+        stream_losses = []
+        for j, stream_logits in enumerate(logits):
             frame = places - delay * j  # of the targets; the end is frame L
-            inside = (frame >= 0) & (frame <= lengths.to(codes.device)[:, None])
-            target = steps[:, j, 1:].masked_fill(~inside, IGNORED)
-            found.append(
-                F.cross_entropy(scores.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+            loss_mask = (frame >= 0) & (frame <= lengths.to(codes.device)[:, None])
+            target = steps[:, j, 1:].masked_fill(~loss_mask, IGNORED)
+            stream_losses.append(
+                F.cross_entropy(stream_logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
             )
-        return torch.stack(found)
+        return torch.stack(stream_losses)
 
     # Sampling ----------------------------------------------------------------------------------------------
 
@@ -150,10 +152,10 @@ class TokenLM(Pretrained):
         sampling: SamplingParams | None = None,
         seed: int = 0,
     ) -> Tokens:
-        """Tokens of `rows` utterances, or of those that a prompt's rows go on to, prompt included.
+        """Sample tokens of `rows` utterances, or continue a prompt's rows, prompt included.
 
-        Row i is a function of its prompt, vector and (seed, i) alone, whatever the others are. The first stream says
-        where a row ends, at most after max_frames, or where its prompt does; the others run to the same frame.
+        Row i is a function of its prompt, vector and (seed, i) alone. The first stream's end token ends a row, after
+        at most max_frames or its prompt's frames; the other streams end at the same frame.
 
         Args:
             vector: (rows, vector_width) for a model with global vectors; a prompt brings its own.
@@ -164,29 +166,34 @@ class TokenLM(Pretrained):
         sizes, delay, streams = config.codebook_sizes, config.delay, len(config.codebook_sizes)
         if prompt is not None:
             if tuple(prompt.codebook_sizes) != tuple(sizes):
-                raise TokensError(f"a prompt of codebooks {prompt.codebook_sizes}: {sizes} are known here")
+                raise TokensError(
+                    f"a prompt of codebooks {prompt.codebook_sizes} was given: {sizes} are accepted"
+                )
             rows, vector = len(prompt), prompt.global_vector if vector is None else vector
         vector = None if vector is None or self.vector is None else vector.to(self.device, self.dtype)
-        given = torch.zeros(rows, dtype=torch.int64) if prompt is None else prompt.lengths.cpu()
-        total = max(int(given.max()) if rows else 0, max_frames)
+        prompt_lengths = torch.zeros(rows, dtype=torch.int64) if prompt is None else prompt.lengths.cpu()
+        total = max(int(prompt_lengths.max()) if rows else 0, max_frames)
         codes = torch.zeros(rows, streams, total, dtype=torch.int64)
         if prompt is not None:
             codes[..., : prompt.codes.shape[2]] = prompt.codes.cpu()
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(rows)]
-        lengths = given.clamp(min=max_frames)
+        lengths = prompt_lengths.clamp(min=max_frames)
         cache = KVCache(config.layers)
         for step in range(total + delay * (streams - 1)):
             if step - delay * (streams - 1) >= int(lengths.max()):
                 break
             inputs = delayed(codes, lengths, sizes, delay)[..., step : step + 1]
-            logits = [scores[:, 0].float().cpu() for scores in self(inputs.to(self.device), vector, cache)]
+            logits = [
+                stream_logits[:, 0].float().cpu()
+                for stream_logits in self(inputs.to(self.device), vector, cache)
+            ]
             for row, j in product(range(rows), range(streams)):
                 frame = step - delay * j
-                if not given[row] <= frame < lengths[row]:
+                if not prompt_lengths[row] <= frame < lengths[row]:
                     continue
                 may_end = j == 0 and frame > 0
-                scores = logits[j][row] if may_end else logits[j][row, :-1]
-                code = sampling.draw(scores, generator=generators[row])
+                stream_logits = logits[j][row] if may_end else logits[j][row, :-1]
+                code = sampling.draw(stream_logits, generator=generators[row])
                 if code == sizes[j]:
                     lengths[row] = frame
                 else:

@@ -1,4 +1,4 @@
-"""SoCodec (arXiv 2409.00933): HuBERT's features to four ordered streams of tokens, and a vector for the voice.
+"""SoCodec (arXiv 2409.00933): HuBERT's features to four ordered streams of tokens, and a speaker vector.
 
 Audio at 16 kHz passes HuBERT and a causal encoder to 8.3 frames per second; a product quantizer gives each frame
 four codes, of which the first carries most. Causal decoders make a mel of codes and voice, a vocoder the wave.
@@ -97,7 +97,7 @@ class SoCodec(Codec):
             )
         of_mel = config.features == "mel"
         self.front = MelFront(config.n_mels, config.hubert_width) if of_mel else None
-        # Without transformers the codec still decodes; `_hubert` says what encoding needs.
+        # Without transformers the codec still decodes; `_hubert` raises when encoding.
         self.hubert = Hubert(config) if config.hubert and not of_mel and computable() else None
 
     @property
@@ -138,11 +138,11 @@ class SoCodec(Codec):
         ]
 
     def tokenize(self, waves: Sequence[Tensor], num_codebooks: int | None = None) -> list[Tensor]:
-        """Codes (K, ceil(N / hop_length)) of each wave (N,) at 16 kHz, as it is: nothing is appended.
+        """Codes (K, ceil(N / hop_length)) of each wave (N,) at 16 kHz, without padding.
 
         Raises ConfigError for a codec without HuBERT.
         """
-        count = self._wanted(num_codebooks)
+        count = self._count_codebooks(num_codebooks)
         if self.front is not None:
             return [self._tokens_of_mel(wave, self.front, count) for wave in waves]
         hubert = self._hubert()
@@ -233,7 +233,7 @@ class SoCodec(Codec):
     # Speech ------------------------------------------------------------------------------------------------
 
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
-        return self.decode_global_batch(codes, lengths, first_codebook, None)  # says what is missing
+        return self.decode_global_batch(codes, lengths, first_codebook, None)  # raises for the missing vector
 
     @torch.inference_mode()
     def decode_global_batch(
@@ -257,7 +257,7 @@ class SoCodec(Codec):
         return torch.cat([self._mel_step(piece, voice, state, first_codebook) for piece in pieces], 2)
 
     def _mel_step(self, codes: Tensor, voice: Tensor, state: StreamState, first_codebook: int) -> Tensor:
-        """The mel of the next codes; the state is brought up to it."""
+        """Mel of the next codes; updates the state."""
         g = voice.to(self.dtype).unsqueeze(2)
         latent = self.codebooks.decode(codes, first_codebook).transpose(1, 2)
         return self.mel_decoder(self.semantic_decoder.hidden(latent + g, state) + g, state)
@@ -271,7 +271,7 @@ class SoCodec(Codec):
     # Streaming ---------------------------------------------------------------------------------------------
 
     def init_state(self, voice: Tensor) -> DecoderState:
-        """Begin to decode B streams of voices (B, width), the `global_vector` of tokens."""
+        """State to decode B streams of voices (B, width), the `global_vector` of tokens."""
         voice = voice.to(self.device, self.dtype)
         return DecoderState(voice, StreamState(), voice.new_zeros(len(voice), self.config.n_mels, 0), 0)
 
@@ -314,7 +314,7 @@ class SoCodec(Codec):
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, card: str = ""
     ) -> Path:
-        """As `Pretrained.save_pretrained`; MissingExtra where HuBERT was left out for want of transformers."""
+        """As `Pretrained.save_pretrained`; MissingExtra where HuBERT was left out without transformers."""
         if self.config.hubert and self.config.features != "mel":
             self._hubert()
         return super().save_pretrained(folder, dtype=dtype, card=card)
@@ -334,7 +334,7 @@ class SoCodec(Codec):
         """The codec of a folder with the published files, None where it holds none of them.
 
         Args:
-            config: a SoCodecConfig or a dict of its settings, for weights of other sizes than the released.
+            config: a SoCodecConfig or a dict of its settings, for weights of other sizes than the release's.
 
         Raises:
             CheckpointError: files that are missing, damaged or of other sizes.
@@ -372,7 +372,7 @@ class SoCodec(Codec):
         return cast(Self, codec.eval().requires_grad_(False))
 
     def to_published(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
-        """Analyzer, vocoder and HuBERT (fairseq's names, without what only its training needs) as published."""
+        """Published state dicts of analyzer, vocoder and HuBERT (fairseq's names, without its training heads)."""
         state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
         parts: dict[str, dict[str, Tensor]] = {"vocoder": {}, "hubert": {}, "analyzer": {}}
         for name, tensor in state.items():

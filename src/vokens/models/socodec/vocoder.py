@@ -1,9 +1,9 @@
 """SoCodec's vocoder, a BigVGAN (arXiv 2206.04658) at 16 kHz: mel to wave by transposed convolutions and Snake.
 
-Snake makes overtones above half the sample rate, so it runs at twice the rate between two low-pass filters. Here both
-filters are sums of shifted rows of even and odd samples, in pieces that stay in the cache: no zeros are inserted,
-nothing is interleaved, and sin² is a cosine. 11 to 13 ns a sample, where
-depthwise convolutions take 16 to 34 (one core, pieces of 0.6 to 10 s).
+Snake creates overtones above the Nyquist frequency, so it runs at twice the rate between two low-pass filters.
+Here both filters are sums of shifted rows of even and odd samples, in pieces that stay in the cache: no zeros are
+inserted, nothing is interleaved, and sin² is a cosine. 11 to 13 ns a sample, where depthwise convolutions take 16 to
+34 (one core, pieces of 0.6 to 10 s).
 """
 
 import math
@@ -117,7 +117,7 @@ def _repeat_ends(x: Tensor, left: int, right: int) -> Tensor:
 
 
 class LastConv(Float32, nn.Conv1d):
-    """In float32 whatever the precision: a wave of bfloat16 would have noise at -50 dB of its own."""
+    """Convolution in float32 under any precision: bfloat16 adds noise at -50 dB to a wave."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.float())

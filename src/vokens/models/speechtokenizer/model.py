@@ -1,4 +1,4 @@
-"""SpeechTokenizer (arXiv 2308.16692): a SEANet codec whose first of eight residual codebooks speaks of content.
+"""SpeechTokenizer (arXiv 2308.16692): a SEANet codec whose first of eight residual codebooks is semantic.
 
 Audio at 16 kHz passes strided convolutions to 50 frames per second, a bidirectional LSTM, and residual
 quantization; the decoder mirrors it. Inference runs in spans of time (see spans.py), training in one piece.
@@ -79,7 +79,7 @@ class SpeechTokenizer(Codec):
     # Weights -----------------------------------------------------------------------------------------------
 
     def add_weight_norm(self) -> Self:
-        """For training: convolutions with weight norm, as published. The function computed stays the same."""
+        """Add weight norm to convolutions for training, as published; the function stays the same."""
         add_weight_norm(self)
         return self
 

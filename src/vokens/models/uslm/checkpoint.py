@@ -1,6 +1,6 @@
-"""USLM's published weights: one state dict of 372 tensors, six of which are another one's copies.
+"""USLM's published weights: one state dict of 372 tensors, six of which are tied to another.
 
-What stage s predicts codebook s with is the embedding of codebook s + 1: the file holds both names, we hold one.
+The output layer of stage s is the embedding of codebook s + 1: the file has both names, ours has one.
 """
 
 from collections.abc import Mapping
@@ -47,14 +47,14 @@ for _part, _norms in (
 
 
 def configure(state: State, config: USLMConfig | Mapping[str, Any] | None) -> USLMConfig:
-    """The sizes, from the shapes; the number of heads, which they leave open, and habits come from `config`.
+    """Sizes from the shapes; the number of heads and further settings come from `config`.
 
-    Raises CheckpointError for tensors that are missing and for heads that are neither given nor the release's,
+    Raises CheckpointError for missing tensors and for heads that are neither given nor the release's,
     ConfigError for settings that do not exist.
     """
     if isinstance(config, USLMConfig):
         return config
-    given = dict(config or {})
+    settings = dict(config or {})
     try:
         classes, width = state["ar_predict_layer.weight"].shape
         shapes = {
@@ -68,22 +68,22 @@ def configure(state: State, config: USLMConfig | Mapping[str, Any] | None) -> US
     except KeyError as error:
         raise CheckpointError(f"the weights of USLM lack {error}: the file is damaged") from error
     of_release = all(getattr(USLMConfig, name) == value for name, value in shapes.items())
-    if "heads" not in given and not of_release:
+    if "heads" not in settings and not of_release:
         raise CheckpointError(
             f"networks {width} wide with {shapes['layers']} layers are not the released ones, and weights do not say "
             "their heads: give config={'heads': n}, or open the folder that training wrote"
         )
     released = {"front_end": "espeak", "published_stop": True, "published_targets": True}
-    return build_config(USLMConfig, {**shapes, **released, **given}, "the config given for USLM")
+    return build_config(USLMConfig, {**shapes, **released, **settings}, "the config given for USLM")
 
 
 def to_ours(state: State, config: USLMConfig) -> State:
-    """Published names to ours. Raises CheckpointError where a stage predicts with anything but its embedding."""
+    """Published names to ours. Raises CheckpointError where tied weights differ."""
     state = dict(state)
     for ours, copy in _tied(config).items():
         first, second = state.get(ours), state.pop(copy, None)
         if first is None or second is None or not torch.equal(first, second):
-            raise CheckpointError(f"{copy} must be there and hold what {ours} holds: it is another model's")
+            raise CheckpointError(f"{copy} must be there and equal {ours}: these are another model's weights")
     return _table(config).to_ours(state)
 
 

@@ -1,6 +1,6 @@
 """Losses of USLM: the next code of the first codebook, and each other codebook from those before it.
 
-A stage of the second network is drawn for each batch, beside stage 1, which every batch trains: that is USLM's
+A random stage of the NAR network is trained on each batch, beside stage 1, which every batch trains: that is USLM's
 difference from VALL-E (arXiv 2301.02111 §4.2).
 """
 

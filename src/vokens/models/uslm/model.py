@@ -1,7 +1,7 @@
 """USLM (SpeechTokenizer, arXiv 2308.16692 §3.3): text to SpeechTokenizer's tokens, in the voice of a prompt.
 
-The first network continues the prompt's first codebook with a cache of keys and values, the second fills in the
-other seven greedily. Texts of a batch are padded and masked, so that each is spoken as if alone.
+The AR network continues the prompt's first codebook with a KV cache, the NAR network predicts the other seven
+greedily. Texts of a batch are padded and masked, so that results are batch-invariant.
 """
 
 from collections.abc import Sequence
@@ -63,15 +63,15 @@ class USLM(Pretrained):
         spelling: str = "",
         speed: float = 1.0,
     ) -> Tokens:
-        """Speech of texts as tokens, in the voice of a prompt: `codec.decode(model.generate("Hello.", ...))`.
+        """Generate tokens of texts, in the voice of a prompt: `codec.decode(model.generate("Hello.", ...))`.
 
         Args:
             texts: one text or a list of them.
             prompt: SpeechTokenizer's tokens of a few seconds of the voice, `codec.encode("voice.wav")`: one item
-                for all texts or one for each. prompt_text: what is said in it, likewise.
-            sampling: parameters; the whole distribution by default.
-            generator: of the draws: one that the texts use up together, or one for each, which makes them
-                independent of their company; None stands for torch's own.
+                for all texts or one for each. prompt_text: its transcript, likewise.
+            sampling: sampling parameters; the full distribution by default.
+            generator: one for all texts, or one for each, which makes them independent of each other; None is
+                torch's default.
             max_frames: end all speech there at the latest. spelling: another front end than the config's, e.g.
                 "phonemes" for texts that are phonemes already.
             speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
@@ -79,26 +79,29 @@ class USLM(Pretrained):
 
         Raises:
             ConfigError: texts without anything to say or with symbols that the front end does not have.
-            TokensError: a prompt of another codec, or none where the model has not learnt to begin by itself.
+            TokensError: a prompt of another codec, or none where the model cannot start without one.
         """
-        wanted = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
+        text_list = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
         spell = front_end(spelling or self.config.front_end)
         if spell.num_ids > self.config.text_symbols:
             raise ConfigError(
                 f"spelling={spelling!r} needs {spell.num_ids} symbols, this model has {self.config.text_symbols}"
             )
-        said = [prompt_text] * len(wanted) if isinstance(prompt_text, str) else list(prompt_text)
-        if len(said) != len(wanted):
+        prompt_texts = [prompt_text] * len(text_list) if isinstance(prompt_text, str) else list(prompt_text)
+        if len(prompt_texts) != len(text_list):
             raise ConfigError(
-                f"{len(said)} prompt texts were given for {len(wanted)} texts: one for all or one each"
+                f"{len(prompt_texts)} prompt texts were given for {len(text_list)} texts: one for all or one each"
             )
-        ids = [torch.tensor(spell.ids(text, before)) for text, before in zip(wanted, said, strict=True)]
-        alone = [len(spell.ids(text)) for text in wanted]
-        rows = self._prompt_rows(prompt, len(wanted))
-        spoken = self.speak(ids, rows, alone, sampling or SamplingParams(), generator, max_frames, speed)
-        lengths = torch.tensor([len(row) for row in spoken])
+        ids = [
+            torch.tensor(spell.ids(text, before))
+            for text, before in zip(text_list, prompt_texts, strict=True)
+        ]
+        own = [len(spell.ids(text)) for text in text_list]
+        rows = self._prompt_rows(prompt, len(text_list))
+        codes = self.speak(ids, rows, own, sampling or SamplingParams(), generator, max_frames, speed)
+        lengths = torch.tensor([len(row) for row in codes])
         return Tokens(
-            codes=nn.utils.rnn.pad_sequence(spoken, batch_first=True).transpose(1, 2).cpu(),
+            codes=nn.utils.rnn.pad_sequence(codes, batch_first=True).transpose(1, 2).cpu(),
             lengths=lengths,
             num_samples=lengths * self.config.hop_length,
             model=self.config.codec if prompt is None else prompt.model,
@@ -121,13 +124,13 @@ class USLM(Pretrained):
         """Codes (T, K) of each item, without its prompt's.
 
         Args:
-            ids: (L,) of each text, its prompt's text included. own: of these, the ids of the text itself with
-                the two around it. prompts: codes (P, K) of each, P = 0 for none.
+            ids: (L,) of each text, its prompt's text included. own: number of these that are the text's own, start
+                and end included. prompts: codes (P, K) of each, P = 0 for none.
         """
         text_lengths = torch.tensor([len(row) for row in ids], device=self.device)
         text = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=PAD).to(self.device)
-        counted = text_lengths.tolist() if self.config.published_stop else own
-        limits = [self.config.frames_per_symbol * count + 1 for count in counted]
+        counts = text_lengths.tolist() if self.config.published_stop else own
+        limits = [self.config.frames_per_symbol * count + 1 for count in counts]
         if max_frames is not None:
             if max_frames < 1:
                 raise ConfigError(f"max_frames={max_frames} was given: 1 and above are accepted")
@@ -145,7 +148,7 @@ class USLM(Pretrained):
             generator,
             torch.tensor(paces, device=self.device) if self.config.pace else None,
         )
-        if self.config.prefix_mode == 2:  # the second network sees the text itself alone, between its ends
+        if self.config.prefix_mode == 2:  # the NAR network sees the text without its prompt's
             ids = [
                 torch.cat([row[:1], row[len(row) - count + 1 :]]) for row, count in zip(ids, own, strict=True)
             ]
@@ -198,17 +201,17 @@ class USLM(Pretrained):
         for row, (before, after) in enumerate(zip(prompts, firsts, strict=True)):
             codes[row, : len(before)] = before
             codes[row, len(before) : int(lengths[row]), 0] = after
-        given = padding_mask(starts, codes.shape[1])  # (B, N): the prompt's frames
+        is_prompt = padding_mask(starts, codes.shape[1])  # (B, N)
         speech = self.nar.embed(codes[..., 0], 0)
         if mode:  # all of the prompt from the first stage on
             for book in range(1, books):
-                speech = speech + self.nar.embed(codes[..., book], book) * given[..., None]
+                speech = speech + self.nar.embed(codes[..., book], book) * is_prompt[..., None]
         for stage in range(1, books):
             hidden = self.nar(text, text_lengths, speech, lengths, stage)[:, text.shape[1] :]
-            found = self.nar.logits(hidden, stage).argmax(-1)
-            codes[..., stage] = torch.where(given, codes[..., stage], found)
+            prediction = self.nar.logits(hidden, stage).argmax(-1)
+            codes[..., stage] = torch.where(is_prompt, codes[..., stage], prediction)
             added = self.nar.embed(codes[..., stage], stage)
-            speech = speech + (added * ~given[..., None] if mode else added)
+            speech = speech + (added * ~is_prompt[..., None] if mode else added)
         return [
             row[start:length]
             for row, start, length in zip(codes, starts.tolist(), lengths.tolist(), strict=True)
@@ -232,8 +235,8 @@ class USLM(Pretrained):
 
     def _check(self, prompt: Tokens, count: int) -> None:
         expected = (self.config.codebook_size,) * self.config.num_codebooks, self.frame_rate, 0
-        found = prompt.codebook_sizes, prompt.frame_rate, prompt.first_codebook
-        if found != expected:
+        given = prompt.codebook_sizes, prompt.frame_rate, prompt.first_codebook
+        if given != expected:
             raise TokensError(
                 f"the prompt is {prompt!r}; {self.name} speaks all {self.config.num_codebooks} codebooks of "
                 f"{self.config.codebook_size} at {self.frame_rate:g} Hz: encode it with {self.config.codec}"
@@ -254,17 +257,17 @@ class USLM(Pretrained):
         """The model with published weights.
 
         Args:
-            config: settings of `USLMConfig` that shapes do not say (`heads`, `front_end`, `prefix_mode`), as a
+            config: settings of `USLMConfig` that shapes do not tell (`heads`, `front_end`, `prefix_mode`), as a
                 dict; the released model's by default. It has 16 heads.
 
         Raises:
             CheckpointError: missing, unexpected or misshapen tensors.
         """
-        found = layout.configure(state, config)
+        settings = layout.configure(state, config)
         with torch.device("meta"):  # 367 million random numbers would be drawn for nothing
-            model = cls(found)
+            model = cls(settings)
         model.to_empty(device="cpu")
-        checkpoint.load_strict(model, layout.to_ours(state, found), "in the published layout")
+        checkpoint.load_strict(model, layout.to_ours(state, settings), "in the published layout")
         return cast(Self, model.eval().requires_grad_(False))
 
     def to_published(self) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
-"""The two networks of USLM (VALL-E, arXiv 2301.02111 §4.2): one says the first codebook code by code, the other
-hears it and says the remaining codebooks one after another, each for all frames at once.
+"""The two networks of USLM (VALL-E, arXiv 2301.02111 §4.2): an autoregressive one for the first codebook, and a
+non-autoregressive one for the remaining codebooks, one stage each, from those before it.
 """
 
 import torch
@@ -13,7 +13,7 @@ from vokens.nn.product import Linear, linear
 
 
 def beside(frames: Tensor, pace: Tensor | None) -> Tensor:
-    """Places (B, N) of frames (N,) or (B, N): their own numbers, or those of the text that is due at paces (B,)."""
+    """Positions (B, N) of frames (N,) or (B, N): their index, or that of the text that is due at paces (B,)."""
     frames = frames if frames.dim() == 2 else frames[None]
     return frames if pace is None else frames / pace[:, None]
 
@@ -29,7 +29,7 @@ def _padding_mask(text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: T
 
 
 class Autoregressive(nn.Module):
-    """Text and the first codebook's past to its next code, or the end."""
+    """Text and preceding codes of the first codebook to its next code, or the end."""
 
     def __init__(self, config: USLMConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Autoregressive(nn.Module):
     ) -> Tensor:
         """Hidden states (B, L + N, D) of text (B, L) and codes (B, N), padded beyond (B,) lengths.
 
-        pace: codes (B,) of a symbol of text, where speech runs beside it. dropout_mask: (B, N), True
+        pace: codes (B,) per symbol of text, for positions of speech beside its text. dropout_mask: (B, N), True
             where codes are masked.
 
         `predict` of the row of a code is the next code's logits; of the last row of the text, the first code's.
@@ -77,10 +77,9 @@ class Autoregressive(nn.Module):
 
 
 class NonAutoregressive(nn.Module):
-    """Text, and the codebooks before one, to that one: K - 1 stages, of which stage s predicts codebook s.
+    """Text and preceding codebooks to the next codebook: K - 1 stages, of which stage s predicts codebook s.
 
-    The embedding of codebook s + 1 is also what stage s predicts with, from the second on; the last stage's own
-    is called `predict`.
+    The output layer of stage s is tied to the embedding of codebook s + 1; the last stage's is `predict`.
     """
 
     def __init__(self, config: USLMConfig) -> None:
@@ -93,7 +92,7 @@ class NonAutoregressive(nn.Module):
         self.stages = nn.ParameterList([torch.randn(1, config.width) for _ in rows[1:]])
         self.transformer = _transformer(config, staged=True)
         self.predict = Linear(config.width, config.codebook_size, bias=False)
-        # Embeddings predict, too: with torch's deviation of 1 logits start at sqrt(width), and the small recipe's
+        # Embeddings are tied output layers: with torch's std of 1 logits start at sqrt(width), and the small recipe's
         # losses rose from 7 to 12 and more in 60 steps; with this they fall.
         for table in self.speech:
             nn.init.normal_(table.get_parameter("weight"), std=config.width**-0.5)
@@ -112,11 +111,11 @@ class NonAutoregressive(nn.Module):
         return self.transformer(x, padding[:, None, None], self.stages[stage - 1][0])
 
     def embed(self, codes: Tensor, book: int) -> Tensor:
-        """(B, N, D) of codes (B, N) of a codebook."""
+        """Embeddings (B, N, D) of codes (B, N) of a codebook."""
         return self.speech[book](codes)
 
     def logits(self, hidden: Tensor, stage: int) -> Tensor:
-        """(..., codebook_size) of hidden states (..., D) of a stage."""
+        """Logits (..., codebook_size) of hidden states (..., D) of a stage."""
         if stage == len(self.stages):
             return self.predict(hidden)
         weight = self.speech[stage + 1].get_parameter("weight")

@@ -1,6 +1,6 @@
 """The transformer of both networks of USLM: pre-norm, ReLU, sine positions, norms that a stage scales (VALL-E §4.2).
 
-A sequence is text, then speech, each padded on its right and counted from position 0 (speech at a pace of its own
+A sequence is text, then speech, each padded on its right with positions from 0 (speech at a pace of its own
 where it has one). With a KV cache a code is a step of one row per item; text never attends to speech, so the result
 is the whole pass's.
 """
@@ -34,7 +34,7 @@ class Positions(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        """x (B, T, D) at places (B, T), by default 0, 1, 2 …"""
+        """x (B, T, D) at positions `places` (B, T), by default 0, 1, 2 …"""
         if places is None:
             places = torch.arange(x.shape[1], device=x.device)[None]
         return self.dropout(x + self.scale * sines(places, self.width).to(x.dtype))
@@ -65,7 +65,7 @@ class Norm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.project = Linear(width, 2 * width) if staged else None
-        if self.project is not None:  # a fresh network's stages are alike
+        if self.project is not None:  # a fresh network's stages are equal
             nn.init.zeros_(self.project.weight)
             nn.init.zeros_(self.project.bias[width:])
             nn.init.ones_(self.project.bias[:width])

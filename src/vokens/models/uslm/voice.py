@@ -1,6 +1,6 @@
-"""USLM with the codec whose tokens it has learnt: text to speech, going on from a prompt in its voice.
+"""USLM with its codec: text to speech that continues a prompt in its voice.
 
-The second network needs all of a sentence's first codebook, so a stream comes sentence by sentence.
+The NAR network needs all of a sentence's first codebook, so a stream comes sentence by sentence.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from vokens.models.speaking import Manner, Speaker, generator_of
 from vokens.models.uslm.model import USLM
 from vokens.tokens import Tokens
 
-# The codec that a config means by its system's name.
+# system in a config -> released codec
 RELEASED = {"speechtokenizer": "speechtokenizer_hubert_avg"}
 
 
@@ -34,7 +34,7 @@ class USLMSpeech(Speaker):
                 codec = Codec.from_pretrained(name, device=uslm.device)
             except VokensError as error:
                 raise ConfigError(
-                    f"the codec of {uslm.name}, {name!r}, cannot be had: {error}; name it"
+                    f"the codec of {uslm.name}, {name!r}, cannot be opened: {error}; name it"
                 ) from error
         if not isinstance(codec, Codec) or not codec.decodes:
             raise ConfigError(f"{codec.name} is a {codec.system}: {uslm.name} needs a codec that decodes")
@@ -49,10 +49,10 @@ class USLMSpeech(Speaker):
         self.sampler, self.paced = SamplingParams(), settings.positions == "progress"
 
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> tuple[Tokens, str]:
-        """A prompt and its text, without which it cannot be gone on from."""
+        """A prompt and its transcript, which USLM requires."""
         if not text.strip():
             raise ConfigError(
-                f"{self.uslm.name} goes on from the recording and needs its words: give them with --voice-text, "
+                f"{self.uslm.name} continues the recording and needs its words: give them with --voice-text, "
                 "in Python with voice_text="
             )
         wave, rate = audio.load(source, source_rate=sample_rate)
