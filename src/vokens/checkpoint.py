@@ -1,6 +1,6 @@
 """Weights on disk and their names: safe reading, two-way name tables, weight norm, strict loading.
 
-Files are told apart by content (safetensors or torch), and nothing in them is executed: torch files are read
+Files are recognised by content (safetensors or torch), and nothing in them is executed: torch files are read
 with `weights_only=True`. One `NameTable` per published layout serves both directions, so they cannot drift.
 """
 

@@ -158,7 +158,7 @@ def test_a_type_without_instructions_gives_one_line(
     product.warn_where_slow(torch.bfloat16, torch.device("cuda"))
     product.fast.cache_clear()
     (line,) = caplog.messages
-    assert line.startswith("vokens: warning: bfloat16 was asked for")
+    assert line.startswith("vokens: warning: bfloat16 was requested")
 
 
 @needs_onednn

@@ -54,9 +54,9 @@ def convert(
             bar.update()
 
         for group in _groups(_read_all(jobs, read, fail), _GROUP_BATCHES * batch_seconds):
-            for item, made in _work(group, work, fail):
+            for item, result in _work(group, work, fail):
                 try:
-                    write(item.job, made)
+                    write(item.job, result)
                 except (VokensError, OSError) as error:
                     fail(item.job, error)
                 else:

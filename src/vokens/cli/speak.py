@@ -140,12 +140,12 @@ def speak_all(
             rows, voice, seed=speech.seed, n_cfm_timesteps=speech.steps, batch_seconds=speech.batch_seconds
         )
 
-    def finish(job: Job, made: Any) -> None:
+    def finish(job: Job, result: Any) -> None:
         if speech.stream:
-            pieces = model.stream(made.split(25), voice, n_cfm_timesteps=speech.steps, seed=speech.seed)
+            pieces = model.stream(result.split(25), voice, n_cfm_timesteps=speech.steps, seed=speech.seed)
             write_stream(job, pieces, model.sample_rate)
         else:
-            write(job, lambda path: audio.save(path, made, model.sample_rate))
+            write(job, lambda path: audio.save(path, result, model.sample_rate))
 
     return convert(jobs, read, work, finish, speech.batch_seconds)
 

@@ -66,16 +66,16 @@ def encode_shard(
     failures: list[Failure] = []
     tally = Tally(run.facts.codebook_sizes)
     for pool in _pools(_timed(decoder.take(shard), timing), run.facts.sample_rate):
-        for item, made in zip(pool, _encode(run, codec, pool, timing), strict=True):
+        for item, encoded in zip(pool, _encode(run, codec, pool, timing), strict=True):
             try:
-                if isinstance(made, str):
-                    raise AudioError(made)
-                run.output.check(made, run.facts)
+                if isinstance(encoded, str):
+                    raise AudioError(encoded)
+                run.output.check(encoded, run.facts)
             except VokensError as error:
                 failures.append(Failure(item.utterance.key, _place(item), one_line(error)))
             else:
-                tally.add(made.codes, made.duration, item.silent_seconds)
-                rows.append(made)
+                tally.add(encoded.codes, encoded.duration, item.silent_seconds)
+                rows.append(encoded)
         pool.clear()  # before the next one is filled: one pool in memory, not two
     start = time.perf_counter()
     try:
@@ -119,7 +119,7 @@ def _pools(items: Iterable[Decoded], sample_rate: int) -> Iterator[list[Decoded]
 
 def _encode(run: Run, codec: Codec, pool: list[Decoded], timing: ShardTiming) -> list[Row | str]:
     """The row of each item of a pool, or the reason of its failure."""
-    made: list[Row | str] = [item.reason for item in pool]
+    encoded: list[Row | str] = [item.reason for item in pool]
     waves = [(place, item.wave) for place, item in enumerate(pool) if item.wave is not None]
     lengths = [len(wave) for _, wave in waves]
     budget = int(run.settings.batch_seconds * run.facts.sample_rate)
@@ -130,14 +130,14 @@ def _encode(run: Run, codec: Codec, pool: list[Decoded], timing: ShardTiming) ->
         for i, tokens, voice in zip(group, _encode_batch(run, codec, some), voices, strict=True):
             place = waves[i][0]
             if isinstance(tokens, str) or isinstance(voice, str):
-                made[place] = tokens if isinstance(tokens, str) else str(voice)
+                encoded[place] = tokens if isinstance(tokens, str) else str(voice)
             else:
-                made[place] = _row(pool[place], tokens, voice, run.facts.sample_rate)
+                encoded[place] = _row(pool[place], tokens, voice, run.facts.sample_rate)
         timing.model += time.perf_counter() - start
         timing.audio += sum(lengths[i] for i in group) / run.facts.sample_rate
         timing.padded += len(group) * lengths[group[0]] / run.facts.sample_rate
         timing.beat()
-    return made
+    return encoded
 
 
 def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Tokens | str]:

@@ -48,7 +48,7 @@ class SpeakerEncoder:
         short = f"too short for a speaker embedding: {SHORTEST / RATE * 1000:.0f} ms are needed"
         embeddings: list[np.ndarray | str] = [short] * len(waves)
         if long:
-            made = self.model.embed([ready[place].to(self.device) for place in long])
-            for place, embedding in zip(long, made.float().cpu().numpy(), strict=True):
+            vectors = self.model.embed([ready[place].to(self.device) for place in long])
+            for place, embedding in zip(long, vectors.float().cpu().numpy(), strict=True):
                 embeddings[place] = embedding
         return embeddings

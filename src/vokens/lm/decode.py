@@ -1,4 +1,4 @@
-"""The autoregressive loop: draws a token of each row, feeds it back, and stops each row at its end."""
+"""Autoregressive decoding: sample a token of each row, feed it back, and stop each row at its end."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,15 +19,15 @@ def decode(
     history: Sequence[Sequence[int]] = (),
     end_if_likeliest: bool = False,
 ) -> Iterator[list[int | None]]:
-    """The next token of each of B rows, step by step; None for rows that have ended. The end itself is not given.
+    """Yield the next token of each of B rows, step by step; None for rows that have ended. Ends are not yielded.
 
     Args:
         logits: (B, V) of the first tokens; -inf forbids one.
-        step: logits (B, V) behind the last tokens (B,), of which those of ended rows mean nothing. It is called when
-            the next tokens are asked for, not before.
-        end: the token that ends a row. limits: least and most tokens of each row.
+        step: logits (B, V) after the last tokens (B,), undefined in ended rows. It is called lazily, when the next
+            tokens are requested.
+        end: the token that ends a row. limits: minimum and maximum number of tokens of each row.
         history: tokens before the first, for the repetition awareness of `sampling`.
-        end_if_likeliest: a row ends as soon as its end is the likeliest, whatever is drawn (VALL-E as published).
+        end_if_likeliest: a row ends as soon as its end is the most likely, whatever is sampled (VALL-E as published).
     """
     rows = [list(tokens) for tokens in history] or [[] for _ in limits]
     running = [row for row, (_, most) in enumerate(limits) if most > 0]
@@ -54,6 +54,6 @@ def decode(
 
 
 def by_rows(steps: Iterator[list[int | None]], rows: int) -> list[Tensor]:
-    """Tokens (n,) int64 of each row, of all that `decode` gives."""
+    """Collect the tokens (n,) int64 of each row from `decode`."""
     tokens = list(steps)
     return [torch.tensor([t[row] for t in tokens if t[row] is not None]).long() for row in range(rows)]

@@ -343,12 +343,12 @@ class Codec(Pretrained):
     # Checks ------------------------------------------------------------------------------------------------
 
     def _count_codebooks(self, num_codebooks: int | None) -> int:
-        wanted = self.num_codebooks if num_codebooks is None else num_codebooks
-        if not 1 <= wanted <= self.num_codebooks:
+        count = self.num_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= count <= self.num_codebooks:
             raise ConfigError(
                 f"num_codebooks={num_codebooks} was given: {self.name} has 1 to {self.num_codebooks}"
             )
-        return wanted
+        return count
 
     def _check(self, tokens: Tokens) -> None:
         if not isinstance(tokens, Tokens):

@@ -131,7 +131,7 @@ def warn_where_slow(dtype: torch.dtype, device: torch.device) -> None:
     """Say in one line that half precision is slower than float32 on this device, where it is."""
     if device.type == "cpu" and not fast(dtype):
         _log.warning(
-            "vokens: warning: %s was asked for, and this CPU (%s) computes it many times slower than float32: "
+            "vokens: warning: %s was requested, and this CPU (%s) computes it many times slower than float32: "
             "leave the type out",
             str(dtype).removeprefix("torch."),
             ", ".join(features()),

@@ -51,5 +51,8 @@ class DNSMOS:
                 if start + WINDOW <= len(wave)
             ]
         )
-        rated = [np.polyval(law, column) for law, column in zip(_LISTENERS.values(), raw.T, strict=True)]
+        rated = [
+            np.polyval(polynomial, column)
+            for polynomial, column in zip(_LISTENERS.values(), raw.T, strict=True)
+        ]
         return {name: float(values.mean()) for name, values in zip(_LISTENERS, rated, strict=True)}

@@ -155,14 +155,16 @@ def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path])
 def _decode(vae: DACVAE, content: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
     """Write a recording and its resynthesis from z; returns their distance."""
     z = content["z"][None].to(vae.device)
-    made = vae.decode_batch(z, torch.tensor([z.shape[2]], device=vae.device))[0].float().cpu().numpy()
+    reconstructed = (
+        vae.decode_batch(z, torch.tensor([z.shape[2]], device=vae.device))[0].float().cpu().numpy()
+    )
     wave = np.clip(audio.load(path, vae.sample_rate)[0], -1, 1)
     folder = folder / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sound in (("original", wave), ("reconstructed", made)):
+    for name, sound in (("original", wave), ("reconstructed", reconstructed)):
         soundfile.write(folder / f"{path.stem}_{name}.wav", sound, vae.sample_rate)
-    shorter = min(len(wave), len(made))
-    error = float(np.mean((wave[:shorter] - made[:shorter]) ** 2))
+    shorter = min(len(wave), len(reconstructed))
+    error = float(np.mean((wave[:shorter] - reconstructed[:shorter]) ** 2))
     facts = {
         "original_path": str(path),
         "mse": error,

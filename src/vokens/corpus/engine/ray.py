@@ -114,7 +114,7 @@ def _drive(
 
     actor = ray.remote(Encoder)
     at_work: dict[Any, tuple[str, Any]] = {}  # future result -> slot and encoder
-    retry_failed, deaths, told = worker.retry_failed, 0, time.monotonic()
+    retry_failed, deaths, reported = worker.retry_failed, 0, time.monotonic()
     while True:
         room = room_of(ray.nodes(), cluster.encoders)
         taken = {name for name, _ in at_work.values()}
@@ -139,8 +139,8 @@ def _drive(
                 deaths += 1
                 if deaths > _DEATHS:
                     raise VokensError(f"{deaths} encoders died, the last of: {error}") from error
-        if time.monotonic() - told > _TELL and (settings.out / "plan.jsonl").exists():
-            told = time.monotonic()
+        if time.monotonic() - reported > _TELL and (settings.out / "plan.jsonl").exists():
+            reported = time.monotonic()
             done, total = len(finished(settings.out)), len(Plan(settings.out / "plan.jsonl"))
             print(f"vokens: {done} of {total} shards, {len(at_work)} encoders", file=sys.stderr)
 

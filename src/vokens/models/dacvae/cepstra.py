@@ -52,7 +52,7 @@ class Cepstra(Float32):
         return self.scale[:, 0].clamp(max=float(self.scale[1]))
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Cepstra (B, D, T) of wave (B, 1, N), N whole frames; zero beyond its length, a row is as if alone."""
+        """Cepstra (B, D, T) of wave (B, 1, N), N whole frames; zero beyond its length; batch-invariant."""
         return self.of(self.spectrum.spectra(wave[:, 0]))
 
     def of(self, spectra: Tensor) -> Tensor:

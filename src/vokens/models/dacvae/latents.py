@@ -19,7 +19,7 @@ class Latents:
     Attributes:
         values: (B, D, T) float32, zero beyond lengths. lengths: (B,) int64 frames.
         num_samples: (B,) int64 original samples at sample_rate, to which decoding cuts.
-        model, fingerprint: which weights made them. frame_rate: frames per second.
+        model, fingerprint: of the weights that encoded. frame_rate: frames per second.
     """
 
     values: Tensor

@@ -12,8 +12,8 @@ class FlowAEConfig(DACVAEConfig):
 
     Attributes:
         flow_width, flow_layers: of the flow's ConvNeXt backbone; kernel_size and expansion are the encoder's.
-        power: of the magnitudes of the spectra that the flow makes; 1 would leave them as they are.
-        steps: of the solver, when decoding is not told otherwise.
+        power: compression of the spectra's magnitudes; 1 for none.
+        steps: of the solver by default.
     """
 
     flow_width: int = 256

@@ -14,7 +14,7 @@ class SpeakerConfig:
 
     Attributes:
         embed_dim: of the speaker vector. n_mels: of the reference's log-mel.
-        published: the network as published. It pools frame 0 alone and, without positions, attends to the others as a
+        published: the network as published. It pools frame 0 alone and, without positions, attends to all as a
             set, padding included. Published weights need it; the default has rotary positions, masks padding, and
             averages over time.
     """
@@ -51,7 +51,7 @@ class LearnableLMConfig:
         positions: "sequence", one after another, as published; "progress", speech beside its text at an even pace
             (`lm.positions`); or "aligned", where the text stands that is said (`learnable.durations`).
         pace: mean speech tokens per text id; "progress" needs it.
-        tokens: name of the tokenizer whose tokens are made.
+        tokens: name of the tokenizer of the generated tokens.
     """
 
     backbone: Qwen2Sizes = field(default_factory=Qwen2Sizes)

@@ -1,6 +1,6 @@
 """Published weights of Learnable-Speech's second stage: CosyVoice 2's flow.pt with the speaker encoder beside it.
 
-Shapes say all sizes but the numbers of heads, which are asked for where they are not the released ones.
+Shapes tell all sizes but the number of heads, which must be given where they are not the release's.
 """
 
 from collections.abc import Mapping

@@ -441,7 +441,7 @@ class LearnableLM(Pretrained):
         return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
 
     def warm_start(self, source: Any) -> Self:
-        """Start from a published llm.pt (CosyVoice's leave the speaker encoder as it is), or from Qwen2's
+        """Start from a published llm.pt (CosyVoice's have no speaker encoder, which stays fresh), or from Qwen2's
         transformers folder, which fills the backbone alone. Raises CheckpointError where sizes or releases differ."""
         checkpoint.load_strict(self, published.started(self.state_dict(), source, self.config), source)
         return self

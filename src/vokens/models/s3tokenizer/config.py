@@ -13,10 +13,10 @@ class S3TokenizerConfig:
 
     Attributes:
         first_stride: mel frames per step of the first convolution: 1 gives 50 tokens per second, 2 gives 25.
-        positions: "sinusoid" adds a table of max_positions tokens, "rotary" turns queries and keys.
+        positions: "sinusoid" adds a table of max_positions tokens, "rotary" rotates queries and keys.
         memory_taps: of the FSMN beside each attention; 0 = none.
-        merge: 2 puts a last norm on the states and a strided convolution that makes one of two: a recogniser's own
-            encoder, such as Whisper's, can then stand below a token rate of 25.
+        merge: 2 adds a last norm and a convolution of stride 2 on the states, so that the encoder of an ASR model, such
+            as Whisper's, can be the trunk of a tokenizer at 25 Hz.
         quantizer: "vq", a codebook of codebook_size, or "fsq", whose codebook_size is a power of fsq_levels.
         attn_eps, mlp_eps: of the layer norms. s3tokenizer 0.2.0 and older took attn_eps 1e-6 for v2, against
             the released graph; 1 token of 250 differs.

@@ -313,7 +313,7 @@ class S3Tokenizer(Codec):
 
     @classmethod
     def _build(cls, state: dict[str, Tensor], config: S3TokenizerConfig) -> Self:
-        with torch.device("meta"):  # 123 million random numbers would be drawn for nothing
+        with torch.device("meta"):  # 123 million random weights would be overwritten
             codec = cls(config)
         codec.to_empty(device="cpu")
         checkpoint.load_strict(codec, state, "in the published layout")

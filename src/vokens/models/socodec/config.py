@@ -24,7 +24,7 @@ class SoCodecConfig:
             entries of width codebook_dim; a code is its digits in base codebook_size, the lowest first.
         strides: of the encoder, from HuBERT's 50 frames per second on; the decoders mirror them.
         width: channels of encoder and decoders, and width of the global vector. groups: of their residual units.
-        speaker_channels, speaker_attention, speaker_squeeze: of the ECAPA network that gives the global vector.
+        speaker_channels, speaker_attention, speaker_squeeze: of the ECAPA network for the global vector.
         vocoder: "bigvgan", as published, of vocoder_width channels after its first convolution, halved at each of
             vocoder_strides; or "vocos", of vocoder_layers blocks of vocoder_width channels, seven times faster.
         features: input of the encoder: "hubert", as published, or "mel", a log-mel through two convolutions, for
@@ -33,9 +33,8 @@ class SoCodecConfig:
         hubert_width: of the encoder's features, whichever they are, and of those that the semantic decoder predicts.
         hubert_layers, hubert_heads, hubert_hidden, hubert_conv_width: sizes of HuBERT.
         hubert_dtype: "float16" computes its features as the published command does.
-        window_seconds: audio up to this length is seen by HuBERT as a whole, as published; longer audio in windows
-            of this length, so that memory is bounded. context_seconds: what a window sees on either side of what
-            it gives.
+        window_seconds: audio up to this length is one window of HuBERT, as published; longer audio has windows
+            of this length, so that memory is bounded. context_seconds: on either side of a window's output.
     """
 
     num_streams: int = 4

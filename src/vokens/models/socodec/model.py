@@ -365,7 +365,7 @@ class SoCodec(Codec):
         state = layout.analyzer_table(len(config.strides)).to_ours(analyzer) | layout.vocoder_to_ours(vocoder)
         if hubert is not None and computable():
             state |= layout.hubert_to_ours(hubert)
-        with torch.device("meta"):  # 370 million random numbers would be drawn for nothing
+        with torch.device("meta"):  # 370 million random weights would be overwritten
             codec = cls(config)
         codec.to_empty(device="cpu")
         checkpoint.load_strict(codec, state, "in the published layout")

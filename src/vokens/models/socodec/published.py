@@ -1,4 +1,4 @@
-"""SoCodec as it is published: a folder with the analyzer, the vocoder and HuBERT, told apart by their tensors' names.
+"""SoCodec as it is published: a folder with the analyzer, the vocoder and HuBERT, recognised by their tensors' names.
 
 HuBERT may be fairseq's checkpoint, a folder in transformers' format, or inside the analyzer; it may be missing where
 the codec only decodes.

@@ -107,7 +107,7 @@ class SpeechTokenizer(Codec):
                 f"activation mismatch: the weights are of the {weights} model, the config says {config.activation!r}; "
                 "give the config.json that came with them"
             )
-        with torch.device("meta"):  # 104 million random numbers would be drawn for nothing
+        with torch.device("meta"):  # 104 million random weights would be overwritten
             codec = cls(config)
         codec.to_empty(device="cpu")
         checkpoint.load_strict(

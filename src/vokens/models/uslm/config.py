@@ -1,4 +1,4 @@
-"""Sizes of USLM (SpeechTokenizer, arXiv 2308.16692 §3.3; VALL-E, arXiv 2301.02111) and its published habits."""
+"""Sizes of USLM (SpeechTokenizer, arXiv 2308.16692 §3.3; VALL-E, arXiv 2301.02111), and options of its release."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,21 @@ from vokens.text.front_end import check_name
 
 @dataclass(frozen=True)
 class USLMConfig:
-    """Sizes of USLM; the defaults are the released ones, with the faults of the released code mended.
+    """Sizes of USLM; the defaults are the released ones, with the faults of the released code fixed.
 
     Attributes:
         width: D of both networks. heads, layers, feedforward: of each network's transformer.
         text_symbols: rows of the text embedding. codebook_size, num_codebooks: of the tokenizer's codes.
         front_end: how text becomes symbols, a name of `vokens.text.front_end`: "bytes", "characters", "espeak" ...
-        prefix_mode: what the second network sees of the prompt. 0: its text, and its codes up to the layer
+        prefix_mode: input of the NAR network from the prompt. 0: its text, and its codes up to the layer
             before the predicted one, as those of the rest. 1: its text and all its codes. 2: its codes alone.
-        frames_per_symbol: speech ends after so many frames for each symbol of text at the latest.
+        frames_per_symbol: maximum number of frames per symbol of text.
         sample_rate, hop_length: of the tokenizer, Hz and samples per frame. codec, fingerprint: its name and, where
             it is known, which weights.
-        positions: in the first network: "sequence", as published; or "progress", speech beside its text
-            (`lm.positions`), for which pace is the frames of a symbol on the average. The second hears what is said.
+        positions: of the AR network: "sequence", as published; or "progress", speech beside its text
+            (`lm.positions`), for which pace is the mean number of frames per symbol.
         published_stop: the length limit counts the prompt's text too, and speech also ends where the end is
-            the likeliest next code and another one was drawn. The released weights were judged with both.
+            the most likely next code and another one was sampled. The released weights were evaluated with both.
         published_targets: no training of the first code, which leaves speech without a prompt undefined, and
             the end counts as a target again at every padded frame.
     """

@@ -264,7 +264,7 @@ class USLM(Pretrained):
             CheckpointError: missing, unexpected or misshapen tensors.
         """
         settings = layout.configure(state, config)
-        with torch.device("meta"):  # 367 million random numbers would be drawn for nothing
+        with torch.device("meta"):  # 367 million random weights would be overwritten
             model = cls(settings)
         model.to_empty(device="cpu")
         checkpoint.load_strict(model, layout.to_ours(state, settings), "in the published layout")
