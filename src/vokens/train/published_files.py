@@ -120,16 +120,8 @@ def read_tokens(path: Path, codebook_size: int = 6561) -> np.ndarray:
     return ids.to(torch.int32).numpy()
 
 
-@dataclass(frozen=True)
-class LatentFile:
-    """Content of an `X_latent2x.pt` that training needs. z: (T, D) float32."""
-
-    z: np.ndarray
-    sample_rate: int
-
-
-def read_latents(path: Path) -> LatentFile:
-    """A file of latents. Raises TokensError."""
+def read_latents(path: Path) -> tuple[np.ndarray, int]:
+    """Latents (T, D) float32 of an `X_latent2x.pt`, and the sample rate of their audio. Raises TokensError."""
     content = _read(path)
     try:
         z, rate = content["z"], int(content["sample_rate"])
@@ -137,7 +129,7 @@ def read_latents(path: Path) -> LatentFile:
         raise TokensError(f"{path} holds no latents: a dict with z and sample_rate is expected") from error
     if not isinstance(z, Tensor) or z.dim() != 2 or not z.numel() or not bool(z.isfinite().all()):
         raise TokensError(f"{path}: z must be (D, T) finite numbers")
-    return LatentFile(z.float().T.contiguous().numpy(), rate)
+    return z.float().T.contiguous().numpy(), rate
 
 
 class PublishedFiles:
@@ -185,7 +177,7 @@ class PublishedFiles:
         """Latents (T, D) of each utterance, in half precision as those that training computes itself."""
 
         def z(number: int) -> np.ndarray:
-            return read_latents(self.items[number].latent_path).z.astype(np.float16)
+            return read_latents(self.items[number].latent_path)[0].astype(np.float16)
 
         paths = [item.latent_path for item in self.items]
         return cached_rows(cache, "latent", paths, z, workers, "reading latents")
@@ -193,7 +185,7 @@ class PublishedFiles:
     @property
     def sample_rate(self) -> int:
         """Rate of the audio that the latents encode, Hz."""
-        return read_latents(self.items[0].latent_path).sample_rate
+        return read_latents(self.items[0].latent_path)[1]
 
 
 def ratio_of(tokens: Rows, latents: Rows) -> int:

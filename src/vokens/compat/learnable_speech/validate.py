@@ -75,7 +75,7 @@ def check(item: Item) -> Checked:
         raise ConfigError(f"{item.text_path.name} has no text")
     seconds = audio.duration(item.wav)
     tokens = len(read_tokens(item.token_path))
-    latents = read_latents(item.latent_path).z
+    latents = read_latents(item.latent_path)[0]
     if abs(tokens - seconds * TOKEN_RATE) > SLACK:
         raise ConfigError(
             f"{tokens} ids to {seconds:.2f} s of audio: {seconds * TOKEN_RATE:.0f} are expected"

@@ -5,15 +5,15 @@ every chunk of tokens, sound follows after the decoder's look-ahead.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from vokens import audio
 from vokens.atomic import atomic_write
@@ -165,7 +165,7 @@ class LearnableSpeech(Pretrained, Speaker):
         if first is None:
             return
         yield from self.decoder.stream(
-            _pieces(first, tokens),
+            (torch.tensor([token]) for token in chain([first], tokens)),
             resolved,
             n_cfm_timesteps=manner.steps,
             guidance=manner.guidance,
@@ -315,9 +315,3 @@ def _opened(source: str | Path | Part, kind: type[Part]) -> Part:
     if isinstance(source, kind):
         return source
     return kind.from_pretrained(cast(str | Path, source))
-
-
-def _pieces(first: int, others: Iterable[int]) -> Iterator[Tensor]:
-    yield torch.tensor([first])
-    for token in others:
-        yield torch.tensor([token])

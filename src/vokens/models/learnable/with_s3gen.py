@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class WithS3Gen(Speaker):
         if first is None:
             return
         yield from self.decoder.stream(
-            _chained(first, tokens),
+            chain([first], tokens),
             resolved.s3gen,
             n_cfm_timesteps=manner.steps,
             guidance=manner.guidance,
@@ -127,8 +128,3 @@ class WithS3Gen(Speaker):
         if voice is None:
             raise ConfigError(f"{self.decoder.name} needs a voice: give a recording of one, 3 s to 10 s long")
         return voice
-
-
-def _chained(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
-    yield first
-    yield from others

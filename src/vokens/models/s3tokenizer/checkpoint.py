@@ -139,14 +139,9 @@ def _facts_of(node: Node, graph: OnnxGraph) -> dict[str, Any]:
         return {"first_stride": node.attributes.get("strides", [1])[0]}
     if match := _EPSILON.fullmatch(node.name):
         scalars = [graph.tensor(name).item() for name in node.inputs if graph.size(name) == 1]
-        epsilon = (
-            node.attributes.get("epsilon", 1e-5)
-            if node.op == "LayerNormalization"
-            else scalars[0]
-            if scalars
-            else None
-        )
-        return {} if epsilon is None else {f"{match[1]}_eps": float(f"{epsilon:.6g}")}  # float32's 1e-5
+        if node.op == "LayerNormalization":
+            scalars = [node.attributes.get("epsilon", 1e-5)]
+        return {f"{match[1]}_eps": float(f"{epsilon:.6g}") for epsilon in scalars[:1]}  # float32's 1e-5
     return {}
 
 

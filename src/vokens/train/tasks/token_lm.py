@@ -129,10 +129,8 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         for rows in list(batches)[:VALID_BATCHES]:
             losses.append(lm.losses(*self._moved(self.valid.collate([self.valid[row] for row in rows]))))
         mean = torch.stack(losses).mean(0)
-        return {
-            name: float(value)
-            for name, value in ({"valid/nats": mean.mean()} | _named("valid/nats", mean)).items()
-        }
+        measured = {"valid/nats": mean.mean()} | _named("valid/nats", mean)
+        return {name: float(value) for name, value in measured.items()}
 
     def final_model(self) -> TokenLM:
         return self.finished(TokenLM(self.model.lm.config), self.final_state("lm."))
