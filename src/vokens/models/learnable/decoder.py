@@ -44,7 +44,7 @@ class SpeakerPrompt:
     latents: Tensor | None
 
     @property
-    def prompt_tokens(self) -> Tensor | None:
+    def prompt(self) -> Tensor | None:
         """Prompt tokens of the flow; None without latents."""
         return None if self.latents is None else self.tokens
 
@@ -52,6 +52,8 @@ class SpeakerPrompt:
     def prompt_speech(self) -> Tensor:
         """Prompt tokens of the language model; empty without their text."""
         return self.tokens if self.text else self.tokens[:0]
+
+    said = prompt_speech  # deprecated
 
 
 HeardVoice = SpeakerPrompt  # deprecated
@@ -164,7 +166,7 @@ class FlowDecoder:
         latents = self.flow.generate(
             list(rows),
             voice.vector,
-            prompt_tokens=voice.prompt_tokens,
+            prompt_tokens=voice.prompt,
             prompt_latents=voice.latents,
             steps=steps,
             guidance=guidance,
@@ -188,7 +190,7 @@ class FlowDecoder:
         latents = self.flow.stream(
             pieces,
             voice.vector,
-            prompt_tokens=voice.prompt_tokens,
+            prompt_tokens=voice.prompt,
             prompt_latents=voice.latents,
             steps=n_cfm_timesteps,
             guidance=guidance,
