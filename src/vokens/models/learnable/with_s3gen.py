@@ -52,7 +52,7 @@ class WithS3Gen(Speaker):
         if {lm.config.tokens, s3gen.config.tokens} == set(TOKENS_OF.values()):
             raise ConfigError(
                 f"{lm.name} makes tokens of {lm.config.tokens} and {s3gen.name} speaks those of {s3gen.config.tokens}, "
-                "whose ids are not the same: give models of one release"
+                "whose ids mean other sounds: give models of one release"
             )
         self.lm, self.decoder, self.name = lm, s3gen, s3gen.name
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, COSYVOICE, lm.config.front_end
