@@ -163,7 +163,11 @@ def test_a_folder_is_packed_for_training_on_it(
 def test_a_voice_is_kept_with_the_model(here: Path, weights: Path) -> None:
     model = vokens.load("say")
     decoded = model.voice("in.wav")
-    assert (decoded.text, len(decoded.prompt_speech), len(decoded.prompt)) == ("", 0, 10)  # 0.4 s, for the flow alone
+    assert (decoded.text, len(decoded.prompt_speech), len(decoded.prompt)) == (
+        "",
+        0,
+        10,
+    )  # 0.4 s, for the flow alone
     save_voice(here / "in.safetensors", decoded)
     again = load_voice(here / "in.safetensors")
     assert torch.equal(again.vector, decoded.vector)
