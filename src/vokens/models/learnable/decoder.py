@@ -237,7 +237,7 @@ def check_fit(
         )
     vae, settings = autoencoder.config, flow.config
     pairs: dict[str, tuple[object, object]] = {
-        "latent dims of the flow and of the autoencoder": (flow.latent_dim, vae.latent_dim),
+        "the flow's latents and the autoencoder's": (flow.latent_dim, vae.latent_dim),
         "the flow's latents per second and the autoencoder's": (settings.frame_rate, autoencoder.frame_rate),
         "weights of the flow's autoencoder and of this one": (
             settings.latents_fingerprint or autoencoder.fingerprint,
