@@ -20,7 +20,7 @@ from vokens import registry
 from vokens.checkpoint import save_safetensors
 from vokens.models.learnable.voice import DEFAULT_VOICE, LearnableSpeech
 from vokens.models.pretrained import Pretrained, load
-from vokens.nn.campplus import open_campplus
+from vokens.nn.campplus_onnx import open_campplus
 from vokens.packed import pack
 
 HOME = Path(__file__).parent
