@@ -233,7 +233,7 @@ def texts(
     models: str,
     voice: Callable[[Item, Callable[[str], SpeakerPrompt]], SpeakerPrompt],
 ) -> Iterator[Stage]:
-    """Rows of texts through all, at each number of steps but one."""
+    """Rows of texts through all, at each number of steps."""
     law = replace(model.sampler, temperature=args.temperature)
 
     def options(item: Item, number: int, steps: int) -> dict[str, Any]:
@@ -246,9 +246,9 @@ def texts(
         return sum(counts) * model.flow.ratio / model.autoencoder.frame_rate
 
     models = f"{models} {args.temperature:g}"
-    for steps in (steps for steps in args.steps if steps > 1):
+    for steps in args.steps:
         yield Stage(
-            f"text, {steps} steps",
+            f"text, {steps} step{'s' * (steps > 1)}",
             lambda item, number, n=steps: model.say(item.text, **options(item, number, n))[0],
             model.sample_rate,
             models,
