@@ -67,9 +67,16 @@ def test_stages_are_measured_once_for_each_model(
     bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results.json"
-    assert len(bench("--json", results, "--out", tmp_path / "waves")) == 2 * 2 * 5
+    assert len(bench("--json", results, "--out", tmp_path / "waves")) == 2 * 2 * 6
     table = capsys.readouterr().out.strip().splitlines()
-    stages = ["recording", "autoencoder", "tokens, 1 step", "tokens, 2 steps", "text, 2 steps"]
+    stages = [
+        "recording",
+        "autoencoder",
+        "tokens, 1 step",
+        "tokens, 2 steps",
+        "text, 1 step",
+        "text, 2 steps",
+    ]
     assert [row.split(" | ")[0][2:] for row in table[2:]] == [
         f"{name}: {stage}" for stage in stages for name in ("synthetic", "real")
     ]
@@ -79,7 +86,7 @@ def test_stages_are_measured_once_for_each_model(
     assert all(one != other and (int(one) - int(other)) % 2 == 0 for one, other in kept["items"]["real"])
     assert {"f0", "stoi"} <= kept["rows"]["real: tokens, 1 step"]["lines"]["0"].keys()
     assert {"bad", "first"} <= kept["rows"]["real: text, 2 steps"]["lines"]["0"].keys()
-    assert len(list((tmp_path / "waves").iterdir())) == 10
+    assert len(list((tmp_path / "waves").iterdir())) == 12
     assert not bench("--json", results)
     assert len(bench("--json", results, "--seed", 1)) == 2 * 2 * 3  # recordings and autoencoder have no noise
     assert not bench("--json", results, "--seed", 1, "--only", "recording")
