@@ -88,7 +88,7 @@ def test_stages_are_measured_once_for_each_model(
     assert {"bad", "first"} <= kept["rows"]["real: text, 2 steps"]["lines"]["0"].keys()
     assert len(list((tmp_path / "waves").iterdir())) == 12
     assert not bench("--json", results)
-    assert len(bench("--json", results, "--seed", 1)) == 2 * 2 * 3  # recordings and autoencoder have no noise
+    assert len(bench("--json", results, "--seed", 1)) == 2 * 2 * 4  # recordings and autoencoder have no noise
     assert not bench("--json", results, "--seed", 1, "--only", "recording")
     assert len(bench("--items", results, "--only", "recording", "--limit", 1)) == 2
 
