@@ -135,7 +135,7 @@ class Autoencoder(Pretrained):
             )
         if latents.values.shape[1] != self.config.latent_dim:
             raise TokensError(
-                f"latents of dim {latents.values.shape[1]} were given: {self.name} has {self.config.latent_dim}"
+                f"latents of {latents.values.shape[1]} numbers were given, {self.name} has {self.config.latent_dim}"
             )
         if latents.fingerprint and latents.fingerprint != self.fingerprint:
             raise TokensError(
