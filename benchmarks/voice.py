@@ -199,8 +199,8 @@ def stages(args: argparse.Namespace) -> Iterator[Stage]:
     if not {"flow", "tokenizer"} <= parts.keys():
         return
     prompt = args.prompt or 0.0
-    heard = parts["flow"], vae, parts["tokenizer"], parts.get("speaker")
-    decoder = FlowDecoder(*heard, prompt=prompt)
+    decoding = parts["flow"], vae, parts["tokenizer"], parts.get("speaker")
+    decoder = FlowDecoder(*decoding, prompt=prompt)
     voices: dict[str, SpeakerPrompt] = {}
 
     def voice(item: Item, embed: Callable[[str], SpeakerPrompt]) -> SpeakerPrompt:
@@ -223,7 +223,7 @@ def stages(args: argparse.Namespace) -> Iterator[Stage]:
     if "lm" in parts:
         voices = {}  # of now on, with the language model's speaker token
         yield from texts(
-            args, LearnableSpeech(parts["lm"], *heard, flow_prompt=prompt), f"{base} {marks['lm']}", voice
+            args, LearnableSpeech(parts["lm"], *decoding, flow_prompt=prompt), f"{base} {marks['lm']}", voice
         )
 
 
