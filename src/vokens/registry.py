@@ -191,11 +191,15 @@ def published(repo_id: str, revision: str | None = None, variant: str | None = N
     """The model of a repository of the original authors, with its files; None for other names.
 
     revision: of the repository; its files then have their own folder and are checked against the hub's hashes.
-    variant: the stem of another S3Gen file of the repository, such as "s3gen_v3".
+    variant: the stem of another file of the repository: an S3Gen of Chatterbox, such as "s3gen_v3", or "llm", the
+    language model of CosyVoice.
     """
     if repo_id not in PUBLISHED:
         return None
-    entry, modelscope = MODELS[PUBLISHED[repo_id]], repo_id.startswith("iic/")
+    name, modelscope = PUBLISHED[repo_id], repo_id.startswith("iic/")
+    if variant == "llm" and name in LANGUAGE_MODELS:
+        name, variant = LANGUAGE_MODELS[name], None
+    entry = MODELS[name]
     if modelscope and revision:
         raise ConfigError(f"revision={revision!r} was given for {repo_id} of ModelScope: leave it out")
     if variant:
@@ -219,10 +223,11 @@ def _variant(entry: Entry, repo_id: str, revision: str | None, variant: str) -> 
     if entry.system != "s3gen" or len(entry.files) > 1 or not re.fullmatch(r"s3gen\w*", variant):
         raise ConfigError(
             f"variant={variant!r} was given for {repo_id}: of Chatterbox's repositories the name of an S3Gen file "
-            "without its suffix is accepted, such as 's3gen' or 's3gen_meanflow'; leave it out for others"
+            "without its suffix is accepted, such as 's3gen' or 's3gen_meanflow', of CosyVoice 2's and 3's 'llm'; "
+            "leave it out for others"
         )
     files = (File(path, repo_id, revision=revision),)
-    return replace(entry, files=files, shared=_hub_folder(repo_id, revision))
+    return replace(entry, name=variant, files=files, shared=_hub_folder(repo_id, revision))
 
 
 def _unknown(name: str) -> str:
@@ -345,22 +350,27 @@ def find(
 ) -> tuple[Path, str]:
     """The files of a `vokens.load` source, downloaded where missing, and the model id where the source has one."""
     path = Path(source).expanduser()
-    if variant is not None and str(source) not in PUBLISHED:
-        file = path / f"{variant}.safetensors"
-        if not file.is_file():
-            there = ", ".join(sorted(one.stem for one in path.glob("*.safetensors"))) or "none"
+    if variant is not None and (path.is_dir() or str(source) not in PUBLISHED):
+        there = {file.stem: file for kind in ("pt", "safetensors") for file in sorted(path.glob(f"*.{kind}"))}
+        if variant not in there:
             raise ConfigError(
-                f"variant={variant!r} of {source}: a folder with {variant}.safetensors or the id of a published "
-                f"Chatterbox is accepted; variants here: {there}"
+                f"variant={variant!r} of {source}: a folder with {variant}.safetensors or {variant}.pt, or the id of a "
+                f"published Chatterbox or CosyVoice is accepted; variants here: {', '.join(sorted(there)) or 'none'}"
             )
-        return file, ""
-    if str(source) in MODELS and (revision is None or "/" not in str(source)):
+        return there[variant], ""
+    if revision is not None and (path.exists() or (str(source) in MODELS and "/" not in str(source))):
+        raise ConfigError(
+            f"revision={revision!r} was given for {source}: of hub ids, org/name, there are revisions, of names and "
+            "paths there are none; leave it out"
+        )
+    if str(source) in MODELS and revision is None:
         entry = get(str(source))
         return fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
     if path.exists():
         return path, ""
     if entry := published(str(source), revision, variant):
-        return fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only), entry.name
+        place = fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only)
+        return place / entry.files[0].path if variant else place, entry.name
     if isinstance(source, str) and re.fullmatch(r"[^./~][^/]*/[^/]+", source) and not path.suffix:
         options: dict[str, Any] = {
             "cache_dir": cache_dir,

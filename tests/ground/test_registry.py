@@ -405,23 +405,24 @@ def test_a_repository_of_the_authors_gives_what_its_model_needs(hub, monkeypatch
         registry.fetch(registry.published(repo, revision="v2"))
 
 
-def test_of_several_s3gens_the_publishers_choice_opens_or_the_variant(hub, tmp_path):
-    """Told by the tensor that the error names: one that no S3Gen has, another in each file."""
+def s3gen_of(name: str) -> bytes:
+    """A file that the error of opening it names, by a tensor that no S3Gen has."""
     import torch
     from safetensors.torch import save
 
-    def content(name: str) -> bytes:
-        names = ("flow.input_embedding.weight", "mel2wav.conv_pre.bias", f"{name}_alone.x")
-        return save({name: torch.zeros(1) for name in names})
+    names = ("flow.input_embedding.weight", "mel2wav.conv_pre.bias", f"{name}_alone.x")
+    return save({name: torch.zeros(1) for name in names})
 
+
+def test_of_several_s3gens_the_publishers_choice_opens_or_the_variant(hub, tmp_path):
     served(hub, "ResembleAI/chatterbox", ["s3gen.safetensors"])
-    hub.files["/ResembleAI/chatterbox/resolve/main/s3gen_v3.safetensors"] = content("s3gen_v3")
+    hub.files["/ResembleAI/chatterbox/resolve/main/s3gen_v3.safetensors"] = s3gen_of("s3gen_v3")
     with pytest.raises(CheckpointError, match="s3gen_v3_alone"):
         vokens.load("ResembleAI/chatterbox", variant="s3gen_v3")
     assert [request["path"][-20:] for request in hub.requests] == ["s3gen_v3.safetensors"]
     names = ["s3gen_meanflow", "s3gen", "s3gen_v3"]
     for name in (*names, "t3"):
-        (tmp_path / f"{name}.safetensors").write_bytes(content(name))
+        (tmp_path / f"{name}.safetensors").write_bytes(s3gen_of(name))
     with pytest.raises(CheckpointError, match="s3gen_alone"):
         vokens.load(tmp_path, variant="s3gen")
     with pytest.raises(ConfigError, match=r"variants here: s3gen, s3gen_meanflow, s3gen_v3, t3"):
@@ -432,6 +433,71 @@ def test_of_several_s3gens_the_publishers_choice_opens_or_the_variant(hub, tmp_p
         with pytest.raises(CheckpointError, match=f"{name}_alone"):
             vokens.load(tmp_path)
         (tmp_path / f"{name}.safetensors").unlink()
+
+
+def test_a_variant_is_the_file_that_was_named(hub):
+    """Whatever files of the repository lie beside it since earlier calls."""
+    for revision, names in (("main", ("s3gen", "s3gen_v3")), ("v1", ("s3gen_meanflow", "s3gen"))):
+        for name in names:
+            hub.files[f"/ResembleAI/chatterbox-turbo/resolve/{revision}/{name}.safetensors"] = s3gen_of(name)
+    for revision, variant, opened in (
+        (None, "s3gen", "s3gen"),
+        (None, "s3gen_v3", "s3gen_v3"),
+        ("v1", None, "s3gen_meanflow"),
+        ("v1", "s3gen", "s3gen"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{opened}_alone"):
+            vokens.load("ResembleAI/chatterbox-turbo", revision=revision, variant=variant)
+    for name in ("chatterbox_s3gen", "mini", __file__):
+        with pytest.raises(ConfigError, match=r"there are none; leave it out"):
+            vokens.load(name, revision="v1")
+
+
+@pytest.mark.parametrize("release", ["cosyvoice2", "cosyvoice3"])
+def test_cosyvoices_id_speaks_from_the_hub_alone(hub, tmp_path, monkeypatch, release):
+    """Reduced files in the published layout; then without a network, from the cache that others share."""
+    import soundfile
+    from conftest import speechlike
+    from test_say import published_folder
+
+    from vokens.cli import main
+
+    repo = {"cosyvoice2": "FunAudioLLM/CosyVoice2-0.5B", "cosyvoice3": "FunAudioLLM/Fun-CosyVoice3-0.5B-2512"}
+    folder, needed = published_folder(tmp_path / "CosyVoice", release), set()
+    for name in (f"{release}_s3gen", f"{release}_lm"):
+        entry = registry.get(name)
+        small = tuple(replace(file, sha256=None) for file in entry.files)
+        monkeypatch.setitem(registry.MODELS, name, replace(entry, files=small))
+        needed |= {file.path for file in small}
+    start = f"/{repo[release]}/resolve/main/"
+    for file in folder.rglob("*.*"):
+        hub.files[start + file.relative_to(folder).as_posix()] = file.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("ref.wav", speechlike(16000), 16000)
+    line = ["say", "Hi.", "--model", repo[release], "--voice", "ref.wav", "--steps", "1", "-o"]
+    assert main([*line, "one.wav"]) == 0
+    assert {request["path"].removeprefix(start) for request in hub.requests} == needed
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "another"))
+    assert main([*line, "two.wav"]) == 0
+    assert Path("one.wav").read_bytes() == Path("two.wav").read_bytes()
+
+
+def test_s3gens_open_by_their_authors_ids(hub):
+    """Chatterbox's one file, and a folder as transformers writes one, reduced."""
+    from s3gen_model import SETTINGS, published
+    from safetensors.torch import save
+
+    from vokens.models.s3gen import S3GenModel
+
+    content = save(published("chatterbox"))
+    hub.files["/ResembleAI/chatterbox/resolve/v1/s3gen.safetensors"] = content
+    hub.files["/ResembleAI/s3gen/resolve/main/model.safetensors"] = content
+    hub.files["/ResembleAI/s3gen/resolve/main/config.json"] = b'{"model_type": "s3gen", "vocab_size": 6561}'
+    for repo, revision in (("ResembleAI/chatterbox", "v1"), ("ResembleAI/s3gen", None)):
+        model = S3GenModel.from_pretrained(repo, revision=revision, config=SETTINGS)
+        assert model.config.flow.source == "v1"
+        assert model.config.tokens == "speech_tokenizer_v2_25hz"
 
 
 def test_what_the_shared_cache_of_the_hub_holds_is_not_fetched(hub, tmp_path, monkeypatch):

@@ -259,8 +259,8 @@ def load(
         cache_dir: where downloads are kept.
         local_files_only: never download.
         revision: of a hub id.
-        variant: of a folder or hub id with several S3Gens, the stem of the file, such as "s3gen". Without it the one
-            that its publisher's program loads: s3gen_meanflow, else s3gen, else s3gen_v3.
+        variant: of a folder or hub id with several models, the stem of the file: "s3gen", or "llm", the language model
+            of CosyVoice. Without it the S3Gen that its publisher loads: s3gen_meanflow, else s3gen, else s3gen_v3.
         backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
     Raises:

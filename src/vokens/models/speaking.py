@@ -267,8 +267,8 @@ def load_voice(
     model = load(source, **options)
     if decoder is not None:
         return speaker(model, load(decoder, **options))
-    words = _words_beside(model, source)
-    return speaker(model) if words is None else speaker(load(words, **options), model)
+    words = _words_beside(model, source, options)
+    return speaker(model) if words is None else speaker(words, model)
 
 
 def as_speaker(model: Pretrained, source: str | Path, **options: Any) -> Pretrained | Speaker:
@@ -276,23 +276,25 @@ def as_speaker(model: Pretrained, source: str | Path, **options: Any) -> Pretrai
 
     A name of `vokens models`, such as cosyvoice2_s3gen, stays the S3Gen that it names.
     """
-    from vokens.models.pretrained import load
-
-    words = None if str(source) in registry.MODELS else _words_beside(model, source)
+    words = None if str(source) in registry.MODELS else _words_beside(model, source, options)
     if words is not None:
-        return speaker(load(words, **options), model)
+        return speaker(words, model)
     return speaker(model) if model.system in PARTNERED else model
 
 
-def _words_beside(model: Pretrained, source: str | Path) -> str | Path | None:
-    """The language model of CosyVoice's folder or id, whose S3Gen is `model`; None where there is none."""
-    entry = registry.MODELS.get(str(source)) or registry.published(str(source))
-    file = Path(source).expanduser() / "llm.pt"
+def _words_beside(model: Pretrained, source: str | Path, options: dict[str, Any]) -> Pretrained | None:
+    """The language model of CosyVoice's folder, name or id, whose S3Gen is `model`; None where there is none."""
+    from vokens.models.pretrained import load
+
     if model.system != "s3gen":
         return None
-    if entry is not None and entry.name in registry.LANGUAGE_MODELS:
-        return registry.LANGUAGE_MODELS[entry.name]
-    return file if file.is_file() else None
+    if name := registry.LANGUAGE_MODELS.get(str(source)):
+        return load(name, **options)
+    folder = Path(source).expanduser()
+    published = not folder.is_dir() and registry.PUBLISHED.get(str(source)) in registry.LANGUAGE_MODELS
+    if published or (folder / "llm.pt").is_file():
+        return load(source, **options | {"variant": "llm"})
+    return None
 
 
 def generator_of(seed: int) -> torch.Generator:
