@@ -234,7 +234,7 @@ def _unknown(name: str) -> str:
     if name in EMBEDDABLE:
         return (
             f"{name} is not in this copy of vokens ({WEIGHTS / name} is missing or incomplete): install a release that "
-            "has it, embed a trained one with recipes/embed_voice.py, or give a model of your own"
+            "has it, embed a trained one with recipes/say/embed_voice.py, or give a model of your own"
         )
     path = Path(name).expanduser()
     if "/" in name or re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):

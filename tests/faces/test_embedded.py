@@ -1,4 +1,4 @@
-"""The voice of the package: packed by recipes/embed_voice.py from small random parts, then spoken with everywhere."""
+"""The voice of the package: packed by recipes/say/embed_voice.py from small random parts, then spoken with."""
 
 import runpy
 import sys
@@ -21,7 +21,7 @@ from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.learnable.voice import LearnableSpeech, load_voice, save_voice
 from vokens.models.speaking import generator_of
 
-RECIPE = Path(__file__).parents[2] / "recipes/embed_voice.py"
+RECIPE = Path(__file__).parents[2] / "recipes/say/embed_voice.py"
 HERE = {name: registry.embedded(name) for name in registry.EMBEDDABLE}  # what this copy really holds
 
 

@@ -8,39 +8,66 @@ from pathlib import Path
 import pytest
 from training import write_speech
 
+from vokens import registry
 from vokens.cli import main
 from vokens.config import build_config
 from vokens.errors import ConfigError, VokensError
 from vokens.train.config import find_recipe, read_recipe, recipes, trainer_of
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+FILES = sorted((ROOT / "recipes").rglob("*.toml"))
+NAMES = [path.stem for path in FILES]
+TASKS = {  # task -> its recipes
+    "codec": ["mini", "speechtokenizer"],
+    "recogniser": ["s3_mini", "s3_scratch"],
+    "flow": ["s3gen_mini", "s3gen_distill"],
+    "vocoder": ["hift_mini"],
+    "socodec": ["socodec", "socodec_mini", "socodec_vocoder"],
+    "token_lm": ["socodec_lm_mini"],
+    "uslm": ["uslm_mini"],
+    "learnable_lm": ["learnable_lm", "learnable_lm_mini", "say_lm"],
+    "learnable_flow": ["learnable_flow", "learnable_flow_mini", "learnable_flow_distill", "say_flow"],
+    "dacvae": ["dacvae", "dacvae_mini", "say_autoencoder"],
+    "flow_autoencoder": ["flowae_mini"],
+}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_recipes_are_valid(path: Path) -> None:
-    config = read_recipe(path)
-    again = build_config(
-        trainer_of(config.task).Config, json.loads(json.dumps(dataclasses.asdict(config))), "again"
-    )
-    assert again == config
+    config = read_recipe(path.stem, ["data.train=somewhere"])
+    assert path.stem in TASKS[config.task]
+    assert config.system == path.parent.name or config.task not in ("codec", "recogniser")
+    values = json.loads(json.dumps(dataclasses.asdict(config)))  # as a checkpoint keeps it
+    assert build_config(trainer_of(config.task).Config, values, "again") == config
     assert f"vokens train {path.stem} " in path.read_text()
     assert "~" not in path.read_text()  # no folder of one machine
 
 
+def test_each_recipe_has_a_name_of_its_own_and_lies_with_its_system() -> None:
+    assert sorted(NAMES) == sorted(recipes())
+    systems = {path.name for path in (ROOT / "src/vokens/models").iterdir() if path.is_dir()}
+    outside = [path for path in FILES if path.parent.name not in systems | {registry.VOICE}]
+    assert not outside
+    assert {path.parents[1] for path in FILES} == {ROOT / "recipes"}
+    page = (ROOT / "recipes/README.md").read_text()
+    missing = [path for path in FILES if f"({path.relative_to(ROOT / 'recipes')})" not in page]
+    assert not missing
+
+
 def test_each_recipe_has_a_folder_of_its_own() -> None:
-    outs = [read_recipe(path).out for path in RECIPES]
+    outs = [read_recipe(name).out for name in NAMES]
     assert len(set(outs)) == len(outs)
 
 
 def test_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert list(recipes()) == [path.stem for path in RECIPES]
-    for source in ("mini", "mini.toml", "recipes/mini.toml", Path("recipes/mini.toml")):
-        assert find_recipe(source).read_text() == (ROOT / "recipes/mini.toml").read_text()
+    assert list(recipes()) == NAMES
+    for source in ("mini", "mini.toml", "recipes/mini.toml", Path("recipes/mini/mini.toml")):
+        assert find_recipe(source).read_text() == (ROOT / "recipes/mini/mini.toml").read_text()
+    assert find_recipe("say_flow").parent.name == "say"
     (tmp_path / "mini.toml").write_text("")
     assert find_recipe("mini.toml") == Path("mini.toml")  # a file of the user's goes first
-    for source in ("minni", "elsewhere/mini.toml", ".", "mini.json"):
+    for source in ("minni", "elsewhere/mini.toml", "recipes/uslm/mini.toml", ".", "mini.json"):
         with pytest.raises(ConfigError, match=r"there is no recipe .*one of dacvae, .*uslm_mini"):
             find_recipe(source)
 
@@ -48,14 +75,14 @@ def test_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: py
 def test_without_a_name_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [path.stem for path in RECIPES]
+    assert [line.split()[0] for line in lines] == NAMES
     assert all(len(line) > 30 for line in lines)
 
 
 def test_the_wheel_takes_the_recipes_along() -> None:
-    """`recipes/*.toml` lie beside the package's modules; that the built wheel has them, `make release-check` says."""
+    """Recipes lie beside the package's modules; that the built wheel has them, `make release-check` says."""
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert "recipes/*.toml" in wheel["include"]
+    assert "recipes/*/*.toml" in wheel["include"]
     assert wheel["sources"] == {"src/vokens": "vokens", "recipes": "vokens/recipes"}
 
 

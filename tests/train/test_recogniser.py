@@ -16,7 +16,6 @@ from training import bfloat16_follows_float32
 
 import vokens
 from vokens import checkpoint
-from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.s3tokenizer.recogniser import HeadConfig, Recogniser
@@ -24,10 +23,10 @@ from vokens.packed import pack, unpack
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.text.transcripts import frames_needed, normalise, read, spell
-from vokens.train.config import read_recipe, trainer_of
+from vokens.train.config import read_recipe
 from vokens.train.data import pcm_rows, read_clips
 from vokens.train.state import checkpoints
-from vokens.train.tasks.recogniser import RecogniserConfig, RecogniserTrainer, attention, ctc
+from vokens.train.tasks.recogniser import RecogniserTrainer, attention, ctc
 from vokens.train.utterances import AugmentConfig, Utterances, masked
 
 RATE = 16000
@@ -441,14 +440,6 @@ def test_masks_hide_their_share() -> None:
 
 
 # Settings
-
-
-def test_the_recipe_is_valid() -> None:
-    path = Path(__file__).parents[2] / "recipes" / "s3_mini.toml"
-    config = read_recipe(path, ["data.train=somewhere"])
-    assert trainer_of(config.task) is RecogniserTrainer
-    values = json.loads(json.dumps(__import__("dataclasses").asdict(config)))
-    assert build_config(RecogniserConfig, values, "again") == config
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from conftest import build_tiny_s3tokenizer, speechlike
 from test_train_flow import RECIPE
-from training import bfloat16_follows_float32, check_recipe, next_step_after_resuming
+from training import bfloat16_follows_float32, next_step_after_resuming
 
 import vokens
 from vokens import checkpoint
@@ -231,11 +231,6 @@ def test_a_published_flow_is_a_start(recipe: Path, tmp_path: Path) -> None:
 
 
 # Settings
-
-
-@pytest.mark.parametrize("name", ["learnable_flow_mini.toml", "learnable_flow_distill.toml"])
-def test_the_recipes_are_valid(name: str) -> None:
-    check_recipe(name, LearnableFlowTrainer)
 
 
 @pytest.mark.parametrize(

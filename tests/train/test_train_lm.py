@@ -27,11 +27,9 @@ from vokens.train.data import Clip, paths_of
 from vokens.train.loop import Trainer
 from vokens.train.rows import cached_rows
 from vokens.train.state import Best
-from vokens.train.tasks.learnable_lm import LearnableLMTrainer, References
-from vokens.train.tasks.uslm import USLMTrainer
+from vokens.train.tasks.learnable_lm import References
 from vokens.train.text_tokens import TextBatch, dropout_mask
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 COMMON = """
 steps = 4
 threads = 1
@@ -492,10 +490,3 @@ def test_curves_go_to_wandb(trainer, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     trainer("uslm", "tracker=wandb").run()
     assert list((tmp_path / "uslm").glob("wandb/offline-run-*/*.wandb"))
-
-
-@pytest.mark.parametrize("name", ["learnable_lm_mini", "uslm_mini"])
-def test_the_recipes_are_valid(name: str) -> None:
-    config = read_recipe(RECIPES / f"{name}.toml")
-    assert isinstance(config, trainer_of(config.task).Config)
-    assert trainer_of(config.task) in (LearnableLMTrainer, USLMTrainer)

@@ -23,7 +23,6 @@ from vokens.train.config import read_recipe
 from vokens.train.tasks.socodec import SoCodecTrainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "socodec" / "parts.safetensors"
-RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE = """
 task = "socodec"
 name = "tiny"
@@ -316,8 +315,3 @@ def test_the_published_encoder_is_trained_from_hubert(recipe: Path, tmp_path: Pa
 def test_settings_that_do_not_fit_together_are_named(recipe: Path, change: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         trainer_for(recipe, change)
-
-
-@pytest.mark.parametrize("name", ["socodec", "socodec_mini", "socodec_vocoder"])
-def test_recipes_are_of_this_task(name: str) -> None:
-    assert read_recipe(RECIPES / f"{name}.toml").task == "socodec"

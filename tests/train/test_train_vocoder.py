@@ -10,7 +10,6 @@ import torch
 from conftest import speechlike
 from training import (
     bfloat16_follows_float32,
-    check_recipe,
     next_step_after_resuming,
     write_recipe,
     write_speech,
@@ -215,10 +214,6 @@ def test_multi_resolution_discriminator_sizes() -> None:
 
 
 # Settings
-
-
-def test_the_recipe_is_valid() -> None:
-    check_recipe("hift_mini.toml", VocoderTrainer)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """What tests of all trainings share: a little speech, a recipe on it, and what every training must hold."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,7 @@ import soundfile
 from accelerate.state import AcceleratorState
 from conftest import speechlike
 
-from vokens.config import build_config
-from vokens.train.config import read_recipe, trainer_of
 from vokens.train.loop import Trainer
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def write_speech(folder: Path, rate: int, seconds: tuple[float, ...] = (1.0, 0.6, 0.0625)) -> Path:
@@ -67,10 +61,3 @@ def _two_steps(
         return [run.train_step() for _ in range(2)]
     finally:
         AcceleratorState._reset_state()
-
-
-def check_recipe(name: str, trainer: type[Trainer[Any, Any]]) -> None:
-    """A published recipe is of this task, and its config survives the way to a checkpoint and back."""
-    config = read_recipe(RECIPES / name, ["data.train=somewhere"])
-    assert trainer_of(config.task) is trainer
-    assert build_config(trainer.Config, json.loads(json.dumps(asdict(config))), "again") == config

@@ -197,22 +197,26 @@ def trainer_of(task: str) -> Any:
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The recipes that come with the package, by name; each lies in the folder of its system."""
     here = Path(__file__)
     folders = (here.parents[1] / "recipes", here.parents[3] / "recipes")  # of a wheel, of a clone
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*/*.toml"))}
 
 
 def find_recipe(source: str | Path) -> Path:
-    """File of a recipe: a path, or a name of `recipes`, also as docs write it, "recipes/mini.toml".
+    """File of a recipe: a path, or a name of `recipes`, also as a path that a clone has, "recipes/mini/mini.toml".
 
     Raises ConfigError where there is none.
     """
     path, known = Path(source).expanduser(), recipes()
     if path.is_file():
         return path
-    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".toml") and path.stem in known:
-        return known[path.stem]
+    file, home = (
+        known.get(path.stem),
+        Path("recipes"),
+    )  # in which recipes lay without their system's folder, too
+    if file and path.suffix in ("", ".toml") and path.parent in (Path(), home, home / file.parent.name):
+        return file
     raise ConfigError(f"there is no recipe {source}: give a TOML file, or one of {', '.join(known)}")
 
 

@@ -11,7 +11,6 @@ import torch
 from conftest import speechlike
 from training import (
     bfloat16_follows_float32,
-    check_recipe,
     next_step_after_resuming,
     write_recipe,
     write_speech,
@@ -226,10 +225,6 @@ def test_the_trained_model_opens_and_decodes(recipe: Path, tmp_path: Path) -> No
 
 
 # Settings
-
-
-def test_the_recipe_is_valid() -> None:
-    check_recipe("flowae_mini.toml", FlowAutoencoderTrainer)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from vokens.train.config import read_recipe
 from vokens.train.tasks.token_lm import TokenLMTrainer
 
 SIZES = (7, 5, 6)
-RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def tokens(*lengths: int, vector_width: int = 0, seed: int = 0) -> Tokens:
@@ -201,7 +200,3 @@ def test_the_run_opens_and_samples(recipe: Path, tmp_path: Path) -> None:
 def test_what_the_tokens_say_is_not_said_again(recipe: Path) -> None:
     with pytest.raises(ConfigError, match="comes from the tokens"):
         trainer_for(recipe, "model.vector_width=3")
-
-
-def test_the_recipe_is_of_this_task() -> None:
-    assert read_recipe(RECIPES / "socodec_lm_mini.toml").task == "token_lm"

@@ -41,9 +41,9 @@ FRAMES_PER_FORWARD = 24_000
 FRAMES_ON_CPU = 400
 PADDING = 0.02  # share of a forward pass that may be padding
 # Margins below which an id is computed again: FSQ in units of its rounded number, VQ in squared distance. Measured on
-# speech with benchmarks/s3_exactness.py: float32 in padded batches moved FSQ's by up to 4e-6 with random weights of the
-# released sizes and 1.7e-5 with trained ones (s3_mini), float16 by 3.0e-2, bfloat16 by 2.5e-1; VQ's moved by 2.4e-7,
-# 9e-5 and 8e-4 on synthetic sounds.
+# speech with benchmarks/quality/s3_exactness.py: float32 in padded batches moved FSQ's by up to 4e-6 with random
+# weights of the released sizes and 1.7e-5 with trained ones (s3_mini), float16 by 3.0e-2, bfloat16 by 2.5e-1; VQ's
+# moved by 2.4e-7, 9e-5 and 8e-4 on synthetic sounds.
 BOUNDS = {
     "fsq": {torch.float32: 1e-4, torch.bfloat16: 4e-1, torch.float16: 5e-2},
     "vq": {torch.float32: 2e-6, torch.bfloat16: 2e-3, torch.float16: 2e-4},

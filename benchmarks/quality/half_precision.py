@@ -6,14 +6,13 @@ on one thread those of the processor, which other programs lengthen less than th
 
 The change of a wave is the mean absolute difference of log-mels (nepers; 1 dB is 0.115) within 60 dB of the loudest.
 
-    python benchmarks/half_precision.py [--threads 1] [--repeats 5] [--models s3gen dacvae ...]
+    python benchmarks/quality/half_precision.py [--threads 1] [--repeats 5] [--models s3gen dacvae ...]
 """
 
 import argparse
 import copy
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,6 @@ from vokens.nn import product
 from vokens.train.config import read_recipe
 
 SECONDS = 4
-RECIPES = Path(__file__).parents[1] / "recipes"
 Jobs = dict[str, Callable[[Any], Any]]  # work of a model in one precision, by name
 
 
@@ -95,7 +93,7 @@ def s3gen() -> tuple[Pretrained, Jobs]:
 
 
 def of_recipe(kind: type[Pretrained], name: str) -> Any:
-    table = dict(read_recipe(RECIPES / f"{name}.toml", ["data.train=x"]).model)
+    table = dict(read_recipe(name, ["data.train=x"]).model)
     table.pop("positions", None)  # of speech beside its text: the pace comes from the data
     return kind(build_config(kind.Config, table, name))
 

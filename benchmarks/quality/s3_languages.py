@@ -1,6 +1,7 @@
 """What tokens of a small S3Tokenizer keep in each language: the trunk's states, told again from the tokens alone.
 
-    python benchmarks/s3_languages.py --data MANIFEST --recogniser runs/s3_mini/recogniser.safetensors [--limit 60]
+    python benchmarks/quality/s3_languages.py --data MANIFEST --recogniser runs/s3_mini/recogniser.safetensors \
+        [--limit 60]
 
 For each language held out: how near the recogniser's guess of the trunk's states is to them (cosine, mean
 over frames, of states less their mean over all languages), beside those of other frames of the same recording (chance);

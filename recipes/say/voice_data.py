@@ -1,6 +1,6 @@
 """One manifest of several: the real and the synthetic speech that the small voice is trained on.
 
-python recipes/voice_data.py REAL/manifest.jsonl SYNTHETIC/manifest.jsonl > voice.jsonl
+python recipes/say/voice_data.py REAL/manifest.jsonl SYNTHETIC/manifest.jsonl > voice.jsonl
 
 Lines keep their keys; paths become absolute, English texts are written out as `vokens say` writes them out. A manifest
 that is still growing is read up to its last whole line.

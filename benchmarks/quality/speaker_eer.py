@@ -3,7 +3,8 @@
 Every pair of two recordings is one trial, of the same speaker or of different ones; the score is the cosine of the two
 embeddings. At the equal error rate the threshold refuses as large a share of the first as it accepts of the second.
 
-    python benchmarks/speaker_eer.py --data CORPUS --weights FOLDER [--speakers 24] [--recordings 15] [--seconds 5]
+    python benchmarks/quality/speaker_eer.py --data CORPUS --weights FOLDER [--speakers 24] [--recordings 15]
+        [--seconds 5]
 
 CORPUS has a manifest.jsonl with path, split, speaker and duration; FOLDER holds campplus_cn_en_common.pt.
 """
@@ -17,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio
 from vokens.bench.evaluators import SpeakerEvaluator

@@ -4,8 +4,8 @@ The ids of a recording are by definition those that float32 gives it alone. Ever
 how many ids differ, how wide the margin of a differing id was, and what is left when recordings with a margin below
 the codec's bound are computed again, as `exactness="guarded"` does.
 
-    python benchmarks/s3_exactness.py --data CORPUS/test [--model speech_tokenizer_v2_25hz] [--weights FILE_OR_FOLDER]
-        [--precisions float32 int8] [--count 60] [--threads 2]
+    python benchmarks/quality/s3_exactness.py --data CORPUS/test [--model speech_tokenizer_v2_25hz]
+        [--weights FILE_OR_FOLDER] [--precisions float32 int8] [--count 60] [--threads 2]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What noise pairings and objectives give a small flow over latents: runs of equal steps from one recipe, compared.
 
-    python benchmarks/learnable_flow_quality.py [RECIPE] --out runs/flow_grid --steps 300 --set data.train=MANIFEST \
+    python benchmarks/quality/learnable_flow.py [RECIPE] --out runs/flow_grid --steps 300 --set data.train=MANIFEST \
         --set data.valid=MANIFEST [--only none knn ...]
 
 Each row is a run below --out; a run that was stopped goes on, one that is done is only measured again, and the table is
@@ -19,8 +19,6 @@ import json
 import sys
 import time
 from pathlib import Path
-
-sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens.train.config import read_recipe, trainer_of
 
@@ -83,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", nargs="?", default="recipes/learnable_flow_mini.toml")
+    parser.add_argument("recipe", nargs="?", default="learnable_flow_mini")
     parser.add_argument("--out", type=Path, default=Path("runs/flow_grid"))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs, name=value")

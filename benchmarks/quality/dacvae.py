@@ -1,6 +1,6 @@
 """How well autoencoders of continuous latents resynthesise: held-out recordings through each, beside themselves.
 
-    python benchmarks/dacvae_quality.py --data MANIFEST --model runs/dacvae_mini/model \
+    python benchmarks/quality/dacvae.py --data MANIFEST --model runs/dacvae_mini/model \
         --model runs/flowae_mini/model@1,2,4,10 [--limit 30] [--out FOLDER]
 
 --model may be given several times: a folder or name that vokens.load opens; behind @ the numbers of steps of a flow.
@@ -12,7 +12,6 @@
 """
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio
 from vokens.bench.metrics import log_mel_distance, stoi

@@ -1,9 +1,10 @@
 """Put a trained voice into the package, its weights at 8 bits: s3_mini first, then all of what `vokens say` needs.
 
-python recipes/embed_voice.py tokenizer runs/s3_mini/codec
-python recipes/embed_voice.py voice --lm runs/say_lm/lm --flow runs/say_flow/flow --autoencoder runs/say_auto/model \\
-    --speaker campplus_cn_en_common.pt --reference ref.wav --reference-text "What it says."
-python recipes/embed_voice.py pack FOLDER OUT [--fp16]
+python recipes/say/embed_voice.py tokenizer runs/s3_mini/codec
+python recipes/say/embed_voice.py voice --lm runs/say_lm/lm --flow runs/say_flow/flow \\
+    --autoencoder runs/say_autoencoder/model --speaker campplus_cn_en_common.pt \\
+    --reference ref.wav --reference-text "What it says."
+python recipes/say/embed_voice.py pack FOLDER OUT [--fp16]
 
 Rounded weights have other fingerprints: the flow is told those of the tokenizer and the autoencoder as they are
 embedded. To train on exactly what ships, `pack` them before and train the flow and the language model on the results.
@@ -23,15 +24,14 @@ from vokens.models.pretrained import Pretrained, load
 from vokens.nn.campplus_onnx import open_campplus
 from vokens.packed import pack
 
-HOME = Path(__file__).parent
+RECIPES = Path(__file__).parents[1]
 LARGEST = 60_000_000  # bytes of s3_mini and say together
 TOKENIZER = "s3_mini"
 
 
 def card(name: str) -> str:
-    """The model card of recipes/NAME_card.md, where it is written; else the model's own."""
-    path = HOME / f"{name}_card.md"
-    return path.read_text() if path.exists() else ""
+    """The model card beside the recipes, SYSTEM/NAME_card.md, where it is written; else the model's own."""
+    return "".join(path.read_text() for path in RECIPES.glob(f"*/{name}_card.md"))
 
 
 def packed(model: Pretrained, out: Path, dtype: torch.dtype) -> Pretrained:

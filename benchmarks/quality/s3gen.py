@@ -1,7 +1,7 @@
 """How well a trained S3Gen speaks: held-out recordings through its tokens, its flow in several numbers of steps, and
 its vocoder, beside the vocoder alone on true mels and the recordings themselves.
 
-    python benchmarks/s3gen_quality.py --data MANIFEST --tokenizer runs/s3_scratch/codec --flow runs/s3gen_mini/flow \
+    python benchmarks/quality/s3gen.py --data MANIFEST --tokenizer runs/s3_scratch/codec --flow runs/s3gen_mini/flow \
         --distilled runs/s3gen_distill/flow --vocoder runs/hift_mini/vocoder [--limit 20] [--out FOLDER]
 
 The voice is CAM++'s vector of the recording, without a prompt. --flow, --distilled and --vocoder may be left out.
@@ -15,7 +15,6 @@ The voice is CAM++'s vector of the recording, without a prompt. --flow, --distil
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio
 from vokens.audio.f0 import track_pitch

@@ -1,8 +1,8 @@
 """What language models make of held-out texts: their tokens, read by a recogniser, or heard.
 
-    python benchmarks/text_lms.py --data MANIFEST --learnable runs/learnable_lm_mini/lm \
+    python benchmarks/quality/text_lms.py --data MANIFEST --learnable runs/learnable_lm_mini/lm \
         --tokens runs/s3_scratch/codec --recogniser runs/s3_scratch/recogniser.safetensors
-    python benchmarks/text_lms.py --data MANIFEST --uslm runs/uslm_mini/lm --tokens mini [--out FOLDER]
+    python benchmarks/quality/text_lms.py --data MANIFEST --uslm runs/uslm_mini/lm --tokens mini [--out FOLDER]
 
 Every --limit texts of the split are spoken in the voice of another recording of their speaker. Of Learnable-Speech's
 model the tokens are read by the CTC head that the tokenizer was trained with; of USLM they are decoded and heard by
@@ -13,7 +13,6 @@ Moonshine. Rows: what is read or heard of the true tokens, of the model's, and o
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-
-sys.path.pop(0)  # this file's folder, where names of packages would find benchmarks
 
 from vokens import audio, load
 from vokens.evaluator_files import find_evaluator

@@ -1,4 +1,4 @@
-"""Put a trained mini into the package: python recipes/embed_mini.py runs/mini/codec
+"""Put a trained mini into the package: python recipes/mini/embed_mini.py runs/mini/codec
 
 Weights are rounded to fp16 (they are computed with in float32), and the model card names the data.
 """
@@ -10,15 +10,15 @@ import torch
 
 import vokens
 
-HOME = Path(__file__).parent.parent
-WEIGHTS = HOME / "src" / "vokens" / "weights" / "mini"
+HOME = Path(__file__).parent
+WEIGHTS = HOME.parents[1] / "src" / "vokens" / "weights" / "mini"
 LARGEST = 16_000_000  # bytes in the wheel
 
 
 def main(folder: str) -> None:
     codec = vokens.load(folder)
     codec.name = "mini"
-    codec.save_pretrained(WEIGHTS, dtype=torch.float16, card=(HOME / "recipes" / "mini_card.md").read_text())
+    codec.save_pretrained(WEIGHTS, dtype=torch.float16, card=(HOME / "mini_card.md").read_text())
     size = (WEIGHTS / "model.safetensors").stat().st_size
     if size > LARGEST:
         raise SystemExit(

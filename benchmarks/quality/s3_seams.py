@@ -2,8 +2,8 @@
 
 Recordings of --data, in order, are joined to long ones; the network sees each once whole and once in windows.
 
-    python benchmarks/s3_seams.py --data CORPUS/test [--model speech_tokenizer_v2_25hz] [--weights FILE_OR_FOLDER]
-        [--recordings 8] [--seconds 134] [--window 30] [--threads 2]
+    python benchmarks/quality/s3_seams.py --data CORPUS/test [--model speech_tokenizer_v2_25hz]
+        [--weights FILE_OR_FOLDER] [--recordings 8] [--seconds 134] [--window 30] [--threads 2]
 """
 
 import argparse
