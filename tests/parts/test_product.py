@@ -114,6 +114,26 @@ def test_a_torch_without_the_product_is_left_alone(monkeypatch: pytest.MonkeyPat
             product._chosen.cache_clear()
 
 
+@needs_onednn
+def test_few_rows_of_large_weights_are_onednns_on_every_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a batch's decoding; one row, many rows, small weights, gradients and a wish for torch are torch's."""
+    monkeypatch.setattr(product, "_chosen", lambda: "torch")
+    monkeypatch.delenv("VOKENS_PRODUCT", raising=False)
+    assert product._available()  # by a product of its own, once
+    calls, plain = [], product._product
+    monkeypatch.setattr(product, "_product", lambda *parts: calls.append(len(parts[0])) or plain(*parts))
+    x, weight = torch.randn(20, 1024), torch.randn(1024, 1024) / 32
+    with torch.no_grad():
+        for rows in (1, 3, 4, 8, 15, 16):
+            assert torch.allclose(linear(x[:rows], weight), F.linear(x[:rows], weight), atol=1e-4)
+        linear(x[:8], weight[:512])
+        linear(x[:8].double(), weight.double())
+        with product.using("torch"):
+            linear(x[:8], weight)
+    linear(x[:8], weight)
+    assert calls == [4, 8, 15]
+
+
 def test_linear_is_a_linear_and_others_networks_take_it() -> None:
     theirs = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Sequential(nn.Linear(8, 4, bias=False)))
     names, x = list(theirs.state_dict()), torch.randn(5, 8)

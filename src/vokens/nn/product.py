@@ -3,8 +3,9 @@
 torch multiplies through MKL, which serves other makers' processors badly: 97 GFLOP/s of 1000 x 1280 x 5120 on one core
 of an AMD EPYC with AVX-512, where oneDNN, which is inside every x86 torch, reaches 219 (245 with weights reordered,
 the core's peak); 105 against 125 where only AVX2 is there. On Intel's own MKL is as fast forward (157 against 154) and
-faster backward (159 against 101, Xeon with AMX). So the maker decides, and the same machine always computes the same;
-VOKENS_PRODUCT=torch or onednn decides otherwise.
+faster backward (159 against 101, Xeon with AMX), but for 4 to 15 rows times large weights, as where a language model
+decodes a batch: there oneDNN is 1.3 to 1.9 times as fast. So maker and shape decide, and the same machine always
+computes the same; VOKENS_PRODUCT=torch or onednn decides otherwise.
 
 A Xeon with AMX multiplies 1040 GFLOP/s in bfloat16, 130 in float32; a processor without instructions for bfloat16 does
 1 % of its float32: `fast` says which one this is.
@@ -28,6 +29,7 @@ from vokens.errors import ConfigError
 NAMES = ("torch", "onednn")
 # Below, the call of the private op costs more than its product saves: 2 µs against 1 µs.
 _LEAST_WORK = 1 << 16  # multiplications
+_LARGE = 1 << 20  # numbers of a weight for which few rows have a product of their own
 
 # Flags of x86 and Arm that name a type's products.
 _FLAGS = {torch.bfloat16: {"amx_bf16", "avx512_bf16", "bf16"}, torch.float16: {"avx512_fp16", "asimdhp"}}
@@ -66,9 +68,9 @@ def reordered(weight: Tensor, rows: int) -> Tensor | None:
     Measured on one core of a Xeon with AMX, 1024 x 4096: 4 to 16 rows 1.2 to 1.7 times as fast as torch's, 32 rows
     1.1, one or two 0.8 to 0.95. Reordering takes 4 ms, what 5 to 20 products save, so nobody has to keep the copy.
     """
-    pays = 4 <= rows <= 32 and weight.numel() >= 1 << 20
+    pays = 4 <= rows <= 32 and weight.numel() >= _LARGE
     plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and not torch.is_grad_enabled()
-    if not pays or not plain or (_forced or os.environ.get("VOKENS_PRODUCT")) == "torch" or not _available():
+    if not pays or not plain or not _allowed():
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
@@ -190,14 +192,30 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """True where `linear` takes oneDNN's product for these."""
     return (
         not torch.compiler.is_compiling()  # exporters and compilers know F.linear
-        and backend() == "onednn"
+        and not torch.jit.is_tracing()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
-        and x.numel() * weight.shape[0] >= _LEAST_WORK
+        and (_few_rows(x, weight) or (backend() == "onednn" and x.numel() * weight.shape[0] >= _LEAST_WORK))
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()  # forward-mode derivatives (MeanFlow)
     )
+
+
+def _few_rows(x: Tensor, weight: Tensor) -> bool:
+    """True for 4 to 15 rows times a large weight in inference, where MKL takes 1.3 to 2.3 times as long.
+
+    Milliseconds of one core of a Xeon with AMX for 8 rows, weights of 64 MB in turns, by MKL, oneDNN, and oneDNN with
+    weights reordered: 1024 x 4096 3.5, 2.2, 1.7 to 2.1; 4096 x 1024 3.0, 1.7, 1.8; 896 x 4864 3.7, 2.2, 1.9. So
+    decoding keeps no reordered weights, a second copy of the model. One row 0.75, 0.7 to 0.9, 1.1; of 16 rows and of
+    320 x 1280 nothing is gained.
+    """
+    few = 4 * x.shape[-1] <= x.numel() < 16 * x.shape[-1] and weight.numel() >= _LARGE
+    return few and not torch.is_grad_enabled() and _allowed()
+
+
+def _allowed() -> bool:
+    """True where torch has oneDNN's product, and nobody asked for torch's."""
+    return (_forced or os.environ.get("VOKENS_PRODUCT")) != "torch" and _available()
 
 
 class _Linear(torch.autograd.Function):
