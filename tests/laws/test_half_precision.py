@@ -15,6 +15,7 @@ from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.flowae import FlowAEConfig
 from vokens.models.flowae.network import FlowDecoder
 from vokens.models.socodec.vocoder import SnakeBeta
+from vokens.nn.attention import attention
 from vokens.nn.conv import PlainConv1d
 from vokens.nn.ecapa import ECAPA
 from vokens.nn.float32 import Float32Buffers
@@ -69,6 +70,28 @@ def test_an_autoencoder_is_close_and_float32() -> None:
     sound = half.decode(latents)[0]
     assert sound.dtype == np.float32
     assert error(sound, model.decode(latents)[0]) < 0.05
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_that_learns_is_rounded_once(autocast: bool, bias: bool) -> None:
+    """In float32 inside, where torch's backward pass is 3.5 times as fast; half precision in and out."""
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, 40, 16, generator=draw).bfloat16().requires_grad_() for _ in range(3)]
+    mask = torch.randn(2, 3, 40, 40, generator=draw).bfloat16() if bias else torch.ones(40, 40).tril().bool()
+
+    def outcome(function: Any) -> list[torch.Tensor]:
+        y = function(*parts)
+        return [y, *torch.autograd.grad(y.float().square().sum(), parts)]
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual = outcome(lambda q, k, v: attention(q, k, v, mask))
+    wide = mask.float() if bias else mask
+    expected = outcome(
+        lambda q, k, v: F.scaled_dot_product_attention(q.float(), k.float(), v.float(), wide).bfloat16()
+    )
+    assert all(map(torch.equal, actual, expected))
+    assert actual[0].dtype == torch.bfloat16
 
 
 def test_codebooks_and_windows_stay_float32() -> None:

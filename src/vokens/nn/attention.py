@@ -43,7 +43,21 @@ def attention(
             mask is None or mask.dtype != torch.bool or bool(mask.any(-1).all())
         ):  # a row of padding has no softmax
             return _by_heads(q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)
+    if learns and q.device.type == "cpu" and (q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+        return _in_float32(q, k, v, mask, scale, dropout)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+
+
+def _in_float32(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:
+    """`attention` that learns in bfloat16 on the CPU: torch's backward pass takes 3.5 times as long in it as in float32
+    (19.8 and 5.7 ms of 6 x 4 heads of 174 x 48, 46.8 and 13.9 of 16 x 4, one core of a Xeon with AMX)."""
+    half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = q.float(), k.float(), v.float()
+        mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale).to(half)
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
