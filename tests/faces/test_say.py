@@ -23,15 +23,16 @@ from vokens.errors import AudioError, CheckpointError, ConfigError
 from vokens.lm.sampling import COSYVOICE, GREEDY
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes
+from vokens.models.learnable.cascade import speech_tokens
 from vokens.models.learnable.decoder import decode_stream
-from vokens.models.learnable.voice import LearnableSpeech, speech_tokens
+from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.learnable.with_s3gen import WithS3Gen
 from vokens.models.s3gen import S3GenModel
 from vokens.models.s3gen.checkpoint import flow_to_published, hift_to_published
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
-from vokens.models.speaking import PAUSE, Manner, Speaker, load_voice, speaker
+from vokens.models.speaking import PAUSE, Speaker, SynthesisOptions, load_voice, speaker
 from vokens.models.uslm import USLM
 from vokens.models.uslm.voice import USLMSpeech
 from vokens.nn.campplus import CAMPPlus
@@ -98,7 +99,8 @@ def test_a_long_text_is_its_sentences(speakers, system):
     (whole,) = model.say(LONG, voice, generator=seeded(4), pause=0.5, steps=2)
     seeds = torch.randint(2**31, (len(pieces),), generator=seeded(4)[0]).tolist()
     parts = [
-        model.utter([p], voice, [s], Manner(model.sampler, 2))[0] for p, s in zip(pieces, seeds, strict=True)
+        model.synthesize([p], voice, [s], SynthesisOptions(model.sampler, 2))[0]
+        for p, s in zip(pieces, seeds, strict=True)
     ]
     silence = np.zeros(model.sample_rate // 2, np.float32)
     close(whole, np.concatenate([x for part in parts for x in (silence, part)][1:]))
@@ -148,7 +150,7 @@ def test_streamed_tokens_are_those_of_generate(learnable, words):
     voice = learnable.voice(wave(), words, sample_rate=16000)
     assert (voice.latents is None) == (not words)
     for sampler in (GREEDY, COSYVOICE):
-        found = list(speech_tokens(learnable.lm, "hello there", voice, Manner(sampler), 3))
+        found = list(speech_tokens(learnable.lm, "hello there", voice, SynthesisOptions(sampler), 3))
         (expected,) = learnable.lm.generate(
             ["hello there"],
             speaker=voice.speaker,
@@ -169,17 +171,20 @@ def test_a_model_with_paces_speaks_at_other_speeds(learnable) -> None:
         len(model.say("hello there", wave(), sample_rate=16000, speed=speed)[0]) for speed in (1.0, 2.0)
     ]
     assert lengths[0] == 2 * lengths[1]
-    manner = Manner(COSYVOICE, speed=2.0)
+    options = SynthesisOptions(COSYVOICE, speed=2.0)
     heard = model.voice(wave(), sample_rate=16000)
-    assert len(list(speech_tokens(lm, "hello there", heard, manner, 0))) == 11  # of 11 characters
+    assert len(list(speech_tokens(lm, "hello there", heard, options, 0))) == 11  # of 11 characters
 
 
 @pytest.mark.parametrize("words", ["", "one two"])
 def test_a_stream_is_the_whole_under_the_same_mask(learnable, words):
     voice = learnable.voice(wave(), words, sample_rate=16000)
-    text, manner = "a text that is long enough for chunks of sound, " * 3, Manner(COSYVOICE, steps=2)
-    pieces = list(learnable.utter_stream(text, voice, 7, manner))
-    tokens = list(speech_tokens(learnable.lm, text, voice, manner, 7))
+    text, options = (
+        "a text that is long enough for chunks of sound, " * 3,
+        SynthesisOptions(COSYVOICE, steps=2),
+    )
+    pieces = list(learnable.synthesize_stream(text, voice, 7, options))
+    tokens = list(speech_tokens(learnable.lm, text, voice, options, 7))
     latents = learnable.flow.generate(
         tokens,
         voice.vector,

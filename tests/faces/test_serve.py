@@ -520,7 +520,7 @@ def test_health_answers_while_a_long_text_is_prepared(
 ) -> None:
     address, served, _ = talker
     monkeypatch.setattr(
-        served.model, "utter", lambda pieces, *_: [np.zeros(8, np.float32)] * len(pieces)
+        served.model, "synthesize", lambda pieces, *_: [np.zeros(8, np.float32)] * len(pieces)
     )  # what is tried is the text's way, not the model's
     kinds = ("7", "3,4", "a", "$3.50 at 9 o'clock. ", ".,;", "-1/2")
     texts = ("7" * 9990, " ".join((kind * 17_000)[:16_600] for kind in kinds))

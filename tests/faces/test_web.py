@@ -14,6 +14,7 @@ from vokens.cli import main
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.codec import Codec
 from vokens.models.named import load_named
+from vokens.models.speaking import begun
 
 pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
@@ -22,7 +23,7 @@ from matplotlib.image import imread
 
 from vokens.web.addresses import KEPT, Addresses
 from vokens.web.listen import Listener
-from vokens.web.page import begun, create_app, create_page
+from vokens.web.page import create_app, create_page
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_texts_and_voices_of_other_types_are_refused(texts: object) -> None:
         def voice(self, source: object, text: str = "", *, sample_rate: int | None = None) -> tuple:
             return (vokens.audio.load(source, source_rate=sample_rate)[0],)
 
-        def utter(self, pieces: list, voice: object, seeds: list, manner: object) -> list[np.ndarray]:
+        def synthesize(self, pieces: list, voice: object, seeds: list, options: object) -> list[np.ndarray]:
             return [np.zeros(8, np.float32) for _ in pieces]
 
     assert len(Silent().say(["Hello.", "You."], (speechlike(900), RATE))) == 2

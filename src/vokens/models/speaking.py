@@ -1,6 +1,6 @@
 """Base of text-to-speech models: text to speech in the voice of a recording, for whole texts or as a stream.
 
-A system implements `voice` and `utter` for short texts; normalisation, sentence splitting, batches, pauses and
+A system implements `voice` and `synthesize` for short texts; normalisation, sentence splitting, batches, pauses and
 generators are here. Speech of a text is independent of the other texts.
 """
 
@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,7 +37,7 @@ PARTNERED = {
 
 
 @dataclass(frozen=True)
-class Manner:
+class SynthesisOptions:
     """Synthesis options; None leaves one to the model.
 
     Attributes:
@@ -48,6 +49,9 @@ class Manner:
     steps: int | None = None
     guidance: float | None = None
     speed: float = 1.0
+
+
+Manner = SynthesisOptions  # deprecated
 
 
 class Speaker(ABC):
@@ -82,14 +86,24 @@ class Speaker(ABC):
         """
 
     @abstractmethod
-    def utter(
-        self, pieces: Sequence[str], voice: Any, seeds: Sequence[int], manner: Manner
+    def synthesize(
+        self, pieces: Sequence[str], voice: Any, seeds: Sequence[int], options: SynthesisOptions
     ) -> list[np.ndarray]:
         """Waves (T,) float32 of short texts in a voice of `voice`, or None; batch-invariant."""
 
-    def utter_stream(self, piece: str, voice: Any, seed: int, manner: Manner) -> Iterator[np.ndarray]:
+    def synthesize_stream(
+        self, piece: str, voice: Any, seed: int, options: SynthesisOptions
+    ) -> Iterator[np.ndarray]:
         """Stream the wave of a short text; in one piece for systems that do not stream."""
-        yield from self.utter([piece], voice, [seed], manner)
+        yield from self.synthesize([piece], voice, [seed], options)
+
+    def utter(self, *arguments: Any) -> list[np.ndarray]:
+        """Deprecated: `synthesize`."""
+        return self.synthesize(*arguments)
+
+    def utter_stream(self, *arguments: Any) -> Iterator[np.ndarray]:
+        """Deprecated: `synthesize_stream`."""
+        return self.synthesize_stream(*arguments)
 
     # What users call ---------------------------------------------------------------------------------------
 
@@ -117,7 +131,7 @@ class Speaker(ABC):
             voice: a recording, path or array, a result of `voice`, or a name of `voices`; None for the model's own.
             voice_text: transcript of the recording.
             sample_rate: of an array.
-            sampler: see `Manner`, and for steps, guidance and speed too.
+            sampler: see `SynthesisOptions`, and for steps, guidance and speed too.
             generator: one for all texts, or one for each, which makes texts independent of each other.
             language: see `pieces`, and for spell_out too.
             pause: seconds of silence between the pieces of a text.
@@ -135,14 +149,14 @@ class Speaker(ABC):
             for number, (pieces, own) in enumerate(zip(split, one_each(generator, len(each)), strict=True))
             for piece, seed in zip(pieces, _seeds(own, len(pieces)), strict=True)
         ]
-        manner = self._manner(Manner(sampler, steps, guidance, speed))
+        options = self._checked(SynthesisOptions(sampler, steps, guidance, speed))
         outputs: list[list[np.ndarray]] = [[] for _ in each]
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(jobs)
         order = sorted(range(len(jobs)), key=lambda place: len(jobs[place][1]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             pieces, seeds = [jobs[row][1] for row in rows], [jobs[row][2] for row in rows]
-            for row, wave in zip(rows, self.utter(pieces, resolved, seeds, manner), strict=True):
+            for row, wave in zip(rows, self.synthesize(pieces, resolved, seeds, options), strict=True):
                 waves[row] = wave
             if tell is not None:
                 tell(min(start + batch_size, len(order)), len(order))
@@ -169,16 +183,16 @@ class Speaker(ABC):
         """Stream speech (n,) float32 of one text; arguments as in `say`, errors are raised before the first sound."""
         pieces = self.pieces(text, language, spell_out)
         resolved = self._resolve(voice, voice_text, sample_rate)
-        manner = self._manner(Manner(sampler, steps, guidance, speed))
-        return self._streamed(pieces, resolved, _seeds(generator, len(pieces)), manner, pause)
+        options = self._checked(SynthesisOptions(sampler, steps, guidance, speed))
+        return self._streamed(pieces, resolved, _seeds(generator, len(pieces)), options, pause)
 
     def _streamed(
-        self, pieces: list[str], voice: Any, seeds: list[int], manner: Manner, pause: float
+        self, pieces: list[str], voice: Any, seeds: list[int], options: SynthesisOptions, pause: float
     ) -> Iterator[np.ndarray]:
         for number, (piece, seed) in enumerate(zip(pieces, seeds, strict=True)):
             if number:
                 yield self._silence(pause)
-            yield from self.utter_stream(piece, voice, seed, manner)
+            yield from self.synthesize_stream(piece, voice, seed, options)
 
     def pieces(self, text: str, language: str = "en", spell_out: bool = True) -> list[str]:
         """Split a text into short texts.
@@ -212,7 +226,7 @@ class Speaker(ABC):
             raise ConfigError("voice_text was given without a recording: it is the transcript of one")
         return voice
 
-    def _manner(self, options: Manner) -> Manner:
+    def _checked(self, options: SynthesisOptions) -> SynthesisOptions:
         if options.speed <= 0 or (options.speed != 1 and not self.paced):
             raise ConfigError(
                 f"speed = {options.speed}: numbers above 0 are accepted"
@@ -226,6 +240,17 @@ class Speaker(ABC):
 
     def _silence(self, seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * self.sample_rate), np.float32)
+
+
+def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same pieces with the first one computed, so that errors are raised before anything plays.
+
+    Raises ConfigError for pieces without a sample, which players would report as a damaged file.
+    """
+    for piece in pieces:
+        if len(piece):
+            return chain([piece], pieces)
+    raise ConfigError(ENDED)
 
 
 def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:

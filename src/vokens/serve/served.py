@@ -14,6 +14,7 @@ from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.named import load_named
 from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.voice import REFERENCE_SECONDS
 from vokens.models.speaking import Speaker
 from vokens.serve.batcher import Batcher
 from vokens.serve.errors import ServerFault
@@ -66,9 +67,6 @@ class Voices:
             return {}
         paths = (path for path in sorted(self.folder.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES)
         return {path.stem: path for path in paths}
-
-
-REFERENCE = 10.0  # seconds of the reference that S3Gen uses, as in Chatterbox
 
 
 @dataclass
@@ -191,7 +189,7 @@ class Served:
         if not of_tokens:
             return self.model.voice(voice.path, voice.text)
         assert self.s3gen is not None
-        return self.s3gen.voice(*audio.load(voice.path, duration=REFERENCE))
+        return self.s3gen.voice(*audio.load(voice.path, duration=REFERENCE_SECONDS))
 
 
 def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -> dict[str, Served]:

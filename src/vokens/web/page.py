@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from fastapi import FastAPI
 
 from vokens import audio
@@ -22,11 +20,11 @@ from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.learnable.decoder import FlowDecoder
 from vokens.models.s3gen import S3GenModel
-from vokens.models.speaking import ENDED, Speaker
+from vokens.models.s3gen.voice import REFERENCE_SECONDS
+from vokens.models.speaking import Speaker, begun
 from vokens.web.addresses import Addresses
 from vokens.web.listen import Listener, Result
 
-REFERENCE = 10.0  # seconds of the reference that S3Gen uses, as in Chatterbox
 SAMPLES = Path(str(files("vokens") / "samples"))
 FONTS = ["system-ui", "sans-serif"]  # of the machine: the page works without a network
 STYLE = """
@@ -223,7 +221,7 @@ def _convert_tab(
             wave, rate = listener.load(path)
             if not of:
                 raise AudioError("record or upload the voice, too")
-            owner = model.voice(*audio.load(Path(of), duration=REFERENCE))
+            owner = model.voice(*audio.load(Path(of), duration=REFERENCE_SECONDS))
             tokens = model.tokenize(wave, rate)
             return play(addresses.add_stream(begun(model.stream(tokens, owner)), model.sample_rate))
 
@@ -254,17 +252,6 @@ def _say_tab(models: dict[str, Speaker], addresses: Addresses) -> None:
             return play(addresses.add_stream(pieces, model.sample_rate))
 
     go.click(say, [text, voice, said, name, seed, speed], player)
-
-
-def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same pieces with the first one computed, so that errors are raised before anything plays.
-
-    Raises ConfigError for pieces without a sample, which players would report as a damaged file.
-    """
-    for piece in pieces:
-        if len(piece):
-            return chain([piece], pieces)
-    raise ConfigError(ENDED)
 
 
 def play(address: str) -> str:

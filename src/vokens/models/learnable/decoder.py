@@ -94,11 +94,8 @@ class FlowDecoder:
         vector, text = self._vector(wave, rate), text.strip()
         if text and self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer for prompts: leave the voice's text out")
-        if text and len(wave) > PROMPT_SECONDS * rate:
-            raise AudioError(
-                f"the voice's recording has {len(wave) / rate:.1f} s: a prompt may have {PROMPT_SECONDS:g} s; cut it "
-                "and its text, or leave the text out"
-            )
+        if text:
+            check_prompt(wave, rate)
         prompt = wave if text else wave[: int(self.prompt * rate)]
         if self.tokenizer is None or not len(prompt):
             return SpeakerPrompt(None, vector, "", torch.zeros(0, dtype=torch.int64), None)
@@ -197,6 +194,15 @@ class FlowDecoder:
             seed=seed,
         )
         yield from decode_stream(self.autoencoder, latents)
+
+
+def check_prompt(wave: np.ndarray, rate: int) -> None:
+    """Raise AudioError for a prompt of more than 30 s."""
+    if len(wave) > PROMPT_SECONDS * rate:
+        raise AudioError(
+            f"the voice's recording has {len(wave) / rate:.1f} s: a prompt may have {PROMPT_SECONDS:g} s; cut it "
+            "and its text, or leave the text out"
+        )
 
 
 def decode_stream(autoencoder: DACVAE, latents: Iterable[Tensor]) -> Iterator[np.ndarray]:

@@ -5,15 +5,14 @@ every chunk of tokens, sound follows after the decoder's look-ahead.
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from vokens import audio
 from vokens.atomic import atomic_write
@@ -23,11 +22,12 @@ from vokens.errors import CheckpointError, ConfigError
 from vokens.lm.sampling import COSYVOICE
 from vokens.models.codec import Audio, Codec
 from vokens.models.dacvae import DACVAE
+from vokens.models.learnable.cascade import DEFAULT_VOICE, Cascade
 from vokens.models.learnable.decoder import FlowDecoder, SpeakerPrompt
 from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.lm import LearnableLM
 from vokens.models.pretrained import Pretrained
-from vokens.models.speaking import Manner, Speaker, generator_of
+from vokens.models.speaking import SynthesisOptions
 from vokens.nn.campplus import CAMPPlus
 from vokens.nn.campplus_onnx import open_campplus
 from vokens.text.files import read_json
@@ -35,7 +35,6 @@ from vokens.text.files import read_json
 Part = TypeVar("Part", bound=Pretrained)
 PARTS = ("lm", "flow", "autoencoder", "tokenizer", "speaker")  # of a folder; the last two may be missing
 VOICES = "voices"  # the folder of a model's own voices, NAME.safetensors each
-DEFAULT_VOICE = "default"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class LearnableConfig:
     flow_prompt: float = later(0.0)
 
 
-class LearnableSpeech(Pretrained, Speaker):
+class LearnableSpeech(Pretrained, Cascade):
     """Text to speech in a voice. `vokens.load(folder)`, `LearnableSpeech.from_parts(...)`, then `say`.
 
     Args:
@@ -129,53 +128,18 @@ class LearnableSpeech(Pretrained, Speaker):
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
         return replace(self.decoder.voice(wave, rate, text), speaker=speaker)
 
-    @torch.inference_mode()
-    def utter(
-        self, pieces: Sequence[str], voice: SpeakerPrompt | None, seeds: Sequence[int], manner: Manner
+    def _prompt(self, voice: SpeakerPrompt) -> tuple[SpeakerPrompt, SpeakerPrompt]:
+        return voice, voice
+
+    def _decode(
+        self,
+        rows: list[Tensor],
+        voice: SpeakerPrompt,
+        draws: list[tuple[int, torch.Generator]],
+        options: SynthesisOptions,
     ) -> list[np.ndarray]:
-        resolved = self._known(voice)
-        generators = [generator_of(seed) for seed in seeds]
-        tokens = self.lm.generate(
-            pieces,
-            speaker=resolved.speaker,
-            prompt_text=resolved.text,
-            prompt_speech=resolved.prompt_speech,
-            sampler=manner.sampler,
-            generator=generators,
-            speed=manner.speed,
-        )
-        waves = [np.zeros(0, np.float32)] * len(pieces)
-        rows = [row for row, ids in enumerate(tokens) if len(ids)]
-        if rows:
-            some, noise = [tokens[row] for row in rows], [generators[row] for row in rows]
-            generated = self.decoder.waves(some, resolved, noise, manner.steps, manner.guidance)
-            for row, wave in zip(rows, generated, strict=True):
-                waves[row] = wave
-        return waves
-
-    @torch.inference_mode()
-    def utter_stream(
-        self, piece: str, voice: SpeakerPrompt | None, seed: int, manner: Manner
-    ) -> Iterator[np.ndarray]:
-        """Sound after each chunk of the flow; equals `generate` and `decode` of the same tokens under the flow's chunk
-        mask with this seed's noise."""
-        resolved = self._known(voice)
-        tokens = speech_tokens(self.lm, piece, resolved, manner, seed)
-        first = next(tokens, None)
-        if first is None:
-            return
-        yield from self.decoder.stream(
-            (torch.tensor([token]) for token in chain([first], tokens)),
-            resolved,
-            n_cfm_timesteps=manner.steps,
-            guidance=manner.guidance,
-            seed=seed,
-        )
-
-    def _known(self, voice: SpeakerPrompt | None) -> SpeakerPrompt:
-        if voice is None and self.needs_voice:
-            raise ConfigError(f"{self.name} needs a voice: give a recording of one, 3 s to 10 s long")
-        return self.voices[DEFAULT_VOICE] if voice is None else voice
+        generators = [generator for _, generator in draws]
+        return self.decoder.waves(rows, voice, generators, options.steps, options.guidance)
 
     # Weights -----------------------------------------------------------------------------------------------
 
@@ -290,24 +254,6 @@ def load_voice(path: Path) -> SpeakerPrompt:
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("text", "")
     return SpeakerPrompt(state.get("speaker"), state["vector"], text, state["tokens"], state.get("latents"))
-
-
-# Streams ------------------------------------------------------------------------------------------------------------
-
-
-def speech_tokens(
-    lm: LearnableLM, text: str, voice: SpeakerPrompt, manner: Manner, seed: int
-) -> Iterator[int]:
-    """Speech tokens of a text in a voice, one by one."""
-    return lm.stream(
-        text,
-        speaker=voice.speaker,
-        prompt_text=voice.text,
-        prompt_speech=voice.prompt_speech,
-        sampler=manner.sampler,
-        generator=generator_of(seed),
-        speed=manner.speed,
-    )
 
 
 def _opened(source: str | Path | Part, kind: type[Part]) -> Part:

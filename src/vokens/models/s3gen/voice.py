@@ -22,6 +22,7 @@ from vokens.nn.campplus import CAMPPlus
 from vokens.nn.masks import padding_mask
 
 SHORTEST = 0.08  # seconds: one window of the mel, 1920 samples at 24 kHz
+REFERENCE_SECONDS = 10.0  # of a recording that a voice is made of, as in Chatterbox
 RATES = (4000, 768_000)  # Hz; below stand rates in kHz and frame rates
 _SILENT, _LOUD = 1e-4, 8.0  # peaks: -80 dB is below 16-bit noise, above 8 are integers that were not scaled
 _KEYS = ("prompt_token", "prompt_feat", "embedding")

@@ -12,7 +12,7 @@ from vokens.errors import ConfigError, VokensError
 from vokens.lm.sampling import SamplingParams
 from vokens.models.codec import Audio, Codec
 from vokens.models.pretrained import Pretrained
-from vokens.models.speaking import Manner, Speaker, generator_of
+from vokens.models.speaking import Speaker, SynthesisOptions, generator_of
 from vokens.models.uslm.model import USLM
 from vokens.tokens import Tokens
 
@@ -58,20 +58,20 @@ class USLMSpeech(Speaker):
         wave, rate = audio.load(source, source_rate=sample_rate)
         return self.codec.encode(wave, rate), text.strip()
 
-    def utter(
+    def synthesize(
         self,
         pieces: Sequence[str],
         voice: tuple[Tokens, str] | None,
         seeds: Sequence[int],
-        manner: Manner,
+        options: SynthesisOptions,
     ) -> list[np.ndarray]:
         prompt, said = voice if voice is not None else (None, "")
         tokens = self.uslm.generate(
             pieces,
             prompt,
             said,
-            sampling=manner.sampler or self.sampler,
+            sampling=options.sampler or self.sampler,
             generator=[generator_of(seed) for seed in seeds],
-            speed=manner.speed,
+            speed=options.speed,
         )
         return self.codec.decode(tokens)

@@ -1,0 +1,90 @@
+"""Text to speech in two stages: a language model of speech tokens, and a decoder of them in a voice."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vokens.errors import ConfigError
+from vokens.models.learnable.decoder import SpeakerPrompt
+from vokens.models.learnable.lm import LearnableLM
+from vokens.models.speaking import Speaker, SynthesisOptions, generator_of
+
+DEFAULT_VOICE = "default"
+
+
+class Cascade(Speaker):
+    """Base of speakers with a language model `lm` and a `decoder` of its tokens."""
+
+    lm: LearnableLM
+    name: str
+
+    @abstractmethod
+    def _prompt(self, voice: Any) -> tuple[SpeakerPrompt, Any]:
+        """What the language model and what the decoder take of a voice."""
+
+    @abstractmethod
+    def _decode(
+        self,
+        rows: list[Tensor],
+        voice: Any,
+        draws: list[tuple[int, torch.Generator]],
+        options: SynthesisOptions,
+    ) -> list[np.ndarray]:
+        """Waves of ids (N,). draws: the seed of each, and the generator that the language model has drawn from."""
+
+    @torch.inference_mode()
+    def synthesize(
+        self, pieces: Sequence[str], voice: Any, seeds: Sequence[int], options: SynthesisOptions
+    ) -> list[np.ndarray]:
+        prompt, own = self._prompt(self._known(voice))
+        generators = [generator_of(seed) for seed in seeds]
+        tokens = self.lm.generate(pieces, **_conditions(prompt, options), generator=generators)
+        waves = [np.zeros(0, np.float32)] * len(pieces)
+        rows = [row for row, ids in enumerate(tokens) if len(ids)]
+        if rows:
+            draws = [(seeds[row], generators[row]) for row in rows]
+            decoded = self._decode([tokens[row] for row in rows], own, draws, options)
+            for row, wave in zip(rows, decoded, strict=True):
+                waves[row] = wave
+        return waves
+
+    @torch.inference_mode()
+    def synthesize_stream(
+        self, piece: str, voice: Any, seed: int, options: SynthesisOptions
+    ) -> Iterator[np.ndarray]:
+        """Sound after each chunk of the decoder's: its `stream` of the language model's tokens, with this seed."""
+        prompt, own = self._prompt(self._known(voice))
+        tokens = speech_tokens(self.lm, piece, prompt, options, seed)
+        first = next(tokens, None)
+        if first is None:
+            return
+        ids = (torch.tensor([token]) for token in chain([first], tokens))
+        solver = {"n_cfm_timesteps": options.steps, "guidance": options.guidance}
+        yield from self.decoder.stream(ids, own, seed=seed, **solver)
+
+    def _known(self, voice: Any) -> Any:
+        if voice is None and self.needs_voice:
+            raise ConfigError(f"{self.name} needs a voice: give a recording of one, 3 s to 10 s long")
+        return self.voices[DEFAULT_VOICE] if voice is None else voice
+
+
+def speech_tokens(
+    lm: LearnableLM, text: str, voice: SpeakerPrompt, options: SynthesisOptions, seed: int
+) -> Iterator[int]:
+    """Speech tokens of a text in a voice, one by one."""
+    return lm.stream(text, **_conditions(voice, options), generator=generator_of(seed))
+
+
+def _conditions(voice: SpeakerPrompt, options: SynthesisOptions) -> dict[str, Any]:
+    return {
+        "speaker": voice.speaker,
+        "prompt_text": voice.text,
+        "prompt_speech": voice.prompt_speech,
+        "sampler": options.sampler,
+        "speed": options.speed,
+    }
