@@ -106,6 +106,12 @@ class Tokens:
         """(B,) float64, seconds of the original audio of each item."""
         return self.num_samples.double() / self.sample_rate
 
+    @property
+    def batch_kind(self) -> tuple[Any, ...]:
+        """Properties that tokens of one batch share."""
+        vector = None if self.global_vector is None else self.global_vector.shape[1]
+        return (*(getattr(self, name) for name in _FACTS), vector)
+
     def entropy(self) -> Tensor:
         """(K,) float64, bits: the empirical entropy of each codebook over all valid frames (0 with none)."""
         valid = torch.arange(self.codes.shape[2], device=self.codes.device) < self.lengths[:, None]  # (B, T)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
@@ -21,31 +22,33 @@ Made = TypeVar("Made")
 _GROUP_BATCHES = 8  # enough to sort by length and pad little; audio in memory: 8 minutes by default
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loaded(Generic[Given]):
-    """The input of a job: its value, its length in seconds, and its kind, equal within a group."""
+    """The input of a job: its value, its share of a group's size, and its kind, equal within a group."""
 
     job: Job
     value: Given
-    seconds: float
+    size: float
     kind: Any = None
 
 
 def convert(
     jobs: Sequence[Job],
     read: Callable[[Job], Loaded[Given]],
-    work: Callable[[list[Loaded[Given]]], list[Made]],
-    write: Callable[[Job, Made], None],
-    batch_seconds: float,
+    work: Callable[[list[Given]], Sequence[Made]],
+    write: Callable[[Job, Made], float],
+    group_size: float,
+    unit: str = "file",
 ) -> int:
     """Convert all jobs and return the exit code: 1 if some of several failed, each with a line on stderr.
 
+    read: raises for a job that cannot be done. work: the results of one group's values. write: returns the seconds of
+    speech. group_size: the most that a group's sizes add up to, unless one input alone is larger.
+
     The error of a single job is raised.
     """
-    if not batch_seconds > 0:
-        raise ConfigError(f"--batch-seconds {batch_seconds}: give seconds of audio, above 0")
     done, seconds, start = 0, 0.0, time.perf_counter()
-    with _progress(len(jobs)) as bar:
+    with progress(unit, len(jobs)) as bar:
 
         def fail(job: Job, error: Exception) -> None:
             if len(jobs) == 1 or isinstance(error, BrokenPipeError):
@@ -53,14 +56,23 @@ def convert(
             _tell(f"vokens: error: {_blame(job, error)}")
             bar.update()
 
-        for group in _groups(_read_all(jobs, read, fail), _GROUP_BATCHES * batch_seconds):
-            for item, result in _work(group, work, fail):
+        groups: Iterator[list[Loaded[Given]]] = _groups(_read_all(jobs, read, fail), group_size)
+        while group := next(groups, None):
+            try:
+                results = work([item.value for item in group])
+            except VokensError as error:
+                if len(group) == 1:
+                    fail(group[0].job, error)
+                else:  # one of them is at fault: each alone
+                    groups = chain([[item] for item in group], groups)
+                continue
+            for item, result in zip(group, results, strict=True):
                 try:
-                    write(item.job, result)
+                    seconds += write(item.job, result)
                 except (VokensError, OSError) as error:
                     fail(item.job, error)
                 else:
-                    done, seconds = done + 1, seconds + item.seconds
+                    done += 1
                     bar.update()
     if len(jobs) > 1 or jobs[0].target is not None:
         what = f"wrote {jobs[0].target}" if len(jobs) == 1 else f"{done} of {len(jobs)} done"
@@ -69,11 +81,18 @@ def convert(
     return 0 if done == len(jobs) else 1
 
 
-def _progress(total: int) -> tqdm:
+def group_seconds(batch_seconds: float) -> float:
+    """Seconds of a group, for batches of so many. Raises ConfigError."""
+    if not batch_seconds > 0:
+        raise ConfigError(f"--batch-seconds {batch_seconds}: give seconds of audio, above 0")
+    return _GROUP_BATCHES * batch_seconds
+
+
+def progress(unit: str, total: int | None = None) -> tqdm:
     """A progress bar on a terminal; in a log a line every ten seconds, and none within three seconds."""
     if sys.stderr.isatty():
-        return tqdm(total=total, unit="file", file=sys.stderr, leave=False)
-    line = "{n_fmt} of {total_fmt} files, {elapsed} passed, {remaining} left\n"
+        return tqdm(total=total, unit=unit, file=sys.stderr, leave=False)
+    line = f"{{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} passed, {{remaining}} left\n"
     return tqdm(total=total, file=sys.stderr, leave=False, delay=3.0, mininterval=10.0, bar_format=line)
 
 
@@ -103,27 +122,13 @@ def _read_all(
 
 
 def _groups(items: Iterator[Loaded[Given]], limit: float) -> Iterator[list[Loaded[Given]]]:
-    """Consecutive items of one kind with at most `limit` seconds in total; a longer item is a group of its own."""
+    """Consecutive items of one kind with sizes of at most `limit` together; a larger item is a group of its own."""
     group: list[Loaded[Given]] = []
     for item in items:
-        total = item.seconds + sum(other.seconds for other in group)
+        total = item.size + sum(other.size for other in group)
         if group and (group[0].kind != item.kind or total > limit):
             yield group
             group = []
         group.append(item)
     if group:
         yield group
-
-
-def _work(
-    group: list[Loaded[Given]],
-    work: Callable[[list[Loaded[Given]]], list[Made]],
-    fail: Callable[[Job, Exception], None],
-) -> list[tuple[Loaded[Given], Made]]:
-    try:
-        return list(zip(group, work(group), strict=True))
-    except VokensError as error:
-        if len(group) == 1:
-            fail(group[0].job, error)
-            return []
-    return [pair for item in group for pair in _work([item], work, fail)]

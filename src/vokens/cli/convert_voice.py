@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from vokens import registry
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.cli.convert import Loaded
+from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.encode import read_audio
+from vokens.cli.jobs import Job
 from vokens.cli.options import Compute, Inputs, Output
-from vokens.cli.speak import Speech, load_speaker, sound_jobs, speak_all
+from vokens.cli.speak import Speech, in_voice, load_speaker, loaded_ids, sound_jobs
 from vokens.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from vokens.tokens import Tokens
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,12 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(
             "-o is missing: next to the input the output would have its name, so give another file or a folder"
         )
-    jobs = sound_jobs(arguments.inputs, arguments.output, arguments.speech, AUDIO_SUFFIXES)
-    model, voice = load_speaker(arguments.speech, arguments.compute, registry.converter())
+    speech = arguments.speech
+    jobs = sound_jobs(arguments.inputs, arguments.output, speech, AUDIO_SUFFIXES)
+    model, voice = load_speaker(speech, arguments.compute, registry.converter())
 
-    def tokens_of(item: "Loaded[np.ndarray]") -> "Tokens":
-        return model.tokenize(item.value, item.kind)
+    def read(job: Job) -> "Loaded[Tensor]":
+        return loaded_ids(job, model.tokenize(*read_audio(job).value), model)
 
-    return speak_all(jobs, read_audio, tokens_of, model, voice, arguments.speech)
+    work, finish = in_voice(model, voice, speech)
+    return convert(jobs, read, work, finish, group_seconds(speech.batch_seconds))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli.convert import Loaded, convert
+from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.jobs import Job, Source, opened, plan, write
 from vokens.cli.options import (
     FORMATS,
@@ -96,20 +96,24 @@ def run(arguments: Arguments) -> int:
                 f"{job.source} holds tokens of 0 samples: there is no sound to write; encode it again"
             )
         tokens = tokens.select(*books) if books != (0, tokens.num_codebooks) else tokens
-        return Loaded(job, tokens, seconds=float(tokens.duration.sum()), kind=_kind(tokens))
+        return Loaded(job, tokens, float(tokens.duration), tokens.batch_kind)
 
-    def work(group: "list[Loaded[Tokens]]") -> "list[tuple[np.ndarray | Iterator[np.ndarray], int]]":
-        codec = codec_of(group[0].value)
-        if len(group) == 1:  # may be hours, so it is streamed to the file
-            return [(codec.decode_spans(group[0].value), codec.sample_rate)]
-        tokens = Tokens.cat([item.value for item in group])
-        waves = codec.decode(tokens, batch_seconds=arguments.batch_seconds)
-        return [(wave, codec.sample_rate) for wave in waves]
+    def work(items: list[Tokens]) -> "list[tuple[np.ndarray | Iterator[np.ndarray], int, float]]":
+        codec = codec_of(items[0])
+        if len(items) == 1:  # may be hours, so it is streamed to the file
+            waves = [codec.decode_spans(items[0])]
+        else:
+            waves = codec.decode(Tokens.cat(items), batch_seconds=arguments.batch_seconds)
+        return [
+            (wave, codec.sample_rate, float(item.duration)) for wave, item in zip(waves, items, strict=True)
+        ]
 
-    def finish(job: Job, result: "tuple[np.ndarray | Iterator[np.ndarray], int]") -> None:
-        write(job, lambda path: audio.save(path, *result))
+    def finish(job: Job, result: "tuple[np.ndarray | Iterator[np.ndarray], int, float]") -> float:
+        wave, rate, seconds = result
+        write(job, lambda path: audio.save(path, wave, rate))
+        return seconds
 
-    return convert(jobs, read, work, finish, arguments.batch_seconds)
+    return convert(jobs, read, work, finish, group_seconds(arguments.batch_seconds))
 
 
 def read_tokens(source: Source, codec: "Callable[[], Codec | S3GenModel] | None" = None) -> "Tokens":
@@ -141,10 +145,3 @@ def _load(path: Path, codec: "Callable[[], Codec | S3GenModel] | None") -> "Toke
 
     ids = read_ids(path) if codec else None
     return Tokens.load(path) if ids is None or codec is None else codec().tokens(*ids)
-
-
-def _kind(tokens: "Tokens") -> tuple[object, ...]:
-    """Properties that tokens must share to be decoded in one batch."""
-    vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
-    facts = tokens.model, tokens.fingerprint, tokens.sample_rate, tokens.frame_rate
-    return *facts, tokens.codebook_sizes, tokens.first_codebook, vector

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.cli.convert import Loaded, convert
+from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.jobs import Job, opened, plan, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Format, Inputs, Model, Output, load_codec
 
@@ -63,33 +63,32 @@ def run(arguments: Arguments) -> int:
             return read_audio(job)
         recording = audio.Recording(opened(job.source), codec.sample_rate)
         # A longer one is a group of its own: its seconds are known after encoding.
-        return Loaded(
-            job, recording, recording.seconds, job if recording.whole is None else codec.sample_rate
+        kind = job if recording.whole is None else codec.sample_rate
+        return Loaded(job, (recording, None), recording.seconds, kind)
+
+    def work(recordings: "list[tuple[Any, int | None]]") -> "list[Tokens]":
+        return list(
+            codec.encode(
+                [recording for recording, _ in recordings],
+                sample_rate=recordings[0][1],
+                num_codebooks=arguments.codebooks,
+                batch_seconds=arguments.batch_seconds,
+            )
         )
 
-    def work(group: "list[Loaded[Any]]") -> "list[Tokens]":
-        tokens = codec.encode(
-            [item.value for item in group],
-            sample_rate=None if codec.encode_context else group[0].kind,
-            num_codebooks=arguments.codebooks,
-            batch_seconds=arguments.batch_seconds,
-        )
-        for item, seconds in zip(group, tokens.duration.tolist(), strict=True):
-            item.seconds = seconds
-        return list(tokens)
-
-    def finish(job: Job, tokens: "Tokens") -> None:
+    def finish(job: Job, tokens: "Tokens") -> float:
         write(job, lambda path: save_tokens(tokens, path))
+        return float(tokens.duration)
 
-    return convert(jobs, read, work, finish, arguments.batch_seconds)
+    return convert(jobs, read, work, finish, group_seconds(arguments.batch_seconds))
 
 
-def read_audio(job: Job) -> "Loaded[np.ndarray]":
-    """The audio of a job, (T,) float32 at its own rate, which is its kind; the codec resamples."""
+def read_audio(job: Job) -> "Loaded[tuple[np.ndarray, int]]":
+    """The audio of a job, (T,) float32, and its own rate, which is its kind; the codec resamples."""
     from vokens import audio
 
     wave, rate = audio.load(opened(job.source))
-    return Loaded(job, wave, seconds=len(wave) / rate, kind=rate)
+    return Loaded(job, (wave, rate), len(wave) / rate, rate)
 
 
 def save_tokens(tokens: "Tokens", path: Path) -> None:

@@ -27,9 +27,10 @@ class Source:
 
     path: Path | None
     place: Path
+    name: str = "standard input"  # in errors, where there is no path
 
     def __str__(self) -> str:
-        return "standard input" if self.path is None else str(self.path)
+        return self.name if self.path is None else str(self.path)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ vokens say - --model runs/learnable --voice ref.wav --stream -o - < book.txt | a
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,12 +21,12 @@ import tyro
 
 from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli import one_line
+from vokens.cli.convert import Loaded, convert, progress
 from vokens.cli.jobs import STREAM, Job, Source, check_suffix, make_job, refuse_overwrite, write
 from vokens.cli.options import Compute, Output
 from vokens.cli.play import play
 from vokens.cli.speak import write_stream
-from vokens.errors import ConfigError, VokensError
+from vokens.errors import ConfigError
 from vokens.text.files import read_stdin, read_text
 
 if TYPE_CHECKING:
@@ -104,43 +104,23 @@ class Arguments:
     compute: Compute = field(default_factory=Compute)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A text and its output; place: its name in errors."""
-
-    text: str
-    job: Job
-    place: str
-
-
 def run(arguments: Arguments) -> int:
     """Say all texts; returns the exit code."""
-    lines = plan(arguments)
-    if not lines:
+    texts = plan(arguments)
+    if not texts:
         return 0
     speaker, voice = load_speaker(arguments)
-    options = say_options(arguments, speaker)
-    code = _say(arguments, lines, speaker, voice, options)
-    if arguments.play and code == 0 and lines[0].job.target is not None:
-        play(lines[0].job.target)
+    code, target = _say(arguments, texts, speaker, voice), next(iter(texts)).target
+    if arguments.play and code == 0 and target is not None:
+        play(target)
     return code
-
-
-def _say(
-    arguments: Arguments, lines: list[Line], speaker: "Speaker", voice: Any, options: dict[str, Any]
-) -> int:
-    if arguments.stream:
-        return _each(lines, lambda line: _stream(speaker, line, voice, options, arguments.draws.seed))
-    if len(lines) == 1:
-        return _each(lines, lambda line: _say_one(speaker, line, voice, options, arguments))
-    return _say_many(speaker, lines, voice, options, arguments)
 
 
 # Texts and their outputs ------------------------------------------------------------------------------
 
 
-def plan(arguments: Arguments) -> list[Line]:
-    """The texts and their outputs. Raises ConfigError for contradictory arguments, before any work."""
+def plan(arguments: Arguments) -> dict[Job, str]:
+    """The texts by their jobs. Raises ConfigError for contradictory arguments, before any work."""
     if bool(arguments.text) == bool(arguments.file):
         given = "both were" if arguments.text else "neither was"
         raise ConfigError(f'give a text, "vokens say TEXT" or - for standard input, or --file: {given} given')
@@ -151,17 +131,17 @@ def plan(arguments: Arguments) -> list[Line]:
     suffix = f".{arguments.format or 'wav'}"
     if arguments.stream and suffix not in (".wav", ".pcm"):
         raise ConfigError("--stream writes wav and pcm: other formats need the whole sound")
-    lines = _lines(arguments, suffix) if arguments.file else [_single(arguments, suffix)]
-    if arguments.stream and any(line.job.suffix not in (".wav", ".pcm") for line in lines):
+    texts = _lines(arguments, suffix) if arguments.file else _single(arguments, suffix)
+    if arguments.stream and any(job.suffix not in (".wav", ".pcm") for job in texts):
         raise ConfigError("--stream writes wav and pcm: other formats need the whole sound")
-    return lines
+    return texts
 
 
-def _single(arguments: Arguments, suffix: str) -> Line:
+def _single(arguments: Arguments, suffix: str) -> dict[Job, str]:
     text, output = " ".join(arguments.text), arguments.output
     text = read_stdin() if text == STREAM else text
     if output == STREAM:
-        return Line(text, make_job(Source(None, Path(NAME)), None, suffix), "the text")
+        return {make_job(Source(None, Path(NAME)), None, suffix): text}
     if suffix == ".pcm":
         raise ConfigError("--format pcm goes to standard output: add -o -")
     path = Path(output or f"{NAME}{suffix}")
@@ -171,16 +151,16 @@ def _single(arguments: Arguments, suffix: str) -> Line:
     if arguments.format and path.suffix.lower() != suffix:
         raise ConfigError(f"-o {output} and --format {arguments.format} disagree: leave one of them out")
     refuse_overwrite([path], arguments.overwrite)
-    return Line(text, make_job(Source(None, Path(NAME)), path, suffix), "the text")
+    return {make_job(Source(None, Path(NAME)), path, suffix): text}
 
 
-def _lines(arguments: Arguments, suffix: str) -> list[Line]:
+def _lines(arguments: Arguments, suffix: str) -> dict[Job, str]:
     """The lines that are still to be said."""
     output = arguments.output
     if output is None or output == STREAM or suffix == ".pcm" or Path(output).suffix in WRITTEN_SUFFIXES:
         raise ConfigError("--file makes a sound file of every line: give a folder with -o, such as -o said/")
     names: dict[str, int] = {}
-    lines = []
+    texts: dict[Job, str] = {}
     content = read_stdin() if arguments.file == STREAM else read_text(str(arguments.file))
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
@@ -194,21 +174,15 @@ def _lines(arguments: Arguments, suffix: str) -> list[Line]:
                 f"lines {names[name]} and {number} are both called {name!r}: give them two names"
             )
         names[name] = number
-        job = make_job(Source(None, Path(name)), Path(output) / f"{name}{suffix}", suffix)
-        lines.append(Line(text.strip(), job, f"line {number}"))
-    if not lines:
+        source = Source(None, Path(name), f"line {number}")
+        texts[make_job(source, Path(output) / f"{name}{suffix}", suffix)] = text.strip()
+    if not texts:
         raise ConfigError(f"{arguments.file} has no line with a text")
-    left = [line for line in lines if arguments.overwrite or not _exists(line)]
-    if len(left) < len(lines):
-        print(
-            f"vokens: {len(lines) - len(left)} of {len(lines)} exist and are skipped (--force says them again)",
-            file=sys.stderr,
-        )
-    return left
-
-
-def _exists(line: Line) -> bool:
-    return line.job.target is not None and line.job.target.exists()
+    exist = {job for job in texts if not arguments.overwrite and job.target and job.target.exists()}
+    if exist:
+        told = f"{len(exist)} of {len(texts)} exist and are skipped (--force says them again)"
+        print(f"vokens: {told}", file=sys.stderr)
+    return {job: text for job, text in texts.items() if job not in exist}
 
 
 # The model ----------------------------------------------------------------------------------------------------------
@@ -283,128 +257,44 @@ def _models_here() -> Iterator[Path]:
 # Speech ----------------------------------------------------------------------------------------------------------
 
 
-def _generator(seed: int) -> Any:
+def _say(arguments: Arguments, texts: dict[Job, str], speaker: "Speaker", voice: Any) -> int:
+    """Say lines in batches, batch-invariant; a line that fails does not affect the others."""
     import torch
 
-    return torch.Generator().manual_seed(seed)
-
-
-def _stream(speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any], seed: int) -> float:
-    """Stream one text; returns the seconds of sound."""
-    from vokens.models.speaking import ENDED
-
-    count = 0
-
-    def counted() -> "Iterator[np.ndarray]":
-        nonlocal count
-        for piece in speaker.say_stream(line.text, voice, generator=_generator(seed), **options):
-            count += len(piece)
-            yield piece
-        if not count:
-            raise ConfigError(ENDED)
-
-    write_stream(line.job, counted(), speaker.sample_rate)
-    return count / speaker.sample_rate
-
-
-def _say_one(
-    speaker: "Speaker", line: Line, voice: Any, options: dict[str, Any], arguments: Arguments
-) -> float:
-    """Say one text, with the progress of its sentences; returns the seconds of sound."""
-    with _bar("sentence") as bar:
-
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        (wave,) = speaker.say(
-            line.text,
-            voice,
-            generator=_generator(arguments.draws.seed),
-            batch_size=arguments.batch,
-            tell=tell,
-            **options,
-        )
-    _save(line, wave, speaker.sample_rate)
-    return len(wave) / speaker.sample_rate
-
-
-def _say_many(
-    speaker: "Speaker", lines: list[Line], voice: Any, options: dict[str, Any], arguments: Arguments
-) -> int:
-    """Say lines in batches, batch-invariant; a line that fails does not affect the others."""
-    done, seconds, start = 0, 0.0, time.perf_counter()
-    with _bar("line", len(lines)) as bar:
-        for first in range(0, len(lines), arguments.batch):
-            group = lines[first : first + arguments.batch]
-            for line, made in _said(speaker, group, voice, options, arguments):
-                try:
-                    if isinstance(made, VokensError):
-                        raise made
-                    _save(line, made, speaker.sample_rate)
-                except (VokensError, OSError) as error:
-                    bar.write(f"vokens: error: {line.place}: {one_line(error)}", file=sys.stderr)
-                else:
-                    done, seconds = done + 1, seconds + len(made) / speaker.sample_rate
-                bar.update()
-    _report(f"{done} of {len(lines)} done", seconds, start)
-    return 0 if done == len(lines) else 1
-
-
-def _said(
-    speaker: "Speaker", group: list[Line], voice: Any, options: dict[str, Any], arguments: Arguments
-) -> list[tuple[Line, Any]]:
-    """Lines with their waves or their errors."""
-    try:
-        generators = [_generator(arguments.draws.seed) for _ in group]
-        texts = [line.text for line in group]
-        waves = speaker.say(texts, voice, generator=generators, batch_size=arguments.batch, **options)
-        return list(zip(group, waves, strict=True))
-    except VokensError as error:
-        if len(group) == 1:
-            return [(group[0], error)]
-    return [pair for line in group for pair in _said(speaker, [line], voice, options, arguments)]
-
-
-def _each(lines: list[Line], say: Callable[[Line], float]) -> int:
-    """Say lines one by one; the error of a single one is raised."""
-    done, seconds, start = 0, 0.0, time.perf_counter()
-    for line in lines:
-        try:
-            seconds += say(line)
-        except (VokensError, OSError) as error:
-            if len(lines) == 1 or isinstance(error, BrokenPipeError):
-                raise
-            print(f"vokens: error: {line.place}: {one_line(error)}", file=sys.stderr)
-        else:
-            done += 1
-    single = f"wrote {lines[0].job.target or 'to standard output'}"
-    _report(single if len(lines) == 1 else f"{done} of {len(lines)} done", seconds, start)
-    return 0 if done == len(lines) else 1
-
-
-def _save(line: Line, wave: "np.ndarray", rate: int) -> None:
     from vokens import audio
-    from vokens.models.speaking import ENDED
+    from vokens.models.speaking import begun
 
-    if not len(wave):
-        raise ConfigError(ENDED)
-    if line.job.suffix == ".pcm":
-        write_stream(line.job, [wave], rate)
-    else:
-        write(line.job, lambda path: audio.save(path, wave, rate))
+    options, rate = say_options(arguments, speaker), speaker.sample_rate
 
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(arguments.draws.seed)
 
-def _report(what: str, seconds: float, start: float) -> None:
-    taken = time.perf_counter() - start
-    print(f"vokens: {what}, {seconds:.1f} s of speech in {taken:.1f} s", file=sys.stderr)
+    def work(group: list[str]) -> "list[np.ndarray]":
+        with nullcontext() if len(texts) > 1 else progress("sentence") as bar:
 
+            def tell(done: int, total: int) -> None:
+                if bar is not None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-def _bar(unit: str, total: int | None = None) -> Any:
-    """A progress bar on a terminal; in a log a line every ten seconds, and none within three seconds."""
-    from tqdm import tqdm
+            generators, size = [generator() for _ in group], arguments.batch
+            return speaker.say(group, voice, generator=generators, batch_size=size, tell=tell, **options)
 
-    if sys.stderr.isatty():
-        return tqdm(total=total, unit=unit, file=sys.stderr, leave=False)
-    line = f"{{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} passed\n"
-    return tqdm(total=total, file=sys.stderr, leave=False, delay=3.0, mininterval=10.0, bar_format=line)
+    def finish(job: Job, wave: "np.ndarray") -> float:
+        pieces = begun(iter([wave]))
+        if job.suffix == ".pcm":
+            return write_stream(job, pieces, rate)
+        write(job, lambda path: audio.save(path, wave, rate))
+        return len(wave) / rate
+
+    def stream(job: Job, text: str) -> float:
+        pieces = speaker.say_stream(text, voice, generator=generator(), **options)
+        return write_stream(job, begun(pieces), rate)
+
+    def read(job: Job) -> Loaded[str]:
+        return Loaded(job, texts[job], 1)
+
+    jobs = list(texts)
+    if arguments.stream:
+        return convert(jobs, read, list, stream, arguments.batch, "line")
+    return convert(jobs, read, work, finish, arguments.batch, "line")

@@ -6,17 +6,17 @@ is computed, so that a player can start.
 vokens speak hello.vok --voice ref.wav -o out.wav    vokens speak hello.vok --voice ref.wav --stream -o - | aplay
 """
 
-import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli.convert import Loaded, convert
+from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, load_model
@@ -24,12 +24,11 @@ from vokens.errors import ConfigError, TokensError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from vokens.models.learnable.decoder import FlowDecoder, SpeakerPrompt
     from vokens.models.s3gen import ReferenceVoice, S3GenModel
     from vokens.tokens import Tokens
-
-REFERENCE_SECONDS = 10.0  # of the reference that are used, as in Chatterbox
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +76,11 @@ def run(arguments: Arguments) -> int:
     jobs = sound_jobs(arguments.inputs, arguments.output, speech, (*FORMATS, ".npy"))
     model, voice = load_speaker(speech, arguments.compute)
 
-    def read(job: Job) -> "Loaded[Tokens]":
-        tokens = read_tokens(job.source, lambda: model)
-        model.ids(tokens)  # raises for another tokenizer before anything is spoken
-        if not int(tokens.lengths[0]):
-            raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")
-        return Loaded(job, tokens, seconds=float(tokens.duration.sum()))
+    def read(job: Job) -> "Loaded[Tensor]":
+        return loaded_ids(job, read_tokens(job.source, lambda: model), model)
 
-    return speak_all(jobs, read, lambda item: item.value, model, voice, speech)
+    work, finish = in_voice(model, voice, speech)
+    return convert(jobs, read, work, finish, group_seconds(speech.batch_seconds))
 
 
 def sound_jobs(
@@ -107,72 +103,70 @@ def load_speaker(
     from vokens import audio
     from vokens.models.learnable.voice import LearnableSpeech
     from vokens.models.s3gen import S3GenModel
+    from vokens.models.s3gen.voice import REFERENCE_SECONDS
 
-    wave, rate = audio.load(Path(speech.voice))
+    reference = audio.load(Path(speech.voice), duration=REFERENCE_SECONDS)
     model = load_model(speech.model or default, compute)
     if isinstance(model, LearnableSpeech):
-        return model.decoder, model.decoder.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
+        return model.decoder, model.decoder.voice(*reference)
     if not isinstance(model, S3GenModel):
         raise ConfigError(
             f"--model {speech.model} is a {model.system}: an s3gen or a learnable speaks tokens in a voice"
         )
     if model.config.flow.network == "dit":
         model.fix_steps(speech.steps)
-    return model, model.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
+    return model, model.voice(*reference)
 
 
-def speak_all(
-    jobs: list[Job],
-    read: Callable[[Job], Loaded[Any]],
-    tokens_of: "Callable[[Loaded[Any]], Tokens]",
-    model: "S3GenModel | FlowDecoder",
-    voice: "ReferenceVoice | SpeakerPrompt",
-    speech: Speech,
-) -> int:
-    """Speak the tokens (`tokens_of`) of the input (`read`) of each job."""
+def loaded_ids(job: Job, tokens: "Tokens", model: "S3GenModel | FlowDecoder") -> "Loaded[Tensor]":
+    """The ids (N,) of one recording. Raises TokensError for another tokenizer's, and for none."""
+    (ids,) = model.ids(tokens)
+    if not len(ids):
+        raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")
+    return Loaded(job, ids, float(tokens.duration))
+
+
+def in_voice(
+    model: "S3GenModel | FlowDecoder", voice: "ReferenceVoice | SpeakerPrompt", speech: Speech
+) -> "tuple[Callable[[list[Tensor]], Sequence[Any]], Callable[[Job, Any], float]]":
+    """The functions that `convert` takes: from ids (N,) to speech, and from speech to a file."""
     from vokens import audio
 
-    def work(group: "list[Loaded[Any]]") -> list[Any]:
-        rows = [row for item in group for row in model.ids(tokens_of(item))]
-        if speech.stream:
-            return rows
-        return model.speak(
-            rows, voice, seed=speech.seed, n_cfm_timesteps=speech.steps, batch_seconds=speech.batch_seconds
-        )
+    options: dict[str, Any] = {"seed": speech.seed, "n_cfm_timesteps": speech.steps}
 
-    def finish(job: Job, result: Any) -> None:
-        if speech.stream:
-            pieces = model.stream(result.split(25), voice, n_cfm_timesteps=speech.steps, seed=speech.seed)
-            write_stream(job, pieces, model.sample_rate)
-        else:
-            write(job, lambda path: audio.save(path, result, model.sample_rate))
+    def stream(job: Job, ids: "Tensor") -> float:
+        return write_stream(job, model.stream(ids.split(25), voice, **options), model.sample_rate)
 
-    return convert(jobs, read, work, finish, speech.batch_seconds)
+    def save(job: Job, wave: "np.ndarray") -> float:
+        write(job, lambda path: audio.save(path, wave, model.sample_rate))
+        return len(wave) / model.sample_rate
+
+    if speech.stream:
+        return list, stream
+    return partial(model.speak, voice=voice, batch_seconds=speech.batch_seconds, **options), save
 
 
-def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> None:
+def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> float:
     """Write sound as it is computed: to a file that appears when complete, or to standard output, 16 bit, without a
-    header for .pcm."""
-    import numpy as np
+    header for .pcm. Returns its seconds."""
     import soundfile
 
     from vokens.atomic import atomic_write
+    from vokens.serve.sound import Writer
 
+    count = 0
     if job.target is None:
-        out = sys.stdout.buffer
-        head = b"" if job.suffix == ".pcm" else _endless_header(rate)
-        for piece in pieces:
-            out.write(head + (np.clip(piece, -1, 1) * 32767).round().astype("<i2").tobytes())
-            out.flush()
-            head = b""  # written with the first samples, so that an earlier error leaves nothing
-        return
+        writer = Writer(job.suffix[1:], rate)
+        for (
+            piece
+        ) in pieces:  # the header comes with the first samples, so that an earlier error leaves nothing
+            sys.stdout.buffer.write(writer.write(piece))
+            sys.stdout.buffer.flush()
+            count += len(piece)
+        return count / rate
     job.target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(job.target) as path, soundfile.SoundFile(path, "w", rate, 1, format="WAV") as file:
         for piece in pieces:
             file.write(piece)
-
-
-def _endless_header(rate: int) -> bytes:
-    """Header of a mono 16-bit wav of unknown length, which players treat as endless."""
-    chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    return b"RIFF\xff\xff\xff\xffWAVE" + chunk + b"data\xff\xff\xff\xff"
+            count += len(piece)
+    return count / rate

@@ -18,7 +18,7 @@ from vokens.errors import AudioError, MissingExtra, VokensError
 from vokens.serve.errors import complaint, problem
 from vokens.serve.schema import Format, TokensBody
 from vokens.serve.served import Served
-from vokens.serve.service import SOUND, Service, TheService, batch_facts, check_key, unless_gone
+from vokens.serve.service import SOUND, Service, TheService, check_key, unless_gone
 from vokens.tokens import Tokens
 
 VOK = "application/octet-stream"
@@ -73,7 +73,7 @@ async def decode(service: Service, codec: Served, tokens: Tokens) -> np.ndarray:
     """The wave (T,) of tokens, from the queue of their codec."""
     seconds = tokens.codes.shape[2] / tokens.frame_rate
     service.check_seconds(seconds)
-    return await codec.batcher.submit(("decode", *batch_facts(tokens)), codec.decode, tokens, seconds)
+    return await codec.batcher.submit(("decode", *tokens.batch_kind), codec.decode, tokens, seconds)
 
 
 def _read_audio(content: bytes, sample_rate: int, duration: float) -> np.ndarray:

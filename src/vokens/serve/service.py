@@ -208,10 +208,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def batch_facts(tokens: Tokens) -> tuple[Any, ...]:
-    """Properties that tokens of one batch must share."""
-    vector = None if tokens.global_vector is None else tokens.global_vector.shape[1]
-    names = ("model", "fingerprint", "sample_rate", "frame_rate", "codebook_sizes", "first_codebook")
-    return (*(getattr(tokens, name) for name in names), vector)

@@ -19,7 +19,7 @@ from vokens.serve.coding import decode
 from vokens.serve.errors import body_of, problem
 from vokens.serve.schema import Speech
 from vokens.serve.served import Served
-from vokens.serve.service import SOUND, Service, TheService, batch_facts, check_key, unless_gone
+from vokens.serve.service import SOUND, Service, TheService, check_key, unless_gone
 from vokens.serve.sound import MEDIA, Writer
 from vokens.tokens import Tokens
 
@@ -100,7 +100,7 @@ def _of_tokens(service: Service, body: Speech, tokens: Tokens) -> Plan:
         raise problem(400, "the tokens have no frames: there is nothing to speak", "input")
     voice = service.voice(body.voice_name, model)
     assert voice is not None  # an S3Gen needs one
-    item, kind = (tokens, voice, body.seed), ("speak", *batch_facts(tokens))
+    item, kind = (tokens, voice, body.seed), ("speak", *tokens.batch_kind)
     return Plan(
         model,
         lambda: model.batcher.submit(kind, model.speak, item, seconds),

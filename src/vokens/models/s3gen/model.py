@@ -209,7 +209,9 @@ class S3GenModel(Pretrained):
                 f"{max(map(len, rows))} tokens were given, which are spoken in pieces from {LONGEST + 1} on: neither "
                 "finalize=False nor cache_source goes with that; use stream"
             )
-        return self._synthesis.waves(rows, voices, settings, finalize, cache_source)[:2]
+        synthesis = self._synthesis
+        mels = synthesis.mels(rows, voices, settings, finalize)
+        return synthesis.waves(*mels, rows, settings, cache_source)[:2]
 
     # Ours --------------------------------------------------------------------------------------------------
 
@@ -245,10 +247,12 @@ class S3GenModel(Pretrained):
             len(rows), {"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seed}
         )
         speech: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        synthesis = self._synthesis
         tokens_each = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
         for group in batches(tokens_each, int(batch_seconds * self._token_rate)):
-            some, owners = [rows[row] for row in group], [voices[row] for row in group]
-            waves, _, counts = self._synthesis.waves(some, owners, settings.rows(group))
+            some, own = [rows[row] for row in group], settings.rows(group)
+            mels = synthesis.mels(some, [voices[row] for row in group], own)
+            waves, _, counts = synthesis.waves(*mels, some, own)
             for row, wave, count in zip(group, waves.float().cpu().numpy(), counts, strict=True):
                 speech[row] = wave[:count].copy()
         return speech

@@ -81,6 +81,12 @@ class Sampling:
             seed=None if seed is None else [seed[row] for row in numbers],
         )
 
+    @property
+    def of_flow(self) -> dict[str, Any]:
+        """Arguments of `TokenToMel.generate`."""
+        seeds = self.seed if self.noise is None else None
+        return {"chunks": self.chunks, "generator": self.generator, "seeds": seeds, "noise": self.noise}
+
     def in_pieces(self, row: Tensor) -> bool:
         """True for a row that is long enough to be spoken in pieces, unless the parameters exclude it."""
         return self.chunks is None and self.noise is None and len(row) > LONGEST
@@ -102,7 +108,8 @@ class Synthesis:
         """Mels (B, 80, F) and their frames (B,)."""
         plan = self.flow.schedule(sampling.n_cfm_timesteps, guidance=sampling.guidance)
         if not finalize or not any(map(sampling.in_pieces, rows)):
-            return self._generate(rows, voices, sampling, plan, finalize)
+            owners = [voice.voice for voice in voices]
+            return self.flow.generate(rows, owners, finalize=finalize, schedule=plan, **sampling.of_flow)
         mels = [
             self._faded(row, voice, sampling.rows([number]), plan)
             for number, (row, voice) in enumerate(zip(rows, voices, strict=True))
@@ -113,14 +120,13 @@ class Synthesis:
     @torch.inference_mode()
     def waves(
         self,
+        mel: Tensor,
+        frames: Tensor,
         rows: list[Tensor],
-        voices: list[ReferenceVoice],
         sampling: Sampling,
-        finalize: bool = True,
         cache_source: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Waves (B, N), sources (B, 1, N) and the samples of each row."""
-        mel, frames = self.mels(rows, voices, sampling, finalize)
+        """Waves (B, N), sources (B, 1, N) and the samples of each row of what `mels` has made of these rows."""
         counts = (frames * self.mel2wav.config.hop_length).tolist()
         if any(map(sampling.in_pieces, rows)):
             pairs = [
@@ -168,26 +174,6 @@ class Synthesis:
         waves, sources = zip(*self.mel2wav.stream(pieces, seed), strict=True)
         return torch.cat(waves, 1), torch.cat(sources, 2)
 
-    def _generate(
-        self,
-        rows: list[Tensor],
-        voices: list[ReferenceVoice],
-        sampling: Sampling,
-        plan: Schedule,
-        finalize: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Mels in one pass, with their frames."""
-        return self.flow.generate(
-            rows,
-            [voice.voice for voice in voices],
-            finalize=finalize,
-            chunks=sampling.chunks,
-            schedule=plan,
-            generator=sampling.generator,
-            seeds=sampling.seed if sampling.noise is None else None,
-            noise=sampling.noise,
-        )
-
     def _faded(self, row: Tensor, voice: ReferenceVoice, sampling: Sampling, plan: Schedule) -> Tensor:
         """The mel (F, bands) of one row, of pieces that cross-fade.
 
@@ -196,7 +182,8 @@ class Synthesis:
         ratio = self.flow.config.token_mel_ratio
         parts: list[Tensor] = []
         for start, end in spans(len(row)):
-            mel = self._generate([row[start:end]], [voice], sampling, plan)[0][0].T
+            mel, _ = self.flow.generate([row[start:end]], voice.voice, schedule=plan, **sampling.of_flow)
+            mel = mel[0].T
             if parts:
                 shared, before = ratio * OVERLAP - (ratio * (end - start) - len(mel)), parts.pop()
                 weight = ((torch.arange(shared, device=mel.device) + 0.5) / shared)[:, None]
