@@ -10,6 +10,8 @@ from vokens.nn import product
 from vokens.nn.attention import attention
 from vokens.nn.lstm import SkipLSTM
 from vokens.nn.product import Linear, linear
+from vokens.quantize.rvq import EuclideanCodebook
+from vokens.quantize.vq import UnitVectorQuantizer
 
 needs_onednn = pytest.mark.skipif(
     not product._available(), reason="this torch has no oneDNN product (x86 CPUs have)"
@@ -132,6 +134,26 @@ def test_few_rows_of_large_weights_are_onednns_on_every_x86(monkeypatch: pytest.
             linear(x[:8], weight)
     linear(x[:8], weight)
     assert calls == [4, 8, 15]
+
+
+@needs_onednn
+def test_distances_to_codebooks_are_this_processors_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fourteenth of SpeechTokenizer's encoder; the ids are those of torch's product."""
+    torch.manual_seed(0)
+    residual, unit, x = EuclideanCodebook(64, 256), UnitVectorQuantizer(64, 256), torch.randn(2, 30, 64)
+    residual.embed.normal_()
+
+    def ids() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [residual.encode(x), unit.encode(x)[0]]
+
+    with product.using("torch"):
+        expected = ids()
+    calls, plain = [], product._product
+    monkeypatch.setattr(product, "_product", lambda *parts: calls.append(parts) or plain(*parts))
+    with product.using("onednn"):
+        assert all(map(torch.equal, ids(), expected))
+    assert len(calls) == 2
 
 
 def test_linear_is_a_linear_and_others_networks_take_it() -> None:

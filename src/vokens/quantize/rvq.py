@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.nn.float32 import Float32
+from vokens.nn.product import linear
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class EuclideanCodebook(Float32):
     def encode(self, x: Tensor) -> Tensor:
         """Nearest entries of x (..., D) as int64 (...). Operations in the published order: ties resolve alike."""
         flat = x.reshape(-1, x.shape[-1]).to(self.embed.dtype)  # bf16 distances select other entries
-        embed = self.embed.t()
-        distance = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ embed + embed.pow(2).sum(0, keepdim=True)
+        cross = linear(2 * flat, self.embed)
+        distance = flat.pow(2).sum(1, keepdim=True) - cross + self.embed.t().pow(2).sum(0, keepdim=True)
         return (-distance).max(dim=-1).indices.view(x.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:

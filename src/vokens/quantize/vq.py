@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from vokens.nn.product import linear
 from vokens.quantize.rvq import EuclideanCodebook
 
 
@@ -33,7 +34,7 @@ class UnitVectorQuantizer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             unit = F.normalize(x.float(), dim=-1)
             codewords = self.embedding.float()
-            cross = F.linear(2 * unit, codewords)
+            cross = linear(2 * unit, codewords)
             return unit.square().sum(-1, keepdim=True) - cross + codewords.square().sum(-1)
 
     def decode(self, ids: Tensor) -> Tensor:
