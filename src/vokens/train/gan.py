@@ -74,7 +74,7 @@ class GAN:
         optim = trainer.config.optim
         self.rate = learning_rate or optim.learning_rate
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=self.rate, betas=optim.betas, weight_decay=weight_decay
+            network.parameters(), lr=self.rate, betas=optim.betas, weight_decay=weight_decay, fused=True
         )
         self.module, self.optimizer = trainer.accelerator.prepare(network, optimizer)
 
