@@ -29,6 +29,7 @@ from vokens.models.learnable.flow_config import latent_flow
 from vokens.models.learnable.loss import label_loss
 from vokens.models.s3gen.checkpoint import flow_to_published
 from vokens.models.s3gen.flow import TokenToMel, Voice
+from vokens.nn import product
 from vokens.nn.masks import padding_mask
 from vokens.train.flow_data import FlowBatch
 from vokens.train.flow_learner import Draw, FlowLearner
@@ -364,19 +365,40 @@ class PlainFlow(nn.Module):
 # The comparisons ---------------------------------------------------------------------------------------------------
 
 
-def training_step(model: nn.Module, loss: Callable[[], Tensor], by_parameter: bool) -> Callable[[], None]:
-    """Loss, gradients, clipping and AdamW; by_parameter reads each gradient's norm back, as the published loop."""
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-6)
+def training_step(model: nn.Module, loss: Callable[[], Tensor], published: bool) -> Callable[[], None]:
+    """Loss, gradients, clipping and AdamW; the published loop reads each gradient's norm back, ours fuses AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-6, fused=not published)
 
     def step() -> None:
         optimizer.zero_grad()
         loss().backward()
-        if by_parameter:
+        if published:
             _ = math.sqrt(sum(p.grad.norm().item() ** 2 for p in model.parameters() if p.grad is not None))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
+
+
+def compare_training(
+    report: Report,
+    case: str,
+    ours: tuple[nn.Module, Callable[[], Tensor]],
+    plain: tuple[nn.Module, Callable[[], Tensor]],
+) -> None:
+    """Rows of a step of each (model, loss), and of ours in bfloat16 where this processor has it."""
+
+    def half() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours[1]()
+
+    steps = [training_step(*ours, False), training_step(*plain, True)]
+    if product.fast(torch.bfloat16):
+        steps.append(training_step(ours[0], half, False))
+    mine, theirs, *rest = take_turns(report.repeats, *steps)
+    report.add(case, mine, theirs, gflop=gflop(steps[0]))
+    for best in rest:
+        report.add(f"{case}, ours in bfloat16", best, theirs)
 
 
 def compare_lm(report: Report, args: argparse.Namespace) -> None:
@@ -398,10 +420,8 @@ def compare_lm(report: Report, args: argparse.Namespace) -> None:
         return plain_lm_loss(lm, backbone, text, speech, speaker)
 
     agree("losses of the language model", ours().detach(), plain().detach(), 1e-5)
-    mine = training_step(lm, ours, False)
-    best = take_turns(report.repeats, mine, training_step(lm, plain, True))
     total = sum(n for _, n in counts)
-    report.add(f"stage 1, training step of {total} tokens", *best, gflop=gflop(mine))
+    compare_training(report, f"stage 1, training step of {total} tokens", (lm, ours), (lm, plain))
     lm.eval().requires_grad_(False)
     count = 50 if args.full else 200
     limits = {"limits": (count, count), "generator": None}
@@ -447,12 +467,8 @@ def compare_flow(report: Report, args: argparse.Namespace) -> None:
         return objective.squared_error(found, target, mask.transpose(1, 2).float())
 
     agree("losses of the flow", ours().detach(), plain.loss(batch, draw).detach(), 1e-4)
-    theirs, mine = (
-        training_step(plain, lambda: plain.loss(batch, draw), True),
-        training_step(flow, ours, False),
-    )
-    best = take_turns(report.repeats, mine, theirs)
-    report.add(f"stage 2, training step of {int(lengths.sum())} tokens", *best, gflop=gflop(mine))
+    case = f"stage 2, training step of {int(lengths.sum())} tokens"
+    compare_training(report, case, (flow, ours), (plain, lambda: plain.loss(batch, draw)))
     plain.load_state_dict(flow_to_published(flow.state_dict()))
     flow.eval().requires_grad_(False)
     row, start = (
