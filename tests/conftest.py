@@ -1,10 +1,12 @@
-"""Small codecs and signals that many tests share."""
+"""Small codecs, signals and runs of training that many tests share, built once."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,3 +135,53 @@ def codec(request: pytest.FixtureRequest, built: dict[str, Codec]) -> Codec:
 def speaker(request: pytest.FixtureRequest, built: dict[str, Codec]) -> Codec:
     """Every codec that also decodes."""
     return built[request.param]
+
+
+# Runs of training. `training` is imported late: it takes seconds, and no other folder needs it.
+
+
+@pytest.fixture(scope="session")
+def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """The places of a task's small data and of a cache, made once."""
+    from training import write_data
+
+    return functools.cache(lambda task: write_data(task, tmp_path_factory.mktemp(task)))
+
+
+@pytest.fixture
+def trainer(data_of: Callable[[str], dict[str, Path]], tmp_path: Path) -> Callable[..., Any]:
+    """A trainer of a task, with changes to its tiny recipe, for a run in tmp_path/run."""
+    from training import build, write_recipe
+
+    return lambda task, *changes: build(write_recipe(task, tmp_path, data_of(task)), *changes)
+
+
+@pytest.fixture
+def trainer_for(trainer: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`trainer` of the module's TASK."""
+    return functools.partial(trainer, request.module.TASK)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    data_of: Callable[[str], dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """The trainer of a task after its whole tiny run, made once; do not train it on."""
+    from training import FINISHED, build, write_recipe
+
+    @functools.cache
+    def run(task: str) -> Any:
+        done = build(
+            write_recipe(task, tmp_path_factory.mktemp("run"), data_of(task)), *FINISHED.get(task, ())
+        )
+        done.run()
+        return done
+
+    return run
+
+
+def refused(error: type[Exception], words: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Assert that the call raises this error, with one line that these words are found in."""
+    with pytest.raises(error, match=words) as caught:
+        call(*args, **options)
+    assert "\n" not in str(caught.value)

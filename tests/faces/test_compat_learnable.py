@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from conftest import build_tiny_s3tokenizer, speechlike
-from test_train_learnable_flow import build_vae
+from training import build_vae
 
 import vokens
 from vokens.compat import s3tokenizer

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import speechlike
-from test_train_lm import extract
+from training import extract
 
 import vokens
 from vokens.data.dataset import TokenDataset

@@ -7,14 +7,13 @@ import pytest
 import soundfile
 import torch
 from conftest import speechlike
-from test_train import RECIPE
+from training import Build
 
 from vokens.errors import ConfigError
-from vokens.train.config import read_recipe
 from vokens.train.data import Crops, pcm_rows, read_clips
-from vokens.train.tasks.codec import CodecTrainer
 from vokens.train.teacher import RATE, HubertTeacher, load_teacher, teacher_rows
 
+TASK = "codec"
 transformers = pytest.importorskip("transformers")
 
 
@@ -87,32 +86,21 @@ def test_cached_features_are_those_computed(hubert: Path, speech: Path, tmp_path
 
 @pytest.mark.parametrize("cached", ["true", "false"])
 @pytest.mark.parametrize("loss", ["d_axis", "t_axis"])
-def test_distillation_falls(hubert: Path, speech: Path, tmp_path: Path, cached: str, loss: str) -> None:
+def test_distillation_falls(trainer_for: Build, hubert: Path, speech: Path, cached: str, loss: str) -> None:
     """On one crop, over and over."""
     for extra in (1, 2):
         (speech / f"{extra}.wav").unlink()
-    path = tmp_path / "recipe.toml"
-    data = f'[data]\ntrain = "{speech}"\ncache = "{tmp_path / "cache"}"\n'
-    path.write_text(f'out = "{tmp_path / "run"}"\n' + RECIPE.replace("[data]\n", data))
-    changes = [f"teacher.source={hubert}", "teacher.kind=hubert", f"teacher.cached={cached}"]
-    changes += [f"teacher.loss={loss}", "model.semantic_dim=16", "adversarial.kinds=[]", "optim.warmup=0"]
-    changes += [
-        "losses={mel=0.0, distill=1.0, commit=0.1}",
-        "codebook_dropout=0.0",
-        "data.batch_size=1",
-        "optim.learning_rate=3e-3",
-        "optim.schedule=constant",
-        "data.seconds=0.5",
-    ]
-    trainer = CodecTrainer(read_recipe(path, changes))
+    changes = [f"data.train={speech}", "data.valid=", f"teacher.source={hubert}", "teacher.kind=hubert"]
+    changes += [f"teacher.cached={cached}", f"teacher.loss={loss}", "model.semantic_dim=16"]
+    changes += ["adversarial.kinds=[]", "losses={mel=0.0, distill=1.0, commit=0.1}", "codebook_dropout=0.0"]
+    changes += ["data.batch_size=1", "data.seconds=0.5", "optim.learning_rate=3e-3", "optim.warmup=0"]
+    trainer = trainer_for(*changes, "optim.schedule=constant")
     found = [trainer.train_step()["distill"] for _ in range(70)]
     assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
 
 
-def test_a_width_that_does_not_fit_says_what_to_set(hubert: Path, speech: Path, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE.replace("[data]\n", f'[data]\ntrain = "{speech}"\n'))
+def test_a_width_that_does_not_fit_says_what_to_set(trainer_for: Build, hubert: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.semantic_dim = 16"):
-        CodecTrainer(read_recipe(path, ["teacher.kind=hubert", f"teacher.source={hubert}"]))
+        trainer_for("teacher.kind=hubert", f"teacher.source={hubert}")
     with pytest.raises(ConfigError, match="hubert"):
         load_teacher("whisper", "somewhere")

@@ -1,66 +1,20 @@
 """Training tokens -> latents: every objective, pairing and contrast learns and composes; rates set the ratio; what is
 written opens, speaks and is decoded."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
-from conftest import build_tiny_s3tokenizer, speechlike
-from test_train_flow import RECIPE
-from training import bfloat16_follows_float32, next_step_after_resuming
+from training import Build
 
 import vokens
 from vokens import checkpoint
 from vokens.errors import ConfigError
 from vokens.flow import objective
-from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 from vokens.models.learnable.flow import LearnableFlow
-from vokens.nn.campplus import CAMPPlus
-from vokens.train.config import read_recipe
-from vokens.train.tasks.learnable_flow import LearnableFlowTrainer
 
-RATE = 24000
-
-
-def build_vae(hop: int, **settings: object) -> DACVAE:
-    torch.manual_seed(0)
-    rates = (8, hop // 8)
-    sizes = {"encoder_dim": 2, "encoder_rates": rates, "decoder_dim": 8, "decoder_rates": rates[::-1]}
-    return DACVAE(DACVAEConfig(**sizes, latent_dim=6, **settings))
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("latents")
-    speech = folder / "speech"
-    speech.mkdir()
-    for i, seconds in enumerate((1.4, 0.6, 1.0)):
-        wave = speechlike(int(seconds * RATE), seed=i, sample_rate=RATE)
-        soundfile.write(speech / f"{i}.wav", wave, RATE)
-    build_tiny_s3tokenizer().save_pretrained(folder / "tokenizer")
-    torch.manual_seed(0)
-    checkpoint.save_safetensors(folder / "campplus.safetensors", CAMPPlus().state_dict())
-    build_vae(480).save_pretrained(folder / "latents")
-    build_vae(320, mean=(1.0,) * 6, std=(2.0,) * 6).save_pretrained(folder / "latents75")
-    return {"train": speech, "valid": speech, "tokenizer": folder / "tokenizer", "cache": folder / "cache",
-            "latents": folder / "latents", "speaker": folder / "campplus.safetensors"}  # fmt: skip
-
-
-@pytest.fixture
-def recipe(places: dict[str, Path], tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    lines = "".join(f'{name} = "{place}"\n' for name, place in places.items())
-    text = RECIPE.replace('task = "flow"', f'task = "learnable_flow"\nout = "{tmp_path / "run"}"')
-    text = text.replace("vocab_size = 81\n", "").replace('noise = "fresh"\n', "")
-    path.write_text(text.replace("[data]\n", "[data]\n" + lines))
-    return path
-
-
-def trainer_for(recipe: Path, *changes: str) -> LearnableFlowTrainer:
-    return LearnableFlowTrainer(read_recipe(recipe, changes))
+TASK, RATE = "learnable_flow", 24000
 
 
 # Objectives
@@ -77,9 +31,9 @@ RUNS = [
 @pytest.mark.parametrize(
     "changes", [*RUNS[:2], *(pytest.param(run, marks=pytest.mark.slow) for run in RUNS[2:])]
 )
-def test_every_objective_learns(recipe: Path, changes: tuple[str, ...]) -> None:
+def test_every_objective_learns(trainer_for: Build, changes: tuple[str, ...]) -> None:
     """By heart and at fixed draws, the error against the objective's own target falls."""
-    trainer = trainer_for(recipe, *changes, "steps=6", "chunked=0.0")
+    trainer = trainer_for(*changes, "steps=6", "chunked=0.0")
     before = trainer.validate()
     for _ in range(6):
         assert trainer.train_step()["flow"] < 1e3
@@ -91,9 +45,9 @@ def test_every_objective_learns(recipe: Path, changes: tuple[str, ...]) -> None:
     assert all(weight.grad is not None for weight in network.parameters())
 
 
-def test_numbers_of_a_latent_count_by_their_weights(recipe: Path) -> None:
+def test_numbers_of_a_latent_count_by_their_weights(trainer_for: Build) -> None:
     """The loss is linear in the weights: what each number adds, weighted, is the whole."""
-    trainer = trainer_for(recipe, "objective=flow")
+    trainer = trainer_for("objective=flow")
     whole = trainer.micro_step(0)[0]
     each = []
     for number in range(6):
@@ -104,8 +58,8 @@ def test_numbers_of_a_latent_count_by_their_weights(recipe: Path) -> None:
     torch.testing.assert_close(trainer.micro_step(0)[0], (trainer.weights * torch.stack(each)).mean())
 
 
-def test_distillation_composes(recipe: Path, tmp_path: Path) -> None:
-    teacher = trainer_for(recipe)
+def test_distillation_composes(trainer_for: Build, tmp_path: Path) -> None:
+    teacher = trainer_for()
     teacher.export()
     folder = tmp_path / "run" / "flow"
     changes = (
@@ -114,19 +68,19 @@ def test_distillation_composes(recipe: Path, tmp_path: Path) -> None:
         f"distil.source={folder}",
         f"init={folder}",
     )
-    student = trainer_for(recipe, *changes)
+    student = trainer_for(*changes)
     ours, theirs = student.model.flow.state_dict(), teacher.model.flow.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in teacher.final_flow().state_dict().items())
     assert set(ours) - set(theirs) == {"estimator.time.mixer.weight"}
     assert student.train_step()["flow"] < 1e3
     with pytest.raises(ConfigError, match="time_scale"):
-        trainer_for(recipe, "objective=imf", f"init={folder}")
-    trainer_for(recipe, "objective=imf", f"init={folder}", "model.time_scale=1000.0")
+        trainer_for("objective=imf", f"init={folder}")
+    trainer_for("objective=imf", f"init={folder}", "model.time_scale=1000.0")
 
 
-def test_pairings_bring_noise_nearer(recipe: Path) -> None:
+def test_pairings_bring_noise_nearer(trainer_for: Build) -> None:
     def distances(pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
-        trainer = trainer_for(recipe, f"noise_pairing={pairing}", "data.batch_size=8")
+        trainer = trainer_for(f"noise_pairing={pairing}", "data.batch_size=8")
         batch = trainer.train.fixed([0] * 8)
         noise = trainer._noise(batch, trainer.row_generators(0, 8))
         x1, mask = trainer._targets(batch)
@@ -138,8 +92,8 @@ def test_pairings_bring_noise_nearer(recipe: Path) -> None:
     assert torch.equal(drawn.flatten(1).sum(1).sort()[0], exchanged.flatten(1).sum(1).sort()[0])
 
 
-def test_assigned_noise_ends_where_the_row_ends(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "noise_pairing=assignment", "data.batch_size=3")
+def test_assigned_noise_ends_where_the_row_ends(trainer_for: Build) -> None:
+    trainer = trainer_for("noise_pairing=assignment", "data.batch_size=3")
     batch = trainer.train.fixed([0, 1, 2])
     noise = trainer._noise(batch, trainer.row_generators(0, 3))
     _, mask = trainer._targets(batch)
@@ -147,22 +101,23 @@ def test_assigned_noise_ends_where_the_row_ends(recipe: Path) -> None:
     assert ((noise != 0).all(2).sum(1) == 2 * batch.lengths).all()
 
 
-def test_a_row_is_contrasted_with_another(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "contrastive=0.05", "data.batch_size=4")
+def test_a_row_is_contrasted_with_another(trainer_for: Build) -> None:
+    trainer = trainer_for("contrastive=0.05", "data.batch_size=4")
     batch = trainer.train.batch(0)
     for number in range(20):
         partner = trainer._draw(batch, number).partner
         assert partner is not None
         assert sorted(partner.tolist()) == [0, 1, 2, 3]
         assert (partner != torch.arange(4)).all()
-    assert trainer_for(recipe, "contrastive=0.0")._draw(batch, 0).partner is None
+    assert trainer_for("contrastive=0.0")._draw(batch, 0).partner is None
 
 
 # Data
 
 
-def test_latents_are_normalised(recipe: Path, places: dict[str, Path]) -> None:
-    trainer = trainer_for(recipe)
+def test_latents_are_normalised(trainer_for: Build, data_of: Build) -> None:
+    places = data_of(TASK)
+    trainer = trainer_for()
     batch = trainer.train.fixed([0, 2])
     model = trainer.final_model()
     vae = vokens.load(places["latents"])
@@ -178,8 +133,9 @@ def test_latents_are_normalised(recipe: Path, places: dict[str, Path]) -> None:
     assert min(apart) < 0.02
 
 
-def test_three_latents_per_token(recipe: Path, places: dict[str, Path], tmp_path: Path) -> None:
-    trainer = trainer_for(recipe, f"data.latents={places['latents']}75")
+def test_three_latents_per_token(trainer_for: Build, data_of: Build, tmp_path: Path) -> None:
+    places = data_of(TASK)
+    trainer = trainer_for(f"data.latents={places['latents']}75")
     trainer.run()
     flow = vokens.load(tmp_path / "run" / "flow")
     assert isinstance(flow, LearnableFlow)
@@ -192,13 +148,13 @@ def test_three_latents_per_token(recipe: Path, places: dict[str, Path], tmp_path
     assert len(waves[0]) == 4 * 960
 
 
-def test_voices_of_the_language_model(recipe: Path, tmp_path: Path) -> None:
+def test_voices_of_the_language_model(trainer_for: Build, tmp_path: Path) -> None:
     sizes = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
     torch.manual_seed(0)
     speaker = SpeakerConfig(width=32, layers=1, heads=2, embed_dim=12)
     lm = LearnableLM(LearnableLMConfig(sizes, speaker, speech_tokens=81))
     lm.save_pretrained(tmp_path / "lm")
-    trainer = trainer_for(recipe, f"data.speaker={tmp_path / 'lm'}")
+    trainer = trainer_for(f"data.speaker={tmp_path / 'lm'}")
     assert trainer.train.fixed([0]).voices.shape == (1, 12)
     trainer.export()
     flow = vokens.load(tmp_path / "run" / "flow")
@@ -206,42 +162,16 @@ def test_voices_of_the_language_model(recipe: Path, tmp_path: Path) -> None:
     assert flow.speaker_encoder is not None
     for name, value in lm.speaker_encoder.state_dict().items():
         assert torch.equal(flow.speaker_encoder.state_dict()[name], value)
-    wave, _ = vokens.audio.load(read_recipe(recipe).data.train + "/1.wav", RATE)
+    wave, _ = vokens.audio.load(trainer.config.data.train + "/1.wav", RATE)
     found = flow.voice(wave, sample_rate=RATE)
     torch.testing.assert_close(found, trainer.train.fixed([1]).voices, atol=2e-3, rtol=0)
 
 
-def test_bfloat16_follows_float32(recipe: Path) -> None:
-    bfloat16_follows_float32(partial(trainer_for, recipe), "objective=imf")
-
-
-def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    changes = ("objective=alpha", "noise_pairing=assignment", "contrastive=0.05")
-    next_step_after_resuming(lambda: trainer_for(recipe, *changes), 1)
-
-
-def test_a_published_flow_is_a_start(recipe: Path, tmp_path: Path) -> None:
-    trainer = trainer_for(recipe, "data.normalise=false")
+def test_a_published_flow_is_a_start(trainer_for: Build, tmp_path: Path) -> None:
+    trainer = trainer_for("data.normalise=false")
     state = trainer.final_model().to_published()
     checkpoint.save_safetensors(tmp_path / "flow.safetensors", state)
     changes = (f"init={tmp_path / 'flow.safetensors'}", "data.normalise=false")
-    again = trainer_for(recipe, *changes)
+    again = trainer_for(*changes)
     for name, value in trainer.model.flow.state_dict().items():
         assert torch.equal(again.model.flow.state_dict()[name], value)
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("data.latents=", "data.latents"),
-        ("model.mel_bins=80", "leave these to the data"),
-        ("model.token_mel_ratio=3", "leave these to the data"),
-        ("system=s3gen", "learnable_flow"),
-    ],
-)
-def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        trainer_for(recipe, change)

@@ -2,120 +2,26 @@
 followed, references come from where they should."""
 
 import json
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import speechlike
 from torch import Tensor
-from training import bfloat16_follows_float32
+from training import ALIGNED, TEXTS, Build, extract, losses_of
 
 import vokens
-from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs import get_output
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
 from vokens.lm.sampling import GREEDY
 from vokens.models.learnable import LearnableLM
-from vokens.models.uslm import USLM
 from vokens.tokens import Tokens
-from vokens.train.config import read_recipe, trainer_of
 from vokens.train.data import Clip, paths_of
 from vokens.train.loop import Trainer
 from vokens.train.rows import cached_rows
 from vokens.train.state import Best
 from vokens.train.tasks.learnable_lm import References
 from vokens.train.text_tokens import TextBatch, dropout_mask
-
-COMMON = """
-steps = 4
-threads = 1
-log_every = 1
-validate_every = 2
-save_every = 100
-[optim]
-learning_rate = 5e-3
-betas = [0.9, 0.98]
-warmup = 10
-schedule = "constant"
-clip = 1.0
-"""
-LM = """
-task = "learnable_lm"
-[model]
-front_end = "characters"
-mix = [3, 4]
-speech_per_text = [1.0, 6.0]
-[model.backbone]
-width = 48
-hidden = 96
-layers = 2
-heads = 4
-kv_heads = 2
-[model.speaker]
-width = 16
-layers = 1
-heads = 2
-embed_dim = 8
-"""
-SLM = """
-task = "uslm"
-[model]
-front_end = "characters"
-text_symbols = 64
-width = 48
-heads = 4
-layers = 2
-feedforward = 96
-dropout = 0.0
-"""
-TEXTS = ["one", "two birds", "three", "four cats", "five", "six dogs", "seven", "eight"]
-
-
-def extract(folder: Path, sizes: tuple[int, ...], frame_rate: float, speakers: bool = True) -> Path:
-    """Eight spoken texts as `vokens extract` writes them: two speakers, sounds of 1 to 2 s."""
-    draw = np.random.default_rng(3)
-    facts = CodecInfo("tiny", "f00d", 16000, frame_rate, sizes)
-    rows = []
-    (folder / "speech").mkdir(parents=True)
-    for i, text in enumerate(TEXTS):
-        codes = np.stack([draw.integers(0, size, 12 + i) for size in sizes])
-        audio = folder / f"speech/{i}.wav"
-        soundfile.write(audio, speechlike(24000 + 3000 * i, i, 24000), 24000)
-        speaker = f"voice{i % 2}" if speakers else None
-        rows.append(Row(str(i), codes, 320 * (12 + i), 0.5, str(audio), text, speaker, "en"))
-    for file in get_output("npy").write(folder, 0, rows, facts):
-        (folder / file.final).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file.path).rename(folder / file.final)
-    (folder / "run.json").write_text(json.dumps({"format": "npy", **asdict(facts), "source": "somewhere"}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("spoken")
-    return {
-        "lm": extract(folder / "one", (40,), 25.0),
-        "strangers": extract(folder / "strangers", (40,), 25.0, speakers=False),
-        "uslm": extract(folder / "three", (32, 32, 32), 50.0),
-        "cache": folder / "cache",
-    }
-
-
-@pytest.fixture
-def trainer(places: dict[str, Path], tmp_path: Path):
-    def build(task: str, *changes: str) -> Trainer:
-        recipe = tmp_path / f"{task}.toml"
-        recipe.write_text({"lm": LM, "uslm": SLM}[task].replace("[model]", COMMON + "[model]", 1))
-        data = places[task]
-        paths = (f"out={tmp_path / task}", f"data.train={data}", f"data.valid={data}")
-        config = read_recipe(recipe, (*paths, f"data.cache={places['cache']}", *changes))
-        return trainer_of(config.task)(config)
-
-    return build
 
 
 def learned(trainer: Trainer, steps: int) -> dict[str, float]:
@@ -133,7 +39,7 @@ def codes_of(trainer: Trainer, row: int) -> Tensor:
 
 
 def test_texts_learned_by_heart_are_said_again_in_both_orders(trainer) -> None:
-    run = trainer("lm", "steps=80", "optim.schedule=cosine")
+    run = trainer("learnable_lm", "steps=80", "optim.schedule=cosine")
     learned(run, 80)
     measured = run.validate()
     assert measured["valid/nats"] < 0.1
@@ -150,11 +56,8 @@ def test_texts_learned_by_heart_are_said_again_in_both_orders(trainer) -> None:
     assert list(streamed) == codes_of(run, 3)[:, 0].tolist()
 
 
-ALIGNED = ("model.positions=aligned", "bistream=0.0")
-
-
 def test_texts_are_said_by_the_durations_that_were_learned(trainer) -> None:
-    run = trainer("lm", *ALIGNED, "steps=80", "optim.schedule=cosine")
+    run = trainer("learnable_lm", *ALIGNED, "steps=80", "optim.schedule=cosine")
     values = learned(run, 80)
     assert values["durations"] < 0.5  # 1 - ln 1 + ... of durations of about 3, well told; 2 at first
     measured = run.validate()
@@ -196,34 +99,13 @@ def test_the_networks_of_uslm_train_apart(trainer, tmp_path: Path) -> None:
 # Runs
 
 
-@pytest.mark.parametrize("task", ["lm", "uslm"])
-def test_bfloat16_follows_float32(trainer, task: str) -> None:
-    bfloat16_follows_float32(partial(trainer, task))
-
-
-@pytest.mark.parametrize(("task", "more"), [("lm", ()), ("lm", ALIGNED), ("uslm", ())])
-def test_resuming_gives_the_identical_next_loss(trainer, task: str, more: tuple[str, ...]) -> None:
-    changes = ("data.batch_frames=60", "accumulate=2", "ema=0.9", *more)
-    straight = trainer(task, *changes)
-    learned(straight, 3)
-    straight.save()
-    expected = straight.train_step()
-    again = trainer(task, *changes)
-    again._resume()
-    assert again.step == 3
-    assert again.train_step() == expected
-
-
-@pytest.mark.parametrize("task", ["lm", "uslm"])
-def test_a_run_opens_and_keeps_its_best(trainer, task: str, tmp_path: Path) -> None:
-    measure = {"lm": "valid/nats", "uslm": "valid/first"}[task]
-    trainer(task, f"best={measure}", "name=tiny").run()
-    lm = vokens.load(tmp_path / task / "lm")
-    assert isinstance(lm, LearnableLM | USLM)
-    assert lm.config.front_end == "characters"
-    lines = [json.loads(line) for line in (tmp_path / task / "metrics.jsonl").read_text().splitlines()]
-    measured = {line["step"]: line[measure] for line in lines if measure in line}
-    (kept,) = (tmp_path / task / "best").glob("step_*")
+@pytest.mark.parametrize("task", ["learnable_lm", "uslm"])
+def test_a_run_keeps_its_best(finished: Build, task: str) -> None:
+    run = finished(task)
+    measure = run.config.best
+    assert vokens.load(run.out / "lm").config.front_end == "characters"
+    measured = {line["step"]: line[measure] for line in losses_of(run.out) if measure in line}
+    (kept,) = (run.out / "best").glob("step_*")
     assert int(kept.name.removeprefix("step_")) == min(measured, key=lambda step: measured[step])
     assert vokens.load(kept).name == "tiny"
 
@@ -239,7 +121,7 @@ def test_the_best_are_ranked(tmp_path: Path, sign: str, stay: list[int]) -> None
         best.offer(5, {"other": 1.0}, lambda folder: None)
 
 
-@pytest.mark.parametrize("task", ["lm", "uslm"])
+@pytest.mark.parametrize("task", ["learnable_lm", "uslm"])
 def test_two_processes_see_the_rows_of_one(trainer, task: str) -> None:
     train = trainer(task, "data.batch_frames=80").train
     for number in range(2 * train.batches_per_epoch(2)):
@@ -253,7 +135,7 @@ def test_two_processes_see_the_rows_of_one(trainer, task: str) -> None:
 # References and layouts
 
 
-def test_references_are_of_the_same_speaker_but_another_utterance(places, tmp_path: Path) -> None:
+def test_references_are_of_the_same_speaker_but_another_utterance(tmp_path: Path) -> None:
     clips = [Clip(str(i), Path(f"{i}.wav"), text, speaker=f"voice{i % 2}") for i, text in enumerate(TEXTS)]
     clips[0] = Clip("0", Path("0.wav"), TEXTS[0], speaker="alone")
 
@@ -275,8 +157,9 @@ def test_references_are_of_the_same_speaker_but_another_utterance(places, tmp_pa
     assert span[1] - span[0] == pytest.approx(0.5 / 3)  # a third of the utterance at most
 
 
-def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> None:
-    run = trainer("lm", f"data.train={places['strangers']}", f"data.valid={places['strangers']}")
+def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, tmp_path: Path) -> None:
+    data = extract(tmp_path / "strangers", (40,), 25.0, speakers=False)
+    run = trainer("learnable_lm", f"data.train={data}", f"data.valid={data}")
     batch = run.train.batch(0)
     draws = [np.random.default_rng(row) for row in batch.rows]
     voices = run._voices(run.references, batch, draws, 0.0)
@@ -289,7 +172,7 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, places) -> No
 
 
 def test_what_is_silenced_is_the_same_for_any_number_of_processes(trainer) -> None:
-    run = trainer("lm")
+    run = trainer("learnable_lm")
     codes, count = torch.zeros(8, 30, 1, dtype=torch.long), torch.full((8,), 30)
     whole = TextBatch(list(range(8)), codes, count, codes, count)
     found = dropout_mask(whole, 0.3, run.row_draws(5, 8))
@@ -301,7 +184,7 @@ def test_what_is_silenced_is_the_same_for_any_number_of_processes(trainer) -> No
 
 
 def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
-    run = trainer("lm", "token_dropout=0.5")
+    run = trainer("learnable_lm", "token_dropout=0.5")
     batch = run.train.batch(0)
     draws = [np.random.default_rng(row) for row in batch.rows]
     voices = run._voices(run.references, batch, draws, 0.0, run.config.token_dropout)
@@ -316,7 +199,7 @@ def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
 
 
 def test_half_of_the_rows_alternate_whatever_the_company(trainer) -> None:
-    run = trainer("lm")
+    run = trainer("learnable_lm")
     shares = []
     for number in range(25):
         draws = [np.random.default_rng((1, number, place)) for place in range(8)]
@@ -334,8 +217,8 @@ def test_half_of_the_rows_alternate_whatever_the_company(trainer) -> None:
 
 def test_losses_may_be_of_utterances(trainer) -> None:
     """Without length normalisation the loss is the sum over targets by the number of utterances."""
-    mean = trainer("lm", "bistream=0.0").train_step()["loss"]
-    run = trainer("lm", "bistream=0.0", "length_normalised=false")
+    mean = trainer("learnable_lm", "bistream=0.0").train_step()["loss"]
+    run = trainer("learnable_lm", "bistream=0.0", "length_normalised=false")
     rows = run.train.rows(0)
     targets = sum(len(codes_of(run, row)) + 1 for row in rows)
     assert run.train_step()["loss"] == pytest.approx(mean * targets / len(rows), rel=1e-5)
@@ -345,7 +228,7 @@ def test_losses_may_be_of_utterances(trainer) -> None:
 
 
 @pytest.fixture
-def pairs(places, tmp_path: Path) -> Path:
+def pairs(data_of: Build, tmp_path: Path) -> Path:
     """The learned tokens against as many others, and the other way round for no text."""
     draw, lines = np.random.default_rng(5), []
     for i, text in enumerate(TEXTS):
@@ -354,7 +237,7 @@ def pairs(places, tmp_path: Path) -> Path:
             count = torch.tensor([codes.shape[2]])
             facts = ("tiny", "f00d", 16000, 25.0, (40,))
             Tokens(codes, count, count * 640, *facts).save(tmp_path / f"{name}{i}.vok")
-        voice = str(places["lm"] / f"speech/{i}.wav")
+        voice = str(data_of("learnable_lm")["train"] / f"speech/{i}.wav")
         lines.append(
             {"text": text, "chosen": f"chosen{i}.vok", "rejected": f"rejected{i}.vok", "path": voice}
         )
@@ -364,7 +247,7 @@ def pairs(places, tmp_path: Path) -> Path:
 
 
 def test_preferences_are_learned_and_the_reference_stays(trainer, pairs: Path, tmp_path: Path) -> None:
-    start = trainer("lm", f"out={tmp_path / 'start'}")
+    start = trainer("learnable_lm", f"out={tmp_path / 'start'}")
     learned(start, 2)
     start.save()
     folder = tmp_path / "start/lm"
@@ -374,7 +257,7 @@ def test_preferences_are_learned_and_the_reference_stays(trainer, pairs: Path, t
         "preference.beta=0.1",
         "preference.supervised=0.0",
     )
-    run = trainer("lm", f"data.train={pairs}", "data.valid=", *settings)
+    run = trainer("learnable_lm", f"data.train={pairs}", "data.valid=", *settings)
     before = {name: value.clone() for name, value in run.reference.state_dict().items()}
     assert run.train_step()["preference"] == pytest.approx(np.log(2), abs=1e-5)
     last = learned(run, 30)
@@ -386,7 +269,11 @@ def test_preferences_are_learned_and_the_reference_stays(trainer, pairs: Path, t
 
 def test_simpo_needs_no_reference(trainer, pairs: Path) -> None:
     run = trainer(
-        "lm", f"data.train={pairs}", "data.valid=", "preference.beta=2.0", "preference.per_token=true"
+        "learnable_lm",
+        f"data.train={pairs}",
+        "data.valid=",
+        "preference.beta=2.0",
+        "preference.per_token=true",
     )
     assert run.reference is None
     assert learned(run, 40)["preferred"] == 1
@@ -397,28 +284,28 @@ def test_simpo_needs_no_reference(trainer, pairs: Path) -> None:
 
 def test_training_starts_from_cosyvoice3s_weights(trainer, tmp_path: Path) -> None:
     """Its llm.pt knows no speaker token: the encoder starts fresh. Its layout of ids stays."""
-    config = trainer("lm", "model.release=cosyvoice3").model.lm.config
+    config = trainer("learnable_lm", "model.release=cosyvoice3").model.lm.config
     published = LearnableLM(replace(config, speaker=None))
     torch.save(published.to_published() | {"epoch": 1}, tmp_path / "llm.pt")
-    run = trainer("lm", "model.release=cosyvoice3", f"init={tmp_path / 'llm.pt'}")
+    run = trainer("learnable_lm", "model.release=cosyvoice3", f"init={tmp_path / 'llm.pt'}")
     for name, value in published.state_dict().items():
         assert torch.equal(run.model.lm.state_dict()[name], value)
     before = learned(run, 1)["loss"]
     assert learned(run, 8)["loss"] < before
     run.save()
-    opened = vokens.load(tmp_path / "lm/lm")
+    opened = vokens.load(tmp_path / "run/lm")
     assert isinstance(opened, LearnableLM)
     assert opened.config.release == "cosyvoice3"
     with pytest.raises(CheckpointError, match=r"set model\.release"):
-        trainer("lm", f"init={tmp_path / 'llm.pt'}")
+        trainer("learnable_lm", f"init={tmp_path / 'llm.pt'}")
 
 
 def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    run = trainer("lm")
+    run = trainer("learnable_lm")
     learned(run, 2)
     run.save()
-    again = trainer("lm", f"init={tmp_path / 'lm/lm'}", f"out={tmp_path / 'again'}")
+    again = trainer("learnable_lm", f"init={tmp_path / 'run/lm'}", f"out={tmp_path / 'again'}")
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name])
     torch.manual_seed(9)
@@ -436,37 +323,14 @@ def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_p
     qwen.save_pretrained(tmp_path / "qwen")
     state = {f"model.{name}": value for name, value in qwen.state_dict().items()}
     vokens.checkpoint.save_safetensors(tmp_path / "qwen/model.safetensors", state)
-    warm = trainer("lm", f"init={tmp_path / 'qwen'}", f"out={tmp_path / 'warm'}")
+    warm = trainer("learnable_lm", f"init={tmp_path / 'qwen'}", f"out={tmp_path / 'warm'}")
     for name, value in warm.model.lm.backbone.state_dict().items():
         assert torch.equal(value, qwen.state_dict()[name])
 
 
-@pytest.mark.parametrize(
-    ("task", "change", "words"),
-    [
-        ("lm", "model.speech_tokens=3", "comes from the tokens"),
-        ("lm", "model.front_end=", "how text becomes ids"),
-        ("lm", "model.backbone.vocab_size=5", "ids of the front end"),
-        ("lm", "bistream=1.5", "shares"),
-        ("lm", "model.positions=aligned", "bistream = 0 is accepted"),
-        ("lm", "preference.reference=x", "preference.beta"),
-        ("lm", "data.longest=3", "data.longest"),
-        ("lm", "data.train=nowhere.jsonl", "data.codec"),
-        ("uslm", "model.codebook_size=3", "comes from the tokens"),
-        ("uslm", "networks=all", "both, ar, nar"),
-        ("uslm", "best=valid/nothing", "measures valid/first"),
-        ("uslm", "keep_best=0", "at least 1"),
-        ("uslm", "tracker=paper", "wandb"),
-    ],
-)
-def test_bad_settings_are_named(trainer, task: str, change: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        trainer(task, change).run()
-
-
-def test_wrong_tokens_are_named(trainer, places, tmp_path: Path) -> None:
+def test_wrong_tokens_are_named(trainer, data_of: Build, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="3 codebooks"):
-        trainer("lm", f"data.train={places['uslm']}")
+        trainer("learnable_lm", f"data.train={data_of('uslm')['train']}")
     other = extract(tmp_path / "other", (32, 32, 32), 50.0)
     facts = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(facts | {"fingerprint": "beef"}))
@@ -474,7 +338,12 @@ def test_wrong_tokens_are_named(trainer, places, tmp_path: Path) -> None:
         trainer("uslm", f"data.valid={other}")
     (tmp_path / "pairs.jsonl").write_text('{"text": "a", "chosen": "x.vok"}\n')
     with pytest.raises((ConfigError, TokensError), match=r"line 1|x\.vok"):
-        trainer("lm", f"data.train={tmp_path / 'pairs.jsonl'}", "preference.beta=0.1")
+        trainer("learnable_lm", f"data.train={tmp_path / 'pairs.jsonl'}", "preference.beta=0.1")
+
+
+def test_a_best_that_is_not_measured_is_named(trainer) -> None:
+    with pytest.raises(ConfigError, match="measures valid/first"):
+        trainer("uslm", "best=valid/nothing").run()
 
 
 def test_trackers_are_optional(monkeypatch) -> None:
@@ -489,4 +358,4 @@ def test_curves_go_to_wandb(trainer, monkeypatch, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     trainer("uslm", "tracker=wandb").run()
-    assert list((tmp_path / "uslm").glob("wandb/offline-run-*/*.wandb"))
+    assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))

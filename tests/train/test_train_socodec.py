@@ -1,6 +1,5 @@
 """Training SoCodec: streams fall into order, resuming changes nothing, codebooks learn as recorded, folders open."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,82 +9,18 @@ import torch
 from conftest import speechlike
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from training import bfloat16_follows_float32, next_step_after_resuming, write_recipe, write_speech
+from training import Build
 
 import vokens
-from vokens.errors import ConfigError
 from vokens.models.socodec import SoCodec, SoCodecConfig
 from vokens.models.socodec.learner import voice_clips
 from vokens.models.socodec.vocoder import SnakeBeta
 from vokens.quantize.product import ProductQuantizer
 from vokens.quantize.rvq import EuclideanCodebook
-from vokens.train.config import read_recipe
-from vokens.train.tasks.socodec import SoCodecTrainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "socodec" / "parts.safetensors"
-RECIPE = """
-task = "socodec"
-name = "tiny"
-steps = 6
-ema = 0.9
-fit_codebooks = 2
-vocoder_seconds = 0.1
-threads = 1
-log_every = 1
-validate_every = 3
-save_every = 100
-[model]
-features = "mel"
-hubert_width = 16
-width = 32
-groups = 4
-codebook_size = 8
-codebook_dim = 4
-speaker_channels = [8, 8, 8, 8, 16]
-speaker_attention = 8
-speaker_squeeze = 4
-vocoder_width = 32
-[data]
-seconds = 0.72
-batch_size = 3
-[mel_discriminator]
-channels = 2
-start = 3
-[wave_discriminator]
-divisor = 32
-channels = 2
-start = 3
-[optim]
-learning_rate = 3e-3
-betas = [0.8, 0.99]
-schedule = "constant"
-clip = 5.0
-[losses]
-commit = 1.0
-mel = 1.0
-mel_l1 = 1.0
-mel_adversarial = 0.1
-mel_feature = 0.1
-wave_mel = 1.0
-wave_stft = 1.0
-wave_adversarial = 0.1
-wave_feature = 0.1
-"""
+TASK = "socodec"
 ANALYZER = "losses={commit=0.2, mel=1.0, mel_l1=1.0}"
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_speech(tmp_path_factory.mktemp("speech"), 16000, (1.0, 0.72, 0.25))
-
-
-@pytest.fixture
-def recipe(speech: Path, tmp_path: Path) -> Path:
-    return write_recipe(tmp_path, RECIPE, speech)
-
-
-def trainer_for(recipe: Path, *changes: str) -> SoCodecTrainer:
-    return SoCodecTrainer(read_recipe(recipe, changes))
 
 
 def tones(samples: int, seed: int) -> np.ndarray:
@@ -167,9 +102,9 @@ def test_dropped_streams_fall_into_order() -> None:
     assert ordered[1] < plain[1]
 
 
-def test_the_start_lets_content_through(recipe: Path) -> None:
+def test_the_start_lets_content_through(trainer_for: Build) -> None:
     """On the first batch what is decoded starts around the mean mel, and no layer's channel is lost or too loud."""
-    trainer = trainer_for(recipe, ANALYZER)
+    trainer = trainer_for(ANALYZER)
     codec, batch = trainer.model.codec, trainer.train.batch(0)
     mel = trainer.spectrum(batch.wave)
     latent = codec.latent(batch.wave)
@@ -181,7 +116,7 @@ def test_the_start_lets_content_through(recipe: Path) -> None:
     assert_close(found.std((0, 2)), torch.full((80,), 0.1), rtol=1e-3, atol=0)
 
 
-def test_streams_fall_into_order_and_the_mel_is_learned(recipe: Path, tmp_path: Path) -> None:
+def test_streams_fall_into_order_and_the_mel_is_learned(trainer_for: Build, tmp_path: Path) -> None:
     folder = tmp_path / "tones"
     folder.mkdir()
     for i in range(6):
@@ -194,7 +129,7 @@ def test_streams_fall_into_order_and_the_mel_is_learned(recipe: Path, tmp_path: 
         "optim.learning_rate=2e-3",
     )
     sizes = ("model.codebook_size=2", "model.strides=[2]", "model.width=64", "model.hubert_width=32")
-    trainer = trainer_for(recipe, ANALYZER, f"data.train={folder}", f"data.valid={folder}", *changes, *sizes)
+    trainer = trainer_for(ANALYZER, f"data.train={folder}", f"data.valid={folder}", *changes, *sizes)
     for _ in range(120):
         trainer.train_step()
     assert trainer.valid is not None
@@ -205,34 +140,6 @@ def test_streams_fall_into_order_and_the_mel_is_learned(recipe: Path, tmp_path: 
     assert distance[0] < 0.85 * mean
     assert max(distance[1:]) < 0.95 * distance[0]  # tones have little to say to a third stream
     assert distance[3] < 0.7 * mean
-
-
-def test_both_turns_teach_their_own_network(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "mel_discriminator.start=0", "wave_discriminator.start=0")
-    before = {
-        name: {k: v.clone() for k, v in j.network.state_dict().items()} for name, j in enumerate(trainer.gans)
-    }
-    vocoder = {k: v.clone() for k, v in trainer.model.codec.vocoder.state_dict().items()}
-    found = trainer.train_step()
-    assert {"mel_discriminator", "wave_discriminator", "mel_feature", "wave_feature"} <= found.keys()
-    for name, gan in enumerate(trainer.gans):
-        assert any(not torch.equal(before[name][k], v) for k, v in gan.network.state_dict().items())
-    assert any(not torch.equal(vocoder[k], v) for k, v in trainer.model.codec.vocoder.state_dict().items())
-
-
-def test_bfloat16_follows_float32(recipe: Path) -> None:
-    bfloat16_follows_float32(
-        partial(trainer_for, recipe),
-        "fit_codebooks=0",
-        "mel_discriminator.start=0",
-        "wave_discriminator.start=0",
-    )
-
-
-def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    next_step_after_resuming(
-        lambda: trainer_for(recipe, "accumulate=2"), 4
-    )  # codebooks have started, and the judges
 
 
 def test_voices_are_clips_in_another_order() -> None:
@@ -248,13 +155,8 @@ def test_voices_are_clips_in_another_order() -> None:
 # What comes out of it
 
 
-def test_the_run_opens_and_its_ragged_batch_is_single(recipe: Path, tmp_path: Path) -> None:
-    trainer = trainer_for(
-        recipe, "steps=4", "optim.learning_rate=1e-4"
-    )  # 3e-3 leaves layers that amplify rounding
-    trainer.run()
-    codec = vokens.load(tmp_path / "run" / "codec")
-    assert isinstance(codec, SoCodec)
+def test_a_ragged_batch_of_the_trained_codec_is_single(finished: Build) -> None:
+    codec = vokens.load(finished(TASK).out / "codec")
     waves = [speechlike(n, seed=n) for n in (1, 1919, 1921, 9000)]
     together = codec.encode(waves, sample_rate=16000)
     sounds = codec.decode(together)
@@ -265,15 +167,15 @@ def test_the_run_opens_and_its_ragged_batch_is_single(recipe: Path, tmp_path: Pa
         assert len(sounds[i]) == len(wave)
 
 
-def test_a_mel_is_heard_in_pieces_as_a_whole_and_as_in_training(recipe: Path) -> None:
-    codec = trainer_for(recipe, ANALYZER).final_model()
+def test_a_mel_is_heard_in_pieces_as_a_whole_and_as_in_training(trainer_for: Build) -> None:
+    codec = trainer_for(ANALYZER).final_model()
     wave = torch.from_numpy(speechlike(1920 * 130, seed=3))  # longer than a piece of 128 tokens
     latent = codec.latent(wave[None])
     assert torch.equal(codec.tokenize([wave])[0], codec.codebooks.encode(latent)[0])
 
 
-def test_a_single_stream_trains_and_encodes(recipe: Path) -> None:
-    trainer = trainer_for(recipe, ANALYZER, "model.num_streams=1", "model.strides=[2]", "data.seconds=0.4")
+def test_a_single_stream_trains_and_encodes(trainer_for: Build) -> None:
+    trainer = trainer_for(ANALYZER, "model.num_streams=1", "model.strides=[2]", "data.seconds=0.4")
     for _ in range(3):
         found = trainer.train_step()
     assert np.isfinite(found["mel"])
@@ -282,7 +184,7 @@ def test_a_single_stream_trains_and_encodes(recipe: Path) -> None:
     assert tokens.codebook_sizes == (64,)
 
 
-def test_the_published_encoder_is_trained_from_hubert(recipe: Path, tmp_path: Path) -> None:
+def test_the_published_encoder_is_trained_from_hubert(trainer_for: Build, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     sizes = {"hubert_layers": 1, "hubert_heads": 2, "hubert_hidden": 16, "hubert_conv_width": 8}
     hubert = SoCodec(SoCodecConfig(hubert_width=16, width=32, groups=4, vocoder_width=32, **sizes)).hubert
@@ -293,7 +195,7 @@ def test_the_published_encoder_is_trained_from_hubert(recipe: Path, tmp_path: Pa
         "model.features=hubert",
         f"hubert={tmp_path / 'hubert'}",
     ]
-    trainer = trainer_for(recipe, *changes, *(f"model.{name}={value}" for name, value in sizes.items()))
+    trainer = trainer_for(*changes, *(f"model.{name}={value}" for name, value in sizes.items()))
     found = [trainer.train_step()["semantic"] for _ in range(12)]
     assert np.mean(found[-3:]) < np.mean(found[:3])
     codec = trainer.final_model()
@@ -301,17 +203,3 @@ def test_the_published_encoder_is_trained_from_hubert(recipe: Path, tmp_path: Pa
     assert torch.equal(codec.hubert.state_dict()["model.encoder.layer_norm.weight"], torch.ones(16))
     tokens = codec.encode(speechlike(4000, seed=1), sample_rate=16000)
     assert tokens.codes.shape == (1, 4, 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("losses={commit=1.0}", "losses.mel"),
-        ("losses={mel=1.0, wave_feature=1.0}", "wave_mel"),
-        ("model.features=hubert", "hubert ="),
-        ("losses={mel=1.0, semantic=1.0}", "semantic"),
-    ],
-)
-def test_settings_that_do_not_fit_together_are_named(recipe: Path, change: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        trainer_for(recipe, change)

@@ -1,85 +1,28 @@
 """The flow-matching autoencoder: spectra there and back, rows alone, windows, seeds, steps; and its training."""
 
-import json
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import speechlike
-from training import (
-    bfloat16_follows_float32,
-    next_step_after_resuming,
-    write_recipe,
-    write_speech,
-)
+from training import STFT, Build
 
 import vokens
 from vokens.errors import ConfigError, TokensError
-from vokens.models.dacvae import DACVAE, DACVAEConfig
+from vokens.models.dacvae import DACVAE
 from vokens.models.dacvae import model as module
 from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.network import Spectra, velocity
-from vokens.train.config import read_recipe
-from vokens.train.tasks.flow_autoencoder import FlowAutoencoderTrainer
 
-RATE = 24000
-SIZES = {
-    "network": "stft",
-    "latent_dim": 6,
-    "n_fft": 240,
-    "width": 16,
-    "expansion": 2,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-}
-RECIPE = """
-task = "flow_autoencoder"
-name = "tiny"
-steps = 3
-ema = 0.9
-threads = 1
-log_every = 1
-validate_every = 3
-save_every = 100
-[model]
-flow_width = 32
-flow_layers = 1
-[data]
-seconds = 0.12
-batch_size = 2
-[optim]
-learning_rate = 3e-3
-schedule = "constant"
-"""
+TASK, RATE = "flow_autoencoder", 24000
 
 
 @pytest.fixture(scope="module")
 def model() -> FlowAE:
     torch.manual_seed(0)
-    config = FlowAEConfig(**SIZES, flow_width=16, flow_layers=2, kernel_size=5, steps=2)
+    config = FlowAEConfig(**STFT, n_fft=240, width=16, flow_width=16, flow_layers=2, kernel_size=5, steps=2)
     return FlowAE(config).eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_speech(tmp_path_factory.mktemp("speech"), RATE)
-    torch.manual_seed(1)
-    vae = DACVAE(DACVAEConfig(**SIZES, mean=(0.5,) * 6, std=(2.0,) * 6))
-    vae.save_pretrained(folder.parent / "vae")
-    return folder
-
-
-@pytest.fixture
-def recipe(speech: Path, tmp_path: Path) -> Path:
-    text = f'autoencoder = "{next(speech.parent.glob("vae"))}"\n' + RECIPE
-    return write_recipe(tmp_path, text, speech)
-
-
-def trainer_for(recipe: Path, *changes: str) -> FlowAutoencoderTrainer:
-    return FlowAutoencoderTrainer(read_recipe(recipe, changes))
 
 
 # Spectra
@@ -153,8 +96,8 @@ def test_seed_and_steps_decide(model: FlowAE) -> None:
 # Training
 
 
-def test_the_flow_is_learned(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "optim.learning_rate=1e-2", "augment=0.0")
+def test_the_flow_is_learned(trainer_for: Build) -> None:
+    trainer = trainer_for("optim.learning_rate=1e-2", "augment=0.0")
 
     def loss_of_the_same_draws() -> float:
         done, trainer.step = trainer.step, 1000
@@ -168,9 +111,9 @@ def test_the_flow_is_learned(recipe: Path) -> None:
     assert loss_of_the_same_draws() < 0.8 * before
 
 
-def test_the_encoder_stays_or_learns(recipe: Path, speech: Path) -> None:
-    vae = DACVAE.from_pretrained(speech.parent / "vae")
-    trainer = trainer_for(recipe)
+def test_the_encoder_stays_or_learns(trainer_for: Build, data_of: Build) -> None:
+    vae = DACVAE.from_pretrained(data_of(TASK)["autoencoder"])
+    trainer = trainer_for()
     trainer.train_step()
     for name in ("encoder", "posterior"):
         for key, value in vae.get_submodule(name).state_dict().items():
@@ -179,32 +122,24 @@ def test_the_encoder_stays_or_learns(recipe: Path, speech: Path) -> None:
             )
     assert trainer.model.flow.spread.tolist() == [2.0] * 6
     sizes = "model={network='stft', latent_dim=6, n_fft=240, width=16, flow_width=32, flow_layers=1}"
-    both = trainer_for(recipe, "autoencoder=", "losses={flow=1.0, kl=0.01}", sizes)
+    both = trainer_for("autoencoder=", "losses={flow=1.0, kl=0.01}", sizes)
     before = both.model.posterior.weight.detach().clone()
     values = both.train_step()
     assert {"flow", "kl"} <= values.keys()
     assert not torch.equal(both.model.posterior.weight, before)
 
 
-def test_disturbed_crops_learn_noisier_times_alone(recipe: Path) -> None:
-    trainer = trainer_for(recipe, "augment=0.5", "data.batch_size=64")
+def test_disturbed_crops_learn_noisier_times_alone(trainer_for: Build) -> None:
+    trainer = trainer_for("augment=0.5", "data.batch_size=64")
     draws = trainer._draws(0)
     disturbed = draws.share > 0
     assert 0.3 < disturbed.float().mean() < 0.7
     assert (draws.time <= 1 - draws.share).all()
-    assert not trainer_for(recipe, "augment=0.0")._draws(0).share.any()
+    assert not trainer_for("augment=0.0")._draws(0).share.any()
 
 
-def test_bfloat16_follows_float32(recipe: Path) -> None:
-    bfloat16_follows_float32(partial(trainer_for, recipe))
-
-
-def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    next_step_after_resuming(lambda: trainer_for(recipe, "accumulate=2"), 2)
-
-
-def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
-    one, two = trainer_for(recipe, "data.batch_size=4"), trainer_for(recipe)
+def test_two_processes_see_the_rows_of_one(trainer_for: Build) -> None:
+    one, two = trainer_for("data.batch_size=4"), trainer_for()
     whole = one._draws(3)
     for rank in range(2):
         two.world, two.rank = 2, rank
@@ -212,31 +147,9 @@ def test_two_processes_see_the_rows_of_one(recipe: Path) -> None:
             torch.testing.assert_close(mine, all_rows[2 * rank : 2 * rank + 2], atol=0, rtol=0)
 
 
-def test_the_trained_model_opens_and_decodes(recipe: Path, tmp_path: Path) -> None:
-    trainer_for(recipe).run()
-    model = vokens.load(tmp_path / "run" / "model")
-    assert isinstance(model, FlowAE)
-    assert (model.name, len(model.config.mean)) == ("tiny", 6)
+def test_the_trained_model_decodes(finished: Build) -> None:
+    model = vokens.load(finished(TASK).out / "model")
+    assert len(model.config.mean) == 6
     clip = speechlike(3000, sample_rate=RATE)
     (wave,) = model.decode(model.encode(clip, RATE), steps=4)
     assert wave.shape == clip.shape
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {"valid/mel_1", "valid/mel_4"} <= lines[-1].keys()
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("losses={kl=1.0}", "give flow"),
-        ("losses={flow=1.0, kl=1.0}", "exactly where"),
-        ("augment=2.0", "from 0 to 1"),
-        ("autoencoder=mini", "dacvae is accepted"),
-        ("model.power=0.0", "power"),
-    ],
-)
-def test_bad_settings_are_named(recipe: Path, change: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        trainer_for(recipe, change)

@@ -4,31 +4,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
-from conftest import speechlike
+from conftest import refused, speechlike
 from torch.testing import assert_close
+from training import RECIPES, Build, write_speech
 
 import vokens
 from vokens.errors import ConfigError
 from vokens.models.socodec import SoCodec, SoCodecConfig, model
-from vokens.train.config import read_recipe
-from vokens.train.tasks.socodec import SoCodecTrainer
 
-SIZES = SoCodecConfig(
-    features="mel",
-    hubert_width=16,
-    width=32,
-    groups=4,
-    codebook_size=8,
-    codebook_dim=4,
-    speaker_channels=(8, 8, 8, 8, 16),
-    speaker_attention=8,
-    speaker_squeeze=4,
-    vocoder="vocos",
-    vocoder_width=24,
-    vocoder_layers=2,
-)
+LIGHT = {"vocoder": "vocos", "vocoder_width": 24, "vocoder_layers": 2}
+SIZES = SoCodecConfig(**RECIPES["socodec"]["model"] | LIGHT)
 
 
 def codec(sizes: SoCodecConfig = SIZES) -> SoCodec:
@@ -67,36 +53,23 @@ def test_stream_equals_whole(sizes: tuple[int, ...]) -> None:
     assert_close(torch.cat(heard, 1), whole, rtol=0, atol=1e-5)
 
 
-def test_a_trained_codec_gets_another_vocoder(tmp_path: Path) -> None:
+def test_a_trained_codec_gets_another_vocoder(trainer: Build, tmp_path: Path) -> None:
     old = codec(dataclasses.replace(SIZES, vocoder="bigvgan", vocoder_width=32))
     old.save_pretrained(tmp_path / "old")
-    (tmp_path / "speech").mkdir()
-    soundfile.write(tmp_path / "speech" / "0.wav", speechlike(16000, seed=0), 16000)
-    settings = dataclasses.asdict(SIZES)
-    recipe = tmp_path / "recipe.toml"
-    lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
-    recipe.write_text(
-        f'task = "socodec"\nout = "{tmp_path / "run"}"\ninit = "{tmp_path / "old"}"\nsteps = 30\nthreads = 1\n'
-        f'vocoder_seconds = 0.2\n[data]\ntrain = "{tmp_path / "speech"}"\ncache = "{tmp_path / "cache"}"\n'
-        "seconds = 0.72\nbatch_size = 2\n[optim]\nlearning_rate = 2e-3\n"
-        "[losses]\nwave_mel = 1.0\nwave_stft = 1.0\n[model]\n" + "\n".join(lines)
-    )
-    with pytest.raises(ConfigError, match="another vocoder"):
-        SoCodecTrainer(read_recipe(recipe, ["losses={mel=1.0}"]))
-    trainer = SoCodecTrainer(read_recipe(recipe))
-    losses = [trainer.train_step()["wave_mel"] for _ in range(30)]
+    vocos = 'model.vocoder="vocos"', "model.vocoder_width=24", "model.vocoder_layers=2"
+    changes = f"init={tmp_path / 'old'}", *vocos, "steps=30", "vocoder_seconds=0.2", "data.batch_size=2"
+    refused(ConfigError, "another vocoder", trainer, "socodec", *changes, "losses={mel=1.0}")
+    speech = write_speech(tmp_path / "speech", 16000, (1.0,))
+    alone = "losses={wave_mel=1.0, wave_stft=1.0}", f"data.train={speech}", "data.valid="
+    plain = "ema=0.0", "fit_codebooks=0", "optim.betas=[0.9, 0.99]", "optim.schedule=cosine", "optim.clip=0.0"
+    run = trainer("socodec", *changes, *alone, *plain, "optim.learning_rate=2e-3")
+    losses = [run.train_step()["wave_mel"] for _ in range(30)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    trainer.save()
-    new = vokens.load(tmp_path / "run" / "codec")
+    run.save()
+    new = vokens.load(run.out / "codec")
     assert isinstance(new, SoCodec)
     tokens = old.encode(speechlike(8000, seed=3), 16000)
     assert torch.equal(new.encode(speechlike(8000, seed=3), 16000).codes, tokens.codes)
     assert tokens.global_vector is not None
     mels = [each.decode_mel(tokens.codes, tokens.global_vector) for each in (old, new)]
     assert torch.equal(*mels)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)

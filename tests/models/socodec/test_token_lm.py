@@ -1,28 +1,21 @@
 """The token language model: delays come back, caches equal the whole, rows are as if alone, a corpus is learned."""
 
-import json
-from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from training import bfloat16_follows_float32, next_step_after_resuming
+from training import Build
 
 import vokens
-from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs import get_output
 from vokens.errors import ConfigError, TokensError
 from vokens.lm.cache import KVCache
 from vokens.lm.sampling import GREEDY, SamplingParams
 from vokens.models.socodec.lm import TokenLM, TokenLMConfig, delayed, undelayed
 from vokens.tokens import Tokens
-from vokens.train.config import read_recipe
-from vokens.train.tasks.token_lm import TokenLMTrainer
 
-SIZES = (7, 5, 6)
+TASK, SIZES = "token_lm", (7, 5, 6)
 
 
 def tokens(*lengths: int, vector_width: int = 0, seed: int = 0) -> Tokens:
@@ -117,58 +110,9 @@ def test_what_does_not_fit_is_named() -> None:
 # Training
 
 
-@pytest.fixture
-def recipe(extracted: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(
-        f"""
-task = "token_lm"
-name = "tiny"
-out = "{tmp_path / "run"}"
-steps = 3
-threads = 1
-log_every = 1
-validate_every = 3
-save_every = 100
-[model]
-width = 32
-layers = 2
-heads = 2
-[data]
-train = "{extracted}"
-valid = "{extracted}"
-batch_frames = 60
-[optim]
-learning_rate = 1e-2
-schedule = "constant"
-"""
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `vokens extract` writes, of 4 utterances."""
-    folder, some = tmp_path_factory.mktemp("tokens"), tokens(12, 9, 5, 7, seed=1)
-    facts = CodecInfo("tiny", "", 16000, 25 / 3, SIZES)
-    rows = [
-        Row(str(i), some.codes[i, :, :n].numpy(), n * 1920, n * 0.12)
-        for i, n in enumerate(some.lengths.tolist())
-    ]
-    for file in get_output("npy").write(folder, 0, rows, facts):
-        (folder / file.final).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file.path).rename(folder / file.final)
-    (folder / "run.json").write_text(json.dumps({"format": "npy", **asdict(facts), "source": "somewhere"}))
-    return folder
-
-
-def trainer_for(recipe: Path, *changes: str) -> TokenLMTrainer:
-    return TokenLMTrainer(read_recipe(recipe, changes))
-
-
 @pytest.mark.parametrize("delay", [0, 1])
-def test_a_tiny_corpus_is_learned_by_heart(recipe: Path, delay: int) -> None:
-    trainer = trainer_for(recipe, f"model.delay={delay}")
+def test_a_tiny_corpus_is_learned_by_heart(trainer_for: Build, delay: int) -> None:
+    trainer = trainer_for(f"model.delay={delay}")
     for _ in range(80):
         trainer.train_step()
     assert trainer.validate()["valid/nats"] < 0.3
@@ -178,25 +122,9 @@ def test_a_tiny_corpus_is_learned_by_heart(recipe: Path, delay: int) -> None:
     assert torch.equal(said.codes[0], torch.from_numpy(row.astype(np.int64)))
 
 
-def test_bfloat16_follows_float32(recipe: Path) -> None:
-    bfloat16_follows_float32(partial(trainer_for, recipe))
-
-
-def test_resuming_gives_the_identical_next_loss(recipe: Path) -> None:
-    changes = ("data.batch_frames=12", "model.dropout=0.2", "accumulate=2")  # several batches in an epoch
-    next_step_after_resuming(lambda: trainer_for(recipe, *changes), 5)
-
-
-def test_the_run_opens_and_samples(recipe: Path, tmp_path: Path) -> None:
-    trainer_for(recipe).run()
-    lm = vokens.load(tmp_path / "run" / "lm")
-    assert isinstance(lm, TokenLM)
+def test_the_trained_model_samples(finished: Build) -> None:
+    lm = vokens.load(finished(TASK).out / "lm")
     said = lm.generate(2, max_frames=6, seed=1)
     assert said.model == "tiny"
     assert said.codes.shape[1] == 3
     assert 1 <= int(said.lengths.max()) <= 6
-
-
-def test_what_the_tokens_say_is_not_said_again(recipe: Path) -> None:
-    with pytest.raises(ConfigError, match="comes from the tokens"):
-        trainer_for(recipe, "model.vector_width=3")

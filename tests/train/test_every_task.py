@@ -1,0 +1,214 @@
+"""What every trainer holds: stopping changes nothing, bfloat16 follows float32, what is left opens and is a start,
+settings that do not fit are named. A new task joins the tables here."""
+
+from functools import partial
+
+import pytest
+import torch
+from training import ALIGNED, DAC, VQ, Build, bfloat16_follows_float32, losses_of, next_step_after_resuming
+
+import vokens
+from vokens.errors import ConfigError
+from vokens.models.dacvae import DACVAE
+from vokens.models.flowae import FlowAE
+from vokens.models.learnable import LearnableLM
+from vokens.models.learnable.flow import LearnableFlow
+from vokens.models.mini import Mini
+from vokens.models.s3gen.flow import TokenToMel
+from vokens.models.s3gen.hift import HiFTNetModel
+from vokens.models.s3tokenizer import S3Tokenizer
+from vokens.models.socodec import SoCodec
+from vokens.models.socodec.lm import TokenLM
+from vokens.models.uslm import USLM
+from vokens.train.config import TASKS
+
+BALANCED = ("balance=true", "losses={mel=1.0, adversarial=1.0, feature=1.0, commit=0.25}")
+TWICE = "accumulate=2"
+AT_ONCE = "discriminators.start=0"
+
+# Task, steps before it is stopped (discriminators and codebooks have begun), changes, values that a step reports.
+STOPPED = [
+    ("codec", 4, ("save_every=4", TWICE), {"discriminator"}),
+    ("codec", 4, ("save_every=4", TWICE, *BALANCED), {"discriminator"}),
+    ("recogniser", 4, ("fit_codebooks=2", TWICE), {"ctc"}),
+    ("recogniser", 4, (*VQ, "fit_codebooks=2", TWICE), {"ctc", "commit"}),
+    ("dacvae", 3, ("discriminators.seconds=0.06", TWICE), {"discriminator", "adversarial", "feature", "kl"}),
+    (
+        "dacvae",
+        3,
+        ("discriminators.seconds=0.06", TWICE, "model.prior_layers=2", "model.prior_width=8"),
+        {"discriminator", "adversarial", "feature", "kl"},
+    ),
+    ("vocoder", 3, (TWICE,), {"discriminator", "relativistic", "feature"}),
+    ("flow_autoencoder", 2, (TWICE,), {"flow"}),
+    ("flow", 2, (TWICE,), {"flow"}),
+    ("learnable_flow", 1, ("objective=alpha", "noise_pairing=assignment", "contrastive=0.05"), {"flow"}),
+    ("socodec", 4, (TWICE,), {"mel_discriminator", "wave_discriminator"}),
+    # several batches in an epoch
+    ("token_lm", 5, ("data.batch_frames=12", "model.dropout=0.2", TWICE), set()),
+    ("learnable_lm", 3, ("data.batch_frames=60", TWICE, "ema=0.9"), {"loss"}),
+    ("learnable_lm", 3, ("data.batch_frames=60", TWICE, "ema=0.9", *ALIGNED), {"loss", "durations"}),
+    ("uslm", 3, ("data.batch_frames=60", TWICE, "ema=0.9"), {"first"}),
+]
+BFLOAT16 = [
+    ("codec", ("adversarial.start=0",)),
+    ("recogniser", ()),
+    ("recogniser", VQ),
+    ("dacvae", ("model.prior_layers=2", AT_ONCE)),
+    ("dacvae", (DAC, AT_ONCE)),
+    ("vocoder", (AT_ONCE,)),
+    ("flow_autoencoder", ()),
+    ("flow", ()),
+    ("learnable_flow", ("objective=imf",)),
+    ("socodec", ("fit_codebooks=0", "mel_discriminator.start=0", "wave_discriminator.start=0")),
+    ("token_lm", ()),
+    ("learnable_lm", ()),
+    ("uslm", ()),
+]
+# Class of what a run leaves, and what its last validation measures.
+LEFT: dict[str, tuple[type, set[str]]] = {
+    "codec": (Mini, {"valid/mel_1", "valid/mel_2"}),
+    "recogniser": (S3Tokenizer, {"valid/cer", "valid/cer_unquantized", "valid/use", "valid/bits"}),
+    "dacvae": (DACVAE, {"valid/mel", "valid/kl", "valid/active"}),
+    "vocoder": (HiFTNetModel, {"valid/mel", "valid/f0", "valid/voicing"}),
+    "flow_autoencoder": (FlowAE, {"valid/mel_1", "valid/mel_4"}),
+    "flow": (TokenToMel, {"valid/flow", "valid/mel_mean", "valid/mel_10"}),
+    "learnable_flow": (LearnableFlow, {"valid/flow", "valid/latent_1"}),
+    "socodec": (SoCodec, {"valid/mel_1", "valid/mel_4"}),
+    "token_lm": (TokenLM, {"valid/nats"}),
+    "learnable_lm": (LearnableLM, {"valid/nats"}),
+    "uslm": (USLM, {"valid/first"}),
+}
+SETTINGS = [
+    ("codec", "losses.distill=1.0", "teacher"),
+    ("codec", "adversarial.kinds=[]", "adversarial"),
+    ("recogniser", "task=singer", "codec, recogniser"),
+    ("recogniser", "losses={ctc=1.0, beauty=1.0}", "beauty"),
+    ("recogniser", "losses={}", "ctc is always there"),
+    ("recogniser", "losses={ctc=1.0, commit=1.0}", "commit"),
+    ("recogniser", "head.decoder_layers=1", "attention"),
+    ("recogniser", "data.longest=10.0", "rise"),
+    ("recogniser", "augment.speeds=[0.1]", "0.5 to 2"),
+    ("recogniser", "system=mini", "s3tokenizer"),
+    ("dacvae", "losses={mel=1.0}", "losses.kl"),
+    ("dacvae", "losses={kl=1.0}", "spectral loss"),
+    ("dacvae", "losses={kl=1.0, mel=1.0, beauty=1.0}", "beauty"),
+    ("dacvae", "model.network=rnn", "dac and stft"),
+    ("dacvae", "kl=free", "published"),
+    ("dacvae", "system=mini", "dacvae"),
+    ("vocoder", "losses={mel=1.0}", "losses.f0"),
+    ("vocoder", "losses={f0=1.0}", "losses.mel or"),
+    ("vocoder", "losses={f0=1.0, mel=1.0, beauty=1.0}", "beauty"),
+    ("vocoder", "model.sampling_rate=16000", "24000"),
+    ("vocoder", "system=s3gen", "hiftnet"),
+    ("vocoder", "sines=heard", "tracked"),
+    ("flow_autoencoder", "losses={kl=1.0}", "give flow"),
+    ("flow_autoencoder", "losses={flow=1.0, kl=1.0}", "exactly where"),
+    ("flow_autoencoder", "augment=2.0", "from 0 to 1"),
+    ("flow_autoencoder", "autoencoder=mini", "dacvae is accepted"),
+    ("flow_autoencoder", "model.power=0.0", "power"),
+    ("flow", "time=late", "cosine"),
+    ("flow", "system=mini", "s3gen"),
+    ("flow", "data.speaker=", "data.speaker"),
+    ("flow", "objective=intmeanflow", "distil.source"),
+    ("flow", "objective=flows", "imf"),
+    ("flow", "model.meanflow=true", "meanflow"),
+    ("flow", "noise_pairing=some", "assignment"),
+    ("flow", "guidance=0.7", "when generating"),
+    ("flow", "contrastive=-1.0", "contrastive"),
+    ("flow", "model.vocab_size=40", "81"),
+    ("flow", "model.loudness=3", "loudness"),
+    ("learnable_flow", "data.latents=", "data.latents"),
+    ("learnable_flow", "model.mel_bins=80", "leave these to the data"),
+    ("learnable_flow", "model.token_mel_ratio=3", "leave these to the data"),
+    ("learnable_flow", "system=s3gen", "learnable_flow"),
+    ("socodec", "losses={commit=1.0}", "losses.mel"),
+    ("socodec", "losses={mel=1.0, wave_feature=1.0}", "wave_mel"),
+    ("socodec", "model.features=hubert", "hubert ="),
+    ("socodec", "losses={mel=1.0, semantic=1.0}", "semantic"),
+    ("token_lm", "model.vector_width=3", "comes from the tokens"),
+    ("learnable_lm", "model.speech_tokens=3", "comes from the tokens"),
+    ("learnable_lm", "model.front_end=", "how text becomes ids"),
+    ("learnable_lm", "model.backbone.vocab_size=5", "ids of the front end"),
+    ("learnable_lm", "bistream=1.5", "shares"),
+    ("learnable_lm", "model.positions=aligned", "bistream = 0 is accepted"),
+    ("learnable_lm", "preference.reference=x", "preference.beta"),
+    ("learnable_lm", "data.longest=3", "data.longest"),
+    ("learnable_lm", "data.train=nowhere.jsonl", "data.codec"),
+    ("uslm", "model.codebook_size=3", "comes from the tokens"),
+    ("uslm", "networks=all", "both, ar, nar"),
+    ("uslm", "keep_best=0", "at least 1"),
+    ("uslm", "tracker=paper", "wandb"),
+]
+
+
+@pytest.mark.parametrize(("task", "steps", "changes", "names"), STOPPED)
+def test_resuming_gives_the_identical_next_loss(
+    trainer: Build, task: str, steps: int, changes: tuple[str, ...], names: set[str]
+) -> None:
+    assert names <= next_step_after_resuming(partial(trainer, task, *changes), steps).keys()
+
+
+@pytest.mark.parametrize(("task", "changes"), BFLOAT16)
+def test_bfloat16_follows_float32(trainer: Build, task: str, changes: tuple[str, ...]) -> None:
+    bfloat16_follows_float32(partial(trainer, task), *changes)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "part", "falls"),
+    [
+        ("codec", ("adversarial.start=0",), "", False),
+        ("dacvae", (AT_ONCE, "losses={mel=0.0, kl=0.0, adversarial=1.0}"), "", True),
+        ("vocoder", (AT_ONCE, "losses={f0=1.0, mel=0.0, adversarial=1.0}"), "ups", True),
+        ("socodec", ("mel_discriminator.start=0", "wave_discriminator.start=0"), "vocoder", False),
+    ],
+)
+def test_discriminators_and_network_learn_by_turns(
+    trainer: Build, task: str, changes: tuple[str, ...], part: str, falls: bool
+) -> None:
+    """Each by its own loss; with the network's other losses off, the discriminators' falls."""
+    run = trainer(task, *changes)
+    networks = [run.model, *(gan.network for gan in run.gans)]
+    before = [{name: value.clone() for name, value in each.state_dict().items()} for each in networks]
+    first = run.train_step()
+    for each, was, named in zip(networks, before, [part, *[""] * len(run.gans)], strict=True):
+        assert any(not torch.equal(was[k], v) for k, v in each.state_dict().items() if named in k)
+    if falls:
+        assert [run.train_step() for _ in range(8)][-1]["discriminator"] < first["discriminator"]
+
+
+@pytest.mark.parametrize("task", LEFT)
+def test_a_run_leaves_its_ema_as_a_model_that_opens(finished: Build, task: str) -> None:
+    run, (kind, measures) = finished(task), LEFT[task]
+    model, final = vokens.load(run.out / run.exported), run.final_model().state_dict()
+    assert type(model) is kind
+    assert model.name == "tiny"
+    assert model.state_dict().keys() == final.keys()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, final[name], atol=1e-6, rtol=1e-6)
+    present = run.model.state_dict()
+    averaged = any(not torch.equal(value, present[name]) for name, value in run.final_state().items())
+    assert averaged == bool(run.config.ema)
+    assert measures <= losses_of(run.out)[-1].keys()
+    assert any((run.out / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("task", LEFT)
+def test_what_a_run_left_is_a_start(finished: Build, trainer: Build, task: str) -> None:
+    run = finished(task)
+    left = run.out / ("recogniser.safetensors" if task == "recogniser" else run.exported)
+    again = trainer(task, f"init={left}").final_model().state_dict()
+    for name, value in run.final_model().state_dict().items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "change", "words"), SETTINGS)
+def test_settings_that_do_not_fit_are_named(trainer: Build, task: str, change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        trainer(task, change)
+
+
+def test_no_task_is_left_out() -> None:
+    for rows in (STOPPED, BFLOAT16, SETTINGS):
+        assert {row[0] for row in rows} == set(TASKS)
+    assert set(LEFT) == set(TASKS)
