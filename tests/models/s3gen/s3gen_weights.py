@@ -1,15 +1,51 @@
 """The networks of S3Gen's golden files: sizes from their README, weights from the published names."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from golden.weights import tensor
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vokens.checkpoint import load_strict
 from vokens.models.s3gen.checkpoint import flow_from_published, flow_to_published
 from vokens.models.s3gen.config import DIALECTS, S3GenConfig
+
+# Scale and offset of some weights, as the files' config.json has them.
+OVERRIDES = {
+    r".*\.alpha": (1.0, 1.0),
+    r"mel2wav\.conv_pre\.parametrizations\.weight\.original0": (0.15, 0.0),
+    r"mel2wav\.(source_)?resblocks\..*\.convs2\.\d\.parametrizations\.weight\.original0": (0.3, 0.0),
+    r"mel2wav\.m_source\.l_linear\.weight": (3.0, 0.0),
+    r"speaker_encoder\..*(conv[12]|linear\w*|shortcut\.0)\.weight": (1.4, 0.0),
+    r"mel2wav\.f0_predictor\.classifier\.weight": (100.0, 0.0),
+    r"mel2wav\.f0_predictor\.classifier\.bias": (1.0, 150.0),
+}
+
+
+def weight(name: str, like: Tensor) -> Tensor:
+    """The golden weight of a published name; counters are 0."""
+    if not like.is_floating_point():
+        return torch.zeros(like.shape, dtype=like.dtype)
+    factor, summand = next((o for pattern, o in OVERRIDES.items() if re.fullmatch(pattern, name)), (1.0, 0.0))
+    return tensor(name, tuple(like.shape)) * factor + summand
+
+
+def recorded(folder: Path, name: str, heading: str = "") -> dict[str, Tensor]:
+    """A golden file, or what is under a heading: float16 cast up, PCM divided."""
+    found = load_file(folder / f"{name}.safetensors")
+    found = part(found, heading) if heading else found
+    return {
+        key: value / 32768
+        if value.dtype == torch.int16
+        else value.float()
+        if value.is_floating_point()
+        else value
+        for key, value in found.items()
+    }
 
 
 def reduced(dialect: str) -> S3GenConfig:

@@ -1,13 +1,13 @@
 """HiFT against recorded outputs of Chatterbox and CosyVoice, checkpoints, ragged batches and seeds."""
 
-import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from golden.weights import tensor
-from safetensors.torch import load_file
+from s3gen_weights import recorded, weight
 from torch import Tensor
 
 from vokens import checkpoint
@@ -19,30 +19,14 @@ from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
 from vokens.models.s3gen.source import HarmonicSource, KeyedDraws, PublishedDraws
 
 FOLDER = Path(__file__).parents[2] / "golden/s3gen"
+golden = partial(recorded, FOLDER)
 REDUCED = replace(S3GEN_24K, base_channels=32, f0_predictor_cond_channels=32)
-# The recorded runs scale some of the weights that follow from their names: pattern -> (factor, summand).
-OVERRIDES = {
-    r".*\.alpha": (1.0, 1.0),
-    r"conv_pre\.parametrizations\.weight\.original0": (0.15, 0.0),
-    r"(source_)?resblocks\..*\.convs2\.\d\.parametrizations\.weight\.original0": (0.3, 0.0),
-    r"m_source\.l_linear\.weight": (3.0, 0.0),
-    r"f0_predictor\.classifier\.weight": (100.0, 0.0),
-    r"f0_predictor\.classifier\.bias": (1.0, 150.0),
-}
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    return {key: value.float() for key, value in load_file(FOLDER / f"{name}.safetensors").items()}
 
 
 def published_state(config: HiFTNetConfig) -> dict[str, Tensor]:
     """Test weights under the published names, weight norm in its newer spelling."""
     state = hift_to_published(HiFTNetModel(config).state_dict())
-    for name in state:
-        value = tensor(f"mel2wav.{name}", tuple(state[name].shape))
-        factor, summand = next((o for p, o in OVERRIDES.items() if re.fullmatch(p, name)), (1.0, 0.0))
-        state[name] = value * factor + summand
-    return state
+    return {name: weight(f"mel2wav.{name}", like) for name, like in state.items()}
 
 
 def build(config: HiFTNetConfig) -> HiFTNetModel:

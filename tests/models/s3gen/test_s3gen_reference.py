@@ -1,13 +1,12 @@
 """The reference voice of S3Gen against recorded ref_dicts of Chatterbox; batches, rates, bad input."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import speechlike
-from golden.weights import tensor
+from s3gen_weights import weight
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,25 +17,15 @@ from vokens.nn.campplus import CAMPPlus
 
 GOLDEN = load_file(Path(__file__).parents[2] / "golden/s3gen/embed_ref.safetensors")
 RATES = {"even24k": 24000, "odd24k": 24000, "from44k": 44100, "from16k": 16000, "silence": 24000}
-SCALED = re.compile(r"(conv[12]|linear\w*|shortcut\.0)\.weight$")  # the recorded run scales these by 1.4
 
 
 @pytest.fixture(scope="module")
 def parts() -> dict[str, torch.nn.Module]:
     tokenizer = S3Tokenizer(S3TokenizerConfig(width=128, heads=2, layers=2))
-    state = tokenizer.to_published()
-    for name, value in state.items():
-        if value.is_floating_point():
-            state[name] = tensor(f"tokenizer.{name}", tuple(value.shape))
+    state = {name: weight(f"tokenizer.{name}", value) for name, value in tokenizer.to_published().items()}
     speaker = CAMPPlus().eval().requires_grad_(False)
-    for name, value in speaker.state_dict().items():
-        if value.is_floating_point():
-            published = tensor(f"speaker_encoder.{name}", tuple(value.shape))
-            value.copy_(published * 1.4 if SCALED.search(name) else published)
-    return {
-        "tokenizer": S3Tokenizer.from_published(state, tokenizer.config),
-        "speaker_encoder": speaker,
-    }
+    speaker.load_state_dict({k: weight(f"speaker_encoder.{k}", v) for k, v in speaker.state_dict().items()})
+    return {"tokenizer": S3Tokenizer.from_published(state, tokenizer.config), "speaker_encoder": speaker}
 
 
 def recorded_wave(name: str) -> Tensor:
