@@ -180,7 +180,7 @@ def finished(
     return run
 
 
-def refused(error: type[Exception], words: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+def refused(error: Any, words: str, call: Callable[..., Any], /, *args: Any, **options: Any) -> None:
     """Assert that the call raises this error, with one line that these words are found in."""
     with pytest.raises(error, match=words) as caught:
         call(*args, **options)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 
 from vokens.bench import metrics
 from vokens.errors import AudioError
@@ -205,8 +206,7 @@ def test_what_is_not_defined_is_nan():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(AudioError, match="equal length"):
-        metrics.si_sdr(np.zeros(5), np.zeros(6))
+    refused(AudioError, "equal length", lambda: metrics.si_sdr(np.zeros(5), np.zeros(6)))
 
 
 # Spectra, cepstra, pitch

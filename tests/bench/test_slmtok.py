@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import refused
 
 from vokens.bench.evaluators import open_recogniser, open_speaker_model
 from vokens.bench.metrics import cosine
@@ -239,14 +240,12 @@ def test_wavlm_voices(wavlm):
 
 @pytest.mark.parametrize("name", ["whisper", "whisper:", "moonshine", "", "wavlm:x"])
 def test_unknown_recognisers(name):
-    with pytest.raises(ConfigError, match=r"moonshine-tiny-en, .*whisper:ID"):
-        open_recogniser(name)
+    refused(ConfigError, r"moonshine-tiny-en, .*whisper:ID", open_recogniser, name)
 
 
 def test_a_model_that_is_not_there(tmp_path):
     pytest.importorskip("transformers")
-    with pytest.raises(DownloadError, match="a folder with its files"):
-        open_speaker_model(f"wavlm:{tmp_path}")
+    refused(DownloadError, "a folder with its files", open_speaker_model, f"wavlm:{tmp_path}")
 
 
 # The run
@@ -296,8 +295,7 @@ def test_a_run_is_repeated_and_resumed(corpus, tiny_codec_folder, whisper, wavlm
     assert run(dataclasses.replace(options, out=tmp_path / "two")) == 0
     assert (tmp_path / "two" / "slmtok.jsonl").read_bytes() == lines
     assert (tmp_path / "two" / "slmtok.json").read_bytes() == summary
-    with pytest.raises(ConfigError, match="another --out"):
-        run(dataclasses.replace(options, probe_steps=4))
+    refused(ConfigError, "another --out", lambda: run(dataclasses.replace(options, probe_steps=4)))
 
 
 def test_parts_are_left_out(corpus, tiny_codec_folder, whisper, wavlm, tmp_path):
@@ -324,19 +322,15 @@ def test_without_evaluators_and_with_a_broken_file_the_rest_is_measured(
     assert f"vokens: {broken['id']}: " in said
     (row,) = json.loads((tmp_path / "slmtok.json").read_text())["rows"]
     assert "probe-cer" in row["metric"]
-    with pytest.raises(NotInstalled, match="campplus-zh-en"):
-        run(dataclasses.replace(options, probe_steps=0))
+    refused(NotInstalled, "campplus-zh-en", lambda: run(dataclasses.replace(options, probe_steps=0)))
 
 
 def test_what_cannot_be_measured(corpus, tiny_codec_folder, whisper, wavlm, tmp_path):
     options = asked(corpus, tiny_codec_folder, tmp_path, whisper, wavlm)
     with pytest.raises(ConfigError, match=r"trains a recogniser.*--train-split"):
         run(dataclasses.replace(options, train_split="nowhere"))
-    with pytest.raises(ConfigError, match="split=test"):
-        run(dataclasses.replace(options, data=None))
-    with pytest.raises(ConfigError, match="--pairs is 0"):
-        dataclasses.replace(options, pairs=0)
-    with pytest.raises(ConfigError, match="nothing to measure"):
-        dataclasses.replace(options, probe_steps=0, resynthesised=0)
+    refused(ConfigError, "split=test", lambda: run(dataclasses.replace(options, data=None)))
+    refused(ConfigError, "--pairs is 0", dataclasses.replace, options, pairs=0)
+    refused(ConfigError, "nothing to measure", dataclasses.replace, options, probe_steps=0, resynthesised=0)
     assert spell("Straße", ALPHABET) is None
     assert spell("Übung", ALPHABET) == spell("ubung", ALPHABET)  # accents alone are left out

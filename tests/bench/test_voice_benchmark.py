@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from conftest import speechlike
+from conftest import refused, speechlike
 from speakers import tiny_speech
 
 import vokens
@@ -69,14 +69,8 @@ def test_stages_are_measured_once_for_each_model(
     results = tmp_path / "results.json"
     assert len(bench("--json", results, "--out", tmp_path / "waves")) == 2 * 2 * 6
     table = capsys.readouterr().out.strip().splitlines()
-    stages = [
-        "recording",
-        "autoencoder",
-        "tokens, 1 step",
-        "tokens, 2 steps",
-        "text, 1 step",
-        "text, 2 steps",
-    ]
+    stages = ["recording", "autoencoder"]
+    stages += ["tokens, 1 step", "tokens, 2 steps", "text, 1 step", "text, 2 steps"]
     assert [row.split(" | ")[0][2:] for row in table[2:]] == [
         f"{name}: {stage}" for stage in stages for name in ("synthetic", "real")
     ]
@@ -104,5 +98,4 @@ def test_parts_apart_and_trained_on_since(bench, tmp_path: Path, capsys: pytest.
 
 def test_a_sentence_that_is_gone_is_named(bench, tmp_path: Path) -> None:
     (tmp_path / "items.json").write_text(json.dumps({"items": {"real": [["7", "8"]]}, "rows": {}}))
-    with pytest.raises(SystemExit, match="lacks 7"):
-        bench("--items", tmp_path / "items.json")
+    refused(SystemExit, "lacks 7", bench, "--items", tmp_path / "items.json")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import build_tiny_mini, speechlike
+from conftest import build_tiny_mini, refused, speechlike
 
 from vokens.cli import main
 from vokens.corpus import decode, shard
@@ -150,8 +150,7 @@ class TestIdentity:
 
     def test_a_foreign_folder_is_refused(self, manifest: Path, codec: Codec, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(ConfigError, match=r"holds thesis\.tex"):
-            extract(settings(manifest, tmp_path), codec)
+        refused(ConfigError, r"holds thesis\.tex", lambda: extract(settings(manifest, tmp_path), codec))
         assert list(tree(tmp_path)) == ["thesis.tex"]
 
     @pytest.mark.parametrize("source", ["nowhere.jsonl", "empty.jsonl", "twice.jsonl"])
@@ -196,8 +195,7 @@ class TestPool:
 
         with DecodePool(RATE, 1) as pool:
             pool.expect(0, broken())
-            with pytest.raises(ConfigError, match="has changed"):
-                list(pool.take(0))
+            refused(ConfigError, "has changed", lambda: list(pool.take(0)))
 
     def test_automatic_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(decode.os, "sched_getaffinity", lambda _: set(range(64)))
@@ -325,8 +323,7 @@ class TestTorchrun:
 
     @pytest.mark.parametrize("names", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
     def test_nonsense(self, names: dict[str, str]) -> None:
-        with pytest.raises(ConfigError, match="RANK"):
-            Layout.from_environment(names)
+        refused(ConfigError, "RANK", Layout.from_environment, names)
 
 
 class TestCommand:

@@ -48,17 +48,8 @@ class Corpus:
     codec: Path
 
     def words(self, out: Path, *more: str) -> list[str]:
-        settings = ["--shard-size", str(SHARD), "--workers", "0", "--batch-seconds", "1"]
-        return [
-            "extract",
-            str(self.manifest),
-            "--model",
-            str(self.codec),
-            "--out",
-            str(out),
-            *settings,
-            *more,
-        ]
+        words = f"extract {self.manifest} --model {self.codec} --out {out} --shard-size {SHARD}"
+        return [*words.split(), "--workers", "0", "--batch-seconds", "1", *more]
 
 
 @pytest.fixture(scope="module")
@@ -249,14 +240,8 @@ class TestKilled:
                     if worker.job is not None and worker.job.utterance.key == "deadly":
                         worker.process.kill()
 
-            pool.expect(
-                0,
-                [
-                    Utterance("a", good),
-                    Utterance("deadly", str(tmp_path / "deadly.wav")),
-                    Utterance("b", good),
-                ],
-            )
+            deadly = Utterance("deadly", str(tmp_path / "deadly.wav"))
+            pool.expect(0, [Utterance("a", good), deadly, Utterance("b", good)])
             threading.Thread(target=kill).start()
             first, deadly, last = pool.take(0)
             over.set()

@@ -52,12 +52,9 @@ def cluster():
     from ray.cluster_utils import Cluster as Raylets
 
     sizes = {"num_cpus": 2, "object_store_memory": 80_000_000}
-    quick = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 300,
-        "health_check_failure_threshold": 3,
-        "worker_niceness": 0,  # 15 by default
-    }
+    quick = {"initial_delay_ms": 0, "period_ms": 300, "failure_threshold": 3}
+    quick = {f"health_check_{name}": value for name, value in quick.items()}
+    quick["worker_niceness"] = 0  # 15 by default
     head = {**sizes, "include_dashboard": False, "_system_config": quick}
     raylets = Raylets(initialize_head=True, head_node_args=head)
     second = raylets.add_node(**sizes)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -233,8 +234,7 @@ def test_sidecar_below_the_output_folder(tmp_path: Path):
     row = make_row(S3, 5, audio=f"{tmp_path}/corpus/a/../b/x.flac")
     files = output.write(tmp_path, 0, [row], S3)
     assert [file.final for file in files] == [Path("b/x_fsq.pt"), Path("shard-000000.jsonl")]
-    with pytest.raises(TokensError, match="is not below"):
-        output.check(make_row(S3, 5, audio="/elsewhere/x.wav"), S3)
+    refused(TokensError, "is not below", lambda: output.check(make_row(S3, 5, audio="/elsewhere/x.wav"), S3))
 
 
 def test_npy_files(tmp_path: Path):
@@ -373,8 +373,7 @@ def test_codes_that_do_not_fit_are_refused(name: str, tmp_path: Path):
     ]:
         with pytest.raises(TokensError, match=match):
             get_output(name).write(tmp_path, 0, [replace(row, codes=codes)], S3)
-    with pytest.raises(TokensError, match="appears 2 times"):
-        get_output(name).write(tmp_path, 0, [row, row], S3)
+    refused(TokensError, "appears 2 times", lambda: get_output(name).write(tmp_path, 0, [row, row], S3))
     with pytest.raises(TokensError, match="text is not valid Unicode"):
         get_output(name).check(replace(row, text="\udcff"), S3)
     assert not list(tmp_path.iterdir())
@@ -383,8 +382,7 @@ def test_codes_that_do_not_fit_are_refused(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["npy", "webdataset", "shar"])
 @pytest.mark.parametrize("key", ["/etc/x", "../x", "a/../../x", "a//b", "./a", "", "a/", "nul\0", "é" * 130])
 def test_keys_that_cannot_name_a_file_are_refused(name: str, key: str):
-    with pytest.raises(TokensError, match="the key"):
-        get_output(name).check(make_row(S3, 3, key, audio=None), S3)
+    refused(TokensError, "the key", lambda: get_output(name).check(make_row(S3, 3, key, audio=None), S3))
 
 
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "megatron"])
@@ -411,10 +409,8 @@ def test_sidecar_of_two_pieces_of_a_recording(tmp_path: Path):
 
 
 def test_names():
-    with pytest.raises(ConfigError, match="no output 'tfrecord': give jsonl, parquet"):
-        get_output("tfrecord")
-    with pytest.raises(ConfigError, match="audio_root"):
-        get_output("npy", audio_root="/x")
+    refused(ConfigError, "no output 'tfrecord': give jsonl, parquet", get_output, "tfrecord")
+    refused(ConfigError, "audio_root", get_output, "npy", audio_root="/x")
 
 
 def test_missing_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -228,8 +229,7 @@ def test_rows_that_no_batch_takes(tmp_path: Path):
     dataset = TokenDataset(folder)
     dataset.frames[3] = 0
     assert 3 not in chain.from_iterable(TokenBatches(dataset, 100))
-    with pytest.raises(ConfigError, match=r"batch_frames is 20, but there are rows of \d\d frames"):
-        TokenBatches(dataset, 20)
+    refused(ConfigError, r"batch_frames is 20, but there are rows of \d\d frames", TokenBatches, dataset, 20)
     kept = chain.from_iterable(TokenBatches(dataset, 20, max_frames=20))
     assert sorted(kept) == [i for i, n in enumerate(dataset.frames) if 0 < n <= 20]
 
@@ -238,14 +238,11 @@ def test_rows_that_no_batch_takes(tmp_path: Path):
 
 
 def test_folders_that_are_no_run(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"no output of vokens extract.*run\.json"):
-        TokenDataset(tmp_path)
+    refused(ConfigError, r"no output of vokens extract.*run\.json", TokenDataset, tmp_path)
     (tmp_path / "run.json").write_text('{"format": "npy"}')
-    with pytest.raises(ConfigError, match="no output of vokens extract"):
-        TokenDataset(tmp_path)
+    refused(ConfigError, "no output of vokens extract", TokenDataset, tmp_path)
     folder = write_run(tmp_path / "run", "jsonl", shards=0)
-    with pytest.raises(ConfigError, match="no complete shard"):
-        TokenDataset(folder)
+    refused(ConfigError, "no complete shard", TokenDataset, folder)
 
 
 def test_a_folder_without_its_run_file_is_read_when_told(tmp_path: Path):
@@ -257,7 +254,5 @@ def test_a_folder_without_its_run_file_is_read_when_told(tmp_path: Path):
 
 def test_processes_without_rows(tmp_path: Path):
     dataset = TokenDataset(write_run(tmp_path, "jsonl", shards=1, rows=2))
-    with pytest.raises(ConfigError, match="2 rows are too few for 3 processes"):
-        TokenBatches(dataset, 100, rank=0, world=3)
-    with pytest.raises(ConfigError, match="rank 3 of 3"):
-        TokenBatches(dataset, 100, rank=3, world=3)
+    refused(ConfigError, "2 rows are too few for 3 processes", TokenBatches, dataset, 100, rank=0, world=3)
+    refused(ConfigError, "rank 3 of 3", TokenBatches, dataset, 100, rank=3, world=3)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import build_tiny_s3tokenizer, build_tiny_speechtokenizer, speechlike
+from conftest import build_tiny_s3tokenizer, build_tiny_speechtokenizer, refused, speechlike
 
 import vokens
 from vokens import registry
@@ -149,12 +149,8 @@ class TestFrame:
 class TestJobs:
     """Inputs and outputs are paired before any work."""
 
-    PLAN: ClassVar[dict[str, Any]] = {
-        "suffixes": (".wav", ".flac"),
-        "outputs": (".vok", ".json"),
-        "suffix": None,
-        "overwrite": False,
-    }
+    PLAN: ClassVar[dict[str, Any]] = {"suffixes": (".wav", ".flac"), "outputs": (".vok", ".json")}
+    PLAN |= {"suffix": None, "overwrite": False}
 
     def test_linked_folders_and_loops(self, tmp_path: Path) -> None:
         (tmp_path / "c/sub").mkdir(parents=True)
@@ -248,8 +244,7 @@ class TestJobs:
         monkeypatch.chdir(corpus)
         (corpus / "empty").mkdir()
         (corpus / "README").touch()
-        with pytest.raises(ConfigError, match=message):
-            plan(inputs, output, **{**self.PLAN, **changed})
+        refused(ConfigError, message, plan, inputs, output, **{**self.PLAN, **changed})
 
     def test_two_inputs_for_one_output_are_refused(self, corpus: Path) -> None:
         write_sound(corpus / "in/sub/a.wav")
@@ -281,12 +276,10 @@ class TestCodebookRange:
 
     @pytest.mark.parametrize("text", ["0", "9", "3-2", "1-9", "one", "-1", "1,2", ""])
     def test_others_are_refused_with_those_present(self, text: str) -> None:
-        with pytest.raises(ConfigError, match="1-8"):
-            codebook_range(text, 0, 8)
+        refused(ConfigError, "1-8", codebook_range, text, 0, 8)
 
     def test_the_first_is_not_present_in_layers_two_to_eight(self) -> None:
-        with pytest.raises(ConfigError, match="2-8"):
-            codebook_range("1", 1, 7)
+        refused(ConfigError, "2-8", codebook_range, "1", 1, 7)
 
 
 class TestEncodeDecode:
@@ -526,14 +519,8 @@ class TestRoundtrip:
     def test_leaves_nothing_behind_without_matplotlib(
         self, tmp_path: Path, codec_folder: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = [
-            "roundtrip",
-            str(write_sound(tmp_path / "a.wav")),
-            "-o",
-            str(tmp_path / "b.wav"),
-            "-m",
-            codec_folder,
-        ]
+        a, b = write_sound(tmp_path / "a.wav"), tmp_path / "b.wav"
+        words = ["roundtrip", str(a), "-o", str(b), "-m", codec_folder]
         with pytest.MonkeyPatch.context() as missing:
             missing.setitem(sys.modules, "matplotlib", None)
             assert main([*words, "--picture", str(tmp_path / "new/b.png")]) == 2

@@ -174,19 +174,8 @@ def test_from_the_folder_where_all_is(
     monkeypatch.chdir(tmp_path)
     for name, place in (("data", data), ("model", model), ("campplus", speaker.parent)):
         (tmp_path / name).symlink_to(place)
-    command = [
-        "extract",
-        "data/",
-        "--model",
-        "model",
-        "--format",
-        "cosyvoice",
-        "--speaker",
-        "campplus",
-        "--out",
-        "out",
-    ]
-    assert vokens_main([*command, "--shard-size", "2", "--workers", "0", "--device", "cpu"]) == 0
+    command = "extract data/ --model model --format cosyvoice --speaker campplus --out out --shard-size 2 --workers 0"
+    assert vokens_main([*command.split(), "--device", "cpu"]) == 0
     assert (tmp_path / "out/data.list").read_text().split()[0] == str(tmp_path / "out/parquet_000000000.tar")
     assert (tmp_path / "out/utt2speech_token.pt").read_bytes() == (made / "utt2speech_token.pt").read_bytes()
     assert vokens_main(["inspect", "out", "--model", "model", "--sample", "20", "--device", "cpu"]) == 0
@@ -226,14 +215,8 @@ def test_what_is_missing_is_said(data: Path, codec: Codec, speaker: Path, tmp_pa
 def test_pieces_and_other_forms(codec: Codec, model: Path, speaker: Path, tmp_path: Path) -> None:
     """A piece of a recording becomes a file of its own; the embedding is there in every form."""
     soundfile.write(tmp_path / "long.flac", speechlike(48000, 3, 24000), 24000)
-    line = {
-        "id": "piece",
-        "audio_filepath": "long.flac",
-        "offset": 0.5,
-        "duration": 1.0,
-        "text": "t",
-        "speaker": "s",
-    }
+    line = {"id": "piece", "audio_filepath": "long.flac", "offset": 0.5, "duration": 1.0}
+    line |= {"text": "t", "speaker": "s"}
     (tmp_path / "list.jsonl").write_text(json.dumps(line) + "\n")
     for form in ("cosyvoice", "jsonl"):
         run = settings(tmp_path / "list.jsonl", tmp_path / form, speaker=speaker, format=form)
@@ -318,15 +301,9 @@ class TestPublishedCommands:
         assert not [path for path in prepared.iterdir() if path.name.startswith(".")]
 
     def test_parquet_as_the_run_makes_it(self, prepared: Path, made: Path, tmp_path: Path) -> None:
-        flags = [
-            "--src_dir",
-            str(prepared),
-            "--des_dir",
-            str(tmp_path / "out"),
-            "--num_utts_per_parquet",
-            "2",
-        ]
-        assert main(["make_parquet_list", *flags, "--num_processes", "2", "--dpo"]) == 0
+        places = ["--src_dir", str(prepared), "--des_dir", str(tmp_path / "out")]
+        flags = "--num_utts_per_parquet 2 --num_processes 2 --dpo"
+        assert main(["make_parquet_list", *places, *flags.split()]) == 0
         for ours, theirs in zip(parquet_rows(tmp_path / "out"), parquet_rows(made), strict=True):
             assert Path(ours.pop("wav")).name == Path(theirs.pop("wav")).name
             assert ours.pop("reject_speech_token") == []

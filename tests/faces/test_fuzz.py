@@ -57,14 +57,8 @@ def _lines(*rows: object) -> Callable[[Path], None]:
 
 
 ROWS = (
-    {
-        "id": "a",
-        "audio": "{dir}/a.wav",
-        "duration": 1.0,
-        "text": "two words",
-        "split": "test",
-        "speaker": "s",
-    },
+    {"id": "a", "audio": "{dir}/a.wav", "duration": 1.0, "text": "two words"}
+    | {"split": "test", "speaker": "s"},
     {"id": "b", "audio_filepath": "{dir}/b.flac", "offset": 0.25, "duration": 0.5, "lang": "en"},
 )
 CUT = {
@@ -88,6 +82,7 @@ seconds = 0.5
 learning_rate = 1e-3
 """
 
+EXTRACT = ("extract {file} --out {out} -m {model} --workers 0",)
 # Kind of file: how a good one is written, and the command lines that read it.
 KINDS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     **{
@@ -95,18 +90,12 @@ KINDS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         for suffix in ("wav", "flac", "mp3", "ogg", "opus", "aiff", "au", "w64", "rf64", "caf")
     },
     "trip.wav": (_audio("wav"), ("roundtrip {file} -o {out} -m {model}",)),
-    "voice.flac": (_audio("flac"), ("extract {file} --out {out} -m {model} --workers 0",)),
-    "tar": (_tar, ("extract {file} --out {out} -m {model} --workers 0",)),
-    "jsonl": (_lines(*ROWS), ("extract {file} --out {out} -m {model} --workers 0",)),
-    "cuts.jsonl": (_lines(CUT), ("extract {file} --out {out} -m {model} --workers 0",)),
-    "wav.scp": (
-        _lines("a {dir}/a.wav", "b {dir}/b.flac"),
-        ("extract {file} --out {out} -m {model} --workers 0",),
-    ),
-    "list.txt": (
-        _lines("{dir}/a.wav", "{dir}/b.flac"),
-        ("extract {file} --out {out} -m {model} --workers 0",),
-    ),
+    "voice.flac": (_audio("flac"), EXTRACT),
+    "tar": (_tar, EXTRACT),
+    "jsonl": (_lines(*ROWS), EXTRACT),
+    "cuts.jsonl": (_lines(CUT), EXTRACT),
+    "wav.scp": (_lines("a {dir}/a.wav", "b {dir}/b.flac"), EXTRACT),
+    "list.txt": (_lines("{dir}/a.wav", "{dir}/b.flac"), EXTRACT),
     "bench.jsonl": (_lines(*ROWS), ("bench tokens --models {model} --data {file} --out {out}",)),
     "toml": (_lines(RECIPE), ("train {file} --set out={out}",)),
     **{

@@ -9,26 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import refused
 
 from vokens.audio import duration, load
 from vokens.errors import AudioError
 
 RATE = 16000
-FORMATS = {
-    "wav": ("WAV", "PCM_16"),
-    "float": ("WAV", "FLOAT"),
-    "adpcm": ("WAV", "MS_ADPCM"),
-    "gsm": ("WAV", "GSM610"),
-    "rf64": ("RF64", "PCM_16"),
-    "w64": ("W64", "PCM_16"),
-    "aiff": ("AIFF", "PCM_16"),
-    "caf": ("CAF", "PCM_16"),
-    "au": ("AU", "PCM_16"),
-    "sph": ("NIST", "PCM_16"),
-    "flac": ("FLAC", "PCM_16"),
-    "ogg": ("OGG", "VORBIS"),
-    "opus": ("OGG", "OPUS"),
-    "mp3": ("MP3", "MPEG_LAYER_III"),
+PLAIN = ("wav", "rf64", "w64", "aiff", "caf", "au", "flac")
+FORMATS = {name: (name.upper(), "PCM_16") for name in PLAIN} | {
+    **{"sph": ("NIST", "PCM_16"), "float": ("WAV", "FLOAT"), "adpcm": ("WAV", "MS_ADPCM")},
+    **{"gsm": ("WAV", "GSM610"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")},
+    **{"mp3": ("MP3", "MPEG_LAYER_III")},
 }
 MEDIA = {"m4a": ("mp4", "aac"), "webm": ("webm", "libopus"), "aac": ("adts", "aac"), "wma": ("asf", "wmav2")}
 
@@ -80,8 +71,7 @@ def id3(size: int) -> bytes:
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.99])
 def test_truncated_files_are_refused(form: str, share: float) -> None:
     content = written(form, 2.0)
-    with pytest.raises(AudioError, match=r"is truncated|not readable"):
-        load(content[: int(share * len(content))])
+    refused(AudioError, r"is truncated|not readable", lambda: load(content[: int(share * len(content))]))
 
 
 @pytest.mark.parametrize("form", MEDIA)
@@ -96,8 +86,7 @@ def test_truncated_media_are_refused(form: str) -> None:
 def test_a_flac_cut_between_frames_counts_its_samples() -> None:
     content = written("flac", 2.0)
     last = content.rindex(b"\xff\xf8")
-    with pytest.raises(AudioError, match=r"is truncated: 28672 of 32000 samples"):
-        load(content[:last])
+    refused(AudioError, r"is truncated: 28672 of 32000 samples", load, content[:last])
 
 
 def test_an_mp3_cut_between_frames_counts_them() -> None:
@@ -130,10 +119,8 @@ def test_concatenated_media_are_read_to_the_end(form: str) -> None:
 
 
 def test_streams_of_two_rates_are_refused() -> None:
-    with pytest.raises(AudioError, match="16000 and of 8000 Hz"):
-        load(written("flac") + written("flac", rate=8000))
-    with pytest.raises(AudioError, match="16000 and of 24000 Hz"):
-        load(written("mp3") + written("mp3", rate=24000))
+    refused(AudioError, "16000 and of 8000 Hz", lambda: load(written("flac") + written("flac", rate=8000)))
+    refused(AudioError, "16000 and of 24000 Hz", lambda: load(written("mp3") + written("mp3", rate=24000)))
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3", "au"])
@@ -204,8 +191,7 @@ def test_unfinished_others(form: str, chunk: bytes, open_size: str, size: int) -
 def test_a_wav_without_samples_is_empty() -> None:
     head = written("wav")[:40] + bytes(4)
     for behind in (b"", b"LIST\4\0\0\0INFO"):
-        with pytest.raises(AudioError, match="holds no audio"):
-            load(head + behind)
+        refused(AudioError, "holds no audio", load, head + behind)
 
 
 # --- whole files that look odd
@@ -237,8 +223,7 @@ def test_mp3_inside_wav() -> None:
     )
     wav = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
     np.testing.assert_array_equal(load(wav)[0], load(frames)[0])
-    with pytest.raises(AudioError, match="is truncated"):
-        load(wav[:-500])
+    refused(AudioError, "is truncated", load, wav[:-500])
 
 
 def test_chunks_behind_the_samples() -> None:

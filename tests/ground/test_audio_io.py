@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import refused
 
 from vokens.audio import Recording, duration, load, save
 from vokens.errors import AudioError, MissingExtra
@@ -169,13 +170,11 @@ def test_parts_outside(wav: Path, kwargs: dict[str, float]) -> None:
     ],
 )
 def test_bad_arrays(array: np.ndarray, says: str) -> None:
-    with pytest.raises(AudioError, match=says):
-        load(array, source_rate=RATE)
+    refused(AudioError, says, load, array, source_rate=RATE)
 
 
 def test_arrays_need_a_good_rate() -> None:
-    with pytest.raises(AudioError, match="source_rate"):
-        load(tone())
+    refused(AudioError, "source_rate", lambda: load(tone()))
     for rate in (0, -16000, 16000.5):
         with pytest.raises(AudioError, match="Hz"):
             load(tone(), RATE, source_rate=rate)
@@ -185,17 +184,14 @@ def test_arrays_need_a_good_rate() -> None:
 
 def test_files_keep_their_own_rate(wav: Path) -> None:
     assert load(wav, source_rate=RATE)[1] == RATE
-    with pytest.raises(AudioError, match="16000 Hz, not source_rate=8000"):
-        load(wav, source_rate=8000)
+    refused(AudioError, "16000 Hz, not source_rate=8000", load, wav, source_rate=8000)
 
 
 def test_what_is_not_a_file(wav: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "none.wav", tmp_path, wav / "below", "zero\0byte.wav"):
-        with pytest.raises(AudioError, match="cannot open"):
-            load(path)
+        refused(AudioError, "cannot open", load, path)
     for source in ([0.0, 1.0], None, 3):
-        with pytest.raises(AudioError, match="a path, bytes"):
-            load(source)
+        refused(AudioError, "a path, bytes", load, source)
     with open(wav) as text, pytest.raises(AudioError, match="binary"):
         load(text)
 
@@ -203,8 +199,7 @@ def test_what_is_not_a_file(wav: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(wav: Path) -> None:
     wav.chmod(0)
-    with pytest.raises(AudioError, match="Permission"):
-        load(wav)
+    refused(AudioError, "Permission", load, wav)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +208,7 @@ def test_no_permission(wav: Path) -> None:
 def test_what_is_not_audio(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "note.wav").write_bytes(content)
     for source in (tmp_path / "note.wav", content):
-        with pytest.raises(AudioError, match=r"empty|not readable"):
-            load(source)
+        refused(AudioError, r"empty|not readable", load, source)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3"])
@@ -223,8 +217,7 @@ def test_truncated(tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"cut{suffix}"
     save(path, np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE), RATE)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(AudioError, match=r"is truncated|damaged"):
-        load(path)
+    refused(AudioError, r"is truncated|damaged", load, path)
 
 
 def test_files_from_pipes_have_no_length(wav: Path, tmp_path: Path) -> None:
@@ -236,11 +229,9 @@ def test_files_from_pipes_have_no_length(wav: Path, tmp_path: Path) -> None:
 
 def test_nan_in_a_file(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match="NaN"):
-        load(tmp_path / "nan.wav")
+    refused(AudioError, "NaN", load, tmp_path / "nan.wav")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
-    with pytest.raises(AudioError, match="no audio"):
-        load(tmp_path / "none.wav")
+    refused(AudioError, "no audio", load, tmp_path / "none.wav")
 
 
 # --- PyAV
@@ -282,8 +273,7 @@ def test_duration(tmp_path: Path) -> None:
         assert duration(tmp_path / f"tone{suffix}") == pytest.approx(1.5, abs=0.1)
     (tmp_path / "page.wav").write_text("<html>")
     for name in ("page.wav", "missing.wav"):
-        with pytest.raises(AudioError, match=name):
-            duration(tmp_path / name)
+        refused(AudioError, name, duration, tmp_path / name)
 
 
 def test_flac_from_a_pipe(tmp_path: Path) -> None:
@@ -305,8 +295,7 @@ def test_media_without_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_damaged_media() -> None:
     pytest.importorskip("av")
-    with pytest.raises(AudioError, match="damaged"):
-        load(b"\0\0\0\x1cftypM4A " + bytes(100))
+    refused(AudioError, "damaged", lambda: load(b"\0\0\0\x1cftypM4A " + bytes(100)))
 
 
 # --- saving
@@ -361,8 +350,7 @@ def test_failed_save_leaves_what_was_there(
     tmp_path: Path, name: str, wave: np.ndarray, rate: int, says
 ) -> None:
     (tmp_path / name).write_bytes(b"before")
-    with pytest.raises(AudioError, match=says):
-        save(tmp_path / name, wave, rate)
+    refused(AudioError, says, save, tmp_path / name, wave, rate)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
@@ -436,8 +424,7 @@ def test_pieces_are_saved_as_the_whole(tmp_path: Path) -> None:
         save(tmp_path / f"a.{suffix}", wave, RATE)
         save(tmp_path / f"b.{suffix}", iter([wave[:9000], wave[9000:9001], wave[9001:]]), RATE)
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-    with pytest.raises(AudioError, match="was empty"):
-        save(tmp_path / "c.wav", iter(()), RATE)
+    refused(AudioError, "was empty", lambda: save(tmp_path / "c.wav", iter(()), RATE))
     with pytest.raises(AudioError, match="NaN"):
         save(tmp_path / "c.wav", iter([wave, np.full(9, np.nan, np.float32)]), RATE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.flac", "a.wav", "b.flac", "b.wav"]

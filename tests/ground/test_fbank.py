@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from safetensors.torch import load_file
 
 from vokens.audio.fbank import kaldi_fbank
@@ -57,5 +58,4 @@ def test_batch_equals_single_and_length_law():
 
 
 def test_too_short():
-    with pytest.raises(AudioError, match="400 samples"):
-        kaldi_fbank(torch.zeros(399))
+    refused(AudioError, "400 samples", lambda: kaldi_fbank(torch.zeros(399)))

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import refused
 
 from vokens.audio_files import find_files, match_files, walk
 from vokens.errors import ConfigError
@@ -54,8 +55,7 @@ class TestWalk:
             return scan(path)
 
         monkeypatch.setattr(os, "scandir", scandir)
-        with pytest.raises(ConfigError, match=r"locked cannot be listed \(Permission denied\): allow"):
-            find_files(tmp_path)
+        refused(ConfigError, r"locked cannot be listed \(Permission denied\): allow", find_files, tmp_path)
 
 
 class TestMatch:
@@ -104,23 +104,17 @@ class TestText:
         file = tmp_path / "text"
         file.write_bytes("first\nund caf\u00e9\n".encode("latin1"))
         for read in (read_text, read_list):
-            with pytest.raises(
-                ConfigError, match=r"text, line 2, byte 8: 0xe9 is not UTF-8; save it as UTF-8"
-            ):
-                read(file)
+            refused(ConfigError, r"text, line 2, byte 8: 0xe9 is not UTF-8; save it as UTF-8", read, file)
         file.write_bytes("first".encode("utf-16"))
-        with pytest.raises(ConfigError, match="is UTF-16: save it as UTF-8"):
-            read_text(file)
+        refused(ConfigError, "is UTF-16: save it as UTF-8", read_text, file)
 
     def test_absent_files_and_damaged_json(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="gone cannot be read: No such file"):
-            read_text(tmp_path / "gone")
+        refused(ConfigError, "gone cannot be read: No such file", read_text, tmp_path / "gone")
         file = tmp_path / "a.json"
         file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
         assert read_json(file) == {"a": 1}
         file.write_text('{"a": 1,\n "b" 2}')
-        with pytest.raises(ConfigError, match=r"a\.json, line 2, column 6: not JSON"):
-            read_json(file)
+        refused(ConfigError, r"a\.json, line 2, column 6: not JSON", read_json, file)
 
     def test_standard_input_is_read_alike(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         file = tmp_path / "input"
@@ -131,7 +125,4 @@ class TestText:
                 if text is not None:
                     assert read_stdin() == text
                 else:
-                    with pytest.raises(
-                        ConfigError, match="standard input, line 1, byte 4: 0xe9 is not UTF-8"
-                    ):
-                        read_stdin()
+                    refused(ConfigError, "standard input, line 1, byte 4: 0xe9 is not UTF-8", read_stdin)

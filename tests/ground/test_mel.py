@@ -5,6 +5,7 @@ from pathlib import Path
 import librosa
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -152,16 +153,11 @@ def test_stays_float32_and_out_of_state_dicts() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(AudioError, match="at least 433 samples"):
-        LogMel(mel.SOCODEC_16K_80)(torch.zeros(1, 432))
-    with pytest.raises(AudioError, match="batch"):
-        LogMel(mel.SOCODEC_16K_80)(torch.zeros(2000))
-    with pytest.raises(ConfigError, match="n_fft"):
-        MelConfig(16000, 400, 512, 160, 80)
-    with pytest.raises(ConfigError, match="8000"):
-        mel_filterbank(16000, 400, 80, 0.0, 9000.0)
-    with pytest.raises(ConfigError, match="bark"):
-        mel_filterbank(16000, 400, 80, scale="bark")
+    refused(AudioError, "at least 433 samples", lambda: LogMel(mel.SOCODEC_16K_80)(torch.zeros(1, 432)))
+    refused(AudioError, "batch", lambda: LogMel(mel.SOCODEC_16K_80)(torch.zeros(2000)))
+    refused(ConfigError, "n_fft", MelConfig, 16000, 400, 512, 160, 80)
+    refused(ConfigError, "8000", mel_filterbank, 16000, 400, 80, 0.0, 9000.0)
+    refused(ConfigError, "bark", mel_filterbank, 16000, 400, 80, scale="bark")
 
 
 def test_bands_made_in_inference_serve_training() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 
 import vokens
 from vokens.errors import CheckpointError
@@ -123,8 +124,7 @@ def test_nodes_and_attributes(tmp_path: Path) -> None:
 )
 def test_unusable_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"x\.onnx"):
-        read_onnx(tmp_path / "x.onnx")
+    refused(CheckpointError, r"x\.onnx", read_onnx, tmp_path / "x.onnx")
 
 
 def test_damage_is_always_a_checkpoint_error(tmp_path: Path) -> None:
@@ -180,8 +180,7 @@ def test_graphs_are_read_strictly(version: str) -> None:
     graph = read_onnx(FOLDER / f"onnx_{version}.onnx")
 
     def refused(words: str, change: Callable[[OnnxGraph], OnnxGraph]) -> None:
-        with pytest.raises(CheckpointError, match=words):
-            S3Tokenizer.from_onnx(change(graph), {"heads": 2})
+        refused(CheckpointError, words, lambda: S3Tokenizer.from_onnx(change(graph), {"heads": 2}))
 
     def without(name: str) -> Callable[[OnnxGraph], OnnxGraph]:
         return lambda g: replace(g, nodes=tuple(node for node in g.nodes if node.name != name))

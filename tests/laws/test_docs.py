@@ -81,16 +81,9 @@ def tiny_socodec_lm() -> Pretrained:
     from vokens.models.socodec.lm import TokenLM, TokenLMConfig
 
     codec = build_tiny_socodec()
-    config = TokenLMConfig(
-        codebook_sizes=codec.codebook_sizes,
-        width=32,
-        layers=1,
-        heads=2,
-        vector_width=codec.config.width,
-        model="socodec_16384x4_120ms_16khz_chinese",
-        frame_rate=codec.frame_rate,
-    )
-    return TokenLM(config)
+    sizes = {"width": 32, "layers": 1, "heads": 2, "vector_width": codec.config.width}
+    facts = {"model": "socodec_16384x4_120ms_16khz_chinese", "frame_rate": codec.frame_rate}
+    return TokenLM(TokenLMConfig(codebook_sizes=codec.codebook_sizes, **sizes, **facts))
 
 
 def of_test_say(build: str, part: str = "") -> Pretrained:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from s3gen_weights import weight
 from safetensors.torch import load_file
 
@@ -83,8 +84,7 @@ def test_batched_embedding_equals_single_runs(model):
 
 
 def test_too_short(model):
-    with pytest.raises(AudioError, match="720 samples"):
-        model.embed([torch.zeros(719)])
+    refused(AudioError, "720 samples", lambda: model.embed([torch.zeros(719)]))
 
 
 def test_the_network_has_the_published_tensors():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from golden import weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -144,9 +145,6 @@ def test_mixed_precision(name: str, golden: dict[str, Tensor]) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mono wave"):
-        MultiPeriodDiscriminator(32)(torch.zeros(1, 2, 4000))
-    with pytest.raises(ConfigError, match="2048 samples"):
-        MultiScaleSTFTDiscriminator(4)(torch.zeros(1, 1, 2047))
-    with pytest.raises(ConfigError, match="divisor 3"):
-        MultiScaleDiscriminator(3)
+    refused(ConfigError, "mono wave", lambda: MultiPeriodDiscriminator(32)(torch.zeros(1, 2, 4000)))
+    refused(ConfigError, "2048 samples", lambda: MultiScaleSTFTDiscriminator(4)(torch.zeros(1, 1, 2047)))
+    refused(ConfigError, "divisor 3", MultiScaleDiscriminator, 3)

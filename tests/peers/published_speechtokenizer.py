@@ -10,19 +10,9 @@ import torch
 from torch import Tensor, nn
 
 RELEASED: dict[str, Any] = {
-    "n_filters": 64,
-    "strides": [8, 5, 4, 2],
-    "dimension": 1024,
-    "semantic_dimension": 768,
-    "bidirectional": True,
-    "dilation_base": 2,
-    "residual_kernel_size": 3,
-    "n_residual_layers": 1,
-    "lstm_layers": 2,
-    "activation": "ELU",
-    "codebook_size": 1024,
-    "n_q": 8,
-    "sample_rate": 16000,
+    **{"n_filters": 64, "strides": [8, 5, 4, 2], "dimension": 1024, "semantic_dimension": 768},
+    **{"bidirectional": True, "dilation_base": 2, "residual_kernel_size": 3, "n_residual_layers": 1},
+    **{"lstm_layers": 2, "activation": "ELU", "codebook_size": 1024, "n_q": 8, "sample_rate": 16000},
 }
 
 

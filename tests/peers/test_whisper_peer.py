@@ -39,20 +39,11 @@ def weights() -> dict[str, Tensor]:
 
 
 def transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = {
-        "encoder.": "",
-        "positional_embedding": "embed_positions.weight",
-        "ln_post": "layer_norm",
-        "blocks": "layers",
-        "attn.query": "self_attn.q_proj",
-        "attn.key": "self_attn.k_proj",
-        "attn.value": "self_attn.v_proj",
-        "attn.out": "self_attn.out_proj",
-        "attn_ln": "self_attn_layer_norm",
-        "mlp.0": "fc1",
-        "mlp.2": "fc2",
-        "mlp_ln": "final_layer_norm",
-    }
+    parts = {"encoder.": "", "positional_embedding": "embed_positions.weight", "ln_post": "layer_norm"}
+    parts["blocks"] = "layers"
+    parts |= {f"attn.{name}": f"self_attn.{name[0]}_proj" for name in ("query", "key", "value")}
+    parts |= {"attn.out": "self_attn.out_proj", "attn_ln": "self_attn_layer_norm"}
+    parts |= {"mlp.0": "fc1", "mlp.2": "fc2", "mlp_ln": "final_layer_norm"}
     renamed = {}
     for name, value in state.items():
         for theirs, others in parts.items():

@@ -1,7 +1,7 @@
 """Alignment of texts to tokens, on tokens that were drawn from a known alignment."""
 
 import numpy as np
-import pytest
+from conftest import refused
 
 from vokens.errors import ConfigError
 from vokens.train.alignment import Aligner
@@ -60,5 +60,4 @@ def test_an_alphabet_may_be_as_large_as_bytes():
     assert [each.sum() for each in Aligner(pairs, 259, 6561, rounds=2).durations(pairs)] == [
         len(tokens) for _, tokens in pairs
     ]
-    with pytest.raises(ConfigError, match="at most 512 are accepted"):
-        Aligner(pairs, 151_936, 6561)
+    refused(ConfigError, "at most 512 are accepted", Aligner, pairs, 151_936, 6561)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -163,10 +164,8 @@ def test_weighted_sum() -> None:
     assert terms["mel"].grad == 10
     off = {"wave": terms["wave"], "mel": torch.tensor(torch.nan)}
     assert weighted_sum(off, {"wave": 1.0, "mel": 0.0}) == 2
-    with pytest.raises(ConfigError, match=r"no loss called.*mell"):
-        weighted_sum(terms, {"wave": 1.0, "mell": 1.0})
-    with pytest.raises(ConfigError, match=r"no weight for \['mel'\]"):
-        weighted_sum(terms, {"wave": 1.0})
+    refused(ConfigError, r"no loss called.*mell", weighted_sum, terms, {"wave": 1.0, "mell": 1.0})
+    refused(ConfigError, r"no weight for \['mel'\]", weighted_sum, terms, {"wave": 1.0})
 
 
 # Balancer
@@ -245,7 +244,5 @@ def test_some_losses_and_bad_ones() -> None:
     before = {name: value.clone() for name, value in balancer.state_dict().items()}
     balancer({"wave": terms["wave"] * torch.inf}, output)
     assert all(torch.equal(value, before[name]) for name, value in balancer.state_dict().items())
-    with pytest.raises(ConfigError, match="among the weights"):
-        balancer({"mel": terms["wave"]}, output)
-    with pytest.raises(ConfigError, match="positive"):
-        Balancer({"wave": 0.0})
+    refused(ConfigError, "among the weights", balancer, {"mel": terms["wave"]}, output)
+    refused(ConfigError, "positive", Balancer, {"wave": 0.0})

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import refused
 from training import write_speech
 
 from vokens import registry
@@ -68,8 +69,7 @@ def test_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: py
     (tmp_path / "mini.toml").write_text("")
     assert find_recipe("mini.toml") == Path("mini.toml")  # a file of the user's goes first
     for source in ("minni", "elsewhere/mini.toml", "recipes/uslm/mini.toml", ".", "mini.json"):
-        with pytest.raises(ConfigError, match=r"there is no recipe .*one of dacvae, .*uslm_mini"):
-            find_recipe(source)
+        refused(ConfigError, r"there is no recipe .*one of dacvae, .*uslm_mini", find_recipe, source)
 
 
 def test_without_a_name_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,9 +118,7 @@ def test_what_a_machine_lacks_is_one_line(
     config = read_recipe(
         recipe, [f"data.train={speech}", f"out={tmp_path / 'run'}", "data.language=en", *changes]
     )
-    with pytest.raises(VokensError, match=said) as caught:
-        trainer_of(config.task)(config)
-    assert "\n" not in str(caught.value)
+    refused(VokensError, said, lambda: trainer_of(config.task)(config))
 
 
 def test_a_loss_of_0_is_none(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from training import Build
 
 import vokens
@@ -73,8 +74,7 @@ def test_distillation_composes(trainer_for: Build, tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], value) for name, value in teacher.final_flow().state_dict().items())
     assert set(ours) - set(theirs) == {"estimator.time.mixer.weight"}
     assert student.train_step()["flow"] < 1e3
-    with pytest.raises(ConfigError, match="time_scale"):
-        trainer_for("objective=imf", f"init={folder}")
+    refused(ConfigError, "time_scale", trainer_for, "objective=imf", f"init={folder}")
     trainer_for("objective=imf", f"init={folder}", "model.time_scale=1000.0")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
+from speakers import qwen2
 from torch import Tensor
 from training import ALIGNED, TEXTS, Build, extract, losses_of
 
@@ -117,8 +119,7 @@ def test_the_best_are_ranked(tmp_path: Path, sign: str, stay: list[int]) -> None
         best.offer(step, {"value": value}, lambda folder: folder.mkdir(parents=True))
     assert sorted(best.measures()) == stay
     assert sorted(int(path.name[5:]) for path in best.folder.glob("step_*")) == stay
-    with pytest.raises(ConfigError, match="measures other"):
-        best.offer(5, {"other": 1.0}, lambda folder: None)
+    refused(ConfigError, "measures other", best.offer, 5, {"other": 1.0}, lambda folder: None)
 
 
 @pytest.mark.parametrize("task", ["learnable_lm", "uslm"])
@@ -296,12 +297,11 @@ def test_training_starts_from_cosyvoice3s_weights(trainer, tmp_path: Path) -> No
     opened = vokens.load(tmp_path / "run/lm")
     assert isinstance(opened, LearnableLM)
     assert opened.config.release == "cosyvoice3"
-    with pytest.raises(CheckpointError, match=r"set model\.release"):
-        trainer("learnable_lm", f"init={tmp_path / 'llm.pt'}")
+    refused(CheckpointError, r"set model\.release", trainer, "learnable_lm", f"init={tmp_path / 'llm.pt'}")
 
 
 def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     run = trainer("learnable_lm")
     learned(run, 2)
     run.save()
@@ -309,17 +309,7 @@ def test_training_starts_from_weights_of_ours_and_of_transformers(trainer, tmp_p
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name])
     torch.manual_seed(9)
-    sizes = run.model.lm.config.backbone
-    qwen = transformers.Qwen2Model(
-        transformers.Qwen2Config(
-            vocab_size=sizes.vocab_size,
-            hidden_size=sizes.width,
-            intermediate_size=sizes.hidden,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            num_key_value_heads=sizes.kv_heads,
-        )
-    )
+    qwen = qwen2(run.model.lm.config.backbone)
     qwen.save_pretrained(tmp_path / "qwen")
     state = {f"model.{name}": value for name, value in qwen.state_dict().items()}
     vokens.checkpoint.save_safetensors(tmp_path / "qwen/model.safetensors", state)
@@ -334,24 +324,21 @@ def test_wrong_tokens_are_named(trainer, data_of: Build, tmp_path: Path) -> None
     other = extract(tmp_path / "other", (32, 32, 32), 50.0)
     facts = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(facts | {"fingerprint": "beef"}))
-    with pytest.raises(ConfigError, match="different codecs"):
-        trainer("uslm", f"data.valid={other}")
+    refused(ConfigError, "different codecs", trainer, "uslm", f"data.valid={other}")
     (tmp_path / "pairs.jsonl").write_text('{"text": "a", "chosen": "x.vok"}\n')
     with pytest.raises((ConfigError, TokensError), match=r"line 1|x\.vok"):
         trainer("learnable_lm", f"data.train={tmp_path / 'pairs.jsonl'}", "preference.beta=0.1")
 
 
 def test_a_best_that_is_not_measured_is_named(trainer) -> None:
-    with pytest.raises(ConfigError, match="measures valid/first"):
-        trainer("uslm", "best=valid/nothing").run()
+    refused(ConfigError, "measures valid/first", lambda: trainer("uslm", "best=valid/nothing").run())
 
 
 def test_trackers_are_optional(monkeypatch) -> None:
     from vokens.train.log import Tracker
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match="wandb"):
-        Tracker("wandb")
+    refused(MissingExtra, "wandb", Tracker, "wandb")
 
 
 def test_curves_go_to_wandb(trainer, monkeypatch, tmp_path: Path) -> None:

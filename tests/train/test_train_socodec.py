@@ -121,13 +121,8 @@ def test_streams_fall_into_order_and_the_mel_is_learned(trainer_for: Build, tmp_
     folder.mkdir()
     for i in range(6):
         soundfile.write(folder / f"{i}.wav", tones(2 * 16000, seed=i), 16000)
-    changes = (
-        "fit_codebooks=50",
-        "ema=0.0",
-        "data.batch_size=8",
-        "data.seconds=0.48",
-        "optim.learning_rate=2e-3",
-    )
+    changes = ("fit_codebooks=50", "ema=0.0", "data.batch_size=8", "data.seconds=0.48")
+    changes += ("optim.learning_rate=2e-3",)
     sizes = ("model.codebook_size=2", "model.strides=[2]", "model.width=64", "model.hubert_width=32")
     trainer = trainer_for(ANALYZER, f"data.train={folder}", f"data.valid={folder}", *changes, *sizes)
     for _ in range(120):

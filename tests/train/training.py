@@ -12,6 +12,7 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState
 from conftest import build_tiny_s3tokenizer, speechlike
+from s3gen_weights import sizes
 
 from vokens import checkpoint
 from vokens.data.items import CodecInfo, Row
@@ -28,21 +29,7 @@ Build = Callable[..., Any]
 COMMON = {"name": "tiny", "steps": 3, "threads": 1, "log_every": 1, "validate_every": 3, "save_every": 100}
 CROPS = {"seconds": 0.12, "batch_size": 2}
 STFT = {"network": "stft", "latent_dim": 6, "expansion": 2, "encoder_layers": 1, "decoder_layers": 1}
-FLOW = {
-    **{
-        "token_embed_dim": 32,
-        "encoder_attention_heads": 2,
-        "encoder_linear_units": 32,
-        "encoder_num_blocks": 1,
-    },
-    **{
-        "encoder_num_up_blocks": 1,
-        "decoder_channels": 48,
-        "decoder_n_blocks": 1,
-        "decoder_num_mid_blocks": 1,
-    },
-    **{"decoder_num_heads": 2, "decoder_attention_head_dim": 16, "chunk_size": 5},
-}
+SMALL = sizes(32, 2, 32, 1, 1, 48, 1, 1, 2, 16, 5)  # of a flow
 ADAM = {"learning_rate": 2e-3, "betas": [0.8, 0.99], "schedule": "constant"}
 FLOW_RUN = {
     "ema": 0.9,
@@ -100,8 +87,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"ema": 0.9, "model": {"flow_width": 32, "flow_layers": 1}, "data": CROPS},
         "optim": {"learning_rate": 3e-3, "schedule": "constant"},
     },
-    "flow": FLOW_RUN | {"model": {**FLOW, "vocab_size": 81, "noise": "fresh"}},
-    "learnable_flow": FLOW_RUN | {"model": FLOW},
+    "flow": FLOW_RUN | {"model": {**SMALL, "vocab_size": 81, "noise": "fresh"}},
+    "learnable_flow": FLOW_RUN | {"model": SMALL},
     "socodec": {
         **{"steps": 6, "ema": 0.9, "fit_codebooks": 2, "vocoder_seconds": 0.1},
         "model": {

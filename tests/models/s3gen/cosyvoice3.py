@@ -16,15 +16,9 @@ from vokens.models.s3gen.flow import TokenToMel
 FOLDER = Path(__file__).parents[2] / "golden/cosyvoice3"
 golden = partial(recorded, FOLDER)
 FULL = DIALECTS["cosyvoice3"]
-REDUCED = replace(
-    FULL,
-    pre_lookahead_channels=40,
-    decoder_channels=48,
-    decoder_num_heads=3,
-    decoder_attention_head_dim=16,
-    decoder_num_mid_blocks=3,
-    chunk_size=5,
-)
+ESTIMATOR = {"channels": 48, "num_heads": 3, "attention_head_dim": 16, "num_mid_blocks": 3}
+ESTIMATOR = {f"decoder_{name}": value for name, value in ESTIMATOR.items()}
+REDUCED = replace(FULL, pre_lookahead_channels=40, chunk_size=5, **ESTIMATOR)
 
 
 def flow_shapes(config: S3GenConfig = REDUCED) -> dict[str, Tensor]:

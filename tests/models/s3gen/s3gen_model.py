@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from s3gen_weights import recorded, reduced, weight
@@ -22,6 +22,7 @@ golden = partial(recorded, FOLDER)
 SETTINGS = {"decoder_num_heads": 2, "decoder_attention_head_dim": 24, "chunk_size": 5}
 
 
+@lru_cache(2)
 def published(dialect: str, full: bool = False) -> dict[str, Tensor]:
     """A state dict as Chatterbox publishes it, without the tokenizer's filters."""
     config: S3GenConfig = DIALECTS[dialect] if full else reduced(dialect)

@@ -38,32 +38,25 @@ def recorded(folder: Path, name: str, heading: str = "") -> dict[str, Tensor]:
     """A golden file, or what is under a heading: float16 cast up, PCM divided."""
     found = load_file(folder / f"{name}.safetensors")
     found = part(found, heading) if heading else found
-    return {
-        key: value / 32768
-        if value.dtype == torch.int16
-        else value.float()
-        if value.is_floating_point()
-        else value
-        for key, value in found.items()
-    }
+    found = {key: value / 32768 if value.dtype == torch.int16 else value for key, value in found.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
+
+
+SIZES = (  # of a flow: width, encoder, estimator, chunk
+    *("token_embed_dim", "encoder_attention_heads", "encoder_linear_units", "encoder_num_blocks"),
+    *("encoder_num_up_blocks", "decoder_channels", "decoder_n_blocks", "decoder_num_mid_blocks"),
+    *("decoder_num_heads", "decoder_attention_head_dim", "chunk_size"),
+)
+
+
+def sizes(*values: int) -> dict[str, int]:
+    """Settings of a flow in the order of SIZES."""
+    return dict(zip(SIZES, values, strict=True))
 
 
 def reduced(dialect: str) -> S3GenConfig:
     """Width 48, 3 heads, 2 + 2 layers; estimator of 32 channels, 2 heads of 24, 4 stages of 2 blocks; chunk 5."""
-    return replace(
-        DIALECTS[dialect],
-        token_embed_dim=48,
-        encoder_attention_heads=3,
-        encoder_linear_units=80,
-        encoder_num_blocks=2,
-        encoder_num_up_blocks=2,
-        decoder_channels=32,
-        decoder_n_blocks=2,
-        decoder_num_mid_blocks=2,
-        decoder_num_heads=2,
-        decoder_attention_head_dim=24,
-        chunk_size=5,
-    )
+    return replace(DIALECTS[dialect], **sizes(48, 3, 80, 2, 2, 32, 2, 2, 2, 24, 5))
 
 
 def fill(module: nn.Module, under: str = "") -> nn.Module:

@@ -70,18 +70,11 @@ def test_recorded_context(model, case):
 def test_recorded_stages(model):
     golden, seen = part(FULL, "stages_T11"), {}
     encoder = model.encoder
-    stages = {
-        "embed": encoder.embed,
-        "pre_lookahead_layer": encoder.lookahead,
-        "encoders.0": encoder.layers[0],
-        "encoders.0.self_attn": encoder.layers[0].attention,
-        "encoders.1": encoder.layers[1],
-        "up_layer": encoder.up,
-        "up_embed": encoder.up_embed,
-        "up_encoders.0": encoder.up_layers[0],
-        "up_encoders.1": encoder.up_layers[1],
-        "after_norm": encoder.norm,
-    }
+    first, second = encoder.layers
+    stages = {"embed": encoder.embed, "pre_lookahead_layer": encoder.lookahead, "after_norm": encoder.norm}
+    stages |= {"encoders.0": first, "encoders.0.self_attn": first.attention, "encoders.1": second}
+    stages |= {"up_layer": encoder.up, "up_embed": encoder.up_embed}
+    stages |= {f"up_encoders.{i}": layer for i, layer in enumerate(encoder.up_layers)}
     for name, stage in stages.items():
         stage.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
     model(FULL["T11/tokens"])

@@ -64,16 +64,10 @@ def test_recorded_meanflow(meanflow, name):
 @torch.inference_mode()
 def test_recorded_stages(model):
     case, seen = part(FULL, "single"), {}
-    stages = {
-        "down.conv": model.first_conv,
-        "down.attn0": model.first.blocks[0].attention,
-        "down.tfm0": model.first.blocks[0],
-        "mid.0.resnet": model.middle[0].resnet,
-        "mid.last.tfm": model.middle[-1].blocks[-1],
-        "up.resnet": model.last.resnet,
-        "up.conv": model.last_conv,
-        "final_block": model.final,
-    }
+    down, middle = model.first.blocks[0], model.middle
+    stages = {"down.conv": model.first_conv, "down.attn0": down.attention, "down.tfm0": down}
+    stages |= {"mid.0.resnet": middle[0].resnet, "mid.last.tfm": middle[-1].blocks[-1]}
+    stages |= {"up.resnet": model.last.resnet, "up.conv": model.last_conv, "final_block": model.final}
     hooks = [
         stage.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
         for name, stage in stages.items()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from s3gen_weights import close, fill, part, reduced
 from safetensors.torch import load_file
 
@@ -110,13 +111,8 @@ def test_memory_is_constant(flow):
 def test_bad_input(flow):
     stream = MelStream(flow)
     state = stream.start(voice(8))
-    with pytest.raises(TokensError, match="6561"):
-        stream.step(state, torch.tensor([6561]))
-    with pytest.raises(TokensError, match="2 streams"):
-        stream.step(state, ids(4).reshape(2, 2))
-    with pytest.raises(TokensError, match="without a token"):
-        stream.step(state, ids(0), final=True)
-    with pytest.raises(ConfigError, match="advance together"):
-        stream.start([voice(8), voice(9)])
-    with pytest.raises(ConfigError, match="phase"):
-        Chunks(5, phase=5)
+    refused(TokensError, "6561", lambda: stream.step(state, torch.tensor([6561])))
+    refused(TokensError, "2 streams", lambda: stream.step(state, ids(4).reshape(2, 2)))
+    refused(TokensError, "without a token", lambda: stream.step(state, ids(0), final=True))
+    refused(ConfigError, "advance together", lambda: stream.start([voice(8), voice(9)]))
+    refused(ConfigError, "phase", Chunks, 5, phase=5)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from s3gen_model import build, golden
 from torch import Tensor
 
@@ -125,9 +126,6 @@ def test_bad_plans_and_voices(turbo: S3GenModel) -> None:
     for wrong in ({"first_hop": 0}, {"first_hop": 9, "hop": 5}, {"context": -1}):
         with pytest.raises(ConfigError, match="first_hop"):
             turbo.stream(ids(5), voice(), **wrong)
-    with pytest.raises(AudioError, match="embed_ref"):
-        turbo.stream(ids(5), {})
-    with pytest.raises(TokensError, match="6561"):
-        list(turbo.stream([1, 6561], voice()))
-    with pytest.raises(TokensError, match="without a token"):
-        list(turbo.stream([], voice()))
+    refused(AudioError, "embed_ref", lambda: turbo.stream(ids(5), {}))
+    refused(TokensError, "6561", lambda: list(turbo.stream([1, 6561], voice())))
+    refused(TokensError, "without a token", lambda: list(turbo.stream([], voice())))

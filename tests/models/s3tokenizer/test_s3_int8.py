@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_tiny_mini
+from conftest import build_tiny_mini, refused
 from test_s3tokenizer import small
 from test_s3tokenizer_batch import LENGTHS, RATE, WAVES
 from torch import nn
@@ -93,27 +93,18 @@ def test_ids_in_int8(version: str) -> None:
 
 def test_what_int8_refuses(tmp_path: Path) -> None:
     codec, _ = small("v2")
-    with pytest.raises(ConfigError, match="guarded"):
-        codec.set_dtype(torch.int8, "guarded")
-    with pytest.raises(ConfigError, match="int8 are accepted"):
-        codec.set_dtype(torch.int16)
+    refused(ConfigError, "guarded", codec.set_dtype, torch.int8, "guarded")
+    refused(ConfigError, "int8 are accepted", codec.set_dtype, torch.int16)
     codec.set_dtype(torch.int8)
-    with pytest.raises(ConfigError, match="load the codec again"):
-        codec.set_dtype(torch.float32)
-    with pytest.raises(ConfigError, match="half precision"):
-        codec.calibrate(WAVES[5], RATE)
-    with pytest.raises(CheckpointError, match="float32 codec"):
-        codec.save_pretrained(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match="float32 codec"):
-        codec.to_published()
-    with pytest.raises(CheckpointError, match="float32 codec"):
-        export_onnx(codec, tmp_path / "codec.onnx")
+    refused(ConfigError, "load the codec again", codec.set_dtype, torch.float32)
+    refused(ConfigError, "half precision", codec.calibrate, WAVES[5], RATE)
+    refused(CheckpointError, "float32 codec", codec.save_pretrained, tmp_path / "saved")
+    refused(CheckpointError, "float32 codec", codec.to_published)
+    refused(CheckpointError, "float32 codec", export_onnx, codec, tmp_path / "codec.onnx")
     with pytest.raises(ConfigError, match="meta"):
         codec.encoder.blocks[0].mlp(torch.zeros(1, 4, codec.config.width, device="meta"))
-    with pytest.raises(ConfigError, match="meta"):
-        small("v2")[0].to("meta").set_dtype(torch.int8)
-    with pytest.raises(ConfigError, match=r"int8 .* mini computes in float32"):
-        build_tiny_mini().set_dtype(torch.int8)
+    refused(ConfigError, "meta", lambda: small("v2")[0].to("meta").set_dtype(torch.int8))
+    refused(ConfigError, r"int8 .* mini computes in float32", lambda: build_tiny_mini().set_dtype(torch.int8))
 
 
 def test_load_and_the_command_line_take_it(tmp_path: Path) -> None:
@@ -127,5 +118,4 @@ def test_load_and_the_command_line_take_it(tmp_path: Path) -> None:
     command = ["encode", str(wave), "--model", str(folder), "--dtype", "int8", "--device", "cpu"]
     assert main([*command, "--output", str(tmp_path / "a.vok")]) == 0
     assert torch.equal(vokens.Tokens.load(tmp_path / "a.vok").codes, expected.codes)
-    with pytest.raises(ConfigError, match="int8 are accepted"):
-        vokens.load(folder, dtype="int4")
+    refused(ConfigError, "int8 are accepted", vokens.load, folder, dtype="int4")

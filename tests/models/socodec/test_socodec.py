@@ -22,23 +22,18 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "socodec"
 CONFIG = json.loads((GOLDEN / "config.json").read_text())
 ANALYZER_KEYS, VOCODER_KEYS = json.loads((GOLDEN / "keys.json").read_text()).values()
 HUBERT_KEYS = json.loads((GOLDEN / "hubert_keys.json").read_text())["fairseq_to_transformers"]
+HUBERT = {"width": 64, "layers": 3, "heads": 4, "hidden": 128, "conv_width": 16}
+SPEAKER = {"channels": (16, 16, 16, 16, 48), "attention": 8, "squeeze": 8}
 SMALL = SoCodecConfig(
-    width=64,
-    codebook_dim=8,
-    speaker_channels=(16, 16, 16, 16, 48),
-    speaker_attention=8,
-    speaker_squeeze=8,
-    vocoder_width=64,
-    hubert_width=64,
-    hubert_layers=3,
-    hubert_heads=4,
-    hubert_hidden=128,
-    hubert_conv_width=16,
+    **{"width": 64, "codebook_dim": 8, "vocoder_width": 64},
+    **{f"hubert_{name}": value for name, value in HUBERT.items()},
+    **{f"speaker_{name}": value for name, value in SPEAKER.items()},
 )
 
 State = dict[str, Tensor]
 
 
+@functools.lru_cache(1)
 def published_weights(config: SoCodecConfig, salt: str = "golden") -> tuple[State, State, State | None]:
     """Weights of a recorded case: a function of their published names."""
     with torch.device("meta"):

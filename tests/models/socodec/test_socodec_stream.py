@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import speechlike
+from conftest import refused, speechlike
 from safetensors.torch import save_file
 from test_socodec import (
     HUBERT_KEYS,
@@ -69,8 +69,7 @@ def test_a_stream_without_codes_is_silent() -> None:
 def test_a_state_of_another_model_is_refused(tokens: vokens.Tokens) -> None:
     _, state = small().step(tokens.codes[..., :5], small().init_state(tokens.global_vector))
     other = SoCodec.from_weights(*published_weights(SMALL), config=SMALL)
-    with pytest.raises(ConfigError, match="another model"):
-        other.step(tokens.codes[..., 5:], state)
+    refused(ConfigError, "another model", other.step, tokens.codes[..., 5:], state)
 
 
 def test_a_state_can_be_used_twice(tokens: vokens.Tokens) -> None:
@@ -176,10 +175,8 @@ def test_every_configuration_of_the_paper(streams: int, frame_ms: int) -> None:
     ],
 )
 def test_settings_are_checked(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong)).split("_")[0]):
-        SoCodecConfig(**wrong)
-    with pytest.raises(ConfigError, match="240"):
-        SoCodecConfig.of_paper(3, 120)
+    refused(ConfigError, next(iter(wrong)).split("_")[0], SoCodecConfig, **wrong)
+    refused(ConfigError, "240", SoCodecConfig.of_paper, 3, 120)
 
 
 def test_hubert_in_half_precision() -> None:
@@ -203,7 +200,7 @@ def test_hubert_in_half_precision() -> None:
 def write_published(folder: Path, hubert: str) -> None:
     analyzer, vocoder, weights = published_weights(SMALL)
     if hubert == "inside":
-        analyzer |= {f"ssl_extractor.model.{name}": value.half() for name, value in weights.items()}
+        analyzer = analyzer | {f"ssl_extractor.model.{name}": value.half() for name, value in weights.items()}
     elif hubert == "fairseq":
         config = SimpleNamespace(normalize=True)
         training = {
@@ -261,8 +258,7 @@ def test_without_hubert_it_decodes(tokens: vokens.Tokens, tmp_path: Path) -> Non
         codec.decode(tokens), small().decode(dataclasses.replace(tokens, model="socodec")), strict=True
     ):
         assert np.array_equal(a, b)
-    with pytest.raises(ConfigError, match="chinese-hubert-large"):
-        codec.encode(speechlike(4000), RATE)
+    refused(ConfigError, "chinese-hubert-large", lambda: codec.encode(speechlike(4000), RATE))
     again = vokens.load(codec.save_pretrained(tmp_path / "ours"))
     assert np.array_equal(again.decode(tokens)[0], codec.decode(tokens)[0])
 
@@ -270,20 +266,16 @@ def test_without_hubert_it_decodes(tokens: vokens.Tokens, tmp_path: Path) -> Non
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     write_published(tmp_path, "none")
     analyzer, vocoder = sorted(tmp_path.glob("*.safetensors"), reverse=True)
-    with pytest.raises(CheckpointError, match=r"analyzer.*alone.*mel_vocoder.*chinese-hubert"):
-        vokens.load(analyzer)
-    with pytest.raises(CheckpointError, match=r"vocoder.*alone.*socodec_16384x4"):
-        vokens.load(vocoder)
+    refused(CheckpointError, r"analyzer.*alone.*mel_vocoder.*chinese-hubert", vokens.load, analyzer)
+    refused(CheckpointError, r"vocoder.*alone.*socodec_16384x4", vokens.load, vocoder)
     vocoder.rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="mel_vocoder_80dim"):
-        vokens.load(tmp_path)
+    refused(CheckpointError, "mel_vocoder_80dim", vokens.load, tmp_path)
 
 
 def test_other_filters_are_refused() -> None:
     analyzer, vocoder, _ = published_weights(dataclasses.replace(SMALL, hubert=False))
-    vocoder["activation_post.upsample.filter"] = torch.ones(1, 1, 12) / 12
-    with pytest.raises(CheckpointError, match="low-pass"):
-        SoCodec.from_weights(analyzer, vocoder, config=SMALL)
+    vocoder = vocoder | {"activation_post.upsample.filter": torch.ones(1, 1, 12) / 12}
+    refused(CheckpointError, "low-pass", SoCodec.from_weights, analyzer, vocoder, config=SMALL)
 
 
 def test_tokens_need_a_voice(tokens: vokens.Tokens) -> None:
