@@ -2,7 +2,10 @@
 
 
 class VokensError(Exception):
-    """Base class: the command line prints its message in one line and exits with 2."""
+    """Base class. Its message is one line, whatever it quotes: YAML's and torch's errors have several."""
+
+    def __str__(self) -> str:
+        return " ".join(line.strip() for line in super().__str__().splitlines())
 
 
 class AudioError(VokensError, ValueError):
