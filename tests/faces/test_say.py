@@ -369,6 +369,34 @@ def test_a_folder_as_cosyvoice_publishes_it_speaks(release, tmp_path, monkeypatc
     refused(ConfigError, r"other sounds|makes S3 tokens", speaker, words, other)
 
 
+def test_of_silence_cosyvoice_3_speaks_five_tokens_at_most(tmp_path):
+    """Of two silent tokens with opposite weights one always has the largest logit."""
+    speaking = load_voice(published_folder(tmp_path / "CosyVoice", "cosyvoice3"))
+    voice = speaking.voice(wave(), sample_rate=16000)
+    speaking.lm.head.weight.zero_()
+    speaking.lm.head.weight[1], speaking.lm.head.weight[2] = 1.0, -1.0
+    options = {"sampler": GREEDY, "steps": 1}
+    assert len(speaking.lm.generate(["Hi."], sampler=GREEDY)[0]) > 5
+    assert len(speaking.say("Hi.", voice, **options)[0]) == 5 * 960
+    assert sum(map(len, speaking.say_stream("Hi.", voice, **options))) == 5 * 960
+
+
+def test_what_cosyvoices_folder_lacks_is_named(tmp_path):
+    folder = published_folder(tmp_path / "CosyVoice", "cosyvoice3")
+    for name, said in (
+        ("hift.pt", r"flow\.pt and llm\.pt and campplus\.onnx and no hift\.pt.*download what is missing"),
+        ("flow.pt", r"no flow\.pt"),
+        ("llm.pt", r"its llm\.pt in it"),
+        ("campplus.onnx", r"put campplus\.onnx into"),
+        ("speech_tokenizer_v3.onnx", r"put speech_tokenizer_v3\.onnx into"),
+        ("CosyVoice-BlankEN/config.json", r"put CosyVoice-BlankEN/config\.json beside"),
+    ):
+        hidden = (folder / name).rename(tmp_path / "hidden")
+        with pytest.raises((CheckpointError, ConfigError), match=said):
+            load_voice(folder).voice(wave(), sample_rate=16000)
+        hidden.rename(folder / name)
+
+
 # The verb
 
 

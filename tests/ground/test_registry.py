@@ -524,6 +524,7 @@ def test_every_entry_is_complete():
         )
         for file in entry.files:
             assert file.sha256 is None or (len(file.sha256) == 64 and file.sha256 == file.sha256.lower())
+            assert file.size is None or file.size % 10_000, "a rounded size is none"
     assert registry.MODELS["mini"].embedded
     assert registry.folder(registry.MODELS["mini"]).parts[-3:] == ("vokens", "weights", "mini")
 

@@ -269,6 +269,7 @@ def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:
     if model.system not in PARTNERED:
         raise ConfigError(
             f"{model.name} is a {model.system} and speaks no text: learnable, {', '.join(PARTNERED)} do"
+            + ("; CosyVoice's folder does with its llm.pt in it" if model.system == "s3gen" else "")
         )
     module, name = PARTNERED[model.system]
     return getattr(import_module(module), name)(model, decoder)

@@ -1,7 +1,7 @@
 """Text to speech in two stages: a language model of speech tokens, and a decoder of them in a voice."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,13 +15,18 @@ from vokens.models.learnable.lm import LearnableLM
 from vokens.models.speaking import Speaker, SynthesisOptions, generator_of
 
 DEFAULT_VOICE = "default"
+LONGEST_SILENCE = 5  # tokens
 
 
 class Cascade(Speaker):
-    """Base of speakers with a language model `lm` and a `decoder` of its tokens."""
+    """Base of speakers with a language model `lm` and a `decoder` of its tokens.
+
+    silent: ids of silence, of which no more than LONGEST_SILENCE in a row are decoded.
+    """
 
     lm: LearnableLM
     name: str
+    silent: frozenset[int] = frozenset()
 
     @abstractmethod
     def _prompt(self, voice: Any) -> tuple[SpeakerPrompt, Any]:
@@ -43,7 +48,8 @@ class Cascade(Speaker):
     ) -> list[np.ndarray]:
         prompt, own = self._prompt(self._known(voice))
         generators = [generator_of(seed) for seed in seeds]
-        tokens = self.lm.generate(pieces, **_conditions(prompt, options), generator=generators)
+        sampled = self.lm.generate(pieces, **_conditions(prompt, options), generator=generators)
+        tokens = [ids.new_tensor([*self._spoken(ids.tolist())]) for ids in sampled]
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
         if rows:
@@ -59,13 +65,21 @@ class Cascade(Speaker):
     ) -> Iterator[np.ndarray]:
         """Sound after each chunk of the decoder's: its `stream` of the language model's tokens, with this seed."""
         prompt, own = self._prompt(self._known(voice))
-        tokens = speech_tokens(self.lm, piece, prompt, options, seed)
+        tokens = self._spoken(speech_tokens(self.lm, piece, prompt, options, seed))
         first = next(tokens, None)
         if first is None:
             return
         ids = (torch.tensor([token]) for token in chain([first], tokens))
         solver = {"n_cfm_timesteps": options.steps, "guidance": options.guidance}
         yield from self.decoder.stream(ids, own, seed=seed, **solver)
+
+    def _spoken(self, tokens: Iterable[int]) -> Iterator[int]:
+        """The tokens without the rest of a long silence."""
+        count = 0
+        for token in tokens:
+            count = count + 1 if token in self.silent else 0
+            if count <= LONGEST_SILENCE:
+                yield token
 
     def _known(self, voice: Any) -> Any:
         if voice is None and self.needs_voice:

@@ -67,7 +67,8 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
     if heads < 1 or width % heads or keys % (width // heads):
         raise CheckpointError(
             f"a backbone {width} wide with {layers} layers and {heads or 'unknown'} heads: weights do not say them; "
-            "give config={'num_attention_heads': n}, or open the folder that training wrote"
+            "give config={'num_attention_heads': n}, put CosyVoice-BlankEN/config.json beside llm.pt, or open the "
+            "folder that training wrote"
         )
     rope = settings.get("rope_parameters") or {}
     backbone = Qwen2Sizes(

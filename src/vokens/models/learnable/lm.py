@@ -391,7 +391,8 @@ class LearnableLM(Pretrained):
         """Ids of a text. Raises ConfigError where the config names no front end, or it cannot spell the text."""
         if not self.config.front_end:
             raise ConfigError(
-                f"{self.name} was trained on ids and names no front end: give ids, or set config.front_end"
+                f"{self.name} was trained on ids and names no front end: give ids, or set config.front_end; beside "
+                "CosyVoice's llm.pt belongs its folder CosyVoice-BlankEN"
             )
         return front_end(self.config.front_end).symbols(text)
 

@@ -20,6 +20,9 @@ from vokens.models.s3gen.config import TOKENS_OF
 from vokens.models.s3gen.voice import REFERENCE_SECONDS
 from vokens.models.speaking import SynthesisOptions
 
+# Ids of silence, as published.
+SILENT = {TOKENS_OF["dit"]: frozenset((1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323))}
+
 
 @dataclass(frozen=True)
 class S3Voice:
@@ -53,7 +56,7 @@ class WithS3Gen(Cascade):
             )
         self.lm, self.decoder, self.name = lm, s3gen, s3gen.name
         self.sample_rate, self.sampler, self.front_end = s3gen.sample_rate, COSYVOICE, lm.config.front_end
-        self.paced = lm.beside
+        self.paced, self.silent = lm.beside, SILENT.get(lm.config.tokens, frozenset())
 
     @torch.inference_mode()
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> S3Voice:

@@ -127,11 +127,12 @@ class S3GenModel(Pretrained):
         model of other tokens refuses the voice. Raises ConfigError for a model without tokenizer or speaker encoder.
         """
         if self.tokenizer is None or self.speaker_encoder is None:
-            missing = "tokenizer" if self.tokenizer is None else "speaker encoder"
+            missing, file = "speaker encoder", "campplus.onnx"
+            if self.tokenizer is None:
+                missing, file = "tokenizer", f"{self.config.tokens.removesuffix('_25hz')}.onnx"
             raise ConfigError(
                 f"{self.name} was loaded without a {missing} and cannot embed a reference: give another model's "
-                f"ref_dict, or put {self.config.tokens.removesuffix('_25hz')}.onnx and CAM++'s weights into its folder "
-                "and convert it again"
+                f"ref_dict, or put {file} into the published folder, and convert that again where it was converted"
             )
         return embed_ref(
             ref_wav,

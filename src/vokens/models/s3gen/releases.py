@@ -65,8 +65,21 @@ def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
         return from_chatterbox(cls, state, config) if layout_of(state) == "s3gen" else None
     flow, vocoder = find_part(folder, "flow"), find_part(folder, "hift")
     if flow is None or vocoder is None:
-        return None
+        return _refuse_half(folder, flow, vocoder)
     return _from_cosyvoice(cls, folder, flow, vocoder, config)
+
+
+def _refuse_half(folder: Path, flow: Path | None, vocoder: Path | None) -> None:
+    """Raise CheckpointError for a folder of CosyVoice that lacks a part."""
+    there = [
+        part for part in (flow, vocoder, find_part(folder, "llm"), find_part(folder, "campplus")) if part
+    ]
+    if len(there) > 1:
+        raise CheckpointError(
+            f"{folder} holds {' and '.join(part.name for part in there)} and no "
+            f"{'flow.pt' if flow is None else 'hift.pt'}: CosyVoice's speech needs flow.pt and hift.pt; download what "
+            "is missing, or give one of the files"
+        )
 
 
 def _transformers(folder: Path) -> bool:

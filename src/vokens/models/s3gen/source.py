@@ -108,7 +108,7 @@ class KeyedDraws:
 
 class ReleasedDraws:
     """The noise of CosyVoice 3's released vocoder, which is the same for every utterance: a stretch of torch's stream
-    of seed 0 that begins where the published loader has built its modules. Drawn as far as it is read, and kept: the
+    of seed 0 that begins where the published loader has built its modules. Drawn again as far as it is read: the
     published table takes 259 MB and ends after 300 s.
     """
 
