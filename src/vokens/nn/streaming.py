@@ -89,7 +89,9 @@ class StreamState(dict[Hashable, Tensor]):
         whole = x if before is None else torch.cat([before, x], dim)
         keep = min(keep, whole.shape[dim])
         kept = whole.narrow(dim, whole.shape[dim] - keep, keep)
-        self[layer] = kept.clone(memory_format=torch.contiguous_format)  # a view would hold the whole
+        # A view holds the whole: where that is a quarter more at most, it saves a copy, 6 % of a chunk of CosyVoice 3.
+        mostly = before is not None and 5 * keep >= 4 * whole.shape[dim]
+        self[layer] = kept if mostly else kept.clone(memory_format=torch.contiguous_format)
         return whole
 
 

@@ -5,6 +5,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from speakers import tiny_lm, tiny_s3gen
 from test_hift import REDUCED as VOCODER
 from test_hift import published_state
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import vokens
 from vokens.audio import LogMel
@@ -123,6 +127,35 @@ def test_stream_equals_whole(model: S3GenModel) -> None:
         found = [*calm.stream(tokens.tolist(), owner, **plan, **options)]
     np.testing.assert_allclose(np.concatenate(found), whole[0].numpy(), atol=1e-4, rtol=0)
     assert len(found[0]) == 6 * 480 - 1924
+
+
+class Work(TorchDispatchMode):
+    """Counts operators and the numbers that they give, copies among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.operators += 1
+        self.numbers += sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
+        return made
+
+
+def test_work_of_a_chunk_does_not_grow(model: S3GenModel) -> None:
+    """From its fourth chunk to the last but two a stream makes the same number of everything."""
+    owner = model.voice(speechlike(7680, 1), 16000)
+    tokens = torch.randint(6561, (100,), generator=torch.Generator().manual_seed(0))
+    sounds, works = model.stream(tokens, owner, first_hop=5, hop=5, context=10, n_cfm_timesteps=1), []
+    while True:
+        with FlopCounterMode(display=False) as products, Work() as work:
+            sound = next(sounds, None)
+        if sound is None:
+            break
+        works.append((len(sound), products.get_total_flops(), work.operators, work.numbers))
+    assert len(works) == 21
+    assert len(set(works[3:-2])) == 1
 
 
 def test_saved_folder_and_table_of_times(model: S3GenModel, folder: Path, tmp_path: Path) -> None:

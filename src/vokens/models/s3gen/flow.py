@@ -325,8 +325,8 @@ class MelState:
     def nbytes(self) -> int:
         """Memory of all tensors, in bytes."""
         states = (self.conditions, *self.evaluations)
-        kept = (tensor for state in states for tensor in state.values())
-        return sum(tensor.nbytes for tensor in (self.waiting, self.prompt, self.speaker, *kept))
+        kept = (tensor.untyped_storage().nbytes() for state in states for tensor in state.values())
+        return sum(tensor.nbytes for tensor in (self.waiting, self.prompt, self.speaker)) + sum(kept)
 
 
 class MelStream:
