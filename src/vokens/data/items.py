@@ -2,9 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A whole recording on this machine, to train on or to measure; labels that are not known are None."""
+
+    id: str
+    path: Path
+    text: str | None = None
+    language: str | None = None
+    speaker: str | None = None
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class CropConfig(DataConfig):
     seconds: float = 3.0
     batch_size: int = 6
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"data.batch_size = {self.batch_size}: at least 1 is accepted")
+
 
 @dataclass(frozen=True)
 class TeacherConfig:

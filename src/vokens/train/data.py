@@ -8,6 +8,7 @@ are decoded once into one int16 file.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,20 +16,10 @@ from torch import Tensor
 
 from vokens import audio
 from vokens.audio_files import find_files
+from vokens.data.items import Clip
 from vokens.data.sources.records import Record, read_records
 from vokens.errors import ConfigError
 from vokens.train.rows import Rows, cached_rows
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One recording of a corpus."""
-
-    id: str
-    path: Path
-    text: str | None = None
-    language: str | None = None
-    speaker: str | None = None
 
 
 def read_clips(
@@ -110,7 +101,37 @@ class Batch:
     teacher: Tensor | None  # (B, T, S) float32 features at the codec's frame rate
 
 
-class Crops:
+Drawn = TypeVar("Drawn")
+
+
+class RandomCrops(Generic[Drawn]):
+    """Batches of random crops, as `collate` makes them of (recording, place from 0 to 1).
+
+    Args:
+        sizes: of each recording; one is drawn in proportion, so that every second of speech is equally likely.
+    """
+
+    def __init__(self, sizes: np.ndarray, batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        self.share = np.cumsum(sizes) / sizes.sum()
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Drawn:
+        """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""
+        draw = np.random.default_rng((self.seed, step))
+        clips = np.searchsorted(self.share, draw.random(world * self.batch_size), side="right")
+        places = draw.random(world * self.batch_size)
+        rows = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        return self.collate([(int(clips[row]), float(places[row])) for row in rows])
+
+    def fixed(self, clips: Sequence[int]) -> Drawn:
+        """The middle crop of each of these clips."""
+        return self.collate([(clip, 0.5) for clip in clips])
+
+    def collate(self, drawn: list[tuple[int, float]]) -> Drawn:
+        raise NotImplementedError
+
+
+class Crops(RandomCrops[Batch]):
     """Random crops of a corpus.
 
     Args:
@@ -131,27 +152,13 @@ class Crops:
         grid: tuple[float, float] = (0.02, 0.01),
     ) -> None:
         self.pcm, self.sample_rate, self.crop, self.hop = pcm, sample_rate, crop, hop
-        self.batch_size, self.seed = batch_size, seed
         self.teacher, self.grid = teacher, grid
         sizes = np.diff(pcm.offsets)
         if not sizes.any():
             raise ConfigError(
                 f"none of the {len(pcm)} recordings can be read: see the errors above, and repair their paths"
             )
-        # A clip is drawn in proportion to its duration, so that every second of speech is equally likely.
-        self.share = np.cumsum(sizes) / sizes.sum()
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""
-        draw = np.random.default_rng((self.seed, step))
-        clips = np.searchsorted(self.share, draw.random(world * self.batch_size), side="right")
-        places = draw.random(world * self.batch_size)
-        rows = range(rank * self.batch_size, (rank + 1) * self.batch_size)
-        return self._collate([self._crop(int(clips[row]), float(places[row])) for row in rows])
-
-    def fixed(self, clips: Sequence[int]) -> Batch:
-        """The middle crop of each of these clips."""
-        return self._collate([self._crop(clip, 0.5) for clip in clips])
+        super().__init__(sizes, batch_size, seed)
 
     def spread(self, most: int) -> Batch:
         """The middle crops of at most `most` clips, evenly spaced over the corpus."""
@@ -170,7 +177,8 @@ class Crops:
         middles = (start + (np.arange(self.crop // self.hop) + 0.5) * self.hop) / self.sample_rate
         return features_at(self.teacher[clip], middles, self.grid)
 
-    def _collate(self, crops: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
+    def collate(self, drawn: list[tuple[int, float]]) -> Batch:
+        crops = [self._crop(*crop) for crop in drawn]
         wave = np.zeros((len(crops), self.crop), np.float32)
         for row, (samples, _) in zip(wave, crops, strict=True):
             row[: len(samples)] = samples

@@ -16,7 +16,7 @@ from torch import Tensor
 from vokens import audio
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
-from vokens.train.data import Clip, paths_of
+from vokens.train.data import Clip, RandomCrops, paths_of
 from vokens.train.rows import Rows, cached_rows
 
 
@@ -76,7 +76,7 @@ def voice_rows(
     return cached_rows(folder, f"voice-{name}", paths_of(clips), voice, workers, "embedding voices")
 
 
-class FlowCrops:
+class FlowCrops(RandomCrops[FlowBatch]):
     """Random crops of recordings that have tokens, frames and a voice.
 
     Args:
@@ -100,7 +100,7 @@ class FlowCrops:
         std: np.ndarray | None = None,
     ) -> None:
         self.tokens, self.frames, self.voices = tokens, frames, voices
-        self.ratio, self.crop, self.batch_size, self.seed = ratio, crop, batch_size, seed
+        self.ratio, self.crop = ratio, crop
         whole = np.minimum(np.diff(tokens.offsets), np.diff(frames.offsets) // ratio)
         self.sizes = np.where((whole >= shortest) & (np.diff(voices.offsets) > 0), whole, 0)
         if not self.sizes.any():
@@ -109,25 +109,13 @@ class FlowCrops:
             )
         self.mean, self.std = mean, std
         self.width = self.frames[self.usable()[0]].shape[1]
-        self.share = np.cumsum(self.sizes) / max(1, self.sizes.sum())  # every second is equally likely
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> FlowBatch:
-        """The batch of a step: rows rank*B .. (rank+1)*B of the world*B rows drawn for it."""
-        draw = np.random.default_rng((self.seed, step))
-        clips = np.searchsorted(self.share, draw.random(world * self.batch_size), side="right")
-        places = draw.random(world * self.batch_size)
-        rows = range(rank * self.batch_size, (rank + 1) * self.batch_size)
-        return self._collate([(int(clips[row]), float(places[row])) for row in rows])
-
-    def fixed(self, clips: Sequence[int]) -> FlowBatch:
-        """The middle crop of each of these clips."""
-        return self._collate([(clip, 0.5) for clip in clips])
+        super().__init__(self.sizes, batch_size, seed)
 
     def usable(self) -> list[int]:
         """Numbers of the clips that have tokens, frames and a voice."""
         return np.flatnonzero(self.sizes).tolist()
 
-    def _collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:
+    def collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:
         lengths = [min(self.crop, int(self.sizes[clip])) for clip, _ in drawn]
         longest, width = max(lengths), self.width
         tokens = np.zeros((len(drawn), longest), np.int64)

@@ -84,6 +84,17 @@ def open_texts(
     return SpokenTexts(clips, np.diff(rows.offsets), _facts(codec), lambda number: rows[number])
 
 
+def held_out_texts(
+    data: TextDataConfig, train: SpokenTexts, device: torch.device, *, with_text: bool = False
+) -> SpokenTexts | None:
+    """Open `data.valid`, None where there is none. Raises ConfigError for tokens of another codec than train's."""
+    if not data.valid:
+        return None
+    texts = open_texts(data, data.valid, data.valid_split, device, with_text=with_text)
+    check_same_codec(data, train.facts, texts.facts)
+    return texts
+
+
 def published_texts(data: TextDataConfig, source: str, device: torch.device) -> SpokenTexts:
     """Open the utterances of Learnable-Speech's index or list."""
     facts = PUBLISHED if not data.codec else _facts(_open_codec(data.codec, device))
@@ -138,7 +149,7 @@ class TextBatches:
 
     Args:
         spell: text -> ids; utterances without ids, or with a ConfigError, are left out.
-        batch_frames, longest: as in `TextDataConfig`; a batch has one utterance at least.
+        data: its batch_frames and longest; a batch has one utterance at least.
 
     Attributes:
         usable: numbers of the utterances that are kept. texts: their ids, by number. aligner: of texts and
@@ -151,9 +162,7 @@ class TextBatches:
         self,
         corpus: SpokenTexts,
         spell: Callable[[str], list[int]],
-        *,
-        batch_frames: int,
-        longest: int,
+        data: TextDataConfig,
         seed: int,
     ) -> None:
         self.corpus, self.seed = corpus, seed
@@ -163,18 +172,18 @@ class TextBatches:
             if clip.text and corpus.frames[row]
         }
         size = {row: len(text) + int(corpus.frames[row]) for row, text in spelt.items()}
-        self.texts = {row: text for row, text in spelt.items() if text and size[row] <= longest}
+        self.texts = {row: text for row, text in spelt.items() if text and size[row] <= data.longest}
         self.usable = sorted(self.texts, key=lambda row: (size[row], row))
         if not self.usable:
             raise ConfigError(
                 f"none of {len(corpus.clips)} utterances has a text that can be spelt, tokens, and at most "
-                f"data.longest = {longest} of both together"
+                f"data.longest = {data.longest} of both together"
             )
         self.aligner: Aligner | None = None
         self._durations: dict[int, np.ndarray] = {}
         self.buckets = Buckets(
             self.usable,
-            lambda row: batch_frames // size[row],
+            lambda row: data.batch_frames // size[row],
             smallest=SMALLEST_BUCKET,
             seed=seed,
         )

@@ -19,10 +19,10 @@ from vokens.train import losses as L
 from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators, mel_recipe
 from vokens.train.config import AdversarialConfig, CropConfig, RunConfig, TeacherConfig, among, without_zeros
-from vokens.train.data import Batch, Crops, pcm_rows, read_clips
+from vokens.train.crops import CropTrainer
+from vokens.train.data import Batch, Clip
 from vokens.train.gan import GAN, GANLoss, generator_losses
 from vokens.train.log import Board
-from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
@@ -66,11 +66,9 @@ class CodecConfig(RunConfig):
         for name in self.losses:
             among("losses", name, LOSSES)
         object.__setattr__(self, "losses", without_zeros(self.losses))
-        if self.data.batch_size < 1:
-            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
 
-class CodecTrainer(Trainer[CodecConfig, Codec]):
+class CodecTrainer(CropTrainer[CodecConfig, Codec]):
     """Trains a codec that decodes, with or without a teacher and discriminators."""
 
     Config = CodecConfig
@@ -84,6 +82,8 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         self.teacher = self._load_teacher()
         if self.teacher is None:
             self.model.semantic.requires_grad_(False)  # DDP waits for every gradient
+        else:
+            self.grid = self.teacher.grid
         self.discriminators = build_discriminators(config.adversarial)
         self.mel = L.MelLoss(*mel_recipe(config.mel, self.model.sample_rate)).to(self.device)
         self.stft = L.STFTLoss().to(self.device)
@@ -126,29 +126,10 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
                 "--set losses.adversarial=0 --set losses.feature=0 --set adversarial.kinds=[] trains without"
             )
 
-    def load_data(self) -> None:
-        data = self.config.data
-        crop = round(data.seconds * self.model.sample_rate / self.hop) * self.hop
-        self.crops = self._crops(data.train, data.train_split, crop)
-        self.valid = self._crops(data.valid, data.valid_split, crop) if data.valid else None
-
-    def _crops(self, source: str, split: str | None, crop: int) -> Crops:
-        data, rate = self.config.data, self.model.sample_rate
-        clips = read_clips(source, split, data.language)
-        pcm = pcm_rows(Path(data.cache), clips, rate, data.workers)
-        features: Rows | None = None
-        if self.teacher is not None and self.config.teacher.cached:
-            features = teacher_rows(self.teacher, Path(data.cache), clips, pcm, data.workers)
-        return Crops(
-            pcm,
-            sample_rate=rate,
-            crop=crop,
-            hop=self.hop,
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-            teacher=features,
-            grid=self.teacher.grid if self.teacher else (0.02, 0.01),
-        )
+    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+        if self.teacher is None or not self.config.teacher.cached:
+            return None
+        return teacher_rows(self.teacher, cache, clips, pcm, self.config.data.workers)
 
     def prepare(self) -> None:
         super().prepare()
@@ -184,7 +165,7 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
     def _batch(self, part: int) -> tuple[Batch, torch.Generator, Tensor | None]:
         """Micro-batch `part` of this step, its generator (the same on every process), and codebooks to keep (B,)."""
         number = self.number(part)
-        batch, generator = self.crops.batch(number, self.rank, self.world), self.generator(number)
+        batch, generator = self.train.batch(number, self.rank, self.world), self.generator(number)
         keep = None
         if self.config.codebook_dropout:
             total, rows = self.model.num_codebooks, self.world * len(batch.wave)
@@ -237,19 +218,18 @@ class CodecTrainer(Trainer[CodecConfig, Codec]):
         return values
 
     def _total(self, values: dict[str, Tensor], wave: Tensor) -> Tensor:
-        weights = {name: self.config.losses[name] for name in values}
         if self.balancer is None:
-            return L.weighted_sum(values, weights)
+            return self.weighted(values)
         on_wave = {name: value for name, value in values.items() if name in ON_WAVE}
         rest = {name: value for name, value in values.items() if name not in ON_WAVE}
         balanced = self.balancer(on_wave, wave)
-        return balanced + L.weighted_sum(rest, {name: weights[name] for name in rest}) if rest else balanced
+        return balanced + self.weighted(rest) if rest else balanced
 
     @torch.no_grad()
     def _fit_codebooks(self) -> None:
         self.model.eval()
         waves = (
-            self.crops.batch(self.number(i), rank, self.world).wave
+            self.train.batch(self.number(i), rank, self.world).wave
             for i in range(-(-FIT_BATCHES // self.world))
             for rank in range(self.world)
         )

@@ -19,8 +19,8 @@ from vokens.models.dacvae.pulses import pitch_latents
 from vokens.models.dacvae.spectral import SPECTRA
 from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
-from vokens.train.autoencoder import AutoencoderTrainer
 from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
+from vokens.train.crops import AutoencoderTrainer
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
 
@@ -83,8 +83,6 @@ class VAEConfig(RunConfig):
                 "losses.kl and losses.mel, stft or linear_stft are needed: without a spectral loss nothing is learned, "
                 "without kl the latents grow without bound (give 0 to train a plain autoencoder)"
             )
-        if self.data.batch_size < 1:
-            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
 
 class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):

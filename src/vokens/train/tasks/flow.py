@@ -27,7 +27,7 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.nn.campplus_onnx import open_campplus
 from vokens.nn.masks import padding_mask
-from vokens.train.config import DataConfig, RunConfig, among
+from vokens.train.config import CropConfig, RunConfig, among
 from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import FlowBatch, FlowCrops, Ragged, frame_rows, token_rows, voice_rows
 from vokens.train.flow_learner import (
@@ -61,13 +61,13 @@ TIME_SCALE = 16.0
 
 
 @dataclass(frozen=True)
-class FlowDataConfig(DataConfig):
+class FlowDataConfig(CropConfig):
     """Recordings whose tokens, frames and voices are cached.
 
     Attributes:
         tokenizer: name or folder of the S3Tokenizer (25 Hz) whose tokens are the input.
         speaker: folder or file of CAM++'s weights, or "campplus-zh-en", which is looked for in VOKENS_EVAL_MODELS.
-        seconds: of a crop, whole recordings where they are shorter. batch_size: crops per process and forward pass.
+        seconds: of a crop, whole recordings where they are shorter.
     """
 
     tokenizer: str = ""

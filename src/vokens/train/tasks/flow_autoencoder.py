@@ -18,8 +18,8 @@ from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.model import FlowDraws
 from vokens.models.pretrained import load
 from vokens.train import losses as L
-from vokens.train.autoencoder import AutoencoderTrainer
 from vokens.train.config import CropConfig, RunConfig, among
+from vokens.train.crops import AutoencoderTrainer
 from vokens.train.log import Board
 
 VALID_CLIPS = 16
@@ -56,8 +56,6 @@ class FlowAutoencoderConfig(RunConfig):
             )
         if not 0 <= self.augment <= 1:
             raise ConfigError(f"augment = {self.augment}: a share from 0 to 1 is accepted")
-        if self.data.batch_size < 1:
-            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
 
 class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):

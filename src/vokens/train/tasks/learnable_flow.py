@@ -34,6 +34,8 @@ from vokens.train.rows import Rows
 from vokens.train.tasks.flow import FlowConfig, FlowDataConfig, FlowTrainer
 
 STATISTICS_FRAMES = 100_000  # for mean and standard deviation where the autoencoder has none
+# Facts of the tokens and latents that the flow's config keeps.
+KEPT = ("sample_rate", "frame_rate", "latents", "latents_fingerprint", "tokens", "tokens_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -283,12 +285,7 @@ class LearnableFlowTrainer(FlowTrainer):
             speaker=None if self.encoder is None else self.encoder.config,
             mean=tuple(self.mean.tolist()),
             std=tuple(np.maximum(self.std, 1e-5).tolist()),
-            sample_rate=facts.sample_rate,
-            frame_rate=facts.frame_rate,
-            latents=facts.latents,
-            latents_fingerprint=facts.latents_fingerprint,
-            tokens=facts.tokens,
-            tokens_fingerprint=facts.tokens_fingerprint,
+            **{name: getattr(facts, name) for name in KEPT},
         )
         parts = {"network": self.final_flow(), "speaker_encoder": self.encoder}
         state = {

@@ -34,8 +34,8 @@ from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,
     TextDataConfig,
-    check_same_codec,
     dropout_mask,
+    held_out_texts,
     open_texts,
     unigram,
 )
@@ -243,25 +243,15 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         return LMLearner(lm)
 
     def load_data(self) -> None:
-        data = self.config.data
         self.references = self._references(self.corpus.clips)
-        self.valid: TextBatches | None = None
-        if data.valid:
-            held_out = open_texts(data, data.valid, data.valid_split, self.device)
-            check_same_codec(data, self.corpus.facts, held_out.facts)
-            self.valid = self._batches(held_out)
+        held_out = held_out_texts(self.config.data, self.corpus, self.device)
+        self.valid = None if held_out is None else self._batches(held_out)
+        if held_out is not None and self.valid is not None:
             self.valid.aligner = self.train.aligner
             self.valid_references = self._references(held_out.clips)
 
     def _batches(self, corpus: Any) -> TextBatches:
-        data = self.config.data
-        return TextBatches(
-            corpus,
-            self._ids,
-            batch_frames=data.batch_frames,
-            longest=data.longest,
-            seed=self.config.seed,
-        )
+        return TextBatches(corpus, self._ids, self.config.data, self.config.seed)
 
     def _ids(self, text: str) -> list[int]:
         return self.spell.both("", text) if self.spell.symbols(text) else []

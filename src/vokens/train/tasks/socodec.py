@@ -39,10 +39,11 @@ from vokens.train.config import (
     among,
     without_zeros,
 )
-from vokens.train.data import Batch, Crops, pcm_rows, read_clips
+from vokens.train.crops import CropTrainer
+from vokens.train.data import Batch, Clip
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
-from vokens.train.loop import Trainer
+from vokens.train.rows import Rows
 from vokens.train.teacher import load_teacher, standard, teacher_rows
 
 ON_ANALYZER = ("mel", "mel_l1", "semantic", "commit", "mel_adversarial", "mel_feature")
@@ -95,15 +96,15 @@ class SoCodecRunConfig(RunConfig):
             raise ConfigError(
                 "losses.wave_mel or losses.wave_stft is needed: nothing else starts the vocoder"
             )
-        if not self.losses or self.data.batch_size < 1:
-            raise ConfigError("at least one loss and data.batch_size of at least 1 are needed")
+        if not self.losses:
+            raise ConfigError("at least one loss is needed")
 
 
-class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
+class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
     """Trains a SoCodec of any size."""
 
     Config = SoCodecRunConfig
-    sample_rate = RATE
+    sample_rate, hop = RATE, SSL_HOP
 
     # Building ----------------------------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
                 raise ConfigError(
                     f"the teacher's features are {self.teacher.width} wide: set model.hubert_width to that"
                 )
+            self.grid = self.teacher.grid
         if ("semantic" in config.losses) != (self.hubert is not None or self.teacher is not None):
             raise ConfigError(
                 "give losses.semantic exactly when there are HuBERT or a teacher: --set losses.semantic=0 trains "
@@ -136,7 +138,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
             semantic="semantic" in named,
             vocoder=bool(named & set(ON_VOCODER)),
         )
-        self.sizes = sizes
+        self.sizes, self.unit = sizes, sizes.hop_length
         return learner
 
     def _load_init(self, codec: SoCodec) -> None:
@@ -176,31 +178,16 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         return hubert.eval().requires_grad_(False).to(self.device)
 
     def load_data(self) -> None:
-        data, hop = self.config.data, self.sizes.hop_length
-        tokens = max(1, round(data.seconds * RATE / hop))
-        self.train = self._crops(data.train, data.train_split, tokens * hop, training=True)
-        self.valid = self._crops(data.valid, data.valid_split, tokens * hop) if data.valid else None
+        super().load_data()
         if self.model.analyzer and not self.config.init:
             self._start()
 
-    def _crops(self, source: str, split: str | None, crop: int, training: bool = False) -> Crops:
-        data, cache = self.config.data, Path(self.config.data.cache)
-        clips = read_clips(source, split, data.language)
-        pcm = pcm_rows(cache, clips, RATE, data.workers)
-        features = None
-        if self.teacher is not None and training:
-            features = teacher_rows(self.teacher, cache, clips, pcm, data.workers)
-            self.mean, self.scale = standard(features)
-        return Crops(
-            pcm,
-            sample_rate=RATE,
-            crop=crop,
-            hop=SSL_HOP,
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-            teacher=features,
-            grid=self.teacher.grid if self.teacher else (0.02, 0.01),
-        )
+    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+        if self.teacher is None or not training:
+            return None
+        features = teacher_rows(self.teacher, cache, clips, pcm, self.config.data.workers)
+        self.mean, self.scale = standard(features)
+        return features
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -270,7 +257,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         if output.wave is not None and spans is not None:
             wave_values, wave_report = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
             values, report = values | wave_values, report | wave_report
-        return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
+        return self.weighted(values), report | values
 
     def _keep(self, rows: int, generator: torch.Generator) -> Tensor:
         """Per-row quantizer dropout: number of streams kept (rows,), all or uniform from 1.
@@ -298,10 +285,7 @@ class SoCodecTrainer(Trainer[SoCodecRunConfig, SoCodecLearner]):
         """Span of mel frames (B, 2) of each crop that the vocoder is trained on."""
         if not set(self.config.losses) & set(ON_VOCODER):
             return None
-        crop = (
-            round(self.config.data.seconds * RATE / self.sizes.hop_length) * self.sizes.hop_length // MEL_HOP
-        )
-        size = min(crop, round(self.config.vocoder_seconds * RATE / MEL_HOP))
+        size = min(self.train.crop // MEL_HOP, round(self.config.vocoder_seconds * RATE / MEL_HOP))
         chance = torch.cat([torch.rand(1, generator=own) for own in generators])
         start = (chance * (frames - size + 1).clamp(min=1)).long()
         return torch.stack([start, start + size], 1)

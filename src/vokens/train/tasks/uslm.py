@@ -27,8 +27,8 @@ from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,
     TextDataConfig,
-    check_same_codec,
     dropout_mask,
+    held_out_texts,
     open_texts,
     unigram,
 )
@@ -128,22 +128,12 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         return USLMLearner(lm, config.networks)
 
     def load_data(self) -> None:
-        data = self.config.data
-        self.valid: TextBatches | None = None
-        if data.valid:
-            held_out = open_texts(data, data.valid, data.valid_split, self.device, with_text=True)
-            check_same_codec(data, self.corpus.facts, held_out.facts)
-            self.valid = self._batches(held_out)
+        held_out = held_out_texts(self.config.data, self.corpus, self.device, with_text=True)
+        self.valid = None if held_out is None else self._batches(held_out)
 
     def _batches(self, corpus: SpokenTexts) -> TextBatches:
-        data = self.config.data
-        return TextBatches(
-            corpus,
-            front_end(self.config.model.get("front_end", USLMConfig.front_end)).ids,
-            batch_frames=data.batch_frames,
-            longest=data.longest,
-            seed=self.config.seed,
-        )
+        spell = front_end(self.config.model.get("front_end", USLMConfig.front_end)).ids
+        return TextBatches(corpus, spell, self.config.data, self.config.seed)
 
     # One step ----------------------------------------------------------------------------------------------
 

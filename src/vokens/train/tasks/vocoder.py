@@ -25,10 +25,10 @@ from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDi
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
-from vokens.train.data import Clip, Crops, paths_of, pcm_rows, read_clips
+from vokens.train.crops import CropTrainer
+from vokens.train.data import Clip, paths_of
 from vokens.train.gan import GAN, Discriminators, GANLoss
 from vokens.train.log import Board
-from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
 
 MEL_LOSS = replace(MEL_24K_80, f_max=None)  # the input's mel ends at 8 kHz, what is learned from does not
@@ -75,8 +75,6 @@ class VocoderConfig(RunConfig):
             raise ConfigError(
                 "losses.f0 and losses.mel or losses.stft are needed: nothing else starts the vocoder"
             )
-        if self.data.batch_size < 1:
-            raise ConfigError(f"data.batch_size = {self.data.batch_size}: at least 1 is accepted")
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,13 @@ class VocoderLearner(nn.Module):
         return self.vocoder.decode(mel, source), pitch
 
 
-class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
+class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
     """Trains HiFT on a corpus."""
 
     Config = VocoderConfig
     exported = "vocoder"
-    sample_rate = MEL_24K_80.sample_rate
+    sample_rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
+    grid = (hop / sample_rate, hop / 2 / sample_rate)
 
     # Building ----------------------------------------------------------------------------------------------
 
@@ -134,27 +133,12 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         return VocoderLearner(vocoder)
 
     def load_data(self) -> None:
-        data, hop = self.config.data, MEL_24K_80.hop_length
-        frames = max(1, round(data.seconds * self.sample_rate / hop))
-        self.train = self._crops(data.train, data.train_split, frames * hop)
-        self.valid = self._crops(data.valid, data.valid_split, frames * hop) if data.valid else None
+        super().load_data()
         if not self.config.init:
             self._start_with_levels_of_speech()
 
-    def _crops(self, source: str, split: str | None, crop: int) -> Crops:
-        data, hop = self.config.data, MEL_24K_80.hop_length
-        cache, clips = Path(data.cache), read_clips(source, split, data.language)
-        pcm = pcm_rows(cache, clips, self.sample_rate, data.workers)
-        return Crops(
-            pcm,
-            sample_rate=self.sample_rate,
-            crop=crop,
-            hop=hop,
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-            teacher=mel_and_pitch_rows(cache, clips, pcm, data.workers),
-            grid=(hop / self.sample_rate, hop / 2 / self.sample_rate),
-        )
+    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows:
+        return mel_and_pitch_rows(cache, clips, pcm, self.config.data.workers)
 
     @torch.no_grad()
     def _start_with_levels_of_speech(self) -> None:
@@ -191,7 +175,7 @@ class VocoderTrainer(Trainer[VocoderConfig, VocoderLearner]):
         for gan in self.gans:
             losses, report = gan.step(batch.wave[:, None], wave[:, None], part)
             values |= losses
-        return L.weighted_sum(values, {name: self.config.losses[name] for name in values}), report | values
+        return self.weighted(values), report | values
 
     def _batch(self, crops: Any) -> VocoderBatch:
         """Crops on the device, padded with silence."""

@@ -1,0 +1,100 @@
+"""Bases of the tasks that train on crops of speech, and of those among them whose models are autoencoders."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vokens.models.dacvae.model import Autoencoder
+from vokens.nn.masks import padding_mask
+from vokens.train import losses as L
+from vokens.train.data import Clip, Crops, pcm_rows, read_clips
+from vokens.train.loop import Trainer
+from vokens.train.rows import Rows
+
+STATISTICS_BATCHES = 32
+
+Config = TypeVar("Config", bound=Any)
+Model = TypeVar("Model", bound=nn.Module)
+Vae = TypeVar("Vae", bound=Autoencoder)
+
+
+class CropTrainer(Trainer[Config, Model]):
+    """Base of the tasks on random crops. build_model sets the attributes, `features` makes what goes with the samples.
+
+    Attributes:
+        hop: crops begin at multiples of it. unit: their length is a multiple of it, by default of hop.
+        grid: seconds between rows of the features, and the moment of the first.
+    """
+
+    hop: int
+    unit: int = 0
+    grid: tuple[float, float] = (0.02, 0.01)
+
+    def load_data(self) -> None:
+        data = self.config.data
+        self.train = self._crops(data.train, data.train_split, training=True)
+        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+
+    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+        """Features of all clips, such as a teacher's; None for none."""
+        return None
+
+    def _crops(self, source: str, split: str | None, training: bool = False) -> Crops:
+        data, cache, unit = self.config.data, Path(self.config.data.cache), self.unit or self.hop
+        clips = read_clips(source, split, data.language)
+        pcm = pcm_rows(cache, clips, self.sample_rate, data.workers)
+        return Crops(
+            pcm,
+            sample_rate=self.sample_rate,
+            crop=max(1, round(data.seconds * self.sample_rate / unit)) * unit,
+            hop=self.hop,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            teacher=self.features(cache, clips, pcm, training),
+            grid=self.grid,
+        )
+
+    def weighted(self, values: dict[str, Tensor]) -> Tensor:
+        """The sum of losses by the config's weights."""
+        return L.weighted_sum(values, {name: self.config.losses[name] for name in values})
+
+
+class AutoencoderTrainer(CropTrainer[Config, Vae]):
+    """Base of the autoencoder tasks: each implements build_model, which ends with `measured_at`, micro_step and
+    validate."""
+
+    exported = "model"
+
+    def measured_at(self, model: Vae) -> None:
+        """Set the sample rate, the hop and the mel distance (log10, three DAC scales) of a model."""
+        self.sample_rate, self.hop = model.sample_rate, model.hop_length
+        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
+
+    def trained(self) -> Vae:
+        """The model of the averaged (or present) weights."""
+        return self.finished(type(self.model)(self.model.config), self.final_state())
+
+    def final_model(self) -> Vae:
+        """The model of `trained`, with the statistics of its latents."""
+        model = self.trained()
+        mean, std = latent_statistics(model, self.train)
+        return self.finished(type(model)(replace(model.config, mean=mean, std=std)), model.state_dict())
+
+
+@torch.inference_mode()
+def latent_statistics(model: Autoencoder, crops: Crops) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each latent dimension (posterior means) over crops of the training data."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for number in range(STATISTICS_BATCHES):
+        batch = crops.batch(number)
+        frames = (batch.lengths // model.hop_length).to(model.device)  # whole ones
+        mean, _ = model.encode_batch(batch.wave.to(model.device), batch.lengths.to(model.device))
+        means = mean.mT[padding_mask(frames, mean.shape[2])].double().cpu()  # (frames, D)
+        count += len(means)
+        total, squares = total + means.sum(0), squares + means.square().sum(0)
+    average = total / max(1, count)
+    spread = (squares / max(1, count) - average.square()).clamp(min=1e-8).sqrt()
+    return tuple(average.tolist()), tuple(spread.tolist())
