@@ -8,7 +8,7 @@ from conftest import speechlike
 
 from vokens.bench.options import Robust
 from vokens.bench.tasks import perturb, robust
-from vokens.bench.tasks.items import Item
+from vokens.data.items import Clip
 from vokens.text.transcripts import word_edits
 
 RATE = perturb.RATE
@@ -109,7 +109,7 @@ def test_what_changes_nothing_and_what_a_codec_does_not_notice(
     monkeypatch.setattr(robust, "WARPED", {"late": lambda wave, draw: np.pad(wave, (3200, 0))})
     options = Robust(models=str(tiny_codec_folder), data=tmp_path, out=tmp_path / "out", dtypes="float32")
     probe = robust.Probe("tiny", str(tiny_codec_folder), options)
-    line = probe.measure(Item("a", tmp_path / "a.wav"))
+    line = probe.measure(Clip("a", tmp_path / "a.wav"))
     frames, books = 24000 // probe.codec.hop_length, probe.codec.num_codebooks
     assert line["frames"] == line["of"]["none"] == frames
     assert (

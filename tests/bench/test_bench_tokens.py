@@ -13,7 +13,8 @@ from vokens.bench.options import Speed
 from vokens.bench.results import Results
 from vokens.bench.tasks import lm, speed, tokens
 from vokens.bench.tasks.information import KneserNey
-from vokens.bench.tasks.items import Item, NoRecordings
+from vokens.bench.tasks.items import NoRecordings
+from vokens.data.items import Clip
 from vokens.tokens import Tokens
 
 
@@ -161,7 +162,7 @@ def test_speed_measures_what_it_says(tiny_codec_folder, tmp_path) -> None:
 
 def test_speed_leaves_out_what_cannot_be_read(tmp_path, capsys) -> None:
     soundfile.write(tmp_path / "a.wav", np.full(4000, 0.01), 16000)
-    items = [Item(name, tmp_path / name) for name in ("missing.wav", "a.wav", "again.wav")]
+    items = [Clip(name, tmp_path / name) for name in ("missing.wav", "a.wav", "again.wav")]
     results = Results(Speed(out=tmp_path), "speed")
     wave, used = speed.speech_of(items, 0.2, results)
     assert (len(wave), used) == (4000, 1)

@@ -12,8 +12,8 @@ from typing import Any
 class Bench:
     """A part of the benchmark.
 
-    module: has `run(options) -> int`, the exit code. options: its options dataclass as "module:Class", in a module
-    that does not import torch. `all` runs the parts with `vokens.bench.options.Measure` options.
+    module: below `vokens.bench`, has `run(options) -> int`, the exit code. options: its dataclass in
+    `vokens.bench.options`, which does not import torch. `all` runs the parts whose options are `Measure`.
     """
 
     module: str
@@ -22,36 +22,21 @@ class Bench:
 
     def options_class(self) -> type[Any]:
         """The dataclass of the options."""
-        module, name = self.options.split(":")
-        return getattr(import_module(module), name)
+        return getattr(import_module("vokens.bench.options"), self.options)
+
+    def run(self, options: Any) -> int:
+        """Run the part; returns its exit code."""
+        return import_module(f"vokens.bench.{self.module}").run(options)
 
 
 BENCHES = {
-    "reconstruct": Bench(
-        "vokens.bench.tasks.reconstruct", "vokens.bench.options:Reconstruct", "quality of the resynthesis"
-    ),
-    "tokens": Bench(
-        "vokens.bench.tasks.tokens",
-        "vokens.bench.options:TokenStatistics",
-        "rates, use of codebooks, predictability",
-    ),
-    "robust": Bench(
-        "vokens.bench.tasks.robust",
-        "vokens.bench.options:Robust",
-        "agreement of tokens when the audio changes",
-    ),
-    "speed": Bench("vokens.bench.tasks.speed", "vokens.bench.options:Speed", "times real time, and memory"),
+    "reconstruct": Bench("tasks.reconstruct", "Reconstruct", "quality of the resynthesis"),
+    "tokens": Bench("tasks.tokens", "TokenStatistics", "rates, use of codebooks, predictability"),
+    "robust": Bench("tasks.robust", "Robust", "agreement of tokens when the audio changes"),
+    "speed": Bench("tasks.speed", "Speed", "times real time, and memory"),
     "slmtok": Bench(
-        "vokens.bench.tasks.slmtok",
-        "vokens.bench.options:SlmTok",
-        "SLMTokBench: text content of tokens, words and voice after resynthesis",
+        "tasks.slmtok", "SlmTok", "SLMTokBench: text content of tokens, words and voice after resynthesis"
     ),
-    "report": Bench(
-        "vokens.bench.report.page",
-        "vokens.bench.options:Report",
-        "a page of results: tables, plots, sounds",
-    ),
-    "all": Bench(
-        "vokens.bench.tasks.every", "vokens.bench.options:Every", "several of these in turn, into one folder"
-    ),
+    "report": Bench("report.page", "Report", "a page of results: tables, plots, sounds"),
+    "all": Bench("tasks.every", "Every", "several of these in turn, into one folder"),
 }

@@ -4,7 +4,6 @@ vokens bench reconstruct --models mini --data corpus/manifest.jsonl --split test
 """
 
 from functools import reduce
-from importlib import import_module
 from operator import or_
 from typing import Annotated, Any
 
@@ -25,5 +24,5 @@ def run(arguments: Any) -> int:
     """Run the selected part; results and tables go to --out, tables also to standard output."""
     for bench in BENCHES.values():
         if type(arguments) is bench.options_class():
-            return import_module(bench.module).run(arguments)
+            return bench.run(arguments)
     raise TypeError(f"{type(arguments).__name__} belongs to no part of the benchmark")

@@ -18,7 +18,8 @@ import soundfile
 
 from vokens.audio import load, resample
 from vokens.bench.options import Measure
-from vokens.bench.tasks.items import Item, NoRecordings, find_items
+from vokens.bench.tasks.items import NoRecordings, find_items
+from vokens.data.items import Clip
 from vokens.errors import VokensError
 from vokens.models.codec import Codec
 from vokens.tokens import Tokens
@@ -69,7 +70,7 @@ def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float
         yield Sample(item.id, item.text, tuple(sounds))
 
 
-def _items(folder: Path, summary: dict[str, Any]) -> list[Item]:
+def _items(folder: Path, summary: dict[str, Any]) -> list[Clip]:
     data, chosen = summary["settings"]["data"], dict(summary["selection"])
     chosen["models"] = ",".join(chosen["models"])
     path = Path(data) if Path(data).exists() else None
@@ -85,7 +86,7 @@ def _decode(
     summary: dict[str, Any],
     model: str,
     rows: list[str],
-    items: list[Item],
+    items: list[Clip],
     waves: dict[str, dict[str, np.ndarray]],
 ) -> None:
     """Add the resynthesis of each of a model's rows, from saved tokens, else encoded again."""

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import numpy as np
 
 from vokens.bench.options import Measure
-from vokens.bench.tasks.items import Item
+from vokens.data.items import Clip
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.text.files import read_json
@@ -35,7 +35,7 @@ def open_codec(source: str, options: Measure, dtype: str = "float32") -> Codec:
     return codec
 
 
-def tokens_of(codec: Codec, label: str, item: Item, wave: np.ndarray, options: Measure) -> Tokens:
+def tokens_of(codec: Codec, label: str, item: Clip, wave: np.ndarray, options: Measure) -> Tokens:
     """Tokens of a wave (T,) at the codec's rate: from the folder of results, else encoded and saved there."""
     path = token_path(options, label, item)
     if path.is_file():
@@ -48,7 +48,7 @@ def tokens_of(codec: Codec, label: str, item: Item, wave: np.ndarray, options: M
     return tokens
 
 
-def token_path(options: Measure, label: str, item: Item) -> Path:
+def token_path(options: Measure, label: str, item: Clip) -> Path:
     """Path of a recording's tokens."""
     return options.out / "tokens" / quote(label, safe="") / f"{quote(item.id, safe='')}.vok"
 

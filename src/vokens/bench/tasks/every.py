@@ -1,7 +1,6 @@
 """Several parts of the benchmark in turn, into one folder."""
 
 import sys
-from importlib import import_module
 
 from vokens.bench import BENCHES
 from vokens.bench.options import Every, Measure, split_list
@@ -24,7 +23,7 @@ def run(options: Every) -> int:
     codes, errors = [], []
     for name in names:
         try:
-            codes.append(import_module(BENCHES[name].module).run(options.of(classes[name])))
+            codes.append(BENCHES[name].run(options.of(classes[name])))
         except VokensError as error:
             if options.only is not None:
                 raise

@@ -1,12 +1,12 @@
 """Recordings to measure: lines of a manifest or files of a folder, filtered, ordered by id."""
 
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from vokens import audio
 from vokens.audio_files import find_files
 from vokens.bench.options import Measure
+from vokens.data.items import Clip
 from vokens.data.sources.addresses import is_url
 from vokens.data.sources.records import Record, read_records
 from vokens.errors import ConfigError, VokensError
@@ -16,18 +16,7 @@ class NoRecordings(ConfigError):
     """The data have no recordings for a part of the benchmark."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One recording; labels missing in its manifest are None."""
-
-    id: str
-    path: Path
-    text: str | None = None
-    language: str | None = None
-    speaker: str | None = None
-
-
-def find_items(options: Measure) -> list[Item]:
+def find_items(options: Measure) -> list[Clip]:
     """The recordings selected by `options`. Raises NoRecordings where there are none."""
     data = Path(str(files("vokens") / "samples")) if options.data is None else options.data
     if data.is_dir() and not (data / "manifest.jsonl").is_file():
@@ -35,7 +24,7 @@ def find_items(options: Measure) -> list[Item]:
     else:
         records = _manifest_records(data / "manifest.jsonl" if data.is_dir() else data)
     chosen = [
-        Item(record.id, Path(record.path), record.text, record.language, record.speaker)
+        Clip(record.id, Path(record.path), record.text, record.language, record.speaker)
         for record in sorted(records, key=lambda record: record.id)
         if _labels_fit(record, options) and _length_fits(record, options)
     ]

@@ -23,8 +23,9 @@ from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
 from vokens.bench.results import Results
 from vokens.bench.tasks.codecs import labels, open_codec, token_path
-from vokens.bench.tasks.items import Item, find_items
+from vokens.bench.tasks.items import find_items
 from vokens.bench.tasks.processes import pool
+from vokens.data.items import Clip
 from vokens.errors import ConfigError, NotInstalled, VokensError
 from vokens.evaluator_files import find_evaluator
 from vokens.models.codec import Codec
@@ -165,7 +166,7 @@ class Worker:
         if "wer" in self._metrics:
             self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
 
-    def measure(self, system: System, item: Item, rows: list[str]) -> dict[str, Line]:
+    def measure(self, system: System, item: Clip, rows: list[str]) -> dict[str, Line]:
         """Measures of each of `rows`. Raises VokensError when the recording cannot be used."""
         wave, _ = load(item.path, RATE)
         results = {}
@@ -187,7 +188,7 @@ class Worker:
         return results
 
     def _resynthesise(
-        self, system: System, item: Item, wave: np.ndarray, rows: Sequence[str]
+        self, system: System, item: Clip, wave: np.ndarray, rows: Sequence[str]
     ) -> Iterator[Resynthesis]:
         if system == ORIGINAL:
             yield Resynthesis(system.label, wave, 16 * len(wave), 0.0)  # as 16-bit PCM
@@ -198,7 +199,7 @@ class Worker:
         yield from self._ours(self._codec, system, item, wave, rows)
 
     def _ours(
-        self, codec: Codec, system: System, item: Item, wave: np.ndarray, rows: Sequence[str]
+        self, codec: Codec, system: System, item: Clip, wave: np.ndarray, rows: Sequence[str]
     ) -> Iterator[Resynthesis]:
         start = time.perf_counter()
         tokens = codec.encode([wave], sample_rate=RATE)
@@ -216,7 +217,7 @@ class Worker:
             bits = int(chosen.lengths.sum()) * chosen.bitrate / chosen.frame_rate
             yield Resynthesis(row, output, bits, seconds)
 
-    def _similarity(self, item: Item, wave: np.ndarray, output: np.ndarray) -> float | None:
+    def _similarity(self, item: Clip, wave: np.ndarray, output: np.ndarray) -> float | None:
         if self._speaker is None:
             return None
         if item.id not in self._voices:
@@ -230,8 +231,8 @@ def _word_error(transcript: str, text: str) -> Line:
     return {"transcript": transcript, "edits": edits, "words": len(words)}
 
 
-Job = tuple[System, Item, list[str]]
-Outcome = tuple[System, Item, dict[str, Line] | str]
+Job = tuple[System, Clip, list[str]]
+Outcome = tuple[System, Clip, dict[str, Line] | str]
 _options: Reconstruct  # of this process, set by `_start`
 _worker: Worker | None = None
 

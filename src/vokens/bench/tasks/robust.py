@@ -15,8 +15,9 @@ from vokens.bench.report.table import Line
 from vokens.bench.results import Results
 from vokens.bench.tasks import perturb
 from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
-from vokens.bench.tasks.items import Item, find_items
+from vokens.bench.tasks.items import find_items
 from vokens.bench.tasks.perturb import ALIGNED, RATE, SHIFTS, WARPED
+from vokens.data.items import Clip
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 
@@ -61,7 +62,7 @@ class Probe:
             except VokensError as error:
                 self.notes[f"{label} in {dtype}"] = str(error)
 
-    def measure(self, item: Item) -> Line:
+    def measure(self, item: Clip) -> Line:
         """Equal tokens and edits per change and codebook of one recording."""
         wave, _ = load(item.path, RATE)
         whole = resample(wave, RATE, self.codec.sample_rate)

@@ -24,8 +24,9 @@ from vokens.bench.report.table import Line
 from vokens.bench.results import Results
 from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
 from vokens.bench.tasks.information import KneserNey, barber_agakov, draw_others, vclub
-from vokens.bench.tasks.items import Item, NoRecordings, find_items
+from vokens.bench.tasks.items import NoRecordings, find_items
 from vokens.bench.tasks.probe import ALPHABET, Budget, fits, log_likelihoods, train_probe, transcribe
+from vokens.data.items import Clip
 from vokens.errors import ConfigError, NotInstalled, VokensError
 from vokens.evaluator_files import FILES, lacking
 from vokens.models.codec import Codec
@@ -41,9 +42,9 @@ _END = 0  # end-of-text symbol of that model
 class Spoken:
     """Recordings with texts as symbols of the probe's alphabet; others: those with other characters."""
 
-    items: list[Item]
+    items: list[Clip]
     texts: list[list[int]]
-    others: list[Item]
+    others: list[Clip]
 
 
 def run(options: SlmTok) -> int:
@@ -90,7 +91,7 @@ def run(options: SlmTok) -> int:
 # Recordings ----------------------------------------------------------------------------------------------------
 
 
-def spoken(items: Sequence[Item]) -> Spoken:
+def spoken(items: Sequence[Clip]) -> Spoken:
     """Split recordings by whether the alphabet covers their texts. Raises ConfigError where it covers none."""
     texts = [spell(item.text or "", ALPHABET) for item in items]
     pairs = [(item, text) for item, text in zip(items, texts, strict=True) if text is not None]
@@ -103,7 +104,7 @@ def spoken(items: Sequence[Item]) -> Spoken:
     return Spoken([item for item, _ in pairs], [text for _, text in pairs], others)
 
 
-def _train_items(options: SlmTok, results: Results) -> list[Item]:
+def _train_items(options: SlmTok, results: Results) -> list[Clip]:
     """Training recordings, about train_hours of them."""
     try:
         items = find_items(options.trained_on())
@@ -112,7 +113,7 @@ def _train_items(options: SlmTok, results: Results) -> list[Item]:
             f"slmtok trains a recogniser, on transcribed recordings: give a manifest that has them as --data, "
             f"its split as --train-split, or --probe-steps 0. {error}"
         ) from error
-    seconds: dict[Item, float] = {}
+    seconds: dict[Clip, float] = {}
     for item in items:
         try:
             seconds[item] = duration(item.path)
@@ -122,7 +123,7 @@ def _train_items(options: SlmTok, results: Results) -> list[Item]:
     return _spaced(list(seconds), max(1, round(len(seconds) * share)))
 
 
-def _spaced(items: Sequence[Item], count: int) -> list[Item]:
+def _spaced(items: Sequence[Clip], count: int) -> list[Clip]:
     """At most `count` of the items, the middles of equal intervals."""
     count = min(count, len(items))
     return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
@@ -278,8 +279,8 @@ class Preservation:
         row: str,
         label: str,
         fingerprint: str,
-        items: Sequence[Item],
-        say: Callable[[Item, np.ndarray], np.ndarray],
+        items: Sequence[Clip],
+        say: Callable[[Clip, np.ndarray], np.ndarray],
     ) -> list[Line]:
         """Lines of all recordings; say returns the resynthesis (T,) of a recording (T,), both at 16 kHz."""
         lines = []
@@ -295,7 +296,7 @@ class Preservation:
             lines.append(line or self._results.add(row, label, item.id, fingerprint, **measures))
         return lines
 
-    def _measure(self, item: Item, say: Callable[[Item, np.ndarray], np.ndarray]) -> Line:
+    def _measure(self, item: Clip, say: Callable[[Clip, np.ndarray], np.ndarray]) -> Line:
         options = self._options
         if self._asr is None or self._voices is None:
             self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
@@ -316,7 +317,7 @@ class Preservation:
 
 
 def _resynthesis(
-    codec: Codec, label: str, span: tuple[int, int], options: SlmTok, item: Item, wave: np.ndarray
+    codec: Codec, label: str, span: tuple[int, int], options: SlmTok, item: Clip, wave: np.ndarray
 ) -> np.ndarray:
     source, _ = load(item.path, codec.sample_rate)  # at the codec's rate
     tokens = tokens_of(codec, label, item, source, options).select(*span)

@@ -23,8 +23,9 @@ from vokens.bench.report.definitions import single
 from vokens.bench.report.table import Line
 from vokens.bench.results import Results
 from vokens.bench.tasks.codecs import labels, open_codec
-from vokens.bench.tasks.items import Item, NoRecordings, find_items
+from vokens.bench.tasks.items import NoRecordings, find_items
 from vokens.bench.tasks.processes import pool
+from vokens.data.items import Clip
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 
@@ -59,7 +60,7 @@ def run(options: Speed) -> int:
         return results.finish(rows)
 
 
-def speech_of(items: list[Item], seconds: float, results: Results) -> tuple[np.ndarray, int]:
+def speech_of(items: list[Clip], seconds: float, results: Results) -> tuple[np.ndarray, int]:
     """Recordings at 16 kHz, concatenated (T,) up to `seconds`, and their number.
 
     Raises NoRecordings where none can be read.

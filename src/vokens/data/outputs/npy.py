@@ -12,10 +12,9 @@ import numpy as np
 from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs.output import (
     AGAIN,
-    Output,
+    NamedFiles,
     Shard,
     Written,
-    check_path,
     code_type,
     read_lines,
     shard_name,
@@ -25,14 +24,10 @@ from vokens.data.outputs.output import (
 from vokens.errors import TokensError
 
 
-class Npy(Output):
+class Npy(NamedFiles):
     """A numpy file per utterance, opened by `numpy.load`."""
 
     pattern = "shard-*.jsonl"
-
-    def check(self, row: Row, facts: CodecInfo) -> None:
-        super().check(row, facts)
-        check_path(row.key)
 
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)

@@ -132,6 +132,14 @@ class Output(ABC):
         return iter(self.open(folder, files[-1], facts))
 
 
+class NamedFiles(Output):
+    """Base of the formats whose keys name files."""
+
+    def check(self, row: Row, facts: CodecInfo) -> None:
+        super().check(row, facts)
+        check_path(row.key)
+
+
 # Rows ------------------------------------------------------------------------------------------------------
 
 

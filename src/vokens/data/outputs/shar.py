@@ -12,38 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs.output import (
-    Output,
-    Record,
-    Shard,
-    Written,
-    check_path,
-    code_type,
-    dump,
-    to_record,
-)
-from vokens.data.outputs.tar import Archive, array_bytes, write_tar
+from vokens.data.outputs.output import NamedFiles, Record, Shard, Written, code_type, dump, to_record
+from vokens.data.outputs.tar import Archive, write_samples
 from vokens.errors import TokensError
 
 
-class Shar(Output):
+class Shar(NamedFiles):
     """Cuts and codes for lhotse's samplers."""
 
     pattern = "shar/cuts.*.jsonl.gz"
 
-    def check(self, row: Row, facts: CodecInfo) -> None:
-        super().check(row, facts)
-        check_path(row.key)
-
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
-        members = []
-        for row in rows:
-            members.append((f"{row.key}.npy", array_bytes(row.codes.T.astype(code_type(facts), order="C"))))
-            members.append((f"{row.key}.json", dump(_array(row, facts)).encode()))
+        samples = (
+            (row.key, row.codes.T.astype(code_type(facts), order="C"), _array(row, facts)) for row in rows
+        )
         codes, cuts = Path(f"shar/codes.{shard:06d}.tar"), Path(f"shar/cuts.{shard:06d}.jsonl.gz")
         (folder / "shar").mkdir()
-        write_tar(folder / codes, members)
+        write_samples(folder / codes, samples, ".npy")
         lines = "".join(dump(_cut(row, facts)) + "\n" for row in rows)
         (folder / cuts).write_bytes(_gzip(lines.encode()))
         return [Written(codes, codes), Written(cuts, cuts)]

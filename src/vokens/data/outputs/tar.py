@@ -8,26 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.data.outputs.output import AGAIN
+from vokens.data.outputs.output import AGAIN, Record, dump
 from vokens.errors import TokensError
 
 _END = 2 * tarfile.BLOCKSIZE  # an archive ends with two empty blocks
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Members in the given order; owner, mode and time are those of an empty `TarInfo` (0, 0644, 0)."""
+def write_samples(path: Path, samples: Iterable[tuple[str, np.ndarray, Record]], ending: str) -> None:
+    """Two members for each sample, NAME + ending with its array and NAME.json with its record, in the given order;
+    owner, mode and time are those of an empty `TarInfo` (0, 0644, 0)."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def array_bytes(array: np.ndarray) -> bytes:
-    """The array as a .npy file."""
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
+        for name, array, record in samples:
+            file = io.BytesIO()
+            np.save(file, array, allow_pickle=False)
+            for member, content in (
+                (name + ending, file.getvalue()),
+                (f"{name}.json", dump(record).encode()),
+            ):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
 
 
 class Archive:

@@ -9,37 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs.output import (
-    Output,
-    Shard,
-    Written,
-    check_path,
-    code_type,
-    dump,
-    shard_name,
-    to_record,
-)
-from vokens.data.outputs.tar import Archive, array_bytes, write_tar
+from vokens.data.outputs.output import NamedFiles, Shard, Written, code_type, shard_name, to_record
+from vokens.data.outputs.tar import Archive, write_samples
 
 
-class WebDataset(Output):
+class WebDataset(NamedFiles):
     """Tar archives for sequential reading by `webdataset.WebDataset(".../shard-{000000..000999}.tar")`."""
 
     pattern = "shard-*.tar"
 
-    def check(self, row: Row, facts: CodecInfo) -> None:
-        super().check(row, facts)
-        check_path(row.key)
-
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         self.check_all(rows, facts)
-        members = []
-        for row in rows:
-            name = sample_name(row.key)
-            members.append((f"{name}.codes.npy", array_bytes(row.codes.astype(code_type(facts)))))
-            members.append((f"{name}.json", dump(to_record(row)).encode()))
+        samples = ((sample_name(row.key), row.codes.astype(code_type(facts)), to_record(row)) for row in rows)
         file = Path(f"{shard_name(shard)}.tar")
-        write_tar(folder / file, members)
+        write_samples(folder / file, samples, ".codes.npy")
         return [Written(file, file)]
 
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
