@@ -9,20 +9,19 @@ from importlib import import_module
 
 from vokens.errors import VokensError
 
-# command -> (module with a main(argv), help)
+HERE = "vokens.compat.learnable_speech"
+# command -> (module, its function of argv, help)
 COMMANDS = {
-    "extract_fsq": ("vokens.compat.s3tokenizer.__main__", "ids of recordings, as X_fsq.pt next to them"),
-    "extract_dac_latents": (
-        "vokens.compat.learnable_speech.latents",
-        "latents, as X_latent2x.pt next to them",
+    "extract_fsq": (
+        "vokens.compat.s3tokenizer.__main__",
+        "main",
+        "ids of recordings, as X_fsq.pt next to them",
     ),
-    "generate_json_index": (
-        "vokens.compat.learnable_speech.index",
-        "train_index.json of utterances with all files",
-    ),
-    "create_data_list": ("vokens.compat.learnable_speech.data_list", "data.list with its index"),
-    "validate_data": ("vokens.compat.learnable_speech.validate", "check the files below a folder"),
-    "train": ("vokens.compat.learnable_speech.train", "the language model (llm) or the flow (flow)"),
+    "extract_dac_latents": (f"{HERE}.latents", "main", "latents, as X_latent2x.pt next to them"),
+    "generate_json_index": (f"{HERE}.index", "main", "train_index.json of utterances with all files"),
+    "create_data_list": (f"{HERE}.index", "data_list", "data.list with its index"),
+    "validate_data": (f"{HERE}.validate", "main", "check the files below a folder"),
+    "train": (f"{HERE}.train", "main", "the language model (llm) or the flow (flow)"),
 }
 
 
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 some files failed or are wrong, 2 nothing done, 130 training was stopped and saved."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
-        lines = [f"  {name:20} {what}" for name, (_, what) in COMMANDS.items()]
+        lines = [f"  {name:20} {what}" for name, (_, _, what) in COMMANDS.items()]
         helped = bool(words) and words[0] in ("-h", "--help")
         print(
             "\n".join(["python -m vokens.compat.learnable_speech COMMAND", *lines]),
@@ -38,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0 if helped else 2
     command, *flags = words
+    module, function, _ = COMMANDS[command]
     try:
-        return import_module(COMMANDS[command][0]).main(flags)
+        return getattr(import_module(module), function)(flags)
     except (VokensError, OSError) as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 2

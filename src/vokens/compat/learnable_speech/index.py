@@ -1,4 +1,5 @@
-"""`generate_json_index`: the list of utterances with all their files for training, by the published flags.
+"""`generate_json_index` and `create_data_list`: the list of utterances with all their files for training, by the
+published flags.
 
 Beyond the published script: latents have the names of the extraction, and utterances are named by their path, so
 that equal file names in two folders are two utterances.
@@ -10,7 +11,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,30 @@ GB, MB = 1024**3, 1024**2
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    """Write the index, with --split also one of each share."""
+    add, parse = _flags("generate_json_index", "the index of all utterances that have their files")
+    add("--input", nargs="+", required=True, help="folders, or text files with a recording in each line")
+    add("--output", default="dataset_index.json", help="the index (dataset_index.json)")
+    arguments = parse(argv)
     write_index(arguments.input, Path(arguments.output), arguments.split)
+    return 0
+
+
+def data_list(argv: Sequence[str]) -> int:
+    """Write a folder's index and its `data.list`, the input of `train`; with --split the latter names the training
+    part, and `train.list`, `val.list` and `test.list` one part each."""
+    add, parse = _flags("create_data_list", data_list.__doc__)
+    add("--src_dir", required=True, help="folder with recordings and their extracted files")
+    add("--output_dir", required=True, help="folder for train_index.json and data.list")
+    arguments = parse(argv)
+    folder = Path(arguments.output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    indexes = write_index([arguments.src_dir], folder / "train_index.json", arguments.split)
+    lists = {f"{name}.list": index for name, index in indexes.items() if name}
+    for name, index in {"data.list": indexes.get("train", indexes[""]), **lists}.items():
+        with atomic_write(folder / name) as partial:
+            partial.write_text(f"{index}\n", encoding="utf-8")
+        print(f"{folder / name}: {index.name}")
     return 0
 
 
@@ -145,16 +168,9 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="generate_json_index", description=__doc__)
-    add = parser.add_argument
-    add("--input", nargs="+", required=True, help="folders, or text files with a recording in each line")
-    add("--output", default="dataset_index.json", help="the index (dataset_index.json)")
-    add(
-        "--split",
-        nargs=3,
-        type=float,
-        metavar=("TRAIN", "VAL", "TEST"),
-        help="also one index of each share, e.g. 0.9 0.05 0.05",
-    )
-    return parser
+def _flags(name: str, about: str | None) -> tuple[Callable[..., Any], Callable[..., argparse.Namespace]]:
+    """What adds flags to a command, which has --split, and what parses them."""
+    parser = argparse.ArgumentParser(prog=name, description=about)
+    shares = "also one index of each share, e.g. 0.9 0.05 0.05"
+    parser.add_argument("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help=shares)
+    return parser.add_argument, parser.parse_args

@@ -6,13 +6,12 @@ audio, so that extraction is deterministic, and long recordings are computed in 
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,13 @@ from tqdm import tqdm
 
 from vokens import audio
 from vokens.atomic import atomic_write
+from vokens.corpus.engine.torchrun import Layout
 from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.dacvae import DACVAE
 from vokens.models.pretrained import load
 from vokens.train.published_files import recordings
 
 ENDING = "_latent2x.pt"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Rank, number of processes, and device."""
-
-    rank: int
-    world: int
-    device: str
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,19 +43,20 @@ def main(argv: Sequence[str]) -> int:
     if arguments.num_gpus is not None and not 0 <= arguments.num_gpus <= devices:
         raise ConfigError(f"--num_gpus {arguments.num_gpus}: 0 (CPU) to {devices} are accepted here")
     gpus = devices if arguments.num_gpus is None else arguments.num_gpus
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    launched = Layout.from_environment()
+    world = launched.world if launched else 1
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    if world > 1:  # under torchrun this process is one of them
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        _extract(Place(rank, world, f"cuda:{local % gpus}" if gpus else "cpu"), arguments, paths)
+    if launched and world > 1:  # under torchrun this process is one of them
+        device = f"cuda:{launched.local_rank % gpus}" if gpus else "cpu"
+        _extract(launched.rank, world, device, arguments, paths)
     elif gpus > 1:
         world = gpus
         torch.multiprocessing.spawn(_extract_on, (gpus, arguments, paths), nprocs=gpus)
     else:
-        _extract(Place(0, 1, "cuda:0" if gpus else "cpu"), arguments, paths)
+        _extract(0, 1, "cuda:0" if gpus else "cpu", arguments, paths)
     # Under torchrun each process summarises at its end, so that the last one covers all.
-    failed = _summarise(arguments, world, paths, whole=rank == 0 and "WORLD_SIZE" not in os.environ)
-    return int(failed > 0 and "WORLD_SIZE" not in os.environ)
+    failed = _summarise(arguments, world, paths, whole=launched is None)
+    return int(failed > 0 and launched is None)
 
 
 def posterior(vae: DACVAE, wave: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,23 +110,25 @@ def latents_of(vae: DACVAE, path: Path) -> dict[str, Any]:
 
 
 def _extract_on(rank: int, world: int, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
-    _extract(Place(rank, world, f"cuda:{rank}"), arguments, paths)
+    _extract(rank, world, f"cuda:{rank}", arguments, paths)
 
 
-def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
+def _extract(
+    rank: int, world: int, device: str, arguments: argparse.Namespace, paths: Sequence[Path]
+) -> None:
     """Write the latents of this process's share, and their metadata to `metadata_gpu<rank>.json`."""
-    vae = open_vae(arguments.checkpoint, arguments.config).to(place.device)
-    mine = paths[place.rank :: place.world]
+    vae = open_vae(arguments.checkpoint, arguments.config).to(device)
+    mine = paths[rank::world]
     todo = [path for path in mine if not (arguments.skip_existing and _target(path).exists())]
-    chosen = np.random.default_rng(place.rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
+    chosen = np.random.default_rng(rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
     done, decoded = [], []
-    for number, path in enumerate(tqdm(todo, "latents", unit="file", disable=place.rank > 0)):
+    for number, path in enumerate(tqdm(todo, "latents", unit="file", disable=rank > 0)):
         try:
             content = latents_of(vae, path)
             with atomic_write(_target(path)) as partial:
                 torch.save(content, partial)
             if number in chosen:
-                decoded.append(_decode(vae, content, path, Path(arguments.tmp_dir) / f"gpu_{place.rank}"))
+                decoded.append(_decode(vae, content, path, Path(arguments.tmp_dir) / f"gpu_{rank}"))
         except (VokensError, OSError) as error:
             tqdm.write(f"extract_dac_latents: {path} failed: {error}", file=sys.stderr)
             done.append({"path": str(path), "error": str(error), "status": "failed"})
@@ -148,7 +142,7 @@ def _extract(place: Place, arguments: argparse.Namespace, paths: Sequence[Path])
                 "compression_ratio": content["compression_ratio"],
             }
         )
-    _write_json(_part(arguments, place.rank), {"files": done, "decoded": decoded})
+    _write_json(_part(arguments, rank), {"files": done, "decoded": decoded})
 
 
 @torch.inference_mode()

@@ -29,6 +29,9 @@ from tqdm import tqdm
 from vokens.atomic import atomic_write
 from vokens.audio_files import find_files
 from vokens.compat import s3tokenizer
+from vokens.corpus.engine.torchrun import Layout
+from vokens.data.sources.lines import ScpSource
+from vokens.data.sources.options import SourceOptions
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.s3tokenizer.long import WINDOW
@@ -47,31 +50,11 @@ class Item:
     path: Path
 
 
-@dataclass(frozen=True)
-class Process:
-    """Rank and number of processes, as set by torchrun; else 0 of 1."""
-
-    rank: int
-    world: int
-    local_rank: int
-
-    @classmethod
-    def from_environment(cls) -> "Process":
-        rank, world, local = (
-            int(os.environ.get(name, value))
-            for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
-        return cls(rank, world, local)
-
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        return items[self.rank :: self.world]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 some recordings failed (under torchrun: all), 2 nothing done."""
     arguments = _parser().parse_args(argv)
-    process = Process.from_environment()
     try:
+        process = Layout.from_environment() or Layout(0, 1, 0, 1)
         done, failed = run(arguments, process)
     except (VokensError, OSError) as error:
         print(f"s3tokenizer: error: {error}", file=sys.stderr)
@@ -79,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed > 0 if process.world == 1 else _nothing_done(process, done))
 
 
-def _nothing_done(process: Process, done: int) -> bool:
+def _nothing_done(process: Layout, done: int) -> bool:
     """True in the last process to end if none has encoded a recording, else False.
 
     torchrun ends all processes when one does not return 0, which one bad recording must not cause.
@@ -100,9 +83,9 @@ def script() -> int:
     return main()
 
 
-def run(arguments: argparse.Namespace, process: Process) -> tuple[int, int]:
+def run(arguments: argparse.Namespace, process: Layout) -> tuple[int, int]:
     """Encode this process's share; returns the numbers of finished (also by earlier runs) and failed recordings."""
-    items = process.share(find(arguments))
+    items = find(arguments)[process.rank :: process.world]
     sink = _sink(arguments, process)
     with closing(sink):
         todo = [item for item in items if not sink.has(item)] if arguments.skip_existing else items
@@ -154,18 +137,13 @@ def _refuse_one_target(items: Sequence[Item]) -> None:
 
 
 def read_scp(path: Path) -> list[Item]:
-    """Read Kaldi's list: a key, blanks, and a path, which may contain blanks; one recording per line."""
-    items = []
-    for line in read_list(path, comment=None):
-        key, *rest = line.split(maxsplit=1)
-        if not rest:
-            raise ConfigError(f"{path}: the line {line!r} has no path; 'key path' is expected")
-        if rest[0].endswith("|"):
-            raise ConfigError(
-                f"{path}: {key!r} is a command, and commands are never executed: run it once into an audio file"
-            )
-        items.append(Item(key, Path(rest[0])))
-    return items
+    """Kaldi's list: a key, blanks, and a path, which may contain blanks; one recording per line."""
+    lines, source = read_list(path, comment=None), ScpSource({}, SourceOptions())
+    try:
+        keys = [str(source.key(line.encode())) for line in lines]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return [Item(key, Path(line.split(maxsplit=1)[1])) for key, line in zip(keys, lines, strict=True)]
 
 
 def _below_root(arguments: argparse.Namespace) -> list[Item]:
@@ -198,7 +176,7 @@ def _below_root(arguments: argparse.Namespace) -> list[Item]:
 class Part:
     """`part_<i>_of_<n>`: a JSON line with key and code per recording; `has` covers all parts."""
 
-    def __init__(self, folder: Path, process: Process, keep: bool) -> None:
+    def __init__(self, folder: Path, process: Layout, keep: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"part_{process.rank + 1}_of_{process.world}"
         self._done = {key for part in folder.glob("part_*_of_*") for key in _keys(part)} if keep else set()
@@ -236,7 +214,7 @@ class Beside:
         return item.path.with_name(f"{item.path.stem}_fsq.pt")
 
 
-def _sink(arguments: argparse.Namespace, process: Process) -> Part | Beside:
+def _sink(arguments: argparse.Namespace, process: Layout) -> Part | Beside:
     if arguments.wav_scp:
         return Part(Path(arguments.output_dir), process, arguments.skip_existing)
     return Beside()
