@@ -10,13 +10,13 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
-from vokens.cli.jobs import Job, Source, opened, plan, write
+from vokens.cli.jobs import Job, Source, jobs_of, opened, write
 from vokens.cli.options import (
     FORMATS,
     BatchSeconds,
@@ -24,6 +24,7 @@ from vokens.cli.options import (
     Compute,
     Inputs,
     Output,
+    SoundFormat,
     codebook_range,
     load_decoder,
 )
@@ -52,10 +53,7 @@ class Arguments:
     """A name of `vokens models`, a hub id, a folder or a published file."""
     codebooks: Codebooks = None
     """Decode some codebooks, counted from 1: 1 is the first (semantic) one, 2-8 the second to the eighth."""
-    format: Annotated[
-        Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
-        tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
-    ] = None
+    format: SoundFormat = None
     """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
     """Audio in one batch, padding included. More is faster and needs more memory."""
@@ -70,14 +68,7 @@ def run(arguments: Arguments) -> int:
     from vokens.errors import TokensError
     from vokens.tokens import Tokens
 
-    jobs = plan(
-        arguments.inputs,
-        arguments.output,
-        suffixes=(*FORMATS, ".npy") if arguments.model else FORMATS,
-        outputs=WRITTEN_SUFFIXES,
-        suffix=arguments.format and f".{arguments.format}",
-        overwrite=arguments.overwrite,
-    )
+    jobs = jobs_of(arguments, (*FORMATS, ".npy") if arguments.model else FORMATS, WRITTEN_SUFFIXES)
     load = cache(lambda name: load_decoder(name, arguments.compute))
 
     def codec_of(tokens: Tokens) -> "Codec":

@@ -14,7 +14,7 @@ import tyro
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
-from vokens.cli.jobs import Job, opened, plan, write
+from vokens.cli.jobs import Job, jobs_of, opened, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Format, Inputs, Model, Output, load_codec
 
 if TYPE_CHECKING:
@@ -48,14 +48,7 @@ def run(arguments: Arguments) -> int:
     """Encode all inputs; returns the exit code."""
     from vokens import audio
 
-    jobs = plan(
-        arguments.inputs,
-        arguments.output,
-        suffixes=AUDIO_SUFFIXES,
-        outputs=FORMATS,
-        suffix=arguments.format and f".{arguments.format}",
-        overwrite=arguments.overwrite,
-    )
+    jobs = jobs_of(arguments, AUDIO_SUFFIXES, FORMATS)
     codec = load_codec(arguments.model, arguments.compute)
 
     def read(job: Job) -> "Loaded[Any]":

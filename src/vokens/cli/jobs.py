@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vokens.audio_files import has_suffix, match_files, walk
 from vokens.errors import ConfigError
@@ -62,6 +62,13 @@ def plan(
     _refuse_collisions(jobs)
     refuse_overwrite([job.target for job in jobs if job.target is not None], overwrite)
     return jobs
+
+
+def jobs_of(arguments: Any, suffixes: Sequence[str], outputs: Sequence[str]) -> list[Job]:
+    """`plan` of a verb's arguments: inputs, output, format and overwrite."""
+    given, target, overwrite = arguments.inputs, arguments.output, arguments.overwrite
+    suffix = arguments.format and f".{arguments.format}"
+    return plan(given, target, suffixes=suffixes, outputs=outputs, suffix=suffix, overwrite=overwrite)
 
 
 def find_sources(inputs: Sequence[str], suffixes: Sequence[str]) -> list[Source]:

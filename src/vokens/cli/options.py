@@ -19,6 +19,10 @@ Inputs = Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ...", help_be
 Model = Annotated[str, arg(aliases=("-m",), metavar="NAME")]
 Codebooks = Annotated[str | None, arg(metavar="N|N-M", help_behavior_hint="(default: all)")]
 BatchSeconds = Annotated[float, arg(metavar="SECONDS")]
+SoundFormat = Annotated[
+    Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
+    arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

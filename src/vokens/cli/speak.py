@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,7 +19,7 @@ from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
-from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, load_model
+from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, SoundFormat, load_model
 from vokens.errors import ConfigError, TokensError
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ class Speech:
     """Steps of the flow: fewer are faster and coarser."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Another seed gives another take."""
-    format: Annotated[
-        Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
-        tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
-    ] = None
+    format: SoundFormat = None
     """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
     """Speech in one batch, padding included. More is faster on GPUs and needs more memory."""

@@ -211,12 +211,8 @@ def collate(rows: Sequence[Row], facts: CodecInfo) -> TokenBatch:
         codes=codes,
         lengths=lengths,
         num_samples=torch.tensor([row.num_samples for row in rows]),
-        model=facts.model,
-        fingerprint=facts.fingerprint,
-        sample_rate=facts.sample_rate,
-        frame_rate=facts.frame_rate,
-        codebook_sizes=facts.codebook_sizes,
         global_vector=torch.stack(vectors) if vectors else None,
+        **vars(facts),
     )
     return TokenBatch(
         tokens,

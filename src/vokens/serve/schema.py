@@ -15,6 +15,13 @@ from vokens.tokens import Tokens
 Format = Literal["wav", "pcm", "opus", "flac", "mp3"]
 Code = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+_FACTS = (
+    "model",
+    "fingerprint",
+    "sample_rate",
+    "frame_rate",
+    "first_codebook",
+)  # the same in tokens and bodies
 
 
 class Body(BaseModel):
@@ -53,13 +60,9 @@ class TokensBody(Body):
             codes=torch.tensor([self.codes], dtype=torch.int64),
             lengths=torch.tensor([frames.pop()]),
             num_samples=torch.tensor([self.num_samples]),
-            model=self.model,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sample_rate,
-            frame_rate=self.frame_rate,
             codebook_sizes=tuple(self.codebook_sizes),
-            first_codebook=self.first_codebook,
             global_vector=vector,
+            **{name: getattr(self, name) for name in _FACTS},
         )
 
     @classmethod
@@ -67,15 +70,11 @@ class TokensBody(Body):
         """The only item of `tokens`."""
         vector = None if tokens.global_vector is None else tokens.global_vector[0].tolist()
         return cls(
-            model=tokens.model,
-            fingerprint=tokens.fingerprint,
-            sample_rate=tokens.sample_rate,
-            frame_rate=tokens.frame_rate,
             codebook_sizes=list(tokens.codebook_sizes),
-            first_codebook=tokens.first_codebook,
             num_samples=int(tokens.num_samples[0]),
             codes=tokens.codes[0, :, : int(tokens.lengths[0])].tolist(),
             global_vector=vector,
+            **{name: getattr(tokens, name) for name in _FACTS},
         )
 
 
