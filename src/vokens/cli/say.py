@@ -44,7 +44,7 @@ NAME = "said"  # of a single output, where -o does not say it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class Sampling:
     """Sampling parameters; the model's own by default."""
 
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
@@ -100,7 +100,7 @@ class Arguments:
     """Sentences in one batch. More is faster on GPUs and needs more memory."""
     overwrite: Annotated[bool, tyro.conf.arg(aliases=("--force",))] = False
     """Say also lines whose file exists, and replace it."""
-    draws: Draws = field(default_factory=Draws)
+    sampling: Sampling = field(default_factory=Sampling)
     compute: Compute = field(default_factory=Compute)
 
 
@@ -124,7 +124,7 @@ def plan(arguments: Arguments) -> dict[Job, str]:
     if bool(arguments.text) == bool(arguments.file):
         given = "both were" if arguments.text else "neither was"
         raise ConfigError(f'give a text, "vokens say TEXT" or - for standard input, or --file: {given} given')
-    if arguments.batch < 1 or arguments.pause < 0 or arguments.draws.seed < 0:
+    if arguments.batch < 1 or arguments.pause < 0 or arguments.sampling.seed < 0:
         raise ConfigError("--batch from 1, --pause and --seed from 0 are accepted")
     if arguments.play and (arguments.file or arguments.output == STREAM):
         raise ConfigError("--play plays the file of one text: leave --file and -o - out, or --play")
@@ -214,23 +214,23 @@ def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
         raise ConfigError(
             "--voice-text was given without --voice: it is the transcript of that recording, give both"
         )
-    draws = arguments.draws
+    sampling = arguments.sampling
     return {
-        "sampler": _sampler(speaker.sampler, draws),
-        "steps": draws.steps,
-        "guidance": draws.guidance,
-        "speed": draws.speed,
+        "sampler": _sampler(speaker.sampler, sampling),
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "speed": sampling.speed,
         "language": arguments.language,
         "spell_out": not arguments.as_it_is,
         "pause": arguments.pause,
     }
 
 
-def _sampler(sampling: "SamplingParams", draws: Draws) -> "SamplingParams":
-    """The model's sampling parameters with the given changes."""
-    given = {"temperature": draws.temperature, "top_p": draws.top_p, "top_k": draws.top_k}
+def _sampler(own: "SamplingParams", chosen: Sampling) -> "SamplingParams":
+    """The model's own sampling parameters with the chosen changes."""
+    given = {name: getattr(chosen, name) for name in ("temperature", "top_p", "top_k")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(sampling, **changes)
+    return replace(own, **changes)
 
 
 def _no_model() -> str:
@@ -267,7 +267,7 @@ def _say(arguments: Arguments, texts: dict[Job, str], speaker: "Speaker", voice:
     options, rate = say_options(arguments, speaker), speaker.sample_rate
 
     def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(arguments.draws.seed)
+        return torch.Generator().manual_seed(arguments.sampling.seed)
 
     def work(group: list[str]) -> "list[np.ndarray]":
         with nullcontext() if len(texts) > 1 else progress("sentence") as bar:

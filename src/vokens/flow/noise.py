@@ -18,7 +18,7 @@ BLOCK = 15_000  # frames of CosyVoice 2's table, 300 s
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def one_each(generator: Generators, count: int) -> list[torch.Generator | None]:
+def broadcast_generators(generator: Generators, count: int) -> list[torch.Generator | None]:
     """A generator for each of `count` items: its own, or one for all, consumed in order.
 
     Per-item generators make an item's noise independent of the other items; None is torch's global one.

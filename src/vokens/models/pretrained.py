@@ -142,9 +142,14 @@ class Pretrained(nn.Module):
         return None
 
     @classmethod
-    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def remove_weight_norm(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Remove weight norm from a training state dict, for systems that train with it."""
         return state
+
+    @classmethod
+    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Deprecated: `remove_weight_norm`."""
+        return cls.remove_weight_norm(state)
 
     def card(self) -> str:
         """The model card that `save_pretrained` writes where none is given."""
@@ -308,7 +313,9 @@ def _open_folder(folder: Path, config: Any) -> Pretrained:
         codec = cls(build_config(cls.Config, settings["config"], str(folder / "config.json")))
         codec.name = settings.get("name", codec.system)
         state = checkpoint.read_state_dict(folder / "model.safetensors")
-        state = cls.fold({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        state = cls.remove_weight_norm(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
         checkpoint.load_strict(codec, state, str(folder))
         return codec
     for name in SYSTEMS:

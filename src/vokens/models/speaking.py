@@ -19,7 +19,7 @@ import torch
 from vokens import registry
 from vokens.audio.source import ACCEPTED, is_source
 from vokens.errors import ConfigError
-from vokens.flow.noise import Generators, one_each
+from vokens.flow.noise import Generators, broadcast_generators
 from vokens.lm.sampling import SamplingParams
 from vokens.models.codec import Audio
 from vokens.models.pretrained import Pretrained
@@ -146,7 +146,9 @@ class Speaker(ABC):
         resolved = self._resolve(voice, voice_text, sample_rate)
         jobs = [
             (number, piece, seed)
-            for number, (pieces, own) in enumerate(zip(split, one_each(generator, len(each)), strict=True))
+            for number, (pieces, own) in enumerate(
+                zip(split, broadcast_generators(generator, len(each)), strict=True)
+            )
             for piece, seed in zip(pieces, _seeds(own, len(pieces)), strict=True)
         ]
         options = self._checked(SynthesisOptions(sampler, steps, guidance, speed))

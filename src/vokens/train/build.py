@@ -30,7 +30,7 @@ def build_codec(config: RunConfig) -> Codec:
         path = Path(config.init)
         path = path / "model.safetensors" if path.is_dir() else path
         state = {k: v.float() for k, v in checkpoint.read_state_dict(path).items()}
-        checkpoint.load_strict(model, cls.fold(state), config.init)
+        checkpoint.load_strict(model, cls.remove_weight_norm(state), config.init)
     return model.add_weight_norm()
 
 

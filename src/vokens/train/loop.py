@@ -178,7 +178,7 @@ class Trainer(Generic[Config, Model]):
 
     def finished(self, model: Exported, state: dict[str, Tensor]) -> Exported:
         """A fresh model with these weights in evaluation mode, under the run's name."""
-        checkpoint.load_strict(model, model.fold(state), "training")
+        checkpoint.load_strict(model, model.remove_weight_norm(state), "training")
         model.name = self.config.name or model.system
         return model.to(self.device).eval().requires_grad_(False)
 

@@ -361,7 +361,7 @@ def test_weight_norm_computes_the_same_and_folds_back(tmp_path: Path) -> None:
     trained.codec.add_weight_norm()
     x = torch.randn(1, 3200, generator=torch.Generator().manual_seed(6))
     assert close(trained.codec.latent(x), model.codec.latent(x))
-    state = SpeechTokenizer.fold(trained.codec.state_dict())
+    state = SpeechTokenizer.remove_weight_norm(trained.codec.state_dict())
     assert state.keys() == model.codec.state_dict().keys()
     assert all(
         torch.allclose(value, state[name], rtol=1e-6) for name, value in model.codec.state_dict().items()

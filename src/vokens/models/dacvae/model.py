@@ -290,7 +290,7 @@ class DACVAE(Autoencoder):
         return self
 
     @classmethod
-    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def remove_weight_norm(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return checkpoint.fold_weight_norm(state)
 
     @classmethod

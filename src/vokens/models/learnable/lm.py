@@ -17,7 +17,7 @@ import vokens.models.learnable.checkpoint as published
 from vokens import checkpoint
 from vokens.audio import io as audio
 from vokens.errors import ConfigError, TokensError
-from vokens.flow.noise import Generators, one_each
+from vokens.flow.noise import Generators, broadcast_generators
 from vokens.lm.cache import KVCache, left_padded
 from vokens.lm.decode import by_rows, decode
 from vokens.lm.positions import pace_of
@@ -206,7 +206,9 @@ class LearnableLM(Pretrained):
         """
         prompts, bounds = self._prompts(text, speaker, prompt_text, prompt_speech, speed)
         bounds = [limits or each for each in bounds]
-        return by_rows(self._decode(prompts, bounds, sampler, one_each(generator, len(text))), len(text))
+        return by_rows(
+            self._decode(prompts, bounds, sampler, broadcast_generators(generator, len(text))), len(text)
+        )
 
     @torch.inference_mode()
     def stream(

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.flow.guidance import guidance_schedule, guide
-from vokens.flow.noise import Generators, PrefixNoise, fresh_noise, one_each
+from vokens.flow.noise import Generators, PrefixNoise, broadcast_generators, fresh_noise
 from vokens.flow.solver import Solver, evaluation_times, integrate, time_grid
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.config import S3GenConfig
@@ -115,7 +115,7 @@ class TokenToMel(Pretrained):
             AudioError: a voice of other sizes, or with NaN. ConfigError: wrong counts of voices or generators.
         """
         given = self.prepare(tokens, voices, finalize=finalize, chunks=chunks)
-        generators = one_each(generator, len(given.lengths))
+        generators = broadcast_generators(generator, len(given.lengths))
         schedule = schedule or self.schedule()
         if seeds is not None:
             tables = [PrefixNoise(self.config.mel_bins, seed) for seed in seeds]

@@ -414,7 +414,7 @@ class HiFTNetModel(Pretrained):
         return model.eval().requires_grad_(False)
 
     @classmethod
-    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def remove_weight_norm(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return fold_weight_norm(state)
 
     def add_weight_norm(self) -> "HiFTNetModel":

@@ -27,7 +27,14 @@ from vokens.models.s3gen.config import S3GenConfig, S3GenModelConfig
 from vokens.models.s3gen.flow import MelStream, TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3gen.synthesis import LONGEST, Ids, Sampling, Synthesis, Watermark, ids_of, rows_of
-from vokens.models.s3gen.voice import ReferenceVoice, VoiceLike, embed_ref, matched, one_voice, voices_of
+from vokens.models.s3gen.voice import (
+    ReferenceVoice,
+    VoiceLike,
+    broadcast_voices,
+    embed_ref,
+    one_voice,
+    voices_of,
+)
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.nn.campplus import CAMPPlus
 from vokens.nn.streaming import Chunks
@@ -243,7 +250,7 @@ class S3GenModel(Pretrained):
         rows = self._rows(self.ids(tokens) if isinstance(tokens, Tokens) else tokens, None, True)
         given = voice if isinstance(voice, Sequence) else [voice]
         known = self.config.tokens
-        voices = matched([one for item in given for one in voices_of(item, known)], len(rows))
+        voices = broadcast_voices([one for item in given for one in voices_of(item, known)], len(rows))
         settings = Sampling.of(
             len(rows), {"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seed}
         )
@@ -379,7 +386,7 @@ class S3GenModel(Pretrained):
         if ref_dict is None and ref_sr is None:
             raise AudioError("ref_wav was given without ref_sr: give its rate in Hz")
         given = self.embed_ref(ref_wav, ref_sr or 0) if ref_dict is None else ref_dict
-        return matched(voices_of(given, self.config.tokens), count)
+        return broadcast_voices(voices_of(given, self.config.tokens), count)
 
     # Weights and precision ---------------------------------------------------------------------------------
 

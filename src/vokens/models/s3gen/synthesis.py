@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vokens.errors import ConfigError, TokensError
-from vokens.flow.noise import Generators, one_each
+from vokens.flow.noise import Generators, broadcast_generators
 from vokens.models.s3gen.flow import Schedule, TokenToMel
 from vokens.models.s3gen.hift import HiFTNetModel, trim_fade
 from vokens.models.s3gen.voice import ReferenceVoice
@@ -63,7 +63,7 @@ class Sampling:
             raise ConfigError("both generator and seed were given: one of them says what the noise is")
         if made.n_cfm_timesteps is not None and made.n_cfm_timesteps < 1:
             raise ConfigError(f"n_cfm_timesteps={made.n_cfm_timesteps} was given: 1 or more are accepted")
-        one_each(made.generator, rows)
+        broadcast_generators(made.generator, rows)
         if isinstance(made.seed, int):
             return replace(made, seed=[made.seed] * rows)
         if made.seed is not None and len(made.seed) != rows:
@@ -168,7 +168,7 @@ class Synthesis:
         """Wave (1, N) and source (1, 1, N) of one row, which does not depend on the lengths of the others."""
         if not sampling.in_pieces(row):
             return self.mel2wav.inference(mel, generator=sampling.generator, seed=sampling.seed)
-        (generator,) = one_each(sampling.generator, 1)
+        (generator,) = broadcast_generators(sampling.generator, 1)
         (seed,) = sampling.seed or [int(torch.randint(2**62, (), generator=generator))]
         pieces = mel.split(self.flow.config.token_mel_ratio * PIECE, 2)
         waves, sources = zip(*self.mel2wav.stream(pieces, seed), strict=True)

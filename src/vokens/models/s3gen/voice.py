@@ -135,7 +135,7 @@ def one_voice(given: VoiceLike, spoken: str = "") -> ReferenceVoice:
     return voices[0]
 
 
-def matched(voices: list[ReferenceVoice], count: int) -> list[ReferenceVoice]:
+def broadcast_voices(voices: list[ReferenceVoice], count: int) -> list[ReferenceVoice]:
     """One voice for each of count utterances."""
     if len(voices) not in (1, count):
         raise ConfigError(

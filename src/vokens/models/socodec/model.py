@@ -307,7 +307,7 @@ class SoCodec(Codec):
     # Weights -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def fold(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def remove_weight_norm(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         kept = state if computable() else {k: v for k, v in state.items() if not k.startswith("hubert.")}
         return checkpoint.fold_weight_norm(kept)
 

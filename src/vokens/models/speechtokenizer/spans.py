@@ -39,7 +39,7 @@ class Span:
     rows: int
 
 
-class Rows:
+class RaggedBatch:
     """The frames (B,) of each row of a batch, longest first."""
 
     def __init__(self, frames: Tensor, device: torch.device) -> None:
@@ -87,7 +87,7 @@ def encode(
     order = lengths.argsort(descending=True, stable=True)
     lengths = lengths[order]
     wave = wave[order.to(wave.device), : int(lengths[0])]
-    rows, dtype = Rows(-(-lengths // hop), wave.device), next(encoder.parameters()).dtype
+    rows, dtype = RaggedBatch(-(-lengths // hop), wave.device), next(encoder.parameters()).dtype
     # One frame more than the outputs' reach: a last frame that is only begun is filled with a mirrored frame.
     reach = -(-encoder.front_reach // hop) + 1
     codes = torch.zeros(len(wave), len(codebooks), rows.total, dtype=torch.int64, device=wave.device)
@@ -118,7 +118,11 @@ def decode(
     """Wave (B, T * hop) float32 of codes (B, K, T), rows of lengths (B,) frames, zero beyond them."""
     order = lengths.argsort(descending=True, stable=True)
     codes, lengths = codes[order.to(codes.device)], lengths[order]
-    rows, reach, dtype = Rows(lengths, codes.device), decoder.front_reach, next(decoder.parameters()).dtype
+    rows, reach, dtype = (
+        RaggedBatch(lengths, codes.device),
+        decoder.front_reach,
+        next(decoder.parameters()).dtype,
+    )
     wave = torch.zeros(len(codes), codes.shape[2] * hop, device=codes.device)
 
     def front(span: Span) -> Tensor:
@@ -136,7 +140,7 @@ def decode(
 
 def _run(
     net: SEANet,
-    rows: Rows,
+    rows: RaggedBatch,
     dtype: torch.dtype,
     front: Callable[[Span], Tensor],
     head: Callable[[Span, Tensor], None],
@@ -163,7 +167,7 @@ def _run(
         gather([pool.submit(after, span) for span in windows])
 
 
-def _both_ways(lstm: SkipLSTM, x: Tensor, rows: Rows, pool: Workers) -> Tensor:
+def _both_ways(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Workers) -> Tensor:
     """The bidirectional LSTM of x (T, B, C): (T, B, 2C). The two directions of a layer run side by side."""
 
     def forward(source: Tensor, out: Tensor, layer: int) -> None:
@@ -188,7 +192,7 @@ def _both_ways(lstm: SkipLSTM, x: Tensor, rows: Rows, pool: Workers) -> Tensor:
     return x
 
 
-def _layered(lstm: SkipLSTM, x: Tensor, rows: Rows, pool: Workers) -> Tensor:
+def _layered(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Workers) -> Tensor:
     """The forward LSTM of x (T, B, C): (T, B, C). Each layer follows the one below, one span behind."""
     out = rows.tensor(lstm.width, x.dtype)
     Done = Future[tuple[Tensor, State]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import vokens.models.uslm.checkpoint as layout
 from vokens import checkpoint
 from vokens.errors import ConfigError, TokensError
-from vokens.flow.noise import Generators, one_each
+from vokens.flow.noise import Generators, broadcast_generators
 from vokens.lm.cache import KVCache
 from vokens.lm.decode import by_rows, decode
 from vokens.lm.positions import pace_of
@@ -185,7 +185,7 @@ class USLM(Pretrained):
             sampling,
             end=self.config.end,
             limits=[(1, limit) for limit in limits],
-            generators=one_each(generator, len(prompts)),
+            generators=broadcast_generators(generator, len(prompts)),
             end_if_likeliest=self.config.published_stop,
         )
         return [row.to(self.device) for row in by_rows(steps, len(prompts))]
