@@ -258,8 +258,8 @@ def test_the_demo_says_a_sentence(here: Path, capsys: pytest.CaptureFixture[str]
 def test_the_server_speaks_by_default_and_knows_the_voice(here: Path) -> None:
     testclient = pytest.importorskip("fastapi.testclient")
     from vokens.serve.app import create_app
-    from vokens.serve.schema import Settings
     from vokens.serve.served import load_models
+    from vokens.serve.settings import Settings
 
     settings = Settings()
     with testclient.TestClient(create_app(load_models(registry.offline(), settings), settings)) as client:

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 import vokens
 from vokens.cli import main
 from vokens.errors import ConfigError
-from vokens.serve.schema import Settings
+from vokens.serve.settings import Settings
 from vokens.serve.sound import MEDIA, Writer, encode, wav_header
 
 httpx = pytest.importorskip("httpx")

@@ -4,8 +4,7 @@ vokens serve        then http://127.0.0.1:8000/docs lists all requests.
 """
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -13,8 +12,7 @@ import tyro
 from vokens import registry
 from vokens.cli.listen import answer, bound
 from vokens.errors import ConfigError, MissingExtra
-
-_LIMITS = ("max_upload", "max_seconds", "max_text", "max_queue", "max_streams", "max_batch", "batch_wait")
+from vokens.serve.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +23,11 @@ class Arguments:
     """Address to listen on; 0.0.0.0 lets other machines in: then give an API key."""
     port: Annotated[int, tyro.conf.arg(metavar="N")] = 8000
     """Port to listen on; 0 for any free one."""
-    api_key: str = ""
-    """Clients must send it as `Authorization: Bearer KEY` (default: $VOKENS_API_KEY, else none)."""
-    voices: Path | None = None
-    """Folder of voices: NAME.wav, each with its transcript NAME.txt if known."""
-    cors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN ...")] = ()
-    """Allowed CORS origins, such as http://localhost:3000; * for all (default: none)."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Of the CPU; 0 for all."""
-    max_upload: int = 25_000_000
-    """Bytes of a request."""
-    max_seconds: float = 600.0
-    """Seconds of audio in one request."""
-    max_text: int = 10_000
-    """Characters of a text to speak."""
-    max_queue: int = 64
-    """Queued requests per model."""
-    max_streams: int = 8
-    """Concurrent streamed replies per model."""
-    max_batch: int = 16
-    """Batch size."""
-    batch_wait: float = 0.005
-    """Seconds that a request waits to be batched with others."""
+    settings: Settings = field(default_factory=Settings)
 
 
 def run(arguments: Arguments) -> int:
@@ -62,12 +41,10 @@ def run(arguments: Arguments) -> int:
     import torch
 
     from vokens.device import usable_device
-    from vokens.serve.schema import Settings
     from vokens.serve.served import load_models
 
-    limits = {name: getattr(arguments, name) for name in _LIMITS}
-    key = arguments.api_key or os.environ.get("VOKENS_API_KEY", "")
-    settings = Settings(api_key=key, voices=arguments.voices, cors=arguments.cors, **limits)
+    key = arguments.settings.api_key or os.environ.get("VOKENS_API_KEY", "")
+    settings = replace(arguments.settings, api_key=key)
     if arguments.threads < 0:
         raise ConfigError(f"--threads {arguments.threads}: a number from 1 is accepted, or 0 for all")
     if arguments.threads:

@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from vokens._version import __version__
 from vokens.serve import about, coding, speech
 from vokens.serve.errors import Cors, Limit, handle_errors
-from vokens.serve.schema import Failure, Settings
+from vokens.serve.schema import Failure
 from vokens.serve.served import Served, Voices
 from vokens.serve.service import Meter, Service
+from vokens.serve.settings import Settings
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Failure, "description": "invalid input"},

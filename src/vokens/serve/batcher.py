@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from vokens.serve.schema import Settings
+from vokens.serve.settings import Settings
 
 Item = TypeVar("Item")
 

@@ -18,7 +18,7 @@ from vokens.models.s3gen.voice import REFERENCE_SECONDS
 from vokens.models.speaking import Speaker
 from vokens.serve.batcher import Batcher
 from vokens.serve.errors import ServerFault
-from vokens.serve.schema import Settings
+from vokens.serve.settings import Settings
 from vokens.text.files import read_text
 from vokens.tokens import Tokens
 

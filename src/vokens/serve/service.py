@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector
 
 from vokens import registry
 from vokens.serve.errors import listed, problem
-from vokens.serve.schema import Settings
 from vokens.serve.served import Served, Voice, Voices
+from vokens.serve.settings import Settings
 from vokens.serve.sound import MEDIA, encode
 from vokens.tokens import Tokens
 
