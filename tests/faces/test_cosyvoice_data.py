@@ -300,14 +300,17 @@ class TestPublishedCommands:
             assert read_pt_map(prepared / name) == read_pt_map(made / name), name
         assert not [path for path in prepared.iterdir() if path.name.startswith(".")]
 
-    def test_parquet_as_the_run_makes_it(self, prepared: Path, made: Path, tmp_path: Path) -> None:
+    def test_parquet_as_the_run_makes_it(
+        self, prepared: Path, data: Path, made: Path, tmp_path: Path
+    ) -> None:
+        rejected = prepared.with_name("data_reject")
+        rejected.mkdir()
+        (rejected / "utt2speech_token.pt").symlink_to(f"{data}_reject/utt2speech_token.pt")
         places = ["--src_dir", str(prepared), "--des_dir", str(tmp_path / "out")]
         flags = "--num_utts_per_parquet 2 --num_processes 2 --dpo"
         assert main(["make_parquet_list", *places, *flags.split()]) == 0
         for ours, theirs in zip(parquet_rows(tmp_path / "out"), parquet_rows(made), strict=True):
             assert Path(ours.pop("wav")).name == Path(theirs.pop("wav")).name
-            assert ours.pop("reject_speech_token") == []
-            theirs.pop("reject_speech_token")
             assert ours == theirs
         urls = (tmp_path / "out/data.list").read_text().split()
         assert urls == [f"{tmp_path}/out/parquet_{i:09d}.tar" for i in range(3)]
@@ -354,6 +357,11 @@ class TestPublishedCommands:
                 "nowhere.onnx does not exist",
             ),
             (["make_parquet_list", "--src_dir", "nowhere", "--des_dir", "out"], "nowhere/wav.scp"),
+            (["make_parquet_list", "--src_dir", "EMPTY", "--des_dir", "out"], "wav.scp has no line"),
+            (
+                ["make_parquet_list", "--src_dir", "ALONE", "--des_dir", "o", "--dpo"],
+                "alone_reject/utt2speech_token.pt does not exist",
+            ),
             (
                 ["make_parquet_list", "--src_dir", "D", "--des_dir", "o", "--num_processes", "0"],
                 "give 1 or more",
@@ -361,9 +369,15 @@ class TestPublishedCommands:
         ],
     )
     def test_bad_input_is_one_line(
-        self, flags: list[str], said: str, prepared: Path, capsys: pytest.CaptureFixture[str]
+        self, flags: list[str], said: str, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert main([str(prepared) if flag == "D" else flag for flag in flags]) == 2
+        folders = {"D": prepared, "EMPTY": tmp_path / "empty", "ALONE": tmp_path / "alone"}
+        for name, line in (("EMPTY", "\n"), ("ALONE", "a a.wav\n")):
+            folders[name].mkdir()
+            (folders[name] / "wav.scp").write_text(line)
+            for side in ("text", "utt2spk"):
+                (folders[name] / side).write_text("a a\n")
+        assert main([str(folders.get(flag, flag)) for flag in flags]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1

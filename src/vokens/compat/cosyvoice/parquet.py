@@ -1,7 +1,7 @@
 """`make_parquet_list`: recordings, texts, speakers and maps of a folder as the parquet files that train.py reads."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ def make_parquet_list(arguments: argparse.Namespace) -> list[str]:
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} {getattr(arguments, name)}: give 1 or more")
     items = read_scp(arguments.src_dir / "wav.scp")
+    if not items:
+        raise ConfigError(f"{arguments.src_dir / 'wav.scp'} has no line: give each utterance one, 'KEY PATH'")
     samples, failed = _samples(arguments, items)
     if not samples:
         raise ConfigError(f"no utterance of {arguments.src_dir} has all columns; the first, {failed[0]}")
@@ -58,6 +60,10 @@ def _samples(arguments: argparse.Namespace, items: list[Item]) -> tuple[list[dic
     }
     maps = {column: read_pt_map(folder / name) for column, name in _MAPS.items() if (folder / name).exists()}
     rejected = Path(f"{folder}_reject/utt2speech_token.pt")
+    if arguments.dpo and not rejected.exists():
+        raise ConfigError(
+            f"--dpo was given and {rejected} does not exist: make it with extract_speech_token --dir {folder}_reject"
+        )
     samples, failed = [], []
     for place, item in enumerate(items):
         sample: dict[str, Any] = {"utt": item.key, "wav": str(item.path)}
@@ -73,7 +79,7 @@ def _samples(arguments: argparse.Namespace, items: list[Item]) -> tuple[list[dic
         else:
             samples.append(sample)
     if arguments.dpo:
-        tokens: Mapping[str, list[int]] = read_pt_map(rejected) if rejected.exists() else {}
+        tokens = read_pt_map(rejected)
         samples = [sample | {"reject_speech_token": tokens.get(sample["utt"], [])} for sample in samples]
     return samples, failed
 
