@@ -79,7 +79,13 @@ def test_what_stands_on_a_frozen_trunk_learns(trainer_for: Build, tmp_path: Path
     assert torch.equal(again, weight)
     trainer.save()
     start = f"init={trainer.out / 'recogniser.safetensors'}"
-    above = trainer_for(*changes, start, "freeze_tokenizer=true", f"out={tmp_path / 'above'}")
+    frozen = (*changes, start, "freeze_tokenizer=true", f"out={tmp_path / 'above'}")
+    above, deeper = trainer_for(*frozen), trainer_for(*frozen, "head.layers=3")
+    values = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    states = [each.model.eval().recognise(each.model.expand(values), mask) for each in (above, deeper)]
+    assert torch.equal(*states), "blocks that are added begin as the identity"
+    above.model.train()
     above.train_step()
     codec = trainer.final_model()
     assert above.final_model().fingerprint == codec.fingerprint

@@ -73,7 +73,7 @@ class RecogniserConfig(RunConfig):
             rounded to 8 bits as `vokens.packed` does. Its features of the corpus are computed once. The loss "trunk"
             reconstructs them from the states above the quantizer, which keeps languages without text.
         freeze_tokenizer: train only the layers above the quantizer, on the tokens of init, to measure these with a
-            recogniser that is trained to the end.
+            recogniser that is trained to the end. head.layers may be more than those of init.
     """
 
     task: str = "recogniser"
@@ -124,13 +124,22 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             width = sizes.width * sizes.merge
         model = Recogniser(sizes, dataclasses.replace(config.head, teacher_width=width))
         if config.init:
-            checkpoint.load_strict(model, checkpoint.read_state_dict(config.init), config.init)
+            self._start_from(model, config.init)
         if config.trunk:
             self._freeze_trunk(model)
         if config.freeze_tokenizer:
             for part in (model.encoder, model.quantizer):
                 part.requires_grad_(False)
         return model
+
+    def _start_from(self, model: Recogniser, source: str) -> None:
+        """Load the weights of a recogniser; blocks that its head lacks begin as the identity."""
+        state = checkpoint.read_state_dict(source)
+        for name, weight in model.state_dict().items():
+            if name.startswith("blocks.") and name not in state:
+                adds = ".attn.out." in name or ".mlp.2." in name
+                state[name] = torch.zeros_like(weight) if adds else weight
+        checkpoint.load_strict(model, state, source)
 
     def _freeze_trunk(self, model: Recogniser) -> None:
         """Load Whisper's encoder, rounded to 8 bits, as the frozen trunk; only the layers above it are trained."""
