@@ -179,7 +179,7 @@ def test_released_graphs_give_the_published_weights_and_ids(name: str) -> None:
 def test_graphs_are_read_strictly(version: str) -> None:
     graph = read_onnx(FOLDER / f"onnx_{version}.onnx")
 
-    def refused(words: str, change: Callable[[OnnxGraph], OnnxGraph]) -> None:
+    def broken(words: str, change: Callable[[OnnxGraph], OnnxGraph]) -> None:
         refused(CheckpointError, words, lambda: S3Tokenizer.from_onnx(change(graph), {"heads": 2}))
 
     def without(name: str) -> Callable[[OnnxGraph], OnnxGraph]:
@@ -190,10 +190,10 @@ def test_graphs_are_read_strictly(version: str) -> None:
             g, nodes=tuple(replace(n, name="/elsewhere") if n.name == name else n for n in g.nodes)
         )
 
-    refused("1 missing", without("/blocks.3/attn/key/MatMul"))
-    refused("no place", renamed("/blocks.3/attn/key/MatMul"))
-    refused("no place", renamed("/blocks.2/mlp/mlp.2/Add"))
-    refused("missing", without("/conv1/Conv"))
+    broken("1 missing", without("/blocks.3/attn/key/MatMul"))
+    broken("no place", renamed("/blocks.3/attn/key/MatMul"))
+    broken("no place", renamed("/blocks.2/mlp/mlp.2/Add"))
+    broken("missing", without("/conv1/Conv"))
 
 
 def test_epsilons_are_read_from_the_graph() -> None:
