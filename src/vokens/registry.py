@@ -167,7 +167,14 @@ MODELS, PUBLISHED, LANGUAGE_MODELS, OTHERS = _read()
 
 def converter() -> str:
     """The default model of voice conversion: the embedded one, else chatterbox's."""
-    return VOICE if VOICE in MODELS else "chatterbox_s3gen"
+    return VOICE if VOICE in MODELS else speaker_of("")
+
+
+def speaker_of(tokenizer: str) -> str:
+    """The default model that speaks the tokens of a tokenizer: chatterbox's S3Gen for all but these two."""
+    return {"speech_tokenizer_v3_25hz": "cosyvoice3_s3gen", "s3_mini": VOICE}.get(
+        tokenizer, "chatterbox_s3gen"
+    )
 
 
 def offline() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,21 @@ def test_the_embedded_voice_opens_by_name_and_speaks_unasked(here: Path, weights
     assert np.array_equal(wave, again)
     (cloned,) = model.say("Hello.", "ref.wav", generator=generator_of(1))
     assert cloned.shape != wave.shape or not np.allclose(cloned, wave, atol=1e-4)
+
+
+def test_tokens_are_spoken_by_the_model_that_knows_them(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the embedded tokenizer at once and offline, CosyVoice 3's not by a model of CosyVoice 2's tokens."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tokens = vokens.load("s3_mini").encode("ref.wav")
+    tokens.save("own.vok")
+    assert main(["speak", "own.vok", "--voice", "ref.wav", "-o", "own.wav"]) == 0
+    assert len(samples("own.wav"))
+    replace(tokens, model="speech_tokenizer_v3_25hz").save("third.vok")
+    capsys.readouterr()
+    assert main(["speak", "third.vok", "--voice", "ref.wav", "-o", "third.wav"]) == 2
+    assert "cosyvoice3_s3gen" in capsys.readouterr().err
 
 
 def test_what_is_embedded_is_listed_with_its_own_numbers(

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
 from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, SoundFormat, load_model
-from vokens.errors import ConfigError, TokensError
+from vokens.errors import ConfigError, TokensError, VokensError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +39,8 @@ class Speech:
     voice: Annotated[str, tyro.conf.arg(metavar="WAV")]
     """A recording of the voice; its first 10 s are used, 3 s are enough."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
-    """An S3Gen or Learnable-Speech: a name of `vokens models`, a hub id, a folder or a published file (default:
-    chatterbox_s3gen; for convert-voice say, where embedded)."""
+    """An S3Gen or Learnable-Speech: a name of `vokens models`, a hub id, a folder or a published file (default: by the
+    first input's tokens, chatterbox_s3gen for bare ids; for convert-voice say, where embedded)."""
     stream: bool = False
     """Write sound as it is computed (wav only), under the streaming mask."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: of the model)")] = (
@@ -71,7 +72,7 @@ def run(arguments: Arguments) -> int:
     """Speak all inputs; returns the exit code."""
     speech = arguments.speech
     jobs = sound_jobs(arguments.inputs, arguments.output, speech, (*FORMATS, ".npy"))
-    model, voice = load_speaker(speech, arguments.compute)
+    model, voice = load_speaker(speech, arguments.compute, registry.speaker_of(_tokenizer(jobs[0])))
 
     def read(job: Job) -> "Loaded[Tensor]":
         return loaded_ids(job, read_tokens(job.source, lambda: model), model)
@@ -93,8 +94,18 @@ def sound_jobs(
     return jobs
 
 
+def _tokenizer(job: Job) -> str:
+    """The tokenizer of a token file; "" for bare ids, standard input, and what reading will refuse."""
+    from vokens.tokens import Tokens
+
+    try:
+        return Tokens.load(job.source.path).model if job.source.path else ""
+    except VokensError:
+        return ""
+
+
 def load_speaker(
-    speech: Speech, compute: Compute, default: str = "chatterbox_s3gen"
+    speech: Speech, compute: Compute, default: str
 ) -> "tuple[S3GenModel | FlowDecoder, ReferenceVoice | SpeakerPrompt]":
     """The model and the voice of its reference."""
     from vokens import audio
