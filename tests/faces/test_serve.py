@@ -597,7 +597,7 @@ def test_pages_of_allowed_origins_alone_may_ask(talker: tuple[str, Served, Path]
         if status >= 400:
             failed(reply, status)
     for wrong in ("localhost:3000", "http://localhost:3000/page", ""):
-        refused(ConfigError, "origin", Settings, cors=(wrong,))
+        refused(ConfigError, "origin", Settings(cors=(wrong,)).check)
 
 
 def test_a_model_that_says_nothing_is_an_error(talker: tuple[str, Served, Path]) -> None:
@@ -665,11 +665,11 @@ def test_fuzzed_with_its_own_openapi_page(address: str) -> None:
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
-    refused(ConfigError, "max_queue", Settings, max_queue=0)
-    refused(ConfigError, "voices", Settings, voices=tmp_path / "none")
+    refused(ConfigError, "max_queue", Settings(max_queue=0).check)
+    refused(ConfigError, "voices", Settings(voices=tmp_path / "none").check)
     refused(ConfigError, "two models", lambda: load_models(["mini", "mini"], Settings()))
     for name, value in (("max_seconds", float("nan")), ("batch_seconds", 0.0), ("batch_wait", -1.0)):
-        refused(ConfigError, name, Settings, **{name: value})
+        refused(ConfigError, name, Settings(**{name: value}).check)
 
 
 @pytest.mark.parametrize("verb", ["serve", "web"])
@@ -685,9 +685,12 @@ def test_the_port_is_had_before_models_are_loaded(verb: str, capsys: pytest.Capt
             assert out == ""
             assert error.count("\n") == 1
             assert "--port" in error
-    for wrong in (["--device", "abacus"], ["--threads", "-1"])[: 2 if verb == "serve" else 1]:
+    asked = (["--device", "abacus"], ["--threads", "-1"], ["--voices", "nowhere"], ["--max-queue", "0"])
+    for wrong in asked[: 4 if verb == "serve" else 1]:
         assert main([verb, "--models", "/no/such/model", *wrong]) == 2
-        assert wrong[1] in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert wrong[1] in error
+        assert error.count("\n") == 1
 
 
 def test_the_port_that_is_printed_answers() -> None:

@@ -45,6 +45,7 @@ def run(arguments: Arguments) -> int:
 
     key = arguments.settings.api_key or os.environ.get("VOKENS_API_KEY", "")
     settings = replace(arguments.settings, api_key=key)
+    settings.check()
     if arguments.threads < 0:
         raise ConfigError(f"--threads {arguments.threads}: a number from 1 is accepted, or 0 for all")
     if arguments.threads:

@@ -29,7 +29,8 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(models: Mapping[str, Served], settings: Settings) -> Any:
-    """The ASGI application for loaded models; it starts and stops their queues."""
+    """The ASGI application for loaded models; it starts and stops their queues. Raises ConfigError for settings."""
+    settings.check()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

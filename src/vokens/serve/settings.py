@@ -38,7 +38,8 @@ class Settings:
     batch_wait: float = 0.005
     """Seconds that a request waits to be batched with others."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError for what no server can keep; not on construction, where the parser would print a box."""
         for name in ("max_upload", "max_text", "max_queue", "max_streams", "max_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: at least 1 is accepted")
