@@ -161,7 +161,7 @@ def opened(args: argparse.Namespace) -> dict[str, Any]:
     parts |= {name: load(source) for name, source in given.items() if source}
     flow = parts.get("flow")
     if flow is not None and flow.speaker_encoder is None and parts.get("speaker") is None:
-        parts["speaker"] = open_campplus(models_folder(args.judges) / "campplus-zh-en")
+        parts["speaker"] = open_campplus(models_folder(args.evaluators) / "campplus-zh-en")
     parts = {name: part for name, part in parts.items() if part is not None}
     if {"flow", "autoencoder", "tokenizer"} <= parts.keys():
         link(parts["flow"], parts["autoencoder"], parts["tokenizer"])
@@ -283,13 +283,13 @@ class Evaluators:
         self.recognisers = {}
         for name in args.recognisers:
             try:
-                self.recognisers[name] = open_recogniser(name, args.judges)
+                self.recognisers[name] = open_recogniser(name, args.evaluators)
             except VokensError as error:
                 print(f"without {name}: {error}", file=sys.stderr)
         if not self.recognisers:
             sys.exit("no recogniser is there: docs/jobs/metrics.md says how to come by one")
-        self.speakers = SpeakerEvaluator(find_evaluator("campplus-zh-en", args.judges))
-        self.dnsmos = DNSMOS(find_evaluator("dnsmos", args.judges))
+        self.speakers = SpeakerEvaluator(find_evaluator("campplus-zh-en", args.evaluators))
+        self.dnsmos = DNSMOS(find_evaluator("dnsmos", args.evaluators))
 
     def measure(self, stage: Stage, item: Item, number: int, out: Path | None) -> dict[str, float]:
         stage.before(item)
@@ -394,7 +394,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file of all results, to go on from")
     parser.add_argument("--items", type=Path, help="another such file, whose sentences are taken")
     parser.add_argument("--out", type=Path, help="folder for the waves")
-    parser.add_argument("--judges", type=Path, help="folder of the evaluators' models")
+    parser.add_argument("--evaluators", type=Path, help="folder of the evaluators' models")
     args = parser.parse_args()
     given = {name: getattr(args, name) for name in SETS if getattr(args, name)}
     if not given:

@@ -47,45 +47,45 @@ def test_windows_of_dnsmos(tmp_path: Path) -> None:
 def test_windows_of_distill_mos(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread evenly from the first to the last sample, at most a second apart; silence after a short recording."""
     decoded: list[torch.Tensor] = []
-    judge = DistillMOS.__new__(DistillMOS)
-    torch.nn.Module.__init__(judge)
+    evaluator = DistillMOS.__new__(DistillMOS)
+    torch.nn.Module.__init__(evaluator)
     monkeypatch.setattr(DistillMOS, "_rate", lambda self, x: (decoded.append(x), x[:, 0])[1])
     length = distill_mos.WINDOW + 32000
     wave = np.arange(length, dtype=np.float32)
-    assert judge.rate(wave)["distill-mos"] == 16000  # the mean of the starts: 0, 16000 and 32000
+    assert evaluator.rate(wave)["distill-mos"] == 16000  # the mean of the starts: 0, 16000 and 32000
     assert torch.cat(decoded)[:, -1].tolist() == [length - 32001, length - 16001, length - 1]
-    judge.rate(wave[:1000])
+    evaluator.rate(wave[:1000])
     assert decoded[-1].shape == (1, distill_mos.WINDOW)
     assert not decoded[-1][0, 1000:].any()
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
-    for judge, name in ((DNSMOS, "sig_bak_ovr.onnx"), (DistillMOS, "distill_mos_v7.pt")):
-        refused(NotInstalled, name, judge, tmp_path)
+    for evaluator, name in ((DNSMOS, "sig_bak_ovr.onnx"), (DistillMOS, "distill_mos_v7.pt")):
+        refused(NotInstalled, name, evaluator, tmp_path)
         (tmp_path / name).write_bytes(b"damaged")
-        refused(CheckpointError, name, judge, tmp_path)
+        refused(CheckpointError, name, evaluator, tmp_path)
 
 
 # The published networks
 
 
 @pytest.fixture(scope="module")
-def judge() -> DNSMOS:
+def evaluator() -> DNSMOS:
     return DNSMOS(find_evaluator("dnsmos"))
 
 
 @pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", PUBLISHED)
-def test_published_numbers(judge: DNSMOS, seconds: float) -> None:
-    actual = judge.rate(signal(seconds))
+def test_published_numbers(evaluator: DNSMOS, seconds: float) -> None:
+    actual = evaluator.rate(signal(seconds))
     names = ("dnsmos", "dnsmos-sig", "dnsmos-bak")
     np.testing.assert_allclose([actual[name] for name in names], PUBLISHED[seconds], atol=1e-4)
 
 
 @pytest.mark.evaluators
-def test_noise_is_rated_lower(judge: DNSMOS) -> None:
+def test_noise_is_rated_lower(evaluator: DNSMOS) -> None:
     noise = np.random.default_rng(0).standard_normal(16000 * 4).astype(np.float32)
-    rated = [judge.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
+    rated = [evaluator.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
     assert rated[0] > rated[1] > rated[2]
 
 

@@ -163,8 +163,8 @@ def test_a_model_with_paces_speaks_at_other_speeds(learnable) -> None:
     ]
     assert lengths[0] == 2 * lengths[1]
     options = SynthesisOptions(COSYVOICE, speed=2.0)
-    heard = model.voice(wave(), sample_rate=16000)
-    assert len(list(speech_tokens(lm, "hello there", heard, options, 0))) == 11  # of 11 characters
+    prompt = model.voice(wave(), sample_rate=16000)
+    assert len(list(speech_tokens(lm, "hello there", prompt, options, 0))) == 11  # of 11 characters
 
 
 @pytest.mark.parametrize("words", ["", "one two"])

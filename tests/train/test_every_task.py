@@ -1,4 +1,4 @@
-"""What every trainer holds: stopping changes nothing, bfloat16 follows float32, what is left opens and is a start,
+"""Laws of every trainer: stopping changes nothing, bfloat16 follows float32, what is left opens and is a start,
 settings that do not fit are named. A new task joins the tables here."""
 
 from functools import partial

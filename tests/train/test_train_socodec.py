@@ -162,7 +162,7 @@ def test_a_ragged_batch_of_the_trained_codec_is_single(finished: Build) -> None:
         assert len(sounds[i]) == len(wave)
 
 
-def test_a_mel_is_heard_in_pieces_as_a_whole_and_as_in_training(trainer_for: Build) -> None:
+def test_a_mel_gives_the_same_in_pieces_and_as_a_whole_and_as_in_training(trainer_for: Build) -> None:
     codec = trainer_for(ANALYZER).final_model()
     wave = torch.from_numpy(speechlike(1920 * 130, seed=3))  # longer than a piece of 128 tokens
     latent = codec.latent(wave[None])

@@ -327,5 +327,5 @@ def _two_steps(
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:
-    """What a run wrote down: values of its steps, and of its validations."""
+    """The metrics of a run: values of its steps, and of its validations."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -169,7 +169,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
 
 
 def _flags(name: str, about: str | None) -> tuple[Callable[..., Any], Callable[..., argparse.Namespace]]:
-    """What adds flags to a command, which has --split, and what parses them."""
+    """A function that adds flags to a command, which has --split, and one that parses them."""
     parser = argparse.ArgumentParser(prog=name, description=about)
     shares = "also one index of each share, e.g. 0.9 0.05 0.05"
     parser.add_argument("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help=shares)

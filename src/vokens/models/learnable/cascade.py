@@ -30,7 +30,7 @@ class Cascade(Speaker):
 
     @abstractmethod
     def _prompt(self, voice: Any) -> tuple[SpeakerPrompt, Any]:
-        """What the language model and what the decoder take of a voice."""
+        """The prompts of the language model and of the decoder that a voice holds."""
 
     @abstractmethod
     def _decode(
