@@ -105,16 +105,22 @@ def padding(mels: list[Tensor], budget: int) -> float:
     return 1 - sum(sizes) / sum(len(rows) * max(sizes[row] for row in rows) for rows in groups)
 
 
-@torch.inference_mode()
-def main() -> None:
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options of every study of a release: its recordings and its weights."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with recordings of speech")
     parser.add_argument(
         "--model", choices=list(RELEASES), default="speech_tokenizer_v2_25hz", help="its sizes"
     )
     parser.add_argument("--weights", help="what vokens.load opens; random weights of --model without it")
+    return parser
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = options(__doc__)
     choices = ["float32", "float16", "bfloat16", "int8"]
     parser.add_argument("--precisions", nargs="+", choices=choices, default=choices)
     parser.add_argument("--count", type=int, help="recordings, all by default")

@@ -6,16 +6,15 @@ Recordings of --data, in order, are joined to long ones; the network sees each o
         [--weights FILE_OR_FOLDER] [--recordings 8] [--seconds 134] [--window 30] [--threads 2]
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from s3_exactness import SUFFIXES, random_release
+from s3_exactness import SUFFIXES, options, random_release
 
 import vokens
 from vokens import audio
-from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
+from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.models.s3tokenizer.long import WINDOW, seam_agreement
 
 
@@ -34,14 +33,7 @@ def joined(folder: Path, count: int, samples: int, rate: int) -> list[np.ndarray
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with recordings of speech")
-    parser.add_argument(
-        "--model", choices=list(RELEASES), default="speech_tokenizer_v2_25hz", help="its sizes"
-    )
-    parser.add_argument("--weights", help="what vokens.load opens; random weights of --model without it")
+    parser = options(__doc__)
     parser.add_argument("--recordings", type=int, default=8)
     parser.add_argument(
         "--seconds", type=int, default=134, help="of a recording; 30 is what releases were trained on"

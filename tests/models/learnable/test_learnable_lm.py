@@ -326,8 +326,8 @@ def test_places_of_text_and_speech(beside):
     texts, speeches = batch()["text_lengths"], batch()["speech_lengths"]
     found = beside.positions(layout, texts, speeches)
     for row, (text, speech) in enumerate(zip(texts.tolist(), speeches.tolist(), strict=True)):
-        prompt = 2 + (torch.arange(speech) + 0.5) / speech * text
-        wanted = torch.cat([torch.arange(2 + text), torch.tensor([2.0]), prompt])
+        spoken = 2 + (torch.arange(speech) + 0.5) / speech * text
+        wanted = torch.cat([torch.arange(2 + text), torch.tensor([2.0]), spoken])
         close(found[row, : len(wanted)], wanted)
 
 
