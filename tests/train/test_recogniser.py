@@ -86,7 +86,10 @@ def test_what_stands_on_a_frozen_trunk_learns(trainer_for: Build, tmp_path: Path
     states = [each.model.eval().recognise(each.model.expand(values), mask) for each in (above, deeper)]
     assert torch.equal(*states), "blocks that are added begin as the identity"
     above.model.train()
+    gaps = trainer_for(*frozen, f"out={tmp_path / 'gaps'}", "augment.bands=0", "augment.gap_share=0.4")
+    none = trainer_for(*frozen, f"out={tmp_path / 'none'}", "augment.bands=0", "augment.gaps=0")
     above.train_step()
+    assert gaps.train_step()["ctc"] != none.train_step()["ctc"], "features of the trunk are masked, too"
     codec = trainer.final_model()
     assert above.final_model().fingerprint == codec.fingerprint
     wave = torch.from_numpy(spoken(SPOKEN[0]))

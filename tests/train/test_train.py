@@ -42,6 +42,21 @@ def test_the_run_leaves_a_codec_that_works(finished: Build) -> None:
     assert codec.decode(codec.encode(wave, 16000))[0].shape == wave.shape
 
 
+def test_a_deeper_codec_starts_where_a_shallower_one_ended(trainer_for: Build, tmp_path: Path) -> None:
+    shallow = trainer_for().final_model()
+    shallow.save_pretrained(tmp_path / "shallow")
+    layers = f"model.decoder_layers={shallow.config.decoder_layers + 2}"
+    deeper = trainer_for(f"out={tmp_path / 'deeper'}", f"init={tmp_path / 'shallow'}", layers)
+    wave = speechlike(4000)
+    codes, frames = shallow.encode(wave, 16000).codes, torch.tensor([13])
+    again = deeper.final_model().decode_batch(codes, frames, 0)
+    assert torch.equal(again, shallow.decode_batch(codes, frames, 0))
+    before = deeper.model.decoder.backbone.blocks[-1].expand.weight.clone()
+    for _ in range(2):
+        deeper.train_step()
+    assert not torch.equal(deeper.model.decoder.backbone.blocks[-1].expand.weight, before)
+
+
 def losses(run: Path) -> list[dict[str, float]]:
     return [line for line in losses_of(run) if "mel" in line]
 

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from vokens import checkpoint
 from vokens.config import build_config
 from vokens.errors import ConfigError
@@ -17,6 +20,8 @@ from vokens.train import losses as L
 from vokens.train.config import AdversarialConfig, RunConfig
 from vokens.train.gan import Discriminators
 
+ADDS = ("scale", "attn.out.", "mlp.2.")  # of a residual block: zeros there, and it adds nothing
+
 
 def build_codec(config: RunConfig) -> Codec:
     cls = system(config.system)
@@ -30,8 +35,20 @@ def build_codec(config: RunConfig) -> Codec:
         path = Path(config.init)
         path = path / "model.safetensors" if path.is_dir() else path
         state = {k: v.float() for k, v in checkpoint.read_state_dict(path).items()}
-        checkpoint.load_strict(model, cls.remove_weight_norm(state), config.init)
+        load_grown(model, cls.remove_weight_norm(state), config.init)
     return model.add_weight_norm()
+
+
+def load_grown(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load weights strictly, but blocks that follow those of the checkpoint begin as the identity: a deeper network
+    starts where a shallower one ended (Net2Net, arXiv 1511.05641 §2.3).
+    """
+    for name, weight in model.state_dict().items():
+        stack, block, rest = name.partition("blocks.")
+        if block and name not in state and any(known.startswith(f"{stack}blocks.0.") for known in state):
+            adds = rest.partition(".")[2].startswith(ADDS)
+            state[name] = torch.zeros_like(weight) if adds else weight
+    checkpoint.load_strict(model, state, source)
 
 
 def build_discriminators(config: AdversarialConfig) -> Discriminators | None:

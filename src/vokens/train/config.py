@@ -144,7 +144,7 @@ class RunConfig:
     Attributes:
         task: a name of TASKS. system: which network; model: its settings that differ from the defaults.
         name: of the trained model. out: folder of the run.
-        init: a folder or checkpoint to start the weights from.
+        init: a folder or checkpoint to start the weights from; codecs of residual blocks may be deeper than it.
         ema: decay of the averaged weights that are validated and saved; 0 saves the weights themselves.
         accumulate: forward passes per step. precision: "no", "bf16" or "fp16". threads: of the CPU, 0 for all.
         keep: checkpoints that stay on disk.

@@ -21,7 +21,8 @@ SMALLEST_BUCKET = 32  # utterances
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Data augmentation: SpecAugment (arXiv 1904.08779) and speed perturbation as in Kaldi's recipes.
+    """Data augmentation: SpecAugment (arXiv 1904.08779), of mels or of the features of a frozen trunk, and speed
+    perturbation as in Kaldi's recipes.
 
     Attributes:
         speeds: one is drawn for each utterance; 1.1 is faster and higher.

@@ -31,6 +31,7 @@ from vokens.quantize.vq import UnitVectorLearner
 from vokens.text.transcripts import frames_needed, read, spell, word_edits
 from vokens.tokens import codebook_use
 from vokens.train import losses as L
+from vokens.train.build import load_grown
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
 from vokens.train.data import Clip, paths_of, pcm_rows, read_clips
 from vokens.train.log import Board
@@ -124,22 +125,13 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             width = sizes.width * sizes.merge
         model = Recogniser(sizes, dataclasses.replace(config.head, teacher_width=width))
         if config.init:
-            self._start_from(model, config.init)
+            load_grown(model, checkpoint.read_state_dict(config.init), config.init)
         if config.trunk:
             self._freeze_trunk(model)
         if config.freeze_tokenizer:
             for part in (model.encoder, model.quantizer):
                 part.requires_grad_(False)
         return model
-
-    def _start_from(self, model: Recogniser, source: str) -> None:
-        """Load the weights of a recogniser; blocks that its head lacks begin as the identity."""
-        state = checkpoint.read_state_dict(source)
-        for name, weight in model.state_dict().items():
-            if name.startswith("blocks.") and name not in state:
-                adds = ".attn.out." in name or ".mlp.2." in name
-                state[name] = torch.zeros_like(weight) if adds else weight
-        checkpoint.load_strict(model, state, source)
 
     def _freeze_trunk(self, model: Recogniser) -> None:
         """Load Whisper's encoder, rounded to 8 bits, as the frozen trunk; only the layers above it are trained."""
@@ -257,8 +249,12 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         number = self.number(part)
         batch = self.train.batch(number, self.rank, self.world)
         mel, frames, trunk = self._inputs(batch)
+        generators = self.row_generators(number, len(frames))
         if trunk is None:
-            mel = masked(mel, frames, self.config.augment, self.row_generators(number, len(mel)))
+            mel = masked(mel, frames, self.config.augment, generators)
+        else:
+            states = -(-frames // (2 * self.model.config.first_stride))
+            trunk = masked(trunk.mT, states, self.config.augment, generators).mT
         texts = batch.texts.to(self.device)
         with self.accelerator.autocast():
             mode: Mode = "on" if self.step >= self.config.fit_codebooks else "off"
