@@ -8,6 +8,7 @@ import math
 import warnings
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from vokens.audio import resample
 from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import LogMel, MelConfig
 from vokens.errors import AudioError, MissingExtra
+from vokens.text.transcripts import normalised_words, word_edits
 
 SAMPLE_RATE = 16000
 MEL = MelConfig(SAMPLE_RATE, n_fft=1024, win_length=1024, hop_length=256, n_mels=80, center=True)
@@ -67,9 +69,8 @@ def _pesq(reference: np.ndarray, degraded: np.ndarray, mode: str) -> float:
     if not degraded.any():  # the package divides by the level of the degraded wave
         return math.nan
     value = pesq.pesq(SAMPLE_RATE, reference, degraded, mode, on_error=pesq.PesqError.RETURN_VALUES)
-    return (
-        math.nan if value < 0 else float(value)
-    )  # -1: no utterance distances, or under a quarter of a second
+    # -1: no utterance distances, or under a quarter of a second
+    return math.nan if value < 0 else float(value)
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
@@ -148,6 +149,18 @@ def pitch_error(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, flo
     cents = 1200 * np.log2(y[both] / x[both])
     rms = float(np.sqrt(np.square(cents, dtype=np.float64).mean())) if both.any() else math.nan
     return rms, float(100 * ((x > 0) != (y > 0)).mean()) if len(x) else math.nan
+
+
+def word_error(transcript: str, text: str) -> dict[str, Any]:
+    """A transcript with its edits against the words of a text, and their number."""
+    words = normalised_words(text)
+    edits = word_edits(words, normalised_words(transcript))
+    return {"transcript": transcript, "edits": edits, "words": len(words)}
+
+
+def fit_length(wave: np.ndarray, length: int) -> np.ndarray:
+    """The wave (T,) cut, or padded with silence, to `length` samples."""
+    return np.pad(wave[:length], (0, max(0, length - len(wave))))
 
 
 def _log_mels(reference: np.ndarray, degraded: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -22,21 +22,26 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
+
+from tqdm import tqdm
 
 from vokens._version import __version__
 from vokens.atomic import atomic_write
 from vokens.bench.options import Measure
 from vokens.bench.report.table import Line, compact, markdown
-from vokens.errors import ConfigError
+from vokens.data.items import Clip
+from vokens.errors import ConfigError, VokensError
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock between processes there
     fcntl = None
+
+Result = TypeVar("Result")
 
 
 class Results:
@@ -45,12 +50,13 @@ class Results:
     settings: everything that affects the figures besides models and recordings.
     """
 
+    _file: IO[str]  # of lines, open inside `with`
+
     def __init__(self, options: Measure, bench: str, **settings: Any) -> None:
         self._options, self._bench = options, bench
         data = "the samples of the package" if options.data is None else str(options.data.resolve())
         common = {"vokens": __version__, "data": data, "device": options.device, "seed": options.seed}
-        self._settings = common | settings
-        self._file: IO[str] | None = None
+        self._settings = json.loads(json.dumps(common | settings))  # as they are read again: no tuples
         self._lines: dict[tuple[str, str], Line] = {}
         self._notes: dict[str, str] = {}
         self._failed: dict[str, list[str]] = {}  # of recordings
@@ -68,8 +74,6 @@ class Results:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        if self._file is None:
-            return
         if kind is not None and not self._lines:  # a run that failed before its first line leaves no files
             for suffix in (".jsonl", ".json"):
                 self._path(suffix).unlink(missing_ok=True)
@@ -94,11 +98,35 @@ class Results:
         """Write one line at once. NaN and infinity become null, floats are rounded to 6 decimals."""
         line = {"row": row, "model": model, "id": id, "fingerprint": fingerprint} | _plain(measures)
         self._lines[row, id] = line
-        if self._file is None:
-            raise ConfigError("results are written inside `with results:`")
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         return line
+
+    def measure(
+        self, row: str, model: str, fingerprint: str, items: Sequence[Clip], compute: Callable[[Clip], Line]
+    ) -> list[Line]:
+        """The lines of a row, in the order of the usable recordings; those it lacks are measured and written."""
+
+        def line(item: Clip) -> Line:
+            known = self.get(row, item.id, fingerprint)
+            return known or self.add(row, model, item.id, fingerprint, **compute(item))
+
+        return list(self.usable(items, line, row).values())
+
+    def usable(self, items: Sequence[Clip], use: Callable[[Clip], Result], title: str) -> dict[str, Result]:
+        """What `use` returns for each recording, by id; those that it cannot use are counted as failed.
+
+        Raises the ConfigErrors of `use`, which would recur for every recording.
+        """
+        results: dict[str, Result] = {}
+        for item in tqdm(items, desc=title, unit="file", disable=None):
+            try:
+                results[item.id] = use(item)
+            except ConfigError:
+                raise
+            except VokensError as error:
+                self.fail(item.id, error)
+        return results
 
     def leave_out(self, notes: Mapping[str, str]) -> None:
         """Record and print what is not measured and why, in one line, grouped by reason."""
@@ -139,20 +167,17 @@ class Results:
         """Raise ConfigError for results with other settings; else record the settings before the first line."""
         path = self._path(".json")
         if not path.is_file():
-            self._write(
-                ".json", json.dumps({"bench": self._bench, "settings": self._settings, "rows": []}) + "\n"
-            )
+            begun = {"bench": self._bench, "settings": self._settings, "rows": []}
+            self._write(".json", json.dumps(begun) + "\n")
             return
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        differ = [key for key in self._settings if before.get(key) != _json(self._settings[key])]
+        differ = [key for key in self._settings if before.get(key) != self._settings[key]]
         if differ:
             was, now = ({key: values.get(key) for key in differ} for values in (before, self._settings))
             raise ConfigError(f"{self._options.out} holds results with {was}, not {now}: give another --out")
 
     def _read(self) -> None:
         """The existing lines; a truncated last one is removed."""
-        if self._file is None:
-            return
         self._file.seek(0)
         text = self._file.read()
         whole = text[: text.rfind("\n") + 1]
@@ -166,6 +191,12 @@ class Results:
     def _write(self, suffix: str, text: str) -> None:
         with atomic_write(self._path(suffix)) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def result_row(row: str, model: str, fingerprint: str, files: int, seconds: float, metrics: Line) -> Line:
+    """A row of the summary, over `files` recordings of `seconds` in all."""
+    about = {"row": row, "model": model, "fingerprint": fingerprint, "files": files}
+    return about | {"seconds": round(seconds, 3), "metric": metrics}
 
 
 def _lock(file: IO[str], path: Path) -> None:
@@ -209,7 +240,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(float(value), 6) if math.isfinite(value) else None
     return value
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value))

@@ -1,10 +1,10 @@
 """Evaluators by name: ASR and speaker verification models, and the metrics that this machine cannot compute.
 
 A name without a colon is a model of docs/jobs/metrics.md that runs offline; `kind:ID` is opened by transformers, ID is
-a hub id or a folder. To add a model, add a function and a line of a table.
+a hub id or a folder. To add a model, add a line of a table.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,14 @@ import numpy as np
 import torch
 
 from vokens import checkpoint
+from vokens.bench.evaluators.whisper import Whisper
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking
+from vokens.models.moonshine import Moonshine
 from vokens.nn.campplus import CAMPPlus
 
 RATE = 16000
+Models = Mapping[str, Callable[..., Any]]
 _WINDOW = 30 * RATE  # the window of Whisper
 
 
@@ -43,41 +46,40 @@ def open_recogniser(name: str, folder: Path | None = None, device: str = "cpu") 
     folder: of the offline models. Raises ConfigError for other names, NotInstalled and DownloadError for missing
     files, MissingExtra without the packages.
     """
-    return _open("recogniser", RECOGNISERS, name, folder, device)
+    offline = {"moonshine-tiny-en": Moonshine, "moonshine-base-en": Moonshine, "whisper-base": Whisper}
+    hub = {"whisper": WhisperOfTransformers, "wav2vec2": Wav2Vec2}
+    return _open("recogniser", offline, hub, name, folder, device)
 
 
 def open_speaker_model(name: str, folder: Path | None = None, device: str = "cpu") -> SpeakerModel:
     """campplus-zh-en or wavlm:ID (x-vectors, e.g. microsoft/wavlm-base-plus-sv); raises as `open_recogniser` does."""
-    return _open("speaker", SPEAKER_MODELS, name, folder, device)
+    return _open("speaker", {"campplus-zh-en": SpeakerEvaluator}, {"wavlm": WavLM}, name, folder, device)
 
 
-def _open(
-    role: str, table: dict[str, Callable[..., Any]], name: str, folder: Path | None, device: str
-) -> Any:
+def _open(role: str, offline: Models, hub: Models, name: str, folder: Path | None, device: str) -> Any:
+    """The model of a folder, by its name in `offline`, or of a hub id, by its kind in `hub`."""
     kind, colon, source = name.partition(":")
-    known = f"{kind}:ID" if colon else kind
-    if known not in table or (colon and not source):
-        raise ConfigError(f"{role} {name!r}: {', '.join(table)} are accepted, ID is a hub id or a folder")
-    return table[known](source or find_evaluator(kind, folder), device)
+    if not colon and kind in offline:
+        return offline[kind](find_evaluator(kind, folder))
+    if source and kind in hub:
+        return hub[kind](source, device)
+    known = ", ".join([*offline, *(f"{kind}:ID" for kind in hub)])
+    raise ConfigError(f"{role} {name!r}: {known} are accepted, ID is a hub id or a folder")
 
 
-# Offline -------------------------------------------------------------------------------------------------------
+class SpeakerEvaluator:
+    """CAM++ from the folder of its published weights (campplus_cn_en_common.pt), embedding dim 192."""
 
+    def __init__(self, folder: str | Path) -> None:
+        home = Path(folder).expanduser()
+        check_files(home, FILES["campplus-zh-en"])
+        path = home / FILES["campplus-zh-en"][0]
+        self._model = CAMPPlus().eval()
+        checkpoint.load_strict(self._model, checkpoint.read_state_dict(path), str(path))
 
-def _moonshine(folder: Path, device: str) -> Recogniser:
-    from vokens.models.moonshine import Moonshine
-
-    return Moonshine(folder)
-
-
-def _whisper(folder: Path, device: str) -> Recogniser:
-    from vokens.bench.evaluators.whisper import Whisper
-
-    return Whisper(folder)
-
-
-def _campplus(folder: Path, device: str) -> SpeakerModel:
-    return SpeakerEvaluator(folder)
+    def embed(self, wave: np.ndarray) -> np.ndarray:
+        """Speaker embedding (192,) of a 16 kHz wave (T,) of at least 45 ms."""
+        return self._model.embed([torch.from_numpy(np.ascontiguousarray(wave))])[0].numpy()
 
 
 # Through transformers ------------------------------------------------------------------------------------------
@@ -156,31 +158,6 @@ def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[A
             f"{source} cannot be opened: give the id of a model on the hub and check the network, or a folder with "
             f"its files ({' '.join(str(error).split())[:200]})"
         ) from error
-
-
-RECOGNISERS: dict[str, Callable[..., Recogniser]] = {
-    "moonshine-tiny-en": _moonshine,
-    "moonshine-base-en": _moonshine,
-    "whisper-base": _whisper,
-    "whisper:ID": WhisperOfTransformers,
-    "wav2vec2:ID": Wav2Vec2,
-}
-SPEAKER_MODELS: dict[str, Callable[..., SpeakerModel]] = {"campplus-zh-en": _campplus, "wavlm:ID": WavLM}
-
-
-class SpeakerEvaluator:
-    """CAM++ from the folder of its published weights (campplus_cn_en_common.pt), embedding dim 192."""
-
-    def __init__(self, folder: str | Path) -> None:
-        home = Path(folder).expanduser()
-        check_files(home, FILES["campplus-zh-en"])
-        path = home / FILES["campplus-zh-en"][0]
-        self._model = CAMPPlus().eval()
-        checkpoint.load_strict(self._model, checkpoint.read_state_dict(path), str(path))
-
-    def embed(self, wave: np.ndarray) -> np.ndarray:
-        """Speaker embedding (192,) of a 16 kHz wave (T,) of at least 45 ms."""
-        return self._model.embed([torch.from_numpy(np.ascontiguousarray(wave))])[0].numpy()
 
 
 _PACKAGES = {  # of the extra `eval`, by metric

@@ -64,9 +64,7 @@ def _plots(rows: Sequence[Row]) -> str:
         if not series:
             continue
         known = definition(name)
-        ceiling = (
-            base["metric"].get(name, {}).get("value") if base and name in ("wer", "stoi", "speaker") else None
-        )
+        ceiling = _value(base, name) if base and name in ("wer", "stoi", "speaker") else None
         drawn = rate_plot(series, known.title, known.digits, ceiling)
         figures.append(f"<figure><figcaption>{_title(known)}</figcaption>{drawn}</figure>")
     if not figures:
@@ -86,6 +84,11 @@ def _plots(rows: Sequence[Row]) -> str:
     )
 
 
+def _value(row: Row, name: str) -> float | None:
+    """A figure of a row, None where it was not measured."""
+    return row["metric"].get(name, {}).get("value")
+
+
 def _family(row: Row) -> str:
     """Series of a row: one line per codec over its codebooks; Opus, Codec2 and Lyra one line over their variants."""
     entry = MODELS.get(row["model"])
@@ -95,14 +98,8 @@ def _family(row: Row) -> str:
 def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
     points = []
     for row in rows:
-        measure, rate = row["metric"].get(name), row["metric"].get("bitrate", {}).get("value")
-        if (
-            row["model"] == _BASE
-            or _family(row) != family
-            or not rate
-            or not measure
-            or measure["value"] is None
-        ):
+        value, rate = _value(row, name), _value(row, "bitrate")
+        if row["model"] == _BASE or _family(row) != family or not rate or value is None:
             continue
         books = row["row"].removeprefix(row["model"]).strip()
         entry = MODELS.get(row["model"])
@@ -110,8 +107,8 @@ def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
             continue  # its rates are separate names
         if books and books.split("-")[0] != "1":
             continue  # later codebooks without the first are only in the table
-        interval = tuple(measure["ci"]) if measure.get("ci") else None
-        points.append(Point(row["row"], rate, measure["value"], interval))
+        low_high = row["metric"][name].get("ci")
+        points.append(Point(row["row"], rate, value, tuple(low_high) if low_high else None))
     return tuple(points)
 
 
@@ -121,7 +118,7 @@ def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
 def _listen(samples: Sequence[Sample], rows: Sequence[Row]) -> str:
     if not samples:
         return ""
-    rates = {row["row"]: row["metric"].get("bitrate", {}).get("value") for row in rows}
+    rates = {row["row"]: _value(row, "bitrate") for row in rows}
     parts = ['<section id="listen"><h2>Listen</h2>']
     for sample in samples:
         quote = f"<blockquote>{escape(sample.text)}</blockquote>" if sample.text else ""
@@ -199,7 +196,7 @@ def _cell(row: Row, name: str, best: float | None) -> str:
 def _best(rows: Sequence[Row], name: str) -> float | None:
     """The best value among codecs; bit rates have none, as lower is only better at the same quality."""
     better = definition(name).better
-    every = [row["metric"].get(name, {}).get("value") for row in rows if row["row"] != _BASE]
+    every = [_value(row, name) for row in rows if row["row"] != _BASE]
     values = [value for value in every if value is not None]
     if not better or name.startswith("bitrate") or len(values) < 2:
         return None
@@ -228,9 +225,8 @@ def _licences(summaries: Sequence[Row]) -> str:
     )
     if not lines:
         return ""
-    head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("codec", "licence of its weights", "from", "what")
-    )
+    names = ("codec", "licence of its weights", "from", "what")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         '<section id="licences"><h2>Licences</h2><div class="scroll"><table class="plain"><thead>'
         f"<tr>{head}</tr></thead><tbody>{lines}</tbody></table></div></section>"
@@ -243,11 +239,9 @@ def _definitions(summaries: Sequence[Row]) -> str:
         for row in summary["rows"]:
             for name, value in row["metric"].items():
                 modes.setdefault(name.split("/")[0], value["mode"])
-    items = "".join(
-        f"<dt>{_title(definition(name))}</dt><dd>{escape(mode)}</dd>" for name, mode in modes.items()
-    )
+    terms = (f"<dt>{_title(definition(name))}</dt><dd>{escape(mode)}</dd>" for name, mode in modes.items())
     return (
-        f"<section><details><summary>Definitions</summary><dl>{items}</dl>"
+        f"<section><details><summary>Definitions</summary><dl>{''.join(terms)}</dl>"
         '<p class="note">↑ higher is better, ↓ lower is better. Definitions: docs/jobs/metrics.md of vokens.</p>'
         "</details></section>"
     )

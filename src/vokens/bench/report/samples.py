@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from vokens.audio import load, resample
+from vokens.audio import load
 from vokens.bench.options import Measure
-from vokens.bench.tasks.items import NoRecordings, find_items
+from vokens.bench.tasks.codecs import labels, resynthesis, token_path
+from vokens.bench.tasks.items import NoRecordings, find_items, spaced
 from vokens.data.items import Clip
 from vokens.errors import VokensError
 from vokens.models.codec import Codec
+from vokens.picture import log_mel
 from vokens.tokens import Tokens
 
 RATE = 16000  # Hz, of all sounds on the page: that of the metrics
@@ -39,7 +41,6 @@ class Sound:
     row: str
     audio: str
     picture: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Sample:
 
 def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float) -> Iterator[Sample]:
     """Recordings of the reconstruction benchmark, evenly spaced; rows that can no longer be opened are left out."""
-    items = _items(folder, summary)
-    chosen = [items[int((i + 0.5) * len(items) / count)] for i in range(min(count, len(items)))]
+    chosen = spaced(_items(folder, summary), count)
     waves: dict[str, dict[str, np.ndarray]] = {}
     for item in chosen:
         with suppress(VokensError):  # reported by the benchmark
@@ -62,10 +62,11 @@ def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float
     chosen = [item for item in chosen if item.id in waves]
     for model in dict.fromkeys(row["model"] for row in summary["rows"]):
         rows = [row["row"] for row in summary["rows"] if row["model"] == model and row["row"] != "original"]
-        _decode(folder, summary, model, rows, chosen, waves)
+        if rows:
+            _decode(folder, summary, model, rows, chosen, waves)
     for item in chosen:
         outputs = waves[item.id]
-        loudest = float(_log_mel(outputs["original"][: int(seconds * RATE)]).max())
+        loudest = float(log_mel(outputs["original"][: int(seconds * RATE)], RATE).max())
         sounds = (_sound(row, wave[: int(seconds * RATE)], loudest) for row, wave in outputs.items())
         yield Sample(item.id, item.text, tuple(sounds))
 
@@ -90,16 +91,10 @@ def _decode(
     waves: dict[str, dict[str, np.ndarray]],
 ) -> None:
     """Add the resynthesis of each of a model's rows, from saved tokens, else encoded again."""
-    from vokens.bench.tasks.codecs import labels, token_path
-
     options = Measure(out=folder, models=",".join(summary["selection"]["models"]))
     try:
-        codec = (
-            Codec.from_pretrained(labels(options).get(model, model), local_files_only=True) if rows else None
-        )
+        codec = Codec.from_pretrained(labels(options).get(model, model), local_files_only=True)
     except (VokensError, OSError):
-        return
-    if codec is None:
         return
     for item in items:
         kept = token_path(options, model, item)
@@ -108,8 +103,7 @@ def _decode(
         if tokens is None or tokens.fingerprint != codec.fingerprint:
             tokens = codec.encode(original, RATE)
         for row in rows:
-            wave = resample(codec.decode(_books(tokens, model, row))[0], codec.sample_rate, RATE)
-            waves[item.id][row] = np.pad(wave[: len(original)], (0, max(0, len(original) - len(wave))))
+            waves[item.id][row] = resynthesis(codec, _books(tokens, model, row), len(original))
 
 
 def _books(tokens: Tokens, model: str, row: str) -> Tokens:
@@ -123,16 +117,8 @@ def _books(tokens: Tokens, model: str, row: str) -> Tokens:
 def _sound(row: str, wave: np.ndarray, loudest: float) -> Sound:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave, -1, 1), RATE, format="FLAC", subtype="PCM_16")
-    picture = png(_shades(_log_mel(wave), loudest))
-    return Sound(
-        row, _address("audio/flac", buffer.getvalue()), _address("image/png", picture), len(wave) / RATE
-    )
-
-
-def _log_mel(wave: np.ndarray) -> np.ndarray:
-    from vokens.picture import log_mel
-
-    return log_mel(wave, RATE)
+    picture = png(_shades(log_mel(wave, RATE), loudest))
+    return Sound(row, _address("audio/flac", buffer.getvalue()), _address("image/png", picture))
 
 
 def _shades(mel: np.ndarray, loudest: float) -> np.ndarray:

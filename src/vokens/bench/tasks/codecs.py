@@ -1,11 +1,17 @@
 """Measured codecs: labels, loading, and tokens cached in the folder of the results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import torch
 
+import vokens
+from vokens.audio import load, resample
+from vokens.bench.metrics import SAMPLE_RATE, fit_length
 from vokens.bench.options import Measure
+from vokens.bench.results import Results
 from vokens.data.items import Clip
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
@@ -24,10 +30,6 @@ def labels(options: Measure) -> dict[str, str]:
 
 def open_codec(source: str, options: Measure, dtype: str = "float32") -> Codec:
     """The codec on the chosen device. Raises ConfigError for models that do not encode audio."""
-    import torch
-
-    import vokens
-
     torch.set_num_threads(options.threads)
     codec = vokens.load(source, device=options.device, dtype=dtype)
     if not isinstance(codec, Codec):
@@ -42,7 +44,23 @@ def tokens_of(codec: Codec, label: str, item: Clip, wave: np.ndarray, options: M
         tokens = Tokens.load(path)
         if tokens.fingerprint == codec.fingerprint:
             return tokens
-    tokens = codec.encode([wave], sample_rate=codec.sample_rate)
+    return save_tokens(codec.encode([wave], sample_rate=codec.sample_rate), path)
+
+
+def all_tokens(
+    codec: Codec, label: str, items: Sequence[Clip], options: Measure, results: Results
+) -> dict[str, Tokens]:
+    """Tokens of the usable recordings by id, as `tokens_of`."""
+
+    def tokens(item: Clip) -> Tokens:
+        results.get(label, item.id, codec.fingerprint)  # raises before tokens of other weights are replaced
+        return tokens_of(codec, label, item, load(item.path, codec.sample_rate)[0], options)
+
+    return results.usable(items, tokens, f"{label} tokens")
+
+
+def save_tokens(tokens: Tokens, path: Path) -> Tokens:
+    """Save tokens below a folder that need not exist; returns them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tokens.save(path)
     return tokens
@@ -51,6 +69,11 @@ def tokens_of(codec: Codec, label: str, item: Clip, wave: np.ndarray, options: M
 def token_path(options: Measure, label: str, item: Clip) -> Path:
     """Path of a recording's tokens."""
     return options.out / "tokens" / quote(label, safe="") / f"{quote(item.id, safe='')}.vok"
+
+
+def resynthesis(codec: Codec, tokens: Tokens, length: int) -> np.ndarray:
+    """The decoded wave at 16 kHz, cut or padded to `length` samples."""
+    return fit_length(resample(codec.decode(tokens)[0], codec.sample_rate, SAMPLE_RATE), length)
 
 
 def _own_name(source: str) -> str:

@@ -1,7 +1,9 @@
 """Recordings to measure: lines of a manifest or files of a folder, filtered, ordered by id."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from vokens import audio
 from vokens.audio_files import find_files
@@ -10,6 +12,8 @@ from vokens.data.items import Clip
 from vokens.data.sources.addresses import is_url
 from vokens.data.sources.records import Record, read_records
 from vokens.errors import ConfigError, VokensError
+
+Item = TypeVar("Item")
 
 
 class NoRecordings(ConfigError):
@@ -28,9 +32,8 @@ def find_items(options: Measure) -> list[Clip]:
         for record in sorted(records, key=lambda record: record.id)
         if _labels_fit(record, options) and _length_fits(record, options)
     ]
-    if options.limit and options.limit < len(chosen):
-        # The middles of equal intervals, so that every speaker is covered.
-        chosen = [chosen[int((i + 0.5) * len(chosen) / options.limit)] for i in range(options.limit)]
+    if options.limit:
+        chosen = spaced(chosen, options.limit)
     if not chosen:
         raise NoRecordings(
             f"{data} has {len(records)} recordings, none of them with split={options.split}, "
@@ -38,6 +41,12 @@ def find_items(options: Measure) -> list[Clip]:
             f"{', with text' if options.with_text else ''}: widen the filters"
         )
     return chosen
+
+
+def spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items: the middles of equal intervals, so that every speaker is covered."""
+    count = min(count, len(items))
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
 
 def _labels_fit(record: Record, options: Measure) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from vokens.audio import resample
+from vokens.bench.metrics import fit_length
 
 RATE = 16000
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -49,7 +50,7 @@ def coded(subtype: str) -> Change:
         soundfile.write(file, np.clip(wave, -1, 1), RATE, format="OGG", subtype=subtype)
         file.seek(0)
         changed, _ = soundfile.read(file, dtype="float32")
-        return np.pad(changed[: len(wave)], (0, max(0, len(wave) - len(changed))))
+        return fit_length(changed, len(wave))
 
     return change
 
@@ -57,7 +58,7 @@ def coded(subtype: str) -> Change:
 def narrow(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """Band limit of 4 kHz: resampling to 8 kHz and back."""
     changed = resample(resample(wave, RATE, RATE // 2), RATE // 2, RATE)
-    return np.pad(changed[: len(wave)], (0, max(0, len(wave) - len(changed))))
+    return fit_length(changed, len(wave))
 
 
 def coarse(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -125,8 +125,10 @@ def train_probe(
         batches = _batches(tokens, budget)
         for step in range(budget.steps):
             rows = next(batches)
-            scores = _log_likelihoods(probe, *_cut(tokens, rows), [texts[row] for row in rows])
-            loss = -scores.sum() / sum(len(texts[row]) for row in rows)
+            lengths, said = tokens.lengths[rows], [texts[row] for row in rows]
+            codes = tokens.codes[rows, :, : int(lengths.max())]
+            scores = ctc_scores(probe(codes, lengths), probe.frames(lengths), said)
+            loss = -scores.sum() / sum(map(len, said))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(probe.parameters(), LARGEST_GRADIENT)
@@ -158,11 +160,6 @@ def _batches(tokens: Tokens, budget: Budget) -> Iterator[list[int]]:
         yield from (cut[place] for place in torch.randperm(len(cut), generator=draw).tolist())
 
 
-def _cut(tokens: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    lengths = tokens.lengths[rows]
-    return tokens.codes[rows, :, : int(lengths.max())], lengths
-
-
 # Reading --------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +173,8 @@ def fits(text: Sequence[int], num_frames: int, frame_rate: float) -> bool:
 def transcribe(probe: Probe, tokens: Tokens, rows_at_once: int = 16) -> list[str]:
     """Greedy CTC transcript of each item."""
     texts = []
-    for part in _parts(tokens, rows_at_once):
+    for start in range(0, len(tokens), rows_at_once):
+        part = tokens[start : start + rows_at_once]
         best = probe(part.codes, part.lengths).argmax(-1)
         for row, frames in zip(best, probe.frames(part.lengths).tolist(), strict=True):
             texts.append(read(row[:frames].tolist(), ALPHABET))
@@ -195,19 +193,11 @@ def log_likelihoods(
     for number, item in enumerate(tokens):
         chosen = [number] if others is None else others[number].tolist()
         frames = probe(item.codes, item.lengths)
-        scores.append(
-            ctc_scores(
-                frames.expand(len(chosen), -1, -1),
-                probe.frames(item.lengths).expand(len(chosen)),
-                [texts[other] for other in chosen],
-            )
-        )
+        lengths = probe.frames(item.lengths).expand(len(chosen))
+        said = [texts[other] for other in chosen]
+        scores.append(ctc_scores(frames.expand(len(chosen), -1, -1), lengths, said))
     bits = torch.stack(scores).cpu()
     return bits[:, 0] if others is None else bits
-
-
-def _log_likelihoods(probe: Probe, codes: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> Tensor:
-    return ctc_scores(probe(codes, lengths), probe.frames(lengths), texts)
 
 
 def ctc_scores(frames: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> Tensor:
@@ -215,7 +205,3 @@ def ctc_scores(frames: Tensor, lengths: Tensor, texts: Sequence[list[int]]) -> T
     flat = torch.tensor([symbol for text in texts for symbol in text], device=frames.device)
     sizes = torch.tensor([len(text) for text in texts], device=frames.device)
     return -F.ctc_loss(frames.transpose(0, 1), flat, lengths.to(frames.device), sizes, reduction="none")
-
-
-def _parts(tokens: Tokens, size: int) -> Iterator[Tokens]:
-    return (tokens[start : start + size] for start in range(0, len(tokens), size))

@@ -21,15 +21,14 @@ from vokens.bench.evaluators.mos import DNSMOS
 from vokens.bench.options import METRICS, Reconstruct, split_list
 from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results
-from vokens.bench.tasks.codecs import labels, open_codec, token_path
+from vokens.bench.results import Results, result_row
+from vokens.bench.tasks.codecs import labels, open_codec, save_tokens, token_path
 from vokens.bench.tasks.items import find_items
 from vokens.bench.tasks.processes import pool
 from vokens.data.items import Clip
 from vokens.errors import ConfigError, NotInstalled, VokensError
 from vokens.evaluator_files import find_evaluator
 from vokens.models.codec import Codec
-from vokens.text.transcripts import normalised_words, word_edits
 
 RATE = metrics.SAMPLE_RATE
 FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -112,9 +111,8 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
     for label, source in labels(options).items():
         codec = open_codec(source, options)
         rows = {label: (0, codec.num_codebooks)}
-        if codec.num_codebooks > 1 and not getattr(
-            codec, "packets", False
-        ):  # a packet cannot be decoded in part
+        packets = getattr(codec, "packets", False)  # which cannot be decoded in part
+        if codec.num_codebooks > 1 and not packets:
             ranges = options.codebook_ranges(codec.num_codebooks)
             rows = {f"{label} {part}": span for part, span in ranges.items()}
         if codec.decodes:
@@ -173,17 +171,19 @@ class Worker:
         for output in self._resynthesise(system, item, wave, rows):
             measures: Line = {"seconds": len(wave) / RATE, "bits": output.bits}
             measures["compute_seconds"] = output.seconds
-            measures |= {name: f(wave, output.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
+            figures = {name: f(wave, output.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
             if {"f0", "voicing"} & set(self._metrics):
-                pitch = dict(zip(("f0", "voicing"), metrics.pitch_error(wave, output.wave), strict=True))
-                measures |= {name: value for name, value in pitch.items() if name in self._metrics}
-            if self._speaker is not None:
-                measures["speaker"] = self._similarity(item, wave, output.wave)
+                figures |= zip(("f0", "voicing"), metrics.pitch_error(wave, output.wave), strict=True)
             for predictor in self._predictors:
-                rated = predictor.rate(output.wave)
-                measures |= {name: value for name, value in rated.items() if name in self._metrics}
+                figures |= predictor.rate(output.wave)
+            measures |= {name: value for name, value in figures.items() if name in self._metrics}
+            if self._speaker is not None:
+                if item.id not in self._voices:
+                    self._voices[item.id] = self._speaker.embed(wave)
+                voice = self._speaker.embed(output.wave)
+                measures["speaker"] = metrics.cosine(self._voices[item.id], voice)
             if self._asr is not None and item.text and item.language == "en":
-                measures |= _word_error(self._asr.transcribe(output.wave), item.text)
+                measures |= metrics.word_error(self._asr.transcribe(output.wave), item.text)
             results[output.row] = measures
         return results
 
@@ -196,39 +196,19 @@ class Worker:
         if self._codec is None or self._system != system:
             self._codec, self._system = None, system  # one codec in memory at a time
             self._codec = open_codec(system.source, self._options)
-        yield from self._ours(self._codec, system, item, wave, rows)
-
-    def _ours(
-        self, codec: Codec, system: System, item: Clip, wave: np.ndarray, rows: Sequence[str]
-    ) -> Iterator[Resynthesis]:
+        codec = self._codec
         start = time.perf_counter()
         tokens = codec.encode([wave], sample_rate=RATE)
         encoding = time.perf_counter() - start
-        path = token_path(self._options, system.label, item)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tokens.save(path)
+        save_tokens(tokens, token_path(self._options, system.label, item))
         for row in rows:
             chosen = tokens.select(*system.rows[row])
             start = time.perf_counter()
             output = codec.decode(chosen)[0]
             seconds = encoding + time.perf_counter() - start
-            output = resample(output, codec.sample_rate, RATE)[: len(wave)]
-            output = np.pad(output, (0, len(wave) - len(output)))
+            output = metrics.fit_length(resample(output, codec.sample_rate, RATE), len(wave))
             bits = int(chosen.lengths.sum()) * chosen.bitrate / chosen.frame_rate
             yield Resynthesis(row, output, bits, seconds)
-
-    def _similarity(self, item: Clip, wave: np.ndarray, output: np.ndarray) -> float | None:
-        if self._speaker is None:
-            return None
-        if item.id not in self._voices:
-            self._voices[item.id] = self._speaker.embed(wave)
-        return metrics.cosine(self._voices[item.id], self._speaker.embed(output))
-
-
-def _word_error(transcript: str, text: str) -> Line:
-    words = normalised_words(text)
-    edits = word_edits(words, normalised_words(transcript))
-    return {"transcript": transcript, "edits": edits, "words": len(words)}
 
 
 Job = tuple[System, Clip, list[str]]
@@ -287,7 +267,4 @@ def summary_row(
         edits, words = ([line[key] for line in spoken] for key in ("edits", "words"))
         metrics["wer"] = metric("wer", edits, words, scale=100, mode=f"{recogniser}, greedy")
     metrics["rtf"] = metric("rtf", [line["compute_seconds"] for line in lines], seconds)
-    return {
-        **{"row": row, "model": model, "fingerprint": fingerprint, "files": len(lines)},
-        **{"seconds": round(sum(seconds), 3), "metric": metrics},
-    }
+    return result_row(row, model, fingerprint, len(lines), sum(seconds), metrics)

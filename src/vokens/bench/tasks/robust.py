@@ -6,19 +6,17 @@ Both are computed per codebook, and pooled.
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vokens.audio import load, resample
 from vokens.bench.options import Robust, split_list
 from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results
-from vokens.bench.tasks import perturb
+from vokens.bench.results import Results, result_row
 from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
 from vokens.bench.tasks.items import find_items
-from vokens.bench.tasks.perturb import ALIGNED, RATE, SHIFTS, WARPED
+from vokens.bench.tasks.perturb import ALIGNED, RATE, SHIFTS, WARPED, generator
 from vokens.data.items import Clip
-from vokens.errors import ConfigError, VokensError
+from vokens.errors import VokensError
 from vokens.models.codec import Codec
 
 NEAR = 0.5  # seconds on either side of a seam
@@ -33,17 +31,7 @@ def run(options: Robust) -> int:
         for label, source in labels(options).items():
             probe = Probe(label, source, options)
             results.leave_out(probe.notes)
-            lines = []
-            for item in tqdm(items, desc=label, unit="file", disable=None):
-                line = results.get(label, item.id, probe.codec.fingerprint)
-                try:
-                    measures = {} if line else probe.measure(item)
-                except ConfigError:
-                    raise
-                except VokensError as error:
-                    results.fail(item.id, error)
-                    continue
-                lines.append(line or results.add(label, label, item.id, probe.codec.fingerprint, **measures))
+            lines = results.measure(label, label, probe.codec.fingerprint, items, probe.measure)
             rows.append(summary_row(label, probe.codec, lines))
         return results.finish(rows)
 
@@ -77,29 +65,21 @@ class Probe:
             of[name] = span
 
         for name, change in (ALIGNED | WARPED).items():
-            changed = self._encode(change(wave, perturb.generator(self._options.seed, item.id, name)))
+            changed = _codes(self.codec, change(wave, generator(self._options.seed, item.id, name)), RATE)
             edits[name] = edit_distances(clean, changed).tolist()
             if name in ALIGNED:
                 compare(name, clean, changed)
         for name, frames in SHIFTS.items():
-            late = self._encode(np.pad(wave, (round(frames * RATE / self.codec.frame_rate), 0)))
+            late = _codes(self.codec, np.pad(wave, (round(frames * RATE / self.codec.frame_rate), 0)), RATE)
             edits[name] = edit_distances(clean, late).tolist()
             compare(name, clean, late[:, int(frames) :])
         for name, (here, there) in self._seams(whole, clean).items():
             compare(name, here, there)
-        compare("batch", clean, self._in_company(whole))
+        compare("batch", clean, self._in_batch(whole))
         for dtype, other in self._others.items():
             compare(f"dtype/{dtype}", clean, _codes(other, whole))
-        return {
-            "seconds": len(wave) / RATE,
-            "frames": clean.shape[1],
-            "equal": equal,
-            "of": of,
-            "edits": edits,
-        }
-
-    def _encode(self, wave: np.ndarray) -> Codes:
-        return self.codec.encode([wave], sample_rate=RATE).codes[0].numpy()
+        size = {"seconds": len(wave) / RATE, "frames": clean.shape[1]}
+        return size | {"equal": equal, "of": of, "edits": edits}
 
     def _seams(self, whole: np.ndarray, clean: Codes) -> dict[str, tuple[Codes, Codes]]:
         """The recording encoded in two halves and joined: codes near the seam and elsewhere."""
@@ -116,7 +96,7 @@ class Probe:
             name: (clean[:, :span][:, where], joined[:, :span][:, where]) for name, where in parts.items()
         }
 
-    def _in_company(self, whole: np.ndarray) -> Codes:
+    def _in_batch(self, whole: np.ndarray) -> Codes:
         """Codes of a wave in one padded batch with pieces of itself, 1.3 to 0.1 times as long."""
         longer = np.concatenate([whole, whole[: int(0.3 * len(whole))]])
         others = [whole[: int(share * len(whole)) + 1] for share in (0.8, 0.55, 0.3, 0.1)]
@@ -151,10 +131,7 @@ def summary_row(label: str, codec: Codec, lines: list[Line]) -> Line:
             of = [line["frames"] * books for line in lines]
             measures[f"ued{suffix}/{name}"] = metric(f"ued{suffix}", edits, of, scale=100)
     seconds = sum(line["seconds"] for line in lines)
-    return {
-        **{"row": label, "model": label, "fingerprint": codec.fingerprint, "files": len(lines)},
-        **{"seconds": round(seconds, 3), "metric": measures},
-    }
+    return result_row(label, label, codec.fingerprint, len(lines), seconds, measures)
 
 
 def edit_distances(a: Codes, b: Codes) -> np.ndarray:
@@ -170,5 +147,6 @@ def edit_distances(a: Codes, b: Codes) -> np.ndarray:
     return row[:, -1].copy()
 
 
-def _codes(codec: Codec, wave: np.ndarray) -> Codes:
-    return codec.encode([wave], sample_rate=codec.sample_rate).codes[0].numpy()
+def _codes(codec: Codec, wave: np.ndarray, sample_rate: int | None = None) -> Codes:
+    """Codes of a wave (T,) at the codec's rate unless another is given."""
+    return codec.encode([wave], sample_rate=sample_rate or codec.sample_rate).codes[0].numpy()

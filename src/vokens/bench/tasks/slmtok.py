@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vokens.audio import duration, load, resample
+from vokens.audio import duration, load
 from vokens.bench import metrics
 from vokens.bench.evaluators import RATE, Recogniser, SpeakerModel, open_recogniser, open_speaker_model
 from vokens.bench.options import Reconstruct, SlmTok
 from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results
-from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
+from vokens.bench.results import Results, result_row
+from vokens.bench.tasks.codecs import all_tokens, labels, open_codec, resynthesis, tokens_of
 from vokens.bench.tasks.information import KneserNey, barber_agakov, draw_others, vclub
-from vokens.bench.tasks.items import NoRecordings, find_items
+from vokens.bench.tasks.items import NoRecordings, find_items, spaced
 from vokens.bench.tasks.probe import ALPHABET, Budget, fits, log_likelihoods, train_probe, transcribe
 from vokens.data.items import Clip
-from vokens.errors import ConfigError, NotInstalled, VokensError
+from vokens.errors import NotInstalled
 from vokens.evaluator_files import FILES, lacking
 from vokens.models.codec import Codec
-from vokens.text.transcripts import normalised_words, spell, word_edits
+from vokens.text.transcripts import spell, word_edits
 from vokens.tokens import Tokens
 
 ORIGINAL = "original"
@@ -66,10 +66,11 @@ def run(options: SlmTok) -> int:
         if other := len(test.others) + len(train.others):
             characters = f"their texts need other characters than {ALPHABET!r} and punctuation"
             results.leave_out({f"{other} recordings": characters})
-        measure = Preservation(options, results)
-        output = _spaced(test.items, options.resynthesised) if options.resynthesised else []
+        preservation = Preservation(options)
+        output = spaced(test.items, options.resynthesised)
         if output:
-            lines = measure.run(ORIGINAL, ORIGINAL, "", output, lambda item, wave: wave)
+            measure = partial(preservation.measure, say=lambda item, wave: wave)
+            lines = results.measure(ORIGINAL, ORIGINAL, "", output, measure)
             rows.append(_row(ORIGINAL, ORIGINAL, "", lines, None, options))
         for label, source in labels(options).items():
             codec = open_codec(source, options)
@@ -82,8 +83,8 @@ def run(options: SlmTok) -> int:
                     results.leave_out(_left_out(row, probed))
                 lines = []
                 if output and codec.decodes:
-                    say = partial(_resynthesis, codec, label, span, options)
-                    lines = measure.run(row, label, codec.fingerprint, output, say)
+                    measure = partial(preservation.measure, say=partial(_say, codec, label, span, options))
+                    lines = results.measure(row, label, codec.fingerprint, output, measure)
                 rows.append(_row(row, label, codec.fingerprint, lines, probed, options))
         return results.finish(rows)
 
@@ -113,20 +114,9 @@ def _train_items(options: SlmTok, results: Results) -> list[Clip]:
             f"slmtok trains a recogniser, on transcribed recordings: give a manifest that has them as --data, "
             f"its split as --train-split, or --probe-steps 0. {error}"
         ) from error
-    seconds: dict[Clip, float] = {}
-    for item in items:
-        try:
-            seconds[item] = duration(item.path)
-        except VokensError as error:
-            results.fail(item.id, error)
+    seconds = results.usable(items, lambda item: duration(item.path), "lengths")
     share = min(1.0, 3600 * options.train_hours / max(sum(seconds.values()), 1e-9))
-    return _spaced(list(seconds), max(1, round(len(seconds) * share)))
-
-
-def _spaced(items: Sequence[Clip], count: int) -> list[Clip]:
-    """At most `count` of the items, the middles of equal intervals."""
-    count = min(count, len(items))
-    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
+    return spaced([item for item in items if item.id in seconds], max(1, round(len(seconds) * share)))
 
 
 def _ranges(label: str, codec: Codec, options: SlmTok) -> dict[str, tuple[int, int]]:
@@ -157,13 +147,8 @@ def _probe(
     if known is not None:
         return known
     learnt, output = (_tokens(codec, label, part, options, results) for part in (train, test))
-    budget = Budget(
-        options.probe_steps,
-        options.probe_seconds,
-        options.probe_width,
-        seed=options.seed,
-        device=options.device,
-    )
+    sizes = options.probe_steps, options.probe_seconds, options.probe_width
+    budget = Budget(*sizes, seed=options.seed, device=options.device)
     tokens = (learnt[0].select(*span), learnt[1], output[0].select(*span), output[1])
     measures = alignment(*tokens, budget, options.pairs, row)
     return results.add(row, label, name, codec.fingerprint, **measures)
@@ -229,20 +214,11 @@ def _tokens(
     codec: Codec, label: str, part: Spoken, options: SlmTok, results: Results
 ) -> tuple[Tokens, list[list[int]]]:
     """Tokens and texts of the usable recordings. Raises NoRecordings where there are none."""
-    kept, texts = [], []
-    pairs = zip(part.items, part.texts, strict=True)
-    for item, text in tqdm(pairs, f"{label} tokens", len(part.items), unit="file", disable=None):
-        try:
-            wave, _ = load(item.path, codec.sample_rate)
-            kept.append(tokens_of(codec, label, item, wave, options))
-            texts.append(text)
-        except ConfigError:
-            raise
-        except VokensError as error:
-            results.fail(item.id, error)
-    if not kept:
+    tokens = all_tokens(codec, label, part.items, options, results)
+    if not tokens:
         raise NoRecordings(f"none of {len(part.items)} recordings can be read: give others as --data")
-    return Tokens.cat(kept), texts
+    texts = [text for item, text in zip(part.items, part.texts, strict=True) if item.id in tokens]
+    return Tokens.cat(list(tokens.values())), texts
 
 
 def _fitting(tokens: Tokens, texts: list[list[int]]) -> tuple[Tokens, list[list[int]]]:
@@ -268,35 +244,14 @@ def _left_out(row: str, probed: Line) -> dict[str, str]:
 class Preservation:
     """Word error and speaker similarity of resyntheses."""
 
-    def __init__(self, options: SlmTok, results: Results) -> None:
-        self._options, self._results = options, results
+    def __init__(self, options: SlmTok) -> None:
+        self._options = options
         self._asr: Recogniser | None = None
         self._voices: SpeakerModel | None = None
         self._known: dict[str, np.ndarray] = {}  # voices of the recordings
 
-    def run(
-        self,
-        row: str,
-        label: str,
-        fingerprint: str,
-        items: Sequence[Clip],
-        say: Callable[[Clip, np.ndarray], np.ndarray],
-    ) -> list[Line]:
-        """Lines of all recordings; say returns the resynthesis (T,) of a recording (T,), both at 16 kHz."""
-        lines = []
-        for item in tqdm(items, desc=f"{row} resynthesis", unit="file", disable=None):
-            line = self._results.get(row, item.id, fingerprint)
-            try:
-                measures = {} if line else self._measure(item, say)
-            except ConfigError:
-                raise
-            except VokensError as error:
-                self._results.fail(item.id, error)
-                continue
-            lines.append(line or self._results.add(row, label, item.id, fingerprint, **measures))
-        return lines
-
-    def _measure(self, item: Clip, say: Callable[[Clip, np.ndarray], np.ndarray]) -> Line:
+    def measure(self, item: Clip, say: Callable[[Clip, np.ndarray], np.ndarray]) -> Line:
+        """The line of a recording; say returns the resynthesis (T,) of a recording (T,), both at 16 kHz."""
         options = self._options
         if self._asr is None or self._voices is None:
             self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
@@ -305,24 +260,17 @@ class Preservation:
         if item.id not in self._known:
             self._known[item.id] = self._voices.embed(wave)
         output = say(item, wave)
-        transcript = self._asr.transcribe(output)
-        words = normalised_words(item.text or "")
-        return {
-            "seconds": len(wave) / RATE,
-            "transcript": transcript,
-            "edits": word_edits(words, normalised_words(transcript)),
-            "words": len(words),
-            "speaker": metrics.cosine(self._known[item.id], self._voices.embed(output)),
-        }
+        words = metrics.word_error(self._asr.transcribe(output), item.text or "")
+        voice = metrics.cosine(self._known[item.id], self._voices.embed(output))
+        return {"seconds": len(wave) / RATE, **words, "speaker": voice}
 
 
-def _resynthesis(
+def _say(
     codec: Codec, label: str, span: tuple[int, int], options: SlmTok, item: Clip, wave: np.ndarray
 ) -> np.ndarray:
     source, _ = load(item.path, codec.sample_rate)  # at the codec's rate
     tokens = tokens_of(codec, label, item, source, options).select(*span)
-    output = resample(codec.decode(tokens)[0], codec.sample_rate, RATE)[: len(wave)]
-    return np.pad(output, (0, len(wave) - len(output)))
+    return resynthesis(codec, tokens, len(wave))
 
 
 # Rows ----------------------------------------------------------------------------------------------------------
@@ -354,7 +302,4 @@ def _row(
         voices = [line["speaker"] for line in lines]
         measures["wer"] = metric("wer", edits, words, scale=100, mode=f"{options.recogniser}, greedy")
         measures["speaker"] = metric("speaker", voices, mode=f"{options.speaker}, 16 kHz, cosine")
-    return {
-        **{"row": row, "model": label, "fingerprint": fingerprint, "files": len(seconds)},
-        **{"seconds": round(sum(seconds), 3), "metric": measures},
-    }
+    return result_row(row, label, fingerprint, len(seconds), sum(seconds), measures)

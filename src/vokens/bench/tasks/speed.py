@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from vokens.audio import load
 from vokens.bench.options import Speed, split_list
 from vokens.bench.report.definitions import single
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results
+from vokens.bench.results import Results, result_row
 from vokens.bench.tasks.codecs import labels, open_codec
 from vokens.bench.tasks.items import NoRecordings, find_items
 from vokens.bench.tasks.processes import pool
@@ -36,11 +37,8 @@ MIB = 2**20
 def run(options: Speed) -> int:
     """Measure and write the results."""
     items = find_items(options)
-    cases = [
-        (seconds, int(batch))
-        for seconds in _numbers(options.durations, 0.1)
-        for batch in _numbers(options.batches, 1)
-    ]
+    durations, batches = _numbers(options.durations, 0.1), _numbers(options.batches, 1)
+    cases = [(seconds, int(batch)) for seconds in durations for batch in batches]
     rows = []
     with Results(options, "speed", threads=options.threads, repeats=options.repeats) as results:
         speech, used = speech_of(items, max(seconds * batch for seconds, batch in cases), results)
@@ -85,18 +83,15 @@ def summary_row(
     measures = {"memory-load": single("memory-load", loaded["load_bytes"] / MIB, files)}
     for kind in ("encode", "decode"):
         for id, line in lines.items():
-            times = line[f"{kind}_seconds"]
-            if times:
+            if times := line[f"{kind}_seconds"]:
+                factor = line["seconds"] / statistics.median(times)
                 mode = f"median of {len(times)}, wall clock"
-                measures[f"{kind}/{id}"] = single(
-                    kind, line["seconds"] / statistics.median(times), files, mode
-                )
+                measures[f"{kind}/{id}"] = single(kind, factor, files, mode)
     for kind in ("encode", "decode"):
         for id, line in lines.items():
             if line[f"{kind}_bytes"] is not None:
                 measures[f"memory-{kind}/{id}"] = single(f"memory-{kind}", line[f"{kind}_bytes"] / MIB, files)
-    row = {"row": label, "model": label, "fingerprint": fingerprint, "files": files}
-    return row | {"seconds": round(seconds, 3), "metric": measures}
+    return result_row(label, label, fingerprint, files, seconds, measures)
 
 
 class Bench:
@@ -113,18 +108,13 @@ class Bench:
 
     def time(self, seconds: float, batch: int) -> Line:
         """Wall seconds of each repeat, after one warm-up, and bytes above those of the loaded codec."""
-        waves = self._waves(seconds, batch)
-        measures: Line = {"seconds": seconds * batch}
-        measures["encode_seconds"], measures["encode_bytes"] = self._repeat(
-            lambda: self.codec.encode(waves, sample_rate=RATE)
-        )
-        measures["decode_seconds"], measures["decode_bytes"] = [], None
+        waves = list(np.resize(self._speech, (batch, round(seconds * RATE))))  # repeated if needed
+        line: Line = {"seconds": seconds * batch, "decode_seconds": [], "decode_bytes": None}
+        encode = partial(self.codec.encode, waves, sample_rate=RATE)
+        line["encode_seconds"], line["encode_bytes"] = self._repeat(encode)
         if self.codec.decodes:
-            tokens = self.codec.encode(waves, sample_rate=RATE)
-            measures["decode_seconds"], measures["decode_bytes"] = self._repeat(
-                lambda: self.codec.decode(tokens)
-            )
-        return measures
+            line["decode_seconds"], line["decode_bytes"] = self._repeat(partial(self.codec.decode, encode()))
+        return line
 
     def _repeat(self, work: Callable[[], object]) -> tuple[list[float], int]:
         times = []
@@ -135,10 +125,6 @@ class Bench:
             work()
             times.append(time.perf_counter() - start)
         return times, max(0, peak_memory(self._device) - self._loaded)
-
-    def _waves(self, seconds: float, batch: int) -> list[np.ndarray]:
-        """`batch` waves of `seconds` at 16 kHz: the speech, repeated if needed."""
-        return list(np.resize(self._speech, (batch, round(seconds * RATE))))
 
 
 def memory(device: torch.device) -> int:

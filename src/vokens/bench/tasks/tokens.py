@@ -5,15 +5,13 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from vokens.audio import load
 from vokens.bench.options import TokenStatistics
 from vokens.bench.report.definitions import single
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results
+from vokens.bench.results import Results, result_row
 from vokens.bench.tasks import lm
-from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
+from vokens.bench.tasks.codecs import all_tokens, labels, open_codec
 from vokens.bench.tasks.items import find_items
-from vokens.errors import VokensError
 from vokens.tokens import Tokens, codebook_use
 
 
@@ -24,34 +22,19 @@ def run(options: TokenStatistics) -> int:
     with Results(options, "tokens", lm_steps=options.lm_steps) as results:
         for label, source in labels(options).items():
             codec = open_codec(source, options)
-            tokens: dict[str, Tokens] = {}
-            for item in tqdm(items, desc=label, unit="file", disable=None):
-                line = results.get(label, item.id, codec.fingerprint)
-                try:
-                    wave, _ = load(item.path, codec.sample_rate)
-                    tokens[item.id] = tokens_of(codec, label, item, wave, options)
-                except VokensError as error:
-                    results.fail(item.id, error)
-                    continue
-                if not line:
-                    measures = {
-                        "seconds": len(wave) / codec.sample_rate,
-                        "frames": int(tokens[item.id].lengths),
-                    }
-                    results.add(label, label, item.id, codec.fingerprint, **measures)
-            name, fingerprint = label, codec.fingerprint
-            del codec
-            learnt = _language_models(results, name, fingerprint, tokens, options)
-            rows.append(summary_row(name, fingerprint, list(tokens.values()), learnt))
+            tokens, fingerprint = all_tokens(codec, label, items, options, results), codec.fingerprint
+            del codec  # the language models need its memory
+            for id, one in tokens.items():
+                if not results.get(label, id, fingerprint):
+                    measures = {"seconds": float(one.duration), "frames": int(one.lengths)}
+                    results.add(label, label, id, fingerprint, **measures)
+            learnt = _language_models(results, label, fingerprint, tokens, options)
+            rows.append(summary_row(label, fingerprint, list(tokens.values()), learnt))
         return results.finish(rows)
 
 
 def _language_models(
-    results: Results,
-    label: str,
-    fingerprint: str,
-    tokens: dict[str, Tokens],
-    options: TokenStatistics,
+    results: Results, label: str, fingerprint: str, tokens: dict[str, Tokens], options: TokenStatistics
 ) -> Line | None:
     """The line of the language models over these recordings; None where there are too few."""
     if len(tokens) < lm.FEWEST or not options.lm_steps:
@@ -81,11 +64,9 @@ def _language_models(
 
 def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line | None) -> Line:
     """A row of results: over all recordings, in total and per codebook."""
-    seconds = sum(float(one.duration) for one in tokens)
-    row: Line = {"row": label, "model": label, "fingerprint": fingerprint, "files": len(tokens)}
-    row["seconds"] = round(seconds, 3)
     if not tokens:
-        return row | {"metric": {}}
+        return result_row(label, label, fingerprint, 0, 0.0, {})
+    seconds = sum(float(one.duration) for one in tokens)
     n, first = len(tokens), tokens[0]
     streams = lm.streams(tokens)
     frames = len(streams[0])
@@ -114,4 +95,4 @@ def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line
             for kind in ("ngram", "transformer"):
                 value = learnt[f"{kind}_bits"][k] / learnt["test_frames"]
                 measures[f"{kind}-code/{book}"] = single(f"{kind}-code", value, learnt["test_recordings"])
-    return row | {"metric": measures}
+    return result_row(label, label, fingerprint, n, seconds, measures)
