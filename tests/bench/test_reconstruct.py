@@ -82,7 +82,11 @@ def test_a_folder_without_manifest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"id": 1', '{"id": "a"}', '{"id": "a", "path": "x"}\n{"id": "a", "path": "y"}']
+    "text",
+    [
+        *('{"id": 1', '{"id": "a"}', '{"id": "a", "path": "x"}\n{"id": "a", "path": "y"}'),
+        *('{"path": "x", "offset": 1, "duration": 1}', '{"path": "s3://b/x.wav"}'),
+    ],
 )
 def test_bad_manifests_are_named(tmp_path, text):
     (tmp_path / "m.jsonl").write_text(text)

@@ -20,7 +20,7 @@ from vokens.corpus.decode import decode
 from vokens.data.fetch import open_audio
 from vokens.data.items import Source, Utterance
 from vokens.data.sources import SourceOptions, open_source
-from vokens.data.sources.records import parse_line, read_records
+from vokens.data.sources.records import parse_line, read_manifest
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 
 RATE = 8000
@@ -518,8 +518,8 @@ def test_a_byte_order_mark_in_every_list(folder, tmp_path):
         file = write(tmp_path / name, ["\ufeff" + lines[0]])
         [utterance] = read_all(open_source(file, listing=tmp_path / f"run {name}"), 2)
         assert (utterance.key, utterance.audio) == ("a", str(folder / "a.wav"))
-    [record] = read_records(tmp_path / "a.jsonl")
-    assert record.id == "a"
+    [utterance] = read_manifest(tmp_path / "a.jsonl")
+    assert utterance.key == "a"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from conftest import refused
 from vokens.data.fetch import open_audio
 from vokens.data.items import Utterance
 from vokens.data.sources import SourceOptions, open_source
+from vokens.data.sources.records import read_manifest
 from vokens.errors import AudioError, ConfigError
 
 FILE = {"type": "file", "channels": [0], "source": "a.wav"}
@@ -113,6 +114,7 @@ def test_damaged_containers(tmp_path):
         assert plan(tmp_path / name, tmp_path)
         (tmp_path / f"cut-{name}").write_bytes(whole[:cut])
         refused(ConfigError, f"cut-{name} is not a complete", plan, tmp_path / f"cut-{name}", tmp_path)
+    refused(ConfigError, r"cut-m.*line \d+: Compressed file ended", lambda: list(read_manifest(tmp_path / "cut-m.jsonl.gz")))
     with tarfile.open(tmp_path / "n.tar", "w") as tar:
         tar.add(tmp_path / "a.wav", "a.txt")
     refused(ConfigError, "'a' has no audio", plan, tmp_path / "n.tar", tmp_path)

@@ -1,9 +1,10 @@
 """Data of a corpus run: an utterance to encode, a span of its source, a row of tokens."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Utterance:
         key: its name, unique in the corpus.
         audio: local path, fsspec address (s3://…, gs://…) or the bytes of an audio file.
         start, duration: segment of the recording in seconds; duration None: up to the end.
-        text, speaker, language: labels, if known. instruct: style instruction.
+        text, speaker, language, split: labels, if known. instruct: style instruction.
         listed: duration of the whole file in seconds as stated by its list, if any.
         channel: the selected channel; None: the mean of all.
         sinc: resample by torchaudio's windowed sinc instead of soxr.
@@ -40,9 +41,10 @@ class Utterance:
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
+    split: str | None = None
+    instruct: str | None = None
     listed: float | None = None
     channel: int | None = None
-    instruct: str | None = None
     sinc: bool = False
 
 
@@ -58,16 +60,25 @@ class Span:
     count: int
 
 
-class Source(Protocol):
-    """A list of utterances that is streamed, never loaded as a whole."""
+class Source(ABC):
+    """A list of utterances that is streamed, never loaded as a whole. files: those whose parts are the spans."""
+
+    files: Iterable[str]
 
     def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
         """Spans of at most `size` utterances in the order of the source, each with its keys. One cheap pass."""
-        ...
+        for where in self.files:
+            entries = iter(self.entries(where))
+            while chunk := list(islice(entries, size)):
+                yield Span(where, chunk[0][0], len(chunk)), [key for _, key in chunk]
 
+    @abstractmethod
+    def entries(self, where: str) -> Iterable[tuple[int, str]]:
+        """Position and key of each utterance of a file; reads no audio."""
+
+    @abstractmethod
     def read(self, span: Span) -> Iterator[Utterance]:
         """The utterances of a span, in order. Reads only audio that is inside the source's own file."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vokens import audio
 from vokens.audio_files import find_files
 from vokens.data.items import Clip
-from vokens.data.sources.records import Record, read_records
+from vokens.data.sources.records import clip_of, read_manifest
 from vokens.errors import ConfigError
 from vokens.train.rows import Rows, cached_rows
 
@@ -39,9 +39,9 @@ def read_clips(
         clips = [Clip(str(path.relative_to(source).with_suffix("")), path) for path in paths]
     elif source.is_file():
         clips = [
-            _clip(record, source)
-            for record in read_records(source)
-            if record.split in (None, split or record.split)
+            clip_of(utterance, source)
+            for utterance in read_manifest(source)
+            if utterance.split in (None, split or utterance.split)
         ]
     else:
         raise ConfigError(
@@ -54,14 +54,6 @@ def read_clips(
         filters = [f" of split {split!r}"] * bool(split) + [f" in language {language!r}"] * bool(language)
         raise ConfigError(f"{source} has no recordings" + "".join(filters) + " with text" * with_text)
     return clips
-
-
-def _clip(record: Record, manifest: Path) -> Clip:
-    if record.piece or record.channel is not None:
-        raise ConfigError(
-            f"{manifest}: {record.id} is a piece of its recording, and training takes whole files: save pieces as files"
-        )
-    return Clip(record.id, Path(record.path), record.text, record.language, record.speaker)
 
 
 def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> Rows:

@@ -8,14 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vokens.atomic import atomic_write
 from vokens.audio_files import match_files
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.data.items import Span
 from vokens.errors import ConfigError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
@@ -135,10 +133,3 @@ def frozen(listing: Path, name: str, lines: Callable[[], Iterable[str]]) -> Path
             name = error.object[max(0, error.start - 60) : error.end + 20]
             raise ConfigError(f"a file name is not UTF-8: {name!r}; rename it (convmv)") from error
     return path
-
-
-def spans(where: str, entries: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[Span, list[str]]]:
-    """Positions and keys of the utterances of one file, cut into spans of `size`."""
-    remaining = iter(entries)
-    while chunk := list(islice(remaining, size)):
-        yield Span(where, chunk[0][0], len(chunk)), [key for _, key in chunk]

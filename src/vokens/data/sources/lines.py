@@ -4,15 +4,15 @@ A span is a byte offset and a number of utterances: planning is one pass over th
 """
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.data.items import Span, Utterance
-from vokens.data.sources.addresses import parent, resolve, spans, stem
+from vokens.data.items import Source, Span, Utterance
+from vokens.data.sources.addresses import parent, resolve, stem
 from vokens.data.sources.options import SourceOptions
-from vokens.data.sources.records import key_of, labels_of, parse_line, record_of
+from vokens.data.sources.records import key_of, labels_of, parse_line, utterance_of
 from vokens.errors import ConfigError
 from vokens.text.files import BOM, decode
 
@@ -21,7 +21,7 @@ _ARCHIVE = re.compile(rb"\.ark:\d+$")
 _COLUMNS = re.compile(rf"(.*?({'|'.join(map(re.escape, AUDIO_SUFFIXES))}))\s*[|\t,;]", re.IGNORECASE)
 
 
-class LineSource(ABC):
+class LineSource(Source):
     """A source with one utterance per line.
 
     Args:
@@ -30,8 +30,8 @@ class LineSource(ABC):
     """
 
     def __init__(self, files: Mapping[Path, str], options: SourceOptions) -> None:
-        self.files = {str(file): given for file, given in files.items()}
-        self.options = options
+        self._given = {str(file): given for file, given in files.items()}
+        self.files, self.options = list(self._given), options
 
     @abstractmethod
     def key(self, line: bytes) -> str | None:
@@ -41,14 +41,8 @@ class LineSource(ABC):
     def utterance(self, line: bytes, given: str) -> Utterance:
         """The utterance of a line. given: the list that it is in."""
 
-    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
-        """Spans and keys in the order of the lines."""
-        for file in self.files:
-            yield from spans(file, self._entries(file), size)
-
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span."""
-        remaining, given = span.count, self.files.get(span.where, span.where)
+        remaining, given = span.count, self._given.get(span.where, span.where)
         with open(span.where, "rb") as lines:
             lines.seek(span.offset)
             for line in lines:
@@ -64,10 +58,10 @@ class LineSource(ABC):
                 f"{given} is {remaining} utterances shorter than when the run was planned: restore it"
             )
 
-    def _entries(self, file: str) -> Iterator[tuple[int, str]]:
+    def entries(self, where: str) -> Iterator[tuple[int, str]]:
         offset, number = 0, 0
         try:
-            with open(file, "rb") as lines:
+            with open(where, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     size = len(line)
                     line.decode()  # refuse lines that are not UTF-8 here, by number
@@ -79,32 +73,29 @@ class LineSource(ABC):
                             yield offset, key
                     offset += size
         except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{where} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            decode(error.object, self.files[file], number)  # raises with the line and the byte
+            decode(error.object, self._given[where], number)  # raises with the line and the byte
         except ConfigError as error:
-            raise ConfigError(f"{self.files[file]}, line {number}: {error}") from error
+            raise ConfigError(f"{self._given[where]}, line {number}: {error}") from error
 
 
 class ManifestSource(LineSource):
     """jsonl manifests: ours, NeMo's, lhotse's cuts."""
 
     def key(self, line: bytes) -> str | None:
-        """The id of a line."""
         parsed = parse_line(line)
         key = key_of(parsed, self.options.key)
         return key if not self.options.choosy or self.options.keeps(labels_of(parsed)) else None
 
     def utterance(self, line: bytes, given: str) -> Utterance:
-        """The utterance of a line."""
-        return record_of(parse_line(line), given, self.options.key).utterance
+        return utterance_of(parse_line(line), given, self.options.key)
 
 
 class ScpSource(LineSource):
     """Kaldi's wav.scp: a key, then a path that may contain blanks. Commands (`… |`) are never executed."""
 
     def key(self, line: bytes) -> str | None:
-        """The first word."""
         words = line.split(None, 1)
         if len(words) < 2:
             raise ConfigError(f"{line.strip().decode()!r} has no path: a line is a key, a blank, a path")
@@ -121,7 +112,6 @@ class ScpSource(LineSource):
         return None if self.options.choosy else words[0].decode()
 
     def utterance(self, line: bytes, given: str) -> Utterance:
-        """The utterance of a line: the whole file."""
         key, path = line.split(None, 1)
         return Utterance(key.decode(), resolve(path.strip().decode(), parent(given), from_cwd=True))
 
@@ -134,7 +124,6 @@ class PathSource(LineSource):
         self.folder = folder
 
     def key(self, line: bytes) -> str | None:
-        """The path relative to the common folder. Raises ConfigError for a line with several columns."""
         path = line.strip().decode()
         if (columns := _COLUMNS.match(path)) and stem(path) == path:
             raise ConfigError(
@@ -144,7 +133,6 @@ class PathSource(LineSource):
         return None if self.options.choosy else stem(path.removeprefix(self.folder).lstrip("/"))
 
     def utterance(self, line: bytes, given: str) -> Utterance:
-        """The utterance of a line: the whole file."""
         path = line.strip().decode()
         key = stem(path.removeprefix(self.folder).lstrip("/"))
         return Utterance(key, resolve(path, parent(given), from_cwd=True))

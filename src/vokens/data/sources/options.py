@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from vokens.data.items import Utterance
+
 
 class Labels(NamedTuple):
     """Labels of an utterance; None is unknown."""
@@ -50,7 +52,7 @@ class SourceOptions:
         """True if some utterances may be left out."""
         return self.split is not None or self.language is not None or self.with_text
 
-    def keeps(self, labels: Labels) -> bool:
+    def keeps(self, labels: Labels | Utterance) -> bool:
         """True if an utterance with these labels is kept."""
         return (
             (self.split is None or labels.split == self.split)

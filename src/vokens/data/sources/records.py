@@ -1,4 +1,4 @@
-"""Lines of jsonl manifests: ours, NeMo's (`audio_filepath`) and lhotse's cuts, read as one kind of record.
+"""Lines of jsonl manifests: ours, NeMo's (`audio_filepath`) and lhotse's cuts, read as utterances.
 
 Every line is parsed as JSON in full, also where only its key is needed: 1.6 µs for 230 bytes, so ten million lines
 take half a minute, and a malformed one is reported before any work begins.
@@ -6,49 +6,23 @@ take half a minute, and a malformed one is reported before any work begins.
 
 import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-from vokens.data.items import Utterance
-from vokens.data.sources.addresses import is_url, parent, resolve, stem
+from vokens.data.items import Clip, Utterance
+from vokens.data.sources.addresses import is_url, open_binary, parent, resolve, stem
 from vokens.data.sources.options import Labels, known
 from vokens.errors import ConfigError
 from vokens.text.files import BOM
 
+_Read = TypeVar("_Read")
 _decode = json.JSONDecoder().raw_decode
 _WHOLE = 1e-3  # seconds: a cut that ends this close to the end of its recording is the whole recording
 # Fields of manifests that change the audio; they are refused.
 _CHANGES = ("speed", "speed_perturb", "transforms", "augmentations", "sox_effects")
 _CHANNEL = ("channel", "channel_selector")
-
-
-class Record(NamedTuple):
-    """Content of one line: an utterance and its labels.
-
-    path: local path or URL. duration: seconds, if stated. piece: the utterance is a segment of `duration` seconds from
-    `start`, not the whole file. channel: the selected one.
-    """
-
-    id: str
-    path: str
-    text: str | None = None
-    speaker: str | None = None
-    language: str | None = None
-    split: str | None = None
-    start: float = 0.0
-    duration: float | None = None
-    piece: bool = False
-    channel: int | None = None
-    instruct: str | None = None
-
-    @property
-    def utterance(self) -> Utterance:
-        """The utterance to encode."""
-        duration, listed = (self.duration, None) if self.piece else (None, self.duration)
-        return Utterance(
-            self.id, self.path, self.start, duration, *self[2:5], listed, self.channel, self.instruct
-        )
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -91,8 +65,8 @@ def labels_of(line: dict[str, Any]) -> Labels:
     )
 
 
-def record_of(line: dict[str, Any], manifest: str | Path, key: str | None = None) -> Record:
-    """The record of a parsed line.
+def utterance_of(line: dict[str, Any], manifest: str | Path, key: str | None = None) -> Utterance:
+    """The utterance of a parsed line.
 
     manifest: the file of the line. Our relative paths start from its folder; those of NeMo and lhotse from the
     working directory if they exist there, else from its folder.
@@ -105,27 +79,48 @@ def record_of(line: dict[str, Any], manifest: str | Path, key: str | None = None
         piece = duration is not None and (start > 0 or length is None or start + duration < length - _WHOLE)
     elif line.get("offset") is not None:
         start, piece = _seconds(line["offset"]) or 0.0, True
-    return Record(
-        id=key_of(line, key),
-        path=resolve(_audio(line), parent(str(manifest)), from_cwd="path" not in line),
-        start=start,
-        duration=duration,
-        piece=piece,
+    return Utterance(
+        key_of(line, key),
+        resolve(_audio(line), parent(str(manifest)), from_cwd="path" not in line),
+        start,
+        duration if piece else None,
+        listed=None if piece else duration,
         channel=None if "recording" in line else _channel(line),
         **labels_of(line)._asdict(),
     )
 
 
-def read_records(manifest: str | Path) -> Iterator[Record]:
-    """All records of a jsonl or jsonl.gz file. Raises ConfigError that names the file and the line."""
-    opened = gzip.open if str(manifest).endswith(".gz") else open
-    with opened(manifest, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.isspace():
-                try:
-                    yield record_of(parse_line(line), manifest)
-                except ConfigError as error:
-                    raise ConfigError(f"{manifest}, line {number}: {error}") from error
+def read_lines(manifest: str | Path, read: Callable[[bytes], _Read]) -> Iterator[_Read]:
+    """What `read` makes of each line of a jsonl or jsonl.gz file, but for blank ones.
+
+    Raises ConfigError that names the file and the line, also where the file is truncated.
+    """
+    number, where = 1, str(manifest)
+    try:
+        with open_binary(where) as file, gzip.open(file) if where.endswith(".gz") else file as lines:
+            for line in lines:
+                if not line.isspace():
+                    yield read(line)
+                number += 1
+    except (ConfigError, EOFError, zlib.error, OSError) as error:
+        raise ConfigError(f"{where}, line {number}: {error}") from error
+
+
+def read_manifest(manifest: str | Path) -> Iterator[Utterance]:
+    """All utterances of a jsonl or jsonl.gz file. Raises ConfigError that names the file and the line."""
+    return read_lines(manifest, lambda line: utterance_of(parse_line(line), manifest))
+
+
+def clip_of(utterance: Utterance, manifest: str | Path) -> Clip:
+    """The whole recording of a manifest's utterance. Raises ConfigError for a piece, a channel and a URL."""
+    part = utterance.start > 0 or utterance.duration is not None or utterance.channel is not None
+    if part or is_url(str(utterance.audio)):
+        raise ConfigError(
+            f"{manifest}: {utterance.key} is {'a piece of a file' if part else 'not on this machine'}, and only whole "
+            "files on this machine are taken: save it as one"
+        )
+    audio = Path(str(utterance.audio))
+    return Clip(utterance.key, audio, utterance.text, utterance.language, utterance.speaker)
 
 
 def _seconds(value: object) -> float | None:

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vokens.data.items import Span, Utterance
-from vokens.data.sources.addresses import common_folder, filesystem, is_url, open_binary, parent, spans
+from vokens.data.items import Source, Span, Utterance
+from vokens.data.sources.addresses import common_folder, filesystem, is_url, open_binary, parent
 from vokens.data.sources.options import Labels, SourceOptions, known
 from vokens.download import offline
 from vokens.errors import ConfigError, DownloadError, MissingExtra
@@ -30,30 +30,19 @@ _NAMES = {
     "instruct": ("instruct",),
 }
 _AUDIO_NAMES = ("audio", "wav", "flac", "mp3", "opus", "speech", "path", "audio_filepath", "file")
-_PIECES = (
-    "offset",
-    "start",
-    "start_time",
-    "begin_time",
-    "channel",
-)  # with a path: a segment of that file
+# With a path: a segment of that file.
+_PIECES = ("offset", "start", "start_time", "begin_time", "channel")
 BY_ROW = "row"
 
 
-class TableSource:
+class TableSource(Source):
     """Rows of parquet or arrow files. Keys are a column (`id`, `key`, …), else file and row."""
 
     def __init__(self, files: list[str], options: SourceOptions) -> None:
         self.files, self.options = files, options
         self.top = common_folder(files)
 
-    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
-        """Spans and keys in the order of the files; columns of audio are not read."""
-        for where in self.files:
-            yield from spans(where, self._entries(where), size)
-
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span, with the bytes or the address of their audio."""
         with _opened(span.where) as table:
             chosen = self._columns(span.where, table.schema)
             rows = table.rows(sorted(set(chosen.values())), span.offset, ROWS)
@@ -62,9 +51,9 @@ class TableSource:
             for number, fact in islice(kept, span.count):
                 audio, labels = _audio(fact["audio"], span.where), _labels(fact)
                 key = self._key(span.where, number, fact)
-                yield Utterance(key, audio, 0.0, None, *labels[:3], instruct=labels.instruct)
+                yield Utterance(key, audio, **labels._asdict())
 
-    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+    def entries(self, where: str) -> Iterator[tuple[int, str]]:
         with _opened(where) as table:
             chosen = self._columns(where, table.schema)
             needed = {"key"} | ({"text", "language", "split"} if self.options.choosy else set())

@@ -9,14 +9,15 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.data.items import Span, Utterance
-from vokens.data.sources.addresses import note, open_binary, spans
+from vokens.data.items import Source, Span, Utterance
+from vokens.data.sources.addresses import note, open_binary
 from vokens.data.sources.options import Labels, SourceOptions, known
-from vokens.data.sources.records import key_of, labels_of, parse_line, record_of
+from vokens.data.sources.records import key_of, labels_of, parse_line, read_lines, utterance_of
 from vokens.errors import ConfigError
 from vokens.text.files import decode
 
@@ -69,7 +70,7 @@ def _opened(where: str) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
 
 
-class WebDataset:
+class WebDataset(Source):
     """Tar files with one utterance per key: audio, optionally .txt and .json, as adjacent members."""
 
     def __init__(self, files: list[str], options: SourceOptions) -> None:
@@ -80,13 +81,7 @@ class WebDataset:
             )
         self.files, self.options = files, options
 
-    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
-        """Spans and keys in the order of the files; only headers are read, unless the options need labels."""
-        for where in self.files:
-            yield from spans(where, self._entries(where), size)
-
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span, with the bytes of their audio."""
         load = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
         kept = (
             (key, labels, audio.content)
@@ -94,9 +89,9 @@ class WebDataset:
             if audio is not None and self.options.keeps(labels)
         )
         for key, labels, audio in islice(kept, span.count):
-            yield Utterance(key, audio, 0.0, None, *labels[:3], instruct=labels.instruct)
+            yield Utterance(key, audio, **labels._asdict())
 
-    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+    def entries(self, where: str) -> Iterator[tuple[int, str]]:
         load = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
         count, strays = 0, []
         for key, labels, audio, names in self._samples(where, 0, load):
@@ -165,7 +160,7 @@ def _suffix(member: Member) -> str:
     return os.path.splitext(member.name)[1].lower()
 
 
-class Shar:
+class Shar(Source):
     """lhotse's Shar: files of cuts, each with a tar of their audio.
 
     Args:
@@ -173,16 +168,11 @@ class Shar:
     """
 
     def __init__(self, shards: list[tuple[str, str]], options: SourceOptions) -> None:
-        self.shards, self.options = dict(shards), options
-
-    def plan(self, size: int) -> Iterator[tuple[Span, list[str]]]:
-        """Spans and keys in the order of the cuts; the tars stay closed."""
-        for where in self.shards:
-            yield from spans(where, self._entries(where), size)
+        self._tars = dict(shards)
+        self.files, self.options = list(self._tars), options
 
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span, with the bytes of their audio."""
-        remaining, where = span.count, self.shards[span.where]
+        remaining, where = span.count, self._tars[span.where]
         pairs = zip(self._cuts(span.where), self._recordings(where), strict=False)
         for (_, cut), (name, audio) in islice(pairs, span.offset, None):
             if remaining == 0:
@@ -194,28 +184,24 @@ class Shar:
                     f"{where} has {name!r} where {span.where} has {cut['id']!r}: write both again"
                 )
             remaining -= 1
-            recorded = record_of(cut, span.where, self.options.key).utterance
-            yield Utterance(**(recorded.__dict__ | {"audio": audio}))
+            yield replace(utterance_of(cut, span.where, self.options.key), audio=audio)
         if remaining:
             raise ConfigError(
                 f"{where} has {remaining} recordings fewer than {span.where} has cuts: write both again"
             )
 
-    def _entries(self, where: str) -> Iterator[tuple[int, str]]:
+    def entries(self, where: str) -> Iterator[tuple[int, str]]:
         for number, cut in self._cuts(where):
             if self.options.keeps(labels_of(cut)):
                 yield number, key_of(cut, self.options.key)
 
     def _cuts(self, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0
-        try:
-            with open_binary(where) as file, gzip.open(file) if where.endswith(".gz") else file as lines:
-                for number, line in enumerate(lines):
-                    cut = parse_line(line)
-                    key_of(cut)
-                    yield number, cut
-        except (ConfigError, EOFError, zlib.error, OSError) as error:
-            raise ConfigError(f"{where}, line {number + 1}: {error}") from error
+        def cut(line: bytes) -> dict[str, Any]:
+            parsed = parse_line(line)
+            key_of(parsed)  # raises for one without audio
+            return parsed
+
+        return enumerate(read_lines(where, cut))
 
     def _recordings(self, where: str) -> Iterator[tuple[str, bytes]]:
         """Name (that of the cut) and bytes of each recording: a member, followed by its own .json."""
