@@ -257,7 +257,8 @@ class TestLeases:
             other._file.rename(elsewhere)
             other._file = elsewhere
             assert other.claim("000001")
-            (other.scratch("000001") / "half").write_text("a file")
+            scratch = other.scratch("000001")
+            (scratch.__enter__() / "half").write_text("a file")
             with Leases(folder) as one:
                 assert not one.claim("000001")
                 lease.os.utime(elsewhere, (1, 1))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs import OUTPUTS, get_output
 from vokens.data.outputs.megatron import Documents
-from vokens.data.outputs.webdataset import sample_name
+from vokens.data.outputs.tars import sample_name
 from vokens.errors import ConfigError, MissingExtra, TokensError
 
 S3 = CodecInfo("speech_tokenizer_v2_25hz", "0123456789abcdef", 16000, 25.0, (6561,))

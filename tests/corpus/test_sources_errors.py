@@ -114,7 +114,8 @@ def test_damaged_containers(tmp_path):
         assert plan(tmp_path / name, tmp_path)
         (tmp_path / f"cut-{name}").write_bytes(whole[:cut])
         refused(ConfigError, f"cut-{name} is not a complete", plan, tmp_path / f"cut-{name}", tmp_path)
-    refused(ConfigError, r"cut-m.*line \d+: Compressed file ended", lambda: list(read_manifest(tmp_path / "cut-m.jsonl.gz")))
+    cut = read_manifest(tmp_path / "cut-m.jsonl.gz")
+    refused(ConfigError, r"cut-m.*line \d+: Compressed file ended", list, cut)
     with tarfile.open(tmp_path / "n.tar", "w") as tar:
         tar.add(tmp_path / "a.wav", "a.txt")
     refused(ConfigError, "'a' has no audio", plan, tmp_path / "n.tar", tmp_path)

@@ -192,7 +192,5 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def _pair(reference: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if reference.ndim != 1 or reference.shape != degraded.shape:
-        raise AudioError(
-            f"metrics compare two mono waves of equal length, got {reference.shape} and {degraded.shape}"
-        )
+        raise AudioError(f"give mono waves of equal length, got {reference.shape} and {degraded.shape}")
     return np.asarray(reference, np.float64), np.asarray(degraded, np.float64)

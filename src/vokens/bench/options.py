@@ -89,12 +89,9 @@ class Reconstruct(Measure):
         """The chosen metrics, in the order of METRICS; raises ConfigError for others."""
         if self.metrics is None:
             return METRICS
-        names = split_list(self.metrics)
-        unknown = sorted(set(names) - {*METRICS, *ALWAYS})
-        if unknown:
-            raise ConfigError(
-                f"unknown metrics {', '.join(unknown)}: there are {', '.join((*METRICS, *ALWAYS))}"
-            )
+        names, known = split_list(self.metrics), (*METRICS, *ALWAYS)
+        if unknown := sorted(set(names) - set(known)):
+            raise ConfigError(f"unknown metrics {', '.join(unknown)}: there are {', '.join(known)}")
         return tuple(name for name in METRICS if name in names)
 
     def codebook_ranges(self, count: int) -> dict[str, tuple[int, int]]:
@@ -216,9 +213,7 @@ class SlmTok(Measure):
         super().__post_init__()
         at_least(0, probe_steps=self.probe_steps, resynthesised=self.resynthesised)
         if not self.probe_steps and not self.resynthesised:
-            raise ConfigError(
-                "--probe-steps 0 and --resynthesised 0 leave nothing to measure: give one of them"
-            )
+            raise ConfigError("--probe-steps 0 and --resynthesised 0 leave nothing to measure: give one")
 
     def measured(self) -> Self:
         """These options with the filters of the test recordings."""

@@ -205,9 +205,7 @@ def _lock(file: IO[str], path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ConfigError(
-            f"another process is writing {path}: wait until it ends, or give another --out"
-        ) from error
+        raise ConfigError(f"another process is writing {path}: wait for it, or give another --out") from error
 
 
 def _machine(options: Measure) -> Line:

@@ -370,9 +370,8 @@ def _follow_parent() -> None:
 
 def _serve(pipe: Connection, sample_rate: int) -> None:
     """Main loop of a worker: utterances in, waves out, until the parent ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; the parent handles it
+    # Ctrl-C reaches all processes of a terminal; the parent handles it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
     with suppress(EOFError, OSError):

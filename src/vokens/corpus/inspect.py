@@ -60,9 +60,8 @@ class Findings:
     @property
     def drift(self) -> dict[int, float]:
         """Divergence in bits of each shard's first codebook from all other shards."""
-        counts = {
-            shard: np.array(facts["histogram"][0]) for shard, facts in self.health.items() if facts["entropy"]
-        }
+        known = {shard: health for shard, health in self.health.items() if health["entropy"]}
+        counts = {shard: np.array(health["histogram"][0]) for shard, health in known.items()}
         total = sum(counts.values(), np.zeros(1, np.int64))
         return {
             shard: divergence(own, total - own)
@@ -98,14 +97,9 @@ class Inspection:
 
     def _open_source(self) -> Source | None:
         """The source of the run; None where it no longer exists."""
-        options = dict(self.identity.get("options", {}))
-        for name in ("segments", "text"):
-            if name in options:
-                options[name] = Path(options[name])
+        listing, options = self.folder / "listing", SourceOptions(**self.identity.get("options", {}))
         try:
-            return open_source(
-                self.identity["source"], listing=self.folder / "listing", options=SourceOptions(**options)
-            )
+            return open_source(self.identity["source"], listing=listing, options=options)
         except (VokensError, OSError):
             return None
 
@@ -123,9 +117,7 @@ class Inspection:
     def _shard(self, shard: int, findings: Findings) -> None:
         path = receipt_path(self.folder, shard)
         if not path.exists():
-            findings.fault(
-                f"shard {shard} has no receipt: the run is not finished, the same command resumes it"
-            )
+            findings.fault(f"shard {shard} has no receipt: the run is unfinished, its command resumes it")
             return
         receipt = Receipt.read(path)
         findings.done += 1
@@ -153,9 +145,7 @@ class Inspection:
             if not path.exists():
                 findings.fault(f"shard {shard}: {path} is missing; {self._remedy(shard)}")
             elif path.stat().st_size != file["bytes"] or sha256(path) != file["sha256"]:
-                findings.fault(
-                    f"shard {shard}: {path} was changed after it was written; {self._remedy(shard)}"
-                )
+                findings.fault(f"shard {shard}: {path} changed after it was written; {self._remedy(shard)}")
             else:
                 findings.bytes += file["bytes"]
                 continue
@@ -199,10 +189,8 @@ class Inspection:
             return
         summary = json.loads(path.read_text())
         for name in ("utterances", "failures", "frames"):
-            if summary[name] != getattr(findings, name):
-                findings.fault(
-                    f"summary.json says {summary[name]} {name}, the receipts {getattr(findings, name)}"
-                )
+            if summary[name] != (counted := getattr(findings, name)):
+                findings.fault(f"summary.json says {summary[name]} {name}, the receipts {counted}")
 
     def compare(self, codec: Codec, findings: Findings, count: int, seed: int = 0) -> None:
         """Encode `count` utterances again, drawn from all finished shards, and compare codes.
@@ -216,10 +204,8 @@ class Inspection:
                 f"given has {codec.fingerprint}: give the one that made it with --model"
             )
         if self.source is None:
-            raise ConfigError(
-                f"the source {self.identity['source']} is missing: --sample 0 skips the comparison"
-            )
-        draw = np.random.default_rng(seed)
+            raise ConfigError(f"the source {self.identity['source']} is missing: --sample 0 compares none")
+        draw, books = np.random.default_rng(seed), len(self.facts.codebook_sizes)
         done = [shard for shard in range(len(self.plan)) if receipt_path(self.folder, shard).exists()]
         chosen = Counter(draw.choice(done, count).tolist()) if done else Counter()
         for shard, count in sorted(chosen.items()):
@@ -239,12 +225,8 @@ class Inspection:
                 if decoded.wave is None:
                     findings.fault(f"{utterance.key!r} was encoded and cannot be read now: {decoded.reason}")
                     continue
-                codes = codec.encode(
-                    decoded.wave, codec.sample_rate, num_codebooks=len(self.facts.codebook_sizes)
-                ).codes[0]
-                if np.array_equal(codes.numpy(), stored[utterance.key]):
+                tokens = codec.encode(decoded.wave, codec.sample_rate, num_codebooks=books)
+                if np.array_equal(tokens.codes[0].numpy(), stored[utterance.key]):
                     findings.equal += 1
                 else:
-                    findings.fault(
-                        f"{utterance.key!r} of shard {shard} encodes to other codes now: changed audio?"
-                    )
+                    findings.fault(f"{utterance.key!r} of shard {shard} has other codes now: changed audio?")

@@ -71,8 +71,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._show and self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if self._terminal:
+            self._print("", end="")
         if self._metrics is not None:
             self._write(self._metrics)
 
@@ -85,7 +85,7 @@ class Progress:
             distance = self._drift.check(receipt.health["histogram"], receipt.utterances)
             if distance is not None:
                 self._drifting += 1
-                self._line(
+                self._print(
                     f"vokens: warning: the tokens of shard {receipt.shard} differ from the run's by {distance:.2f} "
                     f"bits (0 to 1): other speech, or damaged audio? See {self.run.receipt_path(receipt.shard)}"
                 )
@@ -94,20 +94,12 @@ class Progress:
     def beat(self) -> None:
         """Update whatever is due."""
         now = time.monotonic()
-        if now - self._looked > max(
-            10.0, 50 * self._look_took
-        ):  # at most 2 % of the time, however many files
+        if now - self._looked > max(10.0, 50 * self._look_took):  # at most 2 % of the time
             self._done |= self.run.finished()
             self._looked, self._look_took = now, time.monotonic() - now
         if self._show and now - self._told > (_TERMINAL if self._terminal else _LOG):
             self._told = now
-            text = self.line()
-            print(
-                f"\r\x1b[K{text}" if self._terminal else text,
-                end="" if self._terminal else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._print(self.line(), end="" if self._terminal else "\n")
         if self._metrics is not None and now - self._wrote > _FILE:
             self._wrote = now
             self._write(self._metrics)
@@ -148,9 +140,9 @@ class Progress:
     def _count(self, shards: set[int]) -> int:
         return int(self.run.plan.counts[np.fromiter(shards, np.int64, len(shards))].sum())
 
-    def _line(self, text: str) -> None:
+    def _print(self, text: str, end: str = "\n") -> None:
         if self._show:
-            print(f"\r\x1b[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{text}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
 
     def _write(self, path: Path) -> None:
         state = self.state()

@@ -32,6 +32,7 @@ from vokens.text.files import read_json
 
 SHARD_SIZE = 1000
 BATCH_SECONDS = 60.0
+Summary = dict[str, Any]
 _OUT = "{out}/"  # placeholder of the run's folder, which may move, in addresses of its listing
 _ANEW = "the plan of a run cannot be repaired; give a new --out"
 _POLL = 0.2  # seconds between checks of a plan that another process is making
@@ -90,9 +91,7 @@ class Receipt:
         try:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{path} is damaged ({error}): remove it, and its shard is encoded again"
-            ) from error
+            raise ConfigError(f"{path} is damaged ({error}): remove it, its shard is made again") from error
 
 
 class Plan:
@@ -197,7 +196,7 @@ class Run:
         (self.folder / "summary.json").unlink(missing_ok=True)
         return len(failed)
 
-    def summarise(self) -> dict[str, Any]:
+    def summarise(self) -> Summary:
         """Write summary.json, once every shard is done, and return it."""
         totals = dict.fromkeys(("utterances", "failures", "samples", "frames"), 0)
         for shard in range(len(self)):
@@ -207,10 +206,9 @@ class Run:
         hours = totals["samples"] / self.facts.sample_rate / 3600
         tokens = totals["frames"] * len(self.facts.codebook_sizes)
         summary = {"shards": len(self), **totals, "tokens": tokens, "hours": round(hours, 6)}
-        draft = self.leases.scratch("summary") / "summary.json"
-        draft.write_text(json.dumps(summary, indent=2) + "\n")
-        publish([(draft, self.folder / "summary.json")])
-        draft.parent.rmdir()
+        with self.leases.scratch("summary") as scratch:
+            (scratch / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            self.publish([(scratch / "summary.json", Path("summary.json"))])
         return summary
 
 
@@ -233,14 +231,11 @@ def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
     get_output(settings.format, settings.audio_root).check_codec(facts)
     plan = settings.out / "plan.jsonl"
     while not plan.exists():
-        if leases.claim("plan"):
-            try:
-                if not plan.exists():
-                    _begin(settings, identity, leases)
-            finally:
-                leases.release("plan")
-        else:
-            time.sleep(_POLL)
+        with leases.held("plan") as mine:
+            if not mine:
+                time.sleep(_POLL)
+            elif not plan.exists():
+                _begin(settings, identity, leases)
     _refuse_other(settings.out, identity)
     return Run(settings, facts, leases, speaker)
 
@@ -327,9 +322,8 @@ def _address(source: str) -> str:
 def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None:
     """Write the plan as drafts; plan.jsonl is renamed last and makes the folder a run."""
     folder = settings.out
-    foreign = [
-        path.name for path in folder.iterdir() if path.name not in _FIRST and not path.name.startswith(".")
-    ]
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    foreign = [name for name in names if name not in _FIRST]
     if foreign:
         raise ConfigError(
             f"{folder} is not empty (it holds {foreign[0]}) and no run of vokens extract: give a new --out"
@@ -337,26 +331,20 @@ def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None
     for path in folder.iterdir():  # left by a killed attempt
         if path != leases.folder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    scratch = leases.scratch("plan")
     try:
-        source = open_source(settings.source, listing=_listing(folder), options=settings.options)
-        with open(scratch / "plan.jsonl", "w") as file:
-            for span in plan_shards(source, settings.shard_size):
-                where = _OUT + span.where.removeprefix(f"{folder}/") if _inside(span, folder) else span.where
-                file.write(json.dumps({**asdict(span), "where": where}) + "\n")
-            if file.tell() == 0:
-                raise ConfigError(f"{settings.source} lists no utterance")
-        (scratch / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
-        publish([(scratch / name, folder / name) for name in ("run.json", "plan.jsonl")])
+        with leases.scratch("plan") as scratch:
+            source = open_source(settings.source, listing=_listing(folder), options=settings.options)
+            with open(scratch / "plan.jsonl", "w") as file:
+                for span in plan_shards(source, settings.shard_size):
+                    where = span.where
+                    if where.startswith(f"{folder}/"):
+                        where = _OUT + where.removeprefix(f"{folder}/")
+                    file.write(json.dumps({**asdict(span), "where": where}) + "\n")
+            (scratch / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
+            publish([(scratch / name, folder / name) for name in ("run.json", "plan.jsonl")])
     except BaseException:
         shutil.rmtree(_listing(folder), ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _inside(span: Span, folder: Path) -> bool:
-    return span.where.startswith(f"{folder}/")
 
 
 _FIRST = ("leases", "run.json", "listing")  # names that may exist before the plan
@@ -379,6 +367,3 @@ def _refuse_other(folder: Path, identity: dict[str, Any]) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-__all__ = ["Plan", "Receipt", "Run", "Settings", "finished", "open_run", "publish"]

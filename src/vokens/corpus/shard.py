@@ -5,7 +5,6 @@ in batches with under 2 % padding. Batches depend only on the shard.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -191,8 +190,7 @@ def _place(item: Decoded) -> str | None:
 def _commit(run: Run, shard: int, rows: list[Row], failures: list[Failure], tally: Tally) -> Receipt:
     """Write into a scratch folder, flush, rename; the receipt last."""
     name = f"{shard:06d}"
-    scratch = run.leases.scratch(name)
-    try:
+    with run.leases.scratch(name) as scratch:
         written = run.output.write(scratch, shard, rows, run.facts)
         files = [(scratch / file.path, file.final) for file in written]
         quarantine = Path("failures") / f"{name}.jsonl"
@@ -220,5 +218,3 @@ def _commit(run: Run, shard: int, rows: list[Row], failures: list[Failure], tall
         draft.write_text(json.dumps(asdict(receipt)) + "\n")
         publish([(draft, run.receipt_path(shard))])
         return receipt
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
@@ -115,19 +116,32 @@ class Leases:
         """Release `name`, if this process still holds it."""
         self._unlink(self.folder / name, self._file)
 
-    def scratch(self, name: str) -> Path:
-        """A new empty folder for unfinished files, removed by others if this process dies."""
+    @contextmanager
+    def held(self, name: str) -> Iterator[bool]:
+        """Hold `name` inside `with`: True if it could be acquired."""
+        claimed = self.claim(name)
+        try:
+            yield claimed
+        finally:
+            if claimed:
+                self.release(name)
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A new empty folder for unfinished files, removed at the end, by others if this process dies."""
         path = self.folder / f"{name}.{self._token(self._file)}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-        return path
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def sweep(self) -> int:
         """Remove the files of ended processes; return the number of those."""
         self._swept = time.monotonic()
-        expired = [
-            file for file in self.folder.glob(f"{_WORKER}-*") if file != self._file and self._expired(file)
-        ]
+        files = self.folder.glob(f"{_WORKER}-*")
+        expired = [file for file in files if file != self._file and self._expired(file)]
         for file in expired:
             self._reclaim(file)
         return len(expired)

@@ -89,9 +89,8 @@ class WhisperOfTransformers:
     """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        self._processor, self._model = _pretrained(
-            source, "AutoProcessor", "WhisperForConditionalGeneration", device
-        )
+        classes = "AutoProcessor", "WhisperForConditionalGeneration"
+        self._processor, self._model = _pretrained(source, *classes, device)
         # English-only models refuse a language setting.
         many = getattr(self._model.generation_config, "is_multilingual", False)
         self._task = {"language": "en", "task": "transcribe"} if many else {}

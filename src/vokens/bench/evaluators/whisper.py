@@ -108,9 +108,7 @@ class WhisperNetwork(nn.Module):
             vocabulary, width = state["decoder.token_embedding.weight"].shape
             longest = len(state["decoder.positional_embedding"])
         except KeyError as error:
-            raise CheckpointError(
-                f"{where} lacks {error}: weights of Whisper under OpenAI's names are needed"
-            ) from error
+            raise CheckpointError(f"{where} lacks {error}: give weights under OpenAI's names") from error
         layers = len({name.split(".")[2] for name in state if name.startswith("decoder.blocks.")})
         network = cls(n_mels, width, layers, vocabulary, longest)
         load_strict(network, state, str(where))
@@ -134,9 +132,7 @@ class Whisper:
         try:
             self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
         except Exception as error:  # tokenizers raises only Exception
-            raise CheckpointError(
-                f"{home / 'tokenizer.json'} is no tokenizer ({error}): fetch it again"
-            ) from error
+            raise CheckpointError(f"{home}/tokenizer.json is damaged ({error}): fetch it again") from error
         self.network = WhisperNetwork.of(read_state_dict(home / "model.safetensors"), home)
         settings = read_json(home / "config.json")
         self._never, self._never_first = settings["suppress_ids"], settings["suppress_ids_begin"]

@@ -59,9 +59,7 @@ def read_summaries(folder: Path) -> list[Summary]:
         if summary.get("bench") == name and summary.get("rows"):
             summaries.append(summary)
     if not summaries:
-        raise ConfigError(
-            f"{folder} has no finished results: run `vokens bench reconstruct --out {folder}` first"
-        )
+        raise ConfigError(f"{folder} has no finished results: run `vokens bench reconstruct --out {folder}`")
     return summaries
 
 

@@ -77,11 +77,9 @@ def _grid(across: "_Log", up: "_Linear") -> list[str]:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for value in across.ticks():
-        x = across(value)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{value:g}</text>'
-        )
+        x, y = across(value), HEIGHT - _BOTTOM
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 17}" text-anchor="middle">{value:g}</text>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">kbit/s</text>')
     return parts

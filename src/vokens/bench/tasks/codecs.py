@@ -22,10 +22,8 @@ from vokens.tokens import Tokens
 def labels(options: Measure) -> dict[str, str]:
     """Map labels of the chosen models to sources of `vokens.load`; a label is a folder's name or the text given."""
     names = options.model_names()
-    own_names = [_own_name(name) for name in names]
-    return {
-        name if own_names.count(own) > 1 else own: name for name, own in zip(names, own_names, strict=True)
-    }
+    owns = [_own_name(name) for name in names]
+    return {name if owns.count(own) > 1 else own: name for name, own in zip(names, owns, strict=True)}
 
 
 def open_codec(source: str, options: Measure, dtype: str = "float32") -> Codec:

@@ -19,9 +19,8 @@ class KneserNey:
             highest.update(padded[i - order : i] for i in range(order, len(padded) + 1))
         counts = [highest]
         for _ in range(order - 1):
-            counts.append(
-                Counter(gram[1:] for gram in counts[-1])
-            )  # continuation counts: each distinct gram is one left neighbour
+            # continuation counts: each distinct gram is one left neighbour
+            counts.append(Counter(gram[1:] for gram in counts[-1]))
         self._orders = [_Order(count) for count in reversed(counts)]  # unigrams first
 
     def probability(self, code: int, context: tuple[int, ...]) -> float:
@@ -33,10 +32,8 @@ class KneserNey:
 
     def bits(self, sequence: Sequence[int]) -> np.ndarray:
         """(T,): -log2 p of each code of a sequence."""
-        padded, order = self._padded(sequence), self._order
-        likelihoods = [
-            self.probability(padded[i], padded[i - order + 1 : i]) for i in range(order - 1, len(padded))
-        ]
+        padded, back = self._padded(sequence), self._order - 1
+        likelihoods = [self.probability(padded[i], padded[i - back : i]) for i in range(back, len(padded))]
         return -np.log2(np.array(likelihoods))
 
     def _padded(self, sequence: Sequence[int]) -> tuple[int, ...]:
@@ -54,9 +51,8 @@ class _Order:
             self._total[gram[:-1]] += count
             self._types[gram[:-1]] += 1
         ones, twos = (sum(count == k for count in counts.values()) for k in (1, 2))
-        self._discount = (
-            ones / (ones + 2 * twos) if ones else 0.5
-        )  # 0.5 where every gram occurs twice or more
+        # 0.5 where every gram occurs twice or more
+        self._discount = ones / (ones + 2 * twos) if ones else 0.5
 
     def blend(self, context: tuple[int, ...], code: int, lower: float) -> float:
         """p(code | context), interpolated with `lower`, that of the next shorter context."""

@@ -63,7 +63,5 @@ def _manifest(path: Path) -> list[Utterance]:
         raise ConfigError(f"{path} does not exist: --data takes a manifest (.jsonl) or a folder of audio")
     utterances = list(read_manifest(path))
     if len({utterance.key for utterance in utterances}) < len(utterances):
-        raise ConfigError(
-            f"{path} has an id on several lines: give each line its own, since results are stored by id"
-        )
+        raise ConfigError(f"{path} has an id on several lines: give each its own, results are stored by id")
     return utterances

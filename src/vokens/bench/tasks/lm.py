@@ -62,10 +62,8 @@ def transformer_bits(
     A TokenLM with a delay of one frame between codebooks, of fixed size, trained for `steps` steps of 16 s of audio
     each; the best of 8 checkpoints on the validation part is used.
     """
-    first = tokens[0]
-    config = TokenLMConfig(
-        first.codebook_sizes, 1, WIDTH, LAYERS, HEADS, DROPOUT, frame_rate=first.frame_rate
-    )
+    sizes, frame_rate = tokens[0].codebook_sizes, tokens[0].frame_rate
+    config = TokenLMConfig(sizes, 1, WIDTH, LAYERS, HEADS, DROPOUT, frame_rate=frame_rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TokenLM(config)
@@ -107,14 +105,12 @@ def _rate(step: int, steps: int) -> float:
     return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
-def _batches(
-    tokens: Sequence[Tokens], rows: Sequence[int], generator: torch.Generator
-) -> Iterator[list[int]]:
+def _batches(tokens: Sequence[Tokens], rows: Sequence[int], draw: torch.Generator) -> Iterator[list[int]]:
     """Endless batches of rows in random order, as many as fit into 16 s, at least one."""
     group: list[int] = []
     seconds = 0.0
     while True:
-        for place in torch.randperm(len(rows), generator=generator).tolist():
+        for place in torch.randperm(len(rows), generator=draw).tolist():
             row = rows[place]
             duration = float(tokens[row].duration)
             if group and seconds + duration > STEP_SECONDS:
@@ -126,6 +122,5 @@ def _batches(
 
 def streams(tokens: Sequence[Tokens]) -> list[np.ndarray]:
     """The codes of each codebook (N,) over all recordings, one after another."""
-    return [
-        np.concatenate([one.codes[0, k].numpy() for one in tokens]) for k in range(tokens[0].num_codebooks)
-    ]
+    books = range(tokens[0].num_codebooks)
+    return [np.concatenate([one.codes[0, k].numpy() for one in tokens]) for k in books]

@@ -92,9 +92,7 @@ class Probe:
         span = min(joined.shape[1], clean.shape[1])
         near = np.abs(np.arange(span) + 0.5 - frames) < NEAR * self.codec.frame_rate
         parts = {f"seam/within {NEAR} s": near, "seam/farther": ~near}
-        return {
-            name: (clean[:, :span][:, where], joined[:, :span][:, where]) for name, where in parts.items()
-        }
+        return {name: (clean[:, :span][:, at], joined[:, :span][:, at]) for name, at in parts.items()}
 
     def _in_batch(self, whole: np.ndarray) -> Codes:
         """Codes of a wave in one padded batch with pieces of itself, 1.3 to 0.1 times as long."""

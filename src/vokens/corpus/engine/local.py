@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vokens.corpus.decode import Decoder, automatic_workers, open_decoder
 from vokens.corpus.progress import Progress
-from vokens.corpus.run import Run, Settings, open_run
+from vokens.corpus.run import Run, Settings, Summary, open_run
 from vokens.corpus.shard import encode_shard
 from vokens.data.lease import Leases
 from vokens.models.codec import Codec
@@ -42,7 +41,7 @@ class Worker:
 
 def extract(
     settings: Settings, codec: Codec, worker: Worker | None = None, decoder: Decoder | None = None
-) -> dict[str, Any]:
+) -> Summary:
     """Work on a run until all its shards are done, also by others; returns its summary.
 
     decoder: None for local processes as set in `worker`.

@@ -16,7 +16,7 @@ from typing import Any
 
 from vokens.corpus.decode import Decoded, decode
 from vokens.corpus.engine.local import Worker, extract
-from vokens.corpus.run import Plan, Settings, finished
+from vokens.corpus.run import Plan, Settings, Summary, finished
 from vokens.data.items import Utterance
 from vokens.errors import ConfigError, MissingExtra, VokensError
 from vokens.models.codec import Codec
@@ -58,9 +58,7 @@ class Slot:
     gpus: float
 
 
-def extract_on(
-    settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster
-) -> dict[str, Any]:
+def extract_on(settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster) -> Summary:
     """Work on a run with a cluster until all its shards are done; returns its summary.
 
     Args:
@@ -101,14 +99,10 @@ def _refuse_silence(address: str | None) -> None:
 
 
 def _nobody(address: str | None) -> ConfigError:
-    return ConfigError(
-        f"no Ray cluster answers at {address!r}: give ip:port, or auto on a machine of the cluster"
-    )
+    return ConfigError(f"no Ray cluster answers at {address!r}: give ip:port, or auto on one of its machines")
 
 
-def _drive(
-    ray: Any, settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster
-) -> dict[str, Any]:
+def _drive(ray: Any, settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster) -> Summary:
     """Keep an encoder running in every slot of the cluster until one reports completion."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -178,7 +172,7 @@ class Encoder:
         self.codec = Codec.from_pretrained(model, device=device, dtype=dtype)
         self.decoder_cpus = decoder_cpus
 
-    def work(self, settings: Settings, rank: int, world: int, retry_failed: bool) -> dict[str, Any]:
+    def work(self, settings: Settings, rank: int, world: int, retry_failed: bool) -> Summary:
         """Work until every shard of the run is done, by this encoder or another."""
         worker = Worker(rank=rank, world=world, retry_failed=retry_failed)
         decoder = RayDecoder(self.codec.sample_rate, self.decoder_cpus)

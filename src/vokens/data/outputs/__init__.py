@@ -6,14 +6,12 @@ A run writes each shard into an empty folder, syncs it and renames its files int
 import os
 
 from vokens.data.outputs.cosyvoice import CosyVoice
+from vokens.data.outputs.files import Npy, Sidecar
 from vokens.data.outputs.jsonl import Jsonl
 from vokens.data.outputs.megatron import Megatron
-from vokens.data.outputs.npy import Npy
 from vokens.data.outputs.output import Output, Shard, Written
 from vokens.data.outputs.parquet import Parquet
-from vokens.data.outputs.shar import Shar
-from vokens.data.outputs.sidecar import Sidecar
-from vokens.data.outputs.webdataset import WebDataset
+from vokens.data.outputs.tars import Shar, WebDataset
 from vokens.errors import ConfigError
 
 __all__ = ["OUTPUTS", "Output", "Shard", "Written", "get_output"]
@@ -37,7 +35,5 @@ def get_output(name: str, audio_root: str | os.PathLike[str] | None = None) -> O
     if name == "sidecar":
         return Sidecar(audio_root)
     if audio_root is not None:
-        raise ConfigError(
-            f"audio_root={audio_root!r} was given for the output {name!r}: only sidecar takes it, leave it out"
-        )
+        raise ConfigError(f"audio_root={audio_root!r} with {name!r}: only sidecar takes it, leave it out")
     return OUTPUTS[name]()

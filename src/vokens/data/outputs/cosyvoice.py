@@ -7,7 +7,6 @@ so `finish` writes the published file of each shard, and the lists, when all sha
 import hashlib
 import io
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,13 +115,11 @@ class CosyVoice(Parquet):
             if not any([self._write_parquet(run, shard, corpus) for shard in waiting]):
                 time.sleep(_POLL)
         while not _listed(run, corpus.digest):
-            if not run.leases.claim("lists"):
-                time.sleep(_POLL)
-                continue
-            try:
-                self._write_lists(run, shards, corpus)
-            finally:
-                run.leases.release("lists")
+            with run.leases.held("lists") as mine:
+                if mine:
+                    self._write_lists(run, shards, corpus)
+                else:
+                    time.sleep(_POLL)
 
     def _rows(self, run: FinishedRun, shard: int) -> Iterator[Row]:
         return iter(self.open(run.folder, Path(f"{shard_name(shard)}.parquet"), run.facts))
@@ -147,42 +144,38 @@ class CosyVoice(Parquet):
     def _write_parquet(self, run: FinishedRun, shard: int, corpus: Corpus) -> bool:
         """Write the published file of a shard; return False where another worker does."""
         name, final = f"parquet-{shard:06d}", _path(run, shard)
-        if not run.leases.claim(name):
-            return False
-        scratch = run.leases.scratch(name)
-        try:
-            if not _holds(final, corpus.digest):
+        with run.leases.held(name) as mine:
+            if mine and not _holds(final, corpus.digest):
                 rows = {row.key: row for row in self._rows(run, shard)}
                 spoken = (one for one in run.utterances(shard) if one.key in rows)
                 samples = (_sample(one, rows[one.key], corpus) for one in spoken)
-                write_parquet(scratch / "parquet", corpus.columns, samples, corpus.digest)
-                run.publish([(scratch / "parquet", Path(final.name))])
-        finally:
-            shutil.rmtree(scratch)
-            run.leases.release(name)
-        return True
+                with run.leases.scratch(name) as scratch:
+                    write_parquet(scratch / "parquet", corpus.columns, samples, corpus.digest)
+                    run.publish([(scratch / "parquet", Path(final.name))])
+        return mine
 
     def _write_lists(self, run: FinishedRun, shards: Sequence[int], corpus: Corpus) -> None:
-        scratch = run.leases.scratch("lists")
+        home = run.folder.absolute()
         names = [_MAPS["tokens"], *([_MAPS["embeddings"]] if corpus.speakers else [])]
-        with PtMap(scratch / _MAPS["tokens"]) as tokens, PtMap(scratch / _MAPS["embeddings"]) as embeddings:
-            for shard in shards:
-                rows = list(self._rows(run, shard))
-                for row in rows:
-                    tokens.add(row.key, row.codes[0])
-                    if row.embedding is not None:
-                        embeddings.add(row.key, row.embedding)
-                keys, speakers = [row.key for row in rows], [str(row.speaker) for row in rows]
-                names += write_json(scratch, run.folder.absolute(), shard, keys, speakers)
-        if corpus.speakers:
-            names.append(_MAPS["speakers"])
-            write_pt_map(scratch / _MAPS["speakers"], corpus.speakers)
-        names += write_lists(scratch, run.folder.absolute(), shards)
-        (scratch / _DONE).write_text(
-            json.dumps({"digest": corpus.digest, "folder": str(run.folder.absolute())})
-        )
-        run.publish([(scratch / name, Path(name)) for name in (*names, _DONE)])
-        shutil.rmtree(scratch)
+        with run.leases.scratch("lists") as scratch:
+            with (
+                PtMap(scratch / _MAPS["tokens"]) as tokens,
+                PtMap(scratch / _MAPS["embeddings"]) as embeddings,
+            ):
+                for shard in shards:
+                    rows = list(self._rows(run, shard))
+                    for row in rows:
+                        tokens.add(row.key, row.codes[0])
+                        if row.embedding is not None:
+                            embeddings.add(row.key, row.embedding)
+                    keys, speakers = [row.key for row in rows], [str(row.speaker) for row in rows]
+                    names += write_json(scratch, home, shard, keys, speakers)
+            if corpus.speakers:
+                names.append(_MAPS["speakers"])
+                write_pt_map(scratch / _MAPS["speakers"], corpus.speakers)
+            names += write_lists(scratch, home, shards)
+            (scratch / _DONE).write_text(json.dumps({"digest": corpus.digest, "folder": str(home)}))
+            run.publish([(scratch / name, Path(name)) for name in (*names, _DONE)])
 
 
 _DONE = "cosyvoice.json"  # records the rows and the folder of the lists

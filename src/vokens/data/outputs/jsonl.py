@@ -7,22 +7,12 @@ seconds are computed from the frames.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs.output import (
-    AGAIN,
-    Output,
-    Record,
-    Shard,
-    Written,
-    code_type,
-    read_lines,
-    shard_name,
-    vectors,
-    write_lines,
-)
+from vokens.data.outputs.output import AGAIN, Output, Shard, code_type, read_lines, vectors, write_lines
 from vokens.errors import TokensError
 
 
@@ -31,11 +21,8 @@ class Jsonl(Output):
 
     pattern = "shard-*.jsonl"
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
-        self.check_all(rows, facts)
-        name = Path(f"{shard_name(shard)}.jsonl")
-        write_lines(folder / name, [_line(row) for row in rows])
-        return [Written(name, name)]
+    def _write(self, folder: Path, name: str, rows: Sequence[Row], facts: CodecInfo) -> list[str]:
+        return [write_lines(folder, name, map(_line, rows))]
 
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         lines = read_lines(folder / file)
@@ -43,9 +30,7 @@ class Jsonl(Output):
         try:  # pack at once: Python's integers take 32 bytes each
             codes = [np.atleast_2d(np.array(line.pop("code"), dtype=code_type(facts))) for line in lines]
         except (KeyError, ValueError, OverflowError) as error:
-            raise TokensError(
-                f"{folder / file} has a line without complete codes ({error}): {AGAIN}"
-            ) from error
+            raise TokensError(f"{folder / file} has a line without whole codes ({error}): {AGAIN}") from error
         wrong = next((array.shape for array in codes if len(array) != books), None)
         if wrong:
             raise TokensError(f"{folder / file} has codes {wrong}, {facts.model} has {books} codebooks")
@@ -53,11 +38,11 @@ class Jsonl(Output):
         return Shard(records, codes.__getitem__)
 
 
-def _line(row: Row) -> Record:
+def _line(row: Row) -> dict[str, Any]:
     codes = row.codes.tolist()
     return {"key": row.key, "code": codes[0] if len(codes) == 1 else codes} | vectors(row)
 
 
-def _estimated(line: Record, frames: int, facts: CodecInfo) -> Record:
+def _estimated(line: dict[str, Any], frames: int, facts: CodecInfo) -> dict[str, Any]:
     samples = round(frames * facts.sample_rate / facts.frame_rate)
     return {**line, "frames": frames, "num_samples": samples, "duration": samples / facts.sample_rate}

@@ -12,16 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs.output import (
-    AGAIN,
-    Output,
-    Shard,
-    Written,
-    read_lines,
-    shard_name,
-    to_record,
-    write_lines,
-)
+from vokens.data.outputs.output import AGAIN, Output, Shard, read_lines, to_record, write_lines
 from vokens.errors import TokensError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -35,16 +26,13 @@ class Megatron(Output):
 
     pattern = "shard-*.jsonl"
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
-        self.check_all(rows, facts)
+    def _write(self, folder: Path, name: str, rows: Sequence[Row], facts: CodecInfo) -> list[str]:
         documents = [flatten(row.codes, facts.codebook_sizes) for row in rows]
-        names = [f"{shard_name(shard)}{suffix}" for suffix in (".bin", ".idx", ".jsonl")]
-        with (folder / names[0]).open("wb") as file:
+        with (folder / f"{name}.bin").open("wb") as file:
             file.writelines(document.tobytes() for document in documents)
-        kind = id_type(facts.codebook_sizes)
-        (folder / names[1]).write_bytes(_index([len(document) for document in documents], kind))
-        write_lines(folder / names[2], [to_record(row) for row in rows])
-        return [Written(Path(name), Path(name)) for name in names]
+        index = _index([len(document) for document in documents], id_type(facts.codebook_sizes))
+        (folder / f"{name}.idx").write_bytes(index)
+        return [f"{name}.bin", f"{name}.idx", write_lines(folder, name, map(to_record, rows))]
 
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         documents = Documents((folder / file).with_suffix(""))

@@ -4,6 +4,7 @@ A format decides only how codes are packed. Everything else of a row is one json
 store it.
 """
 
+import io
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -32,6 +33,9 @@ class Written(NamedTuple):
 
     path: Path
     final: Path
+
+
+Files = Sequence[str | Written]
 
 
 class FinishedRun(Protocol):
@@ -91,13 +95,21 @@ class Output(ABC):
 
     pattern: str
 
-    @abstractmethod
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         """Write shard number `shard` below the empty folder `folder`: equal rows give equal bytes.
 
         Returns its files in the order in which they are to be renamed: the one that `pattern` matches is the last.
-        Raises TokensError for rows that `check` refuses.
+        Raises TokensError for rows that `check` refuses, and for two of one key.
         """
+        for row in rows:
+            self.check(row, facts)
+        refuse_twice("the key", [row.key for row in rows])
+        files = self._write(folder, shard_name(shard), rows, facts)
+        return [file if isinstance(file, Written) else Written(Path(file), Path(file)) for file in files]
+
+    @abstractmethod
+    def _write(self, folder: Path, name: str, rows: Sequence[Row], facts: CodecInfo) -> Files:
+        """As `write`, of checked rows and the name of the shard; of most files the temporary path is the final one."""
 
     @abstractmethod
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
@@ -112,12 +124,6 @@ class Output(ABC):
 
     def finish(self, run: FinishedRun) -> None:  # noqa: B027  (most have nothing to finish)
         """Write files that need all shards, once these are done. Idempotent; every worker calls it."""
-
-    def check_all(self, rows: Sequence[Row], facts: CodecInfo) -> None:
-        """Raise TokensError if a row cannot be stored, or two have one key."""
-        for row in rows:
-            self.check(row, facts)
-        refuse_twice("the key", [row.key for row in rows])
 
     def shards(self, folder: Path) -> list[Path]:
         """The completing file of each shard in `folder`, in order, relative to it."""
@@ -209,9 +215,11 @@ def dump(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-def write_lines(path: Path, records: Sequence[Record]) -> None:
-    """One record per line."""
-    path.write_bytes("".join(dump(record) + "\n" for record in records).encode())
+def write_lines(folder: Path, name: str, records: Iterable[Record]) -> str:
+    """Write NAME.jsonl, one record per line; returns its name."""
+    file = f"{name}.jsonl"
+    (folder / file).write_bytes("".join(dump(record) + "\n" for record in records).encode())
+    return file
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -220,6 +228,14 @@ def read_lines(path: Path) -> list[Record]:
         return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except (OSError, ValueError) as error:
         raise TokensError(f"{path} cannot be read ({error}): {AGAIN}") from error
+
+
+def load_array(file: Path | io.BytesIO, name: object) -> np.ndarray:
+    """The array of a .npy file, called `name` in errors; nothing is unpickled."""
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TokensError(f"{name} is damaged or missing ({error}): {AGAIN}") from error
 
 
 # Names -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs.output import Output, Shard, Written, code_type, shard_name, to_record
+from vokens.data.outputs.output import Output, Shard, code_type, to_record
 from vokens.errors import MissingExtra, TokensError
 
 
@@ -24,15 +24,12 @@ class Parquet(Output):
 
     pattern = "shard-*.parquet"
 
-    def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
+    def _write(self, folder: Path, name: str, rows: Sequence[Row], facts: CodecInfo) -> list[str]:
         arrow, parquet = import_pyarrow()
-        self.check_all(rows, facts)
-        file = Path(f"{shard_name(shard)}.parquet")
-        table = _table(arrow, rows, facts)
         # Threads and version-dependent defaults would change the bytes, so everything is explicit.
         parquet.write_table(
-            table,
-            folder / file,
+            _table(arrow, rows, facts),
+            folder / f"{name}.parquet",
             version="2.6",
             compression="zstd",
             compression_level=3,
@@ -40,7 +37,7 @@ class Parquet(Output):
             row_group_size=max(1, len(rows)),
             data_page_version="1.0",
         )
-        return [Written(file, file)]
+        return [f"{name}.parquet"]
 
     def open(self, folder: Path, file: Path, facts: CodecInfo) -> Shard:
         table = _read(folder / file)

@@ -67,7 +67,5 @@ def read_pt_map(path: Path) -> dict[str, Any]:
             f"{path} is no map of utterances ({' '.join(str(error).split())[:100]}): make it again"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds {type(content).__name__}, not a map of utterances: make it again"
-        )
+        raise CheckpointError(f"{path} holds {type(content).__name__}, no map of utterances: make it again")
     return content

@@ -54,9 +54,7 @@ class LineSource(Source):
                     remaining -= 1
                     yield self.utterance(line, given)
         if remaining:
-            raise ConfigError(
-                f"{given} is {remaining} utterances shorter than when the run was planned: restore it"
-            )
+            raise ConfigError(f"{given} is {remaining} utterances shorter than when planned: restore it")
 
     def entries(self, where: str) -> Iterator[tuple[int, str]]:
         offset, number = 0, 0
@@ -99,17 +97,15 @@ class ScpSource(LineSource):
         words = line.split(None, 1)
         if len(words) < 2:
             raise ConfigError(f"{line.strip().decode()!r} has no path: a line is a key, a blank, a path")
-        path = words[1].rstrip()
+        key, path = words[0].decode(), words[1].rstrip()
         if path.endswith(b"|"):
             raise ConfigError(
-                f"{words[0].decode()!r} is a command ({path.decode()[:60]!r}), and commands are never executed: "
+                f"{key!r} is a command ({path.decode()[:60]!r}), and commands are never executed: "
                 "run it once into audio files (Kaldi's wav-copy scp:wav.scp) and list those"
             )
         if _ARCHIVE.search(path):
-            raise ConfigError(
-                f"{words[0].decode()!r} is a place in a Kaldi archive: copy it into audio files (wav-copy)"
-            )
-        return None if self.options.choosy else words[0].decode()
+            raise ConfigError(f"{key!r} is a place in a Kaldi archive: copy it into audio files (wav-copy)")
+        return None if self.options.choosy else key
 
     def utterance(self, line: bytes, given: str) -> Utterance:
         key, path = line.split(None, 1)

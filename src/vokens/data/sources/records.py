@@ -156,9 +156,7 @@ def _audio(line: dict[str, Any]) -> str:
                 "a mixed or padding cut of lhotse: mixing is not supported, save the mixed audio "
                 "(CutSet.save_audios) and give its cuts"
             )
-        raise ConfigError(
-            f"no audio: there is neither path, audio_filepath nor recording, only {sorted(line)}"
-        )
+        raise ConfigError(f"no audio: neither path, audio_filepath nor recording, only {sorted(line)}")
     if type(path) is not str:
         raise ConfigError(f"the path of the audio is {path!r}: it has to be a string")
     return path

@@ -222,9 +222,8 @@ def saved_files(folder: str, split: str | None) -> list[str]:
         splits = read_json(whole)["splits"]
         if split is not None and split not in splits:
             raise ConfigError(f"{folder} has no split {split!r}: there are {', '.join(splits)}")
-        return [
-            file for name in splits if split in (None, name) for file in saved_files(f"{folder}/{name}", None)
-        ]
+        chosen = splits if split is None else [split]
+        return [file for name in chosen for file in saved_files(f"{folder}/{name}", None)]
     state = read_json(Path(folder, "state.json"))
     return [f"{folder}/{file['filename']}" for file in state["_data_files"]]
 
@@ -240,9 +239,7 @@ def of_split(files: list[str], split: str | None) -> tuple[list[str], bool]:
 def hub_files(spec: str) -> list[str]:
     """The parquet files of hf://datasets/<id>[/folder]: its own, else those that the hub converted."""
     if offline():
-        raise DownloadError(
-            f"{spec} is on the hub and HF_HUB_OFFLINE is set: download it, and give its folder"
-        )
+        raise DownloadError(f"{spec} is on the hub and HF_HUB_OFFLINE is set: download it, give its folder")
     system, path = filesystem(spec.rstrip("/"))
     try:
         matches = system.glob(f"{path}/**/*.parquet") or system.glob(f"{path}@~parquet/**/*.parquet")

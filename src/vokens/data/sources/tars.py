@@ -57,9 +57,7 @@ def members(where: str, offset: int = 0, load: frozenset[str] = frozenset()) -> 
                         content = tar.extractfile(info) if suffix in load else None
                         yield Member(info.offset, info.name, content.read() if content else b"")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ConfigError(
-            f"{where} is not a complete tar file ({error}): write it again, or leave it out"
-        ) from error
+        raise ConfigError(f"{where} is not a complete tar file ({error}): write it again") from error
 
 
 @contextmanager
@@ -180,15 +178,11 @@ class Shar(Source):
             if not self.options.keeps(labels_of(cut)):
                 continue
             if name != cut["id"]:
-                raise ConfigError(
-                    f"{where} has {name!r} where {span.where} has {cut['id']!r}: write both again"
-                )
+                raise ConfigError(f"{where} has {name!r} and {span.where} {cut['id']!r}: write both again")
             remaining -= 1
             yield replace(utterance_of(cut, span.where, self.options.key), audio=audio)
         if remaining:
-            raise ConfigError(
-                f"{where} has {remaining} recordings fewer than {span.where} has cuts: write both again"
-            )
+            raise ConfigError(f"{where} lacks {remaining} recordings of {span.where}: write both again")
 
     def entries(self, where: str) -> Iterator[tuple[int, str]]:
         for number, cut in self._cuts(where):
