@@ -27,11 +27,7 @@ from vokens.packed import unpack
 
 PathLike = str | os.PathLike[str]
 State = dict[str, Tensor]
-_WRAPPERS = (
-    "state_dict",
-    "model",
-    "generator",
-)  # keys of the weights in training checkpoints
+_WRAPPERS = ("state_dict", "model", "generator")  # keys of the weights in training checkpoints
 _CONFIG = "vokens.json"  # record name inside a torch file
 _COUNTS = ("epoch", "step", "global_step")  # counters that trainers save next to the weights
 

@@ -1,5 +1,8 @@
 """Exceptions of vokens. Every message says what was given, what is accepted and how to fix it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VokensError(Exception):
     """Base class. Its message is one line, whatever it quotes: YAML's and torch's errors have several."""
@@ -42,3 +45,12 @@ class MissingExtra(NotInstalled):
 
     def __reduce__(self) -> tuple[type[NotInstalled], tuple[str, ...]]:
         return NotInstalled, self.args  # from another process: the message is whole
+
+
+@contextmanager
+def needs_extra(package: str, extra: str, purpose: str) -> Iterator[None]:
+    """Imports of an optional dependency, which raise MissingExtra where it is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(package, extra, purpose) from error

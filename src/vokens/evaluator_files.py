@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vokens.errors import CheckpointError, ConfigError, MissingExtra, NotInstalled
+from vokens.errors import CheckpointError, ConfigError, NotInstalled, needs_extra
 
 FILES = {
     "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
@@ -74,10 +74,8 @@ def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
 
 def open_graph(path: Path, threads: int, purpose: str) -> Any:
     """The onnxruntime session of a file, on the CPU. Raises MissingExtra, and CheckpointError for a damaged file."""
-    try:
+    with needs_extra("onnxruntime", "eval", purpose):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "eval", purpose) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3

@@ -16,7 +16,7 @@ import torch
 
 from vokens.atomic import atomic_write
 from vokens.audio.mel import LogMel, MelConfig
-from vokens.errors import ConfigError, MissingExtra
+from vokens.errors import ConfigError, needs_extra
 from vokens.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -232,9 +232,7 @@ def _headline(tokens: Tokens, name: str) -> str:
 
 def matplotlib_figure() -> tuple[Any, Any]:
     """matplotlib and its Figure. Raises MissingExtra."""
-    try:
+    with needs_extra("matplotlib", "plot", "drawing a picture"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plot", "drawing a picture") from error
     return matplotlib, Figure

@@ -23,14 +23,10 @@ from vokens.audio.containers import streams
 from vokens.audio.resample import check_rate, resample, stream_resampler
 from vokens.audio.source import Source, sources, unpacked
 from vokens.audio_suffixes import ENCODINGS
-from vokens.errors import AudioError, MissingExtra
+from vokens.errors import AudioError, needs_extra
 
 MAX_CHANNELS = 8  # 7.1; an array with more rows is a batch
-_PCM_CENTRE_AND_SCALE = {
-    "uint8": (128.0, 128.0),
-    "int16": (0.0, 32768.0),
-    "int32": (0.0, 2147483648.0),
-}
+_PCM_CENTRE_AND_SCALE = {"uint8": (128.0, 128.0), "int16": (0.0, 32768.0), "int32": (0.0, 2147483648.0)}
 # First bytes of the containers that PyAV may open. No others: FFmpeg's playlists could name further files.
 _MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11|\xff[\xf0\xf1\xf8\xf9]", re.DOTALL)
 _BLOCK = 1 << 16  # samples per call: libsndfile 1.2 overflows its stack on minutes of Vorbis at once
@@ -109,10 +105,7 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor | Iterator[np.ndarray
     try:
         raw = _open_file(partial, "xb")
         try:
-            with (
-                raw,
-                soundfile.SoundFile(raw, "w", sample_rate, channels, encoding, None, container) as file,
-            ):
+            with raw, soundfile.SoundFile(raw, "w", sample_rate, channels, encoding, None, container) as file:
                 for frames in chain([first], pieces):
                     for start in range(0, len(frames), _BLOCK):
                         file.write(frames[start : start + _BLOCK])
@@ -307,10 +300,8 @@ def _decode_media(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
 @contextmanager
 def _track(file: BinaryIO, name: str) -> Generator[tuple[Any, Any], None, None]:
     """A container opened by PyAV, and its first audio track."""
-    try:
+    with needs_extra("av", "media", f"reading {name} (m4a, aac, webm or wma)"):
         import av
-    except ImportError as error:
-        raise MissingExtra("av", "media", f"reading {name} (m4a, aac, webm or wma)") from error
     try:
         with av.open(file, "r", metadata_errors="replace") as container:
             if not container.streams.audio:

@@ -16,7 +16,7 @@ import torch
 from vokens.audio import resample
 from vokens.audio.f0 import track_pitch
 from vokens.audio.mel import LogMel, MelConfig
-from vokens.errors import AudioError, MissingExtra
+from vokens.errors import AudioError, MissingExtra, needs_extra
 from vokens.text.transcripts import normalised_words, word_edits
 
 SAMPLE_RATE = 16000
@@ -29,10 +29,8 @@ _STOI_SHORTEST = 0.4  # seconds: STOI compares segments of 384 ms
 
 def stoi(reference: np.ndarray, degraded: np.ndarray, extended: bool = False) -> float:
     """Short-time objective intelligibility, at most 1 (Taal et al. 2011); extended: Jensen and Taal 2016."""
-    try:
+    with needs_extra("pystoi", "eval", "STOI"):
         import pystoi
-    except ImportError as error:
-        raise MissingExtra("pystoi", "eval", "STOI") from error
     reference, degraded = _pair(reference, degraded)
     if len(reference) < _STOI_SHORTEST * SAMPLE_RATE:
         return math.nan
@@ -61,10 +59,8 @@ def pesq_nb(reference: np.ndarray, degraded: np.ndarray) -> float:
 
 
 def _pesq(reference: np.ndarray, degraded: np.ndarray, mode: str) -> float:
-    try:
+    with needs_extra("pesq", "eval", "PESQ"):
         import pesq
-    except ImportError as error:
-        raise MissingExtra("pesq", "eval", "PESQ") from error
     reference, degraded = _pair(reference, degraded)
     if not degraded.any():  # the package divides by the level of the degraded wave
         return math.nan

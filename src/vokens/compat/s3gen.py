@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vokens.config import build_config
-from vokens.errors import MissingExtra
+from vokens.errors import needs_extra
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen import HiFTNetConfig, HiFTNetModel, S3GenConfig, S3GenModel
 
@@ -19,10 +19,8 @@ _OPTIONS = ("cache_dir", "local_files_only", "revision", "device", "dtype")
 
 def register() -> None:
     """Register both kinds of models with transformers; idempotent."""
-    try:
+    with needs_extra("transformers", "hf", "AutoModel finds S3Gen through it"):
         from transformers import AutoConfig, AutoModel
-    except ImportError as error:
-        raise MissingExtra("transformers", "hf", "AutoModel finds S3Gen through it") from error
     for model in (S3GenModel, HiFTNetModel):
         config, opener = _names(model)
         AutoConfig.register(model.system, config, exist_ok=True)

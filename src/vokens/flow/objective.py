@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vokens.errors import MissingExtra
+from vokens.errors import needs_extra
 
 SIGMA_MIN = 1e-6  # of CosyVoice's path: x_0 keeps this share of noise at the data's end
 
@@ -105,10 +105,8 @@ def assignment(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
     Raises:
         MissingExtra: scipy is not installed.
     """
-    try:
+    with needs_extra("scipy", "train", "assigning noise to data"):
         from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise MissingExtra("scipy", "train", "assigning noise to data") from error
     x, m = x1.float() * mask, mask.float().expand_as(x1)
     # cost[i, j] = |x_i - z_j|^2 over the frames of i
     cost = m.flatten(1) @ z.float().square().flatten(1).T - 2 * x.flatten(1) @ z.float().flatten(1).T

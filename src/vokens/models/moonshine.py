@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.errors import AudioError, CheckpointError, MissingExtra
+from vokens.errors import AudioError, CheckpointError, needs_extra
 from vokens.evaluator_files import FILES, check_files, open_graph
 
 SAMPLE_RATE = 16000
@@ -27,10 +27,8 @@ class Moonshine:
     """
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        try:
+        with needs_extra("tokenizers", "eval", "Moonshine speech recognition"):
             from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtra("tokenizers", "eval", "Moonshine speech recognition") from error
         home = Path(folder).expanduser()
         check_files(home, FILES["moonshine-tiny-en"])
         self._encoder, self._decoder = (

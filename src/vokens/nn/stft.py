@@ -67,11 +67,7 @@ class SpectrumOut(nn.Module):
                 self.project.bias.view(self.frames_per_step, 3, self.bins)[:, place] = values[name]
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        source: Tensor | None = None,
-        gain: Tensor | None = None,
+        self, x: Tensor, mask: Tensor | None = None, source: Tensor | None = None, gain: Tensor | None = None
     ) -> Tensor:
         """mask (B, T, 1): frames at 0 add nothing. source: spectra (B, F, bins) that are filtered. gain: log
         magnitudes (B, F, bins) that are added to."""

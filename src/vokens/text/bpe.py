@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vokens.errors import ConfigError, MissingExtra
+from vokens.errors import ConfigError, needs_extra
 from vokens.text.front_end import FrontEnd
 
 # Ids after the vocabulary, in this order: Qwen2's three, then CosyVoice 2's.
@@ -67,10 +67,8 @@ class CosyVoice3(Pieces):
 
 def _open(folder: Path, marks: Sequence[str]) -> Any:
     """The tokenizer of a folder. Raises ConfigError where there is none, MissingExtra without the package."""
-    try:
+    with needs_extra("tokenizers", "hf", "tokenizing text"):
         from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtra("tokenizers", "hf", "tokenizing text") from error
     whole = folder / "tokenizer.json"
     parts = folder / "vocab.json", folder / "merges.txt"
     if not whole.is_file() and not all(part.is_file() for part in parts):

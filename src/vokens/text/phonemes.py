@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from vokens.errors import ConfigError, MissingExtra
+from vokens.errors import ConfigError, needs_extra
 from vokens.text.front_end import ALPHABET, FIRST, FrontEnd, keep_known, without_accents
 
 WORD = "_"  # between words, in the string and as a symbol
@@ -76,11 +76,9 @@ def phonemise(text: str) -> str:
 
 @cache
 def _espeak() -> tuple[Any, Any]:
-    try:
+    with needs_extra("phonemizer", "espeak", "turning text into phonemes"):
         names = ("phonemizer.backend", "phonemizer.backend.espeak.wrapper", "phonemizer.separator")
         backends, wrapper, separators = (import_module(name) for name in names)
-    except ImportError as error:
-        raise MissingExtra("phonemizer", "espeak", "turning text into phonemes") from error
     try:  # espeak-ng as a wheel, where there is one
         wheel = import_module("espeakng_loader")
         wrapper.EspeakWrapper.set_library(wheel.get_library_path())

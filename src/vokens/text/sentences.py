@@ -6,11 +6,7 @@ Joined, the pieces are the text, character by character; none consists of punctu
 import re
 from itertools import pairwise
 
-MOST, LEAST, SHORT = (
-    80,
-    60,
-    20,
-)  # units, like CosyVoice 2's text tokens: cut above, merge up to, join below
+MOST, LEAST, SHORT = (80, 60, 20)  # units, like CosyVoice 2's text tokens: cut above, merge up to, join below
 
 _WIDE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, hanzi, hangul
 _UNITS = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+|[^\w\s]|_")

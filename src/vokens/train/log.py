@@ -11,17 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vokens.audio.mel import LogMel, MelConfig
-from vokens.errors import MissingExtra
+from vokens.errors import MissingExtra, needs_extra
 
 
 class Board:
     """TensorBoard curves, audio and pictures below a folder."""
 
     def __init__(self, folder: Path, sample_rate: int) -> None:
-        try:
+        with needs_extra("tensorboard", "train", "training"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtra("tensorboard", "train", "training") from error
         self.writer: Any = SummaryWriter(str(folder))
         self.sample_rate = sample_rate
         self.mel = LogMel(MelConfig(sample_rate, 1024, 1024, 256, 80, center=True))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vokens import checkpoint
-from vokens.errors import CheckpointError, MissingExtra
+from vokens.errors import CheckpointError, needs_extra
 from vokens.models.pretrained import Pretrained
 from vokens.train.config import RunConfig, to_dict
 from vokens.train.log import Board, Progress, Tracker
@@ -53,10 +53,8 @@ class Trainer(Generic[Config, Model]):
     unused_parameters: ClassVar[bool] = False  # whether some weights have no part in some steps
 
     def __init__(self, config: Config) -> None:
-        try:
+        with needs_extra("accelerate", "train", "training"):
             from accelerate import Accelerator, DistributedDataParallelKwargs
-        except ImportError as error:
-            raise MissingExtra("accelerate", "train", "training") from error
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.out = config, Path(config.out)

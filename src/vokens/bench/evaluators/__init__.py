@@ -14,7 +14,7 @@ import torch
 
 from vokens import checkpoint
 from vokens.bench.evaluators.whisper import Whisper
-from vokens.errors import ConfigError, DownloadError, MissingExtra
+from vokens.errors import ConfigError, DownloadError, MissingExtra, needs_extra
 from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking
 from vokens.models.moonshine import Moonshine
 from vokens.nn.campplus import CAMPPlus
@@ -145,10 +145,8 @@ class WavLM:
 
 def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[Any, Any]:
     """Processor and network of a hub id or a folder, by their classes in transformers."""
-    try:
+    with needs_extra("transformers", "hf", f"the model {source}"):
         import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "hf", f"the model {source}") from error
     try:
         network = getattr(transformers, model).from_pretrained(source).to(device).eval()
         return getattr(transformers, processor).from_pretrained(source), network

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vokens.audio.mel import WHISPER_80, LogMel
 from vokens.checkpoint import load_strict, read_state_dict
-from vokens.errors import AudioError, CheckpointError, MissingExtra
+from vokens.errors import AudioError, CheckpointError, needs_extra
 from vokens.evaluator_files import FILES, check_files
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
@@ -123,10 +123,8 @@ class Whisper:
     """An ASR model from a folder; `language`: a code of Whisper's, such as en, de, zh."""
 
     def __init__(self, folder: str | Path, language: str = "en") -> None:
-        try:
+        with needs_extra("tokenizers", "eval", "Whisper speech recognition"):
             from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtra("tokenizers", "eval", "Whisper speech recognition") from error
         home = Path(folder).expanduser()
         check_files(home, FILES["whisper-base"])
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vokens.errors import ConfigError, MissingExtra
+from vokens.errors import ConfigError, needs_extra
 from vokens.text.files import read_text
 
 _REFERENCE = re.compile(r"<([^<>]+)>")
@@ -21,10 +21,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises ConfigError for files that are not YAML mappings.
     """
-    try:
+    with needs_extra("pyyaml", "train", "a config.yaml"):
         import yaml
-    except ImportError as error:
-        raise MissingExtra("pyyaml", "train", "a config.yaml") from error
 
     class Plain(yaml.SafeLoader):
         """Loader that ignores unknown tags."""

@@ -18,7 +18,7 @@ from vokens.corpus.decode import Decoded, decode
 from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.run import Plan, Settings, Summary, finished
 from vokens.data.items import Utterance
-from vokens.errors import ConfigError, MissingExtra, VokensError
+from vokens.errors import ConfigError, VokensError, needs_extra
 from vokens.models.codec import Codec
 
 AHEAD = 64  # recordings in flight per encoder: 40 MB at 10 s and 16 kHz
@@ -70,10 +70,8 @@ def extract_on(settings: Settings, model: str, dtype: str, worker: Worker, clust
         MissingExtra: ray is not installed.
         ConfigError: another run's folder, or a cluster that cannot be reached.
     """
-    try:
+    with needs_extra("ray", "ray", "the engine ray"):
         import ray
-    except ImportError as error:
-        raise MissingExtra("ray", "ray", "the engine ray") from error
     started = not ray.is_initialized()
     if started:
         _refuse_silence(cluster.address)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs.output import Output, Shard, code_type, to_record
-from vokens.errors import MissingExtra, TokensError
+from vokens.errors import TokensError, needs_extra
 
 
 class Parquet(Output):
@@ -107,9 +107,7 @@ def _codes(arrow: ModuleType, rows: Sequence[Row], facts: CodecInfo) -> Any:
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:
     """pyarrow and pyarrow.parquet, or MissingExtra."""
-    try:
+    with needs_extra("pyarrow", "parquet", "the output parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet", "the output parquet") from error
     return pyarrow, pyarrow.parquet

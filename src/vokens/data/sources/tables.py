@@ -15,7 +15,7 @@ from vokens.data.items import Source, Span, Utterance
 from vokens.data.sources.addresses import common_folder, filesystem, is_url, open_binary, parent
 from vokens.data.sources.options import Labels, SourceOptions, known
 from vokens.download import offline
-from vokens.errors import ConfigError, DownloadError, MissingExtra
+from vokens.errors import ConfigError, DownloadError, needs_extra
 from vokens.text.files import read_json
 
 ROWS = 32  # with audio, in memory at once: 32 clips of 30 s are 30 MB of 16 kHz wav
@@ -201,10 +201,8 @@ def _numbered(
 @contextmanager
 def _opened(where: str) -> Iterator[_Parquet | _Arrow]:
     """A table, recognised by its magic bytes. Raises ConfigError for other and damaged files."""
-    try:
+    with needs_extra("pyarrow", "parquet", f"reading {where}"):
         import pyarrow
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet", f"reading {where}") from error
     try:
         with open_binary(where) as probe:
             magic = probe.read(6)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vokens.errors import CheckpointError, ConfigError, MissingExtra
+from vokens.errors import CheckpointError, ConfigError, needs_extra
 from vokens.models.codec import Codec
 from vokens.text.files import read_json
 
@@ -147,10 +147,8 @@ def sum_of(layers: Any, codes: Tensor, first: int) -> Tensor:
 
 def transformers_class(name: str) -> Any:
     """A class of transformers. Raises MissingExtra without it, or where it is too old to have that class."""
-    try:
+    with needs_extra("transformers", "hf", "This tokenizer"):
         import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "hf", "This tokenizer") from error
     try:
         return getattr(transformers, name)
     except AttributeError as error:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from vokens.errors import CheckpointError, ConfigError, MissingExtra
+from vokens.errors import CheckpointError, ConfigError, needs_extra
 from vokens.models.adapters.library import LibraryCodec
 
 FRAME, STAGES, ENTRIES = 320, 46, 16  # samples at 16 kHz; most stages; of each
@@ -82,10 +82,8 @@ class Lyra(LibraryCodec):
         return waves.reshape(-1)
 
     def _graph(self, name: str) -> Any:
-        try:
+        with needs_extra("ai-edge-litert", "eval", "Lyra"):
             from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise MissingExtra("ai-edge-litert", "eval", "Lyra") from error
         if name not in self._files:  # the interpreter points into these bytes
             self._files[name] = getattr(self, name).cpu().numpy().tobytes()
         try:

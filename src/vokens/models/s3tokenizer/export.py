@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vokens.atomic import atomic_write
-from vokens.errors import MissingExtra
+from vokens.errors import needs_extra
 from vokens.models.s3tokenizer.model import S3Tokenizer
 from vokens.nn.masks import padding_mask
 
@@ -44,10 +44,8 @@ def export_onnx(codec: S3Tokenizer, path: str | Path) -> Path:
     Raises MissingExtra where the extra `onnx` is not installed, CheckpointError for a codec in int8.
     """
     codec.check_whole()
-    try:
+    with needs_extra("onnxscript", "onnx", "export to ONNX"):
         import onnxscript  # noqa: F401  torch.onnx needs it and says so only after minutes
-    except ImportError as error:
-        raise MissingExtra("onnxscript", "onnx", "export to ONNX") from error
     example = torch.zeros(2, codec.config.n_mels, 50, device=codec.device)
     lengths = torch.tensor([50, 31], dtype=torch.int32, device=codec.device)
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vokens.config import build_config
-from vokens.errors import CheckpointError, ConfigError, MissingExtra
+from vokens.errors import CheckpointError, ConfigError, needs_extra
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.export import METADATA
 from vokens.models.s3tokenizer.model import S3Tokenizer
@@ -82,10 +82,8 @@ def open_onnx(path: str | Path, *, device: str = "cpu", config: Any = None) -> O
     config: as in `S3Tokenizer.from_onnx`, for released graphs; files of `export_onnx` hold theirs.
     Raises MissingExtra, ConfigError for other devices, CheckpointError for files that are no S3Tokenizer.
     """
-    try:
+    with needs_extra("onnxruntime", "onnx", 'backend="onnxruntime"'):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "onnx", 'backend="onnxruntime"') from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors alone

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vokens.errors import MissingExtra
+from vokens.errors import needs_extra
 from vokens.models.socodec.config import SSL_HOP, SoCodecConfig
 from vokens.nn.conv import PlainConv1d
 from vokens.nn.masks import padding_mask
@@ -35,10 +35,8 @@ class Hubert(nn.Module):
 
     def __init__(self, config: SoCodecConfig) -> None:
         super().__init__()
-        try:
+        with needs_extra("transformers", "hf", "SoCodec's encoder (HuBERT)"):
             from transformers import HubertConfig, HubertModel
-        except ImportError as error:
-            raise MissingExtra("transformers", "hf", "SoCodec's encoder (HuBERT)") from error
         sizes: dict[str, Any] = {
             "hidden_size": config.hubert_width,
             "num_hidden_layers": config.hubert_layers,
