@@ -20,7 +20,7 @@ def applied(name: str, wave: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", perturb.ALIGNED)
-def test_changes_keep_length_and_time_and_repeat_themselves(name: str) -> None:
+def test_changes_keep_length_and_time_and_repeat_themselves(name) -> None:
     wave = speechlike(RATE + 7)
     changed = applied(name, wave)
     assert changed.shape == wave.shape
@@ -32,7 +32,7 @@ def test_changes_keep_length_and_time_and_repeat_themselves(name: str) -> None:
 
 
 @pytest.mark.parametrize(("colour", "slope"), [("white", 0.0), ("pink", -1.0)])
-def test_noise_has_its_level_and_colour(colour: str, slope: float) -> None:
+def test_noise_has_its_level_and_colour(colour, slope) -> None:
     wave = speechlike(4 * RATE)
     for level in (30, 20, 10):
         added = applied(f"{colour} noise/{level} dB", wave).astype(float) - wave
@@ -81,20 +81,8 @@ def test_edit_distances_are_those_of_words() -> None:
     draw = np.random.default_rng(0)
     for _ in range(40):
         a, b = (draw.integers(0, 4, (3, draw.integers(0, 12))) for _ in range(2))
-        expected = [
-            word_edits([str(x) for x in one], [str(x) for x in other])
-            for one, other in zip(a, b, strict=True)
-        ]
+        expected = [word_edits(list(map(str, x)), list(map(str, y))) for x, y in zip(a, b, strict=True)]
         assert robust.edit_distances(a, b).tolist() == expected
-
-
-def test_edit_distances_are_those_of_jiwer() -> None:
-    jiwer = pytest.importorskip("jiwer")
-    draw = np.random.default_rng(1)
-    for _ in range(10):
-        a, b = (draw.integers(0, 5, (1, draw.integers(2, 30))) for _ in range(2))
-        counts = jiwer.process_words(" ".join(map(str, a[0])), " ".join(map(str, b[0])))
-        assert robust.edit_distances(a, b)[0] == counts.substitutions + counts.deletions + counts.insertions
 
 
 def test_what_changes_nothing_and_what_a_codec_does_not_notice(
@@ -103,18 +91,15 @@ def test_what_changes_nothing_and_what_a_codec_does_not_notice(
     import soundfile
 
     soundfile.write(tmp_path / "a.wav", speechlike(24000), RATE, subtype="FLOAT")
-    monkeypatch.setattr(
-        robust, "ALIGNED", {"none": lambda wave, draw: wave, "flip": lambda wave, draw: wave[::-1].copy()}
-    )
+    changes = {"none": lambda wave, draw: wave, "flip": lambda wave, draw: wave[::-1].copy()}
+    monkeypatch.setattr(robust, "ALIGNED", changes)
     monkeypatch.setattr(robust, "WARPED", {"late": lambda wave, draw: np.pad(wave, (3200, 0))})
     options = Robust(models=str(tiny_codec_folder), data=tmp_path, out=tmp_path / "out", dtypes="float32")
     probe = robust.Probe("tiny", str(tiny_codec_folder), options)
     line = probe.measure(Clip("a", tmp_path / "a.wav"))
     frames, books = 24000 // probe.codec.hop_length, probe.codec.num_codebooks
     assert line["frames"] == line["of"]["none"] == frames
-    assert (
-        line["equal"]["none"] == line["equal"]["batch"] == line["equal"]["dtype/float32"] == [frames] * books
-    )
+    assert all(line["equal"][name] == [frames] * books for name in ("none", "batch", "dtype/float32"))
     assert line["edits"]["none"] == [0] * books
     assert sum(line["edits"]["flip"]) > 0.5 * frames * books
     # 10 frames more at the front: so many insertions at least, and hardly more where the codec sees 0.2 s around.

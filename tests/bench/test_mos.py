@@ -1,7 +1,5 @@
 """DNSMOS and Distill-MOS: their windows and scales, on small graphs; the published packages' numbers, on theirs."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -25,7 +23,7 @@ def signal(seconds: float) -> np.ndarray:
     return speechlike(round(seconds * 16000))
 
 
-def test_windows_of_dnsmos(tmp_path: Path) -> None:
+def test_windows_of_dnsmos(tmp_path) -> None:
     """Every second of a long recording, a short one repeated, each after the released polynomials."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -33,18 +31,16 @@ def test_windows_of_dnsmos(tmp_path: Path) -> None:
 
     small = DNSMOS(write_dnsmos(tmp_path))
     ramp = np.linspace(0, 1, round(12.5 * 16000)).astype(np.float32)
-    windows = [
-        ramp[second * 16000 :][: mos.WINDOW].mean(dtype=np.float64) for second in range(3)
-    ]  # of 12 whole seconds
+    # 3 of 12 whole seconds
+    windows = [ramp[second * 16000 :][: mos.WINDOW].mean(dtype=np.float64) for second in range(3)]
     overall = [-0.06766283 * (x + 2) ** 2 + 1.11546468 * (x + 2) + 0.04602535 for x in windows]
     assert small.rate(ramp)["dnsmos"] == pytest.approx(np.mean(overall), abs=1e-4)
     level = np.full(16000, 0.25, np.float32)
-    assert small.rate(level)["dnsmos-sig"] == pytest.approx(
-        -0.08397278 * 0.25**2 + 1.22083953 * 0.25 + 0.0052439, abs=1e-4
-    )
+    signal = -0.08397278 * 0.25**2 + 1.22083953 * 0.25 + 0.0052439
+    assert small.rate(level)["dnsmos-sig"] == pytest.approx(signal, abs=1e-4)
 
 
-def test_windows_of_distill_mos(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_distill_mos(monkeypatch) -> None:
     """Spread evenly from the first to the last sample, at most a second apart; silence after a short recording."""
     decoded: list[torch.Tensor] = []
     evaluator = DistillMOS.__new__(DistillMOS)
@@ -59,7 +55,7 @@ def test_windows_of_distill_mos(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not decoded[-1][0, 1000:].any()
 
 
-def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_named(tmp_path) -> None:
     for evaluator, name in ((DNSMOS, "sig_bak_ovr.onnx"), (DistillMOS, "distill_mos_v7.pt")):
         refused(NotInstalled, name, evaluator, tmp_path)
         (tmp_path / name).write_bytes(b"damaged")
@@ -76,14 +72,14 @@ def evaluator() -> DNSMOS:
 
 @pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", PUBLISHED)
-def test_published_numbers(evaluator: DNSMOS, seconds: float) -> None:
+def test_published_numbers(evaluator, seconds) -> None:
     actual = evaluator.rate(signal(seconds))
     names = ("dnsmos", "dnsmos-sig", "dnsmos-bak")
     np.testing.assert_allclose([actual[name] for name in names], PUBLISHED[seconds], atol=1e-4)
 
 
 @pytest.mark.evaluators
-def test_noise_is_rated_lower(evaluator: DNSMOS) -> None:
+def test_noise_is_rated_lower(evaluator) -> None:
     noise = np.random.default_rng(0).standard_normal(16000 * 4).astype(np.float32)
     rated = [evaluator.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
     assert rated[0] > rated[1] > rated[2]
@@ -100,12 +96,12 @@ def distilled() -> DistillMOS:
 
 @pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", DISTILLED)
-def test_published_numbers_of_distill_mos(distilled: DistillMOS, seconds: float) -> None:
+def test_published_numbers_of_distill_mos(distilled, seconds) -> None:
     assert distilled.rate(signal(seconds))["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
     assert distilled.rate(signal(seconds) / 8)["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
 
 
 @pytest.mark.evaluators
-def test_distill_mos_hears_long_recordings_in_parts(distilled: DistillMOS) -> None:
+def test_distill_mos_hears_long_recordings_in_parts(distilled) -> None:
     wave = np.tile(signal(7.68), 12)  # 85 windows over 92 s, those on the tile's grid alike
     assert abs(distilled.rate(wave)["distill-mos"] - distilled.rate(signal(7.68))["distill-mos"]) < 0.5

@@ -90,8 +90,7 @@ def test_a_folder_without_manifest(tmp_path):
 )
 def test_bad_manifests_are_named(tmp_path, text):
     (tmp_path / "m.jsonl").write_text(text)
-    with pytest.raises(ConfigError, match=r"m\.jsonl"):
-        find_items(Reconstruct(data=tmp_path / "m.jsonl", out=tmp_path))
+    refused(ConfigError, r"m\.jsonl", find_items, Reconstruct(data=tmp_path / "m.jsonl", out=tmp_path))
 
 
 def test_codebook_rows():
@@ -103,8 +102,7 @@ def test_codebook_rows():
     picked = dataclasses.replace(chosen, codebooks="3, 2-2")
     assert picked.codebook_ranges(4) == {"1-3": (0, 3), "2": (1, 2)}
     for wrong in ("0", "5", "3-2", "x"):
-        with pytest.raises(ConfigError, match="within 1 to 4"):
-            dataclasses.replace(chosen, codebooks=wrong).codebook_ranges(4)
+        refused(ConfigError, "within 1 to 4", dataclasses.replace(chosen, codebooks=wrong).codebook_ranges, 4)
 
 
 # Other codecs
@@ -147,9 +145,7 @@ def test_every_evaluator_is_asked(corpus, tmp_path):
     (row,) = json.loads((tmp_path / "out" / "reconstruct.json").read_text())["rows"]
     assert row["metric"].keys() == {"bitrate", "rtf", *metrics.split(",")}
     assert row["metric"]["speaker"]["value"] == pytest.approx(1)
-    assert (
-        row["metric"]["wer"]["value"] == 200
-    )  # "the sea" for "one": a word of one is wrong, and one too many
+    assert row["metric"]["wer"]["value"] == 200  # "the sea" for "one": one word wrong, and one too many
 
 
 # Summaries and runs
@@ -204,10 +200,9 @@ def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
     (parts.out / "reconstruct.jsonl").write_text(cut)
     assert run(dataclasses.replace(whole, out=parts.out)) == 0
     assert without_time(parts.out) == without_time(whole.out)
-    tokens = [
-        sorted(path.name for path in (folder / "tokens/mini").iterdir()) for folder in (whole.out, parts.out)
-    ]
-    assert tokens[0] == tokens[1] == ["s%2F7.vok", "s%2F8.vok", "s%2F9.vok"]
+    for folder in (whole.out, parts.out):
+        names = sorted(path.name for path in (folder / "tokens/mini").iterdir())
+        assert names == ["s%2F7.vok", "s%2F8.vok", "s%2F9.vok"]
 
     refused(ConfigError, "another --out", lambda: run(dataclasses.replace(whole, metrics="mel")))
 

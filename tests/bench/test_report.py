@@ -34,7 +34,7 @@ def html(results: Path) -> str:
     return (results / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_stands_alone(html: str) -> None:
+def test_the_page_stands_alone(html) -> None:
     addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert addresses
     assert all(address.startswith(("data:", "#")) for address in addresses)
@@ -45,7 +45,7 @@ def test_the_page_stands_alone(html: str) -> None:
     assert html.count("<table") >= 3
 
 
-def test_the_same_results_give_the_same_bytes(results: Path, html: str, tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_bytes(results, html, tmp_path) -> None:
     for place in ("a", "b"):
         run(Report(folder=results, out=tmp_path / place / "report.html", seconds=1.0))
     for suffix in ("html", "csv", "md", "json"):
@@ -53,7 +53,7 @@ def test_the_same_results_give_the_same_bytes(results: Path, html: str, tmp_path
         assert first.read_bytes() == second.read_bytes() == (results / f"report.{suffix}").read_bytes()
 
 
-def test_every_row_is_heard(results: Path, html: str) -> None:
+def test_every_row_is_heard(results, html) -> None:
     """The recording and what each row makes of it, of its length, and unlike each other."""
     sounds = [b64decode(actual) for actual in re.findall(r"data:audio/flac;base64,([^\"]*)", html)]
     pictures = re.findall(r"data:image/png;base64,", html)
@@ -66,7 +66,7 @@ def test_every_row_is_heard(results: Path, html: str) -> None:
     assert all(not np.array_equal(waves[0], wave) for wave in waves[1:])
 
 
-def test_csv_has_every_number(results: Path, html: str) -> None:
+def test_csv_has_every_number(results, html) -> None:
     lines = list(csv.DictReader((results / "report.csv").open()))
     assert len(lines) == 3 * len(RATES) + 2
     actual = {(line["row"], line["number"]): line for line in lines if line["bench"] == "reconstruct"}
@@ -75,7 +75,7 @@ def test_csv_has_every_number(results: Path, html: str) -> None:
     assert any(line["value"] == "" for line in lines)  # a number that is not known
 
 
-def test_markdown_and_json_hold_the_same(results: Path, html: str) -> None:
+def test_markdown_and_json_hold_the_same(results, html) -> None:
     assert (results / "report.md").read_text().count("# ") == 2
     assert [one["bench"] for one in json.loads((results / "report.json").read_text())["results"]] == [
         "reconstruct",
@@ -83,15 +83,13 @@ def test_markdown_and_json_hold_the_same(results: Path, html: str) -> None:
     ]
 
 
-def test_without_sounds_nothing_is_decoded(
-    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_sounds_nothing_is_decoded(results, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vokens.load", None)
     run(Report(folder=results, out=tmp_path / "page.html", samples=0))
     assert "data:audio" not in (tmp_path / "page.html").read_text()
 
 
-def test_a_recording_that_cannot_be_read_is_not_heard(tiny_codec_folder: Path, tmp_path: Path) -> None:
+def test_a_recording_that_cannot_be_read_is_not_heard(tiny_codec_folder, tmp_path) -> None:
     folder = write_results(tmp_path, tiny_codec_folder)
     (tmp_path / "audio" / "0.wav").write_text("<html>")
     assert run(Report(folder=folder, seconds=1.0, samples=3)) == 0
@@ -99,7 +97,7 @@ def test_a_recording_that_cannot_be_read_is_not_heard(tiny_codec_folder: Path, t
     assert (text.count("<h3>0.wav"), text.count("<h3>1.wav"), text.count("<h3>2.wav")) == (0, 1, 1)
 
 
-def test_a_corpus_that_has_gone_leaves_the_tables(results: Path, tmp_path: Path) -> None:
+def test_a_corpus_that_has_gone_leaves_the_tables(results, tmp_path) -> None:
     folder = tmp_path / "moved"
     folder.mkdir()
     summary = json.loads((results / "reconstruct.json").read_text())
@@ -111,7 +109,7 @@ def test_a_corpus_that_has_gone_leaves_the_tables(results: Path, tmp_path: Path)
     assert "data:audio" not in text
 
 
-def test_what_is_no_results_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_results_is_refused(tmp_path) -> None:
     refused(ConfigError, "no finished results", lambda: run(Report(folder=tmp_path)))
     (tmp_path / "reconstruct.json").write_text("{")
     refused(ConfigError, "damaged", lambda: run(Report(folder=tmp_path)))

@@ -63,9 +63,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     return call
 
 
-def test_stages_are_measured_once_for_each_model(
-    bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stages_are_measured_once_for_each_model(bench, tmp_path, capsys) -> None:
     results = tmp_path / "results.json"
     assert len(bench("--json", results, "--out", tmp_path / "waves")) == 2 * 2 * 6
     table = capsys.readouterr().out.strip().splitlines()
@@ -87,7 +85,7 @@ def test_stages_are_measured_once_for_each_model(
     assert len(bench("--items", results, "--only", "recording", "--limit", 1)) == 2
 
 
-def test_parts_apart_and_trained_on_since(bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_apart_and_trained_on_since(bench, tmp_path, capsys) -> None:
     """A flow may have learned the latents of an autoencoder whose decoder was trained on."""
     model = vokens.load(tmp_path / "voice")
     model.flow.config = replace(model.flow.config, latents_fingerprint="0" * 16)
@@ -96,6 +94,6 @@ def test_parts_apart_and_trained_on_since(bench, tmp_path: Path, capsys: pytest.
     assert "trained with other latents_fingerprint" in capsys.readouterr().err
 
 
-def test_a_sentence_that_is_gone_is_named(bench, tmp_path: Path) -> None:
+def test_a_sentence_that_is_gone_is_named(bench, tmp_path) -> None:
     (tmp_path / "items.json").write_text(json.dumps({"items": {"real": [["7", "8"]]}, "rows": {}}))
     refused(SystemExit, "lacks 7", bench, "--items", tmp_path / "items.json")

@@ -28,11 +28,9 @@ def container(job: dict) -> dict:
 @pytest.mark.parametrize("name", ["slurm.sh", "skypilot.yaml", "kubernetes.yaml"])
 def test_the_command_is_one_that_vokens_takes(name):
     joined = script(name).replace("\\\n", " ")
-    actual = [
-        line.split("vokens extract", 1)[1] for line in joined.splitlines() if "exec vokens extract" in line
-    ]
-    assert len(actual) == 1
+    [line] = [line for line in joined.splitlines() if "exec vokens extract" in line]
     options = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    arguments = tyro.cli(Arguments, args=shlex.split(actual[0]), config=options)
+    words = shlex.split(line.split("vokens extract", 1)[1])
+    arguments = tyro.cli(Arguments, args=words, config=options)
     assert arguments.format == "parquet"
     assert arguments.compute.device == "cuda"

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import build_tiny_mini, refused, speechlike
+from corpora import tree, write_jsonl
 
 from vokens.cli import main
 from vokens.corpus import decode, shard
@@ -20,9 +22,9 @@ from vokens.corpus.health import Drift, Tally, divergence, entropy, fold, silent
 from vokens.corpus.progress import _MEANING, prometheus
 from vokens.corpus.run import Plan, Settings, open_run
 from vokens.data import lease
+from vokens.data.dataset import TokenDataset
 from vokens.data.items import Utterance
 from vokens.data.lease import Leases, Owner
-from vokens.data.outputs import get_output
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 
@@ -49,19 +51,13 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "long.flac", wave, 8000)
     for start, duration in ((0.1, 0.25), (0.5, 1.2), (0.123, 0.1)):
         lines.append(
-            {"audio_filepath": "long.flac", "offset": start, "duration": duration, "id": f"long-{start}"}
+            {"audio_filepath": "long.flac", "offset": start, "duration": duration, "id": f"l{start}"}
         )
-    path = folder / "corpus.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return Path(write_jsonl(folder / "corpus.jsonl", lines))
 
 
 def settings(manifest: Path, out: Path, **more: object) -> Settings:
     return replace(Settings(str(manifest), out, shard_size=6, batch_seconds=2.0, format="npy"), **more)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +67,10 @@ def done(manifest: Path, codec: Codec, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def test_tokens_are_those_of_each_utterance_alone(done: Path, manifest: Path, codec: Codec) -> None:
-    output, facts = get_output("npy"), None
+def test_tokens_are_those_of_each_utterance_alone(done, manifest, codec) -> None:
+    rows = list(TokenDataset(done))
     with Leases(done / "leases") as leases:
         run = open_run(settings(manifest, done), codec, leases)
-        facts = run.facts
-        rows = [
-            row
-            for i in range(len(run))
-            for row in output.read(done, [Path(file["path"]) for file in run.receipt(i).files], facts)
-        ]
         utterances = [utterance for i in range(len(run)) for utterance in run.utterances(i)]
     assert [row.key for row in rows] == [utterance.key for utterance in utterances]
     for row, utterance in zip(rows, utterances, strict=True):
@@ -96,26 +86,22 @@ def test_tokens_are_those_of_each_utterance_alone(done: Path, manifest: Path, co
 class TestSameBytes:
     """Nothing but the shard decides what comes out."""
 
-    def test_from_worker_processes_and_smaller_batches(
-        self, done: Path, manifest: Path, codec: Codec, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("pool_seconds", "change", "worker"),
+        [
+            (3600.0, {"batch_seconds": 0.3}, Worker(workers=2)),  # worker processes and smaller batches
+            (0.7, {}, Worker(workers=0)),  # small pools
+            (3600.0, {}, Worker(rank=1, world=2, workers=0)),  # ranks one after the other
+        ],
+    )
+    def test_from_other_layouts(
+        self, pool_seconds, change, worker, done, manifest, codec, tmp_path, monkeypatch
     ) -> None:
-        extract(settings(manifest, tmp_path, batch_seconds=0.3), codec, Worker(workers=2))
+        monkeypatch.setattr(shard, "POOL_SECONDS", pool_seconds)
+        extract(settings(manifest, tmp_path, **change), codec, worker)
         assert tree(tmp_path) == tree(done)
 
-    def test_from_small_pools(
-        self, done: Path, manifest: Path, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(shard, "POOL_SECONDS", 0.7)
-        extract(settings(manifest, tmp_path), codec, Worker(workers=0))
-        assert tree(tmp_path) == tree(done)
-
-    def test_from_ranks_one_after_the_other(
-        self, done: Path, manifest: Path, codec: Codec, tmp_path: Path
-    ) -> None:
-        extract(settings(manifest, tmp_path), codec, Worker(rank=1, world=2, workers=0))
-        assert tree(tmp_path) == tree(done)
-
-    def test_done_again(self, done: Path, manifest: Path, codec: Codec) -> None:
+    def test_done_again(self, done, manifest, codec) -> None:
         before = tree(done)
         (done / "receipts/000001.json").unlink()
         extract(settings(manifest, done), codec, Worker(workers=0))
@@ -133,37 +119,32 @@ class TestIdentity:
             ({"num_codebooks": 2}, "codebook_sizes"),
         ],
     )
-    def test_other_settings_are_refused(
-        self, change: dict[str, object], named: str, done: Path, manifest: Path, codec: Codec
-    ) -> None:
+    def test_other_settings_are_refused(self, change, named, done, manifest, codec) -> None:
         before = tree(done)
         with pytest.raises(ConfigError, match=f"was begun with {named}"):
             extract(settings(manifest, done, **change), codec, Worker(workers=0))
         assert tree(done) == before
 
-    def test_other_weights_are_refused(self, done: Path, manifest: Path) -> None:
+    def test_other_weights_are_refused(self, done, manifest) -> None:
         other = build_tiny_mini()
         with torch.no_grad():
             next(other.parameters()).add_(1e-3)
-        with pytest.raises(ConfigError, match="fingerprint"):
-            extract(settings(manifest, done), other, Worker(workers=0))
+        refused(ConfigError, "fingerprint", extract, settings(manifest, done), other, Worker(workers=0))
 
-    def test_a_foreign_folder_is_refused(self, manifest: Path, codec: Codec, tmp_path: Path) -> None:
+    def test_a_foreign_folder_is_refused(self, manifest, codec, tmp_path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
         refused(ConfigError, r"holds thesis\.tex", lambda: extract(settings(manifest, tmp_path), codec))
         assert list(tree(tmp_path)) == ["thesis.tex"]
 
     @pytest.mark.parametrize("source", ["nowhere.jsonl", "empty.jsonl", "twice.jsonl"])
-    def test_a_source_that_cannot_be_planned_leaves_nothing(
-        self, source: str, codec: Codec, tmp_path: Path
-    ) -> None:
+    def test_a_source_that_cannot_be_planned_leaves_nothing(self, source, codec, tmp_path) -> None:
         (tmp_path / "empty.jsonl").write_text("")
         (tmp_path / "twice.jsonl").write_text('{"id": "a", "path": "a.wav"}\n' * 2)
         with pytest.raises(VokensError):
             extract(settings(tmp_path / source, tmp_path / "out"), codec)
         assert not (tmp_path / "out").exists()
 
-    def test_a_folder_may_move(self, codec: Codec, manifest: Path, tmp_path: Path) -> None:
+    def test_a_folder_may_move(self, codec, manifest, tmp_path) -> None:
         """The list of a folder's files is the run's own, and found where the run is."""
         extract(settings(manifest.parent, tmp_path / "a"), codec, Worker(workers=0))
         (tmp_path / "a").rename(tmp_path / "b")
@@ -175,10 +156,10 @@ class TestIdentity:
 class TestPool:
     """Decode workers."""
 
-    def test_order_and_bounds(self, manifest: Path) -> None:
+    def test_order_and_bounds(self, manifest) -> None:
         """Results come in order, and no more is decoded ahead than was allowed (plus a job per worker)."""
         items = [Utterance(str(i), str(manifest.parent / "9.wav")) for i in range(20)]
-        with DecodePool(RATE, 2, ahead_seconds=3.0) as pool:
+        with closing(DecodePool(RATE, 2, ahead_seconds=3.0)) as pool:
             pool.expect(0, items[:15])
             pool.expect(1, items[15:])
             actual, most = [], 0.0
@@ -193,11 +174,11 @@ class TestPool:
             yield Utterance("a", "nowhere.wav")
             raise ConfigError("the list has changed")
 
-        with DecodePool(RATE, 1) as pool:
+        with closing(DecodePool(RATE, 1)) as pool:
             pool.expect(0, broken())
             refused(ConfigError, "has changed", lambda: list(pool.take(0)))
 
-    def test_automatic_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_automatic_count(self, monkeypatch) -> None:
         monkeypatch.setattr(decode.os, "sched_getaffinity", lambda _: set(range(64)))
         assert automatic_workers("cuda", 8) == 7
         assert automatic_workers("cuda", 100) == 1
@@ -209,7 +190,7 @@ class TestPool:
 class TestLeases:
     """Claims between processes; here every `Leases` stands for one."""
 
-    def test_one_holder_at_a_time(self, tmp_path: Path) -> None:
+    def test_one_holder_at_a_time(self, tmp_path) -> None:
         folder = tmp_path / "leases"
         with Leases(folder) as one, Leases(folder) as two:
             assert one.claim("000001")
@@ -220,7 +201,7 @@ class TestLeases:
             assert two.claim("000001")
         assert not folder.exists()
 
-    def test_many_threads_one_winner(self, tmp_path: Path) -> None:
+    def test_many_threads_one_winner(self, tmp_path) -> None:
         folder, wins = tmp_path / "leases", []
         everyone = [Leases(folder).__enter__() for _ in range(8)]
         threads = [threading.Thread(target=lambda o=one: wins.append(o.claim("x"))) for one in everyone]
@@ -243,14 +224,12 @@ class TestLeases:
             ({"host": "another-machine", "pid": 1 << 22}, False),
         ],
     )
-    def test_who_has_ended(self, change: dict[str, str], ended: bool) -> None:
+    def test_who_has_ended(self, change, ended) -> None:
         owner = replace(Owner.here(), **change)
         assert Owner.of(owner.name) == owner
         assert owner.ended() is ended
 
-    def test_silence_of_another_machine_is_death(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_silence_of_another_machine_is_death(self, tmp_path, monkeypatch) -> None:
         folder = tmp_path / "leases"
         with Leases(folder) as other:
             elsewhere = folder / replace(Owner.here(), host="another-machine").name
@@ -323,7 +302,7 @@ class TestTorchrun:
         assert layout.device("cpu") == "cpu"
 
     @pytest.mark.parametrize("names", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
-    def test_nonsense(self, names: dict[str, str]) -> None:
+    def test_nonsense(self, names) -> None:
         refused(ConfigError, "RANK", Layout.from_environment, names)
 
 
@@ -333,9 +312,7 @@ class TestCommand:
     def words(self, manifest: Path, model: Path, out: Path, *more: str) -> list[str]:
         return ["extract", str(manifest), "-m", str(model), "-o", str(out), "--workers", "0", *more]
 
-    def test_run_with_metrics(
-        self, manifest: Path, tiny_codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_run_with_metrics(self, manifest, tiny_codec_folder, tmp_path, capsys) -> None:
         more = ["--metrics", str(tmp_path / "m.json"), "--num-codebooks", "2", "--shard-size", "8"]
         assert main(self.words(manifest, tiny_codec_folder, tmp_path / "out", *more)) == 0
         assert "is complete: 14 utterances" in capsys.readouterr().err
@@ -348,9 +325,7 @@ class TestCommand:
         receipt = json.loads((tmp_path / "out/receipts/000000.json").read_text())
         assert len(receipt["health"]["entropy"]) == 2
 
-    def test_strict_and_retry(
-        self, tiny_codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_strict_and_retry(self, tiny_codec_folder, tmp_path, capsys) -> None:
         path = tmp_path / "list.jsonl"
         path.write_text('{"id": "a", "path": "a.wav"}\n{"id": "b", "path": "b.wav"}\n')
         soundfile.write(tmp_path / "b.wav", speechlike(3000), RATE)
@@ -370,17 +345,12 @@ class TestCommand:
             ["--metrics", "m.txt"], ["--engine", "torchrun"], ["--audio-root", "x"],
         ],
     )  # fmt: skip
-    def test_wrong_settings(
-        self, more: list[str], manifest: Path, tiny_codec_folder: Path, tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+    def test_wrong_settings(self, more, manifest, tiny_codec_folder, tmp_path, capsys) -> None:
         assert main(self.words(manifest, tiny_codec_folder, tmp_path / "out", *more)) == 2
         assert capsys.readouterr().err.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
-    def test_nothing_came_out(
-        self, tiny_codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_nothing_came_out(self, tiny_codec_folder, tmp_path, capsys) -> None:
         """A run of failures alone is a failure, and its line says why."""
         path = tmp_path / "wav.scp"
         path.write_text("a gone/a.wav\nb gone/b.wav\n")
@@ -396,10 +366,7 @@ class TestCommand:
         assert "is complete: 2 utterances" in capsys.readouterr().err
 
     @pytest.mark.parametrize("damage", ["gone", "cut", "receipt", "flipped"])
-    def test_lost_shards_come_back(
-        self, damage: str, tiny_codec_folder: Path, manifest: Path, tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+    def test_lost_shards_come_back(self, damage, tiny_codec_folder, manifest, tmp_path, capsys) -> None:
         """The same command makes what is gone or of another size; for all else inspect names what to remove."""
         out = tmp_path / "out"
         words = [*self.words(manifest, tiny_codec_folder, out), "--shard-size", "8"]
@@ -422,9 +389,8 @@ class TestCommand:
         assert tree(out) == whole
 
     def test_a_folder_is_one_however_it_is_spelt(
-        self, tiny_codec_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+        self, tiny_codec_folder, tmp_path, monkeypatch, capsys
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "c").mkdir()
         soundfile.write(tmp_path / "c/a.wav", speechlike(3000), RATE)

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -26,9 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from corpora import tree, write_clips
 
-import vokens
 from vokens.corpus.decode import DecodePool, decode
 from vokens.data.items import Utterance
 
@@ -58,18 +57,7 @@ def corpus(tiny_codec_folder: Path) -> Iterator[Corpus]:
     folder.chmod(0o755)  # also for the run that has another user id
     shutil.copytree(tiny_codec_folder, folder / "codec")
     (folder / "codec").chmod(0o755)
-    samples = Path(vokens.__file__).parent / "samples"
-    waves = [soundfile.read(samples / f"{name}.flac", dtype="float32") for name in ("english", "mandarin")]
-    draw = random.Random(0)
-    lines = []
-    for i in range(CLIPS):
-        wave, rate = waves[i % 2]
-        length = draw.randint(rate // 10, rate // 2)
-        start = draw.randint(0, len(wave) - length)
-        soundfile.write(folder / f"clip{i:02d}.wav", wave[start : start + length], rate)
-        lines.append(json.dumps({"id": f"clip{i:02d}", "path": f"clip{i:02d}.wav"}))
-    (folder / f"clip{BAD:02d}.wav").write_bytes(b"no audio")
-    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    write_clips(folder, CLIPS, BAD)
     yield Corpus(folder / "corpus.jsonl", folder / "codec")
     shutil.rmtree(folder)
 
@@ -129,15 +117,6 @@ def finish(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder and its digest."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def check_receipts(out: Path) -> int:
     """Every receipt tells the truth, at any moment; how many there are."""
     receipts = list((out / "receipts").glob("[0-9]*.json"))
@@ -164,15 +143,14 @@ def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dic
     return tree(out)
 
 
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
+
+
 class TestKilled:
     """SIGKILL, which no program can answer."""
 
-    @pytest.mark.parametrize(
-        "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
-    )
-    def test_at_any_step(
-        self, seed: int, corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
-    ) -> None:
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_at_any_step(self, seed, corpus, undisturbed, tmp_path) -> None:
         draw, out, log = random.Random(seed), tmp_path / "out", tmp_path / "log"
         deaths = 0
         while finish(start(corpus.words(out), log, Trouble(die_at=draw.randint(1, 90)))) == -signal.SIGKILL:
@@ -182,7 +160,7 @@ class TestKilled:
         assert tree(out) == undisturbed
 
     @pytest.mark.slow
-    def test_at_every_step(self, corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    def test_at_every_step(self, corpus, undisturbed, tmp_path) -> None:
         log, code, step = tmp_path / "log", -signal.SIGKILL, 0
         while code == -signal.SIGKILL:
             step, out = step + 1, tmp_path / f"out{step}"
@@ -191,12 +169,8 @@ class TestKilled:
             assert tree(out) == undisturbed
         assert step > 50
 
-    @pytest.mark.parametrize(
-        "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
-    )
-    def test_at_any_time_beside_another(
-        self, seed: int, corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
-    ) -> None:
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_at_any_time_beside_another(self, seed, corpus, undisturbed, tmp_path) -> None:
         draw, out, log = random.Random(seed), tmp_path / "out", tmp_path / "log"
         for _ in range(3):
             runs = [start(corpus.words(out), log) for _ in range(2)]
@@ -209,11 +183,11 @@ class TestKilled:
         assert [finish(run) for run in runs] == [0, 0]
         assert tree(out) == undisturbed
 
-    def test_decode_workers(self, corpus: Corpus) -> None:
+    def test_decode_workers(self, corpus) -> None:
         lines = [json.loads(line) for line in corpus.manifest.read_text().splitlines()]
         items = [Utterance(line["id"], str(corpus.manifest.parent / line["path"])) for line in lines] * 4
         draw, actual = random.Random(0), []
-        with DecodePool(16000, 2, ahead_seconds=1.0) as pool:
+        with closing(DecodePool(16000, 2, ahead_seconds=1.0)) as pool:
             pool.expect(0, items)
             for item in pool.take(0):
                 actual.append(item)
@@ -227,12 +201,12 @@ class TestKilled:
             assert (item.utterance, item.reason) == (utterance, alone.reason)
             assert np.array_equal(item.wave, alone.wave) if alone.wave is not None else item.wave is None
 
-    def test_audio_that_kills_its_decoder_is_quarantined(self, corpus: Corpus, tmp_path: Path) -> None:
+    def test_audio_that_kills_its_decoder_is_quarantined(self, corpus, tmp_path) -> None:
         """Opening a fifo waits for ever: whichever worker is at it is killed."""
         os.mkfifo(tmp_path / "deadly.wav")
         good = str(corpus.manifest.parent / "clip00.wav")
         over = threading.Event()
-        with DecodePool(16000, 1) as pool:
+        with closing(DecodePool(16000, 1)) as pool:
 
             def kill() -> None:
                 while not over.wait(0.01):
@@ -250,7 +224,7 @@ class TestKilled:
         assert last.wave is not None
 
     @pytest.mark.slow
-    def test_workers_end_with_their_parent(self, tmp_path: Path) -> None:
+    def test_workers_end_with_their_parent(self, tmp_path) -> None:
         """Even one that waits for a file for ever."""
         os.mkfifo(tmp_path / "endless.wav")
         ours, theirs = SERVER.Pipe()
@@ -267,18 +241,16 @@ class TestKilled:
 
 def hold_pool(endless: Path, tell: Connection) -> None:
     """A process whose decode worker waits."""
-    with DecodePool(16000, 1) as pool:
+    with closing(DecodePool(16000, 1)) as pool:
         pool.expect(0, [Utterance("endless", str(endless))])
         while pool._workers[0].job is None:
             time.sleep(0.01)
-        tell.send(pool.pids[0])
+        tell.send(pool._workers[0].process.pid)
         time.sleep(600)
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_politely(
-    which: signal.Signals, corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
+def test_stopped_politely(which, corpus, undisturbed, tmp_path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     run = start(corpus.words(out), log)
     while not list((out / "receipts").glob("[0-9]*")) and run.is_alive():
@@ -293,7 +265,7 @@ def test_stopped_politely(
     assert tree(out) == undisturbed
 
 
-def test_disk_full(corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_disk_full(corpus, undisturbed, tmp_path) -> None:
     """Files may have few bytes: the plan fits, the first shard does not."""
     out, log = tmp_path / "out", tmp_path / "log"
     assert finish(start(corpus.words(out), log, Trouble(file_bytes=FULL))) == 2
@@ -306,7 +278,7 @@ def test_disk_full(corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_unwritable_folder(begun: bool, corpus: Corpus, undisturbed: dict[str, str]) -> None:
+def test_unwritable_folder(begun, corpus, undisturbed) -> None:
     """Nobody may write into the run's folder, or into its receipts in the middle of a run."""
     base = Path(tempfile.mkdtemp(prefix="vokens-unwritable-"))
     try:
@@ -334,9 +306,7 @@ def test_unwritable_folder(begun: bool, corpus: Corpus, undisturbed: dict[str, s
 
 
 @pytest.mark.parametrize("harm", ["vanished", "truncated"])
-def test_files_that_change_under_the_run(
-    harm: str, corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
+def test_files_that_change_under_the_run(harm, corpus, undisturbed, tmp_path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     clip = corpus.manifest.parent / "clip12.wav"
     content = clip.read_bytes()

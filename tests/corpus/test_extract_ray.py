@@ -1,15 +1,12 @@
 """The Ray engine on a cluster of two raylets of this machine, one of which is killed while it works."""
 
-import hashlib
-import json
-import random
 import shutil
 import time
 from pathlib import Path
 from threading import Thread
 
 import pytest
-import soundfile
+from corpora import tree, write_clips
 
 import vokens
 from vokens.corpus.engine.local import Worker, extract
@@ -25,26 +22,13 @@ CLIPS, SHARD = 60, 3
 def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_codec_folder: Path) -> tuple[Path, Path]:
     """A manifest of short pieces of real speech, one damaged and one missing, and a codec."""
     folder = tmp_path_factory.mktemp("corpus")
-    wave, rate = soundfile.read(Path(vokens.__file__).parent / "samples/english.flac", dtype="float32")
-    draw, lines = random.Random(0), []
-    for i in range(CLIPS):
-        length = draw.randint(rate // 10, rate // 2)
-        start = draw.randint(0, len(wave) - length)
-        soundfile.write(folder / f"{i:02d}.wav", wave[start : start + length], rate)
-        lines.append(json.dumps({"id": f"{i:02d}", "path": f"{i:02d}.wav"}))
-    (folder / "07.wav").write_bytes(b"no audio")
-    (folder / "31.wav").unlink()
-    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "corpus.jsonl", shutil.copytree(tiny_codec_folder, folder / "codec")
+    manifest = write_clips(folder, CLIPS, 7)
+    (folder / "clip31.wav").unlink()
+    return manifest, shutil.copytree(tiny_codec_folder, folder / "codec")
 
 
 def settings(corpus: tuple[Path, Path], out: Path) -> Settings:
     return Settings(source=str(corpus[0]), out=out, shard_size=SHARD, batch_seconds=1.0)
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +67,7 @@ def test_a_machine_dies_and_the_bytes_are_those_of_one_process(corpus, cluster, 
     assert killed
     assert summary["utterances"] == CLIPS - 2
     assert summary["failures"] == 2
-    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "alone")
+    assert tree(tmp_path / "ray") == tree(tmp_path / "alone")
 
     other = Settings(source=str(corpus[0]), out=tmp_path / "ray", shard_size=SHARD + 1)
     with pytest.raises(ConfigError, match="mixing two"):  # an error of an encoder arrives as itself

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
+from corpora import write_shard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,9 +28,7 @@ from vokens.errors import ConfigError, MissingExtra, TokensError
 S3 = CodecInfo("speech_tokenizer_v2_25hz", "0123456789abcdef", 16000, 25.0, (6561,))
 MINI = CodecInfo("mini", "fedcba9876543210", 16000, 50.0, (1024,) * 8)
 WIDE = CodecInfo("wide", "0" * 16, 24000, 12.5, (70000, 3))
-FORMS = [
-    name for name in OUTPUTS if name != "cosyvoice"
-]  # parquet of rows that CosyVoice can train on: its own tests
+FORMS = [name for name in OUTPUTS if name != "cosyvoice"]  # which has its own tests
 PACKED = [name for name in FORMS if name != "sidecar"]  # those whose files lie in the output folder
 
 
@@ -42,19 +41,8 @@ def make_row(facts: CodecInfo, frames: int, key: str = "a/b", seed: int = 0, **f
 
 
 def place(root: Path, name: str, rows: Sequence[Row], facts: CodecInfo, shard: int = 12) -> list[Path]:
-    """Write a shard as a run does: to a temporary folder, then each file to its place below root / 'out'."""
-    scratch = root / f"scratch-{shard}"
-    scratch.mkdir(parents=True)
-    files = get_output(name).write(scratch, shard, rows, facts)
-    left = {path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()}
-    assert left == {file.path for file in files}  # nothing is left behind
-    finals = []
-    for file in files:
-        final = root / "out" / file.final
-        final.parent.mkdir(parents=True, exist_ok=True)
-        (scratch / file.path).rename(final)
-        finals.append(file.final)
-    return finals
+    """Write a shard as a run does, into root / 'out'."""
+    return write_shard(root / "out", get_output(name), shard, rows, facts)
 
 
 def read_back(root: Path, name: str, facts: CodecInfo) -> list[Row]:
@@ -100,14 +88,12 @@ def shards(draw: st.DrawFn) -> tuple[CodecInfo, list[Row]]:
 @pytest.mark.parametrize("name", PACKED)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shard=shards())
-def test_rows_come_back(
-    name: str, shard: tuple[CodecInfo, list[Row]], tmp_path_factory: pytest.TempPathFactory
-):
+def test_rows_come_back(name, shard, tmp_path_factory):
     facts, rows = shard
     root = tmp_path_factory.mktemp("shard")
     finals = place(root, name, rows, facts)
     output = get_output(name)
-    read = list(output.read(root / "out", finals, facts))
+    read = list(output.open(root / "out", finals[-1], facts))
     frames = output.frames(root / "out", finals[-1], facts)
     assert frames.dtype == np.int64
     assert frames.tolist() == [row.codes.shape[1] for row in rows]
@@ -117,7 +103,7 @@ def test_rows_come_back(
 
 
 @pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_sidecar_rows_come_back(facts: CodecInfo, tmp_path: Path):
+def test_sidecar_rows_come_back(facts, tmp_path):
     rows = [
         make_row(facts, i, f"é{i}", i, audio=f"{tmp_path}/corpus/s{i}/x y.wav", text="") for i in (0, 1, 30)
     ]
@@ -127,7 +113,7 @@ def test_sidecar_rows_come_back(facts: CodecInfo, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_bytes_are_the_same_twice_and_shards_are_found_in_order(name: str, tmp_path: Path):
+def test_bytes_are_the_same_twice_and_shards_are_found_in_order(name, tmp_path):
     rows = [make_row(MINI, 5 + i, f"k.{i}/ü", i, audio=f"/nowhere/{i}.wav", text="hello") for i in range(3)]
     output = get_output(name)
     contents = []
@@ -137,21 +123,19 @@ def test_bytes_are_the_same_twice_and_shards_are_found_in_order(name: str, tmp_p
         contents.append([(file, (tmp_path / attempt / file.path).read_bytes()) for file in files])
     assert contents[0] == contents[1]
     last = contents[0][-1][0].path
-    assert output.shards(tmp_path / "one") == [
-        last
-    ]  # the last file of write is the one that completes a shard
+    assert output.shards(tmp_path / "one") == [last]  # it completes a shard
     (tmp_path / "more").mkdir()
     assert output.write(tmp_path / "more", 10, rows, MINI)[-1].path > last
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_empty_shards(name: str, tmp_path: Path):
+def test_empty_shards(name, tmp_path):
     place(tmp_path, name, [], MINI)
     assert read_back(tmp_path, name, MINI) == []
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_views_write_their_own_codes(name: str, tmp_path: Path):
+def test_views_write_their_own_codes(name, tmp_path):
     """Codes of a padded batch are slices of it: neither its order in memory nor its padding may show."""
     batch = np.arange(8 * 50).reshape(50, 8).T % 1024
     row = replace(make_row(MINI, 7), codes=batch[:, 3:10])
@@ -162,7 +146,7 @@ def test_views_write_their_own_codes(name: str, tmp_path: Path):
 # What others expect ----------------------------------------------------------------------------------------
 
 
-def test_jsonl_is_what_s3tokenizer_writes(tmp_path: Path):
+def test_jsonl_is_what_s3tokenizer_writes(tmp_path):
     row = replace(make_row(S3, 3, "BAC009 你好"), codes=np.array([[6560, 0, 12]]))
     (file,) = place(tmp_path, "jsonl", [row], S3)
     assert file == Path("shard-000012.jsonl")
@@ -172,7 +156,7 @@ def test_jsonl_is_what_s3tokenizer_writes(tmp_path: Path):
     assert np.shape(json.loads((tmp_path / "out" / file).read_text())["code"]) == (8, 2)
 
 
-def test_jsonl_estimates_what_it_has_no_room_for(tmp_path: Path):
+def test_jsonl_estimates_what_it_has_no_room_for(tmp_path):
     row = make_row(S3, 26)
     place(tmp_path, "jsonl", [row], S3)
     (read,) = read_back(tmp_path, "jsonl", S3)
@@ -180,7 +164,7 @@ def test_jsonl_estimates_what_it_has_no_room_for(tmp_path: Path):
     assert 0 <= read.num_samples - row.num_samples < 640
 
 
-def test_parquet_columns_and_datasets(tmp_path: Path):
+def test_parquet_columns_and_datasets(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [make_row(S3, 40, "a", text="hello"), make_row(S3, 3, "b", 1)]
     (file,) = place(tmp_path, "parquet", rows, S3)
@@ -201,7 +185,7 @@ def test_parquet_columns_and_datasets(tmp_path: Path):
 
 
 @pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_parquet_is_read_by_datasets(facts: CodecInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_parquet_is_read_by_datasets(facts, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
     rows = [make_row(facts, 40, "a"), make_row(facts, 3, "b", 1)]
@@ -212,7 +196,7 @@ def test_parquet_is_read_by_datasets(facts: CodecInfo, tmp_path: Path, monkeypat
     np.testing.assert_array_equal(np.atleast_2d(data[0]["codes"]), rows[0].codes)
 
 
-def test_sidecar_is_what_learnable_speech_reads(tmp_path: Path):
+def test_sidecar_is_what_learnable_speech_reads(tmp_path):
     """One int64 tensor (T,), its own storage only: the published writer saved the whole padded batch with it."""
     batch = np.zeros((64, 1, 750), dtype=np.int64)
     audio = tmp_path / "speaker" / "take.wav.one.wav"
@@ -229,7 +213,7 @@ def test_sidecar_is_what_learnable_speech_reads(tmp_path: Path):
     assert finals[0].name == "take.wav.one_codes.pt"
 
 
-def test_sidecar_below_the_output_folder(tmp_path: Path):
+def test_sidecar_below_the_output_folder(tmp_path):
     output = get_output("sidecar", audio_root=tmp_path / "corpus")
     row = make_row(S3, 5, audio=f"{tmp_path}/corpus/a/../b/x.flac")
     files = output.write(tmp_path, 0, [row], S3)
@@ -237,7 +221,7 @@ def test_sidecar_below_the_output_folder(tmp_path: Path):
     refused(TokensError, "is not below", lambda: output.check(make_row(S3, 5, audio="/elsewhere/x.wav"), S3))
 
 
-def test_npy_files(tmp_path: Path):
+def test_npy_files(tmp_path):
     finals = place(tmp_path, "npy", [make_row(MINI, 6, "spk/utt.1"), make_row(MINI, 2, "z")], MINI)
     assert list(map(str, finals[:1])) == ["shard-000012/spk/utt.1.npy"]
     array = np.load(tmp_path / "out" / finals[0])
@@ -246,7 +230,7 @@ def test_npy_files(tmp_path: Path):
     assert np.load(tmp_path / "out" / wide).dtype == np.int32
 
 
-def test_tar_members_in_order_without_time_or_owner(tmp_path: Path):
+def test_tar_members_in_order_without_time_or_owner(tmp_path):
     rows = [make_row(S3, 4, key) for key in ("b/x.y", "a", "ü" * 80)]
     (file,) = place(tmp_path, "webdataset", rows, S3)
     with tarfile.open(tmp_path / "out" / file) as archive:
@@ -260,12 +244,11 @@ def test_tar_members_in_order_without_time_or_owner(tmp_path: Path):
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
 
 
-def test_webdataset_reads_samples_with_dots(tmp_path: Path):
+def test_webdataset_reads_samples_with_dots(tmp_path):
     """Without the quoting, WebDataset would join the first two and lose the third."""
     webdataset = pytest.importorskip("webdataset")
-    rows = [
-        make_row(MINI, 4 + i, key, i, text="hi") for i, key in enumerate(["s/a.1", "s/a.2", "__x__/y", "%2E"])
-    ]
+    keys = ["s/a.1", "s/a.2", "__x__/y", "%2E"]
+    rows = [make_row(MINI, 4 + i, key, i, text="hi") for i, key in enumerate(keys)]
     (file,) = place(tmp_path, "webdataset", rows, MINI)
     pipeline = webdataset.WebDataset(str(tmp_path / "out" / file), shardshuffle=False, empty_check=False)
     samples = list(pipeline.decode())
@@ -276,7 +259,7 @@ def test_webdataset_reads_samples_with_dots(tmp_path: Path):
 
 
 @pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_shar_is_read_by_lhotse(facts: CodecInfo, tmp_path: Path):
+def test_shar_is_read_by_lhotse(facts, tmp_path):
     from lhotse import CutSet
 
     rows = [make_row(facts, n, f"s{n}/u.{n}", n, text="hi", speaker="me") for n in (26, 1, 0, 101)]
@@ -285,9 +268,7 @@ def test_shar_is_read_by_lhotse(facts: CodecInfo, tmp_path: Path):
     (tmp_path / "out" / "run.json").touch()
     cuts = list(CutSet.from_shar(in_dir=tmp_path / "out" / "shar"))
     for row, cut in zip(rows, cuts, strict=True):
-        codes = (
-            cut.load_codes()
-        )  # all frames, also where the length law rounds up: 1.01 s at 25 Hz is 26 frames
+        codes = cut.load_codes()  # all frames, also where the length law rounds up: 1.01 s at 25 Hz is 26
         np.testing.assert_array_equal(codes.T, row.codes)
         assert codes.dtype == np.uint16
         assert cut.id == row.key
@@ -299,21 +280,17 @@ def test_shar_is_read_by_lhotse(facts: CodecInfo, tmp_path: Path):
     assert abs(len(half) - 50.5) <= 1
 
 
-def test_shar_codes_attach_to_the_cuts_of_a_shar_source(tmp_path: Path):
+def test_shar_codes_attach_to_the_cuts_of_a_shar_source(tmp_path):
     """Codes extracted from a Shar folder are one more field of it."""
     import soundfile
     from lhotse import CutSet, MonoCut, Recording
 
     (tmp_path / "source").mkdir()
-    cuts = []
-    rows = []
-    for i in range(3):
-        row = make_row(S3, 25 + i, f"utt-{i}", i)
-        samples = torch.full((1, row.num_samples), i / 8).numpy()
-        path = tmp_path / f"{i}.wav"
-        soundfile.write(path, samples[0], 16000)
-        cuts.append(MonoCut(row.key, 0, row.duration, 0, recording=Recording.from_file(path)))
-        rows.append(row)
+    cuts, rows = [], [make_row(S3, 25 + i, f"utt-{i}", i) for i in range(3)]
+    for i, row in enumerate(rows):
+        soundfile.write(tmp_path / f"{i}.wav", np.full(row.num_samples, i / 8), 16000)
+        recording = Recording.from_file(tmp_path / f"{i}.wav")
+        cuts.append(MonoCut(row.key, 0, row.duration, 0, recording=recording))
     CutSet(cuts).to_shar(tmp_path / "source", fields={"recording": "wav"}, shard_size=3)
     place(tmp_path, "shar", rows, S3, shard=0)
     fields = {
@@ -326,7 +303,7 @@ def test_shar_codes_attach_to_the_cuts_of_a_shar_source(tmp_path: Path):
         np.testing.assert_allclose(cut.load_audio()[0], i / 8, atol=1e-4)
 
 
-def test_shar_gzip_has_no_time(tmp_path: Path):
+def test_shar_gzip_has_no_time(tmp_path):
     finals = place(tmp_path, "shar", [make_row(S3, 3)], S3)
     packed = (tmp_path / "out" / finals[-1]).read_bytes()
     assert packed[3] == 0  # no name
@@ -334,7 +311,7 @@ def test_shar_gzip_has_no_time(tmp_path: Path):
     assert json.loads(gzip.decompress(packed))["type"] == "MonoCut"
 
 
-def test_megatron_bytes(tmp_path: Path):
+def test_megatron_bytes(tmp_path):
     """The index field by field, as Megatron-LM's reader takes it; ids by hand."""
     facts = replace(MINI, codebook_sizes=(10, 20))
     rows = [
@@ -362,7 +339,7 @@ def test_megatron_bytes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_codes_that_do_not_fit_are_refused(name: str, tmp_path: Path):
+def test_codes_that_do_not_fit_are_refused(name, tmp_path):
     row = make_row(S3, 5)
     for codes, match in [
         (np.array([[0, 6561]]), r"'a/b' holds code 6561 in codebook 0, which has 6561 entries"),
@@ -371,38 +348,36 @@ def test_codes_that_do_not_fit_are_refused(name: str, tmp_path: Path):
         (np.zeros((1, 5)), "float64"),
         (np.zeros(5, int), r"codes \(5,\)"),
     ]:
-        with pytest.raises(TokensError, match=match):
-            get_output(name).write(tmp_path, 0, [replace(row, codes=codes)], S3)
+        refused(TokensError, match, get_output(name).write, tmp_path, 0, [replace(row, codes=codes)], S3)
     refused(TokensError, "appears 2 times", lambda: get_output(name).write(tmp_path, 0, [row, row], S3))
-    with pytest.raises(TokensError, match="text is not valid Unicode"):
-        get_output(name).check(replace(row, text="\udcff"), S3)
+    refused(TokensError, "text is not valid Unicode", get_output(name).check, replace(row, text="\udcff"), S3)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["npy", "webdataset", "shar"])
 @pytest.mark.parametrize("key", ["/etc/x", "../x", "a/../../x", "a//b", "./a", "", "a/", "nul\0", "é" * 130])
-def test_keys_that_cannot_name_a_file_are_refused(name: str, key: str):
+def test_keys_that_cannot_name_a_file_are_refused(name, key):
     refused(TokensError, "the key", lambda: get_output(name).check(make_row(S3, 3, key, audio=None), S3))
 
 
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "megatron"])
-def test_keys_are_plain_text_elsewhere(name: str, tmp_path: Path):
+def test_keys_are_plain_text_elsewhere(name, tmp_path):
     place(tmp_path, name, [make_row(S3, 3, "/etc/../x")], S3)
     assert read_back(tmp_path, name, S3)[0].key == "/etc/../x"
 
 
-def test_npy_key_below_another(tmp_path: Path):
-    with pytest.raises(TokensError, match="rename one"):
-        get_output("npy").write(tmp_path, 0, [make_row(S3, 3, "a"), make_row(S3, 3, "a.npy/b")], S3)
+def test_npy_key_below_another(tmp_path):
+    rows = [make_row(S3, 3, "a"), make_row(S3, 3, "a.npy/b")]
+    refused(TokensError, "rename one", get_output("npy").write, tmp_path, 0, rows, S3)
 
 
 @pytest.mark.parametrize("audio", [None, "s3://bucket/x.wav"])
-def test_sidecar_needs_files_on_a_disk(audio: str | None):
+def test_sidecar_needs_files_on_a_disk(audio):
     with pytest.raises(TokensError, match="choose another output"):
         get_output("sidecar").check(make_row(S3, 3, audio=audio), S3)
 
 
-def test_sidecar_of_two_pieces_of_a_recording(tmp_path: Path):
+def test_sidecar_of_two_pieces_of_a_recording(tmp_path):
     rows = [make_row(S3, 3, key, audio="/x/long.wav") for key in ("long-1", "long-2")]
     with pytest.raises(TokensError, match="one whole recording per utterance"):
         get_output("sidecar").write(tmp_path, 0, rows, S3)
@@ -413,14 +388,14 @@ def test_names():
     refused(ConfigError, "audio_root", get_output, "npy", audio_root="/x")
 
 
-def test_missing_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"pip install .*\[parquet\]"):
         get_output("parquet").write(tmp_path, 0, [make_row(S3, 3)], S3)
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_damaged_files_are_errors(name: str, tmp_path: Path):
+def test_damaged_files_are_errors(name, tmp_path):
     """Each file of a shard in turn is cut in half, then removed."""
     rows = [make_row(MINI, 50, f"k{i}", i, audio=f"{tmp_path}/{i}.wav") for i in range(3)]
     files = place(tmp_path, name, rows, MINI)
@@ -429,9 +404,9 @@ def test_damaged_files_are_errors(name: str, tmp_path: Path):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(TokensError):
-            list(get_output(name).read(tmp_path / "out", files, MINI))
+            list(get_output(name).open(tmp_path / "out", files[-1], MINI))
         path.unlink()
         with pytest.raises(TokensError):
-            list(get_output(name).read(tmp_path / "out", files, MINI))
+            list(get_output(name).open(tmp_path / "out", files[-1], MINI))
         path.write_bytes(whole)
     assert len(read_back(tmp_path, name, MINI)) == 3

@@ -1,17 +1,30 @@
 """Every way to list a corpus gives the same utterances, once, in order, at any shard size."""
 
-import gzip
-import io
 import json
 import os
-import tarfile
-from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import refused
+from corpora import (
+    NAMES,
+    RATE,
+    TEXTS,
+    columns,
+    cuts,
+    wav,
+    wave,
+    write,
+    write_corpus,
+    write_forms,
+    write_jsonl,
+    write_table,
+    write_tables,
+    write_tar,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,175 +36,24 @@ from vokens.data.sources import SourceOptions, open_source
 from vokens.data.sources.records import parse_line, read_manifest
 from vokens.errors import ConfigError, DownloadError, MissingExtra
 
-RATE = 8000
-NAMES = ["a", "b c", "日本/é", "deep/er/x.y", "e", "f", "g"]  # blanks, letters beyond ASCII, dots, folders
-TEXTS = ["one", "zwei drei", "日本語", 'x: "y" \\ z', "5", "six", "seven"]
-
-
-def wave(i: int) -> np.ndarray:
-    return (np.random.default_rng(i).integers(-9000, 9000, 400 + 10 * i) / 32768).astype(np.float32)
-
-
-def wav(i: int) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, wave(i), RATE, "PCM_16", format="WAV")
-    return out.getvalue()
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The corpus as files, below a folder whose name has a blank."""
-    top = tmp_path_factory.mktemp("my corpus")
-    for i, name in enumerate(NAMES):
-        path = top / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(wav(i))
-    return top
+    return write_corpus(tmp_path_factory.mktemp("my corpus"))
 
 
-def write(path: Path, lines: Iterable[str]) -> str:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return str(path)
+TABLES = ["parquet", "saved"]
+TEXTED = ["ours", "ours_gz", "nemo", "lhotse", "shar", "kaldi", "webdataset", "webdataset_gz", *TABLES]
+BARE = ["path_list", "as_folder", "as_glob"]
 
 
-def write_jsonl(path: Path, lines: Iterable[dict]) -> str:
-    return write(path, (json.dumps(line, ensure_ascii=i % 2 == 0) for i, line in enumerate(lines)))
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
-def ours(folder: Path, out: Path) -> str:
-    lines = [
-        {"id": name, "path": os.path.relpath(folder / f"{name}.wav", out), "text": text, "speaker": "s"}
-        for name, text in zip(NAMES, TEXTS, strict=True)
-    ]
-    return write_jsonl(out / "ours.jsonl", lines)
-
-
-def ours_gz(folder: Path, out: Path) -> str:
-    packed = out / "ours.jsonl.gz"
-    packed.write_bytes(gzip.compress(Path(ours(folder, out)).read_bytes()))
-    return str(packed)
-
-
-def nemo(folder: Path, out: Path) -> str:
-    facts = {"duration": 0.05, "speaker": "s"}
-    lines = [
-        {"audio_filepath": str(folder / f"{name}.wav"), "text": text, "id": name} | facts
-        for name, text in zip(NAMES, TEXTS, strict=True)
-    ]
-    return write_jsonl(out / "nemo.json", lines)
-
-
-def cuts(folder: Path):
-    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-
-    made = []
-    for i, name in enumerate(NAMES):
-        recording = Recording.from_file(folder / f"{name}.wav")
-        spoken = SupervisionSegment(name, recording.id, 0, 0.01, text=TEXTS[i], speaker="s", language="en")
-        made.append(MonoCut(name, 0, recording.duration, 0, [spoken], recording=recording))
-    return CutSet.from_cuts(made)
-
-
-def lhotse(folder: Path, out: Path) -> str:
-    cuts(folder).to_file(out / "cuts.jsonl.gz")
-    return str(out / "cuts.jsonl.gz")
-
-
-def shar(folder: Path, out: Path) -> str:
-    (out / "shar").mkdir()
-    cuts(folder).to_shar(out / "shar", fields={"recording": "flac"}, shard_size=3)
-    return str(out / "shar")
-
-
-def kaldi(folder: Path, out: Path) -> str:
-    (out / "kaldi").mkdir()
-    keys = [name.replace(" ", "_") for name in NAMES]
-    write(
-        out / "kaldi" / "wav.scp",
-        (f"{key}  {folder}/{name}.wav" for key, name in zip(keys, NAMES, strict=True)),
-    )
-    write(out / "kaldi" / "text", reversed([f"{key} {text}" for key, text in zip(keys, TEXTS, strict=True)]))
-    return str(out / "kaldi")
-
-
-def webdataset(folder: Path, out: Path) -> str:
-    for shard, numbers in enumerate([range(4), range(4, 7)]):
-        with tarfile.open(out / f"wds-{shard:03d}.tar", "w") as tar:
-            for i in numbers:
-                key = NAMES[i].replace(".", "_") + "z" * 150 * (i == 5)  # a name too long for one header
-                add(tar, f"{key}.json", json.dumps({"text": "no", "speaker": "s"}).encode())
-                add(tar, f"{key}.TXT" if i == 1 else f"{key}.txt", f"{TEXTS[i]}\n".encode())
-                add(tar, f"{key}.wav", wav(i))
-    return str(out / "wds-{000..001}.tar")
-
-
-def webdataset_gz(folder: Path, out: Path) -> str:
-    webdataset(folder, out)
-    packed = out / "wds.tar.gz"
-    with tarfile.open(packed, "w:gz") as whole:
-        for shard in sorted(out.glob("wds-*.tar")):
-            with tarfile.open(shard) as tar:
-                for info in tar:
-                    whole.addfile(info, tar.extractfile(info))
-    return str(packed)
-
-
-def table():
-    pyarrow = pytest.importorskip("pyarrow")
-    audio_column = [{"bytes": wav(i), "path": f"{i}.wav"} for i in range(len(NAMES))]
-    return pyarrow.table(
-        {"text": TEXTS, "audio": audio_column, "id": NAMES, "speaker_id": ["s"] * len(NAMES)}
-    )
-
-
-def parquet(folder: Path, out: Path) -> str:
-    rows = table()
-    from pyarrow import parquet as pq
-
-    (out / "hf" / "data").mkdir(parents=True)
-    for shard, (low, high) in enumerate([(0, 5), (5, 7)]):
-        part = rows.slice(low, high - low)
-        pq.write_table(part, out / "hf" / "data" / f"train-{shard:05d}-of-00002.parquet", row_group_size=2)
-    return str(out / "hf")
-
-
-def saved(folder: Path, out: Path) -> str:
-    """As datasets.save_to_disk writes it: arrow streams, and a state.json that lists them."""
-    rows = table()
-    import pyarrow
-
-    (out / "saved" / "train").mkdir(parents=True)
-    names = []
-    for shard, (low, high) in enumerate([(0, 5), (5, 7)]):
-        names.append(f"data-{shard:05d}-of-00002.arrow")
-        with pyarrow.ipc.new_stream(str(out / "saved" / "train" / names[-1]), rows.schema) as stream:
-            stream.write_table(rows.slice(low, high - low), max_chunksize=2)
-    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
-    (out / "saved" / "train" / "state.json").write_text(json.dumps(state))
-    (out / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    return str(out / "saved")
-
-
-def path_list(folder: Path, out: Path) -> str:
-    return write(out / "files.txt", (f"{folder}/{name}.wav" for name in NAMES))
-
-
-def as_folder(folder: Path, out: Path) -> str:
-    return str(folder)
-
-
-def as_glob(folder: Path, out: Path) -> str:
-    return f"{folder}/**/*.wav"
-
-
-TEXTED = [ours, ours_gz, nemo, lhotse, shar, kaldi, webdataset, webdataset_gz, parquet, saved]
-BARE = [path_list, as_folder, as_glob]
+@pytest.fixture(scope="module")
+def forms(folder: Path, tmp_path_factory) -> dict[str, str]:
+    """What is given to open_source, by the name of the form."""
+    out = tmp_path_factory.mktemp("forms")
+    tables = find_spec("pyarrow") is not None
+    return write_forms(folder, out) | (write_tables(out) if tables else {})
 
 
 def read_all(source: Source, size: int) -> list[Utterance]:
@@ -206,6 +68,11 @@ def read_all(source: Source, size: int) -> list[Utterance]:
     return found
 
 
+def read(spec: Path | str, run: Path, size: int = 9, **options) -> list[Utterance]:
+    """All utterances of what `spec` names. run: the folder of its lists."""
+    return read_all(open_source(str(spec), listing=run, options=SourceOptions(**options)), size)
+
+
 def samples(utterance: Utterance) -> list[float]:
     played, rate = audio.load(open_audio(utterance), offset=utterance.start, duration=utterance.duration)
     assert rate == RATE
@@ -213,29 +80,27 @@ def samples(utterance: Utterance) -> list[float]:
 
 
 @pytest.mark.parametrize("form", TEXTED + BARE)
-def test_all_forms_give_the_same_utterances_at_any_shard_size(form, folder, tmp_path):
-    spec = form(folder, tmp_path)
+def test_all_forms_give_the_same_utterances_at_any_shard_size(form, forms, tmp_path):
+    spec = forms.get(form) or pytest.skip("needs pyarrow")
     source = open_source(spec, listing=tmp_path / "run")
     whole = read_all(source, 100)
     order = sorted(range(len(NAMES)), key=lambda i: os.path.split(NAMES[i])) if form in BARE[1:] else range(7)
     assert len(whole) == len(NAMES)
     if form in BARE:
         assert [utterance.key for utterance in whole] == [NAMES[i] for i in order]
-    elif form not in (kaldi, webdataset, webdataset_gz):  # whose keys have no blanks, or no dots
+    elif form not in ("kaldi", "webdataset", "webdataset_gz"):  # whose keys have no blanks, or no dots
         assert [utterance.key for utterance in whole] == NAMES
     for i, utterance in zip(order, whole, strict=True):
         assert samples(utterance) == wave(i).tolist()
         assert (utterance.start, utterance.duration) == (0.0, None)
         assert utterance.text == (None if form in BARE else TEXTS[i])
-        assert utterance.speaker == (None if form in [*BARE, kaldi] else "s")
+        assert utterance.speaker == (None if form in [*BARE, "kaldi"] else "s")
     for size in range(1, 9):
         assert read_all(source, size) == whole
     # Another process, another order of spans, the list of the first run
     again = open_source(spec, listing=tmp_path / "run")
     spans = [span for span, _ in source.plan(2)]
-    assert [utterance for span in reversed(spans) for utterance in reversed(list(again.read(span)))] == whole[
-        ::-1
-    ]
+    assert [one for span in reversed(spans) for one in reversed(list(again.read(span)))] == whole[::-1]
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], include_characters=" \xa0"), min_size=1)
@@ -246,20 +111,19 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], include_char
 def test_line_sources_keep_any_name_at_any_shard_size(tmp_path_factory, names, size):
     out = tmp_path_factory.mktemp("lines")
     paths = [f"/data/{name}.wav" for name in names]
-    write_jsonl(
-        out / "m.jsonl", [{"id": name, "path": path} for name, path in zip(names, paths, strict=True)]
-    )
+    ids = [f"key{i}" for i in range(len(names))]
+    jsonl = [{"id": name, "path": path} for name, path in zip(names, paths, strict=True)]
+    write_jsonl(out / "m.jsonl", jsonl)
     write(out / "m.txt", paths)
-    scp = write(out / "m.scp", (f"key{i}\t{path}\r\n" for i, path in enumerate(paths)))  # blank lines, CRLF
-    for file, keys in (("m.jsonl", names), ("m.scp", [f"key{i}" for i in range(len(names))])):
-        found = read_all(open_source(str(out / file), listing=out / "run"), size)
-        assert [(utterance.key, utterance.audio) for utterance in found] == list(
-            zip(keys, paths, strict=True)
-        )
-    listed = read_all(open_source(str(out / "m.txt"), listing=out / "run"), size)
+    write(
+        out / "m.scp", (f"{key}\t{path}\r\n" for key, path in zip(ids, paths, strict=True))
+    )  # blank lines, CRLF
+    for file, keys in (("m.jsonl", names), ("m.scp", ids)):
+        found = read(out / file, out / "run", size)
+        assert [(one.key, one.audio) for one in found] == list(zip(keys, paths, strict=True))
+    listed = read(out / "m.txt", out / "run", size)
     assert [utterance.audio for utterance in listed] == paths
     assert len({utterance.key for utterance in listed}) == len(paths)
-    assert read_all(open_source(scp, listing=out / "run"), 1)[-1].audio == paths[-1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -291,11 +155,11 @@ def test_a_rerun_sees_the_list_of_the_first_run(folder, tmp_path):
         (top / name).write_bytes(wav(0))
     for spec in (str(top), f"{top}/*", f"{top}/{{b,a}}.wav"):
         listing = tmp_path / str(abs(hash(spec)))
-        first = read_all(open_source(spec, listing=listing), 5)
+        first = read(spec, listing)
         assert {utterance.key for utterance in first} == {"a", "b"}
         (top / "later.wav").write_bytes(wav(1))
         (top / "a.wav").rename(top / "a.moved")
-        assert read_all(open_source(spec, listing=listing), 5) == first
+        assert read(spec, listing) == first
         (top / "a.moved").rename(top / "a.wav")
         (top / "later.wav").unlink()
 
@@ -305,13 +169,13 @@ def test_files_that_differ_by_suffix_keep_it(tmp_path):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "x" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
-    found = read_all(open_source(str(tmp_path / "in"), listing=tmp_path / "run"), 9)
+    found = read(tmp_path / "in", tmp_path / "run")
     assert [utterance.key for utterance in found] == ["a", "x/a.flac", "x/a.wav", "x/b"]
 
 
 def test_keys_of_lists_begin_below_the_folder_that_all_paths_share(tmp_path):
     spec = write(tmp_path / "l.lst", ["/d/one/a.wav", "", "/d/two/a.b.flac", "/d/two/noise 1.5"])
-    found = read_all(open_source(spec, listing=tmp_path / "run"), 9)
+    found = read(spec, tmp_path / "run")
     assert [utterance.key for utterance in found] == ["one/a", "two/a.b", "two/noise 1.5"]
 
 
@@ -322,16 +186,30 @@ def test_kaldi_segments(folder, tmp_path):
     write(tmp_path / "wav.scp", [f"r2 {folder}/b c.wav", f"r1 {folder}/a.wav"])
     write(tmp_path / "segments", ["u1 r1 0.01 0.03", "u2 r2 0 0.02 1", "u3 r1 0.02 0.05"])
     write(tmp_path / "text", ["u3 drei", "u1 eins  zwei"])
-    found = read_all(open_source(str(tmp_path), listing=tmp_path / "run"), 2)
-    assert [(utterance.key, utterance.start, utterance.duration, utterance.text) for utterance in found] == [
-        ("u1", 0.01, 0.02, "eins  zwei"),
-        ("u2", 0.0, 0.02, None),
-        ("u3", 0.02, 0.03, "drei"),
-    ]
+    found = read(tmp_path, tmp_path / "run", 2)
+    expected = [("u1", 0.01, 0.02, "eins  zwei"), ("u2", 0.0, 0.02, None), ("u3", 0.02, 0.03, "drei")]
+    assert [(one.key, one.start, one.duration, one.text) for one in found] == expected
     assert samples(found[0]) == wave(0)[80:240].tolist()
-    options = SourceOptions(segments=tmp_path / "segments", text=tmp_path / "text", with_text=True)
-    spoken = read_all(open_source(str(tmp_path / "wav.scp"), listing=tmp_path / "run2", options=options), 2)
+    files = {"segments": tmp_path / "segments", "text": tmp_path / "text"}
+    spoken = read(tmp_path / "wav.scp", tmp_path / "run2", 2, **files, with_text=True)
     assert [utterance.key for utterance in spoken] == ["u1", "u3"]
+
+
+def test_kaldi_folder_as_windows_leaves_it(folder, tmp_path):
+    """Byte order marks, an end of -1, speakers in utt2spk, and a channel of a recording that has one."""
+    mark = "\ufeff"
+    write(tmp_path / "wav.scp", [f"{mark}r1 {folder}/a.wav", f"r2 {folder}/b c.wav"])
+    write(tmp_path / "segments", [f"{mark}u1 r1 0.01 -1", "u2 r2 0 0.02 0", "u3 r2 0 0.02 1"])
+    write(tmp_path / "text", [f"{mark}u1 eins", "u2 zwei"])
+    write(tmp_path / "utt2spk", [f"{mark}u1 anna", "u2 bert"])
+    found = read(tmp_path, tmp_path / "run", 2)
+    assert [(u.key, u.start, u.duration, u.text, u.speaker, u.channel) for u in found] == [
+        ("u1", 0.01, None, "eins", "anna", None),
+        ("u2", 0.0, 0.02, "zwei", "bert", 0),
+        ("u3", 0.0, 0.02, None, None, 1),
+    ]
+    assert decode(found[1], RATE).wave is not None
+    assert "channel 1 of 1 was chosen" in decode(found[2], RATE).reason
 
 
 def test_pieces_of_manifests(folder, tmp_path):
@@ -342,12 +220,12 @@ def test_pieces_of_manifests(folder, tmp_path):
         {"audio_filepath": path, "offset": 0.01, "duration": 0.02},
         {"audio_filepath": path, "duration": 0.02},
     ]
-    found = read_all(open_source(write_jsonl(tmp_path / "n.jsonl", lines), listing=tmp_path), 9)
+    found = read(write_jsonl(tmp_path / "n.jsonl", lines), tmp_path)
     assert [(utterance.start, utterance.duration) for utterance in found] == [(0.01, 0.02), (0.0, None)]
     assert [utterance.key for utterance in found] == [f"{path[1:-4]}@0.01+0.02", path[1:-4]]
     windows = CutSet.from_cuts(list(cuts(folder))[:1]).cut_into_windows(0.02).to_eager()
     windows.to_file(tmp_path / "w.jsonl")
-    found = read_all(open_source(str(tmp_path / "w.jsonl"), listing=tmp_path), 9)
+    found = read(tmp_path / "w.jsonl", tmp_path)
     assert [samples(utterance) for utterance in found] == [cut.load_audio()[0].tolist() for cut in windows]
 
 
@@ -359,30 +237,26 @@ def test_filters_at_any_shard_size(tmp_path):
     ]
     spec = write_jsonl(tmp_path / "m.jsonl", lines)
     for options in (
-        SourceOptions(split="a"),
-        SourceOptions(language="de"),
-        SourceOptions(with_text=True),
-        SourceOptions(split="b", language="en", with_text=True),
-    ):
+        {"split": "a"}, {"language": "de"}, {"with_text": True},
+        {"split": "b", "language": "en", "with_text": True},
+    ):  # fmt: skip
         expected = [
             line["id"]
             for line in lines
-            if options.split in (None, line["split"])
-            and options.language in (None, line["language"])
-            and (line["text"] or not options.with_text)
+            if options.get("split") in (None, line["split"])
+            and options.get("language") in (None, line["language"])
+            and (line["text"] or "with_text" not in options)
         ]
         for size in (1, 4, 100):
-            found = read_all(open_source(spec, listing=tmp_path, options=options), size)
+            found = read(spec, tmp_path, size, **options)
             assert [utterance.key for utterance in found] == expected
 
 
-@pytest.mark.parametrize("form", [shar, webdataset, parquet, saved, lhotse])
-def test_containers_are_filtered_and_named_too(form, folder, tmp_path):
-    spec = form(folder, tmp_path)
-    expected = SourceOptions(with_text=True)
-    assert len(read_all(open_source(spec, listing=tmp_path / "1", options=expected), 3)) == len(NAMES)
-    none = SourceOptions(language="xx")
-    assert read_all(open_source(spec, listing=tmp_path / "2", options=none), 3) == []
+@pytest.mark.parametrize("form", ["shar", "webdataset", *TABLES, "lhotse"])
+def test_containers_are_filtered_and_named_too(form, forms, tmp_path):
+    spec = forms.get(form) or pytest.skip("needs pyarrow")
+    assert len(read(spec, tmp_path / "1", 3, with_text=True)) == len(NAMES)
+    assert read(spec, tmp_path / "2", 3, language="xx") == []
 
 
 def test_relative_paths(folder, tmp_path, monkeypatch):
@@ -393,8 +267,8 @@ def test_relative_paths(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "cwd")
 
     def found(file: str, *lines: str) -> list[str | bytes]:
-        source = open_source(write(tmp_path / "lists" / file, lines), listing=tmp_path / "run")
-        return [utterance.audio for utterance in read_all(source, 9)]
+        spec = write(tmp_path / "lists" / file, lines)
+        return [utterance.audio for utterance in read(spec, tmp_path / "run")]
 
     here, beside = str(tmp_path / "cwd"), str(tmp_path / "lists")
     assert found("o.jsonl", '{"path": "x/both.wav"}') == [f"{beside}/x/both.wav"]
@@ -408,20 +282,11 @@ def test_relative_paths(folder, tmp_path, monkeypatch):
 
 
 def test_splits_of_datasets(tmp_path):
-    pytest.importorskip("pyarrow")
-    import pyarrow
-    from pyarrow import parquet as pq
-
     for name in ("data/train-0.parquet", "data/test-0.parquet", "other/0000.parquet"):
-        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pyarrow.table({"wav": [b"1", b"2"]}), tmp_path / "d" / name)
+        write_table(tmp_path / "d" / name, {"wav": [b"1", b"2"]})
 
     def keys(**options) -> list[str]:
-        listing = tmp_path / "run"
-        found = read_all(
-            open_source(str(tmp_path / "d"), listing=listing, options=SourceOptions(**options)), 9
-        )
-        return [utterance.key for utterance in found]
+        return [utterance.key for utterance in read(tmp_path / "d", tmp_path / "run", **options)]
 
     assert keys(split="test") == ["test-0-00000000", "test-0-00000001"]
     assert keys(split="none") == []
@@ -433,32 +298,24 @@ def test_splits_of_datasets(tmp_path):
 
 def test_rows_without_audio_and_ambiguous_columns(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as pq
-
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    sounds = [{"bytes": None, "path": "x.wav"}, None, {"bytes": b"w", "path": None}]
-    rows = pyarrow.table({"sound": pyarrow.array(sounds, kind), "other": pyarrow.array(sounds, kind)})
-    pq.write_table(rows, tmp_path / "t.parquet")
-    with pytest.raises(ConfigError, match="2 columns that may be its audio"):
-        read_all(open_source(str(tmp_path / "t.parquet"), listing=tmp_path), 9)
-    options = SourceOptions(column="sound", key="row")
-    found = read_all(open_source(str(tmp_path / "t.parquet"), listing=tmp_path, options=options), 2)
+    sounds = pyarrow.array([{"bytes": None, "path": "x.wav"}, None, {"bytes": b"w", "path": None}], kind)
+    spec = write_table(tmp_path / "t.parquet", {"sound": sounds, "other": sounds})
+    refused(ConfigError, "2 columns that may be its audio", read, spec, tmp_path)
+    found = read(spec, tmp_path, 2, column="sound", key="row")
     assert [utterance.audio for utterance in found] == [f"{tmp_path}/x.wav", b"", b"w"]
 
 
 def test_pyarrow_may_be_missing(tmp_path, monkeypatch):
     (tmp_path / "t.parquet").write_bytes(b"PAR1....")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"\[parquet\]"):
-        list(open_source(str(tmp_path / "t.parquet"), listing=tmp_path).plan(1))
+    refused(MissingExtra, r"\[parquet\]", read, tmp_path / "t.parquet", tmp_path)
 
 
 def test_the_hub(monkeypatch, tmp_path, request):
     """fsspec's memory filesystem under the hub's scheme has the hub's layout."""
-    pytest.importorskip("pyarrow")
     import fsspec
     from fsspec.implementations.memory import MemoryFileSystem
-    from pyarrow import parquet as pq
 
     class Hub(MemoryFileSystem):
         protocol = "hf"
@@ -476,37 +333,16 @@ def test_the_hub(monkeypatch, tmp_path, request):
     published = fsspec.get_filesystem_class("hf")
     fsspec.register_implementation("hf", Hub, clobber=True)
     request.addfinalizer(lambda: fsspec.register_implementation("hf", published, clobber=True))
+    table = Path(write_table(tmp_path / "t.parquet", columns())).read_bytes()
     for split in ("train", "test"):
-        with fsspec.open(f"hf://datasets/me/speech/data/{split}-0.parquet", "wb") as file:
-            pq.write_table(table(), file)
-    options = SourceOptions(split="train", column="audio")
-    source = open_source("hf://datasets/me/speech", listing=tmp_path / "run", options=options)
-    found = read_all(source, 3)
+        fsspec.filesystem("hf").pipe(f"hf://datasets/me/speech/data/{split}-0.parquet", table)
+    found = read("hf://datasets/me/speech", tmp_path / "run", 3, split="train", column="audio")
     assert [utterance.key for utterance in found] == NAMES
     assert [samples(utterance) for utterance in found] == [wave(i).tolist() for i in range(len(NAMES))]
-    with pytest.raises(ConfigError, match="has no parquet files"):
-        open_source("hf://datasets/me/none", listing=tmp_path / "run2")
+    refused(ConfigError, "has no parquet files", read, "hf://datasets/me/none", tmp_path / "run2")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
-        open_source("hf://datasets/me/speech", listing=tmp_path / "run3")
-    assert len(read_all(open_source("hf://datasets/me/speech", listing=tmp_path / "run"), 9)) == 14
-
-
-def test_kaldi_folder_as_windows_leaves_it(folder, tmp_path):
-    """Byte order marks, an end of -1, speakers in utt2spk, and a channel of a recording that has one."""
-    mark = "\ufeff"
-    write(tmp_path / "wav.scp", [f"{mark}r1 {folder}/a.wav", f"r2 {folder}/b c.wav"])
-    write(tmp_path / "segments", [f"{mark}u1 r1 0.01 -1", "u2 r2 0 0.02 0", "u3 r2 0 0.02 1"])
-    write(tmp_path / "text", [f"{mark}u1 eins", "u2 zwei"])
-    write(tmp_path / "utt2spk", [f"{mark}u1 anna", "u2 bert"])
-    found = read_all(open_source(str(tmp_path), listing=tmp_path / "run"), 2)
-    assert [(u.key, u.start, u.duration, u.text, u.speaker, u.channel) for u in found] == [
-        ("u1", 0.01, None, "eins", "anna", None),
-        ("u2", 0.0, 0.02, "zwei", "bert", 0),
-        ("u3", 0.0, 0.02, None, None, 1),
-    ]
-    assert decode(found[1], RATE).wave is not None
-    assert "channel 1 of 1 was chosen" in decode(found[2], RATE).reason
+    refused(DownloadError, "HF_HUB_OFFLINE is set", read, "hf://datasets/me/speech", tmp_path / "run3")
+    assert len(read("hf://datasets/me/speech", tmp_path / "run")) == 14
 
 
 def test_a_byte_order_mark_in_every_list(folder, tmp_path):
@@ -516,98 +352,80 @@ def test_a_byte_order_mark_in_every_list(folder, tmp_path):
         "a.scp": [f"a {folder}/a.wav"],
     }.items():
         file = write(tmp_path / name, ["\ufeff" + lines[0]])
-        [utterance] = read_all(open_source(file, listing=tmp_path / f"run {name}"), 2)
+        [utterance] = read(file, tmp_path / f"run {name}")
         assert (utterance.key, utterance.audio) == ("a", str(folder / "a.wav"))
     [utterance] = read_manifest(tmp_path / "a.jsonl")
     assert utterance.key == "a"
 
 
 @pytest.mark.parametrize(
-    ("listed", "ends"),
+    ("length", "listed", "says"),
     [
         (
+            400,
             {"offset": 0.01, "duration": 9},
             "0.04 s of audio are there from 0.01 s on, and the list says 9.00 s",
         ),
-        ({"duration": 9}, "0.05 s of audio are there, and the list says 9.00 s"),
-        ({"duration": 0.06}, ""),
-        ({"channel": 1}, "channel 1 of 1 was chosen"),
-        ({"channel_selector": "average"}, ""),
+        (400, {"duration": 9}, "0.05 s of audio are there, and the list says 9.00 s"),
+        (400, {"duration": 0.06}, ""),
+        (RATE, {"duration": 0.5}, "1.00 s of audio are there, and the list says 0.50 s"),
+        (400, {"channel": 1}, "channel 1 of 1 was chosen"),
+        (400, {"channel_selector": "average"}, ""),
     ],
 )
-def test_audio_is_compared_with_its_list(listed, ends, tmp_path):
+def test_audio_is_compared_with_its_list(length, listed, says, tmp_path):
     """A piece that comes out much shorter than its list says goes into quarantine, and so does a whole file."""
-    (tmp_path / "a.wav").write_bytes(wav(0))
-    file = write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "path": "a.wav", **listed}])
-    [utterance] = read_all(open_source(file, listing=tmp_path / "run"), 1)
+    soundfile.write(tmp_path / "a.wav", np.zeros(length), RATE)
+    [utterance] = read(write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "path": "a.wav", **listed}]), tmp_path)
     decoded = decode(utterance, RATE)
-    assert (
-        (decoded.reason.split(":")[0].startswith(ends) and decoded.wave is None)
-        if ends
-        else decoded.wave is not None
-    )
+    assert decoded.reason.startswith(says)
+    assert (decoded.wave is None) == bool(says)
 
 
-def test_a_much_longer_file_than_listed(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
-    file = write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "path": "a.wav", "duration": 0.5}])
-    [utterance] = read_all(open_source(file, listing=tmp_path / "run"), 1)
-    assert "1.00 s of audio are there, and the list says 0.50 s" in decode(utterance, RATE).reason
-
-
-def test_dots_in_names_of_a_tar(tmp_path, capsys):
+def test_dots_in_names_of_a_tar(tmp_path):
     """Keys end at the first dot; two recordings of one key are refused, and the remedy that is named works."""
-    with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        for i in range(3):
-            add(tar, f"s.v{i}.wav", wav(i))
-            add(tar, f"s.v{i}.txt", TEXTS[i].encode())
-    with pytest.raises(
-        ConfigError, match=r"'s\.v0\.wav' and 's\.v1\.wav' are both the audio of 's'.*--key name"
-    ):
-        read_all(open_source(str(tmp_path / "t.tar"), listing=tmp_path), 2)
-    source = open_source(str(tmp_path / "t.tar"), listing=tmp_path, options=SourceOptions(key="name"))
-    assert [(u.key, u.text) for u in read_all(source, 2)] == [(f"s.v{i}", TEXTS[i]) for i in range(3)]
-    with pytest.raises(ConfigError, match="--key id: tars name utterances by their members"):
-        open_source(str(tmp_path / "t.tar"), listing=tmp_path, options=SourceOptions(key="id"))
+    names = [f"s.v{i}" for i in range(3)]
+    content = {f"{name}.{kind}": value for i, name in enumerate(names)
+               for kind, value in (("wav", wav(i)), ("txt", TEXTS[i].encode()))}  # fmt: skip
+    spec = write_tar(tmp_path / "t.tar", content)
+    both = r"'s\.v0\.wav' and 's\.v1\.wav' are both the audio of 's'.*--key name"
+    refused(ConfigError, both, read, spec, tmp_path)
+    assert [(u.key, u.text) for u in read(spec, tmp_path, 2, key="name")] == list(
+        zip(names, TEXTS, strict=False)
+    )
+    refused(ConfigError, "--key id: tars name utterances by their members", read, spec, tmp_path, key="id")
 
 
 def test_stray_files_are_left_out_with_a_word(tmp_path, capsys):
-    with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        for name in ("a.wav", "README.md", "b.wav"):
-            add(tar, name, wav(0))
-    assert [u.key for u in read_all(open_source(str(tmp_path / "t.tar"), listing=tmp_path), 9)] == ["a", "b"]
+    spec = write_tar(tmp_path / "t.tar", dict.fromkeys(("a.wav", "README.md", "b.wav"), wav(0)))
+    assert [utterance.key for utterance in read(spec, tmp_path)] == ["a", "b"]
     assert "t.tar: left out 1 keys without audio, the first with README.md" in capsys.readouterr().err
     (tmp_path / "c").mkdir()
     for name in ("a.wav", "a.txt", "b.txt", "c.wv", "._a.wav"):
         (tmp_path / "c" / name).write_bytes(wav(0))
     for spec in ("c", "c/*"):
-        [found] = read_all(open_source(f"{tmp_path}/{spec}", listing=tmp_path / f"run{len(spec)}"), 9)
+        [found] = read(f"{tmp_path}/{spec}", tmp_path / f"run{len(spec)}")
         assert found.key == "a"
         assert "c: left out 3 files of other kinds: 2 .txt, 1 .wv" in capsys.readouterr().err
 
 
 def test_columns_of_cosyvoice(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    columns = {"utt": ["u1"], "spk": ["s1"], "text": ["hi"], "audio_data": [wav(0)], "wav": ["a.wav"]}
-    parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
-    [found] = read_all(open_source(str(tmp_path / "p.parquet"), listing=tmp_path), 9)
+    there = {"utt": ["u1"], "spk": ["s1"], "text": ["hi"], "audio_data": [wav(0)], "wav": ["a.wav"]}
+    [found] = read(write_table(tmp_path / "p.parquet", there), tmp_path)
     assert (found.key, found.speaker, found.text, found.audio) == ("u1", "s1", "hi", wav(0))
 
 
 def test_parts_of_files_in_a_table_are_refused(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"path": ["a.wav"], "offset": [1.0]}), tmp_path / "p.parquet")
-    with pytest.raises(ConfigError, match=r"names files in 'path' and parts of them in \['offset'\]"):
-        read_all(open_source(str(tmp_path / "p.parquet"), listing=tmp_path), 9)
+    spec = write_table(tmp_path / "p.parquet", {"path": ["a.wav"], "offset": [1.0]})
+    refused(ConfigError, r"names files in 'path' and parts of them in \['offset'\]", read, spec, tmp_path)
 
 
 def test_tars_beside_audio_are_ambiguous(tmp_path):
     (tmp_path / "wavs").mkdir()
     (tmp_path / "wavs" / "a.wav").write_bytes(wav(0))
-    with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        add(tar, "b.wav", wav(0))
+    write_tar(tmp_path / "t.tar", {"b.wav": wav(0)})
     with pytest.raises(ConfigError, match=r"holds \.tar files and audio files .*choose one") as raised:
         open_source(str(tmp_path), listing=tmp_path / "run")
     for number, spec in enumerate(str(raised.value).split("'")[1::2]):  # the remedies work
-        found = read_all(open_source(spec, listing=tmp_path / f"run{number}"), 9)
+        found = read(spec, tmp_path / f"run{number}")
         assert [utterance.key for utterance in found] == [["b"], ["wavs/a"]][number]

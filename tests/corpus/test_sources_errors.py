@@ -3,13 +3,13 @@
 import gzip
 import http.server
 import json
-import tarfile
 import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import refused
+from corpora import write_table, write_tar
 
 from vokens.data.fetch import open_audio
 from vokens.data.items import Utterance
@@ -97,17 +97,8 @@ def test_what_is_no_source(tmp_path):
 
 
 def test_damaged_containers(tmp_path):
-    pytest.importorskip("pyarrow")
-    import pyarrow
-    from pyarrow import parquet
-
-    (tmp_path / "a.wav").write_bytes(bytes(5000))
-    with tarfile.open(tmp_path / "w.tar", "w") as tar:
-        tar.add(tmp_path / "a.wav", "a.wav")
-        tar.add(tmp_path / "a.wav", "b.wav")
-    parquet.write_table(
-        pyarrow.table({"wav": [b"1"] * 100, "id": list("abcde" * 20)}), tmp_path / "p.parquet"
-    )
+    write_tar(tmp_path / "w.tar", dict.fromkeys(("a.wav", "b.wav"), bytes(5000)))
+    write_table(tmp_path / "p.parquet", {"wav": [b"1"] * 100, "id": list("abcde" * 20)})
     (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(b'{"path": "a.wav"}\n' * 100))
     for name, cut in (("w.tar", 8000), ("p.parquet", 200), ("m.jsonl.gz", 40)):
         whole = (tmp_path / name).read_bytes()
@@ -116,8 +107,7 @@ def test_damaged_containers(tmp_path):
         refused(ConfigError, f"cut-{name} is not a complete", plan, tmp_path / f"cut-{name}", tmp_path)
     cut = read_manifest(tmp_path / "cut-m.jsonl.gz")
     refused(ConfigError, r"cut-m.*line \d+: Compressed file ended", list, cut)
-    with tarfile.open(tmp_path / "n.tar", "w") as tar:
-        tar.add(tmp_path / "a.wav", "a.txt")
+    write_tar(tmp_path / "n.tar", {"a.txt": b"hello"})
     refused(ConfigError, "'a' has no audio", plan, tmp_path / "n.tar", tmp_path)
 
 
@@ -141,26 +131,16 @@ def test_an_object_store(tmp_path):
     """fsspec's memory store: lists, patterns, folders and audio."""
     import fsspec
 
-    for name in ("a", "b c"):
-        with fsspec.open(f"memory://store/in/{name}.wav", "wb") as file:
-            file.write(name.encode())
-    with fsspec.open("memory://store/m.jsonl", "wb") as file:
-        file.write(b'{"path": "in/a.wav"}\n{"path": "in/b c.wav"}\n{"path": "in/gone.wav"}\n')
-    with fsspec.open("memory://store/w-0.tar", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-        (tmp_path / "x").write_bytes(b"a")
-        tar.add(tmp_path / "x", "a.wav")
-    specs = [
-        "memory://store/m.jsonl",
-        "memory://store/in",
-        "memory://store/in/*.wav",
-        "memory://store/w-{0..0}.tar",
-    ]
-    for number, spec in enumerate(specs):
-        source = open_source(spec, listing=tmp_path / str(number))
+    content = {f"in/{name}.wav": name.encode() for name in ("a", "b c")}
+    content["m.jsonl"] = b'{"path": "in/a.wav"}\n{"path": "in/b c.wav"}\n{"path": "in/gone.wav"}\n'
+    content["w-0.tar"] = Path(write_tar(tmp_path / "w.tar", {"a.wav": b"a"})).read_bytes()
+    fsspec.filesystem("memory").pipe({f"/store/{name}": value for name, value in content.items()})
+    for number, spec in enumerate(("m.jsonl", "in", "in/*.wav", "w-{0..0}.tar")):
+        source = open_source(f"memory://store/{spec}", listing=tmp_path / str(number))
         utterances = [utterance for span, _ in source.plan(9) for utterance in source.read(span)]
         decoded = [open_audio(utterance) for utterance in utterances[:2]]
         assert decoded == ([b"a"] if "tar" in spec else [b"a", b"b c"])
-        if spec.endswith("m.jsonl"):
+        if spec == "m.jsonl":
             refused(AudioError, r"memory://store/in/gone\.wav cannot be fetched", open_audio, utterances[2])
     refused(ConfigError, "nosuch", lambda: open_audio(Utterance("k", "nosuch://b/a.wav")))
 
@@ -189,10 +169,8 @@ def test_a_web_server(tmp_path):
 )
 def test_lists_of_columns_are_refused(tmp_path, line):
     (tmp_path / "train.txt").write_text(f"{line.encode().decode('unicode_escape')}\n")
-    with pytest.raises(
-        ConfigError, match=r"train\.txt, line 1: .* is more than a path.*give a jsonl manifest"
-    ):
-        plan(tmp_path / "train.txt", tmp_path)
+    words = r"train\.txt, line 1: .* is more than a path.*give a jsonl manifest"
+    refused(ConfigError, words, plan, tmp_path / "train.txt", tmp_path)
 
 
 def test_paths_with_such_signs_are_paths(tmp_path):

@@ -1,5 +1,6 @@
 """Extracted tokens as training data: the same batches and the same loss from every form, in any layout of processes."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
+from corpora import write_shard
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -42,11 +44,7 @@ def write_run(
     folder.mkdir(exist_ok=True)
     output = get_output(name, audio_root="/nowhere" if name == "sidecar" else None)
     for shard in range(shards):
-        scratch = folder / f".scratch-{shard}"
-        scratch.mkdir(parents=True)
-        for file in output.write(scratch, shard, make_rows(shard, facts, rows), facts):
-            (folder / file.final).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / file.path).rename(folder / file.final)
+        write_shard(folder, output, shard, make_rows(shard, facts, rows), facts)
     (folder / "run.json").write_text(json.dumps({"format": name, **asdict(facts), "source": "somewhere"}))
     return folder
 
@@ -54,14 +52,7 @@ def write_run(
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("runs")
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = write_run(root / name, name)
-        return made[name]
-
-    return folder
+    return functools.cache(lambda name: write_run(root / name, name))
 
 
 # Training from it ------------------------------------------------------------------------------------------
@@ -113,9 +104,7 @@ def expected(folders: Callable[[str], Path]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "cosyvoice"])
-def test_a_language_model_trains_alike_from_every_form(
-    name: str, folders: Callable[[str], Path], expected: list[float]
-):
+def test_a_language_model_trains_alike_from_every_form(name, folders, expected):
     dataset = TokenDataset(folders(name))
     loader = DataLoader(dataset, batch_sampler=TokenBatches(dataset, 400, seed=3), collate_fn=dataset.collate)
     batches = [batch.tokens for batch in loader][:3]
@@ -124,7 +113,7 @@ def test_a_language_model_trains_alike_from_every_form(
     assert losses[0] > 0.9 * np.log([16, 8]).mean()  # it knows nothing yet
 
 
-def test_a_language_model_trains_from_lhotse(folders: Callable[[str], Path]):
+def test_a_language_model_trains_from_lhotse(folders):
     """The form shar needs nothing of ours: lhotse's cuts, bucketing sampler and collation."""
     from lhotse import CutSet
     from lhotse.dataset import DynamicBucketingSampler
@@ -148,7 +137,7 @@ def test_a_language_model_trains_from_lhotse(folders: Callable[[str], Path]):
 # Rows and batches ------------------------------------------------------------------------------------------
 
 
-def test_rows_by_number(folders: Callable[[str], Path]):
+def test_rows_by_number(folders):
     dataset = TokenDataset(folders("megatron"), opened=2)
     rows = [row for shard in range(SHARDS) for row in make_rows(shard)]
     assert len(dataset) == len(rows)
@@ -175,7 +164,7 @@ def test_collate():
     assert batch.tokens.global_vector.tolist() == [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5]]
 
 
-def test_an_epoch_is_all_rows_once_in_batches_of_like_length(folders: Callable[[str], Path]):
+def test_an_epoch_is_all_rows_once_in_batches_of_like_length(folders):
     dataset = TokenDataset(folders("npy"))
     batches = TokenBatches(dataset, 200, seed=1)
     epochs = []
@@ -191,7 +180,7 @@ def test_an_epoch_is_all_rows_once_in_batches_of_like_length(folders: Callable[[
     assert dataset.frames.sum() / sum(padded) > 0.9  # shuffled alone it is 0.6
 
 
-def test_few_shards_are_open_at_a_time(folders: Callable[[str], Path]):
+def test_few_shards_are_open_at_a_time(folders):
     dataset = TokenDataset(folders("npy"))
     order = [int(i) // ROWS for batch in TokenBatches(dataset, 100, window=1) for i in batch]
     changes = 1 + sum(a != b for a, b in pairwise(order))
@@ -200,7 +189,7 @@ def test_few_shards_are_open_at_a_time(folders: Callable[[str], Path]):
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
-def test_processes_share_the_rows(world: int, folders: Callable[[str], Path]):
+def test_processes_share_the_rows(world, folders):
     dataset = TokenDataset(folders("npy"))
     plans = [list(TokenBatches(dataset, 60, seed=1, rank=rank, world=world)) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1
@@ -209,7 +198,7 @@ def test_processes_share_the_rows(world: int, folders: Callable[[str], Path]):
     assert len(rows) > 0.7 * len(dataset)  # what is missing are last batches, of processes that had more
 
 
-def test_workers_change_nothing_and_a_stopped_epoch_goes_on(folders: Callable[[str], Path]):
+def test_workers_change_nothing_and_a_stopped_epoch_goes_on(folders):
     dataset = TokenDataset(folders("parquet"))
 
     def keys(workers: int, start: int = 0) -> list[list[str]]:
@@ -224,7 +213,7 @@ def test_workers_change_nothing_and_a_stopped_epoch_goes_on(folders: Callable[[s
     assert keys(0, start=len(alone)) == []
 
 
-def test_rows_that_no_batch_takes(tmp_path: Path):
+def test_rows_that_no_batch_takes(tmp_path):
     folder = write_run(tmp_path, "megatron", shards=2)
     dataset = TokenDataset(folder)
     dataset.frames[3] = 0
@@ -237,7 +226,7 @@ def test_rows_that_no_batch_takes(tmp_path: Path):
 # Bad input -------------------------------------------------------------------------------------------------
 
 
-def test_folders_that_are_no_run(tmp_path: Path):
+def test_folders_that_are_no_run(tmp_path):
     refused(ConfigError, r"no output of vokens extract.*run\.json", TokenDataset, tmp_path)
     (tmp_path / "run.json").write_text('{"format": "npy"}')
     refused(ConfigError, "no output of vokens extract", TokenDataset, tmp_path)
@@ -245,14 +234,14 @@ def test_folders_that_are_no_run(tmp_path: Path):
     refused(ConfigError, "no complete shard", TokenDataset, folder)
 
 
-def test_a_folder_without_its_run_file_is_read_when_told(tmp_path: Path):
+def test_a_folder_without_its_run_file_is_read_when_told(tmp_path):
     folder = write_run(tmp_path, "webdataset", shards=1)
     (folder / "run.json").unlink()
     dataset = TokenDataset(folder, output=get_output("webdataset"), facts=FACTS)
     assert [row.key for row in dataset] == [row.key for row in make_rows(0)]
 
 
-def test_processes_without_rows(tmp_path: Path):
+def test_processes_without_rows(tmp_path):
     dataset = TokenDataset(write_run(tmp_path, "jsonl", shards=1, rows=2))
     refused(ConfigError, "2 rows are too few for 3 processes", TokenBatches, dataset, 100, rank=0, world=3)
     refused(ConfigError, "rank 3 of 3", TokenBatches, dataset, 100, rank=3, world=3)

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -191,20 +191,9 @@ class DecodePool:
         self._thread = threading.Thread(target=self._run, daemon=True, name="vokens-decode")
         self._thread.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def ready_seconds(self) -> float:
         return self._seconds
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.process.pid or 0 for worker in self._workers]
 
     def expect(self, shard: int, utterances: Iterable[Utterance]) -> None:
         with self._changed:

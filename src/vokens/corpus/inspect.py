@@ -27,30 +27,22 @@ _MOST = 20  # faults that are listed in full
 
 @dataclass
 class Findings:
-    """Result of an inspection.
+    """Result of an inspection."""
 
-    Attributes:
-        shards, done: planned, and with a receipt. utterances, failures, frames, seconds, bytes: of those done.
-        faults: the first 20; fault_count: of all.
-        compared, equal: utterances that were encoded again, and those with the same codes.
-        sizes, health: number of utterances and health statistics of each shard done.
-        durations: seconds of each row, at most a million.
-    """
-
-    shards: int = 0
-    done: int = 0
+    shards: int = 0  # planned
+    done: int = 0  # with a receipt; the next five are of those
     utterances: int = 0
     failures: int = 0
     frames: int = 0
     seconds: float = 0.0
     bytes: int = 0
-    compared: int = 0
-    equal: int = 0
+    compared: int = 0  # utterances that were encoded again
+    equal: int = 0  # those of them with the same codes
     fault_count: int = 0
-    faults: list[str] = field(default_factory=list)
-    sizes: dict[int, int] = field(default_factory=dict)
-    health: dict[int, dict[str, Any]] = field(default_factory=dict)
-    durations: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # the first 20
+    sizes: dict[int, int] = field(default_factory=dict)  # utterances of each shard done
+    health: dict[int, dict[str, Any]] = field(default_factory=dict)  # of each shard done
+    durations: list[float] = field(default_factory=list)  # seconds of each row, at most a million
 
     def fault(self, text: str) -> None:
         self.fault_count += 1
@@ -77,14 +69,7 @@ class Findings:
 
 
 class Inspection:
-    """An output folder opened for inspection.
-
-    Args:
-        folder: the output of `vokens extract`, finished or not.
-
-    Raises:
-        ConfigError: the folder holds no run, or it cannot be read.
-    """
+    """The output of `vokens extract`, finished or not, opened for inspection. Raises ConfigError for other folders."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -163,8 +148,9 @@ class Inspection:
                 findings.durations.append(row.duration)
         if frames != receipt.frames:
             findings.fault(f"shard {shard} holds {frames} frames, its receipt says {receipt.frames}")
-        for entry in self._quarantine(shard):
-            keys[entry["key"]] += 1
+        quarantine = self.folder / "failures" / f"{shard:06d}.jsonl"
+        for line in quarantine.read_text().splitlines() if quarantine.exists() else ():
+            keys[json.loads(line)["key"]] += 1
         twice = [key for key, count in keys.items() if count > 1]
         if twice:
             findings.fault(f"shard {shard} holds {twice[0]!r} {keys[twice[0]]} times")
@@ -177,11 +163,7 @@ class Inspection:
     def rows(self, receipt: Receipt) -> Iterator[Row]:
         """The stored rows of a shard."""
         files = [Path(file["path"]) for file in receipt.files if not file["path"].startswith("failures/")]
-        return self.output.read(self.folder, files, self.facts)
-
-    def _quarantine(self, shard: int) -> list[dict[str, Any]]:
-        path = self.folder / "failures" / f"{shard:06d}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return iter(self.output.open(self.folder, files[-1], self.facts))
 
     def _summary(self, findings: Findings) -> None:
         path = self.folder / "summary.json"
@@ -195,8 +177,7 @@ class Inspection:
     def compare(self, codec: Codec, findings: Findings, count: int, seed: int = 0) -> None:
         """Encode `count` utterances again, drawn from all finished shards, and compare codes.
 
-        Raises:
-            ConfigError: the codec has other weights than the run's, or the source is missing.
+        Raises ConfigError for a codec of other weights than the run's, and without its source.
         """
         if codec.fingerprint != self.facts.fingerprint:
             raise ConfigError(

@@ -44,9 +44,7 @@ _MEANING = {
 class Progress:
     """Progress display of a run; a context manager, updated by `beat` and `shard`.
 
-    Args:
-        show: write to standard error (one of several processes does).
-        metrics: a .json or .prom file to keep up to date.
+    show: write to standard error (one of several processes does). metrics: a .json or .prom file to keep up to date.
     """
 
     def __init__(self, run: Run, decoder: Decoder, *, show: bool = True, metrics: Path | None = None) -> None:

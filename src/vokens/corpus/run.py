@@ -40,24 +40,19 @@ _POLL = 0.2  # seconds between checks of a plan that another process is making
 
 @dataclass(frozen=True)
 class Settings:
-    """Identity of a run: reopening its folder with another value of any field is refused.
+    """Identity of a run: reopening its folder with another value of any field but `batch_seconds` is refused."""
 
-    source: as on the command line. out: the run's folder. dtype: of the network. audio_root: of sidecar files.
-    speaker: weights of CAM++, for speaker embeddings. sinc: resample like torchaudio instead of soxr.
-    batch_seconds bounds memory and may change; in half precision this changes a few tokens.
-    """
-
-    source: str
+    source: str  # as on the command line
     out: Path
     options: SourceOptions = field(default_factory=SourceOptions)
     format: str = "jsonl"
     shard_size: int = SHARD_SIZE
-    audio_root: Path | None = None
+    audio_root: Path | None = None  # of sidecar files
     num_codebooks: int | None = None
-    dtype: str = "float32"
-    speaker: Path | None = None
-    sinc: bool = False
-    batch_seconds: float = BATCH_SECONDS
+    dtype: str = "float32"  # of the network
+    speaker: Path | None = None  # weights of CAM++, for speaker embeddings
+    sinc: bool = False  # resample like torchaudio instead of soxr
+    batch_seconds: float = BATCH_SECONDS  # bounds memory; in half precision another one changes a few tokens
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -69,22 +64,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Record of a finished shard.
-
-    Attributes:
-        utterances, failures: number of encoded and of quarantined utterances.
-        samples: of the audio at the codec's rate. frames: of the codes.
-        files: path (relative to the run's folder if inside), bytes and sha256 of each file.
-        health: `vokens.corpus.health.Tally.facts`.
-    """
+    """Record of a finished shard."""
 
     shard: int
-    utterances: int
-    failures: int
-    samples: int
-    frames: int
-    files: list[dict[str, Any]]
-    health: dict[str, Any]
+    utterances: int  # encoded
+    failures: int  # in quarantine
+    samples: int  # of the audio at the codec's rate
+    frames: int  # of the codes
+    files: list[dict[str, Any]]  # path (relative to the run's folder if inside), bytes and sha256 of each
+    health: dict[str, Any]  # `vokens.corpus.health.Tally.facts`
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -141,7 +129,7 @@ class Run:
         self.facts = facts
         self.leases = leases
         self.plan = Plan(self.folder / "plan.jsonl")
-        self.source = open_source(settings.source, listing=_listing(self.folder), options=settings.options)
+        self.source = open_source(settings.source, listing=self.folder / "listing", options=settings.options)
         self.output: Output = get_output(settings.format, settings.audio_root)
 
     def __len__(self) -> int:
@@ -215,10 +203,8 @@ class Run:
 def open_run(settings: Settings, codec: Codec, leases: Leases) -> Run:
     """Begin a run, or resume the one in the folder.
 
-    leases: of `settings.out / "leases"`, entered. The first process plans, the others wait.
-
-    Raises:
-        ConfigError: the folder holds a run with another source, codec or format, or something else.
+    leases: of `settings.out / "leases"`, entered. The first process plans, the others wait. Raises ConfigError for a
+    folder that holds a run with another source, codec or format, or something else.
     """
     speaker = SpeakerEncoder(settings.speaker, codec.device) if settings.speaker else None
     identity = _identity(settings, codec)
@@ -286,10 +272,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _listing(folder: Path) -> Path:
-    return folder / "listing"
-
-
 def _identity(settings: Settings, codec: Codec) -> dict[str, Any]:
     count = codec.num_codebooks if settings.num_codebooks is None else settings.num_codebooks
     if not 1 <= count <= codec.num_codebooks:
@@ -333,7 +315,7 @@ def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         with leases.scratch("plan") as scratch:
-            source = open_source(settings.source, listing=_listing(folder), options=settings.options)
+            source = open_source(settings.source, listing=folder / "listing", options=settings.options)
             with open(scratch / "plan.jsonl", "w") as file:
                 for span in plan_shards(source, settings.shard_size):
                     where = span.where
@@ -343,7 +325,7 @@ def _begin(settings: Settings, identity: dict[str, Any], leases: Leases) -> None
             (scratch / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
             publish([(scratch / name, folder / name) for name in ("run.json", "plan.jsonl")])
     except BaseException:
-        shutil.rmtree(_listing(folder), ignore_errors=True)
+        shutil.rmtree(folder / "listing", ignore_errors=True)
         raise
 
 

@@ -56,9 +56,7 @@ def encode_shard(
     """Encode a shard that was announced to the decoder, and commit it.
 
     Tokens are batch-invariant: `codec.encode` of one utterance gives the same. Repeating a shard gives the same files.
-
-    Raises:
-        VokensError: files that cannot be written; nothing of the shard remains.
+    Raises VokensError for files that cannot be written; nothing of the shard remains.
     """
     timing = timing or ShardTiming()
     rows: list[Row] = []
@@ -142,14 +140,8 @@ def _encode(run: Run, codec: Codec, pool: list[Decoded], timing: ShardTiming) ->
 def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Tokens | str]:
     """Tokens of waves in one forward pass; where the batch fails, each is retried alone."""
     try:
-        return list(
-            codec.encode(
-                waves,
-                codec.sample_rate,
-                num_codebooks=len(run.facts.codebook_sizes),
-                batch_seconds=len(waves) * max(map(len, waves)) / codec.sample_rate + 1.0,
-            )
-        )
+        books, seconds = len(run.facts.codebook_sizes), len(waves) * max(map(len, waves)) / codec.sample_rate
+        return list(codec.encode(waves, codec.sample_rate, num_codebooks=books, batch_seconds=seconds + 1.0))
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the device's memory does not hold {run.settings.batch_seconds:g} s of audio: lower --batch-seconds "

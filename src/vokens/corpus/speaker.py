@@ -16,15 +16,10 @@ RATE = 16000
 
 
 class SpeakerEncoder:
-    """CAM++ on a device.
+    """CAM++ on a device. fingerprint: 16 hex digits of the weights.
 
-    Attributes:
-        fingerprint: 16 hex digits of the weights.
-
-    Args:
-        source: its weights (campplus.onnx, campplus_cn_en_common.pt, .safetensors), or their folder.
-
-    Raises ConfigError for a missing path, CheckpointError for other weights.
+    source: these weights (campplus.onnx, campplus_cn_en_common.pt, .safetensors), or their folder. Raises ConfigError
+    for a missing path, CheckpointError for other weights.
     """
 
     def __init__(self, source: Path, device: torch.device) -> None:

@@ -214,10 +214,5 @@ def collate(rows: Sequence[Row], facts: CodecInfo) -> TokenBatch:
         global_vector=torch.stack(vectors) if vectors else None,
         **vars(facts),
     )
-    return TokenBatch(
-        tokens,
-        keys=[row.key for row in rows],
-        texts=[row.text for row in rows],
-        speakers=[row.speaker for row in rows],
-        languages=[row.language for row in rows],
-    )
+    names = ("key", "text", "speaker", "language")
+    return TokenBatch(tokens, *([getattr(row, name) for row in rows] for name in names))

@@ -22,41 +22,28 @@ class Clip:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance to encode.
+    """One utterance to encode; labels that are not known are None."""
 
-    Attributes:
-        key: its name, unique in the corpus.
-        audio: local path, fsspec address (s3://…, gs://…) or the bytes of an audio file.
-        start, duration: segment of the recording in seconds; duration None: up to the end.
-        text, speaker, language, split: labels, if known. instruct: style instruction.
-        listed: duration of the whole file in seconds as stated by its list, if any.
-        channel: the selected channel; None: the mean of all.
-        sinc: resample by torchaudio's windowed sinc instead of soxr.
-    """
-
-    key: str
-    audio: str | bytes
-    start: float = 0.0
-    duration: float | None = None
+    key: str  # unique in the corpus
+    audio: str | bytes  # local path, fsspec address (s3://…, gs://…) or the bytes of an audio file
+    start: float = 0.0  # of a segment of the recording, in seconds
+    duration: float | None = None  # of the segment; None: up to the end
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
     split: str | None = None
-    instruct: str | None = None
-    listed: float | None = None
-    channel: int | None = None
-    sinc: bool = False
+    instruct: str | None = None  # style instruction
+    listed: float | None = None  # duration of the whole file in seconds as stated by its list, if any
+    channel: int | None = None  # the selected one; None: the mean of all
+    sinc: bool = False  # resample by torchaudio's windowed sinc instead of soxr
 
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a source that becomes one shard: `count` utterances from position `offset` of the file `where`.
-
-    The meaning of `offset` (byte, row, member) depends on the source.
-    """
+    """The part of a source that becomes one shard: `count` utterances from position `offset` of the file `where`."""
 
     where: str
-    offset: int
+    offset: int  # byte, row or member, as the source has it
     count: int
 
 
@@ -83,27 +70,19 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Row:
-    """The tokens of one utterance, and its labels.
-
-    Attributes:
-        key: of the utterance. codes: (K, T) int64. num_samples: at the codec's rate. duration: seconds.
-        audio: address of the audio, None for bytes from an archive.
-        text, speaker, language, instruct: of the utterance.
-        global_vector: (D,) float32, for codecs that have one.
-        embedding: (192,) float32 speaker embedding, for runs with a speaker encoder.
-    """
+    """The tokens of one utterance, and its labels."""
 
     key: str
-    codes: np.ndarray
-    num_samples: int
-    duration: float
-    audio: str | None = None
+    codes: np.ndarray  # (K, T) int64
+    num_samples: int  # at the codec's rate
+    duration: float  # seconds
+    audio: str | None = None  # its address; None for bytes from an archive
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
     instruct: str | None = None
-    global_vector: np.ndarray | None = None
-    embedding: np.ndarray | None = None
+    global_vector: np.ndarray | None = None  # (D,) float32, for codecs that have one
+    embedding: np.ndarray | None = None  # (192,) float32, for runs with a speaker encoder
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,13 @@ _WORKER = "worker"
 class Owner:
     """Identity of a process, by which others on its machine see if it is alive; also its file name.
 
-    boot: boot id of the machine, 8 hex digits. space: pid namespace (containers have their own). start: of the process
-    in clock ticks after boot, since pids are reused. Each is "0" where unknown.
+    Fields that are not known are "0".
     """
 
     pid: int
-    start: str
-    boot: str
-    space: str
+    start: str  # clock ticks after boot, since pids are reused
+    boot: str  # boot id of the machine, 8 hex digits
+    space: str  # pid namespace: containers have their own
     host: str
 
     @classmethod

@@ -44,15 +44,7 @@ class DNSMOS:
             wave = np.concatenate([wave, wave])
         last = int(len(wave) // RATE - WINDOW / RATE)
         starts = [second * RATE for second in range(last + 1)]
-        raw = np.stack(
-            [
-                self._session.run(None, {"input_1": wave[None, start : start + WINDOW]})[0][0]
-                for start in starts
-                if start + WINDOW <= len(wave)
-            ]
-        )
-        rated = [
-            np.polyval(polynomial, column)
-            for polynomial, column in zip(_LISTENERS.values(), raw.T, strict=True)
-        ]
-        return {name: float(values.mean()) for name, values in zip(_LISTENERS, rated, strict=True)}
+        windows = [wave[None, start : start + WINDOW] for start in starts if start + WINDOW <= len(wave)]
+        raw = np.stack([self._session.run(None, {"input_1": window})[0][0] for window in windows])
+        columns = zip(_LISTENERS.items(), raw.T, strict=True)
+        return {name: float(np.polyval(poly, column).mean()) for (name, poly), column in columns}

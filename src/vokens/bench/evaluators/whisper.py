@@ -48,10 +48,8 @@ class DecoderBlock(nn.Module):
         cached["k"], cached["v"] = keys, values
         x = x + _attend(self.attn, y, keys, values)
         if "states_k" not in cached:
-            cached["states_k"], cached["states_v"] = (
-                self.cross_attn.key(states),
-                self.cross_attn.value(states),
-            )
+            part = self.cross_attn
+            cached["states_k"], cached["states_v"] = part.key(states), part.value(states)
         y = self.cross_attn_ln(x)
         x = x + _attend(self.cross_attn, y, cached["states_k"], cached["states_v"], causal=False)
         return x + self.mlp(self.mlp_ln(x))

@@ -23,29 +23,18 @@ DROPOUT, WARMUP, LARGEST_GRADIENT = 0.2, 0.1, 1.0
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the cost of training a probe.
-
-    Attributes:
-        steps: updates. seconds: maximum speech in a batch, except for a single longer recording.
-        width: of each direction of the LSTM, and of the embeddings.
-        learning_rate: maximum of AdamW; warm-up over a tenth of the steps, then cosine decay to 0.
-        seed: of weights, order and dropout. device: of the training.
-    """
+    """Limits on the cost of training a probe."""
 
     steps: int = 1500
-    seconds: float = 20.0
-    width: int = 128
-    learning_rate: float = 4e-3
-    seed: int = 0
+    seconds: float = 20.0  # of speech in a batch, unless a single recording is longer
+    width: int = 128  # of each direction of the LSTM, and of the embeddings
+    learning_rate: float = 4e-3  # maximum of AdamW; warm-up over a tenth of the steps, then cosine decay to 0
+    seed: int = 0  # of weights, order and dropout
     device: str = "cpu"
 
 
 class Probe(nn.Module):
-    """Tokens (B, K, T) to log-probabilities of CTC frames.
-
-    Attributes:
-        stack: token frames per LSTM step. emissions: CTC frames per LSTM step.
-    """
+    """Tokens (B, K, T) to log-probabilities of CTC frames. stack, emissions: token and CTC frames per LSTM step."""
 
     def __init__(self, codebook_sizes: Sequence[int], frame_rate: float, width: int) -> None:
         super().__init__()

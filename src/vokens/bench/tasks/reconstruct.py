@@ -6,6 +6,7 @@ parent writes a line per file and row, from which a stopped run resumes.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -236,21 +237,11 @@ def _measure(job: Job) -> Outcome:
 
 def _measure_all(options: Reconstruct, jobs: list[Job]) -> Iterator[Outcome]:
     """Results in the order of the jobs, or an error message for an unusable file."""
-    bar = tqdm(total=len(jobs), unit="file", disable=None)
-    if not jobs:
-        return
     count = min(options.processes, len(jobs))
-    if count == 1:
-        _start(options)
-        with bar:
-            for job in jobs:
-                yield _measure(job)
-                bar.update()
-        return
-    with pool(count, _start, options) as executor, bar:
-        for outcome in executor.map(_measure, jobs):
-            bar.update()
-            yield outcome
+    _start(options)  # one process measures here
+    with pool(count, _start, options) if count > 1 else nullcontext() as executor:
+        outcomes = executor.map(_measure, jobs) if executor else map(_measure, jobs)
+        yield from tqdm(outcomes, total=len(jobs), unit="file", disable=None)
 
 
 def summary_row(

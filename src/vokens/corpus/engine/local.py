@@ -23,20 +23,14 @@ _POLL = 0.5  # seconds between checks of shards that others hold
 
 @dataclass(frozen=True)
 class Worker:
-    """Settings of one process of a run, without effect on the output.
+    """Settings of one process of a run, without effect on the output."""
 
-    rank, world: shards rank, rank + world, … come first, then all others.
-    feeders: processes of the run on this machine, which share its cores.
-    workers: decode processes, None: automatic, 0: inline decoding.
-    retry_failed: encode shards with failures again. metrics: see Progress.
-    """
-
-    rank: int = 0
+    rank: int = 0  # shards rank, rank + world, … come first, then all others
     world: int = 1
-    feeders: int = 1
-    workers: int | None = None
-    retry_failed: bool = False
-    metrics: Path | None = None
+    feeders: int = 1  # processes of the run on this machine, which share its cores
+    workers: int | None = None  # decode processes, None: automatic, 0: inline decoding
+    retry_failed: bool = False  # encode shards with failures again
+    metrics: Path | None = None  # see Progress
 
 
 def extract(
@@ -44,11 +38,8 @@ def extract(
 ) -> Summary:
     """Work on a run until all its shards are done, also by others; returns its summary.
 
-    decoder: None for local processes as set in `worker`.
-
-    Raises:
-        ConfigError: another run's folder, or a source that cannot be planned.
-        VokensError: files that cannot be written.
+    decoder: None for local processes as set in `worker`. Raises ConfigError for another run's folder and a source that
+    cannot be planned, VokensError for files that cannot be written.
     """
     worker = worker or Worker()
     workers = worker.workers

@@ -29,30 +29,28 @@ _DEATHS = 1000  # dead encoders after which lost machines are not the cause
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster to run on.
+    """A cluster to run on."""
 
-    address: of a Ray cluster, "auto" for the one this machine belongs to, None for a cluster on this machine only.
-    encoders: maximum number; None for one per GPU of the cluster or, without any, one per machine.
-    """
-
-    address: str | None = None
-    encoders: int | None = None
+    address: str | None = (
+        None  # "auto" for the one this machine belongs to, None for one on this machine only
+    )
+    encoders: int | None = (
+        None  # at most; None for one per GPU of the cluster or, without any, one per machine
+    )
 
 
 @dataclass(frozen=True)
 class Room:
-    """Resources of a cluster.
+    """Resources of a cluster."""
 
-    slots: places of encoders by name: the machine, and the cores and GPUs of one.
-    decoder_cpus: cores of a decoding task, on any machine.
-    """
-
-    slots: dict[str, "Slot"]
-    decoder_cpus: float
+    slots: dict[str, "Slot"]  # of encoders, by name
+    decoder_cpus: float  # cores of a decoding task, on any machine
 
 
 @dataclass(frozen=True)
 class Slot:
+    """Place of an encoder: the machine, and the cores and GPUs of one."""
+
     node: str
     cpus: float
     gpus: float
@@ -61,14 +59,9 @@ class Slot:
 def extract_on(settings: Settings, model: str, dtype: str, worker: Worker, cluster: Cluster) -> Summary:
     """Work on a run with a cluster until all its shards are done; returns its summary.
 
-    Args:
-        settings: as for `engine.local.extract`; out must be a folder that all machines share.
-        model, dtype: loaded by each encoder.
-        worker: only `retry_failed` is used.
-
-    Raises:
-        MissingExtra: ray is not installed.
-        ConfigError: another run's folder, or a cluster that cannot be reached.
+    settings: as for `engine.local.extract`; out must be a folder that all machines share. model, dtype: loaded by each
+    encoder. worker: only `retry_failed` is used. Raises MissingExtra without ray, ConfigError for another run's folder
+    and a cluster that cannot be reached.
     """
     with needs_extra("ray", "ray", "the engine ray"):
         import ray
@@ -126,7 +119,10 @@ def _drive(ray: Any, settings: Settings, model: str, dtype: str, worker: Worker,
             try:
                 return ray.get(result)
             except ray.exceptions.RayTaskError as error:
-                raise _cause(error) from error
+                cause = getattr(error, "cause", None)  # the encoder's own error
+                if not isinstance(cause, VokensError):
+                    cause = VokensError(f"an encoder failed: {error}")
+                raise cause from error
             except ray.exceptions.RayActorError as error:  # its machine was lost, or it was killed
                 deaths += 1
                 if deaths > _DEATHS:
@@ -228,9 +224,3 @@ class RayDecoder:
                 self._expected.popleft()
                 continue
             self._sent.append((number, utterance, self._task.remote(utterance, self.sample_rate)))
-
-
-def _cause(error: Any) -> Exception:
-    """The original error of an encoder."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, VokensError) else VokensError(f"an encoder failed: {error}")

@@ -22,17 +22,12 @@ class Layout:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self | None:
-        """As RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE say; None where no launcher has set them.
-
-        Raises:
-            ConfigError: values that are no such numbers.
-        """
+        """As the variables of torchrun say; None where no launcher has set them. Raises ConfigError for wrong ones."""
         environment = os.environ if environment is None else environment
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return None
-        given = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE")}
-        given["LOCAL_RANK"] = environment.get("LOCAL_RANK", "0")
-        given["LOCAL_WORLD_SIZE"] = environment.get("LOCAL_WORLD_SIZE", "1")
+        defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        given = {name: environment.get(name, default) for name, default in defaults.items()}
         if not all(text.isdigit() for text in given.values()):
             raise ConfigError(f"{given} are not the numbers that torchrun sets")
         layout = cls(*(int(text) for text in given.values()))

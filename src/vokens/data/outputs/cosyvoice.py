@@ -66,18 +66,12 @@ class SpeakerMeans:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Data of all shards that the published files need.
+    """Data of all shards that the published files need."""
 
-    Attributes:
-        speakers: embedding (192,) float32 of each. instruct: True if any utterance has one.
-        rejected: rejected tokens of utterances, for preference optimisation; None without.
-        digest: hash of the content of the files.
-    """
-
-    speakers: dict[str, np.ndarray]
-    instruct: bool
-    rejected: Mapping[str, list[int]] | None
-    digest: str
+    speakers: dict[str, np.ndarray]  # embedding (192,) float32 of each
+    instruct: bool  # True if any utterance has one
+    rejected: Mapping[str, list[int]] | None  # tokens of utterances, for preference optimisation
+    digest: str  # of the content of the files
 
     @property
     def columns(self) -> list[str]:
@@ -158,10 +152,8 @@ class CosyVoice(Parquet):
         home = run.folder.absolute()
         names = [_MAPS["tokens"], *([_MAPS["embeddings"]] if corpus.speakers else [])]
         with run.leases.scratch("lists") as scratch:
-            with (
-                PtMap(scratch / _MAPS["tokens"]) as tokens,
-                PtMap(scratch / _MAPS["embeddings"]) as embeddings,
-            ):
+            tokens, embeddings = (PtMap(scratch / _MAPS[kind]) for kind in ("tokens", "embeddings"))
+            with tokens, embeddings:
                 for shard in shards:
                     rows = list(self._rows(run, shard))
                     for row in rows:

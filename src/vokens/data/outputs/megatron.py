@@ -53,7 +53,10 @@ class Documents:
     """The documents of a `.bin` and `.idx` file; `prefix` is their path without suffix."""
 
     def __init__(self, prefix: Path) -> None:
-        index = _read(Path(f"{prefix}.idx"))
+        try:
+            index = Path(f"{prefix}.idx").read_bytes()
+        except OSError as error:
+            raise TokensError(f"{prefix}.idx is missing ({error}): {AGAIN}") from error
         if index[: len(_MAGIC)] != _MAGIC or len(index) < len(_MAGIC) + _HEAD.size:
             raise TokensError(
                 f"{prefix}.idx is no index of Megatron-LM, or damaged: it does not begin with MMIDIDX"
@@ -111,10 +114,3 @@ def _index(sizes: Sequence[int], kind: np.dtype) -> bytes:
     ends = np.cumsum([0, *sizes], dtype="<i8") * kind.itemsize
     head = _MAGIC + _HEAD.pack(_VERSION, _TYPES[kind], len(sizes), len(borders))
     return head + np.array(sizes, "<i4").tobytes() + ends[:-1].tobytes() + borders.tobytes()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TokensError(f"{path} is missing ({error}): {AGAIN}") from error

@@ -56,11 +56,7 @@ class FinishedRun(Protocol):
 
 
 class Shard:
-    """A stored shard: rows by number, decoded lazily.
-
-    Attributes:
-        frames: (n,) int64, the frames T of each row.
-    """
+    """A stored shard: rows by number, decoded lazily. frames: (n,) int64, T of each."""
 
     def __init__(self, records: Sequence[Record], codes: Callable[[int], np.ndarray]) -> None:
         self.frames = np.array([record["frames"] for record in records], dtype=np.int64)
@@ -87,13 +83,9 @@ class Shard:
 
 
 class Output(ABC):
-    """An output format.
+    """An output format."""
 
-    Attributes:
-        pattern: glob, below the output folder, of the file that completes a shard: each shard has one.
-    """
-
-    pattern: str
+    pattern: str  # glob, below the output folder, of the file that completes a shard: each shard has one
 
     def write(self, folder: Path, shard: int, rows: Sequence[Row], facts: CodecInfo) -> list[Written]:
         """Write shard number `shard` below the empty folder `folder`: equal rows give equal bytes.
@@ -132,10 +124,6 @@ class Output(ABC):
     def frames(self, folder: Path, file: Path, facts: CodecInfo) -> np.ndarray:
         """(n,) int64, T of each row of a shard, without reading codes where possible, to plan batches."""
         return self.open(folder, file, facts).frames
-
-    def read(self, folder: Path, files: Sequence[Path], facts: CodecInfo) -> Iterator[Row]:
-        """The rows of one shard: `files` are its final paths in the order of `write`."""
-        return iter(self.open(folder, files[-1], facts))
 
 
 class NamedFiles(Output):
@@ -198,16 +186,11 @@ def vectors(row: Row) -> Record:
 
 def to_row(record: Record, codes: np.ndarray) -> Row:
     """The row of a record and its codes (K, T)."""
+    facts: Record = {name: record[name] for name in ("key", "num_samples", "duration")}
+    facts |= {name: record.get(name) for name in _TEXTS[1:]}
     floats = {name: record[name] for name in _VECTORS if record.get(name) is not None}
-    present: dict[str, Any] = {name: np.array(vector, dtype=np.float32) for name, vector in floats.items()}
-    return Row(
-        codes=codes,
-        num_samples=record["num_samples"],
-        duration=record["duration"],
-        key=record["key"],
-        **{name: record.get(name) for name in _TEXTS[1:]},
-        **present,
-    )
+    facts |= {name: np.array(vector, dtype=np.float32) for name, vector in floats.items()}
+    return Row(codes=codes, **facts)
 
 
 def dump(record: Record) -> str:

@@ -66,19 +66,19 @@ def _read(path: Path, columns: list[str] | None = None) -> Any:
 
 def _table(arrow: ModuleType, rows: Sequence[Row], facts: CodecInfo) -> Any:
     kind = arrow.uint16() if code_type(facts) == np.uint16 else arrow.int32()
+    text = arrow.string()
     columns = [
-        ("key", arrow.string()),
+        ("key", text),
         ("codes", arrow.list_(kind)),
         ("frames", arrow.int32()),
         ("num_samples", arrow.int64()),
+    ]
+    columns += [
         ("duration", arrow.float64()),
-        *[(name, arrow.string()) for name in ("text", "speaker", "language", "audio")],
+        *((name, text) for name in ("text", "speaker", "language", "audio")),
     ]
     records = [to_record(row) for row in rows]
-    rare = {
-        "instruct": arrow.string(),
-        **dict.fromkeys(("global_vector", "embedding"), arrow.list_(arrow.float32())),
-    }
+    rare = {"instruct": text} | dict.fromkeys(("global_vector", "embedding"), arrow.list_(arrow.float32()))
     columns += [(name, kind) for name, kind in rare.items() if any(name in record for record in records)]
     arrays = [
         _codes(arrow, rows, facts) if name == "codes" else arrow.array([r.get(name) for r in records], form)

@@ -33,10 +33,8 @@ def write_samples(path: Path, samples: Iterable[tuple[str, np.ndarray, Record]],
         for name, array, record in samples:
             file = io.BytesIO()
             np.save(file, array, allow_pickle=False)
-            for member, content in (
-                (name + ending, file.getvalue()),
-                (f"{name}.json", dump(record).encode()),
-            ):
+            members = {name + ending: file.getvalue(), f"{name}.json": dump(record).encode()}
+            for member, content in members.items():
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vokens.atomic import atomic_write
 from vokens.audio_files import has_suffix, walk
@@ -71,8 +72,7 @@ def _pattern(spec: str, listing: Path, options: SourceOptions) -> Source:
     suffix = os.path.splitext(spec)[1].lower()
     if suffix not in _LISTS | _MANIFESTS | _CONTAINERS:
         top = folders.fixed_part(spec)
-        lines = frozen(listing, "audio.jsonl", lambda: folders.file_lines(expand(spec), top))
-        return ManifestSource({lines: str(lines)}, options)
+        return _audio(listing, lambda: folders.file_lines(expand(spec), top), options)
     files = _frozen_paths(listing, lambda: expand(spec))
     if not files:
         raise ConfigError(f"{spec} matches no file")
@@ -83,14 +83,9 @@ def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
     """The source of a folder: by the kind of its files, else all audio below it."""
     names = set() if is_url(folder) else set(os.listdir(folder))
     if "wav.scp" in names:
-        there = kaldi.side_files(folder)
-        options = replace(
-            options,
-            segments=options.segments or there.get("segments"),
-            text=options.text or there.get("text"),
-            speakers=options.speakers or there.get("utt2spk"),
-            instruct=options.instruct or there.get("instruct"),
-        )
+        there = kaldi.side_files(folder).items()
+        missing: dict[str, Any] = {name: path for name, path in there if getattr(options, name) is None}
+        options = replace(options, **missing)
         return _files([f"{folder}/wav.scp"], listing, options)
     if names & {"dataset_dict.json", "state.json"}:
         return TableSource(tables.saved_files(folder, options.split), replace(options, split=None))
@@ -103,8 +98,7 @@ def _folder(folder: str, listing: Path, options: SourceOptions) -> Source:
         if next(glob.iglob(pattern), None) is not None:
             _refuse_both(folder, pattern)
             return _pattern(pattern, listing, options)
-    lines = frozen(listing, "audio.jsonl", lambda: folders.folder_lines(folder))
-    return ManifestSource({lines: str(lines)}, options)
+    return _audio(listing, lambda: folders.folder_lines(folder), options)
 
 
 def _refuse_both(folder: str, pattern: str) -> None:
@@ -126,8 +120,7 @@ def _files(files: list[str], listing: Path, options: SourceOptions) -> Source:
     if kind == "tar":
         return WebDataset(files, options)
     if kind == "audio":
-        lines = frozen(listing, "audio.jsonl", lambda: folders.file_lines(files, common_folder(files)))
-        return ManifestSource({lines: str(lines)}, options)
+        return _audio(listing, lambda: folders.file_lines(files, common_folder(files)), options)
     plain = {_sought(file, number, listing): file for number, file in enumerate(files)}
     if kind == "manifest":
         return ManifestSource(plain, options)
@@ -140,6 +133,12 @@ def _files(files: list[str], listing: Path, options: SourceOptions) -> Source:
         raise ConfigError("segments and text belong to one wav.scp on this machine, unpacked")
     lines = frozen(listing, "kaldi.jsonl", lambda: kaldi.joined(files[0], options.segments, **labels))
     return ManifestSource({lines: files[0]}, options)
+
+
+def _audio(listing: Path, lines: Callable[[], Iterable[str]], options: SourceOptions) -> Source:
+    """Audio files as a manifest of the run."""
+    file = frozen(listing, "audio.jsonl", lines)
+    return ManifestSource({file: str(file)}, options)
 
 
 def _kind(file: str) -> str:

@@ -111,14 +111,8 @@ def _segments(scp: str, segments: Path) -> Iterator[dict[str, object]]:
             if path is None:
                 raise ConfigError(f"{segments}, line {number}: recording {recording!r} is not in {scp}")
             audio = checked.utterance(b"- " + path, scp).audio
-            duration = end and round(end - start, 6)
-            yield {
-                "id": key,
-                "audio_filepath": audio,
-                "offset": start,
-                "duration": duration,
-                "channel": channel,
-            }
+            place = {"offset": start, "duration": end and round(end - start, 6), "channel": channel}
+            yield {"id": key, "audio_filepath": audio, **place}
     recordings.close()
 
 
@@ -148,9 +142,6 @@ def _chunks(items: Iterator[_Item]) -> Iterator[list[_Item]]:
 
 
 def side_files(folder: str) -> dict[str, Path]:
-    """The existing side files of a Kaldi folder, by name."""
-    return {
-        name: path
-        for name in ("segments", "text", "utt2spk", "instruct")
-        if (path := Path(folder, name)).is_file()
-    }
+    """The existing side files of a Kaldi folder, by the options that name them."""
+    names = {"segments": "segments", "text": "text", "speakers": "utt2spk", "instruct": "instruct"}
+    return {option: path for option, name in names.items() if (path := Path(folder, name)).is_file()}

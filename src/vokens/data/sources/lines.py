@@ -24,9 +24,7 @@ _COLUMNS = re.compile(rf"(.*?({'|'.join(map(re.escape, AUDIO_SUFFIXES))}))\s*[|\
 class LineSource(Source):
     """A source with one utterance per line.
 
-    Args:
-        files: the readable (unpacked) file of each list, and the user's own, which errors name and relative paths
-            start from.
+    files: the readable (unpacked) file of each list, and the user's own, which errors name and relative paths begin at.
     """
 
     def __init__(self, files: Mapping[Path, str], options: SourceOptions) -> None:

@@ -24,27 +24,21 @@ def known(value: object) -> str | None:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Selection of utterances, and files and fields of their labels.
+    """Selection of utterances, and files and fields of their labels."""
 
-    Attributes:
-        split, language: keep utterances that carry exactly this label. In folders of parquet and in Hugging Face
-            datasets, `split` chooses the files that are named by it.
-        with_text: keep utterances that have a text.
-        segments, text, speakers, instruct: Kaldi files (speakers is utt2spk, instruct CosyVoice's) for a wav.scp; in
-            a Kaldi folder they are found automatically.
-        column: the column of parquet and Hugging Face data that holds the audio.
-        key: the field or column that names the utterances; "row" names the rows of a table by file and number,
-            "name" those of a tar by their names up to the last dot, not the first.
-    """
-
+    # Keep utterances that carry exactly this label. In folders of parquet and in Hugging Face datasets, `split` chooses
+    # the files that are named by it.
     split: str | None = None
     language: str | None = None
-    with_text: bool = False
+    with_text: bool = False  # keep utterances that have a text
+    # Kaldi's files (speakers is utt2spk, instruct CosyVoice's) for a wav.scp; in a Kaldi folder they are found.
     segments: Path | None = None
     text: Path | None = None
     speakers: Path | None = None
     instruct: Path | None = None
-    column: str | None = None
+    column: str | None = None  # of parquet and Hugging Face data that holds the audio
+    # The field or column that names utterances; "row" names the rows of a table by file and number, "name" those of a
+    # tar by their names up to the last dot, not the first.
     key: str | None = None
 
     @property

@@ -159,11 +159,7 @@ def _suffix(member: Member) -> str:
 
 
 class Shar(Source):
-    """lhotse's Shar: files of cuts, each with a tar of their audio.
-
-    Args:
-        shards: the file of cuts (jsonl.gz) and the tar of recordings of each shard.
-    """
+    """lhotse's Shar. shards: the file of cuts (jsonl.gz) and the tar of recordings of each."""
 
     def __init__(self, shards: list[tuple[str, str]], options: SourceOptions) -> None:
         self._tars = dict(shards)
