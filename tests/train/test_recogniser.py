@@ -111,7 +111,7 @@ def test_all_losses_fall(trainer_for: Build, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("vokens.train.tasks.recogniser.load_teacher", lambda *_: Tones())
     losses = "losses={ctc=1.0, commit=0.25, attention=0.5, distill=1.0, distill_before=1.0}"
-    changes = (*VQ[:2], losses, "head.decoder_layers=1", "teacher.kind=tones", "teacher.loss=t_axis")
+    changes = (*VQ[:2], losses, "head.decoder_layers=1", "teacher.kind=hubert", "teacher.loss=t_axis")
     trainer = trainer_for(*changes, "optim.schedule=constant")
     found = [trainer.train_step() for _ in range(40)]
     for name in ("ctc", "attention", "distill"):

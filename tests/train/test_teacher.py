@@ -11,7 +11,7 @@ from training import Build
 
 from vokens.errors import ConfigError
 from vokens.train.data import Crops, pcm_rows, read_clips
-from vokens.train.teacher import RATE, HubertTeacher, load_teacher, teacher_rows
+from vokens.train.teacher import RATE, HubertTeacher, teacher_rows
 
 TASK = "codec"
 transformers = pytest.importorskip("transformers")
@@ -101,4 +101,4 @@ def test_distillation_falls(trainer_for: Build, hubert: Path, speech: Path, cach
 def test_a_width_that_does_not_fit_says_what_to_set(trainer_for: Build, hubert: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.semantic_dim = 16"):
         trainer_for("teacher.kind=hubert", f"teacher.source={hubert}")
-    refused(ConfigError, "hubert", load_teacher, "whisper", "somewhere")
+    refused(ConfigError, "hubert", trainer_for, "teacher.kind=whisper")

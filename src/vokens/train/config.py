@@ -2,11 +2,11 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vokens.config import build_config
 from vokens.errors import ConfigError
@@ -80,6 +80,10 @@ class TeacherConfig:
     loss: str = "d_axis"
     cached: bool = True
 
+    def __post_init__(self) -> None:
+        among("teacher.kind", self.kind, ("", "moonshine", "hubert"))
+        among("teacher.loss", self.loss, ("d_axis", "t_axis"))
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -99,6 +103,11 @@ class AdversarialConfig:
     feature: str = "published"
     start: int = 0
     learning_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        among("adversarial.kinds", self.kinds, ("mpd", "msd", "mstft"))
+        among("adversarial.loss", self.loss, ("least_squares", "hinge"))
+        among("adversarial.feature", self.feature, ("published", "normalised"))
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of every run; a task adds its own.
+    """Settings of every run; a task adds its own. Where `any_system` is False, its default of system is the only one.
 
     Attributes:
         task: a name of TASKS. system: which network; model: its settings that differ from the defaults.
@@ -152,6 +161,8 @@ class RunConfig:
             `keep_best` steps where it was least ("-valid/accuracy": largest), in out/best.
         tracker: "wandb" or "comet_ml" logs the curves there too, in the project "vokens"; both need an account.
     """
+
+    any_system: ClassVar[bool] = False
 
     task: str = "codec"
     system: str = ""
@@ -176,6 +187,8 @@ class RunConfig:
     tracker: str = ""
 
     def __post_init__(self) -> None:
+        if not self.any_system:
+            among("system", self.system, (type(self).system,))
         among("precision", self.precision, ("no", "bf16", "fp16"))
         among("tracker", self.tracker, ("", "wandb", "comet_ml"))
         among("optim.schedule", self.optim.schedule, ("cosine", "constant", "decay"))
@@ -215,10 +228,8 @@ def find_recipe(source: str | Path) -> Path:
     path, known = Path(source).expanduser(), recipes()
     if path.is_file():
         return path
-    file, home = (
-        known.get(path.stem),
-        Path("recipes"),
-    )  # in which recipes lay without their system's folder, too
+    file, home = known.get(path.stem), Path("recipes")
+    # Recipes lay there without their system's folder, too.
     if file and path.suffix in ("", ".toml") and path.parent in (Path(), home, home / file.parent.name):
         return file
     raise ConfigError(f"there is no recipe {source}: give a TOML file, or one of {', '.join(known)}")
@@ -272,7 +283,9 @@ def refuse(model: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ConfigError(f"model.{present[0]} comes from the tokens: leave it out")
 
 
-def among(name: str, value: str, accepted: Sequence[str]) -> None:
-    """Raise ConfigError unless the setting's value is one of those accepted."""
-    if value not in accepted:
-        raise ConfigError(f"{name} = {value!r}: {', '.join(accepted)} are accepted")
+def among(name: str, values: str | Iterable[str], accepted: Sequence[str]) -> None:
+    """Raise ConfigError for a setting's value, or one of its values, that is not accepted."""
+    choices = ", ".join(each or '""' for each in accepted)
+    for value in [values] if isinstance(values, str) else values:
+        if value not in accepted:
+            raise ConfigError(f"{name} = {value!r}: {choices} are accepted")

@@ -1,5 +1,6 @@
 """Bases of the tasks that train on crops of speech, and of those among them whose models are autoencoders."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,18 +8,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vokens.errors import ConfigError
 from vokens.models.dacvae.model import Autoencoder
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.data import Clip, Crops, pcm_rows, read_clips
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
+from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
 
 STATISTICS_BATCHES = 32
 
 Config = TypeVar("Config", bound=Any)
 Model = TypeVar("Model", bound=nn.Module)
 Vae = TypeVar("Vae", bound=Autoencoder)
+Named = dict[str, Tensor]
 
 
 class CropTrainer(Trainer[Config, Model]):
@@ -27,11 +31,29 @@ class CropTrainer(Trainer[Config, Model]):
     Attributes:
         hop: crops begin at multiples of it. unit: their length is a multiple of it, by default of hop.
         grid: seconds between rows of the features, and the moment of the first.
+        distances: losses of (output, target) waves (B, N), by name; those that the config names are computed.
     """
 
     hop: int
     unit: int = 0
     grid: tuple[float, float] = (0.02, 0.01)
+    teacher: Teacher | None = None
+    distances: dict[str, Callable[[Tensor, Tensor], Tensor]]
+    valid: Crops | None = None
+
+    def open_teacher(self, width: int, setting: str) -> None:
+        """Open the config's teacher, if it has one, whose features are of this width, the value of a setting."""
+        self.teacher = load_teacher(self.config.teacher, self.device)
+        if self.teacher is None:
+            return
+        self.grid = self.teacher.grid
+        if self.teacher.width != width:
+            raise ConfigError(
+                f"the teacher's features are {self.teacher.width} wide, {setting} is {width}: "
+                f"set {setting} = {self.teacher.width}"
+            )
+        if self.sample_rate != RATE:
+            raise ConfigError(f"teachers take {RATE} Hz, the codec works at {self.sample_rate} Hz")
 
     def load_data(self) -> None:
         data = self.config.data
@@ -39,8 +61,10 @@ class CropTrainer(Trainer[Config, Model]):
         self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
 
     def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
-        """Features of all clips, such as a teacher's; None for none."""
-        return None
+        """Features of all clips, by default a teacher's in training; None for none."""
+        if self.teacher is None or not training:
+            return None
+        return teacher_rows(self.teacher, cache, clips, pcm, self.config.data.workers)
 
     def _crops(self, source: str, split: str | None, training: bool = False) -> Crops:
         data, cache, unit = self.config.data, Path(self.config.data.cache), self.unit or self.hop
@@ -57,7 +81,28 @@ class CropTrainer(Trainer[Config, Model]):
             grid=self.grid,
         )
 
-    def weighted(self, values: dict[str, Tensor]) -> Tensor:
+    def kept_codebooks(self, rows: int, total: int, share: float, generator: torch.Generator) -> Tensor:
+        """Quantizer dropout: the number of first codebooks kept in each of this process's rows, all of them or, in a
+        share of the rows, uniform from 1."""
+        drawn = torch.randint(1, total + 1, (self.world * rows,), generator=generator)
+        dropped = torch.rand(self.world * rows, generator=generator) < share
+        return self.own(torch.where(dropped, drawn, total)).to(self.device)
+
+    def reconstruction(self, output: Tensor, target: Tensor) -> Named:
+        """The config's losses among `distances`, of waves (B, N)."""
+        weights = self.config.losses
+        return {
+            name: distance(output, target) for name, distance in self.distances.items() if name in weights
+        }
+
+    def gan_step(self, target: Tensor, output: Tensor, part: int, name: str = "") -> tuple[Named, Named]:
+        """`GAN.step` of the discriminators of this name; both empty without them."""
+        for gan in self.gans:
+            if gan.name == name:
+                return gan.step(target, output, part)
+        return {}, {}
+
+    def weighted(self, values: Named) -> Tensor:
         """The sum of losses by the config's weights."""
         return L.weighted_sum(values, {name: self.config.losses[name] for name in values})
 
@@ -69,9 +114,9 @@ class AutoencoderTrainer(CropTrainer[Config, Vae]):
     exported = "model"
 
     def measured_at(self, model: Vae) -> None:
-        """Set the sample rate, the hop and the mel distance (log10, three DAC scales) of a model."""
+        """Set the sample rate, the hop and the mel distance of a model."""
         self.sample_rate, self.hop = model.sample_rate, model.hop_length
-        self.measure = L.MelLoss(L.dac_scales(self.sample_rate)[3:6], [1 / 3] * 3).to(self.device)
+        self.measure = L.mel_distance(self.sample_rate).to(self.device)
 
     def trained(self) -> Vae:
         """The model of the averaged (or present) weights."""

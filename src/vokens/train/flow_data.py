@@ -7,7 +7,6 @@ Frames are log-mels at 24 kHz for S3Gen and latents for Learnable-Speech. The ba
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,16 +18,7 @@ from vokens.models.codec import Codec
 from vokens.train.data import Clip, RandomCrops, paths_of
 from vokens.train.rows import Rows, cached_rows
 
-
-class Ragged(Protocol):
-    """Rows (n, width) of each recording; `data.Rows` is one. offsets: (recordings + 1,) where each one's begin."""
-
-    offsets: np.ndarray
-
-    def __getitem__(self, clip: int) -> np.ndarray: ...
-
-
-Frames = Callable[[np.ndarray], np.ndarray]  # wave (N,) at its rate -> (T, D) float32
+Frames = Callable[[np.ndarray], np.ndarray]  # wave (N,) at its rate -> (T, D)
 
 
 @dataclass(frozen=True)
@@ -47,10 +37,10 @@ class FlowBatch:
 def frame_rows(
     folder: Path, name: str, clips: Sequence[Clip], compute: Frames, rate: int, workers: int
 ) -> Rows:
-    """Frames (T, D) of all clips in half precision (log-mels to 2e-3). name: of the cache."""
+    """Frames (T, D) of all clips; half precision keeps log-mels to 2e-3. name: of the cache."""
 
     def frames(number: int) -> np.ndarray:
-        return compute(audio.load(clips[number].path, rate)[0]).astype(np.float16)
+        return compute(audio.load(clips[number].path, rate)[0])
 
     return cached_rows(folder, name, paths_of(clips), frames, workers, f"computing {name}")
 
@@ -65,17 +55,6 @@ def token_rows(folder: Path, clips: Sequence[Clip], codec: Codec, workers: int) 
     return cached_rows(folder, name, paths_of(clips), tokens, workers, "encoding tokens")
 
 
-def voice_rows(
-    folder: Path, name: str, clips: Sequence[Clip], embed: Callable[[np.ndarray], np.ndarray], workers: int
-) -> Rows:
-    """One speaker vector (1, V) of each clip, from its sound at 16 kHz."""
-
-    def voice(number: int) -> np.ndarray:
-        return embed(audio.load(clips[number].path, 16000)[0])[None].astype(np.float32)
-
-    return cached_rows(folder, f"voice-{name}", paths_of(clips), voice, workers, "embedding voices")
-
-
 class FlowCrops(RandomCrops[FlowBatch]):
     """Random crops of recordings that have tokens, frames and a voice.
 
@@ -87,9 +66,9 @@ class FlowCrops(RandomCrops[FlowBatch]):
 
     def __init__(
         self,
-        tokens: Ragged,
-        frames: Ragged,
-        voices: Ragged,
+        tokens: Rows,
+        frames: Rows,
+        voices: Rows,
         *,
         ratio: int,
         crop: int,

@@ -2,18 +2,19 @@
 then give the generator its losses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vokens.train import losses as L
+from vokens.train.config import AdversarialConfig, DiscriminatorConfig
 from vokens.train.loop import Trainer
+from vokens.train.losses import Logits, Maps
 
-Logits = Sequence[Tensor]
-Scores = tuple[Logits, Sequence[Sequence[Tensor]]]  # of one kind of discriminators: logits, feature maps
+Scores = tuple[Logits, Maps]  # of one kind of discriminators
 
 
 class Discriminators(nn.ModuleDict):
@@ -32,28 +33,27 @@ class GANLoss:
         generator: losses by name of (scores of targets, scores of outputs).
     """
 
-    discriminator: Callable[[Logits, Logits], Tensor] = L.least_squares_discriminator
-    generator: dict[str, Callable[[Scores, Scores], Tensor]] = field(
-        default_factory=lambda: generator_losses(L.least_squares_generator, L.feature_matching)
-    )
+    discriminator: Callable[[Logits, Logits], Tensor]
+    generator: dict[str, Callable[[Scores, Scores], Tensor]]
 
 
-def generator_losses(
-    adversarial: Callable[[Logits], Tensor], feature: Callable[..., Tensor]
-) -> dict[str, Callable[[Scores, Scores], Tensor]]:
-    """Adversarial and feature matching losses of a generator."""
-    return {
-        "adversarial": lambda _target, output: adversarial(output[0]),
-        "feature": lambda target, output: feature(target[1], output[1]),
+def gan_loss(adversarial: str = "least_squares", feature: str = "published") -> GANLoss:
+    """Adversarial and feature matching losses of these kinds."""
+    kind, matching = L.ADVERSARIAL[adversarial], L.FEATURE_MATCHING[feature]
+    generator: dict[str, Callable[[Scores, Scores], Tensor]] = {
+        "adversarial": lambda _target, output: kind.generator(output[0]),
+        "feature": lambda target, output: matching(target[1], output[1]),
     }
+    return GANLoss(kind.discriminator, generator)
 
 
 class GAN:
     """Discriminators of a run, with their optimizer; `step` is their part of a micro-step.
 
     Args:
+        settings: `start`, the first step with them, and `learning_rate`, theirs; 0 means the generator's.
+        loss: of its generator losses, those that the config gives a weight are taken.
         name: prefix of the losses' names, where a run has several.
-        start: the first step with them. learning_rate: theirs; 0 means the generator's.
         clip: largest norm of their gradient, 0 for none.
     """
 
@@ -61,18 +61,27 @@ class GAN:
         self,
         trainer: Trainer[Any, Any],
         network: nn.Module,
-        loss: GANLoss,
+        settings: AdversarialConfig | DiscriminatorConfig,
+        loss: GANLoss | None = None,
         *,
         name: str = "",
-        start: int,
-        learning_rate: float,
         weight_decay: float = 0.0,
         clip: float = 0.0,
     ) -> None:
-        self.trainer, self.network, self.loss, self.start, self.clip = trainer, network, loss, start, clip
+        self.trainer, self.network, self.name, self.start, self.clip = (
+            trainer,
+            network,
+            name,
+            settings.start,
+            clip,
+        )
         self.prefix = f"{name}_" if name else ""
+        loss, weights = loss or gan_loss(), trainer.config.losses
+        named = {f"{self.prefix}{kind}": each for kind, each in loss.generator.items()}
+        self.discriminator_loss = loss.discriminator
+        self.generator_losses = {kind: each for kind, each in named.items() if kind in weights}
         optim = trainer.config.optim
-        self.rate = learning_rate or optim.learning_rate
+        self.rate = settings.learning_rate or optim.learning_rate
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.rate, betas=optim.betas, weight_decay=weight_decay, fused=True
         )
@@ -104,7 +113,7 @@ class GAN:
                 scores = self.module(torch.cat([target, output.detach()]))
             halves = [[logits.chunk(2) for logits in kind] for kind, _ in scores]
             total = torch.stack(
-                [self.loss.discriminator([t for t, _ in kind], [o for _, o in kind]) for kind in halves]
+                [self.discriminator_loss([t for t, _ in kind], [o for _, o in kind]) for kind in halves]
             ).sum()
             trainer.accelerator.backward(total / trainer.config.accumulate)
         if part == trainer.config.accumulate - 1:
@@ -121,5 +130,5 @@ class GAN:
             fake = self.network(output)
         return {
             name: torch.stack([loss(r, f) for r, f in zip(real, fake, strict=True)]).sum()
-            for name, loss in self.loss.generator.items()
+            for name, loss in self.generator_losses.items()
         }

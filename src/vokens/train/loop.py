@@ -5,10 +5,11 @@ A task is a subclass in a file of its own in `tasks/`, named in `config.TASKS`. 
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -51,6 +52,8 @@ class Trainer(Generic[Config, Model]):
     )  # settings that a checkpoint to resume must share
     sample_rate: int = 16000
     unused_parameters: ClassVar[bool] = False  # whether some weights have no part in some steps
+    train: Any  # opened by load_data; batch(number, rank, world) makes a batch
+    valid: Any = None
 
     def __init__(self, config: Config) -> None:
         with needs_extra("accelerate", "train", "training"):
@@ -140,6 +143,10 @@ class Trainer(Generic[Config, Model]):
         """The number of micro-batch `part` of this step, counted from the start of the run."""
         return self.step * self.config.accumulate + part
 
+    def batch(self, number: int) -> Any:
+        """This process's rows of a micro-batch."""
+        return self.train.batch(number, self.rank, self.world)
+
     def generator(self, number: int) -> torch.Generator:
         """Random generator of a micro-batch, the same on every process."""
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
@@ -162,6 +169,27 @@ class Trainer(Generic[Config, Model]):
         """Context that exchanges gradients between processes in the last micro-batch only."""
         last = part == self.config.accumulate - 1
         return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
+
+    @torch.no_grad()
+    def fit_quantizer(
+        self,
+        fit: Callable[[Tensor, torch.Generator], None],
+        latents: Callable[[Any], Tensor],
+        enough: int,
+        most: float = math.inf,
+    ) -> None:
+        """Initialise a quantizer from `enough` latents of the next batches, the same on every process.
+
+        fit: takes latents (N, D) and a generator. latents: (n, D) of a batch. most: numbers of batches, at the most.
+        """
+        self.model.eval()
+        first, rows = self.number(0), []
+        while sum(map(len, rows)) < enough and len(rows) < most * self.world:
+            number = first + len(rows) // self.world
+            rows += [latents(self.train.batch(number, rank, self.world)) for rank in range(self.world)]
+        fit(torch.cat(rows), torch.Generator().manual_seed(self.config.seed))
+        if self.average is not None:
+            self.average.restart(self.model)
 
     def set_rate(self, optimizer: Any, learning_rate: float) -> None:
         """Set the learning rate of this step by the schedule."""

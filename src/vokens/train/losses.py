@@ -6,6 +6,7 @@ The target's spectra are computed without a graph, since nothing flows back to t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from torch.nn.functional import cosine_similarity, l1_loss, logsigmoid, pad, rel
 from vokens.audio.mel import SPEECHTOKENIZER_LOSSES, LogMel, MelConfig, stft_magnitude
 from vokens.errors import ConfigError
 from vokens.nn.masks import padding_mask
+
+Logits = Sequence[Tensor]  # of the stacks of one kind of discriminators
+Maps = Sequence[Sequence[Tensor]]  # feature maps of each stack
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -77,88 +81,65 @@ def dac_scales(sample_rate: int, windows: Sequence[int] = DAC_WINDOWS) -> list[M
     ]
 
 
-class LogMagnitude(nn.Module):
-    """Waves (B, N) -> ln of the STFT magnitude, floored at 1e-5 (-100 dB): (B, F, n_fft / 2 + 1)."""
+def dac_mel(sample_rate: int, windows: Sequence[int] = DAC_WINDOWS) -> MelLoss:
+    """DAC's mel loss."""
+    return MelLoss(dac_scales(sample_rate, windows), [1.0] * len(windows))
 
-    window: Tensor
 
-    def __init__(self, n_fft: int) -> None:
-        super().__init__()
-        self.n_fft = n_fft
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+def mel_distance(sample_rate: int) -> MelLoss:
+    """Mean over three of DAC's scales, by which models are validated."""
+    return MelLoss(dac_scales(sample_rate)[3:6], [1 / 3] * 3)
 
-    def forward(self, wave: Tensor) -> Tensor:
-        window, beyond = self.window.float(), self.n_fft // 2
-        padded = pad(wave.float()[:, None], (beyond, beyond), mode="reflect")[:, 0]
+
+def magnitude(wave: Tensor, n_fft: int) -> Tensor:
+    """STFT magnitude (B, F, n_fft / 2 + 1) of waves (B, N), reflected at the ends; Hann window, hop n_fft / 4."""
+    beyond = n_fft // 2
+    padded = pad(wave.float()[:, None], (beyond, beyond), mode="reflect")[:, 0]
+    return stft_magnitude(padded, torch.hann_window(n_fft, device=wave.device), n_fft // 4)
+
+
+def stft_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over windows of mean |ln |STFT(output)| - ln |STFT(target)|| (1910.11480), floored at 1e-5 (-100 dB)."""
+
+    def log_magnitude(wave: Tensor, n_fft: int) -> Tensor:
         # Divided by the window's sum, a full-scale sine has magnitude 1/2 at every n_fft.
-        return (stft_magnitude(padded, window, self.n_fft // 4) / window.sum()).clamp(min=1e-5).log()
+        return (magnitude(wave, n_fft) / (n_fft / 2)).clamp(min=1e-5).log()
+
+    return torch.stack(_per_window(log_magnitude, output, target, (512, 1024, 2048))).mean()
 
 
-class STFTLoss(nn.Module):
-    """Mean over windows of mean |ln |STFT(output)| - ln |STFT(target)|| (1910.11480)."""
-
-    def __init__(self, windows: Sequence[int] = (512, 1024, 2048)) -> None:
-        super().__init__()
-        self.spectra = nn.ModuleList(LogMagnitude(n_fft) for n_fft in windows)
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return torch.stack([spectral_l1(spectrum, output, target) for spectrum in self.spectra]).mean()
-
-
-class LinearSTFTLoss(nn.Module):
+def linear_stft_loss(output: Tensor, target: Tensor) -> Tensor:
     """Sum over windows of mean |M' - M| + 2 mean |log10 M' - log10 M|, M the STFT magnitude, at least 1e-5 in the log.
 
     Descript's (and DAC-VAE's optional) spectral distance: unlike log distances alone it weighs loud parts more.
     """
 
-    def __init__(self, windows: Sequence[int] = (2048, 1024)) -> None:
-        super().__init__()
-        self.windows = tuple(windows)
+    def both(wave: Tensor, n_fft: int) -> Tensor:
+        linear = magnitude(wave, n_fft)
+        return torch.stack([2 * linear, 4 * linear.clamp(min=1e-5).log10()])  # the sum as a mean of two
 
-    def magnitude(self, wave: Tensor, n_fft: int) -> Tensor:
-        beyond = n_fft // 2
-        padded = pad(wave.float()[:, None], (beyond, beyond), mode="reflect")[:, 0]
-        return stft_magnitude(padded, torch.hann_window(n_fft, device=wave.device), n_fft // 4)
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        total = []
-        for n_fft in self.windows:
-            with torch.no_grad():
-                target_magnitude = self.magnitude(target.flatten(0, -2), n_fft)
-            magnitude = self.magnitude(output.flatten(0, -2), n_fft)
-            logs = l1_loss(magnitude.clamp(min=1e-5).log10(), target_magnitude.clamp(min=1e-5).log10())
-            total.append(l1_loss(magnitude, target_magnitude) + 2 * logs)
-        return torch.stack(total).sum()
+    return torch.stack(_per_window(both, output, target, (2048, 1024))).sum()
 
 
-class SpectrumLoss(nn.Module):
+def spectrum_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean over windows of mean |X' - Y'|, where X' is the complex STFT with its magnitude to the power 0.3.
 
     The compressed complex distance of speech enhancement (2008.05214 section 2.3). Unlike log magnitudes it knows
     phase, unlike the wave's L1 it weighs quiet harmonics: without it pitch locks to the decoder's hop.
     """
 
-    def __init__(self, windows: Sequence[int] = (512, 1024), power: float = 0.3) -> None:
-        super().__init__()
-        self.windows, self.power = tuple(windows), power
-
-    def compressed(self, wave: Tensor, n_fft: int) -> Tensor:
+    def compressed(wave: Tensor, n_fft: int) -> Tensor:
         """(..., 2): real and imaginary parts. The 1e-8 is -80 dB against a full-scale sine's energy per bin."""
         window = torch.hann_window(n_fft, device=wave.device)
-        spectrum = torch.fft.rfft(wave.unfold(-1, n_fft, n_fft // 4) * window, norm="ortho")
+        spectrum = torch.fft.rfft(wave.float().unfold(-1, n_fft, n_fft // 4) * window, norm="ortho")
         real, imag = spectrum.real, spectrum.imag
-        gain = (real.square() + imag.square() + 1e-8).pow((self.power - 1) / 2)
+        gain = (real.square() + imag.square() + 1e-8).pow((0.3 - 1) / 2)
         return torch.stack([real * gain, imag * gain], -1)
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """output, target: (B, N) with N at least the longest window."""
-        with torch.no_grad():
-            target_spectra = [self.compressed(target.float(), n_fft) for n_fft in self.windows]
-        spectra = [self.compressed(output.float(), n_fft) for n_fft in self.windows]
-        return torch.stack([l1_loss(x, y) for x, y in zip(spectra, target_spectra, strict=True)]).mean()
+    return torch.stack(_per_window(compressed, output, target, (512, 1024))).mean()
 
 
-def spectral_l1(transform: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+def spectral_l1(transform: Callable[[Tensor], Tensor], output: Tensor, target: Tensor) -> Tensor:
     """Mean |transform(output) - transform(target)| over waves (B, N) or (B, 1, N) of one length."""
     if output.shape != target.shape:
         raise ConfigError(
@@ -167,6 +148,12 @@ def spectral_l1(transform: nn.Module, output: Tensor, target: Tensor) -> Tensor:
     with torch.no_grad():
         target_spectrum = transform(target.flatten(0, -2))
     return l1_loss(transform(output.flatten(0, -2)), target_spectrum)
+
+
+def _per_window(
+    transform: Callable[..., Tensor], output: Tensor, target: Tensor, windows: Sequence[int]
+) -> list[Tensor]:
+    return [spectral_l1(partial(transform, n_fft=n_fft), output, target) for n_fft in windows]
 
 
 # KL divergence of a posterior N(mean, exp(log_std)^2) from N(0, 1): mean, log_std, flowed (B, D, T); nats summed
@@ -186,6 +173,11 @@ def kl_published(mean: Tensor, log_std: Tensor) -> Tensor:
 def kl_flow(flowed: Tensor, log_std: Tensor) -> Tensor:
     """KL divergence from a flow prior, by one sample z: flowed = f(z) is normal under it, |det df/dz| = 1."""
     return (flowed.square() / 2 - log_std - 0.5).sum(1).mean()
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x, such as (B, C, T), where a mask that expands to it is not 0."""
+    return (x * mask).sum() / mask.expand_as(x).sum().clamp(min=1)
 
 
 # Distillation: feature (B, T, D) is the student's, target (B, T', D) the teacher's; the longer one is cut.
@@ -210,6 +202,9 @@ def t_axis(
     return distance - similarity_weight * (similarity * valid[..., 0]).sum() / frames
 
 
+DISTILLATION = {"d_axis": d_axis, "t_axis": t_axis}
+
+
 def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Feature and target cut to the n frames of the shorter one, and the loss mask (B, n, 1)."""
     if feature.dim() != 3 or feature.shape[::2] != target.shape[::2]:
@@ -225,32 +220,32 @@ def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Te
     return feature, target, mask[..., None].to(feature.dtype)
 
 
-# Adversarial losses: logits are one tensor per discriminator stack, features one list of maps per stack.
+# Adversarial losses.
 
 
-def least_squares_generator(fake: Sequence[Tensor]) -> Tensor:
+def least_squares_generator(fake: Logits) -> Tensor:
     """Sum over stacks of mean (1 - D(output))^2."""
     return torch.stack([(1 - logits).square().mean() for logits in fake]).sum()
 
 
-def least_squares_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+def least_squares_discriminator(real: Logits, fake: Logits) -> Tensor:
     """Sum over stacks of mean (1 - D(target))^2 + mean D(output)^2."""
     return least_squares_generator(real) + torch.stack([logits.square().mean() for logits in fake]).sum()
 
 
-def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
+def hinge_generator(fake: Logits) -> Tensor:
     """Mean over stacks of mean max(0, 1 - D(output))."""
     return torch.stack([relu(1 - logits).mean() for logits in fake]).mean()
 
 
-def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+def hinge_discriminator(real: Logits, fake: Logits) -> Tensor:
     """Mean over stacks of mean max(0, 1 - D(target)) + mean max(0, 1 + D(output))."""
     return hinge_generator(real) + torch.stack([relu(1 + logits).mean() for logits in fake]).mean()
 
 
 class Adversarial(NamedTuple):
-    generator: Callable[[Sequence[Tensor]], Tensor]
-    discriminator: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+    generator: Callable[[Logits], Tensor]
+    discriminator: Callable[[Logits, Logits], Tensor]
 
 
 ADVERSARIAL: Mapping[str, Adversarial] = {
@@ -259,24 +254,25 @@ ADVERSARIAL: Mapping[str, Adversarial] = {
 }
 
 
-def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+def feature_matching(real: Maps, fake: Maps) -> Tensor:
     """2 * sum over all feature maps of mean |D_l(target) - D_l(output)|, as SpeechTokenizer was trained."""
     return 2 * torch.stack([l1_loss(b, a.detach()) for a, b in feature_pairs(real, fake)]).sum()
 
 
-def normalised_feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+def normalised_feature_matching(real: Maps, fake: Maps) -> Tensor:
     """Mean over feature maps of mean |D_l(target) - D_l(output)| / mean |D_l(target)|, as in the papers."""
     ratios = [l1_loss(b, a.detach()) / a.detach().abs().mean() for a, b in feature_pairs(real, fake)]
     return torch.stack(ratios).mean()
 
 
-def feature_pairs(
-    real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]
-) -> list[tuple[Tensor, Tensor]]:
+FEATURE_MATCHING = {"published": feature_matching, "normalised": normalised_feature_matching}
+
+
+def feature_pairs(real: Maps, fake: Maps) -> list[tuple[Tensor, Tensor]]:
     return [pair for maps in zip(real, fake, strict=True) for pair in zip(maps[0], maps[1], strict=True)]
 
 
-def relativistic(better: Sequence[Tensor], worse: Sequence[Tensor], truncation: float = 0.04) -> Tensor:
+def relativistic(better: Logits, worse: Logits, truncation: float = 0.04) -> Tensor:
     """HiFTNet's truncated pointwise relativistic loss (arXiv 2309.09493 section 2.4), which only asks which of a pair
     is more real: the sum () over stacks of what makes logits `better` rise above `worse`, one tensor (B, ...) each.
 

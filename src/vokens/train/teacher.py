@@ -18,6 +18,7 @@ from vokens.errors import ConfigError, MissingExtra
 from vokens.evaluator_files import find_model
 from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 from vokens.nn.product import use_in
+from vokens.train.config import TeacherConfig
 from vokens.train.data import Clip, paths_of
 from vokens.train.rows import Rows, cached_rows
 
@@ -84,13 +85,11 @@ class HubertTeacher:
         return chosen[0].float().cpu().numpy()
 
 
-def load_teacher(kind: str, source: str, layer: str | int = "avg", device: str = "cpu") -> Teacher:
-    """Open a teacher by kind: "moonshine" (source: a folder) or "hubert" (source: a folder or hub id)."""
-    if kind == "moonshine":
-        return MoonshineTeacher(source)
-    if kind == "hubert":
-        return HubertTeacher(source, layer, device)
-    raise ConfigError(f'teacher kind {kind!r}: "moonshine", "hubert" or "" for training without one')
+def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher | None:
+    """Open the teacher of a run; None where it trains without one."""
+    if config.kind == "moonshine":
+        return MoonshineTeacher(config.source)
+    return HubertTeacher(config.source, config.layer, str(device)) if config.kind else None
 
 
 def _open_hubert(source: str) -> tuple[Any, Any]:

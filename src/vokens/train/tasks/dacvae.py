@@ -21,7 +21,7 @@ from vokens.nn.discriminators import DACDiscriminator
 from vokens.train import losses as L
 from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
 from vokens.train.crops import AutoencoderTrainer
-from vokens.train.gan import GAN, Discriminators, GANLoss
+from vokens.train.gan import GAN, Discriminators
 from vokens.train.log import Board
 
 GAN_LOSSES = ("adversarial", "feature")
@@ -74,10 +74,8 @@ class VAEConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("dacvae",))
         among("kl", self.kl, ("normal", "published"))
-        for name in self.losses:
-            among("losses", name, LOSSES)
+        among("losses", self.losses, LOSSES)
         if "kl" not in self.losses or not {"mel", "stft", "linear_stft"} & set(self.losses):
             raise ConfigError(
                 "losses.kl and losses.mel, stft or linear_stft are needed: without a spectral loss nothing is learned, "
@@ -98,51 +96,35 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         if config.init:
             checkpoint.load_strict(model, DACVAE.from_pretrained(config.init).state_dict(), config.init)
         self.measured_at(model)
-        settings, rate = config.discriminators, model.sample_rate
-        self.discriminators = None
-        if set(GAN_LOSSES) & set(config.losses):
-            network = DACDiscriminator(settings.divisor, settings.channels, windows=settings.windows)
-            self.discriminators = Discriminators({"dac": network})
-        scales = L.dac_scales(rate, config.mel_windows)
         self.distances = {
             "wave": L.wave_l1,
-            "mel": L.MelLoss(scales, [1.0] * len(scales)).to(self.device),
-            "stft": L.STFTLoss().to(self.device),
-            "linear_stft": L.LinearSTFTLoss(),
-            "spectrum": L.SpectrumLoss(),
+            "mel": L.dac_mel(self.sample_rate, config.mel_windows).to(self.device),
+            "stft": L.stft_loss,
+            "linear_stft": L.linear_stft_loss,
+            "spectrum": L.spectrum_loss,
         }
         return model.add_weight_norm()
 
     def prepare(self) -> None:
         super().prepare()
-        if self.discriminators is not None:
-            settings, usual = self.config.discriminators, GANLoss()
-            losses = {name: loss for name, loss in usual.generator.items() if name in self.config.losses}
-            gan = GAN(
-                self,
-                self.discriminators,
-                GANLoss(usual.discriminator, losses),
-                start=settings.start,
-                learning_rate=settings.learning_rate,
-                weight_decay=self.config.optim.weight_decay,
-                clip=settings.clip,
-            )
-            self.gans.append(gan)
+        if set(GAN_LOSSES) & set(self.config.losses):
+            settings, decay = self.config.discriminators, self.config.optim.weight_decay
+            network = DACDiscriminator(settings.divisor, settings.channels, windows=settings.windows)
+            network = Discriminators({"dac": network})
+            self.gans.append(GAN(self, network, settings, weight_decay=decay, clip=settings.clip))
 
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
-        wave = self.train.batch(number, self.rank, self.world).wave.to(self.device)
+        wave = self.batch(number).wave.to(self.device)
         noise = self._noise(number, wave.shape[1] // self.hop).to(self.device)
         with self.accelerator.autocast():
             output = self.module(wave, noise, self._pitch(wave))
         prediction = output.wave.float()
-        values, report = self._losses(wave, prediction, output), {}
-        for gan in self.gans:
-            crop = self._crop(number)
-            losses, report = gan.step(wave[:, None, crop], prediction[:, None, crop], part)
-            values |= losses
+        crop = self._crop(number)
+        losses, report = self.gan_step(wave[:, None, crop], prediction[:, None, crop], part)
+        values = self.reconstruction(prediction, wave) | {"kl": self._divergence(output)} | losses
         weights = {name: self.config.losses[name] for name in values}
         weights["kl"] *= min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
         return L.weighted_sum(values, weights), report | values
@@ -151,11 +133,6 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         """(B, D, frames) normal."""
         shape = self.world * self.config.data.batch_size, self.model.config.latent_dim, frames
         return self.own(torch.randn(shape, generator=self.generator(number)))
-
-    def _losses(self, target: Tensor, prediction: Tensor, output: VAEOutput) -> dict[str, Tensor]:
-        weights = self.config.losses
-        values = {name: f(prediction, target) for name, f in self.distances.items() if name in weights}
-        return values | {"kl": self._divergence(output)}
 
     def _pitch(self, wave: Tensor) -> Tensor | None:
         """Pitch latents of waves (B, N), of a model with pulses."""

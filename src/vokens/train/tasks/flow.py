@@ -29,7 +29,7 @@ from vokens.nn.campplus_onnx import open_campplus
 from vokens.nn.masks import padding_mask
 from vokens.train.config import CropConfig, RunConfig, among
 from vokens.train.data import Clip, read_clips
-from vokens.train.flow_data import FlowBatch, FlowCrops, Ragged, frame_rows, token_rows, voice_rows
+from vokens.train.flow_data import FlowBatch, FlowCrops, frame_rows, token_rows
 from vokens.train.flow_learner import (
     Draw,
     FlowLearner,
@@ -128,7 +128,6 @@ class FlowConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, self.systems)
         among("objective", self.objective, OBJECTIVES)
         among("noise_pairing", self.noise_pairing, ("none", "knn", "assignment"))
         among("time", self.time, tuple(TIMESTEPS))
@@ -144,8 +143,6 @@ class FlowConfig(RunConfig):
             )
         if self.candidates < 1 or self.contrastive < 0 or not 0 <= self.instant <= 1:
             raise ConfigError("candidates from 1, contrastive from 0, and instant from 0 to 1 are accepted")
-
-    systems: ClassVar[tuple[str, ...]] = ("s3gen",)
 
     def check_sources(self) -> None:
         """Raise ConfigError unless the config names a tokenizer and a speaker encoder."""
@@ -169,6 +166,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     exported = "flow"
     sample_rate = 24000
     frames_are: ClassVar[str] = "mel"
+    frame_rate: float = MEL_24K_80.sample_rate / MEL_24K_80.hop_length
+    token_rate: float  # set by build_sizes
     weights: Tensor | None = None  # (D,) loss weights of the frames' dimensions, mean 1; None for equal ones
 
     # Building ----------------------------------------------------------------------------------------------
@@ -195,6 +194,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     def build_sizes(self) -> S3GenConfig:
         """Open the tokenizer and the speaker encoder, and return the network's config."""
         self.tokenizer = Codec.from_pretrained(self.config.data.tokenizer)
+        self.token_rate = self.tokenizer.frame_rate
         self.open_speaker()
         return build_config(S3GenConfig, self.config.network_settings(), "model")
 
@@ -242,16 +242,6 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
                 f"the tokenizer has {self.tokenizer.codebook_sizes[0]} tokens: set model.vocab_size to that"
             )
 
-    @property
-    def token_rate(self) -> float:
-        """Tokens per second."""
-        return self.tokenizer.frame_rate
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return MEL_24K_80.sample_rate / MEL_24K_80.hop_length
-
     def open_speaker(self) -> None:
         """Open the speaker encoder."""
         self.speaker = open_campplus(find_model(self.config.data.speaker))
@@ -268,7 +258,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         tokens = token_rows(cache, clips, self.tokenizer, data.workers)
         return self.crops_of(tokens, self.frames(cache, clips), self.voices(cache, clips))
 
-    def crops_of(self, tokens: Ragged, frames: Ragged, voices: Ragged) -> FlowCrops:
+    def crops_of(self, tokens: Rows, frames: Rows, voices: Rows) -> FlowCrops:
         """Crops of recordings: tokens (T, 1), frames (ratio * T, D) and a speaker vector (1, V) of each."""
         mean, std = self.statistics(frames)
         return FlowCrops(
@@ -283,7 +273,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             std=std,
         )
 
-    def statistics(self, frames: Ragged) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def statistics(self, frames: Rows) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mean and standard deviation for normalising frames; None for log-mels, which are not normalised."""
         return None, None
 
@@ -294,7 +284,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         kept = "mel24k80" if highest == MEL_24K_80.f_max else f"mel24k80_{highest:g}"
 
         def frames(wave: np.ndarray) -> np.ndarray:
-            return mel(torch.from_numpy(wave)[None])[0].T.numpy()
+            return mel(torch.from_numpy(wave)[None])[0].T.half().numpy()
 
         return frame_rows(cache, kept, clips, frames, 24000, self.config.data.workers)
 
@@ -302,16 +292,16 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         """The speaker vector of each recording."""
 
         def voice(wave: np.ndarray) -> np.ndarray:
-            return self.speaker.embed([torch.from_numpy(wave[: int(VOICE_SECONDS * 16000)])])[0].numpy()
+            return self.speaker.embed([torch.from_numpy(wave[: int(VOICE_SECONDS * 16000)])]).numpy()
 
-        weights = checkpoint.fingerprint(self.speaker.state_dict(), {})[:8]
-        return voice_rows(cache, f"campplus-{weights}", clips, voice, self.config.data.workers)
+        name = f"voice-campplus-{checkpoint.fingerprint(self.speaker.state_dict(), {})[:8]}"
+        return frame_rows(cache, name, clips, voice, 16000, self.config.data.workers)
 
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
-        batch = self.train.batch(number, self.rank, self.world).to(self.device)
+        batch = self.batch(number).to(self.device)
         draw = self._draw(batch, number)
         x1, mask = self._targets(batch)
         x, velocity = objective.straight_path(x1, draw.noise, draw.t)

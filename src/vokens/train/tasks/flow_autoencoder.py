@@ -18,7 +18,7 @@ from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.model import FlowDraws
 from vokens.models.pretrained import load
 from vokens.train import losses as L
-from vokens.train.config import CropConfig, RunConfig, among
+from vokens.train.config import CropConfig, RunConfig
 from vokens.train.crops import AutoencoderTrainer
 from vokens.train.log import Board
 
@@ -47,7 +47,6 @@ class FlowAutoencoderConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("flowae",))
         required = {"flow"} if self.autoencoder else {"flow", "kl"}
         if set(self.losses) != required:
             raise ConfigError(
@@ -104,7 +103,7 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
-        wave = self.train.batch(number, self.rank, self.world).wave.to(self.device)
+        wave = self.batch(number).wave.to(self.device)
         draws = FlowDraws(*(draw.to(self.device) for draw in self._draws(number)))
         with self.accelerator.autocast():
             output = self.module(wave, draws)

@@ -5,9 +5,9 @@ the language model's speaker encoder, a frozen copy of which is saved with the f
 Learnable-Speech's files.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,14 +28,12 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.nn.campplus import EMBEDDING
 from vokens.train.data import Clip
-from vokens.train.flow_data import FlowCrops, Ragged, frame_rows
+from vokens.train.flow_data import FlowCrops, frame_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published, ratio_of
 from vokens.train.rows import Rows
 from vokens.train.tasks.flow import FlowConfig, FlowDataConfig, FlowTrainer
 
 STATISTICS_FRAMES = 100_000  # for mean and standard deviation where the autoencoder has none
-# Facts of the tokens and latents that the flow's config keeps.
-KEPT = ("sample_rate", "frame_rate", "latents", "latents_fingerprint", "tokens", "tokens_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,6 @@ class LearnableFlowRun(FlowConfig):
     contrastive: float = 0.05
     time: str = "cosine"
 
-    systems: ClassVar[tuple[str, ...]] = ("learnable_flow",)
-
     def check_sources(self) -> None:
         data = self.data
         if is_published(data.train):
@@ -79,51 +75,6 @@ class LearnableFlowRun(FlowConfig):
         super().check_sources()
         if not data.latents:
             raise ConfigError("data.latents is empty: name the folder of a trained DAC-VAE")
-
-
-@dataclass(frozen=True)
-class TokensAndLatents:
-    """Facts of a flow's tokens and latents.
-
-    Attributes:
-        width: latent dim. vocabulary: of tokens. mean, std: of each dimension; empty where they are not known.
-        latents, latents_fingerprint, tokens, tokens_fingerprint: of their models, empty where they are not known.
-    """
-
-    width: int
-    vocabulary: int = 6561
-    sample_rate: int = 24000
-    frame_rate: float = 50.0
-    token_rate: float = TOKEN_RATE
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    latents: str = ""
-    latents_fingerprint: str = ""
-    tokens: str = ""
-    tokens_fingerprint: str = ""
-
-    def of_autoencoder(self, vae: DACVAE) -> "TokensAndLatents":
-        """These facts, completed by an autoencoder's."""
-        return replace(
-            self,
-            width=vae.config.latent_dim,
-            sample_rate=vae.sample_rate,
-            frame_rate=vae.frame_rate,
-            mean=vae.config.mean,
-            std=vae.config.std,
-            latents=vae.name,
-            latents_fingerprint=vae.fingerprint,
-        )
-
-    def of_tokenizer(self, tokenizer: Codec) -> "TokensAndLatents":
-        """These facts, completed by a tokenizer's."""
-        return replace(
-            self,
-            vocabulary=tokenizer.codebook_sizes[0],
-            token_rate=tokenizer.frame_rate,
-            tokens=tokenizer.name,
-            tokens_fingerprint=tokenizer.fingerprint,
-        )
 
 
 class LearnableFlowTrainer(FlowTrainer):
@@ -140,45 +91,41 @@ class LearnableFlowTrainer(FlowTrainer):
 
     def build_sizes(self) -> S3GenConfig:
         data = self.data
-        self.facts = self._facts_of_files() if is_published(data.train) else TokensAndLatents(0)
+        # Of the network, and of what the flow's config keeps: by published files, or by the models that are named.
+        sizes, self.facts = {"vocab_size": 6561, "sampling_rate": 24000}, dict[str, Any]()
+        self.mean = self.std = np.zeros(0, np.float32)
+        if is_published(data.train):
+            files = PublishedFiles(data.train)
+            tokens, latents = self._rows_of_files(files)
+            sizes |= {"mel_bins": latents[0].shape[1], "sampling_rate": files.sample_rate}
+            self.token_rate, self.frame_rate = TOKEN_RATE, ratio_of(tokens, latents) * TOKEN_RATE
         if data.latents:
-            self.autoencoder = open_autoencoder(data.latents)
-            self.facts = self.facts.of_autoencoder(self.autoencoder)
-            self.weights = self.autoencoder.weights
+            vae = self.autoencoder = open_autoencoder(data.latents)
+            sizes |= {"mel_bins": vae.config.latent_dim, "sampling_rate": vae.sample_rate}
+            if data.normalise:
+                self.mean, self.std = (
+                    np.asarray(each, np.float32) for each in (vae.config.mean, vae.config.std)
+                )
+            self.facts |= {"latents": vae.name, "latents_fingerprint": vae.fingerprint}
+            self.frame_rate, self.weights = vae.frame_rate, vae.weights
         if data.tokenizer:
-            self.tokenizer = Codec.from_pretrained(data.tokenizer)
-            self.facts = self.facts.of_tokenizer(self.tokenizer)
-        facts = self.facts
+            codec = self.tokenizer = Codec.from_pretrained(data.tokenizer)
+            sizes["vocab_size"], self.token_rate = codec.codebook_sizes[0], codec.frame_rate
+            self.facts |= {"tokens": codec.name, "tokens_fingerprint": codec.fingerprint}
+        self.facts |= {"sample_rate": sizes["sampling_rate"], "frame_rate": self.frame_rate}
         self.open_speaker()
-        ratio = facts.frame_rate / facts.token_rate
+        ratio = self.frame_rate / self.token_rate
         if ratio < 1 or abs(ratio - round(ratio)) > 1e-6:
             raise ConfigError(
-                f"{data.latents} makes {facts.frame_rate:g} latents a second and {data.tokenizer} "
-                f"{facts.token_rate:g} tokens: a whole number of latents per token is accepted"
+                f"{data.latents} makes {self.frame_rate:g} latents a second and {data.tokenizer} "
+                f"{self.token_rate:g} tokens: a whole number of latents per token is accepted"
             )
-        of_data = {
-            "mel_bins": facts.width,
-            "token_mel_ratio": round(ratio),
-            "vocab_size": facts.vocabulary,
-            "speaker_embed_dim": self.voice_width,
-            "sampling_rate": facts.sample_rate,
-        }
+        sizes |= {"token_mel_ratio": round(ratio), "speaker_embed_dim": self.voice_width}
         settings = self.config.network_settings()
-        wrong = {
-            name: settings[name] for name in of_data if settings.get(name, of_data[name]) != of_data[name]
-        }
+        wrong = {name: settings[name] for name in sizes if settings.get(name, sizes[name]) != sizes[name]}
         if wrong:
-            raise ConfigError(f"model has {wrong}, the data {of_data}: leave these to the data")
-        return build_config(S3GenConfig, {"noise": "fresh", **of_data, **settings}, "model")
-
-    def _facts_of_files(self) -> TokensAndLatents:
-        """Facts that published files of the training data state."""
-        files = PublishedFiles(self.data.train)
-        tokens, latents = self._rows_of_files(files)
-        ratio = ratio_of(tokens, latents)
-        return TokensAndLatents(
-            latents[0].shape[1], sample_rate=files.sample_rate, frame_rate=ratio * TOKEN_RATE
-        )
+            raise ConfigError(f"model has {wrong}, the data {sizes}: leave these to the data")
+        return build_config(S3GenConfig, {"noise": "fresh", **sizes, **settings}, "model")
 
     def _rows_of_files(self, files: PublishedFiles) -> tuple[Rows, Rows]:
         cache, workers = Path(self.data.cache), self.data.workers
@@ -198,11 +145,8 @@ class LearnableFlowTrainer(FlowTrainer):
                 f"data.speaker {path} holds {model.system!r} without a speaker encoder: a trained learnable_lm, or "
                 "CAM++'s weights are accepted"
             )
-        self.encoder = model.speaker_encoder
-        self.voice_width, self.voice_name = (
-            self.encoder.config.embed_dim,
-            f"{model.name}-{model.fingerprint[:8]}",
-        )
+        self.encoder, self.voice_width = model.speaker_encoder, model.speaker_encoder.config.embed_dim
+        self.voice_name = f"{model.name}-{model.fingerprint[:8]}"
 
     def open_flow(self, source: str) -> TokenToMel:
         path = Path(source).expanduser()
@@ -217,22 +161,9 @@ class LearnableFlowTrainer(FlowTrainer):
 
     # Data --------------------------------------------------------------------------------------------------
 
-    @property
-    def frame_rate(self) -> float:
-        return self.facts.frame_rate
-
-    @property
-    def token_rate(self) -> float:
-        return self.facts.token_rate
-
     def check_tokenizer(self) -> None:
         if not is_published(self.data.train):
             super().check_tokenizer()
-
-    def load_data(self) -> None:
-        known = (self.facts.mean, self.facts.std) if self.data.normalise else ((), ())
-        self.mean, self.std = (np.asarray(values, np.float32) for values in known)
-        super().load_data()
 
     def _crops(self, source: str, split: str | None) -> FlowCrops:
         if not is_published(source):
@@ -241,7 +172,7 @@ class LearnableFlowTrainer(FlowTrainer):
         tokens, latents = self._rows_of_files(files)
         return self.crops_of(tokens, latents, self.voices(Path(self.data.cache), files.clips))
 
-    def statistics(self, frames: Ragged) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def statistics(self, frames: Rows) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mean and standard deviation of latents: the autoencoder's, else measured on the first training latents."""
         if not self.data.normalise:
             return None, None
@@ -255,7 +186,7 @@ class LearnableFlowTrainer(FlowTrainer):
         vae = self.autoencoder
 
         def frames(wave: np.ndarray) -> np.ndarray:
-            return vae.encode(wave, vae.sample_rate).values[0].T.numpy()
+            return vae.encode(wave, vae.sample_rate).values[0].T.half().numpy()
 
         name = f"latent-{vae.name}-{vae.fingerprint[:8]}"
         return frame_rows(cache, name, clips, frames, vae.sample_rate, self.data.workers)
@@ -268,7 +199,7 @@ class LearnableFlowTrainer(FlowTrainer):
 
         @torch.inference_mode()
         def voice(wave: np.ndarray) -> np.ndarray:
-            return encoder(mel(torch.from_numpy(wave[:longest]))[None]).numpy()
+            return encoder(mel(torch.from_numpy(wave[:longest]))[None]).half().numpy()
 
         name = f"voice-{self.voice_name}"
         return frame_rows(cache, name, clips, voice, REFERENCE_RATE, self.data.workers)
@@ -279,21 +210,12 @@ class LearnableFlowTrainer(FlowTrainer):
         return (1, 2, 10)
 
     def final_model(self) -> LearnableFlow:
-        facts = self.facts
-        config = LearnableFlowConfig(
-            flow=self.model.flow.config,
-            speaker=None if self.encoder is None else self.encoder.config,
-            mean=tuple(self.mean.tolist()),
-            std=tuple(np.maximum(self.std, 1e-5).tolist()),
-            **{name: getattr(facts, name) for name in KEPT},
-        )
-        parts = {"network": self.final_flow(), "speaker_encoder": self.encoder}
-        state = {
-            f"{part}.{name}": value
-            for part, network in parts.items()
-            if network is not None
-            for name, value in network.state_dict().items()
-        }
+        mean, std = tuple(self.mean.tolist()), tuple(np.maximum(self.std, 1e-5).tolist())
+        speaker = None if self.encoder is None else self.encoder.config
+        config = LearnableFlowConfig(self.model.flow.config, speaker, mean, std, **self.facts)
+        state = {f"network.{name}": value for name, value in self.final_flow().state_dict().items()}
+        if self.encoder is not None:
+            state |= {f"speaker_encoder.{name}": x for name, x in self.encoder.state_dict().items()}
         return self.finished(LearnableFlow(config), state)
 
 

@@ -24,7 +24,7 @@ from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log
 from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel
 from vokens.text import front_end
 from vokens.train.alignment import ENOUGH, Aligner
-from vokens.train.config import RunConfig, among, refuse
+from vokens.train.config import RunConfig, refuse
 from vokens.train.data import Clip, pcm_rows
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
@@ -87,7 +87,6 @@ class LearnableLMRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("learnable_lm",))
         refuse(self.model, ("speech_tokens", "pace"))
         if not self.model.get("front_end"):
             raise ConfigError('model.front_end is empty: say how text becomes ids, e.g. "characters"')
@@ -264,7 +263,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
-        batch = self.train.batch(number, self.rank, self.world)
+        batch = self.batch(number)
         draws = self.row_draws(number, len(batch.rows))
         if self.pairs is not None:
             return self._preference(batch, draws, self.pairs)

@@ -91,10 +91,7 @@ class RecogniserConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("s3tokenizer",))
-        among("teacher.loss", self.teacher.loss, ("d_axis", "t_axis"))
-        for name in self.losses:
-            among("losses", name, LOSSES)
+        among("losses", self.losses, LOSSES)
         if not 0 < self.data.shortest < self.data.longest <= self.data.seconds:
             raise ConfigError(
                 f"data.shortest {self.data.shortest}, longest {self.data.longest} and seconds "
@@ -113,10 +110,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
     def build_model(self) -> Recogniser:
         config = self.config
         sizes = build_config(S3TokenizerConfig, config.model, "model")
-        self.teacher = None
-        if config.teacher.kind:
-            teacher = config.teacher
-            self.teacher = load_teacher(teacher.kind, teacher.source, teacher.layer, str(self.device))
+        self.teacher = load_teacher(config.teacher, self.device)
         self._check_losses(sizes)
         self.mel = LogMel(dataclasses.replace(WHISPER_128, n_mels=sizes.n_mels)).to(self.device)
         self.hop = WHISPER_128.hop_length * sizes.hop
@@ -243,7 +237,15 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
 
     def begin_step(self) -> None:
         if self.config.fit_codebooks and self.step == self.config.fit_codebooks:
-            self._fit_codebooks()
+            codewords, most = FIT_CODEWORDS, self.train.batches_per_epoch(self.world)
+            if isinstance(self.model.quantizer, UnitVectorLearner):
+                codewords = self.model.config.codebook_size
+            self.fit_quantizer(self.model.fit, self._latents, FIT_VECTORS * codewords, most)
+
+    def _latents(self, batch: UtteranceBatch) -> Tensor:
+        inputs = self._inputs(batch)
+        states = self.model.states(*inputs)
+        return states[padding_mask(-(-inputs[1] // self.model.config.hop), states.shape[1])].float()
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
@@ -291,32 +293,12 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             target = F.pad(target, (0, 0, 0, target.shape[1] % 2)).unflatten(1, (-1, 2)).flatten(2)
             values["trunk"] = L.t_axis(output.after.float(), target, -(-frames // self.model.config.hop))
         if batch.teacher is not None and output.before is not None and output.after is not None:
-            distill = {"d_axis": L.d_axis, "t_axis": L.t_axis}[self.config.teacher.loss]
+            distill = L.DISTILLATION[self.config.teacher.loss]
             target = (batch.teacher - self.mean) / self.scale
             target, tokens = target.to(self.device), -(-frames // self.model.config.hop)
             values["distill"] = distill(output.after.float(), target, tokens)
             values["distill_before"] = distill(output.before.float(), target, tokens)
         return values
-
-    @torch.no_grad()
-    def _fit_codebooks(self) -> None:
-        """Initialise the quantizer from states of the next batches, the same on every process."""
-        self.model.eval()
-        enough, latents, number = FIT_VECTORS * FIT_CODEWORDS, [], self.number(0)
-        if isinstance(self.model.quantizer, UnitVectorLearner):
-            enough = FIT_VECTORS * self.model.config.codebook_size
-        for offset in range(self.train.batches_per_epoch(self.world)):
-            if sum(len(states) for states in latents) >= enough:
-                break
-            for rank in range(self.world):
-                inputs = self._inputs(self.train.batch(number + offset, rank, self.world))
-                states, frames = self.model.states(*inputs), inputs[1]
-                latents.append(
-                    states[padding_mask(-(-frames // self.model.config.hop), states.shape[1])].float()
-                )
-        self.model.fit(torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
-        if self.average is not None:
-            self.average.restart(self.model)
 
     # Validation and export ---------------------------------------------------------------------------------
 

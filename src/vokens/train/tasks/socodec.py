@@ -8,6 +8,7 @@ streams is kept for each item (quantizer dropout), which orders them by importan
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,10 +42,10 @@ from vokens.train.config import (
 )
 from vokens.train.crops import CropTrainer
 from vokens.train.data import Batch, Clip
-from vokens.train.gan import GAN, Discriminators, GANLoss
+from vokens.train.gan import GAN, Discriminators
 from vokens.train.log import Board
 from vokens.train.rows import Rows
-from vokens.train.teacher import load_teacher, standard, teacher_rows
+from vokens.train.teacher import standard
 
 ON_ANALYZER = ("mel", "mel_l1", "semantic", "commit", "mel_adversarial", "mel_feature")
 ON_VOCODER = ("wave_mel", "wave_stft", "wave_adversarial", "wave_feature")
@@ -86,9 +87,7 @@ class SoCodecRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("socodec",))
-        for name in self.losses:
-            among("losses", name, LOSSES)
+        among("losses", self.losses, LOSSES)
         object.__setattr__(self, "losses", without_zeros(self.losses))
         if set(self.losses) & set(ON_ANALYZER) and not {"mel", "mel_l1"} & set(self.losses):
             raise ConfigError("losses.mel or losses.mel_l1 is needed: nothing else teaches the mel decoder")
@@ -112,15 +111,7 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         config = self.config
         sizes = build_config(SoCodecConfig, config.model, "model")
         self.hubert = self._load_hubert(sizes)
-        self.teacher = None
-        if config.teacher.kind:
-            teacher = config.teacher
-            self.teacher = load_teacher(teacher.kind, teacher.source, teacher.layer, str(self.device))
-            if self.teacher.width != sizes.hubert_width:
-                raise ConfigError(
-                    f"the teacher's features are {self.teacher.width} wide: set model.hubert_width to that"
-                )
-            self.grid = self.teacher.grid
+        self.open_teacher(sizes.hubert_width, "model.hubert_width")
         if ("semantic" in config.losses) != (self.hubert is not None or self.teacher is not None):
             raise ConfigError(
                 "give losses.semantic exactly when there are HuBERT or a teacher: --set losses.semantic=0 trains "
@@ -130,7 +121,7 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         if config.init:
             self._load_init(codec)
         self.spectrum = codec.mel.to(self.device)
-        self.stft = L.STFTLoss().to(self.device)
+        self.distances = {"wave_mel": partial(L.spectral_l1, self.spectrum), "wave_stft": L.stft_loss}
         named = set(config.losses)
         learner = SoCodecLearner(
             codec,
@@ -183,10 +174,9 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
             self._start()
 
     def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
-        if self.teacher is None or not training:
-            return None
-        features = teacher_rows(self.teacher, cache, clips, pcm, self.config.data.workers)
-        self.mean, self.scale = standard(features)
+        features = super().features(cache, clips, pcm, training)
+        if features is not None:
+            self.mean, self.scale = standard(features)
         return features
 
     @torch.no_grad()
@@ -202,34 +192,26 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         super().prepare()
         config, named = self.config, set(self.config.losses)
         if named & {"mel_adversarial", "mel_feature"}:
-            self._add_gan(
-                MelDiscriminator(config.mel_discriminator.channels), config.mel_discriminator, "mel"
-            )
+            settings = config.mel_discriminator
+            self.gans.append(GAN(self, MelDiscriminator(settings.channels), settings, name="mel"))
         if named & {"wave_adversarial", "wave_feature"}:
-            kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(config.wave_discriminator.divisor)}
-            if config.wave_discriminator.channels:
-                kinds["mrd"] = MultiResolutionDiscriminator(config.wave_discriminator.channels)
-            self._add_gan(Discriminators(kinds), config.wave_discriminator, "wave")
-
-    def _add_gan(self, network: nn.Module, config: DiscriminatorConfig, kind: str) -> None:
-        usual = GANLoss()
-        named = {f"{kind}_{name}": loss for name, loss in usual.generator.items()}
-        weighted = {name: loss for name, loss in named.items() if name in self.config.losses}
-        losses, rate = GANLoss(usual.discriminator, weighted), config.learning_rate
-        self.gans.append(GAN(self, network, losses, name=kind, start=config.start, learning_rate=rate))
-
-    def _gan_step(
-        self, kind: str, target: Tensor, output: Tensor, part: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """As `GAN.step` of the discriminators of a kind, "mel" or "wave"; empty without them."""
-        gans = [gan for gan in self.gans if gan.prefix == f"{kind}_"]
-        return gans[0].step(target, output, part) if gans else ({}, {})
+            settings = config.wave_discriminator
+            kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(settings.divisor)}
+            if settings.channels:
+                kinds["mrd"] = MultiResolutionDiscriminator(settings.channels)
+            self.gans.append(GAN(self, Discriminators(kinds), settings, name="wave"))
 
     # One step ----------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         if self.step == self.config.fit_codebooks and self.model.analyzer and not self._fitted():
-            self._fit_codebooks()
+            size = self.sizes.codebook_size
+            enough = max(size, min(FIT_VECTORS * size, FIT_MOST))
+            self.fit_quantizer(self.model.codec.codebooks.fit, self._latents, enough)
+
+    def _latents(self, batch: Batch) -> Tensor:
+        inputs, _ = self._inputs(batch, batch.wave.to(self.device), batch.wave)
+        return self.model.latent(inputs).flatten(0, 1).float()
 
     def _fitted(self) -> bool:
         """Whether the codebooks are initialised, as those of `init` are."""
@@ -237,10 +219,12 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
-        batch, generator = self.train.batch(number, self.rank, self.world), self.generator(number)
+        batch, generator = self.batch(number), self.generator(number)
         wave, frames = batch.wave.to(self.device), -(-batch.lengths // MEL_HOP)
         mel = self.spectrum(wave)
-        keep = self.own(self._keep(len(wave) * self.world, generator)).to(self.device)
+        quantize = self.step >= self.config.fit_codebooks
+        share = self.config.stream_dropout if quantize else 0.0  # k-means fits latents that are all in use
+        keep = self.kept_codebooks(len(wave), self.sizes.num_streams, share, generator)
         generators = self.row_generators(number, len(wave))
         inputs, features = self._inputs(batch, wave, voice_clips(mel, frames, generators))
         spans = self._spans(frames, generators)
@@ -250,25 +234,15 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
                 mels=None if spans is None else cut(mel, spans, 1),
                 keep=keep,
                 generator=generator,
-                quantize=self.step >= self.config.fit_codebooks,
+                quantize=quantize,
             )
         mask = padding_mask(frames, mel.shape[2]).unsqueeze(1).to(self.device)
         values, report = self._of_analyzer(output, mel, features, mask, part)
         if output.wave is not None and spans is not None:
-            wave_values, wave_report = self._of_vocoder(output.wave.float(), cut(wave, spans, MEL_HOP), part)
-            values, report = values | wave_values, report | wave_report
+            prediction, target = output.wave.float(), cut(wave, spans, MEL_HOP)
+            losses, more = self.gan_step(target[:, None], prediction[:, None], part, "wave")
+            values, report = values | self.reconstruction(prediction, target) | losses, report | more
         return self.weighted(values), report | values
-
-    def _keep(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Per-row quantizer dropout: number of streams kept (rows,), all or uniform from 1.
-
-        All before the codebooks' start, so that k-means fits latents that are all in use."""
-        streams = self.sizes.num_streams
-        if self.step < self.config.fit_codebooks:
-            return torch.full((rows,), streams)
-        drawn = torch.randint(1, streams + 1, (rows,), generator=generator)
-        dropped = torch.rand(rows, generator=generator) < self.config.stream_dropout
-        return torch.where(dropped, drawn, streams)
 
     def _inputs(self, batch: Batch, wave: Tensor, clips: Tensor) -> tuple[AnalyzerBatch, Tensor | None]:
         """Input of the analyzer, and target features (B, hubert_width, F) of the semantic loss."""
@@ -297,42 +271,14 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         if output.mel is None or output.commit is None:
             return {}, {}
         prediction, weights = output.mel.float(), self.config.losses
-        values = {"mel": masked_mean((prediction - mel).square(), mask)}
-        values["mel_l1"] = masked_mean((prediction - mel).abs(), mask)
+        values = {"mel": L.masked_mean((prediction - mel).square(), mask)}
+        values["mel_l1"] = L.masked_mean((prediction - mel).abs(), mask)
         values["commit"] = output.commit
         if output.features is not None and features is not None:
             difference = (output.features.float() - features).square()
-            values["semantic"] = masked_mean(difference, mask[..., ::2])
-        losses, report = self._gan_step("mel", mel, prediction, part)
+            values["semantic"] = L.masked_mean(difference, mask[..., ::2])
+        losses, report = self.gan_step(mel, prediction, part, "mel")
         return {name: value for name, value in (values | losses).items() if name in weights}, report
-
-    def _of_vocoder(
-        self, prediction: Tensor, wave: Tensor, part: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of the vocoder on waves (B, N), and further values to report."""
-        values, weights = {}, self.config.losses
-        if "wave_mel" in weights:
-            values["wave_mel"] = L.spectral_l1(self.spectrum, prediction, wave)
-        if "wave_stft" in weights:
-            values["wave_stft"] = self.stft(prediction, wave)
-        losses, report = self._gan_step("wave", wave[:, None], prediction[:, None], part)
-        return values | losses, report
-
-    @torch.no_grad()
-    def _fit_codebooks(self) -> None:
-        """Initialise the codebooks from latents of the next batches, the same on every process."""
-        self.model.eval()
-        first, latents = self.number(0), []
-        size = self.sizes.codebook_size
-        enough = max(size, min(FIT_VECTORS * size, FIT_MOST))
-        while sum(len(rows) for rows in latents) < enough:
-            for rank in range(self.world):
-                batch = self.train.batch(first + len(latents) // self.world, rank, self.world)
-                inputs, _ = self._inputs(batch, batch.wave.to(self.device), batch.wave)
-                latents.append(self.model.latent(inputs).flatten(0, 1).float())
-        self.model.codec.codebooks.fit(torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
-        if self.average is not None:
-            self.average.restart(self.model)
 
     # Validation and export ---------------------------------------------------------------------------------
 
@@ -354,14 +300,14 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
             )
             for k in range(1, codec.num_codebooks + 1):
                 prediction = codec.decode_mel(codes[:, :k], voice)
-                measured[f"valid/mel_{k}"] = float(masked_mean((prediction - mel).abs(), mask))
+                measured[f"valid/mel_{k}"] = float(L.masked_mean((prediction - mel).abs(), mask))
             for k in range(codec.num_codebooks):
                 measured[f"valid/use_{k + 1}"] = len(codes[:, k].unique()) / min(
                     codec.codebook_sizes[k], codes[:, k].numel()
                 )
         if set(self.config.losses) & set(ON_VOCODER):
             copied = torch.stack([codec.vocode(row) for row in mel[:8]])
-            measured["valid/wave_mel"] = float(L.spectral_l1(self.spectrum, copied, wave[:8]))
+            measured["valid/wave_mel"] = float(self.distances["wave_mel"](copied, wave[:8]))
         if board is not None:
             board.resyntheses(self.step, wave, torch.stack([codec.vocode(row) for row in prediction[:2]]))
         return measured
@@ -378,8 +324,3 @@ def cut(x: Tensor, spans: Tensor, hop: int) -> Tensor:
     """Columns start * hop .. end * hop of each row of x (B, …, T), for spans (B, 2) of one length."""
     rows = [row[..., first * hop : last * hop] for row, (first, last) in zip(x, spans.tolist(), strict=True)]
     return torch.stack(rows)
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x (B, C, T) where mask (B, 1, T) is True."""
-    return (x * mask).sum() / (mask.sum() * x.shape[1]).clamp(min=1)

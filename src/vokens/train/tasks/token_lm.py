@@ -12,7 +12,7 @@ from vokens import checkpoint
 from vokens.config import build_config
 from vokens.data.dataset import TokenBatch, TokenBatches, TokenDataset
 from vokens.models.socodec.lm import TokenLM, TokenLMConfig
-from vokens.train.config import DataConfig, RunConfig, among, refuse
+from vokens.train.config import DataConfig, RunConfig, refuse
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.text_tokens import check_same_codec
@@ -44,7 +44,6 @@ class TokenLMRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("token_lm",))
         refuse(self.model, ("vector_width", *OF_THE_TOKENS))
 
 

@@ -64,7 +64,6 @@ class USLMRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("uslm",))
         among("networks", self.networks, ("both", "ar", "nar"))
         refuse(self.model, _OF_THE_TOKENS)
 
@@ -141,7 +140,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         number = self.number(part)
         last = self.model.lm.config.num_codebooks - 1
         stage = int(torch.randint(min(2, last), last + 1, (), generator=self.generator(number)))
-        batch = self.train.batch(number, self.rank, self.world)
+        batch = self.batch(number)
         draws = self.row_draws(number, len(batch.rows))
         unread = dropout_mask(batch, self.config.token_dropout, draws)
         batch, unread = batch.to(self.device), None if unread is None else unread.to(self.device)

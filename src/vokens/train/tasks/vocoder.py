@@ -5,6 +5,7 @@ predictor is trained by a pitch tracker's F0 alone, for the sine source passes n
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from vokens.train import losses as L
 from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
 from vokens.train.crops import CropTrainer
 from vokens.train.data import Clip, paths_of
-from vokens.train.gan import GAN, Discriminators, GANLoss
+from vokens.train.gan import GAN, Discriminators, GANLoss, gan_loss
 from vokens.train.log import Board
 from vokens.train.rows import Rows, cached_rows
 
@@ -56,21 +57,13 @@ class VocoderConfig(RunConfig):
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     sines: str = "predicted"
     losses: dict[str, float] = field(
-        default_factory=lambda: {
-            "mel": 45.0,
-            "f0": 1.0,
-            "adversarial": 1.0,
-            "feature": 1.0,
-            "relativistic": 1.0,
-        }
+        default_factory=lambda: {"mel": 45.0, "f0": 1.0} | dict.fromkeys(GAN_LOSSES, 1.0)
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        among("system", self.system, ("hiftnet",))
         among("sines", self.sines, ("predicted", "tracked"))
-        for name in self.losses:
-            among("losses", name, LOSSES)
+        among("losses", self.losses, LOSSES)
         if "f0" not in self.losses or not {"mel", "stft"} & set(self.losses):
             raise ConfigError(
                 "losses.f0 and losses.mel or losses.stft are needed: nothing else starts the vocoder"
@@ -119,17 +112,8 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         vocoder = HiFTNetModel(sizes)
         if config.init:
             vocoder.load_state_dict(HiFTNetModel.from_pretrained(config.init).state_dict())
-        settings = config.discriminators
-        self.discriminators = None
-        if set(GAN_LOSSES) & set(config.losses):
-            self.discriminators = Discriminators(
-                {
-                    "mpd": MultiPeriodDiscriminator(settings.divisor),
-                    "mrd": MultiResolutionDiscriminator(settings.channels),
-                }
-            )
-        self.mel = LogMel(MEL_LOSS).to(self.device)
-        self.stft = L.STFTLoss().to(self.device)
+        mel = LogMel(MEL_LOSS).to(self.device)
+        self.distances = {"mel": partial(L.spectral_l1, mel), "stft": L.stft_loss}
         return VocoderLearner(vocoder)
 
     def load_data(self) -> None:
@@ -156,26 +140,26 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.discriminators is not None:
+        if set(GAN_LOSSES) & set(self.config.losses):
             settings = self.config.discriminators
-            losses, rate = gan_losses(self.config.losses), settings.learning_rate
-            self.gans.append(GAN(self, self.discriminators, losses, start=settings.start, learning_rate=rate))
+            mpd = MultiPeriodDiscriminator(settings.divisor)
+            mrd = MultiResolutionDiscriminator(settings.channels)
+            network = Discriminators({"mpd": mpd, "mrd": mrd})
+            self.gans.append(GAN(self, network, settings, vocoder_loss(self.config.losses)))
 
     # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
-        batch = self._batch(self.train.batch(number, self.rank, self.world))
+        batch = self._batch(self.batch(number))
         draws = self._draws(number, batch.wave)
         tracked = batch.pitch if self.config.sines == "tracked" else None
         with self.accelerator.autocast():
             wave, pitch = self.module(batch.mel, draws, tracked)
         wave = wave.float()
-        values, report = self._losses(batch, wave, pitch), {}
-        for gan in self.gans:
-            losses, report = gan.step(batch.wave[:, None], wave[:, None], part)
-            values |= losses
-        return self.weighted(values), report | values
+        values = {"f0": F.l1_loss(pitch.float(), batch.pitch), **self.reconstruction(wave, batch.wave)}
+        losses, report = self.gan_step(batch.wave[:, None], wave[:, None], part)
+        return self.weighted(values | losses), report | values | losses
 
     def _batch(self, crops: Any) -> VocoderBatch:
         """Crops on the device, padded with silence."""
@@ -189,15 +173,6 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         config, (rows, samples) = self.model.vocoder.config, wave.shape
         generators = self.row_generators(number, rows)
         return PublishedDraws(generators, [samples] * rows, config.nb_harmonics + 1, config.source)
-
-    def _losses(self, batch: VocoderBatch, wave: Tensor, pitch: Tensor) -> dict[str, Tensor]:
-        weights = self.config.losses
-        values = {"f0": F.l1_loss(pitch.float(), batch.pitch)}
-        if "mel" in weights:
-            values["mel"] = L.spectral_l1(self.mel, wave, batch.wave)
-        if "stft" in weights:
-            values["stft"] = self.stft(wave, batch.wave)
-        return values
 
     # Validation and export ---------------------------------------------------------------------------------
 
@@ -213,7 +188,7 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         voiced, target_voiced = pitch > vocoder.config.nsf_voiced_threshold, batch.pitch > 0
         both = (voiced & target_voiced).float()
         measured = {
-            "valid/mel": float(L.spectral_l1(self.mel, wave, batch.wave)),
+            "valid/mel": float(self.distances["mel"](wave, batch.wave)),
             "valid/f0": float(((pitch - batch.pitch).abs() * both).sum() / both.sum().clamp(min=1)),
             "valid/voicing": float((voiced == target_voiced).float().mean()),
         }
@@ -225,15 +200,12 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         return self.finished(HiFTNetModel(self.model.vocoder.config), self.final_state("vocoder."))
 
 
-def gan_losses(weights: dict[str, float]) -> GANLoss:
+def vocoder_loss(weights: dict[str, float]) -> GANLoss:
     """Least squares and feature matching, and the relativistic loss on both sides where it has a weight."""
-    weight, usual = weights.get("relativistic", 0.0), GANLoss()
-    generator = usual.generator | {
-        "relativistic": lambda target, output: L.relativistic(output[0], target[0])
-    }
+    weight, usual = weights.get("relativistic", 0.0), gan_loss()
     return GANLoss(
         lambda target, output: usual.discriminator(target, output) + weight * L.relativistic(target, output),
-        {name: loss for name, loss in generator.items() if name in weights},
+        usual.generator | {"relativistic": lambda target, output: L.relativistic(output[0], target[0])},
     )
 
 
