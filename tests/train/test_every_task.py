@@ -1,12 +1,27 @@
 """Laws of every trainer: stopping changes nothing, bfloat16 follows float32, what is left opens and is a start,
 settings that do not fit are named. A new task joins the tables here."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import refused
-from training import ALIGNED, DAC, VQ, Build, bfloat16_follows_float32, losses_of, next_step_after_resuming
+from training import (
+    ALIGNED,
+    DAC,
+    RECIPES,
+    VQ,
+    Build,
+    bfloat16_follows_float32,
+    given,
+    losses_of,
+    next_step_after_resuming,
+    write_recipe,
+)
 
 import vokens
 from vokens.errors import ConfigError
@@ -22,6 +37,7 @@ from vokens.models.socodec import SoCodec
 from vokens.models.socodec.lm import TokenLM
 from vokens.models.uslm import USLM
 from vokens.train.config import TASKS
+from vokens.train.state import checkpoints
 
 BALANCED = ("balance=true", "losses={mel=1.0, adversarial=1.0, feature=1.0, commit=0.25}")
 TWICE = "accumulate=2"
@@ -148,6 +164,70 @@ def test_resuming_gives_the_identical_next_loss(
     trainer: Build, task: str, steps: int, changes: tuple[str, ...], names: set[str]
 ) -> None:
     assert names <= next_step_after_resuming(partial(trainer, task, *changes), steps).keys()
+
+
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS if task != "token_lm"]
+)  # whose rows are `TokenBatches`'
+def test_two_processes_are_given_the_rows_of_one(trainer: Build, task: str) -> None:
+    """Crops or utterances and all that is drawn for them are a function of the step and of the row."""
+    changes = {
+        "learnable_flow": ("contrastive=0.0",),  # negatives stay among the rows of a process
+        "recogniser": ("augment.bands=0", "augment.gaps=0"),  # a mask is filled with the mean of a padded row
+        **dict.fromkeys(("learnable_lm", "uslm"), ("token_dropout=0.5",)),
+    }.get(task, ())
+    size = RECIPES[task].get("data", {}).get("batch_size")
+    one = trainer(task, *changes, *([f"data.batch_size={2 * size}"] if size else []))
+    if not size:
+        one.train.buckets.sizes = [2 * rows for rows in one.train.buckets.sizes]
+    whole, again, later = given(one, 3), given(one, 3), given(one, 4)
+    assert all(torch.equal(*pair) for pair in zip(whole, again, strict=True))
+    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(whole, later, strict=True))
+    for rank in (0, 1):
+        two = trainer(task, *changes)
+        two.world, two.rank = 2, rank
+        for found, expected in zip(given(two, 3), whole, strict=True):
+            if found.dim():  # rows may be padded to less
+                expected = expected.chunk(2)[rank][tuple(map(slice, found.shape))]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "one", "two"),
+    [
+        ("codec", ("adversarial.start=1",), (), ("data.batch_size=2",)),
+        pytest.param(  # masks and speeds may differ, rows of a process's own batch: without them both see the same
+            "recogniser",
+            (*VQ, "fit_codebooks=2", "steps=4", "augment.bands=0", "augment.gaps=0"),
+            ("data.seconds=6.0",),
+            ("data.seconds=3.0",),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_two_processes_learn_what_one_does(
+    data_of: Build,
+    tmp_path: Path,
+    task: str,
+    changes: tuple[str, ...],
+    one: tuple[str, ...],
+    two: tuple[str, ...],
+) -> None:
+    """torchrun with gloo, 2 x 2 rows against 1 x 4."""
+    train = ["-m", "vokens", "train", str(write_recipe(task, tmp_path, data_of(task)))]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    models = []
+    for name, launcher, own in (("one", [], one), ("two", torchrun, two)):
+        settings = (*changes, "optim.schedule=constant", f"out={tmp_path / name}", *own)
+        command = [sys.executable, *launcher, *train, *(f"--set={setting}" for setting in settings)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, env=environment, text=True)
+        assert result.returncode == 0, result.stderr
+        models.append(
+            torch.load(checkpoints(tmp_path / name / "checkpoints")[-1], weights_only=True)["model"]
+        )
+    for name, value in models[0].items():
+        assert torch.allclose(value, models[1][name], atol=2e-4, rtol=1e-3), name
 
 
 @pytest.mark.parametrize(("task", "changes"), BFLOAT16)

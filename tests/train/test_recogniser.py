@@ -1,16 +1,12 @@
 """Training S3Tokenizer by recognition: it learns through both quantizers, resumes, and leaves an exact tokenizer."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import refused
-from training import SPOKEN, VQ, Build, spoken, write_recipe
+from training import SPOKEN, VQ, Build, spoken
 
 import vokens
 from vokens import checkpoint
@@ -21,10 +17,9 @@ from vokens.packed import pack, unpack
 from vokens.quantize.fsq import FiniteScalarQuantizer
 from vokens.quantize.vq import UnitVectorLearner
 from vokens.text.transcripts import frames_needed, normalise, read, spell
-from vokens.train.data import pcm_rows, read_clips
-from vokens.train.state import checkpoints
+from vokens.train.data import read_clips
 from vokens.train.tasks.recogniser import attention, ctc
-from vokens.train.utterances import AugmentConfig, Utterances, masked
+from vokens.train.utterances import AugmentConfig, masked
 
 TASK, RATE = "recogniser", 16000
 ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"
@@ -136,37 +131,14 @@ def test_the_trained_tokenizer_is_exact(
         assert torch.equal(together[place].codes, codec.encode(wave, RATE).codes)
     # The recogniser beside it chooses the same ids.
     model = Recogniser.open(trainer.out / "recogniser.safetensors")
-    assert trainer.valid is not None
     with torch.inference_mode():
-        for rows, batch in trainer.valid.fixed():
-            mel, frames = trainer._mels(batch)
+        for rows, batch in trainer.valid["valid"].fixed():
+            mel, frames, _ = trainer._inputs(batch)
             codes = model(mel, frames).codes
             for place, row in enumerate(rows):
                 clip = codec.encode(batch.wave[place, : batch.lengths[place]], RATE)
                 assert torch.equal(clip.codes[0, 0], codes[place, : int(clip.lengths)]), row
     refused(CheckpointError, "no recogniser", Recogniser.open, trainer.out / "codec/model.safetensors")
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(data_of: Build, tmp_path: Path) -> None:
-    """torchrun with gloo: 2 x 2 utterances against 1 x 4, with VQ, its k-means start and its moving averages."""
-    recipe = write_recipe(TASK, tmp_path, data_of(TASK))
-    common = [f"--set={change}" for change in (*VQ, "fit_codebooks=2", "optim.schedule=constant", "steps=4")]
-    # Masks and speeds are drawn per row of a process's own batch: without them both see the same.
-    common += ["--set=augment.bands=0", "--set=augment.gaps=0"]
-    base = [sys.executable, "-m", "vokens", "train", str(recipe)]
-    one, two = tmp_path / "one", tmp_path / "two"
-    wide = [f"--set=out={one}", "--set=data.seconds=6.0"]
-    subprocess.run([*base, *common, *wide], check=True, capture_output=True)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    narrow = [f"--set=out={two}", "--set=data.seconds=3.0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command = [*run, "-m", "vokens", "train", str(recipe), *common, *narrow]
-    result = subprocess.run(command, capture_output=True, env=environment, text=True)
-    assert result.returncode == 0, result.stderr
-    a, b = (torch.load(checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (one, two))
-    for name, value in a["model"].items():
-        assert torch.allclose(value, b["model"][name], atol=2e-4, rtol=1e-3), name
 
 
 # Network and losses
@@ -290,44 +262,6 @@ def test_unfit_utterances_are_left_out_and_counted(
     assert "4 of 6" in said  # German and a clip without text are not asked for
     assert "1 need other characters" in said
     assert "1 are too" in said
-
-
-def corpus(tmp_path: Path, count: int) -> tuple[Utterances, Utterances]:
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        soundfile.write(tmp_path / f"{i:03d}.wav", 0.1 * rng.standard_normal(rng.integers(800, 16000)), RATE)
-    clips = read_clips(tmp_path)
-    pcm = pcm_rows(tmp_path / "cache", clips, RATE)
-    options = {"sample_rate": RATE, "hop": 640, "seed": 5, "speeds": (0.9, 1.0, 1.1)}
-    texts = [[1 + i % 28] for i in range(count)]
-    return tuple(Utterances(pcm, range(count), texts, seconds=s, **options) for s in (8.0, 4.0))
-
-
-def test_batches_are_a_function_of_their_number_and_split_over_processes(tmp_path: Path) -> None:
-    one, two = corpus(tmp_path, 100)
-    two.buckets.sizes = [rows // 2 for rows in one.buckets.sizes]
-    one.buckets.sizes = [2 * rows for rows in two.buckets.sizes]
-    assert one.batches_per_epoch() == two.batches_per_epoch(2)
-    for number in (0, 1, 3 * one.batches_per_epoch() + 2):
-        whole, again = one.batch(number), one.batch(number)
-        parts = [two.batch(number, rank, 2) for rank in (0, 1)]
-        assert torch.equal(whole.wave, again.wave)
-        assert torch.equal(whole.lengths, torch.cat([part.lengths for part in parts]))
-    assert not torch.equal(one.batch(0).lengths, one.batch(one.batches_per_epoch()).lengths)
-
-
-def test_an_epoch_has_every_utterance_once_and_little_padding(tmp_path: Path) -> None:
-    one, _ = corpus(tmp_path, 100)
-    one.speeds = (1.0,)
-    batches = [one.batch(number) for number in range(one.batches_per_epoch())]
-    samples = np.diff(one.pcm.offsets)
-    seen = np.concatenate([batch.lengths.numpy() for batch in batches])
-    assert len(seen) > 70  # what does not fill a batch waits for another epoch
-    counts = {n: (samples == n).sum() for n in samples}
-    assert all((seen == n).sum() <= counts[n] for n in seen)
-    assert sum(batch.wave.numel() for batch in batches) < 1.5 * seen.sum()
-    once = np.concatenate([rows for rows, _ in one.fixed()])
-    assert sorted(once) == list(range(100))
 
 
 def seeded(seeds: range) -> list[torch.Generator]:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import refused, speechlike
 from training import Build, build, losses_of, write_recipe
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
 from vokens.train.config import OptimConfig, read_recipe
-from vokens.train.data import Crops, pcm_rows, read_clips
+from vokens.train.data import pcm_rows, read_clips
 from vokens.train.optim import schedule
 from vokens.train.state import checkpoints
 
@@ -36,38 +35,8 @@ def test_training_lowers_the_loss(trainer_for: Build) -> None:
     assert np.mean(found[-10:]) < 0.8 * np.mean(found[:10])
 
 
-def test_the_run_leaves_a_codec_that_works(finished: Build) -> None:
-    codec = vokens.load(finished(TASK).out / "codec")
-    wave = speechlike(4000)
-    assert codec.decode(codec.encode(wave, 16000))[0].shape == wave.shape
-
-
-def test_a_deeper_codec_starts_where_a_shallower_one_ended(trainer_for: Build, tmp_path: Path) -> None:
-    shallow = trainer_for().final_model()
-    shallow.save_pretrained(tmp_path / "shallow")
-    layers = f"model.decoder_layers={shallow.config.decoder_layers + 2}"
-    deeper = trainer_for(f"out={tmp_path / 'deeper'}", f"init={tmp_path / 'shallow'}", layers)
-    wave = speechlike(4000)
-    codes, frames = shallow.encode(wave, 16000).codes, torch.tensor([13])
-    again = deeper.final_model().decode_batch(codes, frames, 0)
-    assert torch.equal(again, shallow.decode_batch(codes, frames, 0))
-    before = deeper.model.decoder.backbone.blocks[-1].expand.weight.clone()
-    for _ in range(2):
-        deeper.train_step()
-    assert not torch.equal(deeper.model.decoder.backbone.blocks[-1].expand.weight, before)
-
-
 def losses(run: Path) -> list[dict[str, float]]:
     return [line for line in losses_of(run) if "mel" in line]
-
-
-def test_resuming_goes_on_as_if_never_stopped(trainer_for: Build, tmp_path: Path) -> None:
-    through, stopped = tmp_path / "through", tmp_path / "stopped"
-    trainer_for(f"out={through}").run()
-    trainer_for(f"out={stopped}", "steps=3").run()  # discriminators have begun
-    trainer_for(f"out={stopped}", "optim.schedule=constant").run()
-    trainer_for(f"out={through}", "optim.schedule=constant")
-    assert [line["step"] for line in losses(stopped)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_sigkill_loses_nothing_before_the_last_checkpoint(recipe: Path, tmp_path: Path) -> None:
@@ -100,23 +69,6 @@ def test_interrupt_saves_and_says_so(recipe: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "saved" in errors
     assert checkpoints(tmp_path / "run" / "checkpoints")
-
-
-def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None:
-    """torchrun with gloo, 2 x 2 crops against 1 x 4."""
-    common = ["--set", "adversarial.start=1", "--set", "optim.schedule=constant"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    base = [sys.executable, "-m", "vokens", "train", str(recipe)]
-    subprocess.run([*base, *common, "--set", f"out={one}"], check=True, capture_output=True)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    distributed = [*run, "-m", "vokens", "train", str(recipe), *common]
-    distributed += ["--set", f"out={two}", "--set", "data.batch_size=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(distributed, capture_output=True, env=environment, text=True)
-    assert result.returncode == 0, result.stderr
-    a, b = (torch.load(checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (one, two))
-    for name, value in a["model"].items():
-        assert torch.allclose(value, b["model"][name], atol=2e-4, rtol=1e-3), name
 
 
 def test_speechtokenizer_trains_with_weight_norm_and_resumes(trainer_for: Build, tmp_path: Path) -> None:
@@ -179,19 +131,6 @@ def test_what_a_run_goes_on_from_is_not_taken_for_a_model(trainer_for: Build, tm
 def test_another_network_is_not_resumed(trainer_for: Build, tmp_path: Path) -> None:
     trainer_for("steps=1").run()
     refused(CheckpointError, "another network", lambda: trainer_for("model.width=24").run())
-
-
-def test_batches_are_a_function_of_the_step_and_split_over_processes(data_of: Build, tmp_path: Path) -> None:
-    speech = data_of(TASK)["train"]
-    pcm = pcm_rows(tmp_path, read_clips(speech), 16000)
-    options = {"sample_rate": 16000, "crop": 3200, "hop": 320, "seed": 5}
-    one = Crops(pcm, batch_size=4, **options)
-    two = Crops(pcm, batch_size=2, **options)
-    for step in (0, 1, 77):
-        whole = one.batch(step).wave
-        assert torch.equal(whole, one.batch(step).wave)
-        assert torch.equal(whole, torch.cat([two.batch(step, rank, 2).wave for rank in (0, 1)]))
-    assert not torch.equal(one.batch(0).wave, one.batch(1).wave)
 
 
 def test_manifests_of_three_kinds(data_of: Build, tmp_path: Path) -> None:

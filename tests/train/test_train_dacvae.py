@@ -115,16 +115,6 @@ def test_a_decoder_of_pulses_goes_on_from_their_vocoder(trainer_for: Build) -> N
     assert all(torch.equal(value, again.final_state()[name]) for name, value in model.state_dict().items())
 
 
-def test_two_processes_see_the_rows_of_one(trainer_for: Build) -> None:
-    one, two = trainer_for("data.batch_size=4"), trainer_for()
-    whole, noise = one.train.batch(3), one._noise(3, 6)
-    for rank in range(2):
-        rows = slice(2 * rank, 2 * rank + 2)
-        torch.testing.assert_close(two.train.batch(3, rank, 2).wave, whole.wave[rows], atol=0, rtol=0)
-        two.world, two.rank = 2, rank
-        torch.testing.assert_close(two._noise(3, 6), noise[rows], atol=0, rtol=0)
-
-
 def test_the_divergence_takes_its_weight_slowly(trainer_for: Build) -> None:
     trainer = trainer_for("kl_warmup=4", "losses={mel=0.0, kl=2.0}")
     for step in range(6):

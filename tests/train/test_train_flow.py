@@ -63,19 +63,6 @@ def test_a_fresh_flow_hands_frames_on(trainer_for: Build) -> None:
     torch.testing.assert_close(estimator.first.resnet.shortcut(given), given[..., :96])
 
 
-def test_the_trained_flow_speaks(finished: Build) -> None:
-    trainer = finished(TASK)
-    flow = vokens.load(trainer.out / "flow")
-    assert flow.system == "s3gen_flow"
-    voice = voices_of(trainer.train.batch(0))[0]
-    tokens, seed = torch.arange(9), torch.Generator().manual_seed
-    mel, frames = flow.generate(tokens, voice, generator=seed(0))
-    assert mel.shape == (1, 80, 18)
-    assert frames.tolist() == [18]
-    ours, _ = trainer.final_model().generate(tokens, voice, generator=seed(0))
-    assert torch.equal(mel, ours)
-
-
 # Draws
 
 
@@ -98,24 +85,6 @@ def test_padding_has_no_influence_on_the_loss(trainer_for: Build, chunked: float
     assert not longer.noise[:, 2 * 15 :].any()
     assert torch.equal(longer.prompts, draw.prompts)
     torch.testing.assert_close(loss_of(trainer, padded, longer), loss_of(trainer, short, draw))
-
-
-def test_two_processes_see_the_rows_of_one(trainer_for: Build) -> None:
-    one, two = trainer_for("data.batch_size=4"), trainer_for()
-    whole = one.train.batch(3)
-    expected = one._draw(whole, 3)
-    for rank in range(2):
-        rows, part = slice(2 * rank, 2 * rank + 2), two.train.batch(3, rank, 2)
-        width = part.tokens.shape[1]
-        assert torch.equal(part.tokens, whole.tokens[rows, :width])
-        assert torch.equal(part.frames, whole.frames[rows, :, : 2 * width])
-        assert torch.equal(part.voices, whole.voices[rows])
-        two.world, two.rank = 2, rank
-        found = two._draw(part, 3)
-        for name in ("t", "r", "prompts", "conditioned"):
-            assert torch.equal(getattr(found, name), getattr(expected, name)[rows]), name
-        assert torch.equal(found.noise, expected.noise[rows, : 2 * width])
-        assert found.chunked == expected.chunked
 
 
 def test_rows_without_conditions_get_none(trainer_for: Build) -> None:

@@ -23,7 +23,6 @@ from vokens.train.loop import Trainer
 from vokens.train.rows import cached_rows
 from vokens.train.state import Best
 from vokens.train.tasks.learnable_lm import References
-from vokens.train.text_tokens import TextBatch, dropout_mask
 
 
 def learned(trainer: Trainer, steps: int) -> dict[str, float]:
@@ -122,17 +121,6 @@ def test_the_best_are_ranked(tmp_path: Path, sign: str, stay: list[int]) -> None
     refused(ConfigError, "measures other", best.offer, 5, {"other": 1.0}, lambda folder: None)
 
 
-@pytest.mark.parametrize("task", ["learnable_lm", "uslm"])
-def test_two_processes_see_the_rows_of_one(trainer, task: str) -> None:
-    train = trainer(task, "data.batch_frames=80").train
-    for number in range(2 * train.batches_per_epoch(2)):
-        both = [train.batch(number, rank, 2) for rank in range(2)]
-        assert len(both[0].rows) == len(both[1].rows)
-    one = sorted(row for number in range(train.batches_per_epoch()) for row in train.rows(number))
-    assert len(set(one)) == len(one)
-    assert train.rows(3) == train.rows(3)
-
-
 # References and layouts
 
 
@@ -172,18 +160,6 @@ def test_what_the_own_reference_was_cut_from_is_not_asked(trainer, tmp_path: Pat
     )
 
 
-def test_what_is_silenced_is_the_same_for_any_number_of_processes(trainer) -> None:
-    run = trainer("learnable_lm")
-    codes, count = torch.zeros(8, 30, 1, dtype=torch.long), torch.full((8,), 30)
-    whole = TextBatch(list(range(8)), codes, count, codes, count)
-    found = dropout_mask(whole, 0.3, run.row_draws(5, 8))
-    assert 0.2 < found.float().mean() < 0.4
-    for rank in (0, 1):
-        half = TextBatch(whole.rows[:4], codes[:4], count[:4], codes[:4], count[:4])
-        run.world, run.rank = 2, rank
-        assert torch.equal(dropout_mask(half, 0.3, run.row_draws(5, 4)), found[4 * rank :][:4])
-
-
 def test_what_is_silenced_is_not_read_but_asked(trainer) -> None:
     run = trainer("learnable_lm", "token_dropout=0.5")
     batch = run.train.batch(0)
@@ -220,7 +196,7 @@ def test_losses_may_be_of_utterances(trainer) -> None:
     """Without length normalisation the loss is the sum over targets by the number of utterances."""
     mean = trainer("learnable_lm", "bistream=0.0").train_step()["loss"]
     run = trainer("learnable_lm", "bistream=0.0", "length_normalised=false")
-    rows = run.train.rows(0)
+    rows = run.train.batch(0).rows
     targets = sum(len(codes_of(run, row)) + 1 for row in rows)
     assert run.train_step()["loss"] == pytest.approx(mean * targets / len(rows), rel=1e-5)
 

@@ -8,6 +8,7 @@ import soundfile
 
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import load
+from vokens.train.buckets import Buckets
 from vokens.train.data import Clip, Crops, pcm_rows, read_clips
 from vokens.train.flow_data import token_rows
 from vokens.train.rows import Rows, cached_rows
@@ -125,3 +126,20 @@ def test_nothing_to_hear_is_an_error(clips: list[Clip], tmp_path: Path) -> None:
     pcm = pcm_rows(tmp_path / "cache", clips, RATE)
     with pytest.raises(ConfigError, match="none of the 3 recordings"):
         Crops(pcm, sample_rate=RATE, crop=3200, hop=320, batch_size=1, seed=0)
+
+
+def test_buckets_split_over_processes_and_have_everything_once_with_little_padding() -> None:
+    sizes = np.random.default_rng(0).integers(20, 100, 100)
+    order = np.argsort(sizes, kind="stable")
+    one = Buckets(order, lambda row: 2 * (120 // sizes[row]), smallest=16, seed=5)
+    two = Buckets(order, lambda row: 120 // sizes[row], smallest=16, seed=5)
+    count = one.batches_per_epoch()
+    assert count == two.batches_per_epoch(2)
+    for number in (0, 1, 3 * count + 2):
+        assert one.rows(number).tolist() == [row for rank in (0, 1) for row in two.rows(number, rank, 2)]
+    batches = [one.rows(number) for number in range(count)]
+    seen = np.concatenate(batches)
+    assert len(set(seen)) == len(seen) > 70  # what does not fill a batch waits for another epoch
+    assert sum(len(rows) * sizes[rows].max() for rows in batches) < 1.5 * sizes[seen].sum()
+    assert any(a.tolist() != one.rows(count + n).tolist() for n, a in enumerate(batches))
+    assert sorted(row for rows in one.fixed() for row in rows) == list(range(100))

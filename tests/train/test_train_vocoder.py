@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import speechlike
 from training import Build
 
-import vokens
 from vokens.audio import LogMel
 from vokens.audio.mel import MEL_24K_80
 from vokens.nn.discriminators import MultiResolutionDiscriminator
@@ -37,29 +35,6 @@ def test_tracked_sines_are_at_the_tracked_pitch(trainer_for: Build) -> None:
     trainer.model(batch.mel, draws)
     assert torch.equal(heard[0], batch.pitch)
     assert torch.equal(heard[1], pitch)
-
-
-def test_two_processes_see_the_rows_of_one(trainer_for: Build) -> None:
-    one, two = trainer_for("data.batch_size=4"), trainer_for()
-    whole = one.train.batch(3)
-    noise = one._draws(3, torch.zeros(4, 480)).noise(0, 480, torch.device("cpu"))
-    for rank in range(2):
-        rows = slice(2 * rank, 2 * rank + 2)
-        torch.testing.assert_close(two.train.batch(3, rank, 2).wave, whole.wave[rows], atol=0, rtol=0)
-        two.world, two.rank = 2, rank
-        mine = two._draws(3, torch.zeros(2, 480)).noise(0, 480, torch.device("cpu"))
-        torch.testing.assert_close(mine, noise[rows], atol=0, rtol=0)
-
-
-def test_the_trained_vocoder_plays(finished: Build) -> None:
-    trainer = finished(TASK)
-    vocoder = vokens.load(trainer.out / "vocoder")
-    assert vocoder.system == "hiftnet"
-    mel = LogMel(MEL_24K_80)(torch.from_numpy(speechlike(9600, sample_rate=RATE))[None])
-    wave, _ = vocoder.inference(mel, seed=1)
-    assert wave.shape == (1, 9600)
-    ours, _ = trainer.final_model().inference(mel, seed=1)
-    torch.testing.assert_close(wave, ours, atol=1e-6, rtol=0)
 
 
 # Data

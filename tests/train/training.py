@@ -1,7 +1,7 @@
 """Tiny runs of every task: their recipes, their data, and what every trainer must hold."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -329,3 +329,36 @@ def _two_steps(
 def losses_of(run: Path) -> list[dict[str, float]]:
     """The metrics of a run: values of its steps, and of its validations."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Given(Exception):
+    """Raised with what a network was given, before it computes."""
+
+
+def given(run: Trainer[Any, Any], step: int) -> list[torch.Tensor]:
+    """What a trainer's network is given at a step: tensors, numbers and lists of them, also those of batches."""
+
+    def note(_module: object, args: object, options: object) -> None:
+        raise Given(list(_tensors((args, options))))
+
+    run.step = step
+    hook = run.module.register_forward_pre_hook(note, with_kwargs=True)
+    with pytest.raises(Given) as seen:
+        run.micro_step(0)
+    hook.remove()
+    return seen.value.args[0]
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list):
+        yield torch.tensor(
+            [each.initial_seed() if isinstance(each, torch.Generator) else each for each in value]
+        )
+    elif isinstance(value, (bool, int, float)):
+        yield torch.tensor(value)
+    elif isinstance(value, (dict, tuple)) or hasattr(value, "__dict__"):
+        fields = value if isinstance(value, (dict, tuple)) else vars(value)
+        for each in fields.values() if isinstance(fields, dict) else fields:
+            yield from _tensors(each)

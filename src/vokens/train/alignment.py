@@ -23,9 +23,8 @@ ROUNDS = 10
 WIDTH = 2.0  # standard deviation, in symbols, around the even pace that training starts from
 PRIOR = 20.0  # observations that a pair of symbols borrows from the symbol alone
 BATCH = 64
-MOST_SYMBOLS = (
-    512  # bytes and phonemes fit; pairs of a trained tokenizer's 150,000 pieces are never seen twice
-)
+# Bytes and phonemes fit; pairs of a trained tokenizer's 150,000 pieces are never seen twice.
+MOST_SYMBOLS = 512
 ENOUGH = 8000  # utterances to learn from: characters have a thousand pairs, each then seen hundreds of times
 
 Pair = tuple[Sequence[int], np.ndarray]  # symbols (L,) of a text, tokens (T,) of its speech

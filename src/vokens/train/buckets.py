@@ -25,10 +25,10 @@ class Buckets:
         self.buckets = np.array_split(np.asarray(order), max(1, min(MOST, len(order) // smallest)))
         self.sizes = [max(1, room(int(bucket[-1]))) for bucket in self.buckets]
 
-    def rows(self, number: int, world: int = 1) -> np.ndarray:
-        """Utterances of a batch of all processes, equally many for each."""
+    def rows(self, number: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Utterances of a batch: this process's share of those of all, who have equally many."""
         epoch, place = divmod(number, self.batches_per_epoch(world))
-        return self._epoch(epoch, world)[place]
+        return np.split(self._epoch(epoch, world)[place], world)[rank]
 
     def batches_per_epoch(self, world: int = 1) -> int:
         return sum(max(1, len(b) // (n * world)) for b, n in zip(self.buckets, self.sizes, strict=True))

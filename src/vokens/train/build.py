@@ -1,7 +1,6 @@
-"""Parts of codec training from its config: network, discriminators, mel scales."""
+"""Parts of codec training from its config: network and discriminators."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from vokens.nn.discriminators import (
     MultiScaleDiscriminator,
     MultiScaleSTFTDiscriminator,
 )
-from vokens.train import losses as L
 from vokens.train.config import AdversarialConfig, RunConfig
 from vokens.train.gan import Discriminators
 
@@ -58,11 +56,3 @@ def build_discriminators(config: AdversarialConfig) -> Discriminators | None:
         "mstft": lambda: MultiScaleSTFTDiscriminator(config.filters, config.windows),
     }
     return Discriminators({kind: builders[kind]() for kind in config.kinds}) if config.kinds else None
-
-
-def mel_recipe(name: str, sample_rate: int) -> tuple[Any, ...]:
-    """Scales and weights of the mel loss; empty for the published ones."""
-    if name == "published":
-        return ()
-    scales = L.dac_scales(sample_rate)
-    return scales, [1.0] * len(scales)

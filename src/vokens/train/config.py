@@ -200,11 +200,7 @@ class RunConfig:
 
 
 # Deprecated names of settings, read until the next release.
-RENAMED = {
-    "judges": "discriminators",
-    "mel_judge": "mel_discriminator",
-    "wave_judge": "wave_discriminator",
-}
+RENAMED = {"judges": "discriminators", "mel_judge": "mel_discriminator", "wave_judge": "wave_discriminator"}
 
 
 def trainer_of(task: str) -> Any:

@@ -39,7 +39,6 @@ class CropTrainer(Trainer[Config, Model]):
     grid: tuple[float, float] = (0.02, 0.01)
     teacher: Teacher | None = None
     distances: dict[str, Callable[[Tensor, Tensor], Tensor]]
-    valid: Crops | None = None
 
     def open_teacher(self, width: int, setting: str) -> None:
         """Open the config's teacher, if it has one, whose features are of this width, the value of a setting."""
@@ -55,18 +54,13 @@ class CropTrainer(Trainer[Config, Model]):
         if self.sample_rate != RATE:
             raise ConfigError(f"teachers take {RATE} Hz, the codec works at {self.sample_rate} Hz")
 
-    def load_data(self) -> None:
-        data = self.config.data
-        self.train = self._crops(data.train, data.train_split, training=True)
-        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
-
     def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
         """Features of all clips, by default a teacher's in training; None for none."""
         if self.teacher is None or not training:
             return None
         return teacher_rows(self.teacher, cache, clips, pcm, self.config.data.workers)
 
-    def _crops(self, source: str, split: str | None, training: bool = False) -> Crops:
+    def open_data(self, source: str, split: str | None, training: bool) -> Crops:
         data, cache, unit = self.config.data, Path(self.config.data.cache), self.unit or self.hop
         clips = read_clips(source, split, data.language)
         pcm = pcm_rows(cache, clips, self.sample_rate, data.workers)

@@ -6,9 +6,9 @@ are decoded once into one int16 file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +66,11 @@ def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int
     return cached_rows(folder, f"pcm{sample_rate}", paths_of(clips), decode, workers, "decoding audio")
 
 
+def wave_of(samples: np.ndarray) -> np.ndarray:
+    """Samples (N, 1) of `pcm_rows` as a wave (N,) float32 in [-1, 1]."""
+    return samples[:, 0].astype(np.float32) / 32768
+
+
 def paths_of(clips: Sequence[Clip]) -> list[Path]:
     return [clip.path for clip in clips]
 
@@ -85,7 +90,17 @@ def features_at(rows: np.ndarray, seconds: np.ndarray, grid: tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TensorBatch:
+    """Base of batches, some of whose fields are tensors."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch with its tensors on a device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Batch(TensorBatch):
     """A batch of crops."""
 
     wave: Tensor  # (B, N) float32 in [-1, 1], zero-padded where a clip is shorter
@@ -157,26 +172,17 @@ class Crops(RandomCrops[Batch]):
         count = min(most, len(self.pcm))
         return self.fixed(np.linspace(0, len(self.pcm) - 1, count).round().astype(int).tolist())
 
-    def _crop(self, clip: int, place: float) -> tuple[np.ndarray, np.ndarray | None]:
-        samples = self.pcm[clip]
-        start = int(place * max(0, len(samples) - self.crop)) // self.hop * self.hop
-        wave = samples[start : start + self.crop, 0].astype(np.float32) / 32768
-        return wave, None if self.teacher is None else self._features(clip, start)
-
-    def _features(self, clip: int, start: int) -> np.ndarray:
-        """Teacher features at the middles of the crop's frames, by linear interpolation."""
-        assert self.teacher is not None
-        middles = (start + (np.arange(self.crop // self.hop) + 0.5) * self.hop) / self.sample_rate
-        return features_at(self.teacher[clip], middles, self.grid)
-
     def collate(self, drawn: list[tuple[int, float]]) -> Batch:
-        crops = [self._crop(*crop) for crop in drawn]
-        wave = np.zeros((len(crops), self.crop), np.float32)
-        for row, (samples, _) in zip(wave, crops, strict=True):
-            row[: len(samples)] = samples
-        features = [rows for _, rows in crops if rows is not None]
-        return Batch(
-            wave=torch.from_numpy(wave),
-            lengths=torch.tensor([len(samples) for samples, _ in crops]),
-            teacher=torch.from_numpy(np.stack(features)) if features else None,
-        )
+        wave = np.zeros((len(drawn), self.crop), np.float32)
+        lengths, features = [], []
+        for row, (clip, place) in zip(wave, drawn, strict=True):
+            samples = self.pcm[clip]
+            start = int(place * max(0, len(samples) - self.crop)) // self.hop * self.hop
+            piece = wave_of(samples[start : start + self.crop])
+            row[: len(piece)] = piece
+            lengths.append(len(piece))
+            if self.teacher is not None:
+                middles = (start + (np.arange(self.crop // self.hop) + 0.5) * self.hop) / self.sample_rate
+                features.append(features_at(self.teacher[clip], middles, self.grid))
+        teacher = torch.from_numpy(np.stack(features)) if features else None
+        return Batch(torch.from_numpy(wave), torch.tensor(lengths), teacher)

@@ -15,23 +15,20 @@ from torch import Tensor
 from vokens import audio
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
-from vokens.train.data import Clip, RandomCrops, paths_of
+from vokens.train.data import Clip, RandomCrops, TensorBatch, paths_of
 from vokens.train.rows import Rows, cached_rows
 
 Frames = Callable[[np.ndarray], np.ndarray]  # wave (N,) at its rate -> (T, D)
 
 
 @dataclass(frozen=True)
-class FlowBatch:
+class FlowBatch(TensorBatch):
     """Crops of B recordings."""
 
     tokens: Tensor  # (B, T) int64, zero beyond lengths
     frames: Tensor  # (B, D, ratio * T) float32, zero beyond ratio * lengths
     lengths: Tensor  # (B,) tokens
     voices: Tensor  # (B, V) float32 speaker vectors
-
-    def to(self, device: torch.device) -> "FlowBatch":
-        return FlowBatch(*(part.to(device) for part in (self.tokens, self.frames, self.lengths, self.voices)))
 
 
 def frame_rows(
@@ -60,7 +57,7 @@ class FlowCrops(RandomCrops[FlowBatch]):
 
     Args:
         ratio: frames per token. crop: tokens of a crop; shorter recordings are taken whole.
-        batch_size: crops per process. shortest: recordings of fewer tokens are left out.
+        batch_size: crops per process. shortest: recordings of fewer tokens are left out; the others are `usable`.
         mean, std: (D,), by which frames are normalised; None leaves them as they are.
     """
 
@@ -87,12 +84,9 @@ class FlowCrops(RandomCrops[FlowBatch]):
                 f"no recording has {shortest} tokens, {ratio} frames for each of them, and a voice: give longer ones"
             )
         self.mean, self.std = mean, std
-        self.width = self.frames[self.usable()[0]].shape[1]
+        self.usable: list[int] = np.flatnonzero(self.sizes).tolist()
+        self.width = frames[self.usable[0]].shape[1]
         super().__init__(self.sizes, batch_size, seed)
-
-    def usable(self) -> list[int]:
-        """Numbers of the clips that have tokens, frames and a voice."""
-        return np.flatnonzero(self.sizes).tolist()
 
     def collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:
         lengths = [min(self.crop, int(self.sizes[clip])) for clip, _ in drawn]

@@ -157,12 +157,7 @@ def distillation_times(a: Tensor, b: Tensor, kind: Tensor) -> tuple[Tensor, Tens
     return t, torch.where(kind >= 0.9, t, r)
 
 
-def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error over real frames: ()."""
-    return ((prediction - target).abs() * mask).sum() / mask.expand_as(target).sum()
-
-
-def masked_spread(frames: Tensor, mask: Tensor) -> Tensor:
-    """Mean over channels of the standard deviation over real frames: ()."""
+def frame_statistics(frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of frames (B, T, D) where the mask (B, T, 1) is 1."""
     mean = (frames * mask).sum((0, 1)) / mask.sum()
-    return (((frames - mean) * mask).square().sum((0, 1)) / mask.sum()).sqrt().mean()
+    return mean, (((frames - mean) * mask).square().sum((0, 1)) / mask.sum()).sqrt()

@@ -33,8 +33,8 @@ Exported = TypeVar("Exported", bound=Pretrained)
 class Trainer(Generic[Config, Model]):
     """A training run: build it from its config, then `run()`.
 
-    A task implements build_model, load_data, micro_step, final_model and, where it has any, validate, begin_step
-    and parts; `prepare` may be extended for further networks.
+    A task implements build_model, open_data (or load_data), micro_step, final_model and, where it has any, validate,
+    begin_step and parts; `prepare` may be extended for further networks.
 
     Raises ConfigError for settings that do not fit together, before any heavy work.
 
@@ -46,14 +46,12 @@ class Trainer(Generic[Config, Model]):
 
     Config: ClassVar[type[RunConfig]]  # built from a recipe of this task
     exported: ClassVar[str] = "codec"  # folder below out of what `export` writes
-    network: ClassVar[tuple[str, ...]] = (
-        "system",
-        "model",
-    )  # settings that a checkpoint to resume must share
+    # Settings that a checkpoint to resume must share.
+    network: ClassVar[tuple[str, ...]] = ("system", "model")
     sample_rate: int = 16000
     unused_parameters: ClassVar[bool] = False  # whether some weights have no part in some steps
-    train: Any  # opened by load_data; batch(number, rank, world) makes a batch
-    valid: Any = None
+    train: Any  # batch(number, rank, world) makes a batch
+    valid: Any = None  # held-out data, where there is any
 
     def __init__(self, config: Config) -> None:
         with needs_extra("accelerate", "train", "training"):
@@ -91,6 +89,12 @@ class Trainer(Generic[Config, Model]):
 
     def load_data(self) -> None:
         """Open the data, and make caches that are missing."""
+        data = self.config.data
+        self.train = self.open_data(data.train, data.train_split, True)
+        self.valid = self.open_data(data.valid, data.valid_split, False) if data.valid else None
+
+    def open_data(self, source: str, split: str | None, training: bool) -> Any:
+        """Open a source of training or of held-out data; `load_data` calls it."""
         raise NotImplementedError
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -108,7 +112,7 @@ class Trainer(Generic[Config, Model]):
         """Hook before each step, for what happens at certain steps, such as fitting codebooks."""
 
     def validate(self, board: Board | None = None) -> dict[str, float]:
-        """Metrics on held-out data by name; the board takes sounds and pictures."""
+        """Metrics on held-out data by name; the board takes sounds and pictures. Called where `valid` is set."""
         return {}
 
     def parts(self) -> Iterator[tuple[str, Any]]:
@@ -263,7 +267,7 @@ class Trainer(Generic[Config, Model]):
                     self.accelerator.log(curves, self.step)
                     progress.show(values)
                 if self.step % self.config.validate_every == 0 and board and metrics:
-                    measured = self.validate(board)
+                    measured = {} if self.valid is None else self.validate(board)
                     metrics.write(self.step, measured)
                     board.scalars(self.step, measured)
                     self.accelerator.log(measured, self.step)

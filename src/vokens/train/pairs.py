@@ -52,7 +52,12 @@ def read_pairs(source: str | Path) -> Pairs:
             clip, pair = _pair(line, source, number)
             clips.append(clip)
             answers.append([tokens.codes[0].T.numpy().astype(np.int64) for tokens in pair])
-            facts |= {_facts(tokens) for tokens in pair}
+            facts |= {
+                CodecInfo(
+                    each.model, each.fingerprint, each.sample_rate, each.frame_rate, each.codebook_sizes
+                )
+                for each in pair
+            }
     if len(facts) != 1:
         raise ConfigError(f"{source} holds tokens of {len(facts)} codecs: pairs of one are needed")
     chosen, rejected = [pair[0] for pair in answers], [pair[1] for pair in answers]
@@ -70,9 +75,3 @@ def _pair(line: str, source: Path, number: int) -> tuple[Clip, list[Tokens]]:
         raise ConfigError(
             f"{source}, line {number}: {error!r}; give text, chosen and rejected, the last two files of tokens"
         ) from error
-
-
-def _facts(tokens: Tokens) -> CodecInfo:
-    return CodecInfo(
-        tokens.model, tokens.fingerprint, tokens.sample_rate, tokens.frame_rate, tokens.codebook_sizes
-    )

@@ -154,15 +154,10 @@ class PublishedFiles:
             print(
                 f"{source}: {len(items) - len(self.items)} of {len(items)} utterances lack files and are left out"
             )
-        self.clips = [
-            Clip(
-                item.utt,
-                item.wav,
-                read_text(item.text_path),
-                speaker=None if item.spk == NO_SPEAKER else item.spk,
-            )
-            for item in self.items
-        ]
+        self.clips = []
+        for item in self.items:
+            speaker = None if item.spk == NO_SPEAKER else item.spk
+            self.clips.append(Clip(item.utt, item.wav, read_text(item.text_path), speaker=speaker))
 
     def tokens(self, cache: Path, workers: int, codebook_size: int = 6561) -> Rows:
         """Ids (L, 1) of each utterance."""

@@ -19,7 +19,7 @@ from vokens.evaluator_files import find_model
 from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 from vokens.nn.product import use_in
 from vokens.train.config import TeacherConfig
-from vokens.train.data import Clip, paths_of
+from vokens.train.data import Clip, paths_of, wave_of
 from vokens.train.rows import Rows, cached_rows
 
 RATE = 16000  # Hz, of every teacher
@@ -122,8 +122,7 @@ def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], pcm: Row
     """Features of all clips, fp16, computed once from their samples at 16 kHz."""
 
     def compute(number: int) -> np.ndarray:
-        wave = pcm[number][:, 0].astype(np.float32) / 32768
-        return teacher.features(wave).astype(np.float16)
+        return teacher.features(wave_of(pcm[number])).astype(np.float16)
 
     what = f"features of {teacher.name}"
     return cached_rows(folder, f"teacher-{teacher.name}", paths_of(clips), compute, workers, what, pcm)

@@ -20,12 +20,13 @@ from vokens.models.pretrained import load
 from vokens.train.alignment import Aligner, Pair
 from vokens.train.buckets import Buckets
 from vokens.train.config import DataConfig
-from vokens.train.data import Clip, read_clips
+from vokens.train.data import Clip, TensorBatch, read_clips
 from vokens.train.flow_data import token_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published
 
 PUBLISHED = CodecInfo("speech_tokenizer_v2_25hz", "", 16000, TOKEN_RATE, (6561,))
 SMALLEST_BUCKET = 16  # utterances
+VALID_BATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,32 @@ class SpokenTexts:
 
 
 def open_texts(
-    data: TextDataConfig,
-    source: str,
-    split: str | None,
-    device: torch.device,
-    *,
-    with_text: bool = False,
+    data: TextDataConfig, source: str, split: str | None, device: torch.device, *, with_text: bool = False
 ) -> SpokenTexts:
     """Open the utterances of a source of any form. with_text: of a manifest, only those that have a text.
 
     Raises ConfigError where a manifest comes without a codec.
     """
     if (Path(source) / RUN_FILE).is_file():
-        return extracted_texts(source)
+        dataset = TokenDataset(source)
+        labels = [dataset[number] for number in range(len(dataset))]
+        clips = [Clip(row.key, Path(row.audio or ""), row.text, row.language, row.speaker) for row in labels]
+        return SpokenTexts(clips, dataset.frames, dataset.facts, lambda number: dataset[number].codes.T)
+    codec, facts, cache = load(data.codec, device=device) if data.codec else None, PUBLISHED, Path(data.cache)
+    if isinstance(codec, Codec):
+        sizes = codec.codebook_sizes
+        facts = CodecInfo(codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, sizes)
+    elif codec is not None:
+        raise ConfigError(f"data.codec {data.codec!r} is {codec.system!r}: a codec is needed")
     if is_published(source):
-        return published_texts(data, source, device)
-    if not data.codec:
+        files = PublishedFiles(source)
+        clips, rows = files.clips, files.tokens(cache, data.workers, facts.codebook_sizes[0])
+    elif codec is None:
         raise ConfigError(f"data.codec is empty: name the codec that is to encode {source}")
-    codec = _open_codec(data.codec, device)
-    clips = read_clips(source, split, data.language, with_text=with_text)
-    rows = token_rows(Path(data.cache), clips, codec, data.workers)
-    return SpokenTexts(clips, np.diff(rows.offsets), _facts(codec), lambda number: rows[number])
+    else:
+        clips = read_clips(source, split, data.language, with_text=with_text)
+        rows = token_rows(cache, clips, codec, data.workers)
+    return SpokenTexts(clips, np.diff(rows.offsets), facts, rows.__getitem__)
 
 
 def held_out_texts(
@@ -95,24 +101,8 @@ def held_out_texts(
     return texts
 
 
-def published_texts(data: TextDataConfig, source: str, device: torch.device) -> SpokenTexts:
-    """Open the utterances of Learnable-Speech's index or list."""
-    facts = PUBLISHED if not data.codec else _facts(_open_codec(data.codec, device))
-    files = PublishedFiles(source)
-    rows = files.tokens(Path(data.cache), data.workers, facts.codebook_sizes[0])
-    return SpokenTexts(files.clips, np.diff(rows.offsets), facts, lambda number: rows[number])
-
-
-def extracted_texts(folder: str | Path) -> SpokenTexts:
-    """Open the utterances of a folder that `vokens extract` wrote."""
-    dataset = TokenDataset(folder)
-    rows = [dataset[number] for number in range(len(dataset))]
-    clips = [Clip(row.key, Path(row.audio or ""), row.text, row.language, row.speaker) for row in rows]
-    return SpokenTexts(clips, dataset.frames, dataset.facts, lambda number: dataset[number].codes.T)
-
-
 @dataclass(frozen=True)
-class TextBatch:
+class TextBatch(TensorBatch):
     """B utterances."""
 
     rows: list[int]  # their numbers in the corpus
@@ -121,13 +111,6 @@ class TextBatch:
     codes: Tensor  # (B, T, K) int64, zero beyond lengths
     lengths: Tensor  # (B,)
     durations: Tensor | None = None  # (B, L) speech tokens of each id, where they are aligned
-
-    def to(self, device: torch.device) -> "TextBatch":
-        text, lengths, durations = self.text.to(device), self.text_lengths.to(device), self.durations
-        durations = None if durations is None else durations.to(device)
-        return TextBatch(
-            self.rows, text, lengths, self.codes.to(device), self.lengths.to(device), durations=durations
-        )
 
     def swapped(self) -> "TextBatch":
         """The batch with each text replaced by another row's, to measure how much a model uses the text."""
@@ -159,13 +142,9 @@ class TextBatches:
     """
 
     def __init__(
-        self,
-        corpus: SpokenTexts,
-        spell: Callable[[str], list[int]],
-        data: TextDataConfig,
-        seed: int,
+        self, corpus: SpokenTexts, spell: Callable[[str], list[int]], data: TextDataConfig, seed: int
     ) -> None:
-        self.corpus, self.seed = corpus, seed
+        self.corpus = corpus
         spelt = {
             row: _spelt(spell, clip.text)
             for row, clip in enumerate(corpus.clips)
@@ -182,17 +161,9 @@ class TextBatches:
         self.aligner: Aligner | None = None
         self._durations: dict[int, np.ndarray] = {}
         self.buckets = Buckets(
-            self.usable,
-            lambda row: data.batch_frames // size[row],
-            smallest=SMALLEST_BUCKET,
-            seed=seed,
+            self.usable, lambda row: data.batch_frames // size[row], smallest=SMALLEST_BUCKET, seed=seed
         )
-
-    def rows(self, number: int, rank: int = 0, world: int = 1) -> list[int]:
-        """Utterances of a batch: this process's share of those drawn for all."""
-        rows = self.buckets.rows(number, world)
-        size = len(rows) // world
-        return rows[rank * size : (rank + 1) * size].tolist()
+        self.batches_per_epoch = self.buckets.batches_per_epoch
 
     def pairs(self, rows: Sequence[int]) -> list[Pair]:
         """Text ids and first-codebook tokens of utterances."""
@@ -204,16 +175,14 @@ class TextBatches:
         frames = sum(int(self.corpus.frames[row]) for row in self.usable)
         return frames / sum(len(self.texts[row]) for row in self.usable)
 
-    def batches_per_epoch(self, world: int = 1) -> int:
-        return self.buckets.batches_per_epoch(world)
-
     def batch(self, number: int, rank: int = 0, world: int = 1) -> TextBatch:
         """The batch of a number, counted from the start of the run."""
-        return self.collate(self.rows(number, rank, world))
+        return self.collate(self.buckets.rows(number, rank, world).tolist())
 
     def fixed(self) -> list[TextBatch]:
-        """All utterances once, in order of size."""
-        return [self.collate(rows) for rows in self.buckets.fixed()]
+        """At most VALID_BATCHES batches of all lengths, always the same."""
+        rows = self.buckets.fixed()
+        return [self.collate(each) for each in rows[:: -(-len(rows) // VALID_BATCHES)]]
 
     def collate(self, rows: list[int]) -> TextBatch:
         texts = [torch.tensor(self.texts[row]) for row in rows]
@@ -232,6 +201,16 @@ class TextBatches:
         self._durations |= zip(new, aligner.durations(self.pairs(new)), strict=True)
         return pad_sequence([torch.from_numpy(self._durations[row]) for row in rows], batch_first=True)
 
+    def unigram(self) -> Tensor:
+        """Log-probabilities (V + 1,) of each token of the first codebook and of the end, from add-one counts."""
+        size = self.corpus.facts.codebook_sizes[0]
+        counts = torch.ones(size + 1)
+        for row in self.usable:
+            codes = torch.from_numpy(self.corpus.codes(row)[:, 0].astype(np.int64))
+            counts += torch.bincount(codes, minlength=size + 1)
+            counts[size] += 1
+        return (counts / counts.sum()).log()
+
 
 def check_same_codec(data: DataConfig, train: CodecInfo, valid: CodecInfo) -> None:
     """Raise ConfigError where held-out tokens are not of the training tokens' codec."""
@@ -239,28 +218,6 @@ def check_same_codec(data: DataConfig, train: CodecInfo, valid: CodecInfo) -> No
         raise ConfigError(
             f"{data.valid} and {data.train} hold tokens of different codecs: extract both with one"
         )
-
-
-def unigram(batches: TextBatches, codebook: int = 0) -> Tensor:
-    """Log-probabilities (V + 1,) of each token and of the end: add-one counts of the training data."""
-    size = batches.corpus.facts.codebook_sizes[codebook]
-    counts = torch.ones(size + 1)
-    for row in batches.usable:
-        codes = torch.from_numpy(batches.corpus.codes(row)[:, codebook].astype(np.int64))
-        counts += torch.bincount(codes, minlength=size + 1)
-        counts[size] += 1
-    return (counts / counts.sum()).log()
-
-
-def _open_codec(name: str, device: torch.device) -> Codec:
-    codec = load(name, device=device)
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"data.codec {name!r} is {codec.system!r}: a codec is needed")
-    return codec
-
-
-def _facts(codec: Codec) -> CodecInfo:
-    return CodecInfo(codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, codec.codebook_sizes)
 
 
 def _spelt(spell: Callable[[str], list[int]], text: str | None) -> list[int]:

@@ -10,10 +10,11 @@ import numpy as np
 import soxr
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vokens.errors import ConfigError
 from vokens.train.buckets import Buckets
-from vokens.train.data import features_at
+from vokens.train.data import TensorBatch, features_at, wave_of
 from vokens.train.rows import Rows
 
 SMALLEST_BUCKET = 32  # utterances
@@ -44,7 +45,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class UtteranceBatch:
+class UtteranceBatch(TensorBatch):
     """Utterances with their texts."""
 
     wave: Tensor  # (B, N) float32, zero-padded
@@ -95,18 +96,14 @@ class Utterances:
             smallest=SMALLEST_BUCKET,
             seed=seed,
         )
+        self.batches_per_epoch = self.buckets.batches_per_epoch
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> UtteranceBatch:
         """Batch `number`: this process's share of the rows drawn for all processes."""
-        rows = self.buckets.rows(number, world)
+        rows = self.buckets.rows(number, rank, world)
         draw = np.random.default_rng((self.seed, number, 1))
-        speeds = draw.choice(np.asarray(self.speeds), len(rows))
-        size = len(rows) // world
-        mine = slice(rank * size, (rank + 1) * size)
-        return self._collate(rows[mine], speeds[mine])
-
-    def batches_per_epoch(self, world: int = 1) -> int:
-        return self.buckets.batches_per_epoch(world)
+        speeds = draw.choice(np.asarray(self.speeds), world * len(rows))  # of the rows of all processes
+        return self._collate(rows, np.split(speeds, world)[rank])
 
     def fixed(self) -> list[tuple[list[int], UtteranceBatch]]:
         """All utterances once, without augmentation, in batches with their places in `clips`."""
@@ -115,29 +112,27 @@ class Utterances:
     def _collate(self, rows: Sequence[int] | np.ndarray, speeds: np.ndarray) -> UtteranceBatch:
         waves = [self._wave(int(row), float(speed)) for row, speed in zip(rows, speeds, strict=True)]
         texts = [torch.tensor(self.texts[row]) for row in rows]
-        features = None
+        teacher = trunk = None
         if self.teacher is not None:
             longest = -(-max(len(wave) for wave in waves) // self.hop)
-            teacher = [
+            features = [
                 self._features(int(row), float(s), longest) for row, s in zip(rows, speeds, strict=True)
             ]
-            features = torch.from_numpy(np.stack(teacher))
+            teacher = torch.from_numpy(np.stack(features))
+        if self.trunk is not None:
+            states = [torch.from_numpy(np.array(self.trunk[self.clips[int(row)]])).float() for row in rows]
+            trunk = pad_sequence(states, batch_first=True)
         return UtteranceBatch(
-            wave=torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True),
+            wave=pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True),
             lengths=torch.tensor([len(wave) for wave in waves]),
-            texts=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
+            texts=pad_sequence(texts, batch_first=True),
             text_lengths=torch.tensor([len(text) for text in texts]),
-            teacher=features,
-            trunk=None if self.trunk is None else self._trunk(rows),
+            teacher=teacher,
+            trunk=trunk,
         )
 
-    def _trunk(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        assert self.trunk is not None
-        states = [torch.from_numpy(np.array(self.trunk[self.clips[int(row)]])).float() for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-
     def _wave(self, row: int, speed: float) -> np.ndarray:
-        wave = self.pcm[self.clips[row]][:, 0].astype(np.float32) / 32768
+        wave = wave_of(self.pcm[self.clips[row]])
         return wave if speed == 1 else soxr.resample(wave, self.sample_rate * speed, self.sample_rate, "LQ")
 
     def _features(self, row: int, speed: float, tokens: int) -> np.ndarray:

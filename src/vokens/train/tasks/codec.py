@@ -5,7 +5,7 @@ One generator pass per step: the discriminators are updated on its detached outp
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,8 +69,6 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
 
     Config = CodecConfig
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> Codec:
         config = self.config
         self.model = build_codec(config)
@@ -122,8 +120,6 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         if self.balancer is not None:
             yield "balancer", self.balancer
 
-    # One step ----------------------------------------------------------------------------------------------
-
     def begin_step(self) -> None:
         if self.config.fit_codebooks and self.step == self.config.fit_codebooks:
             frames = FIT_BATCHES * self.config.data.batch_size * (self.train.crop // self.hop)
@@ -151,8 +147,7 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         features = batch.teacher
         if features is None and self.teacher is not None:
             features = self._features(batch, self.teacher)
-        features = None if features is None else features.to(self.device)
-        return Batch(batch.wave.to(self.device), batch.lengths, features), generator, keep
+        return replace(batch, teacher=features).to(self.device), generator, keep
 
     def _features(self, batch: Batch, teacher: Teacher) -> Tensor:
         """Teacher features of crops, on the fly: (B, T, S) at the codec's frames."""
@@ -166,8 +161,7 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
             values["commit"] = output.commit
         if "distill" in self.config.losses and batch.teacher is not None:
             distill = L.DISTILLATION[self.config.teacher.loss]
-            frames = (-(-batch.lengths // self.hop)).to(self.device)
-            values["distill"] = distill(output.semantic.float(), batch.teacher, frames)
+            values["distill"] = distill(output.semantic.float(), batch.teacher, -(-batch.lengths // self.hop))
         return values
 
     def _total(self, values: dict[str, Tensor], wave: Tensor) -> Tensor:
@@ -178,12 +172,10 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         balanced = self.balancer(on_wave, wave)
         return balanced + self.weighted(rest) if rest else balanced
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out mel distance for 1, 2, 4, … codebooks, and codebook use, of the averaged weights."""
-        if self.valid is None or self.step < self.config.fit_codebooks:
+        if self.step < self.config.fit_codebooks:
             return {}
         model = self.final_model()
         batch = self.valid.spread(32)

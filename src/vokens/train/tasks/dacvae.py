@@ -88,8 +88,6 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
 
     Config = VAEConfig
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> DACVAE:
         config = self.config
         model = DACVAE(build_config(DACVAEConfig, config.model, "model"))
@@ -112,8 +110,6 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             network = DACDiscriminator(settings.divisor, settings.channels, windows=settings.windows)
             network = Discriminators({"dac": network})
             self.gans.append(GAN(self, network, settings, weight_decay=decay, clip=settings.clip))
-
-    # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
@@ -153,14 +149,10 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
             return L.kl_flow(output.flowed.float(), log_std)
         return (L.kl_normal if self.config.kl == "normal" else L.kl_published)(mean, log_std)
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out mel distance (log10, three DAC scales) of decoded posterior means, KL in nats per frame, and number
         of active latent dimensions (KL above 0.1 nats)."""
-        if self.valid is None:
-            return {}
         model, wave = self.trained(), self.valid.spread(VALID_CLIPS).wave.to(self.device)
         mean, log_std = model.posterior_of(wave[:, None], None, self._pitch(wave))
         prediction = model.decode_batch(mean, torch.full((len(mean),), mean.shape[2], device=mean.device))

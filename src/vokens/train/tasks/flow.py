@@ -27,6 +27,7 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.nn.campplus_onnx import open_campplus
 from vokens.nn.masks import padding_mask
+from vokens.train import losses as L
 from vokens.train.config import CropConfig, RunConfig, among
 from vokens.train.data import Clip, read_clips
 from vokens.train.flow_data import FlowBatch, FlowCrops, frame_rows, token_rows
@@ -34,8 +35,7 @@ from vokens.train.flow_learner import (
     Draw,
     FlowLearner,
     distillation_times,
-    masked_l1,
-    masked_spread,
+    frame_statistics,
     start_as_identity,
 )
 from vokens.train.log import Board
@@ -168,9 +168,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     frames_are: ClassVar[str] = "mel"
     frame_rate: float = MEL_24K_80.sample_rate / MEL_24K_80.hop_length
     token_rate: float  # set by build_sizes
+    teacher: FlowLearner | None = None
     weights: Tensor | None = None  # (D,) loss weights of the frames' dimensions, mean 1; None for equal ones
-
-    # Building ----------------------------------------------------------------------------------------------
 
     def build_model(self) -> FlowLearner:
         config = self.config
@@ -185,7 +184,6 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             self._start_from(flow, config.init)
         else:
             start_as_identity(flow)
-        self.teacher = None
         if config.distil.source:
             self.teacher = FlowLearner(self.open_flow(config.distil.source))
             self.teacher.to(self.device).eval().requires_grad_(False)
@@ -220,10 +218,8 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         checkpoint.load_strict(flow, state, source)
 
     def load_data(self) -> None:
-        data = self.config.data
         self.check_tokenizer()
-        self.train = self._crops(data.train, data.train_split)
-        self.valid = self._crops(data.valid, data.valid_split) if data.valid else None
+        super().load_data()
         if not self.config.init:
             self._start_at_the_mean()
 
@@ -248,18 +244,11 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def _start_at_the_mean(self) -> None:
         """Initialise the output bias at the mean frame: log-mels lie around -6, which takes long to learn."""
-        batch = self.train.batch(0)
-        x1, mask = self._targets(batch)
-        self.model.flow.estimator.out.get_parameter("bias").data.copy_((x1 * mask).sum((0, 1)) / mask.sum())
+        mean, _ = frame_statistics(*self._targets(self.train.batch(0)))
+        self.model.flow.estimator.out.get_parameter("bias").data.copy_(mean)
 
-    def _crops(self, source: str, split: str | None) -> FlowCrops:
-        data, cache = self.config.data, Path(self.config.data.cache)
-        clips = read_clips(source, split, data.language)
-        tokens = token_rows(cache, clips, self.tokenizer, data.workers)
-        return self.crops_of(tokens, self.frames(cache, clips), self.voices(cache, clips))
-
-    def crops_of(self, tokens: Rows, frames: Rows, voices: Rows) -> FlowCrops:
-        """Crops of recordings: tokens (T, 1), frames (ratio * T, D) and a speaker vector (1, V) of each."""
+    def open_data(self, source: str, split: str | None, training: bool) -> FlowCrops:
+        tokens, frames, voices = self.rows(source, split)
         mean, std = self.statistics(frames)
         return FlowCrops(
             tokens,
@@ -272,6 +261,13 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             mean=mean,
             std=std,
         )
+
+    def rows(self, source: str, split: str | None) -> tuple[Rows, Rows, Rows]:
+        """Tokens (T, 1), frames (ratio * T, D) and a speaker vector (1, V) of each recording."""
+        data, cache = self.config.data, Path(self.config.data.cache)
+        clips = read_clips(source, split, data.language)
+        tokens = token_rows(cache, clips, self.tokenizer, data.workers)
+        return tokens, self.frames(cache, clips), self.voices(cache, clips)
 
     def statistics(self, frames: Rows) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mean and standard deviation for normalising frames; None for log-mels, which are not normalised."""
@@ -296,8 +292,6 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
         name = f"voice-campplus-{checkpoint.fingerprint(self.speaker.state_dict(), {})[:8]}"
         return frame_rows(cache, name, clips, voice, 16000, self.config.data.workers)
-
-    # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
@@ -380,16 +374,12 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         settings = self.config.distil
         return self.teacher.distilled(batch, x, draw, settings.steps, settings.guidance)
 
-    # Validation --------------------------------------------------------------------------------------------
-
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Flow loss at fixed times and noises, and L1 distances of frames generated in 1, 2, ... steps to the target
         (nepers per bin for mels). mel_mean is the distance of the mean frame, a baseline. spread is the generated
         frames' standard deviation over the target's: too few steps give their mean, which varies too little.
         """
-        if self.valid is None:
-            return {}
-        usable = self.valid.usable()
+        usable = self.valid.usable
         chosen = usable[:: max(1, len(usable) // VALID_CLIPS)][:VALID_CLIPS]
         batch = self.valid.fixed(chosen).to(self.device)
         flow = self.final_flow()
@@ -402,15 +392,14 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
             learner = FlowLearner(flow, self.config.objective, self.config.guidance)
             prediction, target = learner(batch, x, velocity, draw)
             measured = {"valid/flow": float(objective.squared_error(prediction, target, mask))}
-        mean = (x1 * mask).sum((0, 1)) / mask.sum()
-        measured[f"valid/{self.frames_are}_mean"] = float(masked_l1(mean.expand_as(x1), x1, mask))
+        mean, std = frame_statistics(x1, mask)
+        measured[f"valid/{self.frames_are}_mean"] = float(L.masked_mean((mean - x1).abs(), mask))
         generated = x1
         for steps in self.validated_steps(flow):
             generated = self._generated(flow, batch, steps)
-            measured[f"valid/{self.frames_are}_{steps}"] = float(masked_l1(generated, x1, mask))
-            measured[f"valid/spread_{steps}"] = float(
-                masked_spread(generated, mask) / masked_spread(x1, mask)
-            )
+            measured[f"valid/{self.frames_are}_{steps}"] = float(L.masked_mean((generated - x1).abs(), mask))
+            _, spread = frame_statistics(generated, mask)
+            measured[f"valid/spread_{steps}"] = float(spread.mean() / std.mean())
         if board is not None:
             board.mel_picture(self.step, self.frames_are, x1[0].T)
             board.mel_picture(self.step, "generated", generated[0].T)

@@ -63,8 +63,6 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
     Config = FlowAutoencoderConfig
     network = ("system", "model", "autoencoder")
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> FlowAE:
         config = self.config
         if config.autoencoder:
@@ -99,8 +97,6 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
             waves = [self.train.batch(number).wave for number in range(FIT_BATCHES)]
             self.model.flow.spectra.fit(torch.cat(waves))
 
-    # One step ----------------------------------------------------------------------------------------------
-
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
         wave = self.batch(number).wave.to(self.device)
@@ -128,13 +124,9 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
         draws = draws._replace(share=share, time=(1 - share) * cosine_time(draws.time))
         return FlowDraws(*map(self.own, draws))
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out mel distance (log10, three DAC scales) of waves decoded in 1 step and in the config's steps."""
-        if self.valid is None:
-            return {}
         model, wave = self.trained(), self.valid.spread(VALID_CLIPS).wave.to(self.device)
         mean, _ = model.posterior_of(wave[:, None])
         lengths = torch.full((len(wave),), mean.shape[2], device=self.device)

@@ -28,7 +28,7 @@ from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel
 from vokens.nn.campplus import EMBEDDING
 from vokens.train.data import Clip
-from vokens.train.flow_data import FlowCrops, frame_rows
+from vokens.train.flow_data import frame_rows
 from vokens.train.published_files import TOKEN_RATE, PublishedFiles, is_published, ratio_of
 from vokens.train.rows import Rows
 from vokens.train.tasks.flow import FlowConfig, FlowDataConfig, FlowTrainer
@@ -86,8 +86,6 @@ class LearnableFlowTrainer(FlowTrainer):
     @property
     def data(self) -> LatentDataConfig:
         return cast(LatentDataConfig, self.config.data)
-
-    # Building ----------------------------------------------------------------------------------------------
 
     def build_sizes(self) -> S3GenConfig:
         data = self.data
@@ -159,18 +157,15 @@ class LearnableFlowTrainer(FlowTrainer):
         checkpoint.load_strict(flow, state, source)
         return flow
 
-    # Data --------------------------------------------------------------------------------------------------
-
     def check_tokenizer(self) -> None:
         if not is_published(self.data.train):
             super().check_tokenizer()
 
-    def _crops(self, source: str, split: str | None) -> FlowCrops:
+    def rows(self, source: str, split: str | None) -> tuple[Rows, Rows, Rows]:
         if not is_published(source):
-            return super()._crops(source, split)
+            return super().rows(source, split)
         files = PublishedFiles(source)
-        tokens, latents = self._rows_of_files(files)
-        return self.crops_of(tokens, latents, self.voices(Path(self.data.cache), files.clips))
+        return *self._rows_of_files(files), self.voices(Path(self.data.cache), files.clips)
 
     def statistics(self, frames: Rows) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mean and standard deviation of latents: the autoencoder's, else measured on the first training latents."""
@@ -203,8 +198,6 @@ class LearnableFlowTrainer(FlowTrainer):
 
         name = f"voice-{self.voice_name}"
         return frame_rows(cache, name, clips, voice, REFERENCE_RATE, self.data.workers)
-
-    # Validation and export ---------------------------------------------------------------------------------
 
     def validated_steps(self, flow: TokenToMel) -> tuple[int, ...]:
         return (1, 2, 10)

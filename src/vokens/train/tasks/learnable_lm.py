@@ -5,9 +5,8 @@ Preferences (DPO, arXiv 2305.18290) are a mode of the same task: pairs of tokens
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,22 +24,21 @@ from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, R
 from vokens.text import front_end
 from vokens.train.alignment import ENOUGH, Aligner
 from vokens.train.config import RunConfig, refuse
-from vokens.train.data import Clip, pcm_rows
+from vokens.train.data import Clip, TensorBatch, pcm_rows, wave_of
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.pairs import Pairs, read_pairs
 from vokens.train.rows import Rows
 from vokens.train.text_tokens import (
+    SpokenTexts,
     TextBatch,
     TextBatches,
     TextDataConfig,
     dropout_mask,
     held_out_texts,
     open_texts,
-    unigram,
 )
 
-VALID_BATCHES = 24
 OWN_SHARE = 1 / 3  # largest share of an utterance that serves as its own reference
 
 
@@ -102,7 +100,7 @@ class LearnableLMRunConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Voices:
+class Voices(TensorBatch):
     """Speaker references, layouts and masks of a batch of B rows.
 
     Attributes:
@@ -116,10 +114,6 @@ class Voices:
     bistream: list[bool]
     loss_mask: Tensor | None
     dropout_mask: Tensor | None
-
-    def to(self, device: torch.device) -> "Voices":
-        moved = {name: getattr(self, name) for name in ("mels", "lengths", "loss_mask", "dropout_mask")}
-        return replace(self, **{name: x if x is None else x.to(device) for name, x in moved.items()})
 
 
 class References:
@@ -151,8 +145,8 @@ class References:
         taken = min(most, shortest + length * (longest - shortest))
         start = at * (self.seconds[source] - taken)
         first, last = int(start * REFERENCE_RATE), int((start + taken) * REFERENCE_RATE)
-        wave = torch.from_numpy(self.pcm[source][first:last, 0].astype(np.float32) / 32768)
-        return self.mel(wave), None if others else (start, start + taken)
+        wave = wave_of(self.pcm[source][first:last])
+        return self.mel(torch.from_numpy(wave)), None if others else (start, start + taken)
 
 
 class LMLearner(nn.Module):
@@ -203,23 +197,20 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
     Config = LearnableLMRunConfig
     exported = "lm"
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> LMLearner:
         config, data = self.config, self.config.data
-        self.pairs: Pairs | None = None
-        if config.preference.beta:
-            self.pairs = read_pairs(data.train)
-            corpus = self.pairs.chosen
+        self.pairs = read_pairs(data.train) if config.preference.beta else None
+        if self.pairs is None:
+            self.corpus = open_texts(data, data.train, data.train_split, self.device)
         else:
-            corpus = open_texts(data, data.train, data.train_split, self.device)
-        self.corpus, sizes = corpus, corpus.facts.codebook_sizes
+            self.corpus = self.pairs.chosen
+        sizes = self.corpus.facts.codebook_sizes
         if len(sizes) != 1:
             raise ConfigError(f"the tokens have {len(sizes)} codebooks; this model speaks one: S3Tokenizer's")
         self.spell = front_end(config.model["front_end"])
         backbone = {"vocab_size": self.spell.num_ids} | config.model.get("backbone", {})
-        values = config.model | {"backbone": backbone, "speech_tokens": sizes[0]}
-        values["tokens"] = corpus.facts.model
+        of_the_tokens = {"speech_tokens": sizes[0], "tokens": self.corpus.facts.model}
+        values = config.model | {"backbone": backbone} | of_the_tokens
         self.train = self._batches(self.corpus)
         if values.get("positions") == "progress":
             values["pace"] = self.train.pace
@@ -249,7 +240,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             self.valid.aligner = self.train.aligner
             self.valid_references = self._references(held_out.clips)
 
-    def _batches(self, corpus: Any) -> TextBatches:
+    def _batches(self, corpus: SpokenTexts) -> TextBatches:
         return TextBatches(corpus, self._ids, self.config.data, self.config.seed)
 
     def _ids(self, text: str) -> list[int]:
@@ -258,8 +249,6 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
     def _references(self, clips: Sequence[Clip]) -> References:
         cache = Path(self.config.data.cache)
         return References(clips, pcm_rows(cache, clips, REFERENCE_RATE, self.config.data.workers))
-
-    # One step ----------------------------------------------------------------------------------------------
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
@@ -286,8 +275,9 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         """Loss of preference pairs: both answers have the same text, voice and layout, also in the reference model."""
         settings, rows = self.config.preference, len(chosen.rows)
         both = pairs.both(chosen)
-        voices = _twice(self._voices(self.references, chosen, draws, self.config.bistream), both, self._mix)
-        both, voices = both.to(self.device), voices.to(self.device)
+        voices = self._voices(self.references, chosen, draws, self.config.bistream)
+        voices = _twice(voices, both, self.model.lm.config.mix).to(self.device)
+        both = both.to(self.device)
         with self.accelerator.autocast():
             logits, target, _ = self.module(both, voices, True)
         counts = (target != IGNORE).sum(1) if settings.per_token else 1
@@ -299,16 +289,9 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             reference_scores = reference_score[:rows], reference_score[rows:]
         preference = dpo_loss(chosen_score, rejected_score, *reference_scores, beta=settings.beta)
         loss = self._loss(logits[:rows], target[:rows], rows)
-        values = {
-            "preference": preference,
-            "loss": loss,
-            "preferred": (chosen_score > rejected_score).float().mean(),
-        }
+        preferred = (chosen_score > rejected_score).float().mean()
+        values = {"preference": preference, "loss": loss, "preferred": preferred}
         return preference + settings.supervised * loss, values
-
-    @property
-    def _mix(self) -> tuple[int, int]:
-        return self.model.lm.config.mix
 
     def _voices(
         self,
@@ -337,23 +320,18 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             dropout_mask=dropout_mask(batch, dropout, draws),
         )
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """On held-out texts, at most 24 batches of all lengths: nats per token, perplexity and token accuracy with
         the whole text first; nats where it alternates with speech (bistream), with another utterance's text, and of
         the unigram of the training data."""
-        if self.valid is None:
-            return {}
         learner = LMLearner(self.final_model())
         kinds = ["nats", "nats_bistream", "nats_other_text"]
         if self.train.aligner is not None:  # text and speech do not alternate
             kinds.remove("nats_bistream")
         totals = {name: torch.zeros(3) for name in (*kinds, "nats_unigram")}
-        shares = unigram(self.train)
-        batches = self.valid.fixed()
-        for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
+        shares = self.train.unigram()
+        for batch in self.valid.fixed():
             for name in kinds:
                 draws = [np.random.default_rng((0, row)) for row in batch.rows]  # the same each time
                 voices = self._voices(self.valid_references, batch, draws, float(name == "nats_bistream"))

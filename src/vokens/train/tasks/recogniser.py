@@ -33,7 +33,7 @@ from vokens.tokens import codebook_use
 from vokens.train import losses as L
 from vokens.train.build import load_grown
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
-from vokens.train.data import Clip, paths_of, pcm_rows, read_clips
+from vokens.train.data import Clip, paths_of, pcm_rows, read_clips, wave_of
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
@@ -105,8 +105,6 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
     Config = RecogniserConfig
     network = ("system", "model", "head")
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> Recogniser:
         config = self.config
         sizes = build_config(S3TokenizerConfig, config.model, "model")
@@ -166,14 +164,15 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             )
 
     def load_data(self) -> None:
+        super().load_data()
         data = self.config.data
-        self.train = self._utterances(data.train, data.train_split, training=True)
         if self.train.teacher is not None:
             self.mean, self.scale = standard(self.train.teacher)
-        self.valid = self._utterances(data.valid, data.valid_split) if data.valid else None
-        self.test = self._utterances(data.test, data.test_split) if data.test else None
+        test = self.open_data(data.test, data.test_split, False) if data.test else None
+        sets = {"valid": self.valid, "test": test}  # the second is measured at the end alone
+        self.valid = {name: utterances for name, utterances in sets.items() if utterances is not None}
 
-    def _utterances(self, source: str, split: str | None, training: bool = False) -> Utterances:
+    def open_data(self, source: str, split: str | None, training: bool) -> Utterances:
         data, cache = self.config.data, Path(self.config.data.cache)
         labelled = not (training and self.config.trunk)
         clips = read_clips(source, split, data.language if labelled else None, with_text=labelled)
@@ -217,7 +216,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
 
         @torch.inference_mode()
         def compute(number: int) -> np.ndarray:
-            wave = torch.from_numpy(pcm[number][:, 0].astype(np.float32) / 32768).to(self.device)
+            wave = torch.from_numpy(wave_of(pcm[number])).to(self.device)
             wave = F.pad(wave, (0, max(0, hop - len(wave))))
             mel = self.mel(wave[None])[:, :, :WINDOW]
             with self.accelerator.autocast():
@@ -232,8 +231,6 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         in_range = self.config.data.shortest <= samples / RATE <= self.config.data.longest
         tokens = int(samples / speed) // self.hop  # rounded down twice: resampling may lose a sample
         return in_range and frames_needed(symbols) <= tokens * self.config.head.emissions
-
-    # One step ----------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         if self.config.fit_codebooks and self.step == self.config.fit_codebooks:
@@ -269,15 +266,11 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
 
     def _inputs(self, batch: UtteranceBatch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-mels (B, n_mels, F), their frames (B,), and features of a frozen trunk, with which mels are empty."""
+        lengths = batch.lengths.to(self.device)
+        frames = lengths // WHISPER_128.hop_length
         if batch.trunk is None:
-            return (*self._mels(batch), None)
-        lengths = batch.lengths.to(self.device)
-        return lengths.new_empty(0), lengths // WHISPER_128.hop_length, batch.trunk.to(self.device)
-
-    def _mels(self, batch: UtteranceBatch) -> tuple[Tensor, Tensor]:
-        """Log-mels (B, n_mels, F) and their frames (B,)."""
-        lengths = batch.lengths.to(self.device)
-        return self.mel(batch.wave.to(self.device), lengths), lengths // WHISPER_128.hop_length
+            return self.mel(batch.wave.to(self.device), lengths), frames, None
+        return lengths.new_empty(0), frames, batch.trunk.to(self.device)
 
     def _losses(
         self, batch: UtteranceBatch, frames: Tensor, texts: Tensor, output: Recognition
@@ -300,15 +293,12 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             values["distill_before"] = distill(output.before.float(), target, tokens)
         return values
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Character error rate with and without the quantizer, and codebook use, of the EMA weights."""
         model, measured = self.final_recogniser(), {}
-        sets = {"valid": self.valid, "test": self.test if self.step >= self.config.steps else None}
-        for name, utterances in sets.items():
-            if utterances is None:
+        for name, utterances in self.valid.items():
+            if name == "test" and self.step < self.config.steps:
                 continue
             fitted = self.step > self.config.fit_codebooks
             measured[f"{name}/cer_unquantized"], _ = self._recognise(

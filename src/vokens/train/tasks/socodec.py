@@ -105,8 +105,6 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
     Config = SoCodecRunConfig
     sample_rate, hop = RATE, SSL_HOP
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> SoCodecLearner:
         config = self.config
         sizes = build_config(SoCodecConfig, config.model, "model")
@@ -201,8 +199,6 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
                 kinds["mrd"] = MultiResolutionDiscriminator(settings.channels)
             self.gans.append(GAN(self, Discriminators(kinds), settings, name="wave"))
 
-    # One step ----------------------------------------------------------------------------------------------
-
     def begin_step(self) -> None:
         if self.step == self.config.fit_codebooks and self.model.analyzer and not self._fitted():
             size = self.sizes.codebook_size
@@ -280,13 +276,11 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         losses, report = self.gan_step(mel, prediction, part, "mel")
         return {name: value for name, value in (values | losses).items() if name in weights}, report
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out distances in nepers per mel: of the mel decoded from 1, 2, … streams, and of the vocoder's waves
         from real mels; and the share of entries that are used, of the EMA weights."""
-        if self.valid is None or (self.model.analyzer and not self._fitted()):
+        if self.model.analyzer and not self._fitted():
             return {}
         codec, measured, batch = self.final_model(), {}, self.valid.spread(VALID_CLIPS)
         wave = batch.wave.to(self.device)

@@ -64,8 +64,6 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
     Config = TokenLMRunConfig
     exported = "lm"
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> TokenLMLearner:
         self.dataset = TokenDataset(self.config.data.train)
         row = self.dataset[0]
@@ -94,8 +92,6 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         if self.valid is not None:
             check_same_codec(data, self.dataset.facts, self.valid.facts)
 
-    # One step ----------------------------------------------------------------------------------------------
-
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         with self.accelerator.autocast():
             losses = self.module(*self._moved(self._batch(self.number(part))))
@@ -114,13 +110,9 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         moved = None if vector is None else vector.to(self.device)
         return tokens.codes.to(self.device), tokens.lengths.to(self.device), moved
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out nats per code of each stream, of the EMA weights, over at most 8 batches."""
-        if self.valid is None:
-            return {}
         lm = self.final_model()
         longest = int(self.valid.frames.max())
         batches = TokenBatches(self.valid, max(self.config.data.batch_frames, longest), self.config.seed)

@@ -30,10 +30,8 @@ from vokens.train.text_tokens import (
     dropout_mask,
     held_out_texts,
     open_texts,
-    unigram,
 )
 
-VALID_BATCHES = 24
 _OF_THE_TOKENS = (
     "pace",
     "codebook_size",
@@ -101,8 +99,6 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
     exported = "lm"
     unused_parameters = True  # embeddings of the codebooks from the sampled stage on
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> USLMLearner:
         config = self.config
         data = config.data
@@ -134,8 +130,6 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         spell = front_end(self.config.model.get("front_end", USLMConfig.front_end)).ids
         return TextBatches(corpus, spell, self.config.data, self.config.seed)
 
-    # One step ----------------------------------------------------------------------------------------------
-
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
         last = self.model.lm.config.num_codebooks - 1
@@ -148,20 +142,15 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
             losses = self.module(batch, stage, unread)
         return sum(losses.values(), torch.zeros((), device=self.device)), losses
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """On held-out texts, at most 24 batches of all lengths: nats per code and accuracy of each codebook, perplexity
         of the first; nats of the first with another utterance's text, and of the unigram of the training data."""
-        if self.valid is None:
-            return {}
         lm = self.final_model()
         books = {f"stage_{stage}": stage for stage in range(1, lm.config.num_codebooks)}
         totals = {name: torch.zeros(3) for name in ("first", *books, "first_other_text", "first_unigram")}
-        shares = unigram(self.train)
-        batches = self.valid.fixed()
-        for batch in batches[:: -(-len(batches) // VALID_BATCHES)]:
+        shares = self.train.unigram()
+        for batch in self.valid.fixed():
             inputs = _inputs(batch.to(self.device))
             logits, targets = next_code(lm, *inputs)
             totals["first"] += _sums(logits, targets)

@@ -27,7 +27,7 @@ from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
 from vokens.train.crops import CropTrainer
-from vokens.train.data import Clip, paths_of
+from vokens.train.data import Clip, paths_of, wave_of
 from vokens.train.gan import GAN, Discriminators, GANLoss, gan_loss
 from vokens.train.log import Board
 from vokens.train.rows import Rows, cached_rows
@@ -101,8 +101,6 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
     sample_rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
     grid = (hop / sample_rate, hop / 2 / sample_rate)
 
-    # Building ----------------------------------------------------------------------------------------------
-
     def build_model(self) -> VocoderLearner:
         config = self.config
         sizes = build_config(HiFTNetConfig, {**asdict(S3GEN_24K), **config.model}, "model")
@@ -147,8 +145,6 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
             network = Discriminators({"mpd": mpd, "mrd": mrd})
             self.gans.append(GAN(self, network, settings, vocoder_loss(self.config.losses)))
 
-    # One step ----------------------------------------------------------------------------------------------
-
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
         batch = self._batch(self.batch(number))
@@ -174,14 +170,10 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         generators = self.row_generators(number, rows)
         return PublishedDraws(generators, [samples] * rows, config.nb_harmonics + 1, config.source)
 
-    # Validation and export ---------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
         """Held-out mel distance (nepers), and of the pitch: mean error where both are voiced (Hz) and share of frames
         with the right voicing."""
-        if self.valid is None:
-            return {}
         batch, vocoder = self._batch(self.valid.spread(VALID_CLIPS)), self.final_model()
         pitch = vocoder.f0_predictor(batch.mel)
         wave, _ = vocoder.inference(batch.mel, seed=0)
@@ -215,7 +207,7 @@ def mel_and_pitch_rows(folder: Path, clips: list[Clip], pcm: Rows, workers: int)
     mel = LogMel(MEL_24K_80)
 
     def rows(number: int) -> np.ndarray:
-        wave = pcm[number][:, 0].astype(np.float32) / 32768
+        wave = wave_of(pcm[number])
         if len(wave) <= MEL_24K_80.padding:
             return np.zeros((0, MEL_24K_80.n_mels + 1), np.float16)
         frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
