@@ -101,4 +101,3 @@ def test_distillation_falls(trainer_for: Build, hubert: Path, speech: Path, cach
 def test_a_width_that_does_not_fit_says_what_to_set(trainer_for: Build, hubert: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.semantic_dim = 16"):
         trainer_for("teacher.kind=hubert", f"teacher.source={hubert}")
-    refused(ConfigError, "hubert", trainer_for, "teacher.kind=whisper")

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import speechlike
 from golden.weights import fill_
 from safetensors.torch import load_file
-from training import DAC, Build
+from training import PULSES, Build
 
 import vokens
 from vokens.checkpoint import load_strict
@@ -93,22 +92,9 @@ def test_divergence_by_one_sample_is_the_closed_form_on_average() -> None:
 # Learning
 
 
-@pytest.mark.parametrize("network", ["stft", DAC])
-def test_speech_is_learned(trainer_for: Build, network: str) -> None:
-    changes = [] if network == "stft" else [network]
-    trainer = trainer_for("discriminators.start=1000", "optim.learning_rate=5e-3", *changes)
-    found = [trainer.train_step() for _ in range(20)]
-    early, late = (np.mean([f["mel"] for f in part]) for part in (found[:5], found[-5:]))
-    assert late < 0.75 * early
-
-
-PULSES = ("model.pulses=true", "model.latent_dim=20", "losses={mel=1.0, kl=0.0}")
-
-
 def test_a_decoder_of_pulses_goes_on_from_their_vocoder(trainer_for: Build) -> None:
-    trainer = trainer_for(*PULSES, "optim.learning_rate=2e-3", "optim.warmup=1")
-    losses = [trainer.train_step()["mel"] for _ in range(30)]
-    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+    trainer = trainer_for(*PULSES)
+    trainer.train_step()
     trainer.export()
     model = DACVAE.from_pretrained(trainer.out / "model")
     again = trainer_for(*PULSES, f"init={trainer.out / 'model'}")

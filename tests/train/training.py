@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
 from conftest import build_tiny_s3tokenizer, speechlike
 from s3gen_weights import sizes
 
@@ -131,6 +130,7 @@ DAC = (  # settings of another network of DAC-VAE
     "model={latent_dim=6, encoder_dim=2, encoder_rates=[8, 60], decoder_dim=16, decoder_rates=[60, 8], "
     "conv_slope=0.1}"
 )
+PULSES = ("model.pulses=true", "model.latent_dim=20", "losses={mel=1.0, kl=0.0}")
 VQ = ("model.quantizer=vq", "model.codebook_size=32", "losses={ctc=1.0, commit=0.25}")
 ALIGNED = ("model.positions=aligned", "bistream=0.0")
 FINISHED = {  # changes for a run to its end
@@ -289,41 +289,6 @@ def write_corpus(folder: Path, rows: list[Row], facts: CodecInfo) -> Path:
 
 
 # What every trainer holds --------------------------------------------------------------------------------------
-
-
-def next_step_after_resuming(trainer: Callable[[], Trainer[Any, Any]], steps: int) -> dict[str, float]:
-    """A step's values, which a run that was stopped before it has too, to the last digit."""
-    straight = trainer()
-    for _ in range(steps):
-        straight.train_step()
-    straight.save()
-    expected = straight.train_step()
-    again = trainer()
-    again._resume()
-    assert again.step == steps
-    assert again.train_step() == expected
-    return expected
-
-
-def bfloat16_follows_float32(trainer: Callable[..., Trainer[Any, Any]], *changes: str) -> None:
-    """Two steps under bfloat16 autocast report the values of float32, within 10 % and 0.02; the rate is tiny, so that
-    Adam, which makes a whole step of any gradient, does not part the two."""
-    found, expected = (_two_steps(trainer, precision, *changes) for precision in ("bf16", "no"))
-    for ours, theirs in zip(found, expected, strict=True):
-        far = {k: (ours[k], v) for k, v in theirs.items() if ours[k] != pytest.approx(v, rel=0.1, abs=0.02)}
-        assert not far, far  # name: (bfloat16, float32)
-        assert ours.keys() == theirs.keys()
-
-
-def _two_steps(
-    trainer: Callable[..., Trainer[Any, Any]], precision: str, *changes: str
-) -> list[dict[str, float]]:
-    AcceleratorState._reset_state()  # accelerate keeps one precision per process
-    try:
-        run = trainer(f"precision={precision}", "optim.learning_rate=1e-6", *changes)
-        return [run.train_step() for _ in range(2)]
-    finally:
-        AcceleratorState._reset_state()
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:

@@ -46,7 +46,8 @@ class Balancer(nn.Module):
         gradients = {
             name: torch.autograd.grad(loss, output, retain_graph=True)[0] for name, loss in losses.items()
         }
-        means = self.running_means({name: len(output) * item_norm(g) for name, g in gradients.items()})
+        norms = {name: g.float().flatten(1).norm(dim=1).sum() for name, g in gradients.items()}  # over items
+        means = self.running_means(norms)
         scale = self.total_norm / sum(self.weights[name] for name in losses)
         balanced = sum(gradients[name] * (scale * self.weights[name] / means[name]) for name in losses)
         return (output * balanced).sum()
@@ -68,8 +69,3 @@ class Balancer(nn.Module):
             self.norm_sums[index], self.norm_counts[index] = sums, counts
         means = torch.where(counts > 0, sums / counts, new).clamp(min=1e-12)
         return dict(zip(names, means, strict=True))
-
-
-def item_norm(gradient: Tensor) -> Tensor:
-    """Mean L2 norm over the items of a gradient (B, ...)."""
-    return gradient.float().flatten(1).norm(dim=1).mean()

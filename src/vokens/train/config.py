@@ -1,6 +1,5 @@
 """Config of a training run: a frozen dataclass tree, built from a TOML recipe of what differs from the defaults."""
 
-import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,11 +245,6 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Any:
     for change in changes:
         _apply(values, change)
     return build_config(trainer_of(values.get("task", "codec")).Config, values, str(path))
-
-
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The config as plain values, which `build_config` reads back."""
-    return dataclasses.asdict(config)
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

@@ -68,13 +68,8 @@ class GAN:
         weight_decay: float = 0.0,
         clip: float = 0.0,
     ) -> None:
-        self.trainer, self.network, self.name, self.start, self.clip = (
-            trainer,
-            network,
-            name,
-            settings.start,
-            clip,
-        )
+        self.trainer, self.network, self.name = trainer, network, name
+        self.start, self.clip = settings.start, clip
         self.prefix = f"{name}_" if name else ""
         loss, weights = loss or gan_loss(), trainer.config.losses
         named = {f"{self.prefix}{kind}": each for kind, each in loss.generator.items()}
@@ -100,7 +95,15 @@ class GAN:
         if self.trainer.step < self.start:
             return {}, {}
         loss = self._discriminators(target, output, part)
-        return self._generator(target, output.float()), {f"{self.prefix}discriminator": loss}
+        with self.trainer.accelerator.autocast():
+            with torch.no_grad():
+                real = self.network(target)
+            fake = self.network(output.float())
+        losses = {
+            name: torch.stack([each(r, f) for r, f in zip(real, fake, strict=True)]).sum()
+            for name, each in self.generator_losses.items()
+        }
+        return losses, {f"{self.prefix}discriminator": loss}
 
     def _discriminators(self, target: Tensor, output: Tensor, part: int) -> Tensor:
         trainer = self.trainer
@@ -122,13 +125,3 @@ class GAN:
             self.optimizer.step()
         self.module.requires_grad_(False)
         return total
-
-    def _generator(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
-        with self.trainer.accelerator.autocast():
-            with torch.no_grad():
-                real = self.network(target)
-            fake = self.network(output)
-        return {
-            name: torch.stack([loss(r, f) for r, f in zip(real, fake, strict=True)]).sum()
-            for name, loss in self.generator_losses.items()
-        }

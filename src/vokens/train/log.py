@@ -1,6 +1,7 @@
-"""Logs of a run: one progress line with ETA, TensorBoard curves, audio and mel pictures, curves elsewhere."""
+"""Logs of a run: metrics as json lines, TensorBoard curves, audio and mel pictures, curves elsewhere, progress."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vokens.atomic import atomic_write
 from vokens.audio.mel import LogMel, MelConfig
 from vokens.errors import MissingExtra, needs_extra
 
@@ -23,10 +25,6 @@ class Board:
         self.writer: Any = SummaryWriter(str(folder))
         self.sample_rate = sample_rate
         self.mel = LogMel(MelConfig(sample_rate, 1024, 1024, 256, 80, center=True))
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
 
     def audio(self, step: int, name: str, wave: Tensor) -> None:
         """wave (N,): sound and log-mel picture."""
@@ -51,9 +49,6 @@ class Board:
         dark = level.max() - 80 / 8.686  # 8.686 dB per neper
         return (255 * ((level - dark) / (level.max() - dark)).clamp(0, 1)).byte().numpy()
 
-    def close(self) -> None:
-        self.writer.close()
-
 
 class Tracker:
     """Curves on Weights & Biases ("wandb") or Comet ("comet_ml"), through accelerate; "" shows nothing.
@@ -75,23 +70,44 @@ class Tracker:
             accelerator.init_trackers(self.PROJECT, config, {self.kind: options[self.kind]})
 
 
-class Progress:
-    """One line: steps, speed, ETA, and the losses of the last log."""
+class Metrics:
+    """Json lines {"step": …, …}; resuming at a step drops the lines beyond it."""
 
-    def __init__(self, total: int, start: int, shown: bool) -> None:
-        self.bar = tqdm(
-            total=total, initial=start, desc="training", unit="step", disable=not shown, smoothing=0.05
-        )
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
+        with atomic_write(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
 
-    def step(self) -> None:
-        self.bar.update()
+    def write(self, step: int, values: dict[str, float]) -> None:
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self.file.flush()
 
-    def show(self, values: dict[str, float]) -> None:
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
+
+class Log:
+    """Where the values of a run go: metrics.jsonl, TensorBoard, a tracker, and the progress line with its ETA."""
+
+    def __init__(self, folder: Path, sample_rate: int, accelerator: Any, step: int, steps: int) -> None:
+        self.accelerator = accelerator
+        self.board = Board(folder / "tensorboard", sample_rate)
+        self.metrics = Metrics(folder / "metrics.jsonl", step)
+        self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", smoothing=0.05)
+
+    def values(self, step: int, values: dict[str, float], prefix: str = "") -> None:
+        """Write values; the prefix is before their names on the board and the tracker."""
+        curves = {f"{prefix}{name}": value for name, value in values.items()}
+        self.metrics.write(step, values)
+        for name, value in curves.items():
+            self.board.writer.add_scalar(name, value, step)
+        self.accelerator.log(curves, step)
 
     def say(self, text: str) -> None:
-        if not self.bar.disable:
-            self.bar.write(text, file=sys.stderr)
+        self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        self.bar.close()
+        for each in (self.bar, self.board.writer, self.metrics.file):
+            each.close()

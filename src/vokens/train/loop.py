@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from vokens import checkpoint
 from vokens.errors import CheckpointError, needs_extra
 from vokens.models.pretrained import Pretrained
-from vokens.train.config import RunConfig, to_dict
-from vokens.train.log import Board, Progress, Tracker
+from vokens.train.config import RunConfig
+from vokens.train.log import Board, Log, Tracker
 from vokens.train.optim import parameter_groups, schedule
-from vokens.train.state import Average, Best, Metrics, checkpoints, load_checkpoint, save_checkpoint
+from vokens.train.state import Average, Best, checkpoints, load_checkpoint, save_checkpoint
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -249,45 +250,40 @@ class Trainer(Generic[Config, Model]):
             for old in checkpoints(self.out / "checkpoints"):
                 old.unlink()
             best.clear()
-        self.tracker.start(
-            self.accelerator, self.config.name or self.out.name, self.out, to_dict(self.config)
+        name = self.config.name or self.out.name
+        self.tracker.start(self.accelerator, name, self.out, asdict(self.config))
+        log = (
+            Log(self.out, self.sample_rate, self.accelerator, self.step, self.config.steps) if main else None
         )
-        progress = Progress(self.config.steps, self.step, main)
-        board = Board(self.out / "tensorboard", self.sample_rate) if main else None
-        metrics = Metrics(self.out / "metrics.jsonl", self.step) if main else None
         with _stop_signals() as stopped:
             while self.step < self.config.steps and not stopped:
                 values = self.train_step()
-                progress.step()
-                if self.step % self.config.log_every == 0 and board and metrics:
-                    values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-                    metrics.write(self.step, values)
-                    curves = {f"train/{name}": value for name, value in values.items()}
-                    board.scalars(self.step, curves)
-                    self.accelerator.log(curves, self.step)
-                    progress.show(values)
-                if self.step % self.config.validate_every == 0 and board and metrics:
-                    measured = {} if self.valid is None else self.validate(board)
-                    metrics.write(self.step, measured)
-                    board.scalars(self.step, measured)
-                    self.accelerator.log(measured, self.step)
-                    if self.config.best:
-                        best.offer(self.step, measured, self.final_model().save_pretrained)
-                    progress.say(
-                        f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
-                    )
+                if log is not None:
+                    self._report(log, best, values)
                 if self.step % self.config.save_every == 0:
                     self.save()
-            if stopped:
-                progress.say(f"stopped at step {self.step}: saved; run the same command to go on")
         self.save()
         for tracker in self.accelerator.trackers:  # end_training would end the process group too
             tracker.finish()
-        progress.close()
-        if board and metrics:
-            board.close()
-            metrics.close()
+        if log is not None:
+            if stopped:
+                log.say(f"stopped at step {self.step}: saved; run the same command to go on")
+            log.close()
         return self.out
+
+    def _report(self, log: Log, best: Best, values: dict[str, float]) -> None:
+        """Log the values of a step, and validate, when their steps have come."""
+        log.bar.update()
+        if self.step % self.config.log_every == 0:
+            values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            log.values(self.step, values, "train/")
+            log.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
+        if self.step % self.config.validate_every == 0:
+            measured = {} if self.valid is None else self.validate(log.board)
+            log.values(self.step, measured)
+            if self.config.best:
+                best.offer(self.step, measured, self.final_model().save_pretrained)
+            log.say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items()))
 
     def save(self) -> None:
         """Write a checkpoint to resume from, and export the model."""
@@ -299,7 +295,7 @@ class Trainer(Generic[Config, Model]):
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "config": to_dict(self.config),
+            "config": asdict(self.config),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **{name: part.state_dict() for name, part in self.parts()},
@@ -310,7 +306,7 @@ class Trainer(Generic[Config, Model]):
         saved = checkpoints(self.out / "checkpoints")
         if not saved:
             return
-        state, settings = load_checkpoint(saved[-1]), to_dict(self.config)
+        state, settings = load_checkpoint(saved[-1]), asdict(self.config)
         differing = [name for name in self.network if state["config"].get(name) != settings[name]]
         if differing:
             raise CheckpointError(

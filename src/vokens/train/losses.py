@@ -280,10 +280,10 @@ def relativistic(better: Logits, worse: Logits, truncation: float = 0.04) -> Ten
     distance's mean, and no gradient where it exceeds `truncation`. Discriminators call with (target, output), the
     vocoder with (output, target).
     """
-    return torch.stack([_relativistic(a - b, truncation) for a, b in zip(better, worse, strict=True)]).sum()
-
-
-def _relativistic(difference: Tensor, truncation: float) -> Tensor:
-    short = (difference - difference.median()).clamp(max=0)
-    mean = short.square().sum() / (short < 0).sum().clamp(min=1)
-    return truncation - relu(truncation - mean)
+    terms = []
+    for above, below in zip(better, worse, strict=True):
+        difference = above - below
+        short = (difference - difference.median()).clamp(max=0)
+        mean = short.square().sum() / (short < 0).sum().clamp(min=1)
+        terms.append(truncation - relu(truncation - mean))
+    return torch.stack(terms).sum()

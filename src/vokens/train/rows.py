@@ -74,7 +74,11 @@ def cached_rows(
     readable = [n for n, fact in enumerate(facts) if source is None or fact is not None]
     stale = [n for n in readable if facts[n] is None or facts[n] != known[n]]
     rank = os.environ.get("RANK", "0")  # of torchrun: rank 0 retries, the others take the cache that is there
-    retried = old is not None and all(known[n] is None for n in stale) and _gone(facts, known) == 0
+    retried = (
+        old is not None
+        and all(known[n] is None for n in stale)
+        and not any(before is not None and before != now for now, before in zip(facts, known, strict=True))
+    )
     if old is not None and retried and (not stale or rank != "0"):
         return old
 
@@ -114,11 +118,6 @@ def _open(index: Path) -> Rows | None:
         return Rows(index)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _gone(facts: Sequence[Fact], known: Sequence[Fact]) -> int:
-    """Number of recordings whose rows are out of date."""
-    return sum(before is not None and before != now for now, before in zip(facts, known, strict=True))
 
 
 def _until_one_succeeds(results: Iterator[Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Files of a training run: checkpoints that resume exactly, the best models, and metrics as json lines.
+"""Files of a training run: checkpoints that resume exactly, and the best models.
 
 A checkpoint is one file of tensors and plain values, written under a temporary name and renamed when whole, and
 read back with weights_only.
@@ -123,24 +123,3 @@ class Best:
 
     def _of(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
-
-
-class Metrics:
-    """Json lines {"step": …, …}; resuming at a step drops the lines beyond it."""
-
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
-        with atomic_write(path) as partial:
-            partial.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a")
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **rounded}) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()

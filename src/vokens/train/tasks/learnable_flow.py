@@ -133,7 +133,8 @@ class LearnableFlowTrainer(FlowTrainer):
         """Open CAM++, or the speaker encoder of a language model, whose frozen copy is saved with the flow."""
         path = Path(self.data.speaker).expanduser()
         self.encoder: SpeakerEncoder | None = None
-        if not (path / "config.json").exists() and not _is_published_lm(path):
+        published = path.is_file() and layout_of(checkpoint.read_state_dict(path)) == "learnable_lm"
+        if not (path / "config.json").exists() and not published:
             super().open_speaker()
             self.voice_width = EMBEDDING
             return
@@ -210,10 +211,6 @@ class LearnableFlowTrainer(FlowTrainer):
         if self.encoder is not None:
             state |= {f"speaker_encoder.{name}": x for name, x in self.encoder.state_dict().items()}
         return self.finished(LearnableFlow(config), state)
-
-
-def _is_published_lm(path: Path) -> bool:
-    return path.is_file() and layout_of(checkpoint.read_state_dict(path)) == "learnable_lm"
 
 
 def open_autoencoder(source: str) -> DACVAE:

@@ -32,15 +32,7 @@ from vokens.train.text_tokens import (
     open_texts,
 )
 
-_OF_THE_TOKENS = (
-    "pace",
-    "codebook_size",
-    "num_codebooks",
-    "sample_rate",
-    "hop_length",
-    "codec",
-    "fingerprint",
-)
+DERIVED = ("pace", "codebook_size", "num_codebooks", "sample_rate", "hop_length", "codec", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class USLMRunConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         among("networks", self.networks, ("both", "ar", "nar"))
-        refuse(self.model, _OF_THE_TOKENS)
+        refuse(self.model, DERIVED)
 
 
 class USLMLearner(nn.Module):

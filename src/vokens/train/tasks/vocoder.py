@@ -120,7 +120,18 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
             self._start_with_levels_of_speech()
 
     def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows:
-        return mel_and_pitch_rows(cache, clips, pcm, self.config.data.workers)
+        """Log-mels and pitch (T, 80 + 1) of all clips, in half precision: 2e-3 nepers, 0.05 % of the pitch."""
+        mel = LogMel(MEL_24K_80)
+
+        def rows(number: int) -> np.ndarray:
+            wave = wave_of(pcm[number])
+            if len(wave) <= MEL_24K_80.padding:
+                return np.zeros((0, MEL_24K_80.n_mels + 1), np.float16)
+            frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
+            return np.column_stack([frames, track_pitch(wave, self.sample_rate, self.hop)]).astype(np.float16)
+
+        name, what, workers = "mel24k80-f0", "computing mels and pitch", self.config.data.workers
+        return cached_rows(cache, name, paths_of(clips), rows, workers, what, pcm)
 
     @torch.no_grad()
     def _start_with_levels_of_speech(self) -> None:
@@ -199,19 +210,3 @@ def vocoder_loss(weights: dict[str, float]) -> GANLoss:
         lambda target, output: usual.discriminator(target, output) + weight * L.relativistic(target, output),
         usual.generator | {"relativistic": lambda target, output: L.relativistic(output[0], target[0])},
     )
-
-
-def mel_and_pitch_rows(folder: Path, clips: list[Clip], pcm: Rows, workers: int) -> Rows:
-    """Log-mels and pitch (T, 80 + 1) of all clips, in half precision: 2e-3 nepers, 0.05 % of the pitch."""
-    rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
-    mel = LogMel(MEL_24K_80)
-
-    def rows(number: int) -> np.ndarray:
-        wave = wave_of(pcm[number])
-        if len(wave) <= MEL_24K_80.padding:
-            return np.zeros((0, MEL_24K_80.n_mels + 1), np.float16)
-        frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
-        return np.column_stack([frames, track_pitch(wave, rate, hop)]).astype(np.float16)
-
-    name, what = "mel24k80-f0", "computing mels and pitch"
-    return cached_rows(folder, name, paths_of(clips), rows, workers, what, pcm)
