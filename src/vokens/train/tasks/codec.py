@@ -133,7 +133,7 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         quantize = self.step >= self.config.fit_codebooks
         with self.accelerator.autocast():
             output = self.module(batch.wave, keep=keep, generator=generator, quantize=quantize)
-        values = self.reconstruction(output.wave.float(), batch.wave) | self._commit_and_distill(batch, output)
+        values = self.reconstruction(output.wave.float(), batch.wave) | self._latent_losses(batch, output)
         losses, report = self.gan_step(batch.wave[:, None], output.wave[:, None], part)
         return self._total(values | losses, output.wave), report | values | losses
 
@@ -155,7 +155,7 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         rows = [features_at(teacher.features(wave), middles, teacher.grid) for wave in batch.wave.numpy()]
         return torch.from_numpy(np.stack(rows))
 
-    def _commit_and_distill(self, batch: Batch, output: CodecOutput) -> dict[str, Tensor]:
+    def _latent_losses(self, batch: Batch, output: CodecOutput) -> dict[str, Tensor]:
         values = {}
         if "commit" in self.config.losses:
             values["commit"] = output.commit
