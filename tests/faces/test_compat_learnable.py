@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from conftest import build_tiny_s3tokenizer, refused, speechlike
-from training import build_vae
+from training import build_vae, cache_in
 
 import vokens
 from vokens.compat import s3tokenizer
@@ -326,12 +326,12 @@ def test_files_are_read_and_aligned(dataset: Path, tmp_path: Path) -> None:
         "text bof two lines",
     ]
     assert {clip.speaker for clip in files.clips} == {"a"}
-    tokens, latents = files.tokens(tmp_path, 1), files.latents(tmp_path, 1)
+    tokens, latents = files.tokens(cache_in(tmp_path)), files.latents(cache_in(tmp_path))
     assert ratio_of(tokens, latents) == 2
     for number, item in enumerate(files.items):
         z = torch.load(item.latent_path, weights_only=True)["z"]
         np.testing.assert_allclose(latents[number], z.T.numpy(), atol=2e-3)
-    voices = files.latents(tmp_path, 1)
+    voices = files.latents(cache_in(tmp_path))
     crops = FlowCrops(tokens, latents, voices, ratio=2, crop=100, batch_size=1, seed=0)
     for number in range(3):
         assert crops.sizes[number] == min(len(latents[number]) // 2, len(tokens[number]))

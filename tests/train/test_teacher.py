@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import refused, speechlike
-from training import Build
+from training import Build, cache_in
 
 from vokens.errors import ConfigError
 from vokens.train.data import Crops, pcm_rows, read_clips
@@ -63,8 +63,8 @@ def test_features_lie_under_the_frames_that_they_describe(speech: Path, tmp_path
             return (self.grid[1] + self.grid[0] * np.arange(count))[:, None].astype(np.float32)
 
     clips = read_clips(speech)
-    pcm = pcm_rows(tmp_path / "cache", clips, RATE)
-    rows = teacher_rows(Clock(), tmp_path / "cache", clips, pcm)
+    pcm = pcm_rows(cache_in(tmp_path), clips, RATE)
+    rows = teacher_rows(cache_in(tmp_path), Clock(), clips, pcm)
     crops = Crops(
         pcm, sample_rate=RATE, crop=3200, hop=320, batch_size=8, seed=0, teacher=rows, grid=Clock.grid
     )
@@ -77,8 +77,8 @@ def test_features_lie_under_the_frames_that_they_describe(speech: Path, tmp_path
 
 def test_cached_features_are_those_computed(hubert: Path, speech: Path, tmp_path: Path) -> None:
     teacher, clips = HubertTeacher(str(hubert)), read_clips(speech)
-    pcm = pcm_rows(tmp_path, clips, RATE)
-    rows = teacher_rows(teacher, tmp_path, clips, pcm)
+    pcm = pcm_rows(cache_in(tmp_path), clips, RATE)
+    rows = teacher_rows(cache_in(tmp_path), teacher, clips, pcm)
     for i in range(len(clips)):
         np.testing.assert_allclose(rows[i], teacher.features(pcm[i][:, 0] / np.float32(32768)), atol=2e-3)
 

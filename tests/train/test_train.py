@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import refused, speechlike
-from training import Build, build, losses_of, write_recipe
+from training import Build, build, cache_in, losses_of, write_recipe
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
@@ -128,7 +128,7 @@ def test_unreadable_clips_are_left_out_not_fatal(data_of: Build, tmp_path: Path)
     folder.mkdir()
     (folder / "a.wav").write_bytes((speech / "0.wav").read_bytes())
     (folder / "b.wav").write_text("not audio")
-    pcm = pcm_rows(tmp_path / "cache", read_clips(folder), 16000)
+    pcm = pcm_rows(cache_in(tmp_path), read_clips(folder), 16000)
     assert [len(pcm[i]) > 0 for i in range(2)] == [True, False]
 
 

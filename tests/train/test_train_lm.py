@@ -11,7 +11,7 @@ import torch
 from conftest import refused
 from speakers import qwen2
 from torch import Tensor
-from training import ALIGNED, TEXTS, Build, extract, losses_of
+from training import ALIGNED, TEXTS, Build, cache_in, extract, losses_of
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
@@ -131,7 +131,9 @@ def test_references_are_of_the_same_speaker_but_another_utterance(tmp_path: Path
     def constant(number: int) -> np.ndarray:
         return np.full((24000 * (number > 0) + 12000, 1), number + 1, np.int16)
 
-    references = References(clips, cached_rows(tmp_path, "pcm", paths_of(clips), constant, 1, "making"))
+    references = References(
+        clips, cached_rows(cache_in(tmp_path), "pcm", paths_of(clips), constant, "making")
+    )
     heard: list[Tensor] = []
     references.mel.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
     for seed in range(12):

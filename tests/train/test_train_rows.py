@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from training import cache_in
 
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import load
@@ -43,8 +44,8 @@ def clips(tmp_path: Path) -> list[Clip]:
 
 
 def read(clips: list[Clip], folder: Path, teacher: Level) -> tuple[Rows, Rows]:
-    pcm = pcm_rows(folder / "cache", clips, RATE)
-    return pcm, teacher_rows(teacher, folder / "cache", clips, pcm)
+    pcm = pcm_rows(cache_in(folder), clips, RATE)
+    return pcm, teacher_rows(cache_in(folder), teacher, clips, pcm)
 
 
 def test_a_replaced_recording_is_read_again_and_the_others_are_not(clips: list[Clip], tmp_path: Path) -> None:
@@ -63,9 +64,9 @@ def test_a_replaced_recording_is_read_again_and_the_others_are_not(clips: list[C
 
 def test_tokens_follow_their_recording(clips: list[Clip], tmp_path: Path) -> None:
     codec = load("mini")
-    before = token_rows(tmp_path / "cache", clips, codec, 1)
+    before = token_rows(cache_in(tmp_path), clips, codec)
     write(clips[0].path, 0.4, 0.1)
-    after = token_rows(tmp_path / "cache", clips, codec, 1)
+    after = token_rows(cache_in(tmp_path), clips, codec)
     assert np.diff(before.offsets).tolist() == [10, 10, 10]
     assert np.diff(after.offsets).tolist() == [20, 10, 10]
     np.testing.assert_array_equal(before[2], after[2])
@@ -105,25 +106,25 @@ def test_a_reason_that_lay_elsewhere_is_found_mended(clips: list[Clip], tmp_path
         return np.full((2, 1), number, np.int16)
 
     paths = [clip.path for clip in clips]
-    assert len(cached_rows(tmp_path / "cache", "x/y", paths, compute, 1, "x")[1]) == 0
+    assert len(cached_rows(cache_in(tmp_path), "x/y", paths, compute, "x")[1]) == 0
     installed = True
-    rows = cached_rows(tmp_path / "cache", "x/y", paths, compute, 1, "x")
+    rows = cached_rows(cache_in(tmp_path), "x/y", paths, compute, "x")
     assert [rows[n].ravel().tolist() for n in range(3)] == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_a_damaged_or_older_cache_is_made_anew(clips: list[Clip], tmp_path: Path) -> None:
-    rows = pcm_rows(tmp_path / "cache", clips, RATE)
+    rows = pcm_rows(cache_in(tmp_path), clips, RATE)
     for text in ("", '{"width": 1, "dtype": "int16", "offsets": [0, 1, 2, 3]}'):
         rows.index.write_text(text)
-        assert pcm_rows(tmp_path / "cache", clips, RATE).offsets.tolist() == [0, 3200, 6400, 9600]
+        assert pcm_rows(cache_in(tmp_path), clips, RATE).offsets.tolist() == [0, 3200, 6400, 9600]
     rows.file.unlink()
-    assert pcm_rows(tmp_path / "cache", clips, RATE).offsets.tolist() == [0, 3200, 6400, 9600]
+    assert pcm_rows(cache_in(tmp_path), clips, RATE).offsets.tolist() == [0, 3200, 6400, 9600]
 
 
 def test_nothing_to_hear_is_an_error(clips: list[Clip], tmp_path: Path) -> None:
     for clip in clips:
         clip.path.write_bytes(b"")
-    pcm = pcm_rows(tmp_path / "cache", clips, RATE)
+    pcm = pcm_rows(cache_in(tmp_path), clips, RATE)
     with pytest.raises(ConfigError, match="none of the 3 recordings"):
         Crops(pcm, sample_rate=RATE, crop=3200, hop=320, batch_size=1, seed=0)
 

@@ -18,7 +18,7 @@ from vokens.data.items import CodecInfo, Row
 from vokens.data.outputs import get_output
 from vokens.models.dacvae import DACVAE, DACVAEConfig
 from vokens.nn.campplus import CAMPPlus
-from vokens.train.config import read_recipe, trainer_of
+from vokens.train.config import DataConfig, read_recipe, trainer_of
 from vokens.train.loop import Trainer
 
 Build = Callable[..., Any]
@@ -204,6 +204,11 @@ def write_data(task: str, folder: Path) -> dict[str, Path]:
         places["latents"] = build_vae(480).save_pretrained(folder / "latents")
         build_vae(320, mean=(1.0,) * 6, std=(2.0,) * 6).save_pretrained(folder / "latents75")
     return places
+
+
+def cache_in(folder: Path) -> DataConfig:
+    """Where caches are made: folder/cache."""
+    return DataConfig(cache=str(folder / "cache"))
 
 
 def write_speech(folder: Path, rate: int, seconds: tuple[float, ...] = (1.0, 0.6, 0.0625)) -> Path:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -54,16 +53,16 @@ class CropTrainer(Trainer[Config, Model]):
         if self.sample_rate != RATE:
             raise ConfigError(f"teachers take {RATE} Hz, the codec works at {self.sample_rate} Hz")
 
-    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
         """Features of all clips, by default a teacher's in training; None for none."""
         if self.teacher is None or not training:
             return None
-        return teacher_rows(self.teacher, cache, clips, pcm, self.config.data.workers)
+        return teacher_rows(self.config.data, self.teacher, clips, pcm)
 
     def open_data(self, source: str, split: str | None, training: bool) -> Crops:
-        data, cache, unit = self.config.data, Path(self.config.data.cache), self.unit or self.hop
+        data, unit = self.config.data, self.unit or self.hop
         clips = read_clips(source, split, data.language)
-        pcm = pcm_rows(cache, clips, self.sample_rate, data.workers)
+        pcm = pcm_rows(data, clips, self.sample_rate)
         return Crops(
             pcm,
             sample_rate=self.sample_rate,
@@ -71,7 +70,7 @@ class CropTrainer(Trainer[Config, Model]):
             hop=self.hop,
             batch_size=data.batch_size,
             seed=self.config.seed,
-            teacher=self.features(cache, clips, pcm, training),
+            teacher=self.features(clips, pcm, training),
             grid=self.grid,
         )
 

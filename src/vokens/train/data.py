@@ -19,6 +19,7 @@ from vokens.audio_files import find_files
 from vokens.data.items import Clip
 from vokens.data.sources.records import clip_of, read_manifest
 from vokens.errors import ConfigError
+from vokens.train.config import DataConfig
 from vokens.train.rows import Rows, cached_rows
 
 
@@ -56,14 +57,14 @@ def read_clips(
     return clips
 
 
-def pcm_rows(folder: Path, clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> Rows:
+def pcm_rows(data: DataConfig, clips: Sequence[Clip], sample_rate: int) -> Rows:
     """Samples of all clips at sample_rate, int16, width 1."""
 
     def decode(number: int) -> np.ndarray:
         wave, _ = audio.load(clips[number].path, sample_rate)
         return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)[:, None]
 
-    return cached_rows(folder, f"pcm{sample_rate}", paths_of(clips), decode, workers, "decoding audio")
+    return cached_rows(data, f"pcm{sample_rate}", paths_of(clips), decode, "decoding audio")
 
 
 def wave_of(samples: np.ndarray) -> np.ndarray:

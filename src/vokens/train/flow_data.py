@@ -6,7 +6,6 @@ Frames are log-mels at 24 kHz for S3Gen and latents for Learnable-Speech. The ba
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from vokens import audio
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
+from vokens.train.config import DataConfig
 from vokens.train.data import Clip, RandomCrops, TensorBatch, paths_of
 from vokens.train.rows import Rows, cached_rows
 
@@ -31,25 +31,23 @@ class FlowBatch(TensorBatch):
     voices: Tensor  # (B, V) float32 speaker vectors
 
 
-def frame_rows(
-    folder: Path, name: str, clips: Sequence[Clip], compute: Frames, rate: int, workers: int
-) -> Rows:
+def frame_rows(data: DataConfig, name: str, clips: Sequence[Clip], compute: Frames, rate: int) -> Rows:
     """Frames (T, D) of all clips; half precision keeps log-mels to 2e-3. name: of the cache."""
 
     def frames(number: int) -> np.ndarray:
         return compute(audio.load(clips[number].path, rate)[0])
 
-    return cached_rows(folder, name, paths_of(clips), frames, workers, f"computing {name}")
+    return cached_rows(data, name, paths_of(clips), frames, f"computing {name}")
 
 
-def token_rows(folder: Path, clips: Sequence[Clip], codec: Codec, workers: int) -> Rows:
+def token_rows(data: DataConfig, clips: Sequence[Clip], codec: Codec) -> Rows:
     """Tokens (T, K) of all clips; the cache's name holds the codec's fingerprint."""
 
     def tokens(number: int) -> np.ndarray:
         return codec.encode(clips[number].path).codes[0].T.to(torch.int32).numpy()
 
     name = f"tokens-{codec.name}-{codec.fingerprint[:8]}"
-    return cached_rows(folder, name, paths_of(clips), tokens, workers, "encoding tokens")
+    return cached_rows(data, name, paths_of(clips), tokens, "encoding tokens")
 
 
 class FlowCrops(RandomCrops[FlowBatch]):

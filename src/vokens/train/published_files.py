@@ -17,6 +17,7 @@ from torch import Tensor
 from vokens.audio_files import find_files
 from vokens.errors import ConfigError, TokensError
 from vokens.text import files as text_files
+from vokens.train.config import DataConfig
 from vokens.train.data import Clip
 from vokens.train.rows import Rows, cached_rows
 
@@ -159,23 +160,23 @@ class PublishedFiles:
             speaker = None if item.spk == NO_SPEAKER else item.spk
             self.clips.append(Clip(item.utt, item.wav, read_text(item.text_path), speaker=speaker))
 
-    def tokens(self, cache: Path, workers: int, codebook_size: int = 6561) -> Rows:
+    def tokens(self, data: DataConfig, codebook_size: int = 6561) -> Rows:
         """Ids (L, 1) of each utterance."""
 
         def ids(number: int) -> np.ndarray:
             return read_tokens(self.items[number].token_path, codebook_size)[:, None]
 
         paths = [item.token_path for item in self.items]
-        return cached_rows(cache, f"fsq{codebook_size}", paths, ids, workers, "reading tokens")
+        return cached_rows(data, f"fsq{codebook_size}", paths, ids, "reading tokens")
 
-    def latents(self, cache: Path, workers: int) -> Rows:
+    def latents(self, data: DataConfig) -> Rows:
         """Latents (T, D) of each utterance, in half precision as those that training computes itself."""
 
         def z(number: int) -> np.ndarray:
             return read_latents(self.items[number].latent_path)[0].astype(np.float16)
 
         paths = [item.latent_path for item in self.items]
-        return cached_rows(cache, "latent", paths, z, workers, "reading latents")
+        return cached_rows(data, "latent", paths, z, "reading latents")
 
     @property
     def sample_rate(self) -> int:

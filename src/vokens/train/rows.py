@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vokens.atomic import atomic_write
 from vokens.errors import VokensError
+from vokens.train.config import DataConfig
 
 Fact = list[int] | None  # size in bytes and mtime in ns of a file; None for one that gave no rows
 NAMED = 10  # failures that are shown; the index names all
@@ -49,11 +50,10 @@ class Rows:
 
 
 def cached_rows(
-    folder: Path,
+    data: DataConfig,
     name: str,
     paths: Sequence[Path],
     compute: Callable[[int], np.ndarray],
-    workers: int,
     what: str,
     source: Rows | None = None,
 ) -> Rows:
@@ -65,6 +65,7 @@ def cached_rows(
             retried in every run, and named in every run in which it fails.
         source: the rows that compute reads in place of the files; recordings without rows there get none here.
     """
+    folder = Path(data.cache)
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("\n".join(str(path) for path in paths).encode()).hexdigest()[:12]
     index = folder / f"{name.replace('/', '-')}-{digest}.json"
@@ -88,7 +89,7 @@ def cached_rows(
         except VokensError as error:
             return error
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(data.workers) as pool:
         shown = tqdm(pool.map(attempt, stale), what, len(stale), unit="clip", disable=retried)
         results: Iterator[np.ndarray | VokensError] = iter(shown)
         if old is not None and retried:

@@ -18,7 +18,7 @@ from vokens.errors import ConfigError, MissingExtra
 from vokens.evaluator_files import find_model
 from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 from vokens.nn.product import use_in
-from vokens.train.config import TeacherConfig
+from vokens.train.config import DataConfig, TeacherConfig
 from vokens.train.data import Clip, paths_of, wave_of
 from vokens.train.rows import Rows, cached_rows
 
@@ -118,14 +118,14 @@ def _open_hubert(source: str) -> tuple[Any, Any]:
     return opened()
 
 
-def teacher_rows(teacher: Teacher, folder: Path, clips: Sequence[Clip], pcm: Rows, workers: int = 2) -> Rows:
+def teacher_rows(data: DataConfig, teacher: Teacher, clips: Sequence[Clip], pcm: Rows) -> Rows:
     """Features of all clips, fp16, computed once from their samples at 16 kHz."""
 
     def compute(number: int) -> np.ndarray:
         return teacher.features(wave_of(pcm[number])).astype(np.float16)
 
-    what = f"features of {teacher.name}"
-    return cached_rows(folder, f"teacher-{teacher.name}", paths_of(clips), compute, workers, what, pcm)
+    name, what = f"teacher-{teacher.name}", f"features of {teacher.name}"
+    return cached_rows(data, name, paths_of(clips), compute, what, pcm)
 
 
 def standard(rows: Rows) -> tuple[Tensor, Tensor]:

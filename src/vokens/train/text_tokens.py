@@ -73,7 +73,7 @@ def open_texts(
         labels = [dataset[number] for number in range(len(dataset))]
         clips = [Clip(row.key, Path(row.audio or ""), row.text, row.language, row.speaker) for row in labels]
         return SpokenTexts(clips, dataset.frames, dataset.facts, lambda number: dataset[number].codes.T)
-    codec, facts, cache = load(data.codec, device=device) if data.codec else None, PUBLISHED, Path(data.cache)
+    codec, facts = load(data.codec, device=device) if data.codec else None, PUBLISHED
     if isinstance(codec, Codec):
         sizes = codec.codebook_sizes
         facts = CodecInfo(codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, sizes)
@@ -81,24 +81,13 @@ def open_texts(
         raise ConfigError(f"data.codec {data.codec!r} is {codec.system!r}: a codec is needed")
     if is_published(source):
         files = PublishedFiles(source)
-        clips, rows = files.clips, files.tokens(cache, data.workers, facts.codebook_sizes[0])
+        clips, rows = files.clips, files.tokens(data, facts.codebook_sizes[0])
     elif codec is None:
         raise ConfigError(f"data.codec is empty: name the codec that is to encode {source}")
     else:
         clips = read_clips(source, split, data.language, with_text=with_text)
-        rows = token_rows(cache, clips, codec, data.workers)
+        rows = token_rows(data, clips, codec)
     return SpokenTexts(clips, np.diff(rows.offsets), facts, rows.__getitem__)
-
-
-def held_out_texts(
-    data: TextDataConfig, train: SpokenTexts, device: torch.device, *, with_text: bool = False
-) -> SpokenTexts | None:
-    """Open `data.valid`, None where there is none. Raises ConfigError for tokens of another codec than train's."""
-    if not data.valid:
-        return None
-    texts = open_texts(data, data.valid, data.valid_split, device, with_text=with_text)
-    check_same_codec(data, train.facts, texts.facts)
-    return texts
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ One generator pass per step: the discriminators are updated on its detached outp
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -106,8 +105,8 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
                 "--set losses.adversarial=0 --set losses.feature=0 --set adversarial.kinds=[] trains without"
             )
 
-    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
-        return super().features(cache, clips, pcm, training and self.config.teacher.cached)
+    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+        return super().features(clips, pcm, training and self.config.teacher.cached)
 
     def prepare(self) -> None:
         super().prepare()

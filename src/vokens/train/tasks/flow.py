@@ -6,7 +6,6 @@ assignment and contrastive negatives stay among the rows of a process.
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -264,16 +263,15 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def rows(self, source: str, split: str | None) -> tuple[Rows, Rows, Rows]:
         """Tokens (T, 1), frames (ratio * T, D) and a speaker vector (1, V) of each recording."""
-        data, cache = self.config.data, Path(self.config.data.cache)
+        data = self.config.data
         clips = read_clips(source, split, data.language)
-        tokens = token_rows(cache, clips, self.tokenizer, data.workers)
-        return tokens, self.frames(cache, clips), self.voices(cache, clips)
+        return token_rows(data, clips, self.tokenizer), self.frames(clips), self.voices(clips)
 
     def statistics(self, frames: Rows) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mean and standard deviation for normalising frames; None for log-mels, which are not normalised."""
         return None, None
 
-    def frames(self, cache: Path, clips: list[Clip]) -> Rows:
+    def frames(self, clips: list[Clip]) -> Rows:
         """The frames (T, D) of each recording."""
         highest = self.model.flow.config.mel_f_max
         mel = LogMel(replace(MEL_24K_80, f_max=highest))
@@ -282,16 +280,16 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
         def frames(wave: np.ndarray) -> np.ndarray:
             return mel(torch.from_numpy(wave)[None])[0].T.half().numpy()
 
-        return frame_rows(cache, kept, clips, frames, 24000, self.config.data.workers)
+        return frame_rows(self.config.data, kept, clips, frames, 24000)
 
-    def voices(self, cache: Path, clips: list[Clip]) -> Rows:
+    def voices(self, clips: list[Clip]) -> Rows:
         """The speaker vector of each recording."""
 
         def voice(wave: np.ndarray) -> np.ndarray:
             return self.speaker.embed([torch.from_numpy(wave[: int(VOICE_SECONDS * 16000)])]).numpy()
 
         name = f"voice-campplus-{checkpoint.fingerprint(self.speaker.state_dict(), {})[:8]}"
-        return frame_rows(cache, name, clips, voice, 16000, self.config.data.workers)
+        return frame_rows(self.config.data, name, clips, voice, 16000)
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)

@@ -94,7 +94,7 @@ class LearnableFlowTrainer(FlowTrainer):
         self.mean = self.std = np.zeros(0, np.float32)
         if is_published(data.train):
             files = PublishedFiles(data.train)
-            tokens, latents = self._rows_of_files(files)
+            tokens, latents = files.tokens(data), files.latents(data)
             sizes |= {"mel_bins": latents[0].shape[1], "sampling_rate": files.sample_rate}
             self.token_rate, self.frame_rate = TOKEN_RATE, ratio_of(tokens, latents) * TOKEN_RATE
         if data.latents:
@@ -124,10 +124,6 @@ class LearnableFlowTrainer(FlowTrainer):
         if wrong:
             raise ConfigError(f"model has {wrong}, the data {sizes}: leave these to the data")
         return build_config(S3GenConfig, {"noise": "fresh", **sizes, **settings}, "model")
-
-    def _rows_of_files(self, files: PublishedFiles) -> tuple[Rows, Rows]:
-        cache, workers = Path(self.data.cache), self.data.workers
-        return files.tokens(cache, workers), files.latents(cache, workers)
 
     def open_speaker(self) -> None:
         """Open CAM++, or the speaker encoder of a language model, whose frozen copy is saved with the flow."""
@@ -166,7 +162,7 @@ class LearnableFlowTrainer(FlowTrainer):
         if not is_published(source):
             return super().rows(source, split)
         files = PublishedFiles(source)
-        return *self._rows_of_files(files), self.voices(Path(self.data.cache), files.clips)
+        return files.tokens(self.data), files.latents(self.data), self.voices(files.clips)
 
     def statistics(self, frames: Rows) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mean and standard deviation of latents: the autoencoder's, else measured on the first training latents."""
@@ -178,27 +174,26 @@ class LearnableFlowTrainer(FlowTrainer):
             self.mean, self.std = some.astype(np.float32).mean(0), some.astype(np.float32).std(0)
         return self.mean, np.maximum(self.std, 1e-5)
 
-    def frames(self, cache: Path, clips: list[Clip]) -> Rows:
+    def frames(self, clips: list[Clip]) -> Rows:
         vae = self.autoencoder
 
         def frames(wave: np.ndarray) -> np.ndarray:
             return vae.encode(wave, vae.sample_rate).values[0].T.half().numpy()
 
         name = f"latent-{vae.name}-{vae.fingerprint[:8]}"
-        return frame_rows(cache, name, clips, frames, vae.sample_rate, self.data.workers)
+        return frame_rows(self.data, name, clips, frames, vae.sample_rate)
 
-    def voices(self, cache: Path, clips: list[Clip]) -> Rows:
+    def voices(self, clips: list[Clip]) -> Rows:
         encoder = self.encoder
         if encoder is None:
-            return super().voices(cache, clips)
+            return super().voices(clips)
         longest, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
 
         @torch.inference_mode()
         def voice(wave: np.ndarray) -> np.ndarray:
             return encoder(mel(torch.from_numpy(wave[:longest]))[None]).half().numpy()
 
-        name = f"voice-{self.voice_name}"
-        return frame_rows(cache, name, clips, voice, REFERENCE_RATE, self.data.workers)
+        return frame_rows(self.data, f"voice-{self.voice_name}", clips, voice, REFERENCE_RATE)
 
     def validated_steps(self, flow: TokenToMel) -> tuple[int, ...]:
         return (1, 2, 10)

@@ -6,7 +6,6 @@ Preferences (DPO, arXiv 2305.18290) are a mode of the same task: pairs of tokens
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,8 +33,8 @@ from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,
     TextDataConfig,
+    check_same_codec,
     dropout_mask,
-    held_out_texts,
     open_texts,
 )
 
@@ -234,9 +233,11 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
 
     def load_data(self) -> None:
         self.references = self._references(self.corpus.clips)
-        held_out = held_out_texts(self.config.data, self.corpus, self.device)
-        self.valid = None if held_out is None else self._batches(held_out)
-        if held_out is not None and self.valid is not None:
+        data = self.config.data
+        if data.valid:
+            held_out = open_texts(data, data.valid, data.valid_split, self.device)
+            check_same_codec(data, self.corpus.facts, held_out.facts)
+            self.valid = self._batches(held_out)
             self.valid.aligner = self.train.aligner
             self.valid_references = self._references(held_out.clips)
 
@@ -247,8 +248,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
         return self.spell.both("", text) if self.spell.symbols(text) else []
 
     def _references(self, clips: Sequence[Clip]) -> References:
-        cache = Path(self.config.data.cache)
-        return References(clips, pcm_rows(cache, clips, REFERENCE_RATE, self.config.data.workers))
+        return References(clips, pcm_rows(self.config.data, clips, REFERENCE_RATE))
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)

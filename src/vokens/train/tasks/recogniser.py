@@ -7,7 +7,6 @@ recogniser is saved beside it, to measure the recognition error of its tokens.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -173,14 +172,14 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         self.valid = {name: utterances for name, utterances in sets.items() if utterances is not None}
 
     def open_data(self, source: str, split: str | None, training: bool) -> Utterances:
-        data, cache = self.config.data, Path(self.config.data.cache)
+        data = self.config.data
         labelled = not (training and self.config.trunk)
         clips = read_clips(source, split, data.language if labelled else None, with_text=labelled)
-        pcm = pcm_rows(cache, clips, RATE, data.workers)
+        pcm = pcm_rows(data, clips, RATE)
         speeds = self.config.augment.speeds if training else (1.0,)
         features = None
         if self.teacher is not None and training:
-            features = teacher_rows(self.teacher, cache, clips, pcm, data.workers)
+            features = teacher_rows(data, self.teacher, clips, pcm)
         kept, texts, unspelled, unfit = [], [], 0, 0
         for number, clip in enumerate(clips):
             symbols, samples = spell(clip.text or "", self.config.head.alphabet), len(pcm[number])
@@ -222,9 +221,8 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             with self.accelerator.autocast():
                 return encoder.trunk(mel)[0][0].half().cpu().numpy()
 
-        data = self.config.data
         name, what = f"{self.trunk_name}-{self.config.precision}", "states of the trunk"
-        return cached_rows(Path(data.cache), name, paths_of(clips), compute, data.workers, what, pcm)
+        return cached_rows(self.config.data, name, paths_of(clips), compute, what, pcm)
 
     def _fits(self, symbols: list[int], samples: int, speed: float) -> bool:
         """Whether the duration is in the config's range, and CTC has frames enough for the text."""

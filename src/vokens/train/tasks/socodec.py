@@ -171,8 +171,8 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         if self.model.analyzer and not self.config.init:
             self._start()
 
-    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
-        features = super().features(cache, clips, pcm, training)
+    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+        features = super().features(clips, pcm, training)
         if features is not None:
             self.mean, self.scale = standard(features)
         return features

@@ -88,8 +88,8 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         )
         self.epochs = [0]  # the number of each epoch's first batch
         self.epoch: list[list[int]] = []  # the batches of the last epoch that was begun
-        self.valid = TokenDataset(data.valid) if data.valid else None
-        if self.valid is not None:
+        if data.valid:
+            self.valid = TokenDataset(data.valid)
             check_same_codec(data, self.dataset.facts, self.valid.facts)
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -27,8 +27,8 @@ from vokens.train.text_tokens import (
     TextBatch,
     TextBatches,
     TextDataConfig,
+    check_same_codec,
     dropout_mask,
-    held_out_texts,
     open_texts,
 )
 
@@ -115,8 +115,11 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         return USLMLearner(lm, config.networks)
 
     def load_data(self) -> None:
-        held_out = held_out_texts(self.config.data, self.corpus, self.device, with_text=True)
-        self.valid = None if held_out is None else self._batches(held_out)
+        data = self.config.data
+        if data.valid:
+            held_out = open_texts(data, data.valid, data.valid_split, self.device, with_text=True)
+            check_same_codec(data, self.corpus.facts, held_out.facts)
+            self.valid = self._batches(held_out)
 
     def _batches(self, corpus: SpokenTexts) -> TextBatches:
         spell = front_end(self.config.model.get("front_end", USLMConfig.front_end)).ids

@@ -6,7 +6,6 @@ predictor is trained by a pitch tracker's F0 alone, for the sine source passes n
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,7 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         if not self.config.init:
             self._start_with_levels_of_speech()
 
-    def features(self, cache: Path, clips: list[Clip], pcm: Rows, training: bool) -> Rows:
+    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows:
         """Log-mels and pitch (T, 80 + 1) of all clips, in half precision: 2e-3 nepers, 0.05 % of the pitch."""
         mel = LogMel(MEL_24K_80)
 
@@ -130,8 +129,8 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
             frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
             return np.column_stack([frames, track_pitch(wave, self.sample_rate, self.hop)]).astype(np.float16)
 
-        name, what, workers = "mel24k80-f0", "computing mels and pitch", self.config.data.workers
-        return cached_rows(cache, name, paths_of(clips), rows, workers, what, pcm)
+        what = "computing mels and pitch"
+        return cached_rows(self.config.data, "mel24k80-f0", paths_of(clips), rows, what, pcm)
 
     @torch.no_grad()
     def _start_with_levels_of_speech(self) -> None:
