@@ -139,34 +139,26 @@ class RandomCrops(Generic[Drawn]):
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class Crops(RandomCrops[Batch]):
-    """Random crops of a corpus.
+    """Random crops of a corpus."""
 
-    Args:
-        crop: samples per crop, a multiple of hop. hop: crops start on multiples of it, so that teacher frames align.
-        teacher: features of all clips, or None. grid: their spacing, and the middle of the first, in seconds.
-    """
+    pcm: Rows
+    sample_rate: int
+    crop: int  # samples per crop, a multiple of hop
+    hop: int  # crops start on multiples of it, so that teacher frames align
+    batch_size: int
+    seed: int
+    teacher: Rows | None = None  # features of all clips
+    grid: tuple[float, float] = (0.02, 0.01)  # their spacing, and the middle of the first, in seconds
 
-    def __init__(
-        self,
-        pcm: Rows,
-        *,
-        sample_rate: int,
-        crop: int,
-        hop: int,
-        batch_size: int,
-        seed: int,
-        teacher: Rows | None = None,
-        grid: tuple[float, float] = (0.02, 0.01),
-    ) -> None:
-        self.pcm, self.sample_rate, self.crop, self.hop = pcm, sample_rate, crop, hop
-        self.teacher, self.grid = teacher, grid
-        sizes = np.diff(pcm.offsets)
+    def __post_init__(self) -> None:
+        sizes = np.diff(self.pcm.offsets)
         if not sizes.any():
             raise ConfigError(
-                f"none of the {len(pcm)} recordings can be read: see the errors above, and repair their paths"
+                f"none of the {len(self.pcm)} recordings can be read: see the errors above, and repair their paths"
             )
-        super().__init__(sizes, batch_size, seed)
+        super().__init__(sizes, self.batch_size, self.seed)
 
     def spread(self, most: int) -> Batch:
         """The middle crops of at most `most` clips, evenly spaced over the corpus."""

@@ -50,41 +50,33 @@ def token_rows(data: DataConfig, clips: Sequence[Clip], codec: Codec) -> Rows:
     return cached_rows(data, name, paths_of(clips), tokens, "encoding tokens")
 
 
+@dataclass(eq=False)
 class FlowCrops(RandomCrops[FlowBatch]):
-    """Random crops of recordings that have tokens, frames and a voice.
+    """Random crops of recordings that have tokens, frames and a voice: those in `usable`."""
 
-    Args:
-        ratio: frames per token. crop: tokens of a crop; shorter recordings are taken whole.
-        batch_size: crops per process. shortest: recordings of fewer tokens are left out; the others are `usable`.
-        mean, std: (D,), by which frames are normalised; None leaves them as they are.
-    """
+    tokens: Rows
+    frames: Rows
+    voices: Rows
+    ratio: int  # frames per token
+    crop: int  # tokens of a crop; shorter recordings are taken whole
+    batch_size: int  # crops per process
+    seed: int
+    shortest: int = 10  # recordings of fewer tokens are left out
+    mean: np.ndarray | None = None  # (D,), by which frames are normalised; None leaves them as they are
+    std: np.ndarray | None = None
 
-    def __init__(
-        self,
-        tokens: Rows,
-        frames: Rows,
-        voices: Rows,
-        *,
-        ratio: int,
-        crop: int,
-        batch_size: int,
-        seed: int,
-        shortest: int = 10,
-        mean: np.ndarray | None = None,
-        std: np.ndarray | None = None,
-    ) -> None:
-        self.tokens, self.frames, self.voices = tokens, frames, voices
-        self.ratio, self.crop = ratio, crop
-        whole = np.minimum(np.diff(tokens.offsets), np.diff(frames.offsets) // ratio)
-        self.sizes = np.where((whole >= shortest) & (np.diff(voices.offsets) > 0), whole, 0)
+    def __post_init__(self) -> None:
+        tokens, frames, voices = (np.diff(rows.offsets) for rows in (self.tokens, self.frames, self.voices))
+        whole = np.minimum(tokens, frames // self.ratio)
+        self.sizes = np.where((whole >= self.shortest) & (voices > 0), whole, 0)
         if not self.sizes.any():
             raise ConfigError(
-                f"no recording has {shortest} tokens, {ratio} frames for each of them, and a voice: give longer ones"
+                f"no recording has {self.shortest} tokens, {self.ratio} frames for each of them, and a voice: give "
+                "longer ones"
             )
-        self.mean, self.std = mean, std
         self.usable: list[int] = np.flatnonzero(self.sizes).tolist()
-        self.width = frames[self.usable[0]].shape[1]
-        super().__init__(self.sizes, batch_size, seed)
+        self.width = self.frames[self.usable[0]].shape[1]
+        super().__init__(self.sizes, self.batch_size, self.seed)
 
     def collate(self, drawn: list[tuple[int, float]]) -> FlowBatch:
         lengths = [min(self.crop, int(self.sizes[clip])) for clip, _ in drawn]

@@ -56,45 +56,34 @@ class UtteranceBatch(TensorBatch):
     trunk: Tensor | None = None  # (B, T', D) features of a frozen trunk, zero-padded
 
 
+@dataclass(eq=False)
 class Utterances:
-    """Batches of whole utterances of a corpus.
+    """Batches of whole utterances of a corpus."""
 
-    Args:
-        pcm: samples of all clips; clips: which of them; texts: the symbols of each of these.
-        hop: samples per token. seconds: duration of a batch per process, padding included.
-        teacher: features of all clips, or None. grid: their spacing, and the middle of the first, in seconds.
-        trunk: features of a frozen trunk for all clips, or None.
-    """
+    pcm: Rows  # samples of all clips
+    clips: Sequence[int]  # which of them
+    texts: Sequence[list[int]]  # the symbols of each of these
+    sample_rate: int
+    hop: int  # samples per token
+    seconds: float  # duration of a batch per process, padding included
+    seed: int
+    speeds: Sequence[float] = (1.0,)
+    teacher: Rows | None = None  # features of all clips
+    grid: tuple[float, float] = (0.02, 0.01)  # their spacing, and the middle of the first, in seconds
+    trunk: Rows | None = None  # features of a frozen trunk for all clips
 
-    def __init__(
-        self,
-        pcm: Rows,
-        clips: Sequence[int],
-        texts: Sequence[list[int]],
-        *,
-        sample_rate: int,
-        hop: int,
-        seconds: float,
-        seed: int,
-        speeds: Sequence[float] = (1.0,),
-        teacher: Rows | None = None,
-        grid: tuple[float, float] = (0.02, 0.01),
-        trunk: Rows | None = None,
-    ) -> None:
-        if not clips:
+    def __post_init__(self) -> None:
+        if not self.clips:
             raise ConfigError(
                 "no utterance is left to train on: see above what was left out, and give others"
             )
-        self.pcm, self.clips, self.texts = pcm, clips, texts
-        self.sample_rate, self.hop, self.seed, self.speeds = sample_rate, hop, seed, speeds
-        self.teacher, self.grid, self.trunk = teacher, grid, trunk
-        samples = np.diff(pcm.offsets)[np.asarray(clips)]
-        slowest = sample_rate * min(speeds)
+        samples = np.diff(self.pcm.offsets)[np.asarray(self.clips)]
+        slowest = self.sample_rate * min(self.speeds)
         self.buckets = Buckets(
             np.argsort(samples, kind="stable"),
-            lambda row: int(seconds / (samples[row] / slowest)),
+            lambda row: int(self.seconds / (samples[row] / slowest)),
             smallest=SMALLEST_BUCKET,
-            seed=seed,
+            seed=self.seed,
         )
         self.batches_per_epoch = self.buckets.batches_per_epoch
 
