@@ -113,7 +113,7 @@ class AutoencoderTrainer(CropTrainer[Config, Vae]):
 
     def trained(self) -> Vae:
         """The model of the averaged (or present) weights."""
-        return self.finished(type(self.model)(self.model.config), self.final_state())
+        return super().final_model()
 
     def final_model(self) -> Vae:
         """The model of `trained`, with the statistics of its latents."""

@@ -34,8 +34,8 @@ Exported = TypeVar("Exported", bound=Pretrained)
 class Trainer(Generic[Config, Model]):
     """A training run: build it from its config, then `run()`.
 
-    A task implements build_model, open_data (or load_data), micro_step, final_model and, where it has any, validate,
-    begin_step and parts; `prepare` may be extended for further networks.
+    A task implements build_model, open_data (or load_data), micro_step and, where it has any, validate, begin_step,
+    parts and final_model; `prepare` may be extended for further networks.
 
     Raises ConfigError for settings that do not fit together, before any heavy work.
 
@@ -47,6 +47,7 @@ class Trainer(Generic[Config, Model]):
 
     Config: ClassVar[type[RunConfig]]  # built from a recipe of this task
     exported: ClassVar[str] = "codec"  # folder below out of what `export` writes
+    inside: ClassVar[str] = ""  # the submodule that is the model; "" where the network in training is
     # Settings that a checkpoint to resume must share.
     network: ClassVar[tuple[str, ...]] = ("system", "model")
     sample_rate: int = 16000
@@ -107,7 +108,8 @@ class Trainer(Generic[Config, Model]):
 
     def final_model(self) -> Any:
         """The model that users load, of the EMA weights where there are any; has `save_pretrained(folder)`."""
-        raise NotImplementedError
+        model: Any = self.model.get_submodule(self.inside)
+        return self.finished(type(model)(model.config), self.final_state(f"{self.inside}."))
 
     def begin_step(self) -> None:
         """Hook before each step, for what happens at certain steps, such as fitting codebooks."""
@@ -206,6 +208,13 @@ class Trainer(Generic[Config, Model]):
         """The EMA (or present) weights on the CPU, their names without the prefix of a part."""
         state = self.average.values if self.average is not None else self.model.state_dict()
         return {name.removeprefix(prefix): value.detach().cpu() for name, value in state.items()}
+
+    def started(self, model: Exported) -> Exported:
+        """A fresh model, with the weights of the config's init where there is one."""
+        kind: Any = type(model)
+        if source := self.config.init:
+            checkpoint.load_strict(model, kind.from_pretrained(source).state_dict(), source)
+        return model
 
     def finished(self, model: Exported, state: dict[str, Tensor]) -> Exported:
         """A fresh model with these weights in evaluation mode, under the run's name."""

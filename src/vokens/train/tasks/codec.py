@@ -190,7 +190,3 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         if board is not None:
             board.resyntheses(self.step, wave, output)
         return measured
-
-    def final_model(self) -> Codec:
-        """The inference codec of the averaged (or present) weights."""
-        return self.finished(type(self.model)(self.model.config), self.final_state())

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vokens import checkpoint
 from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.dacvae import DACVAE, DACVAEConfig
@@ -90,9 +89,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
 
     def build_model(self) -> DACVAE:
         config = self.config
-        model = DACVAE(build_config(DACVAEConfig, config.model, "model"))
-        if config.init:
-            checkpoint.load_strict(model, DACVAE.from_pretrained(config.init).state_dict(), config.init)
+        model = self.started(DACVAE(build_config(DACVAEConfig, config.model, "model")))
         self.measured_at(model)
         self.distances = {
             "wave": L.wave_l1,

@@ -162,7 +162,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
     """Trains S3Gen's flow on a corpus and its tokens."""
 
     Config = FlowConfig
-    exported = "flow"
+    exported = inside = "flow"
     sample_rate = 24000
     frames_are: ClassVar[str] = "mel"
     frame_rate: float = MEL_24K_80.sample_rate / MEL_24K_80.hop_length
@@ -417,7 +417,4 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def final_flow(self) -> TokenToMel:
         """The network with the averaged (or present) weights."""
-        return self.finished(TokenToMel(self.model.flow.config), self.final_state("flow."))
-
-    def final_model(self) -> Any:
-        return self.final_flow()
+        return super().final_model()

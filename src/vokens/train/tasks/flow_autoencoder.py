@@ -69,10 +69,8 @@ class FlowAutoencoderTrainer(AutoencoderTrainer[FlowAutoencoderConfig, FlowAE]):
             model = self._on_latents_of(load(config.autoencoder))
         else:
             model = FlowAE(build_config(FlowAEConfig, config.model, "model"))
-        if config.init:
-            model.load_state_dict(FlowAE.from_pretrained(config.init).state_dict())
         self.measured_at(model)
-        return model
+        return self.started(model)
 
     def _on_latents_of(self, trained: Any) -> FlowAE:
         """A fresh flow behind a trained encoder, which is frozen."""

@@ -195,6 +195,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
 
     Config = LearnableLMRunConfig
     exported = "lm"
+    inside = "lm"
 
     def build_model(self) -> LMLearner:
         config, data = self.config, self.config.data
@@ -347,9 +348,6 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
             "valid/perplexity": float(np.exp(mean["nats"])),
             "valid/accuracy": float(totals["nats"][1] / totals["nats"][2]),
         }
-
-    def final_model(self) -> LearnableLM:
-        return self.finished(LearnableLM(self.model.lm.config), self.final_state("lm."))
 
 
 def _twice(voices: Voices, both: TextBatch, mix: tuple[int, int]) -> Voices:

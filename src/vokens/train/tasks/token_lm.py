@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vokens import checkpoint
 from vokens.config import build_config
 from vokens.data.dataset import TokenBatch, TokenBatches, TokenDataset
 from vokens.models.socodec.lm import TokenLM, TokenLMConfig
@@ -63,6 +62,7 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
 
     Config = TokenLMRunConfig
     exported = "lm"
+    inside = "lm"
 
     def build_model(self) -> TokenLMLearner:
         self.dataset = TokenDataset(self.config.data.train)
@@ -70,11 +70,7 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         facts = {name: getattr(self.dataset.facts, name) for name in OF_THE_TOKENS}
         facts["vector_width"] = 0 if row.global_vector is None else len(row.global_vector)
         lm = TokenLM(build_config(TokenLMConfig, self.config.model | facts, "model"))
-        if self.config.init:
-            checkpoint.load_strict(
-                lm, TokenLM.from_pretrained(self.config.init).state_dict(), self.config.init
-            )
-        return TokenLMLearner(lm)
+        return TokenLMLearner(self.started(lm))
 
     def load_data(self) -> None:
         data = self.config.data
@@ -122,9 +118,6 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
         mean = torch.stack(losses).mean(0)
         measured = {"valid/nats": mean.mean()} | _named("valid/nats", mean)
         return {name: float(value) for name, value in measured.items()}
-
-    def final_model(self) -> TokenLM:
-        return self.finished(TokenLM(self.model.lm.config), self.final_state("lm."))
 
 
 def _named(name: str, losses: Tensor) -> dict[str, Tensor]:

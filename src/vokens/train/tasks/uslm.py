@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vokens import checkpoint
 from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.uslm.config import USLMConfig
@@ -89,6 +88,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
 
     Config = USLMRunConfig
     exported = "lm"
+    inside = "lm"
     unused_parameters = True  # embeddings of the codebooks from the sampled stage on
 
     def build_model(self) -> USLMLearner:
@@ -110,9 +110,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         if config.model.get("positions") == "progress":
             of_the_tokens["pace"] = self.train.pace
         lm = USLM(build_config(USLMConfig, config.model | of_the_tokens, "model"))
-        if config.init:
-            checkpoint.load_strict(lm, USLM.from_pretrained(config.init).state_dict(), config.init)
-        return USLMLearner(lm, config.networks)
+        return USLMLearner(self.started(lm), config.networks)
 
     def load_data(self) -> None:
         data = self.config.data
@@ -159,9 +157,6 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
             f"valid/{name}_accuracy": float(totals[name][1] / totals[name][2]) for name in ("first", *books)
         }
         return {**nats, **right, "valid/perplexity": float(np.exp(nats["valid/first"]))}
-
-    def final_model(self) -> USLM:
-        return self.finished(USLM(self.model.lm.config), self.final_state("lm."))
 
 
 def _inputs(batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

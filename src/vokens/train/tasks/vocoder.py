@@ -96,7 +96,7 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
     """Trains HiFT on a corpus."""
 
     Config = VocoderConfig
-    exported = "vocoder"
+    exported = inside = "vocoder"
     sample_rate, hop = MEL_24K_80.sample_rate, MEL_24K_80.hop_length
     grid = (hop / sample_rate, hop / 2 / sample_rate)
 
@@ -106,9 +106,7 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         facts = (sizes.sampling_rate, sizes.hop_length, sizes.in_channels)
         if facts != (MEL_24K_80.sample_rate, MEL_24K_80.hop_length, MEL_24K_80.n_mels):
             raise ConfigError(f"model of {facts} (rate, hop, bands): (24000, 480, 80) is trained here")
-        vocoder = HiFTNetModel(sizes)
-        if config.init:
-            vocoder.load_state_dict(HiFTNetModel.from_pretrained(config.init).state_dict())
+        vocoder = self.started(HiFTNetModel(sizes))
         mel = LogMel(MEL_LOSS).to(self.device)
         self.distances = {"mel": partial(L.spectral_l1, mel), "stft": L.stft_loss}
         return VocoderLearner(vocoder)
@@ -197,9 +195,6 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         if board is not None:
             board.resyntheses(self.step, batch.wave, wave)
         return measured
-
-    def final_model(self) -> HiFTNetModel:
-        return self.finished(HiFTNetModel(self.model.vocoder.config), self.final_state("vocoder."))
 
 
 def vocoder_loss(weights: dict[str, float]) -> GANLoss:
