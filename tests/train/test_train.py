@@ -1,4 +1,4 @@
-"""Training: a step lowers the loss, stopping changes nothing, two processes learn what one does."""
+"""Runs of training: stopped ones lose nothing, checkpoints are no models, manifests, schedules."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import refused, speechlike
-from training import Build, build, cache_in, losses_of, write_recipe
+from training import Build, build, losses_of, write_recipe
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
 from vokens.train.config import OptimConfig
-from vokens.train.data import pcm_rows, read_clips
+from vokens.train.data import read_clips
 from vokens.train.optim import schedule
 from vokens.train.state import checkpoints
 
@@ -47,7 +47,6 @@ def test_sigkill_loses_nothing_before_the_last_checkpoint(recipe: Path, tmp_path
     process.wait()
     subprocess.run(command, check=True, capture_output=True)
     assert losses(tmp_path / "run") == losses(whole)
-    assert not list(saved.glob(".*")) or all(p.name.startswith(".") for p in saved.glob(".*"))
 
 
 def test_interrupt_saves_and_says_so(recipe: Path, tmp_path: Path) -> None:
@@ -120,16 +119,6 @@ def test_manifests_of_three_kinds(data_of: Build, tmp_path: Path) -> None:
         (clip,) = read_clips(path)
         assert (clip.path, clip.text) == (Path(wav), "hi")
     refused(ConfigError, "no recordings", read_clips, tmp_path / "ours.jsonl", "test")
-
-
-def test_unreadable_clips_are_left_out_not_fatal(data_of: Build, tmp_path: Path) -> None:
-    speech = data_of(TASK)["train"]
-    folder = tmp_path / "mixed"
-    folder.mkdir()
-    (folder / "a.wav").write_bytes((speech / "0.wav").read_bytes())
-    (folder / "b.wav").write_text("not audio")
-    pcm = pcm_rows(cache_in(tmp_path), read_clips(folder), 16000)
-    assert [len(pcm[i]) > 0 for i in range(2)] == [True, False]
 
 
 def test_schedules() -> None:

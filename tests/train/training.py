@@ -133,13 +133,9 @@ DAC = (  # settings of another network of DAC-VAE
 PULSES = ("model.pulses=true", "model.latent_dim=20", "losses={mel=1.0, kl=0.0}")
 VQ = ("model.quantizer=vq", "model.codebook_size=32", "losses={ctc=1.0, commit=0.25}")
 ALIGNED = ("model.positions=aligned", "bistream=0.0")
-FINISHED = {  # changes for a run to its end
+FINISHED = {  # changes for a run to its end; 3e-3 leaves layers of SoCodec that amplify rounding
     "recogniser": ("fit_codebooks=3",),
-    "socodec": (
-        "steps=4",
-        "validate_every=4",
-        "optim.learning_rate=1e-4",
-    ),  # 3e-3 leaves layers that amplify rounding
+    "socodec": ("steps=4", "validate_every=4", "optim.learning_rate=1e-4"),
     "learnable_lm": ("best=valid/nats",),
     "uslm": ("best=valid/first",),
 }

@@ -194,8 +194,7 @@ class LearnableLMTrainer(Trainer[LearnableLMRunConfig, LMLearner]):
     """Trains a LearnableLM."""
 
     Config = LearnableLMRunConfig
-    exported = "lm"
-    inside = "lm"
+    exported = inside = "lm"
 
     def build_model(self) -> LMLearner:
         config, data = self.config, self.config.data

@@ -61,8 +61,7 @@ class TokenLMTrainer(Trainer[TokenLMRunConfig, TokenLMLearner]):
     """Trains a TokenLM."""
 
     Config = TokenLMRunConfig
-    exported = "lm"
-    inside = "lm"
+    exported = inside = "lm"
 
     def build_model(self) -> TokenLMLearner:
         self.dataset = TokenDataset(self.config.data.train)

@@ -87,8 +87,7 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
     """Trains a USLM."""
 
     Config = USLMRunConfig
-    exported = "lm"
-    inside = "lm"
+    exported = inside = "lm"
     unused_parameters = True  # embeddings of the codebooks from the sampled stage on
 
     def build_model(self) -> USLMLearner:
