@@ -48,14 +48,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CropConfig(DataConfig):
-    """Crops of speech.
+    """Crops of speech."""
 
-    Attributes:
-        seconds: duration of a crop. batch_size: crops per process and forward pass.
-    """
-
-    seconds: float = 3.0
-    batch_size: int = 6
+    seconds: float = 3.0  # duration of a crop
+    batch_size: int = 6  # crops per process and forward pass
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -111,18 +107,14 @@ class AdversarialConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Discriminators of periods and of spectrograms, or of mels.
+    """Discriminators of periods and of spectrograms, or of mels."""
 
-    Attributes:
-        divisor: divides the widths of the first. channels: of the others; of SoCodec's waves, 0 is without those of
-            spectrograms, which take four fifths of the discriminators' time on a CPU.
-        start: the first step with them. learning_rate: theirs; 0 means the generator's.
-    """
-
-    divisor: int = 1
+    divisor: int = 1  # divides the widths of the first
+    # Of the others; of SoCodec's waves, 0 is without those of spectrograms, which take four fifths of the
+    # discriminators' time on a CPU.
     channels: int = 32
-    start: int = 0
-    learning_rate: float = 0.0
+    start: int = 0  # the first step with them
+    learning_rate: float = 0.0  # theirs; 0 means the generator's
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,10 @@ class Discriminators(nn.ModuleDict):
 
 @dataclass(frozen=True)
 class GANLoss:
-    """Discriminator and generator losses; each is summed over the kinds of discriminators.
+    """Discriminator and generator losses; each is summed over the kinds of discriminators."""
 
-    Attributes:
-        discriminator: loss of (logits of targets, logits of outputs).
-        generator: losses by name of (scores of targets, scores of outputs).
-    """
-
-    discriminator: Callable[[Logits, Logits], Tensor]
-    generator: dict[str, Callable[[Scores, Scores], Tensor]]
+    discriminator: Callable[[Logits, Logits], Tensor]  # of (logits of targets, logits of outputs)
+    generator: dict[str, Callable[[Scores, Scores], Tensor]]  # by name; of targets and of outputs
 
 
 def gan_loss(adversarial: str = "least_squares", feature: str = "published") -> GANLoss:

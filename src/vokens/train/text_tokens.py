@@ -33,32 +33,23 @@ VALID_BATCHES = 24
 class TextDataConfig(DataConfig):
     """Utterances with texts and tokens. `train` and `valid` are manifests or folders of recordings, whose tokens are
     computed once and cached, output folders of `vokens extract`, or Learnable-Speech's train_index.json or data.list.
-
-    Attributes:
-        codec: name or folder of the codec that encodes recordings; extracted folders bring theirs, and published
-            files are taken for speech_tokenizer_v2_25hz's where it is empty.
-        batch_frames: padded places (text and tokens) of a batch, per process.
-        longest: utterances of more places are left out.
     """
 
+    # Name or folder of the codec that encodes recordings; extracted folders bring theirs, and published files are taken
+    # for speech_tokenizer_v2_25hz's where it is empty.
     codec: str = ""
-    batch_frames: int = 4000
-    longest: int = 1500
+    batch_frames: int = 4000  # padded places (text and tokens) of a batch, per process
+    longest: int = 1500  # utterances of more places are left out
 
 
 @dataclass(frozen=True)
 class SpokenTexts:
-    """Utterances of a corpus, some of which have a text and tokens.
+    """Utterances of a corpus, some of which have a text and tokens."""
 
-    Attributes:
-        clips: recording, text and speaker of each, where they are known. frames: (n,) how many tokens each has.
-        facts: of the codec. codes: the tokens (T, K) of an utterance's number.
-    """
-
-    clips: Sequence[Clip]
-    frames: np.ndarray
-    facts: CodecInfo
-    codes: Callable[[int], np.ndarray]
+    clips: Sequence[Clip]  # recording, text and speaker of each, where they are known
+    frames: np.ndarray  # (n,) how many tokens each has
+    facts: CodecInfo  # of the codec
+    codes: Callable[[int], np.ndarray]  # the tokens (T, K) of an utterance's number
 
 
 def open_texts(

@@ -23,19 +23,13 @@ SMALLEST_BUCKET = 32  # utterances
 @dataclass(frozen=True)
 class AugmentConfig:
     """Data augmentation: SpecAugment (arXiv 1904.08779), of mels or of the features of a frozen trunk, and speed
-    perturbation as in Kaldi's recipes.
+    perturbation as in Kaldi's recipes."""
 
-    Attributes:
-        speeds: one is drawn for each utterance; 1.1 is faster and higher.
-        bands, band_share: how many masks over frequency, and the largest share of the mels that each hides.
-        gaps, gap_share: masks over time, each hiding at most this share of the utterance.
-    """
-
-    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
-    bands: int = 2
-    band_share: float = 0.15
-    gaps: int = 2
-    gap_share: float = 0.05
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # one is drawn for each utterance; 1.1 is faster and higher
+    bands: int = 2  # masks over frequency
+    band_share: float = 0.15  # the largest share of the mels that each hides
+    gaps: int = 2  # masks over time
+    gap_share: float = 0.05  # the largest share of the utterance that each hides
 
     def __post_init__(self) -> None:
         if not self.speeds or min(self.speeds) < 0.5 or max(self.speeds) > 2:

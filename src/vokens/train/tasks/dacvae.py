@@ -30,31 +30,17 @@ VALID_CLIPS = 32
 
 @dataclass(frozen=True)
 class VAEDiscriminatorConfig(DiscriminatorConfig):
-    """Multi-period and multi-band spectrogram discriminators.
+    """Multi-period and multi-band spectrogram discriminators."""
 
-    Attributes:
-        windows: of the spectra, samples. seconds: of each crop that they see, 0 for all of it; they take two thirds
-            of a small run's time. clip: largest norm of their gradient, 0 for none.
-    """
-
-    windows: tuple[int, ...] = (2048, 1024, 512)
-    seconds: float = 0.0
-    clip: float = 10.0
+    windows: tuple[int, ...] = (2048, 1024, 512)  # of the spectra, samples
+    seconds: float = 0.0  # of each crop that they see, 0 for all: two thirds of a small run's time are theirs
+    clip: float = 10.0  # largest norm of their gradient, 0 for none
 
 
 @dataclass(frozen=True)
 class VAEConfig(RunConfig):
-    """One run; the defaults are Learnable-Speech's.
-
-    Attributes:
-        model: settings that differ from the release's latent dim 80 at 50 Hz (without its accidental leaky ReLUs).
-        mel_windows: of the mel loss, samples; 5 bands to 32 of them.
-        kl: "normal", or "published", which takes log sigma for log sigma^2. With prior_layers of the model it is the
-            divergence from the flow prior.
-        kl_warmup: steps in which its weight rises from 0. At full weight from the start the latent dimensions that
-            would carry phase collapse before the decoder can use them.
-        losses: weight of each loss by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame),
-            adversarial, feature (2 x sum).
+    """One run; the defaults are Learnable-Speech's. model: settings that differ from the release's latent dim 80 at
+    50 Hz (without its accidental leaky ReLUs).
     """
 
     retired: ClassVar[dict[str, Any]] = {"freeze_encoder": False}
@@ -64,9 +50,14 @@ class VAEConfig(RunConfig):
     out: str = "runs/dacvae"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=0.38, batch_size=16))
     discriminators: VAEDiscriminatorConfig = field(default_factory=VAEDiscriminatorConfig)
-    mel_windows: tuple[int, ...] = L.DAC_WINDOWS
+    mel_windows: tuple[int, ...] = L.DAC_WINDOWS  # of the mel loss, samples; 5 bands to 32 of them
+    # "normal", or "published", which takes log sigma for log sigma^2. With prior_layers of the model it is the
+    # divergence from the flow prior.
     kl: str = "normal"
+    # Steps in which its weight rises from 0. At full weight from the start the latent dimensions that would carry
+    # phase collapse before the decoder can use them.
     kl_warmup: int = 0
+    # Weights by name: wave, mel, stft, linear_stft, spectrum, kl (nats per frame), adversarial, feature (2 x sum).
     losses: dict[str, float] = field(
         default_factory=lambda: {"mel": 15.0, "kl": 0.1, "adversarial": 1.0, "feature": 1.0}
     )

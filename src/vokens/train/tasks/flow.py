@@ -61,32 +61,22 @@ TIME_SCALE = 16.0
 
 @dataclass(frozen=True)
 class FlowDataConfig(CropConfig):
-    """Recordings whose tokens, frames and voices are cached.
+    """Recordings whose tokens, frames and voices are cached."""
 
-    Attributes:
-        tokenizer: name or folder of the S3Tokenizer (25 Hz) whose tokens are the input.
-        speaker: folder or file of CAM++'s weights, or "campplus-zh-en", which is looked for in VOKENS_EVAL_MODELS.
-        seconds: of a crop, whole recordings where they are shorter.
-    """
-
-    tokenizer: str = ""
+    tokenizer: str = ""  # name or folder of the S3Tokenizer (25 Hz) whose tokens are the input
+    # Folder or file of CAM++'s weights, or "campplus-zh-en", which is looked for in VOKENS_EVAL_MODELS.
     speaker: str = ""
-    seconds: float = 4.0
+    seconds: float = 4.0  # of a crop, whole recordings where they are shorter
     batch_size: int = 16
 
 
 @dataclass(frozen=True)
 class TeacherFlow:
-    """Teacher model for flow distillation.
+    """Teacher model for flow distillation."""
 
-    Attributes:
-        source: folder of a trained flow. steps: of its ODE between the two times, each two evaluations.
-        guidance: strength of the classifier-free guidance that is distilled into the student.
-    """
-
-    source: str = ""
-    steps: int = 5
-    guidance: float = 0.7
+    source: str = ""  # folder of a trained flow
+    steps: int = 5  # of its ODE between the two times, each two evaluations
+    guidance: float = 0.7  # strength of the classifier-free guidance that is distilled into the student
 
 
 @dataclass(frozen=True)

@@ -28,21 +28,17 @@ FIT_BATCHES = 16
 
 @dataclass(frozen=True)
 class FlowAutoencoderConfig(RunConfig):
-    """One run.
-
-    Attributes:
-        autoencoder: a trained DAC-VAE (folder, name or file) whose frozen encoder gives the latents; "" trains an
-            encoder too, of the sizes in model.
-        augment: share of crops with noisy latents.
-        losses: weight of each by name: flow, and kl (nats per frame) where the encoder is trained.
-    """
+    """One run."""
 
     task: str = "flow_autoencoder"
     system: str = "flowae"
     out: str = "runs/flowae"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.0, batch_size=8))
+    # A trained DAC-VAE (folder, name or file) whose frozen encoder gives the latents; "" trains an encoder too, of the
+    # sizes in model.
     autoencoder: str = ""
-    augment: float = 0.1
+    augment: float = 0.1  # share of crops with noisy latents
+    # Weights by name: flow, and kl (nats per frame) where the encoder is trained.
     losses: dict[str, float] = field(default_factory=lambda: {"flow": 1.0})
 
     def __post_init__(self) -> None:

@@ -40,16 +40,13 @@ STATISTICS_FRAMES = 100_000  # for mean and standard deviation where the autoenc
 class LatentDataConfig(FlowDataConfig):
     """Recordings whose tokens, latents and voices are cached, or Learnable-Speech's train_index.json or data.list.
 
-    Attributes:
-        latents: name or folder of the DAC-VAE. With published files the DAC-VAE and the tokenizer are optional, and
-            only recorded in the flow's config.
-        speaker: folder or file of CAM++'s weights, or folder or published file of a `learnable_lm`, for its speaker
-            encoder.
-        normalise: latents by their mean and standard deviation; the published code does not.
+    speaker: also folder or published file of a `learnable_lm`, for its speaker encoder.
     """
 
+    # Name or folder of the DAC-VAE. With published files the DAC-VAE and the tokenizer are optional, and only recorded
+    # in the flow's config.
     latents: str = ""
-    normalise: bool = True
+    normalise: bool = True  # latents by their mean and standard deviation; the published code does not
 
 
 @dataclass(frozen=True)

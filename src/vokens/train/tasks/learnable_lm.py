@@ -43,19 +43,12 @@ OWN_SHARE = 1 / 3  # largest share of an utterance that serves as its own refere
 
 @dataclass(frozen=True)
 class PreferenceConfig:
-    """Preference optimisation; `data.train` is then a file of pairs (`vokens.train.pairs`).
+    """Preference optimisation; `data.train` is then a file of pairs (`vokens.train.pairs`)."""
 
-    Attributes:
-        beta: of DPO, in CosyVoice 0.01; 0 trains without pairs.
-        reference: folder of the frozen reference model; "" is SimPO, which has none.
-        per_token: divide log-probabilities by the number of tokens, as SimPO does.
-        supervised: weight of the usual loss of the chosen tokens.
-    """
-
-    beta: float = 0.0
-    reference: str = ""
-    per_token: bool = False
-    supervised: float = 1.0
+    beta: float = 0.0  # of DPO, in CosyVoice 0.01; 0 trains without pairs
+    reference: str = ""  # folder of the frozen reference model; "" is SimPO, which has none
+    per_token: bool = False  # divide log-probabilities by the number of tokens, as SimPO does
+    supervised: float = 1.0  # weight of the usual loss of the chosen tokens
 
 
 @dataclass(frozen=True)
@@ -100,19 +93,13 @@ class LearnableLMRunConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Voices(TensorBatch):
-    """Speaker references, layouts and masks of a batch of B rows.
+    """Speaker references, layouts and masks of a batch of B rows."""
 
-    Attributes:
-        mels: (B, 1, 80, F), lengths (B, 1) frames, 0 where there is none. bistream: which rows alternate.
-        loss_mask: (B, T) bool, True where tokens are targets: not those that the reference was cut from.
-        dropout_mask: (B, T) bool, True where inputs are masked, still predicted.
-    """
-
-    mels: Tensor
-    lengths: Tensor
-    bistream: list[bool]
-    loss_mask: Tensor | None
-    dropout_mask: Tensor | None
+    mels: Tensor  # (B, 1, 80, F)
+    lengths: Tensor  # (B, 1) frames, 0 where there is no reference
+    bistream: list[bool]  # which rows alternate
+    loss_mask: Tensor | None  # (B, T) bool, True for targets: not tokens that the reference was cut from
+    dropout_mask: Tensor | None  # (B, T) bool, True where inputs are masked, still predicted
 
 
 class References:

@@ -46,17 +46,12 @@ FIT_CODEWORDS = 400  # FIT_VECTORS of each are enough for FSQ's principal compon
 
 @dataclass(frozen=True)
 class UtteranceConfig(DataConfig):
-    """Whole utterances with text.
+    """Whole utterances with text."""
 
-    Attributes:
-        test, test_split: evaluated once, at the end.
-        seconds: of speech in a batch, per process and forward pass. shortest, longest: utterances kept, in seconds.
-    """
-
-    test: str = ""
+    test: str = ""  # evaluated once, at the end
     test_split: str | None = None
-    seconds: float = 60.0
-    shortest: float = 0.5
+    seconds: float = 60.0  # of speech in a batch, per process and forward pass
+    shortest: float = 0.5  # utterances kept, in seconds
     longest: float = 20.0
 
 

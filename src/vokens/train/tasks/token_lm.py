@@ -22,14 +22,10 @@ OF_THE_TOKENS = ("codebook_sizes", "model", "fingerprint", "sample_rate", "frame
 
 @dataclass(frozen=True)
 class TokenDataConfig(DataConfig):
-    """Extracted tokens: `train` and `valid` are output folders of `vokens extract`.
+    """Extracted tokens: `train` and `valid` are output folders of `vokens extract`."""
 
-    Attributes:
-        batch_frames: padded frames of a batch, per process. max_frames: longer utterances are left out; 0 keeps all.
-    """
-
-    batch_frames: int = 4000
-    max_frames: int = 0
+    batch_frames: int = 4000  # padded frames of a batch, per process
+    max_frames: int = 0  # longer utterances are left out; 0 keeps all
 
 
 @dataclass(frozen=True)

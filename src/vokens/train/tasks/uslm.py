@@ -36,19 +36,16 @@ DERIVED = ("pace", "codebook_size", "num_codebooks", "sample_rate", "hop_length"
 
 @dataclass(frozen=True)
 class USLMRunConfig(RunConfig):
-    """One run. model: settings that differ from USLMConfig; the tokenizer's sizes come from the data.
-
-    Attributes:
-        token_dropout: share of input codes that are masked in the AR network (word dropout, arXiv 1511.06349 §3.1).
-        networks: "ar" (first codebook), "nar" (the remaining ones) or "both" are trained. The other one keeps the
-            weights of `init`, a trained folder.
-    """
+    """One run. model: settings that differ from USLMConfig; the tokenizer's sizes come from the data."""
 
     task: str = "uslm"
     system: str = "uslm"
     out: str = "runs/uslm"
     data: TextDataConfig = field(default_factory=TextDataConfig)
+    # Share of input codes that are masked in the AR network (word dropout, arXiv 1511.06349 §3.1).
     token_dropout: float = 0.0
+    # "ar" (first codebook), "nar" (the remaining ones) or "both" are trained. The other one keeps the weights of
+    # `init`, a trained folder.
     networks: str = "both"
 
     def __post_init__(self) -> None:

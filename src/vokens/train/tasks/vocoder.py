@@ -40,13 +40,8 @@ SILENT = float(np.log(MEL_24K_80.floor))
 
 @dataclass(frozen=True)
 class VocoderConfig(RunConfig):
-    """One run; the defaults are CosyVoice's, of 51 frames at 24 kHz.
-
-    Attributes:
-        model: settings that differ from S3Gen's vocoder of 24 kHz (`S3GEN_24K`).
-        sines: pitch of the sine source in training: "predicted", as published, or "tracked". A fresh predictor is
-            20 Hz off for a thousand steps and more; tracked sines are right from the start.
-        losses: weight of each loss by name: mel, stft, f0 (Hz), adversarial, feature (2 x sum), relativistic.
+    """One run; the defaults are CosyVoice's, of 51 frames at 24 kHz. model: settings that differ from S3Gen's
+    vocoder of 24 kHz (`S3GEN_24K`).
     """
 
     task: str = "vocoder"
@@ -54,7 +49,10 @@ class VocoderConfig(RunConfig):
     out: str = "runs/hift"
     data: CropConfig = field(default_factory=lambda: CropConfig(seconds=1.02, batch_size=16))
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    # Pitch of the sine source in training: "predicted", as published, or "tracked". A fresh predictor is 20 Hz off
+    # for a thousand steps and more; tracked sines are right from the start.
     sines: str = "predicted"
+    # Weights by name: mel, stft, f0 (Hz), adversarial, feature (2 x sum), relativistic.
     losses: dict[str, float] = field(
         default_factory=lambda: {"mel": 45.0, "f0": 1.0} | dict.fromkeys(GAN_LOSSES, 1.0)
     )
