@@ -26,6 +26,17 @@ settings.load_profile("fixed")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # -n 2 has a process for each core
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def close(found: torch.Tensor | None, expected: torch.Tensor, bound: float = 1e-5) -> None:
+    """Of one shape, and within a share of the largest expected value."""
+    assert found is not None
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= bound * expected.abs().max().clamp(min=1e-3)
+
+
 def speechlike(num_samples: int, seed: int = 0, sample_rate: int = 16000) -> np.ndarray:
     """float32 (T,): a gliding harmonic voice with pauses and noise, about -20 dB."""
     draw = np.random.default_rng(seed)
@@ -56,9 +67,8 @@ def build_tiny_speechtokenizer() -> Codec:
     from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
     torch.manual_seed(0)
-    codec = SpeechTokenizer(
-        SpeechTokenizerConfig(n_filters=4, dimension=32, semantic_dim=24, codebook_size=32)
-    )
+    sizes = {"n_filters": 4, "dimension": 32, "semantic_dim": 24, "codebook_size": 32}
+    codec = SpeechTokenizer(SpeechTokenizerConfig(**sizes))
     with torch.no_grad():  # at its random start the signal dies on the way, and all codes are near-ties
         for weight in codec.parameters():
             weight.mul_(1.7 if weight.dim() == 3 else 1.0)
@@ -98,6 +108,7 @@ def build_tiny_socodec() -> Codec:
 CODECS: dict[str, Callable[[], Codec]] = {  # a new system joins the shared laws here
     "mini": build_tiny_mini,
     "speechtokenizer": build_tiny_speechtokenizer,
+    "s3tokenizer": build_tiny_s3tokenizer,
 }
 
 

@@ -34,9 +34,8 @@ def walk(
                 below.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            below[:] = sorted(
-                name for name in below if not name.startswith(".") and enter(os.path.join(folder, name))
-            )
+            entered = (name for name in below if enter(os.path.join(folder, name)))
+            below[:] = sorted(name for name in entered if not name.startswith("."))
             yield folder, sorted(names)
     except OSError as error:
         raise ConfigError(
@@ -63,14 +62,15 @@ def match_files(pattern: str) -> list[str]:
     if not top.is_dir():
         return []
     hidden = wild[-1:] and wild[-1].startswith(".")
+
+    def parts_of(folder: str) -> tuple[str, ...]:
+        return Path(folder).relative_to(top).parts
+
     return sorted(
         os.path.join(folder, name)
-        for folder, names in walk(
-            top, lambda below: _matches(Path(below).relative_to(top).parts, wild, folder=True)
-        )
+        for folder, names in walk(top, lambda below: _matches(parts_of(below), wild, folder=True))
         for name in names
-        if (hidden or not name.startswith("."))
-        and _matches((*Path(folder).relative_to(top).parts, name), wild)
+        if (hidden or not name.startswith(".")) and _matches((*parts_of(folder), name), wild)
     )
 
 

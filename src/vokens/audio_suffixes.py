@@ -15,5 +15,3 @@ WRITTEN_SUFFIXES = tuple(ENCODINGS)
 _LIBSNDFILE = (".oga", ".aiff", ".aif", ".aifc", ".au", ".snd", ".w64", ".rf64", ".caf", ".sph")
 _PYAV = (".m4a", ".mp4", ".aac", ".webm", ".wma")  # the extra `media`
 AUDIO_SUFFIXES = WRITTEN_SUFFIXES + _LIBSNDFILE + _PYAV
-
-__all__ = ["AUDIO_SUFFIXES", "ENCODINGS", "WRITTEN_SUFFIXES"]

@@ -6,6 +6,7 @@ with `weights_only=True`. One `NameTable` per published layout serves both direc
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vokens.atomic import atomic_write
-from vokens.errors import CheckpointError
+from vokens.errors import CheckpointError, file_errors
 from vokens.packed import unpack
 
 PathLike = str | os.PathLike[str]
@@ -43,11 +44,8 @@ def read_state_dict(path: PathLike) -> State:
     truncated or foreign file, and for a pickle with more than tensors and plain data.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(128)
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {path}: {error.strerror or error}") from error
+    with file_errors(CheckpointError, f"cannot read weights {path}"), open(path, "rb") as file:
+        head = file.read(128)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
             f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder"
@@ -104,7 +102,7 @@ def _read_safetensors(path: Path) -> State:
     try:
         state = load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return unpack(_strip_module(state), path)
 
 
@@ -115,7 +113,7 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         called = re.search(r"nsupported (?:global: )?GLOBAL (\w+\.[\w.]+)", str(error))
         if called is None:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         raise CheckpointError(
             f"{path} would run {called[1]} on loading, or is damaged, and is not opened: "
             "ask its author for safetensors, or convert it yourself if you trust it"
@@ -125,10 +123,11 @@ def _read_torch(path: Path) -> Any:
             raise CheckpointError(
                 f"{path} is a TorchScript program, not weights: give the state dict"
             ) from error
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error of a file that a reader fails on with `error`."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return CheckpointError(f"{path} is truncated or damaged ({reason}): download or copy it again")
 
@@ -144,7 +143,8 @@ def _unwrap(content: Any, path: Path) -> State:
         raise CheckpointError(
             f"{path} holds no weights but {held}: give a state dict, alone or under {_WRAPPERS}"
         )
-    content = {name: value for name, value in content.items() if not (name in _COUNTS and _number(value))}
+    counts = {name for name in _COUNTS if isinstance(content.get(name), int | float)}
+    content = {name: value for name, value in content.items() if name not in counts}
     other = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(
@@ -153,8 +153,9 @@ def _unwrap(content: Any, path: Path) -> State:
     return _strip_module(dict(content))
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def count_of(state: Mapping[str, Tensor], pattern: str, first: int = 0) -> int:
+    """Number of layers in a state dict: of tensors `pattern.format(n)`, n from `first` on without a gap."""
+    return next(n for n in itertools.count() if pattern.format(first + n) not in state)
 
 
 def _strip_module(state: State) -> State:

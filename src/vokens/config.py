@@ -1,9 +1,9 @@
 """Frozen config dataclasses from plain values, such as those of a config.json or a TOML recipe."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vokens.errors import ConfigError
 
@@ -28,6 +28,23 @@ def build_config(config_type: type, values: Mapping[str, Any], where: str) -> An
     if unknown:
         raise ConfigError(f"{where}: unknown settings {unknown}; {config_type.__name__} has {sorted(known)}")
     return config_type(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
+
+
+def check_choices(config: Any) -> None:
+    """Raise ConfigError for a Literal field of a config with another value."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            accepted = ", ".join(map(repr, get_args(hint)))
+            raise ConfigError(f"{name}={getattr(config, name)!r} was given: {accepted} are accepted")
+
+
+def check_positive(config: Any, free: Collection[str] = ()) -> None:
+    """Raise ConfigError for a number of a config below 1, alone or in a tuple, but in the fields `free`."""
+    for name, value in vars(config).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        small = any(isinstance(n, int | float) and not isinstance(n, bool) and n < 1 for n in numbers)
+        if small and name not in free:
+            raise ConfigError(f"{name}={value!r} was given: at least 1 is accepted")
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

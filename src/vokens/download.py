@@ -13,7 +13,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +22,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from vokens._version import __version__
-from vokens.errors import DownloadError
+from vokens.errors import DownloadError, file_errors
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # in a row without progress
@@ -95,10 +95,8 @@ def hub_file(
     except Exception as error:  # huggingface_hub's http library differs between versions
         raise DownloadError(f"{url} could not be fetched: {_line(error)}. Check it and try again") from None
     kept = Path(cached).resolve()
-    named = (
-        kept.name if re.fullmatch("[0-9a-f]{64}", kept.name) else None
-    )  # the cache names large files by hash
-    _verify(kept, sha256 or named, url)
+    hashed = re.fullmatch("[0-9a-f]{64}", kept.name)  # the cache names large files by hash
+    _verify(kept, sha256 or (kept.name if hashed else None), url)
     return kept
 
 
@@ -131,20 +129,21 @@ def download(
     return target
 
 
+def cache_errors(folder: Path) -> AbstractContextManager[None]:
+    """Errors of writing to a folder of the cache."""
+    return file_errors(DownloadError, f"cannot write to {folder}", "; set VOKENS_CACHE to another folder")
+
+
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock
 
     made = [folder for folder in target.parents if not folder.exists()]  # the deepest first
     path = target.with_name(f".{target.name}.lock")
-    try:
+    with cache_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = WeakFileLock(path)
         lock.__enter__()
-    except OSError as error:
-        raise DownloadError(
-            f"cannot write to {target.parent}: {error.strerror or error}; set VOKENS_CACHE to another folder"
-        ) from error
     try:
         yield
     finally:
@@ -247,23 +246,17 @@ def _receive(
 
 @contextmanager
 def _opened(partial: Path, mode: str) -> Iterator[IO[bytes]]:
-    try:
+    with file_errors(DownloadError, f"cannot write {partial}"):
         file = open(partial, mode, buffering=0)  # unbuffered, so that closing cannot fail  # noqa: SIM115
-    except OSError as error:
-        raise DownloadError(f"cannot write {partial}: {error.strerror or error}") from error
     with file:
         yield file
 
 
 def _write(file: IO[bytes], chunk: bytes, partial: Path) -> None:
-    try:
+    remedy = "; free some space (what is there is kept) or set VOKENS_CACHE to another disk"
+    with file_errors(DownloadError, f"cannot write {partial}", remedy):
         while chunk:
             chunk = chunk[file.write(chunk) :]
-    except OSError as error:
-        raise DownloadError(
-            f"cannot write {partial}: {error.strerror or error}; free some space (what is there is kept) "
-            "or set VOKENS_CACHE to another disk"
-        ) from error
 
 
 def _check_space(partial: Path, needed: int) -> None:

@@ -54,3 +54,12 @@ def needs_extra(package: str, extra: str, purpose: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtra(package, extra, purpose) from error
+
+
+@contextmanager
+def file_errors(kind: type[VokensError], words: str, remedy: str = "") -> Iterator[None]:
+    """Give an error of the system as one of ours: the words, the system's reason, the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{words}: {error.strerror or error}{remedy}") from error

@@ -72,6 +72,16 @@ def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
     return f"{home} lacks {', '.join(missing)}: {_REMEDY}" if missing else ""
 
 
+def open_tokenizer(path: Path, purpose: str) -> Any:
+    """The tokenizer of a tokenizer.json. Raises MissingExtra, and CheckpointError for another file."""
+    with needs_extra("tokenizers", "eval", purpose):
+        from tokenizers import Tokenizer
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{path} is damaged ({error}): fetch it again") from error
+
+
 def open_graph(path: Path, threads: int, purpose: str) -> Any:
     """The onnxruntime session of a file, on the CPU. Raises MissingExtra, and CheckpointError for a damaged file."""
     with needs_extra("onnxruntime", "eval", purpose):

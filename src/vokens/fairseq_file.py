@@ -15,22 +15,17 @@ import torch
 import torch._utils
 from torch import Tensor
 
-from vokens.errors import CheckpointError
+from vokens.checkpoint import damaged
+from vokens.errors import CheckpointError, file_errors
 
 # Callables that a file may use. None of them runs anything from the file.
 _BUILDERS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 _PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    (
-        "collections",
-        "defaultdict",
-    ): lambda *_: {},  # without its factory, which would be called on missing keys
+    # without its factory, which would be called on missing keys
+    ("collections", "defaultdict"): lambda *_: {},
     ("torch", "Size"): torch.Size,
-    **{
-        ("torch._utils", name): getattr(torch._utils, name)
-        for name in _BUILDERS
-        if hasattr(torch._utils, name)
-    },
+    **{("torch._utils", n): getattr(torch._utils, n) for n in _BUILDERS if hasattr(torch._utils, n)},
     **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytearray, complex, slice)},
 }
 
@@ -102,15 +97,11 @@ class _Pickle:
 def read_fairseq(path: str | Path) -> dict[str, Any]:
     """The content of a fairseq checkpoint: "model" holds its tensors, "cfg" or "args" inert objects.
 
-    Raises:
-        CheckpointError: a file that is missing, damaged or not a pickled dict.
+    Raises CheckpointError for a file that is missing, damaged or not a pickled dict.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            content = _load(file, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {path}: {error.strerror or error}") from error
+    with file_errors(CheckpointError, f"cannot read weights {path}"), open(path, "rb") as file:
+        content = _load(file, path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a fairseq checkpoint (a dict)")
     return content
@@ -122,10 +113,7 @@ def _load(file: BinaryIO, path: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", pickle_module=_Pickle, weights_only=False)
     except Exception as error:  # damaged pickles raise almost any type
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({reason}): download or copy it again"
-        ) from error
+        raise damaged(path, error) from error
 
 
 def _is_program(file: BinaryIO) -> bool:

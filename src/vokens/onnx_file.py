@@ -58,10 +58,13 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """A copy of its values."""
+        dtype = getattr(torch, self.dtype)
         if isinstance(self.data, np.ndarray):
-            return torch.from_numpy(self.data.copy()).to(getattr(torch, self.dtype)).reshape(self.shape)
-        raw = torch.frombuffer(bytearray(self.data), dtype=getattr(torch, self.dtype)) if self.data else None
-        return (torch.empty(0, dtype=getattr(torch, self.dtype)) if raw is None else raw).reshape(self.shape)
+            return torch.from_numpy(self.data.copy()).to(dtype).reshape(self.shape)
+        values = (
+            torch.frombuffer(bytearray(self.data), dtype=dtype) if self.data else torch.empty(0, dtype=dtype)
+        )
+        return values.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,9 @@ def is_onnx(path: str | os.PathLike[str]) -> bool:
             head = file.read(9)
     except OSError:
         return False
-    safetensors = head[8:9] == b"{" and head[4:8] == bytes(
-        4
-    )  # its first 8 bytes are a length, perhaps 0x..08
-    return (
-        head[:1] == b"\x08"
-        and 1 <= head[1] <= 32
-        and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72"
-        and not safetensors
-    )
+    if head[8:9] == b"{" and head[4:8] == bytes(4):
+        return False  # safetensors: its first 8 bytes are a length, perhaps 0x..08
+    return head[:1] == b"\x08" and 1 <= head[1] <= 32 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72"
 
 
 def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
@@ -223,11 +220,8 @@ def _tensor(data: memoryview) -> StoredTensor:
         raise _Damaged(f"tensor {name!r} is of the unsupported type {kind}")
     if content is None:
         content = _narrowed(np.array(numbers, np.int64), _TYPES[kind])
-    size = (
-        len(content)
-        if isinstance(content, np.ndarray)
-        else len(content) // getattr(torch, _TYPES[kind]).itemsize
-    )
+    width = 1 if isinstance(content, np.ndarray) else getattr(torch, _TYPES[kind]).itemsize
+    size = len(content) // width
     if min(shape, default=0) < 0 or size != prod(shape):
         raise _Damaged(f"tensor {name!r} of shape {tuple(shape)} has {size} values")
     return StoredTensor(name, tuple(shape), _TYPES[kind], content)

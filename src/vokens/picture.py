@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vokens.atomic import atomic_write
-from vokens.audio.mel import LogMel, MelConfig
+from vokens.audio.mel import LogMel, MelConfig, hz_to_mel
 from vokens.errors import ConfigError, needs_extra
 from vokens.tokens import Tokens
 
@@ -47,9 +47,8 @@ THEME = {
 _MEL_BANDS = 80
 _DYNAMIC_RANGE = 70.0  # dB below the loudest band
 _DIFFERENCE_RANGE = 30.0  # dB
-_COLUMNS = (
-    1500  # about the width of a panel in pixels: longer recordings get wider frames and a min/max envelope
-)
+# About the width of a panel in pixels: longer recordings get wider frames and a min/max envelope.
+_COLUMNS = 1500
 _IMAGE: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
 _TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -198,9 +197,8 @@ def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:
     """Log-mel (80, frames) in dB of wave (T,), on HTK's scale; at most about 1500 frames."""
     hop = max(sample_rate // 200, len(wave) // _COLUMNS)
     n_fft = max(1 << round(log2(0.05 * sample_rate)), 1 << hop.bit_length())
-    config = MelConfig(
-        sample_rate, n_fft, n_fft, hop, _MEL_BANDS, scale="htk", norm=None, center=True, log="log10"
-    )
+    sizes = sample_rate, n_fft, n_fft, hop, _MEL_BANDS
+    config = MelConfig(*sizes, scale="htk", norm=None, center=True, log="log10")
     padded = np.pad(wave, (0, max(0, n_fft // 2 + 1 - len(wave)))).astype(np.float32)
     with torch.inference_mode():
         return 20.0 * LogMel(config)(torch.from_numpy(padded)[None])[0].numpy()
@@ -208,19 +206,14 @@ def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:
 
 def _draw_bands(axes: "Axes", bands: np.ndarray, sample_rate: int, seconds: float, **colors: Any) -> Any:
     """An image with time in seconds across and mel upwards, the latter labelled in Hz."""
-    top = _mel(sample_rate / 2)
+    top = hz_to_mel(sample_rate / 2, "htk")
     spacing = top / (len(bands) + 1)  # band i peaks at (i + 1) spacings
     extent = (0.0, seconds, 0.5 * spacing, top - 0.5 * spacing)
     image = axes.imshow(bands, origin="lower", extent=extent, **_IMAGE, **colors)
-    ticks = [hz for hz in _TICKS_HZ if 0.5 * spacing <= _mel(hz) <= top]
-    axes.set_yticks([min(_mel(hz), extent[3]) for hz in ticks], [f"{hz:,}" for hz in ticks])
+    ticks = {hz: mel for hz in _TICKS_HZ if 0.5 * spacing <= (mel := hz_to_mel(hz, "htk")) <= top}
+    axes.set_yticks([min(mel, extent[3]) for mel in ticks.values()], [f"{hz:,}" for hz in ticks])
     axes.set_ylabel("frequency (Hz)")
     return image
-
-
-def _mel(hz: float) -> float:
-    """HTK's mel of a frequency."""
-    return 2595.0 * log2(1.0 + hz / 700.0) / log2(10.0)
 
 
 def _headline(tokens: Tokens, name: str) -> str:

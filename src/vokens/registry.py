@@ -18,8 +18,9 @@ from typing import Any
 
 from vokens import needs
 from vokens.atomic import atomic_write
-from vokens.download import download, hub_endpoint, hub_file, hub_url
-from vokens.errors import CheckpointError, ConfigError, DownloadError
+from vokens.download import cache_errors, download, hub_endpoint, hub_file, hub_url
+from vokens.errors import ConfigError, DownloadError
+from vokens.evaluator_files import models_folder
 from vokens.install import install_line
 
 WEIGHTS = Path(__file__).parent / "weights"  # embedded models, a folder for each name
@@ -97,19 +98,11 @@ class Entry:
 
 
 # Models that a build may embed besides mini: name -> (system, description, config of its tokens, licence).
+_TOKENS = "semantic tokens at 25 Hz, comes with the package; encodes only"
+_SPEECH = "text to speech in any voice, comes with the package: vokens say"
 EMBEDDABLE = {
-    "s3_mini": (
-        "s3tokenizer",
-        "semantic tokens at 25 Hz, comes with the package; encodes only",
-        "s3_mini",
-        "MIT",
-    ),
-    "say": (
-        "learnable",
-        "text to speech in any voice, comes with the package: vokens say",
-        "s3_mini",
-        "Apache-2.0",
-    ),
+    "s3_mini": ("s3tokenizer", _TOKENS, "s3_mini", "MIT"),
+    "say": ("learnable", _SPEECH, "s3_mini", "Apache-2.0"),
 }
 VOICE = "say"  # the default text-to-speech model
 
@@ -134,9 +127,8 @@ def embedded(name: str) -> Entry | None:
     except (OSError, ValueError, LookupError, TypeError):  # its entry would be wrong
         return None
     rate = 100 / (2 * stride * config.get("merge", 1))  # of 100 mel frames a second
-    paths = sorted(
-        path.relative_to(WEIGHTS / name).as_posix() for path in (WEIGHTS / name).rglob("*") if path.is_file()
-    )
+    home = WEIGHTS / name
+    paths = sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
     files = _embedded_files(name, [path for path in paths if path.endswith((".json", ".safetensors"))])
     sample_rate = 24000 if system == "learnable" else 16000
     return Entry(name, system, description, sample_rate, rate, 1, size, licence, "vokens", files)
@@ -154,12 +146,8 @@ def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, str], tuple[Fil
         entries.append(entry)
     entries[1:1] = [entry for entry in map(embedded, EMBEDDABLE) if entry is not None]
     models = {entry.name: entry for entry in entries}
-    return (
-        models,
-        table["published"],
-        table["language_models"],
-        tuple(File(**file) for file in table["other"]),
-    )
+    others = tuple(File(**file) for file in table["other"])
+    return models, table["published"], table["language_models"], others
 
 
 MODELS, PUBLISHED, LANGUAGE_MODELS, OTHERS = _read()
@@ -172,9 +160,8 @@ def converter() -> str:
 
 def speaker_of(tokenizer: str) -> str:
     """The default model that speaks the tokens of a tokenizer: chatterbox's S3Gen for all but these two."""
-    return {"speech_tokenizer_v3_25hz": "cosyvoice3_s3gen", "s3_mini": VOICE}.get(
-        tokenizer, "chatterbox_s3gen"
-    )
+    own = {"speech_tokenizer_v3_25hz": "cosyvoice3_s3gen", "s3_mini": VOICE}
+    return own.get(tokenizer, "chatterbox_s3gen")
 
 
 def offline() -> tuple[str, ...]:
@@ -275,9 +262,7 @@ def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Pat
         return WEIGHTS / entry.name
     place = cache_folder(cache_dir) / (entry.shared or entry.name)
     # The benchmark keeps evaluators, and models that they share, in a folder of its own.
-    evaluators = (
-        Path(os.environ.get("VOKENS_EVAL_MODELS") or "~/.cache/vokens-eval").expanduser() / entry.shared
-    )
+    evaluators = models_folder() / entry.shared
     if entry.shared and cache_dir is None and all((evaluators / file.path).exists() for file in entry.files):
         return evaluators
     return place
@@ -292,11 +277,8 @@ def lacking(entry: Entry) -> str:
     """The reason why a model does not open on this machine, with the remedy; "" where it does."""
     if sentence := needs.lacking(entry.system):
         return sentence
-    return (
-        ""
-        if is_cached(entry)
-        else f"its files are not on this machine: vokens.load({entry.name!r}) fetches them"
-    )
+    missing = f"its files are not on this machine: vokens.load({entry.name!r}) fetches them"
+    return "" if is_cached(entry) else missing
 
 
 def fetch(
@@ -327,14 +309,13 @@ def _obtain(
 ) -> None:
     """Download a file to its place; hub files become links into huggingface_hub's shared cache."""
     if file.repo is None or file.address is not None:
-        download(
-            str(file.url), target, sha256=file.sha256, progress=progress, local_files_only=local_files_only
-        )
+        options = {"progress": progress, "local_files_only": local_files_only}
+        download(str(file.url), target, sha256=file.sha256, **options)
     elif not target.exists():
         options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         name = file.filename or file.path
         kept = hub_file(file.repo, name, revision=file.revision, sha256=file.sha256, **options)
-        try:
+        with cache_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # a broken link
             try:
@@ -342,10 +323,6 @@ def _obtain(
             except OSError:  # no symlinks on this system
                 with atomic_write(target) as partial:
                     shutil.copyfile(kept, partial)
-        except OSError as error:
-            raise DownloadError(
-                f"cannot write to {target.parent}: {error.strerror or error}; set VOKENS_CACHE to another folder"
-            ) from error
 
 
 def find(
@@ -379,14 +356,9 @@ def find(
         place = fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only)
         return place / entry.files[0].path if variant else place, entry.name
     if isinstance(source, str) and re.fullmatch(r"[^./~][^/]*/[^/]+", source) and not path.suffix:
-        options: dict[str, Any] = {
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "revision": revision,
-        }
-        return hub_snapshot(source, **options), source
-    get(str(source))  # raises, with the nearest names
-    raise CheckpointError(f"{source} does not exist: give a name, a folder, a file or a hub id")
+        options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        return hub_snapshot(source, revision=revision, **options), source
+    raise ConfigError(_unknown(str(source)))
 
 
 def _hub_folder(repo_id: str, revision: str | None) -> str:

@@ -25,7 +25,7 @@ from safetensors.numpy import save as dump_safetensors
 from torch import Tensor
 
 from vokens.atomic import atomic_write
-from vokens.errors import TokensError
+from vokens.errors import TokensError, file_errors
 
 FORMAT = "vokens-tokens"
 VERSION = 1
@@ -116,14 +116,9 @@ def _json_item(arrays: Arrays, i: int) -> str:
 
 @contextmanager
 def _writing(path: PathLike) -> Iterator[Path]:
-    try:
-        with atomic_write(path) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = error.strerror or error
-        raise TokensError(
-            f"cannot write {path}: {reason}; check the folder, its rights and its space"
-        ) from error
+    remedy = "; check the folder, its rights and its space"
+    with file_errors(TokensError, f"cannot write {path}", remedy), atomic_write(path) as temporary:
+        yield temporary
 
 
 def _write(path: PathLike, content: bytes) -> None:
@@ -251,10 +246,8 @@ def _kind(path: Path) -> str:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with file_errors(TokensError, f"cannot read {path}"):
         return path.read_bytes()
-    except OSError as error:
-        raise TokensError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _damaged(path: Path) -> TokensError:

@@ -67,8 +67,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, legacy):
     torch.save({"model": STATE, "x": Trap()}, path, _use_new_zipfile_serialization=not legacy)
     refused(CheckpointError, r"posix\.mkdir .*not opened", read_state_dict, path)
     path.write_bytes(pickle.dumps(Trap(), protocol=2))
-    with pytest.raises(CheckpointError):
-        read_state_dict(path)
+    refused(CheckpointError, ".", read_state_dict, path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -167,10 +166,8 @@ def test_many_unknown_names_are_counted_not_listed():
     ],
 )
 def test_a_table_that_is_not_one_to_one_is_found(rows):
-    with pytest.raises(CheckpointError, match="unique"):
-        NameTable(rows).to_ours(
-            {"a.0": torch.ones(1), "a.b": torch.ones(1)} if rows[0][0] == "a.*" else {"a.0": torch.ones(1)}
-        )
+    names = ["a.0", "a.b"] if rows[0][0] == "a.*" else ["a.0"]
+    refused(CheckpointError, "unique", NameTable(rows).to_ours, dict.fromkeys(names, torch.ones(1)))
 
 
 def test_rows_with_different_fields_are_refused():
@@ -190,9 +187,8 @@ CONVS = [nn.Conv1d(3, 5, 7), nn.ConvTranspose1d(3, 5, 4), nn.Conv2d(1, 8, (3, 2)
 @pytest.mark.filterwarnings("ignore")
 def test_folded_weight_is_the_same_to_the_bit(conv, norm):
     torch.manual_seed(0)
-    normed = norm(
-        type(conv)(*({"Linear": (6, 4), "Conv2d": (1, 8, (3, 2))}.get(type(conv).__name__, (3, 5, 7))))
-    )
+    sizes = {"Linear": (6, 4), "Conv2d": (1, 8, (3, 2))}.get(type(conv).__name__, (3, 5, 7))
+    normed = norm(type(conv)(*sizes))
     for parameter in normed.parameters():
         nn.init.normal_(parameter)
     x = (
@@ -330,9 +326,8 @@ def test_weights_at_eight_bits_are_read_as_float32(tmp_path):
     assert actual.keys() == state.keys()
     for name, weight in actual.items():
         assert weight.dtype == state[name].dtype
-        rows = (
-            state[name].float().view(len(state[name]), -1) if state[name].dim() else state[name][None, None]
-        )
+        weight = state[name]
+        rows = weight.float().view(len(weight), -1) if weight.dim() else weight[None, None]
         step = rows.abs().amax(1).view(-1, *[1] * (state[name].dim() - 1)) / 127
         assert ((weight - state[name]).abs() <= 0.51 * step).all(), name  # each row has a scale of its own
     assert_equal(read_state_dict(tmp_path / "x.safetensors"), actual)
@@ -357,5 +352,4 @@ def test_scales_that_do_not_belong_to_their_weights(tmp_path, fault):
 
 
 def test_what_eight_bits_cannot_hold_is_refused():
-    with pytest.raises(CheckpointError, match=r"a\.weight holds NaN"):
-        pack({"a.weight": torch.tensor([[1.0, torch.nan]])})
+    refused(CheckpointError, r"a\.weight holds NaN", pack, {"a.weight": torch.tensor([[1.0, torch.nan]])})

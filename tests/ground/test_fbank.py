@@ -25,9 +25,8 @@ def test_recorded(name):
     features = kaldi_fbank(golden_wave(name))
     torch.testing.assert_close(features, GOLDEN[f"fbank/{name}"], atol=2e-4, rtol=0)
     if f"cmn/{name}" in GOLDEN:
-        torch.testing.assert_close(
-            features - features.mean(0), GOLDEN[f"cmn/{name}"].float(), atol=2e-4, rtol=0
-        )
+        centred, golden = features - features.mean(0), GOLDEN[f"cmn/{name}"].float()
+        torch.testing.assert_close(centred, golden, atol=2e-4, rtol=0)
 
 
 def test_kaldi_native():
@@ -52,9 +51,8 @@ def test_batch_equals_single_and_length_law():
     batch = kaldi_fbank(waves)
     assert batch.shape == (3, 1 + (1700 - 400) // 160, 80)
     for wave, features in zip(waves, batch, strict=True):
-        assert torch.allclose(
-            kaldi_fbank(wave), features, atol=1e-4
-        )  # products of other shapes round otherwise
+        # Products of other shapes round otherwise.
+        assert torch.allclose(kaldi_fbank(wave), features, atol=1e-4)
 
 
 def test_too_short():

@@ -64,9 +64,8 @@ class TestMatch:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
         for pattern in ("*.wav", "*/*.wav", "**/*.wav", "x/**", "?/y/*", "[a-w]*", "**/y/*.wav"):
-            expected = [
-                name for name in glob.glob(f"{tmp_path}/{pattern}", recursive=True) if Path(name).is_file()
-            ]
+            found = glob.glob(f"{tmp_path}/{pattern}", recursive=True)
+            expected = [name for name in found if Path(name).is_file()]
             assert match_files(f"{tmp_path}/{pattern}") == sorted(expected)
 
     def test_only_folders_that_may_match_are_looked_into(self, tmp_path: Path) -> None:

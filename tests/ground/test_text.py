@@ -126,9 +126,8 @@ def test_written_text_is_normalised(written, said):
 
 
 SHORTENED = {short.lower() for table in (W.SHORT, W.TITLES, W.COUNTED) for short in table}  # as "dr" is
-WORD = st.text("aeioudnrst", min_size=1, max_size=12) | st.sampled_from(
-    ["well-known", "isn't", "no", "may", "am"]
-)
+_WORDS = ["well-known", "isn't", "no", "may", "am"]
+WORD = st.text("aeioudnrst", min_size=1, max_size=12) | st.sampled_from(_WORDS)
 SENTENCE = st.tuples(
     st.lists(WORD.filter(lambda word: word not in SHORTENED), min_size=1, max_size=9),
     st.sampled_from([".", "!", "?", ";", ",", "..."]),
@@ -255,9 +254,8 @@ def seconds(work, text: str) -> float:
 @pytest.mark.parametrize("run", RUNS)
 def test_time_is_linear_in_a_text_of_any_kind(run, work):
     short, long = ((run * length)[:length] for length in (500, 10_000))
-    assert (
-        seconds(work, long) < 5 * 20 * seconds(work, short) + 0.1
-    )  # 20 times as long; quadratic is 400 times
+    # 20 times as long; quadratic is 400 times
+    assert seconds(work, long) < 5 * 20 * seconds(work, short) + 0.1
 
 
 def test_digits_beyond_the_largest_word_are_read_one_by_one():

@@ -285,8 +285,9 @@ def test_other_rates(codec: Codec, rate: int) -> None:
     [np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)],
     ids=["silent", "dc", "clipped"],
 )
-def test_odd_sounds_work(speaker: Codec, wave: np.ndarray) -> None:
-    assert np.isfinite(decoded(speaker, speaker.encode(wave, RATE))).all()
+def test_odd_sounds_work(codec: Codec, wave: np.ndarray) -> None:
+    tokens = codec.encode(wave, RATE)
+    assert not codec.decodes or np.isfinite(decoded(codec, tokens)).all()
 
 
 @pytest.mark.parametrize(

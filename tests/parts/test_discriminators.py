@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, seeded
 from golden import weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -78,16 +78,15 @@ def test_published_names_and_sizes(name: str, millions: float) -> None:
     network = BUILD[name]()
     published = json.loads((GOLDEN / "keys.json").read_text())[f"discriminator.{name}"]
     state = PUBLISHED_NAMES[name].to_published(network.state_dict())
-    assert {key: list(value.shape) for key, value in state.items()} == {
-        k: shape for k, (shape, _) in published.items()
-    }
+    shapes = {key: list(value.shape) for key, value in state.items()}
+    assert shapes == {key: shape for key, (shape, _) in published.items()}
     assert PUBLISHED_NAMES[name].to_ours(state).keys() == network.state_dict().keys()
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 def test_logits_of_a_second() -> None:
     """Sizes of the released networks' logits; they do not depend on the width."""
-    wave = torch.randn(1, 1, 16000, generator=torch.Generator().manual_seed(0))
+    wave = torch.randn(1, 1, 16000, generator=seeded(0))
     with torch.no_grad():
         shapes = {name: [logits.shape[1:] for logits in BUILD[name](TINY[name])(wave)[0]] for name in BUILD}
     assert all(198 <= size <= 203 for (size,) in shapes["mpd"])
@@ -97,7 +96,7 @@ def test_logits_of_a_second() -> None:
 
 @pytest.mark.parametrize("name", BUILD)
 def test_batch_equals_single(name: str) -> None:
-    waves = torch.randn(3, 1, 3001, generator=torch.Generator().manual_seed(1))
+    waves = torch.randn(3, 1, 3001, generator=seeded(1))
     network = BUILD[name](TINY[name]).eval()
     with torch.no_grad():
         batch, _ = network(waves)
@@ -107,7 +106,7 @@ def test_batch_equals_single(name: str) -> None:
 
 
 def test_every_parameter_learns() -> None:
-    wave = torch.randn(2, 1, 3000, generator=torch.Generator().manual_seed(2))
+    wave = torch.randn(2, 1, 3000, generator=seeded(2))
     for name in BUILD:
         network = BUILD[name](TINY[name])
         real, _ = network(wave)
@@ -118,7 +117,7 @@ def test_every_parameter_learns() -> None:
 
 def test_spectral_norm_is_one() -> None:
     """sigma converges to the largest singular value, in training only, and one step is v first, then u."""
-    weight = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(6, 5, 3, generator=seeded(3))
     norm = SpectralNorm(weight)
     u = norm.u.clone()
     norm(weight)

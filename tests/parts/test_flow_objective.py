@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import seeded
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -133,8 +134,8 @@ def test_many_teacher_steps_reach_the_closed_form_average():
 def test_assignment_has_the_least_cost_and_keeps_every_noise():
     shape, mask = (6, 3, 1), torch.ones(6, 1, 1)
     x1 = TOY["net.x1"].reshape(shape)
-    dealt = objective.assigned_noise(x1, mask, torch.Generator().manual_seed(1))
-    plain = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x1)
+    dealt = objective.assigned_noise(x1, mask, seeded(1))
+    plain = torch.randn(shape, generator=seeded(1)).to(x1)
     cost = (x1[:, None] - plain[None]).square().flatten(2).sum(2)
     rows, columns = linear_sum_assignment(cost.numpy())
     assert torch.equal(dealt, plain[columns])
@@ -148,7 +149,7 @@ def test_assignment_of_the_published_example():
 
 
 def test_nearest_noise_ignores_what_lies_beyond_an_item():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x1 = torch.randn(4, 5, 12, generator=generator)
     candidates = torch.randn(4, 8, 5, 12, generator=generator)
     lengths = torch.tensor([12, 9, 5, 3])
@@ -162,9 +163,9 @@ def test_nearest_noise_ignores_what_lies_beyond_an_item():
 
 
 def test_nearest_noise_equals_choosing_among_the_same_draws():
-    x1, mask = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5)), torch.ones(3, 1, 7)
-    actual = objective.nearest_noise(x1, mask, 6, torch.Generator().manual_seed(7))
-    generator = torch.Generator().manual_seed(7)
+    x1, mask = torch.randn(3, 4, 7, generator=seeded(5)), torch.ones(3, 1, 7)
+    actual = objective.nearest_noise(x1, mask, 6, seeded(7))
+    generator = seeded(7)
     candidates = torch.stack([torch.randn(3, 4, 7, generator=generator) for _ in range(6)], 1)
     chosen = candidates[torch.arange(3), objective.nearest(x1, candidates, mask)]
     assert torch.equal(actual, chosen)
@@ -173,13 +174,13 @@ def test_nearest_noise_equals_choosing_among_the_same_draws():
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_derangement_has_no_fixed_point_and_is_a_permutation(size):
     for seed in range(50):
-        partner = objective.derangement(size, torch.Generator().manual_seed(seed))
+        partner = objective.derangement(size, seeded(seed))
         assert sorted(partner.tolist()) == list(range(size))
         assert (partner != torch.arange(size)).all()
 
 
 def test_padding_takes_no_part_in_the_losses():
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     v, u = torch.randn(3, 4, 10, generator=generator), torch.randn(3, 4, 10, generator=generator)
     mask = (torch.arange(10) < torch.tensor([10, 6, 2])[:, None]).float().unsqueeze(1)
     partner = torch.tensor([1, 2, 0])
@@ -196,9 +197,8 @@ def test_padding_takes_no_part_in_the_losses():
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(4, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2)
-        )
+        layers = nn.Linear(4, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x, t, r):
         return self.layers(torch.cat([x, t[:, None], (r - t)[:, None]], 1))
@@ -272,7 +272,7 @@ def test_the_curriculum_goes_from_flow_matching_to_meanflow():
 
 
 def test_guidance_that_is_learned_is_the_samplers():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     v, free = torch.randn(2, 3, 4, generator=generator)
     for rate in (0.3, 0.7):
         guided = guide(torch.cat([v, free]), rate)
@@ -297,7 +297,7 @@ def test_weighted_losses_count_items_alike_and_contrast_pushes_away():
 
 
 def test_times_have_their_densities():
-    t = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    t = torch.rand(20_000, generator=seeded(0))
     assert abs(objective.logit_normal_time(t).logit().mean() - 0.4) < 0.03
     assert abs(objective.logit_normal_time(t).logit().std() - 1.0) < 0.03
     assert abs(objective.cosine_time(t).median() - (1 - 2**-0.5)) < 0.02

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import seeded
 from safetensors.torch import load_file
 
 from vokens.quantize.fsq import FiniteScalarQuantizer
@@ -34,14 +35,13 @@ def test_every_id_is_its_digits(dims: int, levels: int) -> None:
     assert len(digits.unique(dim=0)) == quantizer.size == len(ids)
     assert digits.abs().max() == 1
     assert torch.equal(quantizer.encode(torch.atanh(digits * 0.998))[0], ids)
-    torch.testing.assert_close(
-        digits[1] - digits[0], torch.eye(dims)[0] * 2 / (levels - 1)
-    )  # dimension 0 is lowest
+    # Dimension 0 is lowest.
+    torch.testing.assert_close(digits[1] - digits[0], torch.eye(dims)[0] * 2 / (levels - 1))
 
 
 def test_no_change_below_the_margin_flips_an_id() -> None:
     quantizer = transparent()
-    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2000, 8, generator=seeded(0))
     ids, margin = quantizer.encode(x)
     bounded = 0.999 * x.tanh()
     for sign in (-1, 1):
@@ -65,7 +65,7 @@ def test_gradients_pass_through_the_rounding() -> None:
 
 
 def test_nearest_codeword_by_brute_force() -> None:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     quantizer = UnitVectorQuantizer(12, 40).requires_grad_(False)
     x = torch.randn(3, 50, 12, generator=generator) * 9
     distance = torch.cdist((x / x.norm(dim=-1, keepdim=True)).double(), quantizer.embedding.double()).square()

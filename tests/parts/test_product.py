@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import seeded
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ WIDTHS = 96, 80  # wide enough that a few rows are past _LEAST_WORK
 
 
 def operands(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(sum(shape))
+    draw = seeded(sum(shape))
     inner, outer = WIDTHS
     return tuple(torch.randn(*size, generator=draw) for size in ((*shape, inner), (outer, inner), (outer,)))
 
@@ -174,7 +175,7 @@ def test_an_unknown_product_is_refused() -> None:
 @needs_onednn
 @pytest.mark.parametrize("mask", ["none", "lengths", "causal", "bias", "padding"])
 def test_attention_equals_torch(mask: str) -> None:
-    draw = torch.Generator().manual_seed(0)
+    draw = seeded(0)
     q, k, v = (torch.randn(2, 3, length, 64, generator=draw) for length in (300, 350, 350))
     given = {
         "none": None,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, seeded
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -52,9 +52,8 @@ def test_kmeans(golden: dict[str, Tensor], case: str) -> None:
     x = golden[f"{case}.x"]
     means, counts = kmeans(x, x[golden[f"{case}.init_index"].long()], 50)
     assert_close(means, golden[f"{case}.means"], rtol=1e-5, atol=1e-6)
-    same = (
-        torch.isclose(means[:, None], means, atol=1e-5).all(2).float()
-    )  # which of equal means is near is open
+    # Which of equal means is near is open.
+    same = torch.isclose(means[:, None], means, atol=1e-5).all(2).float()
     assert torch.equal(same @ counts, same @ golden[f"{case}.bins"].float())
 
 
@@ -70,9 +69,8 @@ def test_three_codebooks_learn_as_published(golden: dict[str, Tensor]) -> None:
     for i, book in enumerate(rvq.codebooks):
         for name in BUFFERS:
             assert_close(getattr(book, name), golden[f"rvq.after.{i}.{name}"], rtol=1e-5, atol=1e-6)
-    assert_close(
-        published_rvq(golden)(golden["rvq.x"].transpose(1, 2), 2).commit.mean(), golden["rvq.nq2.commit"]
-    )
+    commit = published_rvq(golden)(golden["rvq.x"].transpose(1, 2), 2).commit
+    assert_close(commit.mean(), golden["rvq.nq2.commit"])
 
 
 def test_published_gradients(golden: dict[str, Tensor]) -> None:
@@ -86,9 +84,8 @@ def test_published_gradients(golden: dict[str, Tensor]) -> None:
     for i in range(3):
         assert_close(gradient(actual.commit[i]), golden[f"rvq.grad_loss.{i}"], rtol=1e-4, atol=1e-7)
     weighed = golden["rvq.w"].transpose(1, 2)
-    assert_close(
-        gradient((actual.latent * weighed).sum()), golden["rvq.grad_quantized"], rtol=1e-4, atol=1e-6
-    )
+    found = gradient((actual.latent * weighed).sum())
+    assert_close(found, golden["rvq.grad_quantized"], rtol=1e-4, atol=1e-6)
     assert_close(gradient((actual.first * weighed).sum()), golden["rvq.grad_first"], rtol=1e-4, atol=1e-6)
 
 
@@ -104,14 +101,14 @@ def test_every_commitment_loss_reaches_the_input(golden: dict[str, Tensor]) -> N
 
 def test_dead_entries_are_revived_and_stay() -> None:
     """An entry far from all data is moved onto data and chosen there; published, it never is."""
-    data = torch.randn(256, DIM, generator=torch.Generator().manual_seed(0))
+    data = torch.randn(256, DIM, generator=seeded(0))
     used = {}
     for published in (False, True):
         book = EuclideanCodebook(DIM, CODES, published=published)
-        book.init_from(data, torch.Generator().manual_seed(1))
+        book.init_from(data, seeded(1))
         book.embed[3] = book.embed_avg[3] = 1e3
         book.cluster_size[3] = 0.0
-        generator = torch.Generator().manual_seed(2)
+        generator = seeded(2)
         for _ in range(20):
             book.learn(data, book.encode(data), generator)
         used[published] = int((book.encode(data) == 3).sum())
@@ -120,7 +117,7 @@ def test_dead_entries_are_revived_and_stay() -> None:
 
 
 def test_residual_shrinks_and_prefixes_agree() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x = torch.randn(4, 100, DIM, generator=generator)
     rvq = ResidualVectorQuantizer(DIM, CODES, 4).eval()
     rvq.fit(x.flatten(0, 1), generator)
@@ -133,7 +130,7 @@ def test_residual_shrinks_and_prefixes_agree() -> None:
 
 def test_keep_drops_later_codebooks() -> None:
     """Quantizer dropout: an item with keep=k sounds as its first k codebooks, and all codebooks still learn."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x = torch.randn(3, 50, DIM, generator=generator)
     rvq = ResidualVectorQuantizer(DIM, CODES, 3)
     rvq.fit(x.flatten(0, 1), generator)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, seeded
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -16,10 +16,6 @@ from vokens.nn.sampling import Sampler, Sampling
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/learnable/sampling.safetensors")
 ROWS = range(6)
 NUCLEUS = replace(COSYVOICE, repeats=0)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -75,9 +71,8 @@ def test_temperature_sharpens_and_flattens():
 
 def test_frequencies_are_the_probabilities():
     scores, generator = torch.tensor([0.5, 0.3, 0.2]).log(), seeded(0)
-    counts = torch.bincount(
-        torch.tensor([SamplingParams().draw(scores, (), generator) for _ in range(4000)]), minlength=3
-    )
+    draws = [SamplingParams().draw(scores, (), generator) for _ in range(4000)]
+    counts = torch.bincount(torch.tensor(draws), minlength=3)
     torch.testing.assert_close(counts / 4000, scores.exp(), atol=0.03, rtol=0)
 
 

@@ -16,7 +16,7 @@ from vokens.audio.mel import WHISPER_80
 from vokens.checkpoint import load_strict
 from vokens.evaluator_files import models_folder
 from vokens.models.s3tokenizer import S3TokenizerConfig
-from vokens.models.s3tokenizer.checkpoint import to_ours
+from vokens.models.s3tokenizer.checkpoint import TABLE
 from vokens.models.s3tokenizer.encoder import S3Encoder
 
 pytestmark = pytest.mark.peers
@@ -61,7 +61,7 @@ def test_the_encoder_equals_transformers(weights: dict[str, Tensor]) -> None:
     theirs.load_state_dict(transformers_names(weights))
     last = {name: weights.pop(f"encoder.ln_post.{name}") for name in ("weight", "bias")}
     ours = S3Encoder(BASE).eval()
-    named = {name.removeprefix("encoder."): value for name, value in to_ours(weights).items()}
+    named = {name.removeprefix("encoder."): value for name, value in TABLE.to_ours(weights).items()}
     load_strict(ours, named, "Whisper base")
     wave = torch.zeros(30 * 16000)
     wave[: 12 * 16000] = torch.from_numpy(speechlike(12 * 16000, 1))

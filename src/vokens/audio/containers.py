@@ -325,9 +325,7 @@ def _mp4(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
         if (entry[4:8] == b"ftyp" and position > start) or not _PRINTABLE.match(entry[4:8]):
             break  # another file, or no box
         position = position + size if size else end
-    if position > end:
-        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
-    return [(b"", start, position)], position
+    return _whole(start, position, end, name)
 
 
 def _matroska(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
@@ -341,9 +339,7 @@ def _matroska(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Pi
             behind = _seek(file, _MATROSKA, position + element, end)
             return [(b"", start, behind)], behind
         position += element + width + size
-    if position > end:
-        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
-    return [(b"", start, position)], position
+    return _whole(start, position, end, name)
 
 
 def _asf(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
@@ -356,9 +352,14 @@ def _asf(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
         elif position > start and _read(file, position, 8) == _ASF:
             break
         position += size if position < end else 0
-    if position > end:
-        raise AudioError(f"{name} is truncated: {position - end} of its bytes are missing")
-    return [(b"", start, position)], position
+    return _whole(start, position, end, name)
+
+
+def _whole(start: int, behind: int, end: int, name: str) -> tuple[list[_Piece], int]:
+    """Bounds of a stream whose parts state that it ends at `behind`, in a file that ends at `end`."""
+    if behind > end:
+        raise AudioError(f"{name} is truncated: {behind - end} of its bytes are missing")
+    return [(b"", start, behind)], behind
 
 
 def _read(file: BinaryIO, position: int, count: int) -> bytes:
@@ -402,6 +403,3 @@ def _before_tags(file: BinaryIO, start: int, end: int) -> int:
             break
         end -= size
     return max(start, end)
-
-
-__all__ = ["streams"]

@@ -25,9 +25,8 @@ def track_pitch(
     Frame i is centred at sample (i + 1/2) hop, as the frames of a log-mel padded by (n_fft - hop) / 2 are. A frame
     sees three periods of f_min, 50 ms.
 
-    Raises:
-        AudioError: a wave of another shape or with NaN; a pitch range below an octave or beyond a quarter of the
-            sample rate.
+    Raises AudioError for a wave of another shape or with NaN; a pitch range below an octave or beyond a quarter of
+    the sample rate.
     """
     if wave.ndim != 1 or not np.isfinite(wave).all():
         raise AudioError(f"a wave {wave.shape} was given: one channel (N,) of finite samples is accepted")

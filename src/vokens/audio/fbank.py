@@ -14,9 +14,7 @@ from vokens.errors import AudioError
 
 FRAME, HOP, N_FFT = 400, 160, 512  # samples at 16 kHz: 25 ms frames each 10 ms, padded to a power of two
 PRE_EMPHASIS = 0.97
-FLOOR = torch.finfo(
-    torch.float32
-).eps  # of an energy of samples in [-1, 1]: silence becomes ln(eps) = -15.9424
+FLOOR = torch.finfo(torch.float32).eps  # of an energy of samples in [-1, 1]: silence is ln(eps) = -15.9424
 
 
 def kaldi_fbank(wave: Tensor, n_mels: int = 80) -> Tensor:

@@ -237,6 +237,3 @@ def _crc(data: bytes, bits: int, polynomial: int) -> int:
     for byte in data:
         value = (value << 8 ^ table[value >> (bits - 8) ^ byte]) & mask
     return value
-
-
-__all__ = ["behind_tag", "check_adts", "flac_length", "mpeg_frame", "mpeg_streams"]

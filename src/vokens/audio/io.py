@@ -5,25 +5,24 @@ Truncated files are refused, though libsndfile itself reads them without a word.
 """
 
 import io
-import os
 import re
-import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import torch
 
+from vokens.atomic import atomic_write
 from vokens.audio.containers import streams
 from vokens.audio.resample import check_rate, resample, stream_resampler
 from vokens.audio.source import Source, sources, unpacked
 from vokens.audio_suffixes import ENCODINGS
-from vokens.errors import AudioError, needs_extra
+from vokens.errors import AudioError, file_errors, needs_extra
 
 MAX_CHANNELS = 8  # 7.1; an array with more rows is a batch
 _PCM_CENTRE_AND_SCALE = {"uint8": (128.0, 128.0), "int16": (0.0, 32768.0), "int32": (0.0, 2147483648.0)}
@@ -101,26 +100,22 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor | Iterator[np.ndarray
             f"cannot write {path.name!r}: the iterator over its pieces was empty; give at least one"
         )
     channels = first.shape[1]
-    partial = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
-        raw = _open_file(partial, "xb")
-        try:
-            with raw, soundfile.SoundFile(raw, "w", sample_rate, channels, encoding, None, container) as file:
-                for frames in chain([first], pieces):
-                    for start in range(0, len(frames), _BLOCK):
-                        file.write(frames[start : start + _BLOCK])
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with (
+            file_errors(AudioError, f"cannot write {str(path)!r}"),
+            atomic_write(path) as temporary,
+            open(temporary, "wb") as raw,
+            soundfile.SoundFile(raw, "w", sample_rate, channels, encoding, None, container) as file,
+        ):
+            for frames in chain([first], pieces):
+                for start in range(0, len(frames), _BLOCK):
+                    file.write(frames[start : start + _BLOCK])
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"cannot write {path.name!r} at {sample_rate} Hz, {channels} channels "
             f"({error.error_string}): opus takes 8, 12, 16, 24 or 48 kHz, mp3 up to 48 kHz and 2 channels; "
             "resample, or write .wav"
         ) from error
-    except OSError as error:
-        raise AudioError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def _frames(wave: np.ndarray | torch.Tensor, path: Path) -> np.ndarray:
@@ -138,7 +133,7 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
     """A seekable binary file, and its name in errors."""
     if isinstance(source, str | Path):
         try:
-            file = _open_file(source, "rb")
+            file = _open_file(source)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             reason = error.strerror if isinstance(error, OSError) else error
             raise AudioError(
@@ -155,8 +150,8 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
         yield (source if source.seekable() else io.BytesIO(source.read())), name
 
 
-def _open_file(path: str | Path, mode: Literal["rb", "xb"]) -> BinaryIO:
-    return open(path, mode)
+def _open_file(path: str | Path) -> BinaryIO:
+    return open(path, "rb")
 
 
 def blocks(source: Source, sample_rate: int, source_rate: int | None = None) -> Iterator[np.ndarray]:

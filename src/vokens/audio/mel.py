@@ -62,9 +62,8 @@ class MelConfig:
 
 
 def _whisper(n_mels: int) -> MelConfig:
-    return MelConfig(
-        16000, 400, 400, 160, n_mels, power=2.0, center=True, drop_last=True, log="whisper", floor=1e-10
-    )
+    sizes = 16000, 400, 400, 160, n_mels
+    return MelConfig(*sizes, power=2.0, center=True, drop_last=True, log="whisper", floor=1e-10)
 
 
 def _bigvgan(sample_rate: int, n_fft: int, win_length: int, hop_length: int) -> MelConfig:
@@ -90,7 +89,7 @@ _SLANEY_HZ_PER_MEL = 200.0 / 3.0
 _SLANEY_LOG_STEP = math.log(6.4) / 27.0
 
 
-def _hz_to_mel(hz: float, scale: MelScale) -> float:
+def hz_to_mel(hz: float, scale: MelScale) -> float:
     if scale == "htk":
         return 2595.0 * math.log10(1.0 + hz / 700.0)
     if hz < 1000.0:
@@ -127,7 +126,7 @@ def mel_filterbank(
         )
     if scale not in ("slaney", "htk") or norm not in ("slaney", None):
         raise ConfigError(f"scale must be 'slaney' or 'htk', norm 'slaney' or None; got {scale!r}, {norm!r}")
-    mels = np.linspace(_hz_to_mel(f_min, scale), _hz_to_mel(f_max, scale), n_mels + 2)
+    mels = np.linspace(hz_to_mel(f_min, scale), hz_to_mel(f_max, scale), n_mels + 2)
     edges = _mel_to_hz(mels, scale)  # (n_mels + 2,): left, peak and right of band i are edges i, i + 1, i + 2
     bins = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
     slopes = (bins - edges[:, None]) / np.diff(edges, append=np.inf)[:, None]

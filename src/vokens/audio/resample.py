@@ -75,10 +75,9 @@ def sinc_resample(wave: Tensor, source_rate: int, target_rate: int) -> Tensor:
     width = (kernel.shape[-1] - source) // 2
     hops = wave.shape[-1] // source + 1  # each consumes `source` samples and gives `target`
     step = max(1, _BLOCK // target)
+    spans = [(first, min(first + step, hops)) for first in range(0, hops, step)]
     with torch.autocast(wave.device.type, enabled=False):
-        blocks = [
-            _filter(rows, kernel, width, first, min(first + step, hops)) for first in range(0, hops, step)
-        ]
+        blocks = [_filter(rows, kernel, width, *span) for span in spans]
     length = -(-target * wave.shape[-1] // source)
     return torch.cat(blocks, dim=-1)[:, :length].reshape(*wave.shape[:-1], length).to(wave.dtype)
 

@@ -114,12 +114,8 @@ class Codec(Pretrained):
             codes = torch.zeros(len(latent), self.num_codebooks, latent.shape[1], dtype=torch.int64)
             return CodecOutput(self.synthesis(latent), codes, latent.new_zeros(()), self.semantic(latent))
         quantized = self.quantizer(latent, keep=keep, generator=generator)
-        return CodecOutput(
-            self.synthesis(quantized.latent),
-            quantized.codes,
-            quantized.commit.mean(),
-            self.semantic(quantized.first),
-        )
+        wave, semantic = self.synthesis(quantized.latent), self.semantic(quantized.first)
+        return CodecOutput(wave, quantized.codes, quantized.commit.mean(), semantic)
 
     def add_weight_norm(self) -> Self:
         """Add weight norm for training to convolutions that are published with it; the function stays the same."""
@@ -139,19 +135,6 @@ class Codec(Pretrained):
         """Frames of num_samples samples: ceil(N / hop_length)."""
         return -(-num_samples // self.hop_length)
 
-    def freeze(self) -> Self:
-        """Switch to evaluation mode without gradients, for use as a part of a model in training; `load` does so too."""
-        return self.eval().requires_grad_(False)
-
-    def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any.
-
-        Raises ConfigError for integers, which S3Tokenizer alone computes in.
-        """
-        if not dtype.is_floating_point:
-            raise ConfigError(f"{dtype} was given: {self.system} computes in float32, bfloat16 and float16")
-        return super().set_dtype(dtype)
-
     @torch.no_grad()
     def encode(
         self,
@@ -170,9 +153,8 @@ class Codec(Pretrained):
             num_codebooks: how many codebooks to compute, all by default.
             batch_seconds: padded audio per forward pass, in seconds. It bounds memory and changes nothing else.
 
-        Raises:
-            AudioError: audio that is empty, not finite or not readable.
-            ConfigError: num_codebooks outside 1..K.
+        Raises AudioError for audio that is empty, not finite or not readable; ConfigError for num_codebooks outside
+        1..K.
         """
         count = self._count_codebooks(num_codebooks)
         items: dict[int, _Encoded] = {}
@@ -193,17 +175,16 @@ class Codec(Pretrained):
         for row, item in enumerate(encoded):
             torch.cat(item.parts, 1, out=codes[row, :, : lengths[row]])
         vectors = [item.vector for item in encoded if item.vector is not None]
-        return Tokens(
-            codes=codes,
-            lengths=lengths,
-            num_samples=torch.tensor([item.num_samples for item in encoded]),
-            model=self.name,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sample_rate,
-            frame_rate=self.frame_rate,
-            codebook_sizes=self.codebook_sizes[:count],
-            global_vector=torch.stack(vectors) if vectors else None,
-        )
+        num_samples = torch.tensor([item.num_samples for item in encoded])
+        return self._tokens(codes, lengths, num_samples, 0, torch.stack(vectors) if vectors else None)
+
+    def _tokens(
+        self, codes: Tensor, lengths: Tensor, num_samples: Tensor, first: int, vector: Tensor | None
+    ) -> Tokens:
+        """Codes (B, K, T) of codebooks from `first` on, with this codec's facts."""
+        facts = self.name, self.fingerprint, self.sample_rate, self.frame_rate
+        sizes = self.codebook_sizes[first : first + codes.shape[1]]
+        return Tokens(codes, lengths, num_samples, *facts, sizes, first, vector)
 
     def _waves(self, source: Any, sample_rate: int | None) -> Iterable[np.ndarray | audio.Recording]:
         """Recordings (N,) at the codec's rate; long ones unread where they are encoded in spans."""
@@ -259,8 +240,7 @@ class Codec(Pretrained):
         Fewer codebooks give a coarser voice: `tokens.select(0, 1)` decodes the first (semantic) codebook alone,
         `tokens.select(1, 8)` the others alone, as SpeechTokenizer (arXiv 2308.16692 §4) does to convert voices.
 
-        Raises:
-            TokensError: tokens of another codec or of other weights.
+        Raises TokensError for tokens of another codec or of other weights.
         """
         self._check(tokens)
         frames = tokens.lengths.tolist()
@@ -322,23 +302,11 @@ class Codec(Pretrained):
             first_codebook: the place of the first row among the codec's codebooks.
             global_vector: (B, D), the voice, for codecs that have one.
 
-        Raises:
-            TokensError: ids of other shapes or types, or outside their codebooks.
+        Raises TokensError for ids of other shapes or types, or outside their codebooks.
         """
         codes, frames = padded_ids(ids, self.num_codebooks)
         counts = frames if lengths is None else torch.as_tensor(lengths)
-        return Tokens(
-            codes=codes,
-            lengths=counts,
-            num_samples=counts.cpu() * self.hop_length,
-            model=self.name,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sample_rate,
-            frame_rate=self.frame_rate,
-            codebook_sizes=self.codebook_sizes[first_codebook : first_codebook + codes.shape[1]],
-            first_codebook=first_codebook,
-            global_vector=global_vector,
-        )
+        return self._tokens(codes, counts, counts.cpu() * self.hop_length, first_codebook, global_vector)
 
     # Checks ------------------------------------------------------------------------------------------------
 
@@ -382,6 +350,3 @@ class Codec(Pretrained):
             f"{self.num_codebooks} codebooks, {kbps:.2f} kbit/s.\n\n"
             '```python\nimport vokens\ncodec = vokens.load("THIS_FOLDER")\n```\n'
         )
-
-
-__all__ = ["Audio", "Codec", "CodecOutput"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vokens.errors import AudioError, CheckpointError, needs_extra
-from vokens.evaluator_files import FILES, check_files, open_graph
+from vokens.errors import AudioError
+from vokens.evaluator_files import FILES, check_files, open_graph, open_tokenizer
 
 SAMPLE_RATE = 16000
 HOP = 384  # samples between two encoder frames: three convolutions with strides 64, 3 and 2
@@ -27,20 +27,13 @@ class Moonshine:
     """
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        with needs_extra("tokenizers", "eval", "Moonshine speech recognition"):
-            from tokenizers import Tokenizer
-        home = Path(folder).expanduser()
+        home, purpose = Path(folder).expanduser(), "Moonshine speech recognition"
         check_files(home, FILES["moonshine-tiny-en"])
+        self._tokenizer = open_tokenizer(home / "tokenizer.json", purpose)
         self._encoder, self._decoder = (
-            open_graph(home / name, threads, "Moonshine speech recognition")
+            open_graph(home / name, threads, purpose)
             for name in ("encoder_model.onnx", "decoder_model_merged.onnx")
         )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise CheckpointError(
-                f"{home / 'tokenizer.json'} is no tokenizer ({error}): fetch it again"
-            ) from error
         self._cache = {  # name -> shape (heads, head width) of every key and value that the decoder keeps
             put.name: (put.shape[1], put.shape[3])
             for put in self._decoder.get_inputs()

@@ -176,7 +176,12 @@ class Pretrained(nn.Module):
         return self._fingerprint
 
     def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any."""
+        """Compute in this floating-point type. Tokens keep the name of the float32 weights and decode under any.
+
+        Raises ConfigError for integers, which S3Tokenizer alone computes in.
+        """
+        if not dtype.is_floating_point:
+            raise ConfigError(f"{dtype} was given: {self.system} computes in float32, bfloat16 and float16")
         _ = self.fingerprint
         warn_where_slow(dtype, self.device)
         return self.to(dtype=dtype)
@@ -206,22 +211,40 @@ class Pretrained(nn.Module):
         elif dtype is not None:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         checkpoint.save_safetensors(folder / "model.safetensors", state)
-        for name, text in (
-            ("config.json", json.dumps(self.description(), indent=2) + "\n"),
-            ("README.md", card or self.card()),
-        ):
-            with atomic_write(folder / name) as partial:
-                partial.write_text(text)
+        self.write_texts(folder, self.description(), card)
         return folder
 
+    def write_texts(self, folder: Path, description: dict[str, Any], card: str = "") -> None:
+        """Write README.md and config.json, each whole or not at all."""
+        texts = {"README.md": card or self.card(), "config.json": json.dumps(description, indent=2) + "\n"}
+        for name, text in texts.items():
+            with atomic_write(folder / name) as partial:
+                partial.write_text(text)
+
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
-        """As `vokens.load`, and an error where the source holds another system."""
-        model = load(source, **options)
+    def with_weights(
+        cls, config: Any, state: dict[str, Tensor], where: str = "in the published layout"
+    ) -> Self:
+        """The model of a config with weights by our names. Raises CheckpointError where they do not fit it."""
+        with torch.device("meta"):  # up to 370 million random weights would be overwritten
+            model = cls(config)
+        model.to_empty(device="cpu")
+        checkpoint.load_strict(model, state, where)
+        return model.freeze()
+
+    def freeze(self) -> Self:
+        """Switch to evaluation mode without gradients, as `load` does."""
+        return self.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, source: "str | Path | Pretrained", **options: Any) -> Self:
+        """As `vokens.load`, and an error where the source holds another system. A model is returned as it is."""
+        model = source if isinstance(source, Pretrained) else load(source, **options)
         if not isinstance(model, cls):
             needed = getattr(cls, "system", cls.__name__)
+            name = model.name if model is source else source
             raise CheckpointError(
-                f"{source} holds the system {model.system!r}, not {needed!r}: use vokens.load"
+                f"{name} holds the system {model.system!r}, not {needed!r}: use vokens.load"
             )
         return model
 
@@ -268,10 +291,8 @@ def load(
             of CosyVoice. Without it the S3Gen that its publisher loads: s3gen_meanflow, else s3gen, else s3gen_v3.
         backend: "onnxruntime" lets ONNX Runtime compute an S3Tokenizer's .onnx file, a released one or ours.
 
-    Raises:
-        CheckpointError: damaged weights, of an unknown system, or of other sizes.
-        DownloadError: files that cannot be downloaded.
-        ConfigError: a device that is not available.
+    Raises CheckpointError for damaged weights, of an unknown system, or of other sizes; DownloadError for files that
+    cannot be downloaded; ConfigError for a device that is not available.
     """
     device = usable_device(device)
     path, name = registry.find(source, cache_dir, local_files_only, revision, variant)
@@ -284,8 +305,7 @@ def load(
         raise ConfigError(f"backend={backend!r} was given: 'torch' and 'onnxruntime' are accepted")
     if name:
         codec.name = name
-    codec.eval().requires_grad_(False)
-    codec.to(device=device)
+    codec.freeze().to(device=device)
     precision = _dtype(dtype) if isinstance(dtype, str) else dtype
     if precision is not None and precision != torch.float32:
         codec.set_dtype(precision)
@@ -303,8 +323,8 @@ def _open_setting(name: str, folder: Path) -> Pretrained | None:
 
 def _open_folder(folder: Path, config: Any) -> Pretrained:
     """Open a folder of ours (config.json names the system), or one with a published checkpoint."""
-    settings = _read_config(folder / "config.json") if (folder / "config.json").exists() else None
-    if settings is not None and "system" in settings:
+    settings = _described(folder)
+    if "system" in settings:
         cls = system(settings["system"])
         if not (folder / "model.safetensors").exists():  # a model of several folders
             model = cls.from_folder(folder, config)
@@ -313,10 +333,8 @@ def _open_folder(folder: Path, config: Any) -> Pretrained:
         codec = cls(build_config(cls.Config, settings["config"], str(folder / "config.json")))
         codec.name = settings.get("name", codec.system)
         state = checkpoint.read_state_dict(folder / "model.safetensors")
-        state = cls.remove_weight_norm(
-            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-        )
-        checkpoint.load_strict(codec, state, str(folder))
+        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        checkpoint.load_strict(codec, cls.remove_weight_norm(state), str(folder))
         return codec
     for name in SYSTEMS:
         codec = system(name).from_folder(folder, config)
@@ -343,15 +361,9 @@ def _open_file(path: Path, config: Any) -> Pretrained:
     own = checkpoint.read_config(path) if config is None else None
     if own is not None:
         return _open_described(path, own)
-    state = checkpoint.read_state_dict(path)
-    beside = path.with_name("config.json")
-    if (
-        config is None
-        and path.name == "model.safetensors"
-        and beside.exists()
-        and "system" in _read_config(beside)
-    ):
+    if config is None and path.name == "model.safetensors" and "system" in _described(path.parent):
         return _open_folder(path.parent, None)
+    state = checkpoint.read_state_dict(path)
     if isinstance(config, (str, Path)) and str(config) not in registry.MODELS:
         config = _read_config(Path(config))
     name = layout_of(state)
@@ -385,12 +397,9 @@ def _config_beside(path: Path, name: str) -> dict[str, Any] | None:
     """Settings beside a published file: the system's own files, or a config.json that is not another system's."""
     if published := system(name).settings_beside(path):
         return published
-    beside = path.with_name("config.json")
-    if not beside.exists():
-        return None
-    settings = _read_config(beside)
+    settings = _described(path.parent)
     owner = settings.get("system", "speechtokenizer" if settings.keys() >= _SPEECHTOKENIZER else None)
-    return settings if owner in (None, name) else None
+    return settings if settings and owner in (None, name) else None
 
 
 def _open_onnx(path: Path, config: Any) -> Pretrained:
@@ -412,10 +421,14 @@ def _open_session(path: Path, config: Any, device: str) -> Pretrained:
         raise CheckpointError(
             f'{path} is no .onnx file, which backend="onnxruntime" needs: leave it out, or export one'
         )
-    open_onnx = import_module(
-        "vokens.models.s3tokenizer.runtime"
-    ).open_onnx  # beside the system, as in SYSTEMS
-    return open_onnx(files[0], device=device, config=config)
+    runtime = import_module("vokens.models.s3tokenizer.runtime")  # beside the system, as in SYSTEMS
+    return runtime.open_onnx(files[0], device=device, config=config)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """The content of a folder's config.json; empty where there is none."""
+    path = folder / "config.json"
+    return _read_config(path) if path.exists() else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -430,6 +443,3 @@ def _dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise ConfigError(f"dtype {name!r} was given: {', '.join(dtypes)} are accepted")
     return getattr(torch, name)
-
-
-__all__ = ["SYSTEMS", "Pretrained", "layout_of", "load", "system"]

@@ -138,17 +138,15 @@ class Speaker(ABC):
             batch_size: pieces per batch. It bounds memory and changes nothing else.
             tell: progress callback, called after each batch with the numbers of pieces done and in all.
 
-        Raises:
-            ConfigError: texts with nothing to say, or with what the front end cannot spell; a missing voice.
+        Raises ConfigError for texts with nothing to say, or with what the front end cannot spell; a missing voice.
         """
         each = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
         split = [self.pieces(text, language, spell_out) for text in each]
         resolved = self._resolve(voice, voice_text, sample_rate)
+        generators = broadcast_generators(generator, len(each))
         jobs = [
             (number, piece, seed)
-            for number, (pieces, own) in enumerate(
-                zip(split, broadcast_generators(generator, len(each)), strict=True)
-            )
+            for number, (pieces, own) in enumerate(zip(split, generators, strict=True))
             for piece, seed in zip(pieces, _seeds(own, len(pieces)), strict=True)
         ]
         options = self._checked(SynthesisOptions(sampler, steps, guidance, speed))
@@ -230,13 +228,9 @@ class Speaker(ABC):
 
     def _checked(self, options: SynthesisOptions) -> SynthesisOptions:
         if options.speed <= 0 or (options.speed != 1 and not self.paced):
+            one = "; this model has one speed, 1: its language model was trained without positions of a pace"
             raise ConfigError(
-                f"speed = {options.speed}: numbers above 0 are accepted"
-                + (
-                    ""
-                    if self.paced
-                    else "; this model has one speed, 1: its language model was trained without positions of a pace"
-                )
+                f"speed = {options.speed}: numbers above 0 are accepted{'' if self.paced else one}"
             )
         return replace(options, sampler=options.sampler or self.sampler)
 

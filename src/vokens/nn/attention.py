@@ -3,6 +3,7 @@
 Layout (B, T, D). The scores of a whole recording are never written out.
 """
 
+import math
 from itertools import product
 
 import torch
@@ -81,6 +82,13 @@ def sinusoids(length: int, width: int) -> Tensor:
     rates = torch.exp(-torch.arange(width // 2) * (torch.log(torch.tensor(10000.0)) / (width // 2 - 1)))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def sines(positions: Tensor, width: int) -> Tensor:
+    """(..., width) of positions (...): sines in the even channels, cosines in the odd, base 10000."""
+    rates = torch.exp(torch.arange(0, width, 2, device=positions.device) * -(math.log(10000.0) / width))
+    angles = positions[..., None].float() * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
 def rotary_rates(width: int, device: torch.device | str = "cpu") -> Tensor:

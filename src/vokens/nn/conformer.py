@@ -4,13 +4,11 @@ Layout (B, T, D). The score of query i and key j is (q_i + u) k_j + (q_i + v) p_
 fused attention as its bias. Projected positions p depend on the distance alone: they are kept and sliced.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vokens.nn.attention import attention
+from vokens.nn.attention import attention, sines
 from vokens.nn.product import Linear, linear
 from vokens.nn.streaming import Context, StreamState, with_left_context
 
@@ -39,13 +37,6 @@ def windowed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution of x (B, T + k - 1, in) with weight (out, in, k), without padding -> (B, T, out)."""
     windows = x if weight.shape[2] == 1 else x.unfold(1, weight.shape[2], 1).flatten(2)
     return linear(windows, weight.flatten(1), bias)
-
-
-def relative_sinusoids(past: int, future: int, width: int, device: torch.device) -> Tensor:
-    """Table (past + future + 1, width) of distances past ... -future; sines at even places, cosines at odd ones."""
-    distance = torch.arange(past, -future - 1, -1, device=device, dtype=torch.float32)[:, None]
-    rates = torch.exp(torch.arange(0, width, 2, device=device).float() * -(math.log(10000.0) / width))
-    return torch.stack([(distance * rates).sin(), (distance * rates).cos()], 2).flatten(1)
 
 
 def relative_shift(x: Tensor, keys: int) -> Tensor:
@@ -101,12 +92,9 @@ class RelativeAttention(nn.Module):
         return table[:, reach - past : reach + future + 1]
 
     def _project(self, past: int, future: int) -> Tensor:
-        table = relative_sinusoids(past, future, self.width, self.positions.weight.device)
-        return (
-            self.positions(table.to(self.positions.weight.dtype))
-            .unflatten(1, (self.heads, -1))
-            .transpose(0, 1)
-        )
+        weight = self.positions.weight
+        table = sines(torch.arange(past, -future - 1, -1, device=weight.device), self.width).to(weight.dtype)
+        return self.positions(table).unflatten(1, (self.heads, -1)).transpose(0, 1)
 
 
 class ConformerLayer(nn.Module):

@@ -7,11 +7,16 @@ import torch
 from torch import Tensor, nn
 
 
+def only_moves(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of `Module._apply` that moves tensors as `fn` does and keeps their precision."""
+    return lambda t: fn(t).to(t.dtype) if t.is_meta else t.to(fn(t.new_empty(0)).device)
+
+
 class Float32(nn.Module):
     """A part that stays in float32 whatever precision the model is put in: it only moves between devices."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t.new_empty(0)).device), recurse)
+        return super()._apply(only_moves(fn), recurse)
 
 
 class Float32Buffers(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vokens.errors import ConfigError
+from vokens.errors import ConfigError, file_errors
 
 BOM = b"\xef\xbb\xbf"  # Windows puts it before UTF-8 files
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -33,10 +33,8 @@ def decode(content: bytes, name: str, line: int = 1) -> str:
 
 def read_text(path: str | Path) -> str:
     """The content of a file, its line ends as "\\n". Raises ConfigError where it is missing or not UTF-8."""
-    try:
+    with file_errors(ConfigError, f"{path} cannot be read"):
         return _plain_ends(decode(Path(path).read_bytes(), str(path)))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_stdin() -> str:
@@ -47,12 +45,9 @@ def read_stdin() -> str:
 
 def iter_lines(path: str | Path) -> Iterator[str]:
     """The lines of a file without their ends, one at a time. Raises ConfigError as `read_text` does."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield decode(line, str(path), number).rstrip("\r\n")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    with file_errors(ConfigError, f"{path} cannot be read"), open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield decode(line, str(path), number).rstrip("\r\n")
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -6,7 +6,7 @@ Joined, the pieces are the text, character by character; none consists of punctu
 import re
 from itertools import pairwise
 
-MOST, LEAST, SHORT = (80, 60, 20)  # units, like CosyVoice 2's text tokens: cut above, merge up to, join below
+MOST, LEAST, SHORT = 80, 60, 20  # units, like CosyVoice 2's text tokens: cut above, merge up to, join below
 
 _WIDE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"  # kana, hanzi, hangul
 _UNITS = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+|[^\w\s]|_")
@@ -69,18 +69,14 @@ def _fitting(text: str, most: int) -> list[str]:
     """Parts of at most `most` units, cut at clauses, then words, then anywhere."""
     parts = [text]
     for mark in (_CLAUSE, _SPACE, _UNIT):
-        if all(units(part) <= most for part in parts):
-            break
-        parts = [
-            piece
-            for part in parts
-            for piece in ([part] if units(part) <= most else _gather(part, mark, most))
-        ]
+        parts = [piece for part in parts for piece in _gather(part, mark, most)]
     return parts
 
 
 def _gather(text: str, mark: re.Pattern[str], most: int) -> list[str]:
-    """The text cut at marks, with neighbours merged as far as they fit."""
+    """The text cut at marks, where it is too long, with neighbours merged as far as they fit."""
+    if units(text) <= most:
+        return [text]
     gathered: list[list[str]] = []
     size = most
     for part in _cut(text, mark):

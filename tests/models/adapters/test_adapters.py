@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import test_laws
 import torch
-from conftest import refused, speechlike
+from conftest import refused, seeded, speechlike
 
 import vokens
 from vokens import registry
@@ -214,9 +214,8 @@ def test_a_folder_of_transformers_opens(hub_codec: Codec, tmp_path: Path) -> Non
     refused(CheckpointError, "missing", vokens.load, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "hub_codec", [name for name in SMALL if SMALL[name] is not FSQ], indirect=True
-)  # one codebook
+# FSQ: one codebook
+@pytest.mark.parametrize("hub_codec", [n for n in SMALL if SMALL[n] is not FSQ], indirect=True)
 def test_codebooks_add_up(hub_codec: Codec) -> None:
     """Fewer codebooks decode, the first alone and the others alone."""
     wave = speechlike(8000)
@@ -282,7 +281,7 @@ def test_any_bytes_decode(name: str) -> None:
     """Codes that are no packet are heard as a lost one."""
     codec = vokens.load(name)
     tokens = codec.encode(speechlike(16000), 16000)
-    tokens.codes[:] = torch.randint(256, tokens.codes.shape, generator=torch.Generator().manual_seed(0))
+    tokens.codes[:] = torch.randint(256, tokens.codes.shape, generator=seeded(0))
     assert np.isfinite(codec.decode(tokens)[0]).all()
 
 

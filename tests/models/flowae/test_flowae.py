@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import refused, speechlike
+from conftest import refused, seeded, speechlike
 from training import STFT, Build
 
 import vokens
@@ -40,7 +40,7 @@ def test_spectra_come_back_as_the_wave() -> None:
 
 
 def test_noise_has_a_deviation_of_one() -> None:
-    white = torch.randn(1, 24000, generator=torch.Generator().manual_seed(0))
+    white = torch.randn(1, 24000, generator=seeded(0))
     noise = Spectra(120, 0.3).of_noise(white)
     assert noise.mean() == pytest.approx(0, abs=0.02)
     assert noise[:, 2:-2].std() == pytest.approx(1, rel=0.02)

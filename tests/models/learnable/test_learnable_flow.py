@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import refused
+from conftest import close, refused, seeded
 from golden.weights import tensor
 from s3gen_weights import sizes
 from safetensors.torch import load_file
@@ -55,12 +55,6 @@ def random_flow(ratio: int, dim: int = 6, **settings: Any) -> LearnableFlow:
     torch.manual_seed(0)
     config = replace(TINY_SIZES, mel_bins=dim, token_mel_ratio=ratio, speaker_embed_dim=8, vocab_size=20)
     return LearnableFlow(LearnableFlowConfig(config, None, **settings)).eval().requires_grad_(False)
-
-
-def close(found: torch.Tensor | None, expected: torch.Tensor, bound: float = 1e-5) -> None:
-    assert found is not None
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
 # Recorded outputs
@@ -124,9 +118,8 @@ def test_recorded_training_losses(tiny, case):
     loss = objective.squared_error(found, velocity, mask)
     if case == "contrastive":
         close(loss, draws["positive"])
-        negative = objective.squared_error(
-            found, velocity[draws["perm"]], mask
-        )  # padded frames of partners count
+        # Padded frames of partners count.
+        negative = objective.squared_error(found, velocity[draws["perm"]], mask)
         close(negative, draws["negative"])
         loss = loss - 0.05 * negative
     close(loss, draws["loss"])
@@ -170,9 +163,8 @@ def test_recorded_inference_through_generate(tiny):
         found = tiny.generate(tokens, voice.speaker[None], chunked=chunked, **options)
         close(found[0][None], TINY[f"inference.streaming{int(chunked)}.finalize1"], 2e-5)
     vector = 3 * TINY["speaker_embedding"][:1]
-    close(
-        tiny.generate(TINY["token"][0], vector, seed=0)[0][None], TINY["inference.embedding_no_prompt"], 2e-5
-    )
+    latents = tiny.generate(TINY["token"][0], vector, seed=0)[0]
+    close(latents[None], TINY["inference.embedding_no_prompt"], 2e-5)
 
 
 @pytest.mark.slow
@@ -197,7 +189,7 @@ def test_recorded_full_size():
 
 # Batches, prompts, streams, both ratios
 
-SPEAKER = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+SPEAKER = torch.randn(3, 8, generator=seeded(1))
 ROWS = [torch.arange(n) % 20 for n in (5, 11, 8)]
 
 
@@ -215,10 +207,6 @@ def test_a_batch_gives_what_each_row_gives_alone(ratio):
 
 def test_noise_is_of_the_generator():
     flow = random_flow(2)
-
-    def seeded(seed: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
     each = [seeded(row) for row in range(3)]
     found = flow.generate(ROWS, SPEAKER, steps=2, generator=each)
     alone = flow.generate(ROWS[1], SPEAKER[1:2], steps=2, generator=seeded(1))
@@ -266,9 +254,8 @@ def test_the_autoencoder_decodes_what_is_packed():
 
 def test_published_weights_both_ways(tiny, tmp_path):
     state = tiny.to_published()
-    assert {re.sub(r"\.\d+(?=\.)", ".N", name) for name in state} == set(
-        json.loads((HERE / "flow80_keys.json").read_text())
-    )
+    keys = json.loads((HERE / "flow80_keys.json").read_text())
+    assert {re.sub(r"\.\d+(?=\.)", ".N", name) for name in state} == set(keys)
     save_safetensors(tmp_path / "stage2.safetensors", state)
     heads = {"decoder_num_heads": 2, "decoder_attention_head_dim": 16, "speaker_heads": 4, "chunk_size": 3}
     again = vokens.load(tmp_path / "stage2.safetensors", config=heads)
@@ -278,8 +265,7 @@ def test_published_weights_both_ways(tiny, tmp_path):
         assert torch.equal(again.to_published()[name], value), name
     for change in ({"extra.weight": torch.zeros(1)}, {"encoder_proj.bias": None}):
         damaged = {name: value for name, value in (state | change).items() if value is not None}
-        with pytest.raises(CheckpointError):
-            LearnableFlow.from_published(damaged, heads)
+        refused(CheckpointError, ".", LearnableFlow.from_published, damaged, heads)
 
 
 def test_saved_folders_open_the_same(tiny, tmp_path):
@@ -293,9 +279,7 @@ def test_saved_folders_open_the_same(tiny, tmp_path):
 
 
 def test_a_published_mel_flow_is_a_start(tiny, tmp_path):
-    flow = {
-        name: value for name, value in tiny.to_published().items() if not name.startswith("speaker_encoder")
-    }
+    flow = {k: v for k, v in tiny.to_published().items() if not k.startswith("speaker_encoder")}
     save_safetensors(tmp_path / "flow.safetensors", flow)
     tiny.save_pretrained(tmp_path / "ours")
     tiny.network.save_pretrained(tmp_path / "s3gen")
@@ -309,8 +293,7 @@ def test_a_published_mel_flow_is_a_start(tiny, tmp_path):
     assert configure(flow, heads).speaker is None
     assert configure(flow, heads).flow.decoder_attention_head_dim == 16
     for config, lacking in ((None, "decoder_num_heads"), (heads, "speaker_heads")):
-        with pytest.raises(CheckpointError, match=rf"give config=\{{'{lacking}': n\}}"):
-            configure(tiny.to_published(), config)
+        refused(CheckpointError, rf"give config=\{{'{lacking}': n\}}", configure, tiny.to_published(), config)
 
 
 def test_bad_inputs_are_named(tiny):
@@ -336,8 +319,7 @@ def test_bad_inputs_are_named(tiny):
             "prompt_latents",
         ),
     ):
-        with pytest.raises(kind, match=words):
-            flow.generate(options.pop("tokens"), options.pop("speaker"), **options)
+        refused(kind, words, flow.generate, options.pop("tokens"), options.pop("speaker"), **options)
     refused(ConfigError, "speaker encoder", lambda: flow.voice(torch.zeros(100), sample_rate=24000))
     refused(ConfigError, "std", LearnableFlowConfig, mean=(0.0,) * 80, std=(0.0,) * 80)
     refused(ConfigError, "numbers", LearnableFlowConfig, mean=(0.0,), std=(1.0,))

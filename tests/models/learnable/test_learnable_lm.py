@@ -1,52 +1,26 @@
 """Learnable-Speech's language model: the published numbers, ragged batches as singles, memory as recomputation."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
 
 import pytest
 import torch
-from conftest import refused
+from conftest import close, refused, seeded
 from golden.weights import fill_
-from safetensors.torch import load_file, save_file
+from lm_cases import FOLDER, GOLDEN, HEADS, SALT, SPEECH, TINY, batch, corrected_lm, published_state
+from safetensors.torch import load_file
 from speakers import qwen2
 
-import vokens
-from vokens import checkpoint
-from vokens.errors import CheckpointError, ConfigError, TokensError
+from vokens.errors import ConfigError, TokensError
 from vokens.lm.cache import KVCache
-from vokens.lm.decode import decode
 from vokens.lm.qwen2 import Qwen2
 from vokens.lm.sampling import COSYVOICE, GREEDY
-from vokens.models.learnable import LearnableLM, LearnableLMConfig, Qwen2Sizes, SpeakerConfig, SpeakerEncoder
+from vokens.models.learnable import LearnableLM, LearnableLMConfig, SpeakerConfig, SpeakerEncoder
 from vokens.models.learnable.durations import expected_positions, frame_positions
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.speaker import ReferenceMel
 
-FOLDER = Path(__file__).parents[2] / "golden/learnable"
-SPEECH = json.loads((FOLDER / "config.json").read_text())["speech"]
-SALT = SPEECH["salt"]
-GOLDEN = load_file(FOLDER / "lm_tiny.safetensors")
 SPEAKER = load_file(FOLDER / "speaker_encoder.safetensors")
-HEADS = {"num_attention_heads": 4, "speaker_heads": 4, "max_position_embeddings": 512}
-TINY = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
-EMBEDDING, TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
-
-
-def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= bound * expected.abs().max().clamp(min=1e-3)
-
-
-def published_state() -> dict[str, torch.Tensor]:
-    speaker = SpeakerConfig(width=128, layers=2, heads=4, published=True)
-    model = LearnableLM(LearnableLMConfig(TINY, speaker, speech_tokens=61))
-    state = fill_({name: value.clone() for name, value in model.to_published().items()}, SALT)
-    state[TIED] *= 8.0
-    state[EMBEDDING] = state[TIED].clone()
-    for name in ("llm_embedding.weight", "speech_embedding.weight"):
-        state[name] *= 8.0
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +30,13 @@ def lm() -> LearnableLM:
 
 @pytest.fixture(scope="module")
 def corrected() -> LearnableLM:
-    torch.manual_seed(0)
-    speaker = SpeakerConfig(n_mels=80, width=32, layers=2, heads=2, embed_dim=12)
-    config = LearnableLMConfig(TINY, speaker, speech_tokens=61, speech_per_text=(2.0, 6.0))
-    model = LearnableLM(config).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if name.startswith("speaker_encoder") and "out" in name:
-            weight.normal_(0, 0.2)
-    model.head.weight.normal_(0, 1.0)
-    return model
+    return corrected_lm()
 
 
 @pytest.fixture(scope="module")
 def beside(corrected) -> LearnableLM:
     """The same weights, with speech beside its text."""
-    model = (
-        LearnableLM(replace(corrected.config, positions="progress", pace=4.5)).eval().requires_grad_(False)
-    )
+    model = LearnableLM(replace(corrected.config, positions="progress", pace=4.5)).freeze()
     model.load_state_dict(corrected.state_dict())
     return model
 
@@ -81,16 +45,10 @@ def beside(corrected) -> LearnableLM:
 def aligned(corrected) -> LearnableLM:
     """The same weights, with speech where its text stands."""
     torch.manual_seed(1)
-    model = LearnableLM(replace(corrected.config, positions="aligned")).eval().requires_grad_(False)
+    model = LearnableLM(replace(corrected.config, positions="aligned")).freeze()
     model.load_state_dict(model.state_dict() | corrected.state_dict())
     model.durations.out.bias.fill_(1.2)  # some three tokens an id
     return model
-
-
-def batch() -> dict[str, torch.Tensor]:
-    names = ("text", "text_lengths", "speech", "speech_lengths")
-    keys = ("text_token", "text_token_len", "speech_token", "speech_token_len")
-    return {name: GOLDEN[key].long() for name, key in zip(names, keys, strict=True)}
 
 
 # The speaker encoder
@@ -167,11 +125,9 @@ def test_sequences_and_losses_match(lm, case):
 
 def test_label_smoothing_variants_match(lm):
     scores, target = lm(**batch(), speaker=lm.speaker_of(GOLDEN["reference_mels"]))
-    for smoothing in (0.0, 0.1):
-        for norm in (0, 1):
-            key = f"uni.loss.smoothing{smoothing}.norm{norm}"
-            if key in GOLDEN:
-                close(label_loss(scores, target, smoothing=smoothing, per_token=bool(norm)), GOLDEN[key])
+    for smoothing, norm in product((0.0, 0.1), (0, 1)):
+        if (key := f"uni.loss.smoothing{smoothing}.norm{norm}") in GOLDEN:
+            close(label_loss(scores, target, smoothing=smoothing, per_token=bool(norm)), GOLDEN[key])
     close(label_loss(*lm(**batch())), GOLDEN["uni.nospk.loss"])
 
 
@@ -188,11 +144,8 @@ def test_gradients_match():
 
 def test_preferences_count_the_real_targets(lm):
     chosen = sum_log_probs(*lm(**batch()))
-    rejected_batch = batch() | {
-        "speech": GOLDEN["reject_speech_token"].long(),
-        "speech_lengths": GOLDEN["reject_speech_token_len"].long(),
-    }
-    rejected = sum_log_probs(*lm(**rejected_batch))
+    other = {"speech": "reject_speech_token", "speech_lengths": "reject_speech_token_len"}
+    rejected = sum_log_probs(*lm(**batch() | {name: GOLDEN[key].long() for name, key in other.items()}))
     close(chosen, GOLDEN["dpo.sum_logp.chosen"])
     close(rejected, GOLDEN["dpo.sum_logp.rejected"])
     same = dpo_loss(chosen, rejected, chosen, rejected)
@@ -223,7 +176,7 @@ def published_generation(lm: LearnableLM, kind: str) -> list[int]:
     words = lm.backbone.embed_tokens(torch.cat([text[:3], text[5:9]]))
     prompt = lm.speech_embedding(GOLDEN[f"gen.{kind}.prompt_speech"][0].long())
     sampling = {"greedy": GREEDY, "ras": COSYVOICE}[kind]
-    cache, generator = KVCache(TINY.layers), torch.Generator().manual_seed(facts["seed"])
+    cache, generator = KVCache(TINY.layers), seeded(facts["seed"])
 
     def read(x: torch.Tensor) -> torch.Tensor:
         return lm.head(lm.backbone(x[None], cache=cache)[:, -1])
@@ -275,10 +228,9 @@ def test_the_backbone_is_that_of_transformers():
 def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
     texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
     speaker = corrected.speaker_of(GOLDEN["reference_mels"])
-    greedy = GREEDY
-    found = corrected.generate(texts, speaker=speaker, sampler=greedy)
+    found = corrected.generate(texts, speaker=speaker, sampler=GREEDY)
     for row, text in enumerate(texts):
-        (alone,) = corrected.generate([text], speaker=speaker[row : row + 1], sampler=greedy)
+        (alone,) = corrected.generate([text], speaker=speaker[row : row + 1], sampler=GREEDY)
         assert torch.equal(found[row], alone)
         assert 2 * len(text) <= len(alone) <= 6 * len(text)
         lengths = torch.tensor([len(text)]), torch.tensor([len(alone)])
@@ -309,13 +261,10 @@ def test_speech_beside_its_text_is_read_as_it_is_learned(beside):
 
 def test_a_prompt_sets_the_pace(beside):
     text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
-    options = {
-        "prompt_text": GOLDEN["text_token"][1, :5],
-        "prompt_speech": prompt,
-        "sampler": GREEDY,
-    }
+    before = GOLDEN["text_token"][1, :5]
+    options = {"prompt_text": before, "prompt_speech": prompt, "sampler": GREEDY}
     (said,) = beside.generate([text], **options)
-    hasty = LearnableLM(replace(beside.config, pace=0.1)).eval().requires_grad_(False)
+    hasty = LearnableLM(replace(beside.config, pace=0.1)).freeze()
     hasty.load_state_dict(beside.state_dict())
     assert torch.equal(said, hasty.generate([text], **options)[0])
     assert said.tolist() == list(beside.stream(text, **options))
@@ -345,9 +294,8 @@ def test_a_prompt_takes_its_speech_and_sets_the_pace():
     places = expected_positions(durations, 2, 8, 1.0)  # at four tokens an id
     assert len(places) == 8 + 12 + 1
     close(places[[0, 7, 8, 20]], torch.tensor([0.125, 1.875, 2.125, 5.0]))
-    close(
-        expected_positions(durations, 2, 0, 1.0)[[0, 6]], torch.tensor([2.25, 5.0])
-    )  # a text without speech
+    without_speech = expected_positions(durations, 2, 0, 1.0)
+    close(without_speech[[0, 6]], torch.tensor([2.25, 5.0]))
     close(expected_positions(durations, 0, 3, 2.0)[[0, 2, 3, 8]], torch.tensor([0.0, 0.0, 0.5, 5.0]))
 
 
@@ -388,9 +336,9 @@ def test_paces_that_cannot_be(corrected, beside):
 
 def test_own_generators_make_rows_independent(corrected):
     texts = [GOLDEN["text_token"][0, :5], GOLDEN["text_token"][1, :3]]
-    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    generators = [seeded(seed) for seed in (7, 8)]
     found = corrected.generate(texts, generator=generators)
-    (alone,) = corrected.generate(texts[1:], generator=torch.Generator().manual_seed(8))
+    (alone,) = corrected.generate(texts[1:], generator=seeded(8))
     assert torch.equal(found[1], alone)
 
 
@@ -430,36 +378,29 @@ def test_streaming_speaks_before_the_text_ends(corrected):
 
 def test_prompt_speech_fills_the_first_groups(corrected):
     text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
-    stream = corrected.stream_text(
-        [text], prompt_text=GOLDEN["text_token"][1, :5], prompt_speech=prompt, sampler=GREEDY
-    )
-    found = list(stream)
-    assert 10 <= len(found) <= 42
+    before = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": prompt}
+    assert 10 <= len(list(corrected.stream_text([text], **before, sampler=GREEDY))) <= 42
 
 
 def test_texts_are_read_by_the_front_end_of_the_config():
     torch.manual_seed(0)
-    config = LearnableLMConfig(
-        TINY, None, speech_tokens=61, front_end="characters", speech_per_text=(1.0, 2.0)
-    )
-    model = LearnableLM(config).eval()
+    plain = LearnableLMConfig(TINY, None, speech_tokens=61)
+    model = LearnableLM(replace(plain, front_end="characters", speech_per_text=(1.0, 2.0))).eval()
     said = model.generate(["Hello.", "yes"], prompt_text="well ", sampler=GREEDY)
     ids = [model.ids("well Hello."), model.ids("well yes")]
     alone = [model.generate([ids[0]], sampler=GREEDY, limits=(6, 12))[0]]
     alone += [model.generate([ids[1]], sampler=GREEDY, limits=(3, 6))[0]]
     assert all(torch.equal(a, b) for a, b in zip(said, alone, strict=True))
     refused(TokensError, "empty", model.generate, [""])
-    with pytest.raises(ConfigError, match="front end"):
-        LearnableLM(LearnableLMConfig(TINY, None, speech_tokens=61)).generate(["Hello."])
+    refused(ConfigError, "front end", LearnableLM(plain).generate, ["Hello."])
 
 
 def test_a_voice_is_the_mean_of_its_pieces(corrected):
     wave = torch.sin(torch.arange(24000 * 9) * 0.1 * (1 + torch.arange(24000 * 9) / 90000))
-    first, second = (corrected.voice(part, sample_rate=24000) for part in wave[: 24000 * 8].split(96000))
+    parts = wave[: 24000 * 8].split(96000)
+    first, second = (corrected.voice(part, sample_rate=24000) for part in parts)
     both = corrected.voice(wave, sample_rate=24000)  # the ninth second is left out
-    vectors = [
-        corrected.speaker_encoder(ReferenceMel()(part)[None]) for part in wave[: 24000 * 8].split(96000)
-    ]
+    vectors = [corrected.speaker_encoder(ReferenceMel()(part)[None]) for part in parts]
     close(both, corrected.speaker_from(sum(vectors) / 2))
     close(corrected.voice(wave[:96000], wave[96000:192000], sample_rate=24000), both)
     assert (first - second).abs().max() > 1e-4
@@ -483,176 +424,3 @@ def test_what_cannot_be_said_is_named(lm):
     refused(TokensError, "ids", lm.generate, [[120]])
     refused(TokensError, "ids", lm.generate, [[1]], prompt_speech=[61])
     refused(TokensError, "no text", lambda: list(lm.stream_text([])))
-
-
-# Weights
-
-
-def test_published_names_go_both_ways(lm, tmp_path):
-    state = published_state()
-    back = lm.to_published()
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], value) for name, value in state.items())
-    torch.save(state | {"epoch": 1, "step": 2}, tmp_path / "llm.pt")
-    loaded = vokens.load(tmp_path / "llm.pt", config=HEADS)
-    assert isinstance(loaded, LearnableLM)
-    assert loaded.config == lm.config
-    lm.save_pretrained(tmp_path / "ours")
-    assert vokens.load(tmp_path / "ours").fingerprint == lm.fingerprint
-    with pytest.raises(CheckpointError):
-        LearnableLM.from_published(state | {"extra": torch.zeros(1)}, HEADS)
-
-
-def test_heads_are_asked_for_and_never_guessed(lm):
-    state = published_state()
-    for config, lacking in ((None, "num_attention_heads"), ({"num_attention_heads": 2}, "speaker_heads")):
-        with pytest.raises(CheckpointError, match=rf"give config=\{{'{lacking}': n\}}") as caught:
-            LearnableLM.from_published(state, config)
-        assert "\n" not in str(caught.value)
-    assert LearnableLM.from_published(state, lm.config).config == lm.config
-
-
-def test_a_network_that_the_published_code_is_not_keeps_its_own_layout(lm):
-    changed = replace(lm.config, positions="progress", pace=4.0)
-    with pytest.raises(
-        CheckpointError, match=r"positions = 'progress': save this model with save_pretrained"
-    ):
-        LearnableLM(changed).to_published()
-
-
-def test_a_file_in_the_published_layout_holds_its_config(tmp_path):
-    """12 heads of 8 in a backbone 96 wide: of what the shapes say, any number of heads would do."""
-    sizes = replace(TINY, width=96, heads=12, kv_heads=4)
-    model = LearnableLM(LearnableLMConfig(sizes, None, speech_tokens=61, speech_per_text=(1.0, 3.0)))
-    checkpoint.save_torch(tmp_path / "llm.pt", model.to_published() | {"epoch": 1}, model.description())
-    moved = (tmp_path / "llm.pt").rename(tmp_path / "elsewhere.pt")
-    again = vokens.load(moved)
-    assert again.config == model.config
-    assert again.fingerprint == model.fingerprint
-    plain = torch.load(moved, weights_only=True)  # as published code reads it
-    assert plain.pop("epoch") == 1
-    assert plain.keys() == model.to_published().keys()
-    torch.save(plain, moved)  # without the config, nothing is guessed
-    refused(CheckpointError, "num_attention_heads", vokens.load, moved)
-
-
-def test_cosyvoice_weights_open_and_start_ours(corrected, tmp_path):
-    state = {k: v for k, v in published_state().items() if not k.startswith(("speaker", "spk"))}
-    plain = LearnableLM.from_published(state, HEADS)
-    assert plain.config.speaker is None
-    close(label_loss(*plain(**batch())), GOLDEN["uni.nospk.loss"])
-    torch.save(state, tmp_path / "llm.pt")
-    model = LearnableLM(corrected.config)
-    before = model.speaker_project.weight.clone()
-    model.warm_start(tmp_path / "llm.pt")
-    assert torch.equal(model.head.weight, plain.head.weight)
-    assert torch.equal(model.speaker_project.weight, before)
-    folder = tmp_path / "qwen2"
-    folder.mkdir()
-    words = {k.removeprefix("llm."): v for k, v in state.items() if k.startswith("llm.") and k != TIED}
-    words = {name.removeprefix("model."): value.contiguous() for name, value in words.items()}
-    save_file(words, folder / "model.safetensors")
-    model = LearnableLM(corrected.config).warm_start(folder)
-    assert torch.equal(model.backbone.state_dict()["norm.weight"], plain.backbone.state_dict()["norm.weight"])
-
-
-# CosyVoice 3
-
-
-THIRD = LearnableLMConfig(
-    TINY, None, speech_tokens=61, tokens="speech_tokenizer_v3_25hz", release="cosyvoice3"
-)
-
-
-@pytest.fixture(scope="module")
-def third() -> LearnableLM:
-    """As its llm.pt gives it."""
-    state = {name: value.clone() for name, value in LearnableLM(THIRD).to_published().items()}
-    state = fill_(state, SALT)
-    state[EMBEDDING], state["speech_embedding.weight"] = (
-        state[TIED].mul_(8),
-        state["speech_embedding.weight"] * 8,
-    )
-    return LearnableLM.from_published(state, HEADS)
-
-
-def test_the_third_release_is_told_by_its_names_and_strict(third, tmp_path):
-    assert third.config == THIRD
-    assert third.name == "cosyvoice3"
-    state = third.to_published()
-    assert "llm_embedding.weight" not in state
-    assert state["llm_decoder.weight"].shape == state["speech_embedding.weight"].shape == (261, 64)
-    torch.save(state | {"epoch": 1, "step": 2}, tmp_path / "llm.pt")
-    again = vokens.load(tmp_path / "llm.pt", config=HEADS)
-    assert again.config == THIRD
-    assert again.fingerprint == third.fingerprint
-    for changed in (state | {"llm_decoder.bias": torch.zeros(261)}, state | {"x": torch.zeros(1)}):
-        with pytest.raises(CheckpointError):
-            LearnableLM.from_published(changed, HEADS)
-    third.save_pretrained(tmp_path / "ours")
-    assert vokens.load(tmp_path / "ours").fingerprint == third.fingerprint
-    refused(ConfigError, "cosyvoice2 or cosyvoice3", LearnableLMConfig, release="cosyvoice4")
-
-
-def test_the_third_release_reads_and_asks_as_published(third):
-    """Start 61, end 62, task 63 and "more text" 64 are rows of the speech tokens' table; the head has no bias."""
-    state, given = third.to_published(), batch()
-    text, speech = given["text"][:1, :12], given["speech"][:1, :20]
-    speech_table = state["speech_embedding.weight"]
-    rows = [speech_table[61:62], state[EMBEDDING][text[0]], speech_table[63:64], speech_table[speech[0]]]
-    transformers = pytest.importorskip("transformers")
-    sizes = {"vocab_size": 120, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e6}
-    network = transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**sizes, **heads, tie_word_embeddings=True)
-    )
-    network.load_state_dict(
-        {k.removeprefix("llm.model."): v for k, v in state.items() if k.startswith("llm.")}
-    )
-    hidden = network.model(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
-    scores, target = third(text, torch.tensor([12]), speech, torch.tensor([20]))
-    close(scores, hidden @ state["llm_decoder.weight"].T)
-    assert target[0].tolist() == [-1] * 13 + speech[0].tolist() + [62]
-    mixed = third(
-        text, torch.tensor([12]), given["speech"][:1].repeat(1, 2)[:, :60], torch.tensor([60]), bistream=True
-    )
-    assert mixed[1][0].tolist().count(64) == 2
-    assert mixed[1][0, -1] == 62
-    said = third.generate([text[0]], generator=torch.Generator().manual_seed(0), limits=(3, 30))[0]
-    assert 3 <= len(said) <= 30
-    assert int(said.max()) < 61
-
-
-def no_step(last: torch.Tensor) -> torch.Tensor:
-    raise AssertionError("a step was taken behind the last token")
-
-
-@pytest.mark.parametrize("first", [61, 62, 63, 100])
-def test_nothing_but_the_end_ends_the_third_release(third, first):
-    """Of the 200 ids behind the codes the end alone can be drawn, and only where it may come."""
-    scores = torch.zeros(261)
-    scores[first] = 50.0
-    options = {"end": 62, "generators": [None]}
-    logits = third.drawable(scores[None])
-    free, bound = (
-        list(decode(logits.clone(), no_step, GREEDY, limits=[(least, 1)], **options)) for least in (0, 1)
-    )
-    assert free == ([] if first == 62 else [[0]])
-    assert bound == [[0]]
-
-
-def test_training_starts_from_the_third_release_and_never_mixes(third, corrected, tmp_path):
-    torch.save(third.to_published(), tmp_path / "llm.pt")
-    hears = replace(THIRD, speaker=corrected.config.speaker)
-    started = LearnableLM(hears).warm_start(tmp_path / "llm.pt")
-    assert torch.equal(started.head.weight, third.head.weight)
-    assert torch.equal(started.speech_embedding.weight, third.speech_embedding.weight)
-    loss = label_loss(*started(**batch(), speaker=started.speaker_of(GOLDEN["reference_mels"])))
-    loss.backward()
-    assert started.speech_embedding.weight.grad[[61, 63]].abs().sum() > 0
-    started.save_pretrained(tmp_path / "ours")
-    assert torch.equal(LearnableLM(hears).warm_start(tmp_path / "ours").head.weight, started.head.weight)
-    with pytest.raises(CheckpointError, match=r"llm\.pt is of cosyvoice3.*set model\.release"):
-        LearnableLM(corrected.config).warm_start(tmp_path / "llm.pt")
-    with pytest.raises(CheckpointError, match="learns those of speech_tokenizer_v2_25hz"):
-        LearnableLM(replace(THIRD, tokens="speech_tokenizer_v2_25hz")).warm_start(tmp_path / "llm.pt")

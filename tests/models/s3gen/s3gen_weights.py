@@ -75,7 +75,6 @@ def close(found: Tensor, expected: Tensor, tolerance: float, relative: float = 0
 
 def part(golden: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors under one heading of a golden file, float where they were stored as float16."""
-    found = {
-        key.removeprefix(name + "/"): value for key, value in golden.items() if key.startswith(name + "/")
-    }
+    start = name + "/"
+    found = {key.removeprefix(start): value for key, value in golden.items() if key.startswith(start)}
     return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}

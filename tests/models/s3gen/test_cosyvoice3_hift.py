@@ -42,9 +42,8 @@ def test_recorded_decode(model: HiFTNetModel, case: str) -> None:
     stages = [key.removeprefix("stage/") for key in recorded if key.startswith("stage/")]
     for name in stages:
         if "stft" not in name:
-            model.get_submodule(name).register_forward_hook(
-                lambda module, args, output, name=name: seen.update({name: output.clone()})
-            )
+            keep = lambda module, args, output, name=name: seen.update({name: output.clone()})  # noqa: E731
+            model.get_submodule(name).register_forward_hook(keep)
     near(model.decode(recorded["mel"], recorded["source"]), recorded["wav"], 1e-5)
     for name, value in seen.items():
         if name in stages:

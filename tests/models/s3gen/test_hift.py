@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, seeded
 from golden.weights import tensor
 from s3gen_weights import recorded, weight
 from torch import Tensor
@@ -51,10 +51,6 @@ def v3() -> HiFTNetModel:
     return build(replace(REDUCED, source="v3"))
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def near(found: Tensor, expected: Tensor, atol: float) -> None:
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
@@ -84,9 +80,8 @@ def test_recorded_stages(model: HiFTNetModel) -> None:
     def keep(name: str):
         return lambda module, args, output: seen.update({name: output.clone()})
 
-    hooks = [
-        model.get_submodule(name).register_forward_hook(keep(name)) for name in stages if "stft" not in name
-    ]
+    modules = {name: model.get_submodule(name) for name in stages if "stft" not in name}
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     source = recorded["decode/T1/source"]
     seen["source_stft"] = model.stft.of_wave(source)
     model.decode(recorded["decode/T1/mel"], source)
@@ -112,9 +107,8 @@ class Given:
 
 def source_of(version: str) -> HarmonicSource:
     source = HarmonicSource(replace(S3GEN_24K, source=version, arithmetic="published"))
-    weight, bias = (
-        tensor(f"mel2wav.m_source.l_linear.{n}", s) for n, s in (("weight", (1, 9)), ("bias", (1,)))
-    )
+    shapes = {"weight": (1, 9), "bias": (1,)}
+    weight, bias = (tensor(f"mel2wav.m_source.l_linear.{name}", shape) for name, shape in shapes.items())
     checkpoint.load_strict(source, {"l_linear.weight": 3 * weight, "l_linear.bias": bias}, "of the test")
     return source.requires_grad_(False)
 
@@ -234,8 +228,7 @@ def test_foreign_and_missing_weights_are_refused(model: HiFTNetModel) -> None:
     state = hift_to_published(model.state_dict())
     with pytest.raises(CheckpointError, match="do not belong"):
         hift_from_published(state | {"conv_more.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="twice"):
-        hift_from_published(state | {"mel2wav.conv_pre.bias": torch.zeros(32)})
+    refused(CheckpointError, "twice", hift_from_published, state | {"mel2wav.conv_pre.bias": torch.zeros(32)})
     del state["conv_pre.bias"]
     with pytest.raises(CheckpointError, match="1 missing"):
         checkpoint.load_strict(HiFTNetModel(REDUCED), hift_from_published(state), "of the test")
@@ -277,9 +270,8 @@ def test_seeds_decide_and_generators_repeat(model: HiFTNetModel) -> None:
     again = [model.inference(mel, generator=seeded(7))[0] for _ in range(2)]
     assert torch.equal(*again)
     torch.manual_seed(7)
-    assert torch.equal(
-        model.inference(mel)[0], again[0]
-    )  # torch's own generator, as published code is seeded
+    # torch's own generator, as published code is seeded
+    assert torch.equal(model.inference(mel)[0], again[0])
 
 
 def test_keyed_noise_is_normal_and_white() -> None:
@@ -352,6 +344,5 @@ def test_bad_input(model: HiFTNetModel, mel: Tensor, options: dict, error: type,
 
 def test_bad_sizes() -> None:
     for wrong in ({"source": "v4"}, {"upsample_rates": (8,)}, {"resblock_kernel_sizes": (4, 7, 11)}):
-        with pytest.raises(ConfigError):
-            replace(S3GEN_24K, **wrong)
+        refused(ConfigError, ".", replace, S3GEN_24K, **wrong)
     assert HiFTNetConfig(upsample_rates=[8, 8]) == HiFTNetConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, seeded
 from s3gen_model import SETTINGS, build, golden, published
 from s3gen_weights import reduced
 from safetensors.torch import save_file
@@ -35,10 +35,6 @@ def ref(case: str = "even24k") -> dict[str, Tensor]:
 
 def ids(count: int, seed: int = 0) -> Tensor:
     return torch.randint(6561, (count,), generator=seeded(seed))
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def near(found: Tensor | np.ndarray, wanted: Tensor | np.ndarray, atol: float) -> None:
@@ -80,9 +76,8 @@ def test_recorded_turbo(turbo: S3GenModel, steps: int) -> None:
     recorded = golden("e2e_reduced_chatterbox")
     mel = turbo(recorded["tokens"], ref_dict=ref(), n_cfm_timesteps=steps, generator=seeded(1400))
     near(mel, recorded[f"meanflow/{steps}steps/mel"], 5e-5)
-    wave, _ = turbo.inference(
-        recorded["tokens"], ref_dict=ref(), n_cfm_timesteps=steps, generator=seeded(1400)
-    )
+    options = {"n_cfm_timesteps": steps, "generator": seeded(1400)}
+    wave, _ = turbo.inference(recorded["tokens"], ref_dict=ref(), **options)
     near(wave[..., ::3], recorded[f"meanflow/{steps}steps/wav_sub"], 5e-4)
 
 
@@ -147,8 +142,7 @@ def test_published_file_opens_whatever_its_name_and_strictly(
     extra = {"tokenizer._mel_filters": torch.zeros(128, 201), "tokenizer.window": torch.zeros(400)}
     save_file(state | extra, path)
     assert vokens.load(path, config=SETTINGS).name == "chatterbox"
-    with pytest.raises(CheckpointError, match="t3"):
-        S3GenModel.from_published(state | {"t3.weight": torch.zeros(1)}, SETTINGS)
+    refused(CheckpointError, "t3", S3GenModel.from_published, state | {"t3.weight": torch.zeros(1)}, SETTINGS)
     for missing in ("flow.encoder_proj.bias", "mel2wav.conv_post.bias", "tokenizer.encoder.conv1.bias"):
         with pytest.raises(CheckpointError, match=r"missing|lacks"):
             S3GenModel.from_published({k: v for k, v in state.items() if k != missing}, SETTINGS)
@@ -177,13 +171,13 @@ def test_parts_become_one_folder(model: S3GenModel, tmp_path: Path) -> None:
     assert tokens.model == whole.config.tokens
     assert whole.ids(tokens)
     refused(TokensError, "other weights", lambda: whole.ids(replace(tokens, fingerprint="0" * 16)))
-    refused(CheckpointError, "flow=", S3GenModel.from_parts, flow=parts["mel2wav"], mel2wav=parts["mel2wav"])
+    wrong = {"flow": parts["mel2wav"], "mel2wav": parts["mel2wav"]}
+    refused(CheckpointError, "not .s3gen_flow.", S3GenModel.from_parts, **wrong)
 
 
 def test_config_of_the_published_page() -> None:
-    flow = S3GenConfig(
-        vocab_size=6561, encoder_num_blocks=6, decoder_num_mid_blocks=12, sampling_rate=24000, mel_bins=80
-    )
+    sizes = {"vocab_size": 6561, "encoder_num_blocks": 6, "decoder_num_mid_blocks": 12, "mel_bins": 80}
+    flow = S3GenConfig(sampling_rate=24000, **sizes)
     config = S3GenModelConfig.of_flow(flow)
     again = build_config(S3GenModelConfig, json.loads(json.dumps(asdict(config))), "test")
     assert again == config
@@ -191,8 +185,7 @@ def test_config_of_the_published_page() -> None:
     with pytest.raises(ConfigError, match=r"test: flow.*unknown settings"):
         build_config(S3GenModelConfig, {"flow": {"widht": 1}}, "test")
     for wrong in ({"vocab_size": 100}, {"sampling_rate": 22050}, {"token_mel_ratio": 3}, {"mel_bins": 100}):
-        with pytest.raises(ConfigError):
-            S3GenModelConfig(flow=S3GenConfig(**wrong))
+        refused(ConfigError, ".", lambda wrong=wrong: S3GenModelConfig(flow=S3GenConfig(**wrong)))
 
 
 @pytest.mark.slow
@@ -225,9 +218,8 @@ def test_ragged_batch_equals_single_runs(model: S3GenModel, option: str) -> None
 
 def _batch(voices: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     parts = [voices_of(voice)[0].ref_dict for voice in voices]
-    padded = {
-        key: pad_sequence([part[key][0] for part in parts], True) for key in ("prompt_token", "prompt_feat")
-    }
+    keys = "prompt_token", "prompt_feat"
+    padded = {key: pad_sequence([part[key][0] for part in parts], True) for key in keys}
     others = ("prompt_token_len", "prompt_feat_len", "embedding")
     return padded | {key: torch.cat([part[key] for part in parts]) for key in others}
 

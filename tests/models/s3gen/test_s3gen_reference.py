@@ -74,9 +74,8 @@ def test_batch_equals_single(parts, rate: int) -> None:
 
 def test_array_and_batch_of_one(parts) -> None:
     wave = speechlike(4000, 1, 16000)
-    found = [
-        embed_ref(given, 16000, **parts) for given in (wave, torch.from_numpy(wave)[None], np.float64(wave))
-    ]
+    forms = wave, torch.from_numpy(wave)[None], np.float64(wave)
+    found = [embed_ref(given, 16000, **parts) for given in forms]
     for other in found[1:]:
         assert other.pop("tokenizer") == found[0]["tokenizer"]
         assert all(torch.equal(value, found[0][key]) for key, value in other.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refused, speechlike
+from conftest import refused, seeded, speechlike
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError
@@ -19,12 +19,8 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 RELEASED = Path(__file__).parents[2] / "golden/s3tokenizer"
 # One of each pair here (vq, sinusoid; fsq, rotary, memory): an export takes 5 s of a core.
-NAMES = [
-    pytest.param(
-        name, marks=[] if name in ("speech_tokenizer_v1", "speech_tokenizer_v2_25hz") else pytest.mark.slow
-    )
-    for name in RELEASES
-]
+QUICK = ("speech_tokenizer_v1", "speech_tokenizer_v2_25hz")
+NAMES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RELEASES]
 
 
 def tiny(name: str) -> S3Tokenizer:
@@ -51,7 +47,7 @@ def test_the_ids_of_torch_for_any_batch_and_length(pair: tuple[S3Tokenizer, Path
     session = onnxruntime.InferenceSession(path)
     assert tuple(node.name for node in session.get_inputs()) == INPUTS
     assert tuple(node.name for node in session.get_outputs()) == OUTPUTS
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     for sizes in ([1], [2], [3], [4, 5], [100, 7, 1, 99], [801], [3000, 2]):
         mel = torch.randn(len(sizes), 128, max(sizes), generator=generator)
         lengths = torch.tensor(sizes, dtype=torch.int32)

@@ -45,9 +45,8 @@ def build(version: str, sizes: dict[str, int], overrides: dict[str, Any], **sett
 
 def small(version: str) -> tuple[S3Tokenizer, dict[str, Tensor]]:
     case = CASES[f"{version}_small"]
-    return build(version, case["config"], case["overrides"]), load_file(
-        FOLDER / f"{version}_small.safetensors"
-    )
+    golden = load_file(FOLDER / f"{version}_small.safetensors")
+    return build(version, case["config"], case["overrides"]), golden
 
 
 def near(found: Tensor, expected: Tensor, share: float = 2e-5) -> None:
@@ -124,9 +123,8 @@ def test_released_sizes(version: str) -> None:
     case, golden = CASES[f"{version}_full"], load_file(FOLDER / f"{version}_full.safetensors")
     codec = build(version, {}, case["overrides"])
     keys = json.loads((FOLDER / "keys.json").read_text())[NAMES[version]]
-    assert {name: list(t.shape) for name, t in codec.to_published().items()} == {
-        n: k[0] for n, k in keys.items()
-    }
+    shapes = {name: list(tensor.shape) for name, tensor in codec.to_published().items()}
+    assert shapes == {name: key[0] for name, key in keys.items()}
     assert codec.name == NAMES[version]
     seen: dict[str, Tensor] = {}
     for i, block in enumerate(codec.encoder.blocks):

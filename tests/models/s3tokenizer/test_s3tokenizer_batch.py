@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import refused, speechlike
 from test_s3tokenizer import FOLDER, small
-from torch import Tensor
 
 import vokens
 from vokens import registry
 from vokens.batching import batches
-from vokens.errors import AudioError, CheckpointError, ConfigError, TokensError
+from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3tokenizer import RELEASES, S3Tokenizer
 
 RATE = 16000
@@ -144,20 +143,17 @@ def test_state_dicts_are_read_strictly(saved: dict[str, Path], tmp_path: Path) -
     state = torch.load(saved["v2"], weights_only=True)
     extra = {"_mel_filters": torch.zeros(128, 201), "window": torch.zeros(400)}  # in chatterbox's files
     assert S3Tokenizer.from_published(state | extra, HEADS).fingerprint == small("v2")[0].fingerprint
-    with pytest.raises(CheckpointError, match="stray"):
-        S3Tokenizer.from_published(state | {"stray": torch.zeros(1)}, HEADS)
+    refused(CheckpointError, "stray", S3Tokenizer.from_published, state | {"stray": torch.zeros(1)}, HEADS)
     del state["encoder.blocks.1.attn.key.weight"]
     refused(CheckpointError, r"blocks\.1\.attn\.key", S3Tokenizer.from_published, state, HEADS)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_our_folder_opens_alike(version: str, tmp_path: Path) -> None:
+def test_our_folder_opens_in_half_precision(version: str, tmp_path: Path) -> None:
     codec, _ = small(version)
-    again = vokens.load(codec.save_pretrained(tmp_path / "saved"))
-    assert (again.config, again.fingerprint) == (codec.config, codec.fingerprint)
-    assert torch.equal(again.encode(WAVES[6], RATE).codes, codec.encode(WAVES[6], RATE).codes)
-    half = vokens.load(tmp_path / "saved", dtype="bfloat16")
-    assert (half.compute_dtype, half.fingerprint) == (torch.bfloat16, codec.fingerprint)
+    half = vokens.load(codec.save_pretrained(tmp_path / "saved"), dtype="bfloat16")
+    assert (half.config, half.fingerprint) == (codec.config, codec.fingerprint)
+    assert half.compute_dtype == torch.bfloat16
 
 
 def test_the_registry_knows_the_releases() -> None:
@@ -174,9 +170,8 @@ def test_a_cached_release_opens_by_name(tmp_path: Path) -> None:
     place = tmp_path / "speech_tokenizer_v1_25hz"
     place.mkdir()
     (place / "speech_tokenizer_v1.onnx").write_bytes((FOLDER / "onnx_v1_25hz.onnx").read_bytes())
-    codec = vokens.load(
-        "speech_tokenizer_v1_25hz", cache_dir=tmp_path, local_files_only=True, config={"heads": 2}
-    )
+    options = {"cache_dir": tmp_path, "local_files_only": True, "config": {"heads": 2}}
+    codec = vokens.load("speech_tokenizer_v1_25hz", **options)
     assert (codec.name, codec.frame_rate) == ("speech_tokenizer_v1_25hz", 25.0)
 
 
@@ -235,14 +230,3 @@ def test_the_encoder_trains() -> None:
     rounded, _ = codec.codebook(codec.encoder(golden["mel"][None].float()))
     rounded.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in codec.parameters())
-
-
-def test_it_only_encodes() -> None:
-    codec, _ = small("v2")
-    refused(TokensError, "S3Gen", lambda: codec.decode(codec.encode(WAVES[5], RATE)))
-    for bad in (np.zeros(0, np.float32), np.full(500, np.nan, np.float32)):
-        with pytest.raises(AudioError):
-            codec.encode(bad, RATE)
-    for sound in (np.zeros(8000, np.float32), np.ones(8000, np.float32), 4 * speechlike(8000)):
-        tokens: Tensor = codec.encode(sound, RATE).codes
-        assert tokens.shape == (1, 1, 13)

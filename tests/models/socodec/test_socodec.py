@@ -89,9 +89,8 @@ def test_published_names_and_shapes_of_the_release() -> None:
         analyzer, vocoder, hubert = SoCodec(SoCodecConfig()).to_published()
     for state, keys in ((analyzer, ANALYZER_KEYS), (vocoder, VOCODER_KEYS)):
         assert {name: [list(value.shape), "float32"] for name, value in state.items()} == keys
-    wanted = {
-        name: shape for name, (ours, shape) in HUBERT_KEYS.items() if ours not in (None, "masked_spec_embed")
-    }
+    unused = (None, "masked_spec_embed")
+    wanted = {name: shape for name, (ours, shape) in HUBERT_KEYS.items() if ours not in unused}
     assert {name: list(value.shape) for name, value in hubert.items()} == wanted
 
 
@@ -121,9 +120,8 @@ def test_hubert_as_fairseq(samples: int) -> None:
 @torch.inference_mode()
 def test_hubert_in_a_ragged_batch() -> None:
     data = golden("hubert_small")
-    waves = [
-        wave(pcm)[:size] for pcm, size in zip(data["ragged.pcm"], data["ragged.lens"].tolist(), strict=True)
-    ]
+    rows = zip(data["ragged.pcm"], data["ragged.lens"].tolist(), strict=True)
+    waves = [wave(pcm)[:size] for pcm, size in rows]
     found, frames = features(*waves)
     assert frames == data["ragged.frames"].tolist()
     for row, size in enumerate(frames):
@@ -145,12 +143,8 @@ def test_mel() -> None:
     data = golden("mel")
     for samples in CONFIG["cases"]["mel"]["lengths"]:
         if samples >= 800:
-            assert (
-                difference(
-                    small().log_mel(wave(data[f"noise{samples}.pcm"])).T[None], data[f"noise{samples}.mel"]
-                )
-                <= 1e-5
-            )
+            mel = small().log_mel(wave(data[f"noise{samples}.pcm"]))
+            assert difference(mel.T[None], data[f"noise{samples}.mel"]) <= 1e-5
     assert difference(small().log_mel(torch.zeros(1920)).T[None], data["silence1920.mel"]) <= 1e-5
 
 

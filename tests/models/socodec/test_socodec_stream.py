@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import refused, speechlike
+from conftest import refused, seeded, speechlike
 from safetensors.torch import save_file
 from test_socodec import (
     HUBERT_KEYS,
@@ -91,15 +91,14 @@ def test_windows_together_are_windows_alone(monkeypatch: pytest.MonkeyPatch) -> 
 # Long audio
 
 
-@pytest.mark.parametrize(
-    ("total", "size", "context"), [(0, 5, 2), (1, 5, 2), (10, 5, 0), (23, 5, 7), (23, 40, 3)]
-)
-def test_windows_equal_the_whole(total: int, size: int, context: int) -> None:
+@pytest.mark.parametrize("plan", [(0, 5, 2), (1, 5, 2), (10, 5, 0), (23, 5, 7), (23, 40, 3)])
+def test_windows_equal_the_whole(plan: tuple[int, int, int]) -> None:
     """Of sums over a neighbourhood at two values a frame; lengths in a window are those of the rows inside it."""
+    total, _, context = plan
     x, lengths = torch.randn(2, 1, 2 * total, dtype=torch.float64), torch.tensor([total, total // 2])
     kernel = torch.ones(1, 1, 4 * context + 1, dtype=torch.float64)
     parts, counts = [x[..., :0]], torch.zeros(2, dtype=torch.int64)
-    for w in windows(total, size, context):
+    for w in windows(*plan):
         some = w.read(x, 2)
         parts.append(w.cut(torch.nn.functional.conv1d(some, kernel, padding=2 * context), 2))
         inside = window(w.start, w.end, 0).lengths(lengths, w.end - w.start)
@@ -134,7 +133,7 @@ def test_windows_agree_with_the_whole() -> None:
 
 
 def test_a_long_voice_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    speaker, mel = small().speaker, torch.randn(2, 80, 500, generator=torch.Generator().manual_seed(0))
+    speaker, mel = small().speaker, torch.randn(2, 80, 500, generator=seeded(0))
     with torch.inference_mode():
         whole = speaker(mel)
         for size in (499, 100, 37):
@@ -150,9 +149,8 @@ def test_a_long_voice_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_configuration_of_the_paper(streams: int, frame_ms: int) -> None:
     paper = SoCodecConfig.of_paper(streams, frame_ms)
     assert (paper.hop_length, paper.stream_size) == (16 * frame_ms, 16384)
-    codec = SoCodec(
-        dataclasses.replace(SMALL, num_streams=streams, codebook_dim=32 // streams, strides=paper.strides)
-    )
+    sizes = {"num_streams": streams, "codebook_dim": 32 // streams, "strides": paper.strides}
+    codec = SoCodec(dataclasses.replace(SMALL, **sizes))
     for samples in (1, 16 * frame_ms + 1):
         found = codec.eval().encode(speechlike(samples), RATE)
         assert found.codes.shape == (1, streams, -(-samples // (16 * frame_ms)))
@@ -208,9 +206,8 @@ def write_published(folder: Path, hubert: str) -> None:
             "final_proj.weight": torch.ones(2, 2),
             "label_embs_concat": torch.ones(2),
         }
-        torch.save(
-            {"cfg": config, "model": weights | training}, folder / "chinese-hubert-large-fairseq-ckpt.pt"
-        )
+        content = {"cfg": config, "model": weights | training}
+        torch.save(content, folder / "chinese-hubert-large-fairseq-ckpt.pt")
     elif hubert.startswith("transformers"):
         (folder / "chinese-hubert-large").mkdir()
         (folder / "chinese-hubert-large" / "config.json").write_text(json.dumps({"model_type": "hubert"}))
@@ -254,9 +251,8 @@ def test_without_hubert_it_decodes(tokens: vokens.Tokens, tmp_path: Path) -> Non
     write_published(tmp_path, "none")
     codec = vokens.load(tmp_path, config=dataclasses.asdict(SMALL))
     tokens = dataclasses.replace(tokens, model=codec.name)
-    for a, b in zip(
-        codec.decode(tokens), small().decode(dataclasses.replace(tokens, model="socodec")), strict=True
-    ):
+    whole = small().decode(dataclasses.replace(tokens, model="socodec"))
+    for a, b in zip(codec.decode(tokens), whole, strict=True):
         assert np.array_equal(a, b)
     refused(ConfigError, "chinese-hubert-large", lambda: codec.encode(speechlike(4000), RATE))
     again = vokens.load(codec.save_pretrained(tmp_path / "ours"))

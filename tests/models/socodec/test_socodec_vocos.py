@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused, speechlike
+from conftest import refused, seeded, speechlike
 from torch.testing import assert_close
 from training import RECIPES, Build, write_speech
 
@@ -23,7 +23,7 @@ def codec(sizes: SoCodecConfig = SIZES) -> SoCodec:
 
 
 def test_pieces_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    mel = torch.randn(80, 90, generator=torch.Generator().manual_seed(0)) * 2.5 - 5
+    mel = torch.randn(80, 90, generator=seeded(0)) * 2.5 - 5
     whole = codec().vocode(mel)
     assert whole.shape == (90 * 160,)
     monkeypatch.setattr(model, "VOCODER_FRAMES", 17)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, seeded
 from torch.testing import assert_close
 from training import Build
 
@@ -20,7 +20,7 @@ TASK, SIZES = "token_lm", (7, 5, 6)
 
 
 def tokens(*lengths: int, vector_width: int = 0, seed: int = 0) -> Tokens:
-    draw = torch.Generator().manual_seed(seed)
+    draw = seeded(seed)
     codes = [torch.randint(0, size, (len(lengths), max(lengths)), generator=draw) for size in SIZES]
     vector = torch.randn(len(lengths), vector_width, generator=draw) if vector_width else None
     facts, frames = ("tiny", "", 16000, 25 / 3, SIZES), torch.tensor(lengths)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from vokens.audio.mel import WHISPER_80, LogMel
 from vokens.checkpoint import load_strict, read_state_dict
-from vokens.errors import AudioError, CheckpointError, needs_extra
-from vokens.evaluator_files import FILES, check_files
+from vokens.errors import AudioError, CheckpointError
+from vokens.evaluator_files import FILES, check_files, open_tokenizer
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
 from vokens.nn.attention import SelfAttention, attention
@@ -121,14 +121,9 @@ class Whisper:
     """An ASR model from a folder; `language`: a code of Whisper's, such as en, de, zh."""
 
     def __init__(self, folder: str | Path, language: str = "en") -> None:
-        with needs_extra("tokenizers", "eval", "Whisper speech recognition"):
-            from tokenizers import Tokenizer
         home = Path(folder).expanduser()
         check_files(home, FILES["whisper-base"])
-        try:
-            self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises only Exception
-            raise CheckpointError(f"{home}/tokenizer.json is damaged ({error}): fetch it again") from error
+        self._tokenizer = open_tokenizer(home / "tokenizer.json", "Whisper speech recognition")
         self.network = WhisperNetwork.of(read_state_dict(home / "model.safetensors"), home)
         settings = read_json(home / "config.json")
         self._never, self._never_first = settings["suppress_ids"], settings["suppress_ids_begin"]

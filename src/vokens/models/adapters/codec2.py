@@ -73,6 +73,3 @@ class Codec2(LibraryCodec):
         if done.returncode:
             raise ConfigError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace')[-300:]}")
         return done.stdout
-
-
-__all__ = ["Codec2", "Codec2Config"]

@@ -25,10 +25,6 @@ class DAC(HubCodec):
 
     def decode_row(self, codes: Tensor, first_codebook: int) -> Tensor:
         layers = self.network.quantizer.quantizers[first_codebook : first_codebook + codes.shape[1]]
-        parts = [
-            layer.out_proj(layer.codebook(codes[:, k]).transpose(1, 2)) for k, layer in enumerate(layers)
-        ]
-        return self.network.decoder(torch.stack(parts).sum(0))
-
-
-__all__ = ["DAC"]
+        parts = (layer.codebook(codes[:, k]).transpose(1, 2) for k, layer in enumerate(layers))
+        latents = [layer.out_proj(part) for layer, part in zip(layers, parts, strict=True)]
+        return self.network.decoder(torch.stack(latents).sum(0))

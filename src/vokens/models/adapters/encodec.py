@@ -26,13 +26,8 @@ class EnCodec(HubCodec):
         return config.sampling_rate, config.hop_length, (config.codebook_size,) * config.num_quantizers
 
     def encode_row(self, wave: Tensor) -> Tensor:
-        network = self.network
-        return network.quantizer.encode(
-            network.encoder(wave), network.config.target_bandwidths[-1]
-        ).transpose(0, 1)
+        network, bandwidth = self.network, self.network.config.target_bandwidths[-1]
+        return network.quantizer.encode(network.encoder(wave), bandwidth).transpose(0, 1)
 
     def decode_row(self, codes: Tensor, first_codebook: int) -> Tensor:
         return self.network.decoder(sum_of(self.network.quantizer.layers, codes, first_codebook))
-
-
-__all__ = ["EnCodec"]

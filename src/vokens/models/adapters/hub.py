@@ -20,13 +20,8 @@ from vokens.errors import CheckpointError, ConfigError, needs_extra
 from vokens.models.codec import Codec
 from vokens.text.files import read_json
 
-_PASSING = (
-    "transformers_version",
-    "_name_or_path",
-    "architectures",
-    "torch_dtype",
-    "dtype",
-)  # not part of the network's config
+# Not part of the network's config.
+_PASSING = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
@@ -117,9 +112,8 @@ class HubCodec(Codec):
 
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
         frames = self.num_frames(lengths)
-        codes = torch.zeros(
-            len(wave), num_codebooks, int(frames.max()), dtype=torch.int64, device=wave.device
-        )
+        shape = len(wave), num_codebooks, int(frames.max())
+        codes = torch.zeros(shape, dtype=torch.int64, device=wave.device)
         for row, (samples, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
             row_codes = self.encode_row(wave[row : row + 1, None, :samples].to(self.dtype))
             codes[row, :, :count] = row_codes[0, :num_codebooks, :count]
@@ -178,6 +172,3 @@ def _quiet() -> Iterator[None]:
         theirs.set_verbosity(level)
         if bar:
             theirs.enable_progress_bar()
-
-
-__all__ = ["HubCodec", "HubConfig", "sum_of", "to_whole_frames", "transformers_class"]

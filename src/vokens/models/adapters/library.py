@@ -89,6 +89,3 @@ class LibraryCodec(Codec):
                 f"{tokens.num_codebooks} codebooks were given: the {self.num_codebooks} bytes of a packet of "
                 f"{self.name} go together"
             )
-
-
-__all__ = ["LibraryCodec"]

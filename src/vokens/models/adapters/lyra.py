@@ -108,6 +108,3 @@ class _Frames:
         self._graph.set_tensor(self._input, frame)
         self._graph.invoke()
         return self._graph.get_tensor(self._output).copy()
-
-
-__all__ = ["Lyra", "LyraConfig"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vokens.models.adapters.hub import HubCodec
+from vokens.models.adapters.hub import HubCodec, sum_of
 
 
 class Mimi(HubCodec):
@@ -27,23 +27,17 @@ class Mimi(HubCodec):
     def decode_row(self, codes: Tensor, first_codebook: int) -> Tensor:
         books = self.network.quantizer
         semantic = max(0, min(codes.shape[1], books.num_semantic_quantizers - first_codebook))
-        parts = [
+        acoustic = max(0, first_codebook - books.num_semantic_quantizers)
+        latents = [
             _decode(books.semantic_residual_vector_quantizer, codes[:, :semantic], first_codebook),
-            _decode(
-                books.acoustic_residual_vector_quantizer,
-                codes[:, semantic:],
-                max(0, first_codebook - books.num_semantic_quantizers),
-            ),
+            _decode(books.acoustic_residual_vector_quantizer, codes[:, semantic:], acoustic),
         ]
-        return self.network.decoder(sum(parts, torch.zeros((), device=codes.device))).audio_values
+        return self.network.decoder(latents[0] + latents[1]).audio_values
 
 
 def _decode(books: Any, codes: Tensor, first: int) -> Tensor:
     """Latent (B, D, T) of some layers' codes (B, K, T); of none, a zero that adds to anything."""
     if not codes.shape[1]:
         return torch.zeros((), device=codes.device)
-    latent = torch.stack([books.layers[first + k].decode(codes[:, k]) for k in range(codes.shape[1])]).sum(0)
+    latent = sum_of(books.layers, codes, first)
     return latent if books.output_proj is None else books.output_proj(latent)
-
-
-__all__ = ["Mimi"]

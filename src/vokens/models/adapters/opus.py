@@ -84,14 +84,7 @@ class Opus(LibraryCodec):
         encoder.sample_rate, encoder.layout, encoder.format = RATE, "mono", "flt"
         encoder.time_base, encoder.bit_rate = Fraction(1, RATE), self.num_codebooks * 8 * RATE // FRAME
         # audio: as close to the input as can be, opusenc's choice too.
-        encoder.options = {
-            "application": "audio",
-            "vbr": "off",
-            "frame_duration": "60",
-            "compression_level": "10",
-        }
+        options = {"application": "audio", "vbr": "off", "frame_duration": "60"}
+        encoder.options = options | {"compression_level": "10"}
         encoder.open()
         return encoder
-
-
-__all__ = ["Opus", "OpusConfig"]

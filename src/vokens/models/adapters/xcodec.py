@@ -85,6 +85,3 @@ def _higgs_network() -> Any:
             return torch.stack(states, 1).mean(1)[:, :: max(1, config.semantic_downsample_factor)]
 
     return HiggsNetwork
-
-
-__all__ = ["HiggsV2", "XCodec"]

@@ -99,6 +99,3 @@ def _features(wave: Tensor) -> Tensor:
     mels = kaldi_fbank(wave.float() * 32768, 80)  # (B, F, 80), on the scale of 16-bit integers
     mels = (mels - mels.mean(1, keepdim=True)) / (mels.var(1, keepdim=True) + 1e-7).sqrt()
     return mels[:, : mels.shape[1] // 2 * 2].reshape(len(mels), -1, 160)
-
-
-__all__ = ["NeuCodec", "XCodec2"]

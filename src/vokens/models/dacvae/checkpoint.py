@@ -4,37 +4,30 @@ Behind every plain convolution the published names have `.0`, because it sits in
 that tells the published networks from clean ones.
 """
 
-from torch import Tensor
-
-from vokens.checkpoint import NameTable, fold_weight_norm, unfold_weight_norm
+from vokens.checkpoint import NameTable, State, count_of, fold_weight_norm, unfold_weight_norm
 from vokens.errors import CheckpointError
 from vokens.models.dacvae.config import DACVAEConfig
 
-State = dict[str, Tensor]
 _UNIT = {"0": "snake1", "1.0": "conv1", "2": "snake2", "3.0": "conv2"}
 
 
 def configure(state: State) -> DACVAEConfig:
     """The sizes, from the shapes: the published networks differ in nothing else. Raises CheckpointError."""
     state = fold_weight_norm(state)
-    encoder, decoder, stage = [], [], 1
-    while f"encoder.block.{stage}.block.4.0.weight" in state:
-        encoder.append(state[f"encoder.block.{stage}.block.4.0.weight"].shape[2] // 2)
-        stage += 1
-    stage = 1
-    while f"decoder.model.{stage}.block.1.weight" in state:
-        decoder.append(state[f"decoder.model.{stage}.block.1.weight"].shape[2] // 2)
-        stage += 1
+    encoder, decoder = (
+        tuple(state[name.format(n + 1)].shape[2] // 2 for n in range(count_of(state, name, first=1)))
+        for name in ("encoder.block.{}.block.4.0.weight", "decoder.model.{}.block.1.weight")
+    )
     if not encoder or not decoder:
         raise CheckpointError(
             "no stages of a DAC-VAE among the tensors: the file is damaged or another model's"
         )
     return DACVAEConfig(
         encoder_dim=state["encoder.block.0.0.weight"].shape[0],
-        encoder_rates=tuple(encoder),
+        encoder_rates=encoder,
         latent_dim=state["de_conv_pre.0.weight"].shape[0],
         decoder_dim=state["decoder.model.0.0.weight"].shape[0],
-        decoder_rates=tuple(decoder),
+        decoder_rates=decoder,
         conv_slope=0.1,
     )
 

@@ -1,10 +1,11 @@
 """Sizes of DAC-VAE and its two published shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from vokens.checkpoint import later
+from vokens.config import check_choices
 from vokens.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ class DACVAEConfig:
     retired: ClassVar[dict[str, Any]] = {"phase": True}
 
     sample_rate: int = 24000
-    network: str = "dac"
+    network: Literal["dac", "stft"] = "dac"
     latent_dim: int = 80
     encoder_dim: int = 64
     encoder_rates: tuple[int, ...] = (2, 3, 4, 4, 5)
@@ -56,8 +57,7 @@ class DACVAEConfig:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.network not in ("dac", "stft"):
-            raise ConfigError(f"network = {self.network!r}: dac and stft are accepted")
+        check_choices(self)
         if self.pulses and (self.network != "stft" or self.prior_layers or not 4 < self.latent_dim <= 84):
             raise ConfigError(
                 f"pulses = true with network = {self.network!r}, latent_dim = {self.latent_dim}, prior_layers = "
@@ -90,10 +90,10 @@ class DACVAEConfig:
         return prod(self.encoder_rates) if self.network == "dac" else self.n_fft // 2
 
 
-_PUBLISHED: dict[str, Any] = {"conv_slope": 0.1}
+_RELEASED = DACVAEConfig(conv_slope=0.1)
 RELEASES = {
-    "dacvae_64d_75hz": DACVAEConfig(
-        encoder_rates=(2, 4, 5, 8), decoder_rates=(8, 5, 4, 2), latent_dim=64, **_PUBLISHED
+    "dacvae_64d_75hz": replace(
+        _RELEASED, encoder_rates=(2, 4, 5, 8), decoder_rates=(8, 5, 4, 2), latent_dim=64
     ),
-    "dacvae_80d_50hz": DACVAEConfig(**_PUBLISHED),
+    "dacvae_80d_50hz": _RELEASED,
 }

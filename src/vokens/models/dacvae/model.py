@@ -56,6 +56,8 @@ BEGIN = Place()
 class Autoencoder(Pretrained):
     """Speech to continuous latents; a subclass decodes them."""
 
+    encoder: Encoder | SpectralEncoder | Cepstra
+
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__(config)
         self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
@@ -63,9 +65,7 @@ class Autoencoder(Pretrained):
         self.posterior: LastConv | None = None
         if getattr(config, "pulses", False):
             count = config.latent_dim - 2 * SPECTRA
-            self.encoder: Encoder | SpectralEncoder | Cepstra = Cepstra(
-                count, config.sample_rate, config.n_fft, SPECTRA
-            )
+            self.encoder = Cepstra(count, config.sample_rate, config.n_fft, SPECTRA)
             return
         self.encoder = Encoder(config) if on_samples else SpectralEncoder(config)
         slope = config.conv_slope if on_samples else 1.0
@@ -106,8 +106,7 @@ class Autoencoder(Pretrained):
             generator: to sample from the posterior; None gives its mean.
             batch_seconds: padded audio per forward pass. It bounds memory and changes nothing else.
 
-        Raises:
-            AudioError: audio that is empty, not finite or not readable, or an array without its rate.
+        Raises AudioError for audio that is empty, not finite or not readable, or an array without its rate.
         """
         waves = [torch.from_numpy(wave) for wave in audio.load_all(source, self.sample_rate, sample_rate)]
         num_samples = torch.tensor([len(wave) for wave in waves])
@@ -122,9 +121,8 @@ class Autoencoder(Pretrained):
                 if generator is not None:
                     noise = torch.randn(mu.shape[0], frames, generator=generator)
                     values[row, :, :frames] += noise * logs[:, :frames].exp()
-        return Latents(
-            values, lengths, num_samples, self.name, self.fingerprint, self.sample_rate, self.frame_rate
-        )
+        rates = self.sample_rate, self.frame_rate
+        return Latents(values, lengths, num_samples, self.name, self.fingerprint, *rates)
 
     def _decoded(
         self, latents: Latents, decode_batch: Callable[[Tensor, Tensor], Tensor], batch_seconds: float
@@ -217,18 +215,14 @@ class DACVAE(Autoencoder):
     def __init__(self, config: DACVAEConfig) -> None:
         super().__init__(config)
         self.decoder = Decoder(config) if config.network == "dac" else SpectralDecoder(config)
-        self.prior = (
-            FlowPrior(config.latent_dim, config.prior_width, config.prior_layers)
-            if config.prior_layers
-            else None
-        )
+        sizes = config.latent_dim, config.prior_width, config.prior_layers
+        self.prior = FlowPrior(*sizes) if config.prior_layers else None
 
     @torch.inference_mode()
     def decode(self, latents: Latents, *, batch_seconds: float = 60.0) -> list[np.ndarray]:
         """Speech of latents: a list of float32 (T,) at `sample_rate`, cut to the original lengths.
 
-        Raises:
-            TokensError: latents of another width or of other weights.
+        Raises TokensError for latents of another width or of other weights.
         """
         return self._decoded(latents, self.decode_batch, batch_seconds)
 
@@ -297,12 +291,11 @@ class DACVAE(Autoencoder):
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
         """The model with published weights, of sizes by their shapes or by a DACVAEConfig."""
         config = config if isinstance(config, DACVAEConfig) else layout.configure(state)
-        model = cls(config)
-        checkpoint.load_strict(model, layout.to_ours(state, config), "in the published layout")
+        model = cls.with_weights(config, layout.to_ours(state, config))
         for name, release in RELEASES.items():
             if config == release:
                 model.name = name
-        return model.eval().requires_grad_(False)
+        return model
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names."""
@@ -313,5 +306,4 @@ class DACVAE(Autoencoder):
             sample_rate=(config.sample_rate, 24000),
             prior_layers=(config.prior_layers, 0),
         )
-        state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
-        return layout.to_published(state, config)
+        return layout.to_published(self.state_dict(), config)

@@ -138,14 +138,13 @@ class Decoder(nn.Module):
         channels, slope = config.decoder_dim, config.conv_slope
         self.project = Conv(config.latent_dim, config.latent_dim, 1, slope)
         self.first = Conv(config.latent_dim, channels, 7, slope)
+        self.rates, self.reach = config.decoder_rates, reach_of_decoder(config)
         self.stages = nn.ModuleList(
-            DecoderStage(channels >> stage, stride, slope)
-            for stage, stride in enumerate(config.decoder_rates)
+            DecoderStage(channels >> stage, stride, slope) for stage, stride in enumerate(self.rates)
         )
-        channels >>= len(config.decoder_rates)
+        channels >>= len(self.rates)
         self.snake = Snake(channels)
         self.last = LastConv(channels, 1, 7, slope)
-        self.rates, self.reach = config.decoder_rates, reach_of_decoder(config)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): frames of each row."""

@@ -64,17 +64,14 @@ class Pulses(Float32):
         """first: place of the first step, for the noise."""
         # In float64: the highest of 50 harmonics turns 50 times as far, and by a pulse two small sines are divided.
         step = torch.arange(self.hop, device=frequency.device).double() / self.sample_rate
-        angle = (
-            2 * math.pi * (turns.double()[..., None] + frequency.double()[..., None] * step)
-        )  # (B, F, hop)
+        angle = 2 * math.pi * (turns.double()[..., None] + frequency.double()[..., None] * step)
         count = (0.45 * self.sample_rate / frequency.clamp(min=LOWEST)).floor()[..., None]
         half = (angle / 2).sin()
         # Dirichlet's kernel: the sum of cos(k angle), k = 1 ... count. At a pulse it is count.
         small = half.abs() < 1e-4
         total = ((count + 0.5) * angle).sin() / torch.where(small, 1.0, half) / 2 - 0.5
         wave = torch.where(small, count, total).float() * (2 / count).sqrt()
-        place = (
-            torch.arange(frequency.shape[1] * self.hop, device=frequency.device) + first * self.hop
-        ) % PERIOD
+        count = frequency.shape[1] * self.hop
+        place = (torch.arange(count, device=frequency.device) + first * self.hop) % PERIOD
         noise, voiced = self.table[place].view(-1, self.hop), (frequency > 0)[..., None]
         return torch.where(voiced, wave + NOISE * noise, noise).flatten(1)

@@ -20,7 +20,7 @@ from vokens.models.dacvae.latents import Latents
 from vokens.models.dacvae.model import Autoencoder
 from vokens.models.flowae.config import FlowAEConfig
 from vokens.models.flowae.network import FlowDecoder, velocity
-from vokens.nn.masks import padding_mask
+from vokens.nn.masks import frame_mask
 
 
 class FlowDraws(NamedTuple):
@@ -63,8 +63,7 @@ class FlowAE(Autoencoder):
             steps: of the solver; None: the config's. One gives the mean of the spectra that the latents allow.
             seed: of the noise. The same seed gives the same wave in any batch.
 
-        Raises:
-            TokensError: latents of another width or of other weights. ConfigError: no steps.
+        Raises TokensError for latents of another width or of other weights; ConfigError for no steps.
         """
         return self._decoded(latents, partial(self.decode_batch, steps=steps, seed=seed), batch_seconds)
 
@@ -85,7 +84,7 @@ class FlowAE(Autoencoder):
         """Wave (B, T * hop) of latents (B, D, T), with white noise (T, hop)."""
         condition = self.flow.normalised(z).to(z.dtype)
         white = white.expand(len(z), -1, -1)
-        mask = None if lengths is None else padding_mask(lengths, white.shape[1])[..., None].to(white.dtype)
+        mask = frame_mask(lengths, white)
         white = white if mask is None else white * mask
         grid = time_grid(steps, "cosine").to(self.device)
 

@@ -14,9 +14,9 @@ from vokens.models.flowae.config import FlowAEConfig
 from vokens.nn.convnext import ConvNeXtBlock
 from vokens.nn.float32 import Float32, Float32Buffers
 from vokens.nn.product import Linear
+from vokens.nn.spectral import SPECTRA
 from vokens.nn.stft import overlap_add
 
-SPECTRA = 2  # to a frame
 TIME_WIDTH = 64
 # Least 1 - t in the velocities (clean - x) / (1 - t). Closer to the data the network would have to copy its input,
 # which it cannot at a width below the number of channels, and the loss's weight would grow without bound.
@@ -96,10 +96,8 @@ class FlowDecoder(Float32Buffers):
         self.spectra = Spectra(config.hop_length, config.power)
         self.enter = Linear(self.spectra.channels + config.latent_dim, width)
         self.time = nn.Sequential(Linear(TIME_WIDTH, width), nn.SiLU(), Linear(width, layers * width))
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(width, width * config.expansion, config.kernel_size, 1 / layers)
-            for _ in range(layers)
-        )
+        sizes = width, width * config.expansion, config.kernel_size
+        self.blocks = nn.ModuleList(ConvNeXtBlock(*sizes, 1 / layers) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.leave = Linear(width, self.spectra.channels + SPECTRA * self.spectra.bins)
         self.reach = layers * (config.kernel_size // 2)

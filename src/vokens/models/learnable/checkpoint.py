@@ -11,25 +11,27 @@ from typing import Any
 
 from torch import Tensor
 
-from vokens.checkpoint import NameTable, read_state_dict
+from vokens.checkpoint import NameTable, State, count_of, read_state_dict
 from vokens.errors import CheckpointError
 from vokens.models.learnable.config import TOKENS, LearnableLMConfig, Qwen2Sizes, SpeakerConfig
 from vokens.models.pretrained import layout_of
 from vokens.text.files import read_json
 
-State = dict[str, Tensor]
 _EMBEDDING, _TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
-_TABLE = NameTable(
+SPEAKER_ROWS = [
+    ("speaker_encoder.init.*", "speaker_encoder.first.*"),
+    ("speaker_encoder.attn.{i}.norm.*", "speaker_encoder.attention.{i}.norm.*"),
+    ("speaker_encoder.attn.{i}.qkv.*", "speaker_encoder.attention.{i}.qkv.*"),
+    ("speaker_encoder.attn.{i}.proj_out.*", "speaker_encoder.attention.{i}.out.*"),
+    ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
+]
+TABLE = NameTable(
     [
         ("llm.model.model.*", "backbone.*"),
         ("llm_embedding.weight", "marks.weight"),
         ("speech_embedding.weight", "speech_embedding.weight"),
         ("llm_decoder.*", "head.*"),
-        ("speaker_encoder.init.*", "speaker_encoder.first.*"),
-        ("speaker_encoder.attn.{i}.norm.*", "speaker_encoder.attention.{i}.norm.*"),
-        ("speaker_encoder.attn.{i}.qkv.*", "speaker_encoder.attention.{i}.qkv.*"),
-        ("speaker_encoder.attn.{i}.proj_out.*", "speaker_encoder.attention.{i}.out.*"),
-        ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
+        *SPEAKER_ROWS,
         ("spk_embed_affine_layer.*", "speaker_project.*"),
     ],
     dropped={_TIED: "the head over text, tied to its embedding, is not used"},
@@ -56,7 +58,7 @@ def configure(state: State, config: LearnableLMConfig | Mapping[str, Any] | None
     settings, first = config or {}, "llm.model.model.layers.0."
     width, released = state["speech_embedding.weight"].shape[1], Qwen2Sizes()
     release = "cosyvoice2" if "llm_embedding.weight" in state else "cosyvoice3"
-    layers = _count(state, "llm.model.model.layers.{}.input_layernorm.weight")
+    layers = count_of(state, "llm.model.model.layers.{}.input_layernorm.weight")
     if not layers:
         raise CheckpointError("the backbone has no layers: the file is damaged or of another model")
     hidden = state[first + "mlp.up_proj.weight"].shape[0]
@@ -104,7 +106,7 @@ def speaker_sizes(state: Mapping[str, Tensor], heads: int | None) -> SpeakerConf
     sizes = {
         "n_mels": n_mels,
         "width": width,
-        "layers": _count(state, "speaker_encoder.attn.{}.norm.weight"),
+        "layers": count_of(state, "speaker_encoder.attn.{}.norm.weight"),
         "embed_dim": state["speaker_encoder.output_proj.weight"].shape[0],
     }
     if heads is None and replace(released, **sizes) != released:
@@ -115,14 +117,9 @@ def speaker_sizes(state: Mapping[str, Tensor], heads: int | None) -> SpeakerConf
     return replace(released, **sizes, heads=released.heads if heads is None else int(heads))
 
 
-def to_ours(state: State) -> State:
-    """Published names to ours."""
-    return _TABLE.to_ours(state)
-
-
 def to_published(state: State) -> State:
     """Our names to the published ones, the tied head of text included."""
-    published = _TABLE.to_published(state)
+    published = TABLE.to_published(state)
     return published | {_TIED: published[_EMBEDDING]}
 
 
@@ -136,7 +133,7 @@ def read_start(source: str | Path) -> State:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     state = {name: value for file in files for name, value in read_state_dict(file).items()}
     if layout_of(state) == "learnable_lm":
-        return to_ours(state)
+        return TABLE.to_ours(state)
     if {"speech_embedding.weight", "head.weight"} <= set(state):
         return state
     if "model.embed_tokens.weight" in state:
@@ -146,13 +143,6 @@ def read_start(source: str | Path) -> State:
         f"{source} is no start for this model: a published llm.pt, a transformers folder of Qwen2 with "
         "*.safetensors, or a trained folder of ours is accepted"
     )
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    count = 0
-    while pattern.format(count) in state:
-        count += 1
-    return count
 
 
 def started(own: State, source: str | Path, config: LearnableLMConfig) -> State:

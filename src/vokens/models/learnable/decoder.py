@@ -107,9 +107,8 @@ class FlowDecoder:
         if self.speaker is None:
             return self.flow.voice(wave, sample_rate=rate)
         resampled, _ = audio.load(wave, CAMPPLUS_RATE, source_rate=rate)
-        return self.speaker.embed(
-            [torch.from_numpy(resampled[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)]).to(self.flow.device)]
-        )
+        part = torch.from_numpy(resampled[: int(SPEAKER_SECONDS * CAMPPLUS_RATE)])
+        return self.speaker.embed([part.to(self.flow.device)])
 
     def tokenize(self, source: Audio | Sequence[Audio], sample_rate: int | None = None) -> Tokens:
         """The tokens of recordings, as in `Codec.encode`."""
@@ -140,13 +139,8 @@ class FlowDecoder:
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         most = int(batch_seconds * self.flow.config.frame_rate / self.flow.ratio)
         for group in batches([len(row) for row in rows], most):
-            generated = self.waves(
-                [rows[row] for row in group],
-                voice,
-                [generator_of(seed) for _ in group],
-                n_cfm_timesteps,
-                guidance,
-            )
+            some, generators = [rows[row] for row in group], [generator_of(seed) for _ in group]
+            generated = self.waves(some, voice, generators, n_cfm_timesteps, guidance)
             for row, wave in zip(group, generated, strict=True):
                 waves[row] = wave
         return waves

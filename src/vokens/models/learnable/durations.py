@@ -63,10 +63,9 @@ def frame_positions(durations: Tensor, text_lengths: Tensor, speech_lengths: Ten
     middle = middle.expand(len(ends), -1).contiguous()
     symbol = torch.searchsorted(ends, middle, right=True)
     last = text_lengths[:, None] - 1
-    start = F.pad(ends, (1, 0)).gather(1, symbol.clamp(max=ends.shape[1] - 1))
-    length = ends.diff(dim=1, prepend=ends.new_zeros(len(ends), 1)).gather(
-        1, symbol.clamp(max=ends.shape[1] - 1)
-    )
+    own = symbol.clamp(max=ends.shape[1] - 1)
+    start = F.pad(ends, (1, 0)).gather(1, own)
+    length = ends.diff(dim=1, prepend=ends.new_zeros(len(ends), 1)).gather(1, own)
     place = symbol + (middle - start) / length.clamp(min=1e-9)
     return torch.where(symbol > last, text_lengths[:, None].double(), place).float()
 

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vokens import audio, checkpoint
+from vokens import checkpoint
 from vokens.errors import AudioError, ConfigError
 from vokens.flow.noise import Generators, PrefixNoise
 from vokens.models.codec import Audio
 from vokens.models.dacvae.latents import Latents
 from vokens.models.learnable import flow_checkpoint as published
 from vokens.models.learnable.flow_config import LearnableFlowConfig
-from vokens.models.learnable.speaker import REFERENCE_RATE, REFERENCE_SECONDS, ReferenceMel, SpeakerEncoder
+from vokens.models.learnable.speaker import SpeakerEncoder, reference_mels
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.flow import MelStream, Schedule, TokenToMel, Voice
+from vokens.models.s3gen.synthesis import Ids, rows_of
 from vokens.nn.float32 import Float32Buffers
-
-Ids = Tensor | Sequence[int]
 
 
 class LearnableFlow(Float32Buffers, Pretrained):
@@ -64,16 +63,8 @@ class LearnableFlow(Float32Buffers, Pretrained):
                 f"{self.name} has no speaker encoder: give vectors (1, {self.config.flow.speaker_embed_dim}) of "
                 "the one that it was trained with"
             )
-        piece, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
-        mels = []
-        for source in sources:
-            wave, _ = audio.load(source, REFERENCE_RATE, source_rate=sample_rate)
-            mels += [mel(part).T for part in torch.from_numpy(wave).split(piece)]
-        if not mels:
-            raise ConfigError("no recording was given: give at least one")
-        lengths = torch.tensor([[len(each) for each in mels]], device=self.device)
-        padded = pad_sequence(mels, batch_first=True).transpose(1, 2)[None]
-        return self.speaker_encoder.many(padded.to(self.device, self.dtype), lengths)
+        mels, lengths = reference_mels(sources, sample_rate)
+        return self.speaker_encoder.many(mels.to(self.device, self.dtype), lengths.to(self.device))
 
     # Generation --------------------------------------------------------------------------------------------
 
@@ -106,13 +97,12 @@ class LearnableFlow(Float32Buffers, Pretrained):
         Returns:
             For each utterance its latents (D, ratio * S) float32 on this model's device.
 
-        Raises:
-            TokensError: no tokens, or ids outside the vocabulary. AudioError: vectors or latents of other sizes.
-            ConfigError: both generator and seed, or wrong counts.
+        Raises TokensError for no tokens, or ids outside the vocabulary; AudioError for vectors or latents of other
+        sizes; ConfigError for both generator and seed, or wrong counts.
         """
         if seed is not None and generator is not None:
             raise ConfigError("both generator and seed were given: give one of them for the noise")
-        rows = _rows(tokens)
+        rows = rows_of(tokens)
         voices = self._voices(len(rows), speaker, prompt_tokens, prompt_latents)
         latents, frames = self.network.generate(
             rows,
@@ -140,9 +130,8 @@ class LearnableFlow(Float32Buffers, Pretrained):
 
         Together they are what `generate` gives with chunked=True and the same seed.
         """
-        stream = MelStream(
-            self.network, schedule=self.schedule(steps, guidance), noise=PrefixNoise(self.latent_dim, seed)
-        )
+        plan, noise = self.schedule(steps, guidance), PrefixNoise(self.latent_dim, seed)
+        stream = MelStream(self.network, schedule=plan, noise=noise)
         state = stream.start(self._voices(1, speaker, prompt_tokens, prompt_latents))
         ids = (torch.as_tensor(piece) for piece in pieces)
         for latents in stream.run(ids, state):
@@ -181,16 +170,14 @@ class LearnableFlow(Float32Buffers, Pretrained):
             raise ConfigError("a prompt is both prompt_tokens and prompt_latents: one of them was given")
         prompts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.latent_dim))] * count
         if tokens is not None:
-            ids, values = _rows(tokens), [latents] if isinstance(latents, Tensor) else list(latents)
+            ids, values = rows_of(tokens), [latents] if isinstance(latents, Tensor) else list(latents)
             if len(ids) != len(values) or len(ids) not in (1, count):
                 raise ConfigError(
                     f"{len(ids)} prompt_tokens and {len(values)} prompt_latents were given for {count} utterances: "
                     "one of each for all, or one for each"
                 )
-            bad = [
-                tuple(value.shape) for value in values if value.dim() != 2 or len(value) != self.latent_dim
-            ]
-            if bad:
+            shapes = [tuple(value.shape) for value in values]
+            if bad := [shape for shape in shapes if len(shape) != 2 or shape[0] != self.latent_dim]:
                 raise AudioError(f"prompt_latents of {bad} were given: ({self.latent_dim}, F) is accepted")
             frames = [self.normalised(value.T.to(self.device, torch.float32)) for value in values]
             prompts = list(zip(ids, frames, strict=True)) * (count if len(ids) == 1 else 1)
@@ -204,7 +191,7 @@ class LearnableFlow(Float32Buffers, Pretrained):
         """Learnable-Speech's weights; config: settings that shapes leave open (`flow_checkpoint.configure`)."""
         model = cls(published.configure(state, config))
         checkpoint.load_strict(model, published.to_ours(state), "in the published layout")
-        return model.eval().requires_grad_(False)
+        return model.freeze()
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names. Raises CheckpointError for networks that the published code is not."""
@@ -214,13 +201,4 @@ class LearnableFlow(Float32Buffers, Pretrained):
             time_scale=(config.flow.time_scale, 1000.0),
             speaker_published=(speaker is None or speaker.published, True),
         )
-        return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
-
-
-def _rows(ids: Any) -> list[Tensor]:
-    """Ids (S,), (B, S) or a list of (S,) as rows."""
-    if isinstance(ids, Tensor):
-        return [ids] if ids.dim() == 1 else list(ids)
-    if all(isinstance(item, int) for item in ids):
-        return [torch.tensor(ids, dtype=torch.int64)]
-    return [torch.as_tensor(row) for row in ids]
+        return published.to_published(self.state_dict())

@@ -11,20 +11,12 @@ from torch import Tensor
 
 from vokens.checkpoint import NameTable, State, read_state_dict
 from vokens.errors import CheckpointError
-from vokens.models.learnable.checkpoint import speaker_sizes
+from vokens.models.learnable.checkpoint import SPEAKER_ROWS, speaker_sizes
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.s3gen.checkpoint import flow_from_published, flow_sizes, flow_to_published
 
-_SPEAKER = "speaker_encoder."
-_TABLE = NameTable(
-    [
-        ("speaker_encoder.init.*", "speaker_encoder.first.*"),
-        ("speaker_encoder.attn.{i}.norm.*", "speaker_encoder.attention.{i}.norm.*"),
-        ("speaker_encoder.attn.{i}.qkv.*", "speaker_encoder.attention.{i}.qkv.*"),
-        ("speaker_encoder.attn.{i}.proj_out.*", "speaker_encoder.attention.{i}.out.*"),
-        ("speaker_encoder.output_proj.*", "speaker_encoder.project.*"),
-    ]
-)
+_SPEAKER, _NETWORK = "speaker_encoder.", "network."
+_TABLE = NameTable(SPEAKER_ROWS)
 
 
 def configure(
@@ -46,19 +38,19 @@ def configure(
 
 def to_ours(state: Mapping[str, Tensor]) -> State:
     """Published names to ours. Raises CheckpointError for names that are not of this layout."""
-    speaker = {name: value for name, value in state.items() if name.startswith(_SPEAKER)}
+    speaker = _below(_SPEAKER, state)
     flow = flow_from_published({name: value for name, value in state.items() if name not in speaker})
-    return _TABLE.to_ours(speaker) | {f"network.{name}": value for name, value in flow.items()}
+    return _TABLE.to_ours(speaker) | {f"{_NETWORK}{name}": value for name, value in flow.items()}
 
 
 def to_published(state: Mapping[str, Tensor]) -> State:
     """Our names to the published ones."""
-    flow = {
-        name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")
-    }
-    return flow_to_published(flow) | _TABLE.to_published(
-        {name: value for name, value in state.items() if name.startswith(_SPEAKER)}
-    )
+    flow = {name.removeprefix(_NETWORK): value for name, value in _below(_NETWORK, state).items()}
+    return flow_to_published(flow) | _TABLE.to_published(_below(_SPEAKER, state))
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {name: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def read_start(source: str | Path) -> State:
@@ -72,11 +64,7 @@ def read_start(source: str | Path) -> State:
     if "input_embedding.weight" in state:
         state = to_ours(state)
     if "network.embedding.weight" in state:
-        return {
-            name.removeprefix("network."): value
-            for name, value in state.items()
-            if name.startswith("network.")
-        }
+        return {name.removeprefix(_NETWORK): value for name, value in _below(_NETWORK, state).items()}
     if "embedding.weight" in state and "estimator.out.weight" in state:
         return state
     raise CheckpointError(

@@ -11,7 +11,6 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 import vokens.models.learnable.checkpoint as published
 from vokens import checkpoint
@@ -27,12 +26,7 @@ from vokens.models.learnable.config import LearnableLMConfig
 from vokens.models.learnable.durations import DurationPredictor, expected_positions, frame_positions
 from vokens.models.learnable.layout import Alignment, Layout, Pace
 from vokens.models.learnable.prompt import PromptBuilder
-from vokens.models.learnable.speaker import (
-    REFERENCE_RATE,
-    REFERENCE_SECONDS,
-    ReferenceMel,
-    SpeakerEncoder,
-)
+from vokens.models.learnable.speaker import SpeakerEncoder, reference_mels
 from vokens.models.pretrained import Pretrained
 from vokens.nn.product import Linear
 from vokens.text import front_end
@@ -72,17 +66,8 @@ class LearnableLM(Pretrained):
         Recordings are embedded in pieces of 4 s, as in training, and their vectors averaged; a last piece below 2 s is
         left out. sample_rate: of arrays.
         """
-        piece, mel = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel()
-        mels = []
-        for source in sources:
-            wave, _ = audio.load(source, REFERENCE_RATE, source_rate=sample_rate)
-            parts = torch.from_numpy(wave).split(piece)
-            mels += [mel(part).T for part in parts if part is parts[0] or 2 * len(part) >= piece]
-        if not mels:
-            raise ConfigError("no recording was given: give at least one")
-        lengths = torch.tensor([[len(each) for each in mels]], device=self.device)
-        padded = pad_sequence(mels, batch_first=True).transpose(1, 2)[None]
-        return self.speaker_of(padded.to(self.device, self.dtype), lengths)
+        mels, lengths = reference_mels(sources, sample_rate, least=0.5)
+        return self.speaker_of(mels.to(self.device, self.dtype), lengths.to(self.device))
 
     def speaker_of(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Speaker tokens (B, W) of references' log-mels (B, N, n_mels, F), lengths (B, N) frames."""
@@ -201,14 +186,12 @@ class LearnableLM(Pretrained):
             speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
                 models with positions = "progress" or "aligned" alone.
 
-        Raises:
-            TokensError: an empty text, or ids outside the vocabularies.
+        Raises TokensError for an empty text, or ids outside the vocabularies.
         """
         prompts, bounds = self._prompts(text, speaker, prompt_text, prompt_speech, speed)
         bounds = [limits or each for each in bounds]
-        return by_rows(
-            self._decode(prompts, bounds, sampler, broadcast_generators(generator, len(text))), len(text)
-        )
+        generators = broadcast_generators(generator, len(text))
+        return by_rows(self._decode(prompts, bounds, sampler, generators), len(text))
 
     @torch.inference_mode()
     def stream(
@@ -370,9 +353,8 @@ class LearnableLM(Pretrained):
         return self._begin(voice, clock).text(ids).task().speech(prompt_ids)
 
     def _begin(self, voice: Tensor, clock: Pace | Alignment) -> PromptBuilder:
-        return PromptBuilder(
-            self.mark_weights, self.backbone.embed_tokens, self.speech_embedding, voice, clock
-        )
+        tables = self.mark_weights, self.backbone.embed_tokens, self.speech_embedding
+        return PromptBuilder(*tables, voice, clock)
 
     def _voices(self, speaker: Tensor | None, count: int) -> list[Tensor]:
         """Speaker token (1, W) of each row, or (0, W) where the model has none."""
@@ -428,11 +410,10 @@ class LearnableLM(Pretrained):
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
         """Learnable-Speech's weights, or CosyVoice 2's or 3's llm.pt, which have no speaker encoder."""
-        model = cls(published.configure(state, config))
+        model = cls.with_weights(published.configure(state, config), published.TABLE.to_ours(state))
         if model.config.speaker is None:
             model.name = model.config.release
-        checkpoint.load_strict(model, published.to_ours(state), "in the published layout")
-        return model.eval().requires_grad_(False)
+        return model
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names."""
@@ -441,7 +422,7 @@ class LearnableLM(Pretrained):
             positions=(self.config.positions, "sequence"),
             speaker_published=(speaker is None or speaker.published, True),
         )
-        return published.to_published({name: value.detach() for name, value in self.state_dict().items()})
+        return published.to_published(self.state_dict())
 
     def warm_start(self, source: Any) -> Self:
         """Start from a published llm.pt (CosyVoice's have no speaker encoder, which stays fresh), or from Qwen2's

@@ -5,11 +5,17 @@ and pooling. Its attention starts at zero, so that a fresh network is its first 
 """
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from vokens import audio
+from vokens.audio import Source
 from vokens.audio.mel import MEL_24K_80, LogMel
+from vokens.errors import ConfigError
 from vokens.models.learnable.config import SpeakerConfig
 from vokens.nn.attention import attention, rotate, rotation
 from vokens.nn.masks import padding_mask
@@ -31,6 +37,25 @@ class ReferenceMel(nn.Module):
         """(80, F), 50 frames a second, of a wave (N,), which zeros make half a second long at least."""
         wave = F.pad(wave, (0, max(0, int(REFERENCE_SECONDS[0] * REFERENCE_RATE) - len(wave))))
         return self.mel((wave / wave.abs().max().clamp(min=_QUIET))[None])[0]
+
+
+def reference_mels(
+    sources: Sequence[Source], sample_rate: int | None = None, least: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Log-mels (1, N, 80, F) and frames (1, N) of recordings of one voice, in pieces of 4 s, as in training.
+
+    sample_rate: of arrays. least: the share of a piece below which a recording's last one, if not its only one, is
+    left out. Raises ConfigError for no recordings.
+    """
+    piece, mel, mels = int(REFERENCE_SECONDS[1] * REFERENCE_RATE), ReferenceMel(), []
+    for source in sources:
+        wave, _ = audio.load(source, REFERENCE_RATE, source_rate=sample_rate)
+        parts = torch.from_numpy(wave).split(piece)
+        mels += [mel(part).T for part in parts if part is parts[0] or len(part) >= least * piece]
+    if not mels:
+        raise ConfigError("no recording was given: give at least one")
+    lengths = torch.tensor([[len(each) for each in mels]])
+    return pad_sequence(mels, batch_first=True).transpose(1, 2)[None], lengths
 
 
 class SpeakerEncoder(nn.Module):
@@ -66,10 +91,8 @@ class SpeakerEncoder(nn.Module):
         mels (B, N, n_mels, F); lengths (B, N) frames, 0 for a missing reference. A row without any
         gets zeros. The published network ignores lengths here too.
         """
-        count = mels.shape[1]
-        each = self(mels.flatten(0, 1), None if lengths is None else lengths.flatten()).unflatten(
-            0, (-1, count)
-        )
+        flat = self(mels.flatten(0, 1), None if lengths is None else lengths.flatten())
+        each = flat.unflatten(0, (-1, mels.shape[1]))
         if lengths is not None and not self.config.published:
             each = each * (lengths > 0)[..., None]
         return F.normalize(each.mean(1), dim=-1)

@@ -4,10 +4,9 @@ The language model generates tokens, the flow latents, DAC-VAE the wave. A strea
 every chunk of tokens, sound follows after the decoder's look-ahead.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vokens import audio
-from vokens.atomic import atomic_write
 from vokens.checkpoint import later, read_state_dict, save_safetensors
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
@@ -32,9 +30,9 @@ from vokens.nn.campplus import CAMPPlus
 from vokens.nn.campplus_onnx import open_campplus
 from vokens.text.files import read_json
 
-Part = TypeVar("Part", bound=Pretrained)
 PARTS = ("lm", "flow", "autoencoder", "tokenizer", "speaker")  # of a folder; the last two may be missing
 VOICES = "voices"  # the folder of a model's own voices, NAME.safetensors each
+_TENSORS = ("speaker", "vector", "tokens", "latents")  # of a voice's file; first and last may be missing
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,8 @@ class LearnableSpeech(Pretrained, Cascade):
         self.decoder = FlowDecoder(flow, autoencoder, tokenizer, speaker, flow_prompt, self.name)
         self.lm, self.flow, self.autoencoder, self.tokenizer = lm, flow, autoencoder, tokenizer
         self.speaker = speaker
-        self.sample_rate, self.sampler, self.front_end = (
-            autoencoder.sample_rate,
-            COSYVOICE,
-            lm.config.front_end,
-        )
-        self.paced = lm.beside
+        self.sample_rate, self.sampler = autoencoder.sample_rate, COSYVOICE
+        self.front_end, self.paced = lm.config.front_end, lm.beside
 
     @classmethod
     def from_parts(
@@ -109,10 +103,10 @@ class LearnableSpeech(Pretrained, Cascade):
         flow_prompt: float = 0.0,
     ) -> Self:
         """Combine separately trained parts: folders, published files, names or models."""
-        tokens = None if tokenizer is None else _opened(tokenizer, Codec)
-        parts = _opened(lm, LearnableLM), _opened(flow, LearnableFlow), _opened(autoencoder, DACVAE)
+        tokens = None if tokenizer is None else Codec.from_pretrained(tokenizer)
+        networks = LearnableLM.from_pretrained(lm), LearnableFlow.from_pretrained(flow)
         campplus = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
-        return cls(*parts, tokens, campplus, flow_prompt).eval().requires_grad_(False)
+        return cls(*networks, DACVAE.from_pretrained(autoencoder), tokens, campplus, flow_prompt).freeze()
 
     # Speaking ----------------------------------------------------------------------------------------------
 
@@ -155,10 +149,6 @@ class LearnableSpeech(Pretrained, Cascade):
 
     def set_dtype(self, dtype: torch.dtype) -> Self:
         """Compute language model and flow in this floating-point type; encoders and autoencoder stay float32."""
-        if not dtype.is_floating_point:
-            raise ConfigError(
-                f"{dtype} was given: Learnable-Speech computes in float32, bfloat16 and float16"
-            )
         _ = self.fingerprint
         self.lm.set_dtype(dtype)
         self.flow.set_dtype(dtype)
@@ -182,13 +172,8 @@ class LearnableSpeech(Pretrained, Cascade):
         tokenizer: its name in `vokens models`, where the folder does not contain it.
         """
         settings = replace(self.config, tokenizer=tokenizer) if tokenizer else self.config
-        config = {"system": self.system, "name": self.name, "config": asdict(settings)}
-        for name, text in (
-            ("README.md", card or self.card()),
-            ("config.json", json.dumps(config, indent=2) + "\n"),
-        ):
-            with atomic_write(folder / name) as partial:
-                partial.write_text(text)
+        description = {"system": self.system, "name": self.name, "config": asdict(settings)}
+        self.write_texts(folder, description, card)
         for name, voice in self.voices.items():
             (folder / VOICES).mkdir(exist_ok=True)
             save_voice(folder / VOICES / f"{name}.safetensors", voice)
@@ -236,12 +221,7 @@ class LearnableSpeech(Pretrained, Cascade):
 
 def save_voice(path: Path, voice: SpeakerPrompt) -> None:
     """Write a voice as one safetensors file."""
-    tensors = {
-        "speaker": voice.speaker,
-        "vector": voice.vector,
-        "tokens": voice.tokens,
-        "latents": voice.latents,
-    }
+    tensors = {name: getattr(voice, name) for name in _TENSORS}
     state = {name: value for name, value in tensors.items() if value is not None}
     save_safetensors(path, state, {"text": voice.text})
 
@@ -249,15 +229,8 @@ def save_voice(path: Path, voice: SpeakerPrompt) -> None:
 def load_voice(path: Path) -> SpeakerPrompt:
     """The voice of a file that `save_voice` wrote. Raises CheckpointError."""
     state = read_state_dict(path)
-    if not {"vector", "tokens"} <= state.keys() <= {"speaker", "vector", "tokens", "latents"}:
+    if not {"vector", "tokens"} <= state.keys() <= set(_TENSORS):
         raise CheckpointError(f"{path} holds no voice but {', '.join(sorted(state)[:4])}: save it again")
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("text", "")
     return SpeakerPrompt(state.get("speaker"), state["vector"], text, state["tokens"], state.get("latents"))
-
-
-def _opened(source: str | Path | Part, kind: type[Part]) -> Part:
-    """A model of this kind, or the one that a source holds."""
-    if isinstance(source, kind):
-        return source
-    return kind.from_pretrained(cast(str | Path, source))

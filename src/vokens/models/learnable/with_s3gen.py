@@ -62,14 +62,13 @@ class WithS3Gen(Cascade):
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> S3Voice:
         """As `Speaker.voice`. Raises AudioError for a prompt of more than 30 s."""
         wave, rate = audio.load(source, source_rate=sample_rate)
-        if text.strip():
+        text, tokens = text.strip(), torch.zeros(0, dtype=torch.int64)
+        if text:
             check_prompt(wave, rate)
-        speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
-        tokens = torch.zeros(0, dtype=torch.int64)
-        if text.strip():
             tokens = self.decoder.tokenize(wave, rate).codes[0, 0]
+        speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
         reference = self.decoder.voice(wave[: int(REFERENCE_SECONDS * rate)], rate)
-        return S3Voice(SpeakerPrompt(speaker, torch.zeros(1, 0), text.strip(), tokens, None), reference)
+        return S3Voice(SpeakerPrompt(speaker, torch.zeros(1, 0), text, tokens, None), reference)
 
     def _prompt(self, voice: S3Voice) -> tuple[SpeakerPrompt, ReferenceVoice]:
         return voice.lm, voice.s3gen

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vokens.checkpoint import NameTable, State, fold_weight_norm, unfold_weight_norm
+from vokens.checkpoint import NameTable, State, count_of, fold_weight_norm, unfold_weight_norm
 from vokens.config import build_config
 from vokens.errors import CheckpointError
 from vokens.models.s3gen.config import MEANFLOW, S3GEN_24K, HiFTNetConfig, S3GenConfig
@@ -123,8 +123,7 @@ def is_dit(state: Mapping[str, Tensor]) -> bool:
 def flow_from_published(state: Mapping[str, Tensor]) -> State:
     """Our names for CosyVoice 2's or 3's flow.pt, or for Chatterbox's tensors under `flow.` with that prefix cut.
 
-    Raises:
-        CheckpointError: a name that is not of this layout, or an attention without all of its three matrices.
+    Raises CheckpointError for a name that is not of this layout, or an attention without all of its three matrices.
     """
     fused = dict(state)
     for name in [name for name in state if re.search(r"\.(linear|to)_q\.(weight|bias)$", name)]:
@@ -172,9 +171,6 @@ def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[st
     def size(name: str, axis: int = 0) -> int:
         return state[name].shape[axis]
 
-    def count(pattern: str) -> int:
-        return len({match[1] for name in state if (match := re.match(pattern.format(r"(\d+)"), name))})
-
     try:
         shared = {
             "vocab_size": size("input_embedding.weight"),
@@ -190,7 +186,7 @@ def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[st
                 "pre_lookahead_len": size(lookahead, 2) - 1,
                 "pre_lookahead_channels": size(lookahead),
                 "decoder_channels": width,
-                "decoder_num_mid_blocks": count(rf"{_NET}\.transformer_blocks\.{{}}\."),
+                "decoder_num_mid_blocks": count_of(state, f"{_NET}.transformer_blocks.{{}}.attn.to_q.weight"),
                 "decoder_num_heads": size(f"{block}.attn.to_q.weight") // head_width,
                 "decoder_attention_head_dim": head_width,
                 "decoder_ff_mult": size(f"{block}.ff.ff.0.0.weight") // width,
@@ -209,13 +205,13 @@ def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[st
             "mel_bins": size("encoder_proj.weight"),
             "encoder_attention_heads": size("encoder.encoders.0.self_attn.pos_bias_u"),
             "encoder_linear_units": size("encoder.encoders.0.feed_forward.w_1.weight"),
-            "encoder_num_blocks": count(r"encoder\.encoders\.{}\."),
-            "encoder_num_up_blocks": count(r"encoder\.up_encoders\.{}\."),
+            "encoder_num_blocks": count_of(state, "encoder.encoders.{}.norm_ff.weight"),
+            "encoder_num_up_blocks": count_of(state, "encoder.up_encoders.{}.norm_ff.weight"),
             "token_mel_ratio": size("encoder.up_layer.conv.weight", 2) // 2,
             "pre_lookahead_len": size("encoder.pre_lookahead_layer.conv1.weight", 2) - 1,
             "decoder_channels": width,
-            "decoder_n_blocks": count(rf"{_NET}\.down_blocks\.0\.1\.{{}}\."),
-            "decoder_num_mid_blocks": count(rf"{_NET}\.mid_blocks\.{{}}\."),
+            "decoder_n_blocks": count_of(state, f"{_NET}.down_blocks.0.1.{{}}.norm1.weight"),
+            "decoder_num_mid_blocks": count_of(state, f"{_NET}.mid_blocks.{{}}.0.res_conv.weight"),
             "decoder_num_heads": heads,
             "decoder_attention_head_dim": queries // heads,
         }

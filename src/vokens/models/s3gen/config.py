@@ -5,9 +5,10 @@ Field names and defaults are those of the published S3Gen and HiFTNet pages, so 
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from vokens.audio.mel import MEL_24K_80, WHISPER_128
+from vokens.config import check_choices, check_positive
 from vokens.errors import ConfigError
 from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
 from vokens.nn.campplus import EMBEDDING
@@ -16,12 +17,6 @@ from vokens.nn.streaming import Chunks
 # Tokenizers whose tokens releases have learnt, by the flow's network.
 TOKENS_OF = {"conv": "speech_tokenizer_v2_25hz", "dit": "speech_tokenizer_v3_25hz"}
 _DILATIONS = (1, 3, 5)
-
-
-def _check_choices(config: Any) -> None:
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise ConfigError(f"{name}={getattr(config, name)!r} was given: {get_args(hint)} are accepted")
 
 
 @dataclass(frozen=True)
@@ -89,11 +84,9 @@ class S3GenConfig:
     token_mel_ratio: int = 2
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        free = ("cfm_inference_cfg_rate", "cfm_guidance_end", "num_left_chunks", "meanflow")
-        for name, value in vars(self).items():
-            if not isinstance(value, str) and name not in (*free, "pre_lookahead_channels") and value < 1:
-                raise ConfigError(f"{name}={value} was given: at least 1 is accepted")
+        check_choices(self)
+        free = ("cfm_inference_cfg_rate", "cfm_guidance_end", "num_left_chunks", "pre_lookahead_channels")
+        check_positive(self, free)
         if self.network == "dit":
             self._check_dit()
         elif self.token_embed_dim % (2 * self.encoder_attention_heads):
@@ -181,13 +174,9 @@ class HiFTNetConfig:
             if isinstance(value := getattr(self, name), list | tuple):
                 frozen = tuple(tuple(item) if isinstance(item, list) else item for item in value)
                 object.__setattr__(self, name, frozen)
-        _check_choices(self)
-        stages = len(self.upsample_rates)
-        for name in (
-            "upsample_kernel_sizes",
-            "source_resblock_kernel_sizes",
-            "source_resblock_dilation_sizes",
-        ):
+        check_choices(self)
+        stages, source = len(self.upsample_rates), "source_resblock_"
+        for name in ("upsample_kernel_sizes", f"{source}kernel_sizes", f"{source}dilation_sizes"):
             if (count := len(getattr(self, name))) != stages:
                 raise ConfigError(f"{name} has {count} entries: upsample_rates has {stages}")
         if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):

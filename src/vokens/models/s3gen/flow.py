@@ -110,9 +110,8 @@ class TokenToMel(Pretrained):
         Returns:
             mel (B, mel_bins, F) float32, zero beyond each row's frames, and frames (B,) int64.
 
-        Raises:
-            TokensError: no tokens, ids outside 0 ... vocab_size - 1, or too few while not final.
-            AudioError: a voice of other sizes, or with NaN. ConfigError: wrong counts of voices or generators.
+        Raises TokensError for no tokens, ids outside 0 ... vocab_size - 1, or too few while not final; AudioError for
+        a voice of other sizes, or with NaN; ConfigError for wrong counts of voices or generators.
         """
         given = self.prepare(tokens, voices, finalize=finalize, chunks=chunks)
         generators = broadcast_generators(generator, len(given.lengths))
@@ -236,14 +235,10 @@ class TokenToMel(Pretrained):
                     f"{len(voice.tokens)} tokens and the utterance have together: give frames and tokens of one clip"
                 )
             row[: len(voice.mel)] = voice.mel
-        return Prepared(
-            mu,
-            self.embed_speaker(torch.stack([voice.speaker for voice in cut])),
-            prompt,
-            lengths,
-            [len(voice.mel) for voice in cut],
-            [length - ratio * len(voice.tokens) for length, voice in zip(lengths, cut, strict=True)],
-        )
+        speaker = self.embed_speaker(torch.stack([voice.speaker for voice in cut]))
+        starts = [len(voice.mel) for voice in cut]
+        overlay = [length - ratio * len(voice.tokens) for length, voice in zip(lengths, cut, strict=True)]
+        return Prepared(mu, speaker, prompt, lengths, starts, overlay)
 
     def embed_speaker(self, vectors: Tensor) -> Tensor:
         """Speaker vectors (B, 192) of any length to (B, mel_bins)."""

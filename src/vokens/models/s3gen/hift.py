@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from vokens.checkpoint import fold_weight_norm, load_strict
+from vokens.checkpoint import fold_weight_norm
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
 from vokens.models.s3gen.checkpoint import hift_config, hift_from_published, is_causal
@@ -86,11 +86,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: Sequence[int], causal: bool = False) -> None:
         super().__init__()
+        sizes = channels, channels, kernel
         reads: Reads = "past" if causal else "both"
-        self.convs1 = nn.ModuleList(
-            Conv(channels, channels, kernel, dilation=d, reads=reads) for d in dilations
-        )
-        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel, reads=reads) for _ in dilations)
+        self.convs1 = nn.ModuleList(Conv(*sizes, dilation=d, reads=reads) for d in dilations)
+        self.convs2 = nn.ModuleList(Conv(*sizes, reads=reads) for _ in dilations)
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
@@ -208,9 +207,8 @@ class HiFTNetModel(Pretrained):
         reads: Reads = "past" if causal else "both"
         taps, side = (5, "future") if causal else (7, "both")
         self.conv_pre = Conv(config.in_channels, channels[0], taps, reads=side)
-        self.ups, self.source_downs, self.source_resblocks, self.resblocks = (
-            nn.ModuleList() for _ in range(4)
-        )
+        self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
+        self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
         sizes = config.source_resblock_kernel_sizes, config.source_resblock_dilation_sizes
         ups = zip(config.upsample_rates, config.upsample_kernel_sizes, *sizes, strict=True)
         branches = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
@@ -235,13 +233,8 @@ class HiFTNetModel(Pretrained):
 
         Counted on a network of the same kernels, as narrow as can be, for 64 frames.
         """
-        narrow = replace(
-            self.config,
-            base_channels=2 ** len(self.ups),
-            f0_predictor_cond_channels=1,
-            nb_harmonics=0,
-            arithmetic="exact",
-        )
+        sizes = {"base_channels": 2 ** len(self.ups), "f0_predictor_cond_channels": 1, "nb_harmonics": 0}
+        narrow = replace(self.config, arithmetic="exact", **sizes)
         mel = torch.zeros(1, self.config.in_channels, 64)
         tiny = HiFTNetModel(narrow)
         return 64 * self.config.hop_length - tiny.step(mel, tiny.init_state())[0].shape[-1]
@@ -273,9 +266,8 @@ class HiFTNetModel(Pretrained):
         Returns:
             wave (B, T * hop_length) in [-1, 1], source (B, 1, T * hop_length).
 
-        Raises:
-            AudioError: a mel of another shape, with NaN, or without frames. ConfigError: lengths, seeds or
-                generators that do not fit it, or both of these.
+        Raises AudioError for a mel of another shape, with NaN, or without frames; ConfigError for lengths, seeds or
+        generators that do not fit it, or both of these.
         """
         rows = self._check(speech_feat, lengths)
         if not speech_feat.shape[-1]:
@@ -409,9 +401,7 @@ class HiFTNetModel(Pretrained):
                     '"v2" (CosyVoice 2)'
                 )
             config = hift_config(state, config["source"])
-        model = cls(config)
-        load_strict(model, hift_from_published(state), "of the vocoder")
-        return model.eval().requires_grad_(False)
+        return cls.with_weights(config, hift_from_published(state), "of the vocoder")
 
     @classmethod
     def remove_weight_norm(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ from vokens.models.s3gen.voice import (
 )
 from vokens.models.s3tokenizer import S3Tokenizer
 from vokens.nn.campplus import CAMPPlus
+from vokens.nn.campplus_onnx import open_campplus
+from vokens.nn.float32 import only_moves
 from vokens.nn.streaming import Chunks
 from vokens.tokens import Tokens, padded_ids
 
@@ -109,14 +111,17 @@ class S3GenModel(Pretrained):
         flow, mel2wav: folders that training wrote. speaker: a file of CAM++'s weights. tokenizer: the one whose tokens
         the flow has learnt. Without speaker or tokenizer the model speaks only in voices made elsewhere.
 
-        Raises CheckpointError for another system than expected, ConfigError for parts that do not fit each other.
+        Raises CheckpointError for another system than expected; ConfigError for parts that do not fit each other.
         """
-        return releases.join(cls, *releases.open_parts(flow, mel2wav, speaker, tokenizer)).named(name)
+        campplus = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
+        codec = None if tokenizer is None else S3Tokenizer.from_pretrained(tokenizer)
+        networks = TokenToMel.from_pretrained(flow), HiFTNetModel.from_pretrained(mel2wav)
+        return releases.join(cls, *networks, campplus, codec).named(name)
 
     def named(self, name: str) -> Self:
         """This model under a name, ready for use."""
         self.name = name
-        return self.eval().requires_grad_(False)
+        return self.freeze()
 
     # Voices ------------------------------------------------------------------------------------------------
 
@@ -206,8 +211,7 @@ class S3GenModel(Pretrained):
         Returns:
             waveform (B, 960 N) in [-1, 1] and source (B, 1, 960 N), zero beyond each row's end.
 
-        Raises:
-            TokensError, AudioError, ConfigError: bad tokens, reference or settings, before any heavy work.
+        Raises TokensError, AudioError or ConfigError for bad tokens, reference or settings, before any heavy work.
         """
         rows = self._rows(speech_tokens, speech_token_lens, finalize)
         settings = Sampling.of(len(rows), sampling)
@@ -244,16 +248,14 @@ class S3GenModel(Pretrained):
             voice: of `voice` or `embed_ref`, one for all or one for each.
             batch_seconds: padded speech per forward pass; more is faster on GPUs and needs more memory.
 
-        Raises:
-            TokensError: tokens of another tokenizer than this model speaks, or out of range.
+        Raises TokensError for tokens of another tokenizer than this model speaks, or out of range.
         """
         rows = self._rows(self.ids(tokens) if isinstance(tokens, Tokens) else tokens, None, True)
         given = voice if isinstance(voice, Sequence) else [voice]
         known = self.config.tokens
         voices = broadcast_voices([one for item in given for one in voices_of(item, known)], len(rows))
-        settings = Sampling.of(
-            len(rows), {"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seed}
-        )
+        options = {"n_cfm_timesteps": n_cfm_timesteps, "guidance": guidance, "seed": seed}
+        settings = Sampling.of(len(rows), options)
         speech: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         synthesis = self._synthesis
         tokens_each = [len(row) + len(one.voice.tokens) for row, one in zip(rows, voices, strict=True)]
@@ -328,31 +330,22 @@ class S3GenModel(Pretrained):
             tokens = [row]
         owner = one_voice(voice)
         chunks = self.chunks(owner, first_hop=first_hop, hop=hop, context=context)
+        steps = Sampling.of(1, {"n_cfm_timesteps": n_cfm_timesteps}).n_cfm_timesteps
         with torch.inference_mode():
-            plan = self.flow.schedule(
-                Sampling.of(1, {"n_cfm_timesteps": n_cfm_timesteps}).n_cfm_timesteps, guidance=guidance
-            )
+            plan = self.flow.schedule(steps, guidance=guidance)
         noise = PrefixNoise(self.config.flow.mel_bins, seed)
         stream = MelStream(self.flow, chunks=chunks, schedule=plan, noise=noise)
-        pieces = (
-            part for piece in tokens for part in torch.atleast_1d(torch.as_tensor(piece)).split(chunks.size)
-        )
+        ids = (torch.atleast_1d(torch.as_tensor(piece)) for piece in tokens)
+        pieces = (part for piece in ids for part in piece.split(chunks.size))
         return self._synthesis.stream(stream.run(pieces, owner.start(stream)), seed)
 
     def tokens(self, ids: Any, lengths: Sequence[int] | Tensor | None = None) -> Tokens:
         """Tokens that this model speaks from bare ids, such as a language model's; arguments as in `Codec.tokens`."""
         codes, frames = padded_ids(ids, 1)
         counts = frames if lengths is None else torch.as_tensor(lengths)
-        return Tokens(
-            codes=codes,
-            lengths=counts,
-            num_samples=counts.cpu() * round(TOKENIZER_RATE / self._token_rate),
-            model=self.config.tokens,
-            fingerprint=self.config.tokens_fingerprint,
-            sample_rate=TOKENIZER_RATE,
-            frame_rate=self._token_rate,
-            codebook_sizes=(self.config.flow.vocab_size,),
-        )
+        num_samples = counts.cpu() * round(TOKENIZER_RATE / self._token_rate)
+        facts = self.config.tokens, self.config.tokens_fingerprint, TOKENIZER_RATE, self._token_rate
+        return Tokens(codes, counts, num_samples, *facts, (self.config.flow.vocab_size,))
 
     def ids(self, tokens: Tokens) -> list[Tensor]:
         """Rows (N,) of tokens that this model speaks. Raises TokensError for those of another tokenizer."""
@@ -371,9 +364,8 @@ class S3GenModel(Pretrained):
 
     def _rows(self, tokens: Ids, lengths: Tensor | None, finalize: bool) -> list[Tensor]:
         """Checked ids (N,) of each row, on this device."""
-        return self.flow.check_tokens(
-            rows_of(tokens, lengths), 1 if finalize else self.config.flow.pre_lookahead_len + 1
-        )
+        least = 1 if finalize else self.config.flow.pre_lookahead_len + 1
+        return self.flow.check_tokens(rows_of(tokens, lengths), least)
 
     def _voices(
         self, count: int, ref_wav: Any, ref_sr: int | None, ref_dict: VoiceLike | None
@@ -398,20 +390,10 @@ class S3GenModel(Pretrained):
     def dtype(self) -> torch.dtype:
         return self.flow.dtype
 
-    def set_dtype(self, dtype: torch.dtype) -> Self:
-        """Compute flow and vocoder in this floating-point type; see the class for what stays float32."""
-        if not dtype.is_floating_point:
-            raise ConfigError(f"{dtype} was given: S3Gen computes in float32, bfloat16 and float16")
-        return super().set_dtype(dtype)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Half precision would change what the reference says and whose voice it is: there, parts only move."""
-
-        def moved(x: Tensor) -> Tensor:
-            return fn(x).to(x.dtype) if x.is_meta else x.to(fn(x.new_empty(0)).device)
-
         for name, part in self.named_children():
-            part._apply(moved if name in ("tokenizer", "speaker_encoder", "_mel") else fn, recurse)
+            part._apply(only_moves(fn) if name in ("tokenizer", "speaker_encoder", "_mel") else fn, recurse)
         return self
 
     def fix_steps(self, steps: int | None = None) -> Self:

@@ -7,13 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vokens.checkpoint import State, load_strict, read_state_dict
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError
-from vokens.models.pretrained import layout_of, load
+from vokens.models.pretrained import layout_of
 from vokens.models.s3gen.checkpoint import MIXER, flow_from_published, flow_sizes, is_dit
 from vokens.models.s3gen.config import DIALECTS, TOKENS_OF, S3GenConfig, S3GenModelConfig
 from vokens.models.s3gen.flow import TokenToMel
@@ -71,9 +70,8 @@ def from_folder(cls: type, folder: Path, config: Any) -> Any | None:
 
 def _refuse_half(folder: Path, flow: Path | None, vocoder: Path | None) -> None:
     """Raise CheckpointError for a folder of CosyVoice that lacks a part."""
-    there = [
-        part for part in (flow, vocoder, find_part(folder, "llm"), find_part(folder, "campplus")) if part
-    ]
+    parts = flow, vocoder, find_part(folder, "llm"), find_part(folder, "campplus")
+    there = [part for part in parts if part]
     if len(there) > 1:
         raise CheckpointError(
             f"{folder} holds {' and '.join(part.name for part in there)} and no "
@@ -115,23 +113,6 @@ def find_part(folder: Path, stem: str) -> Path | None:
 # Parts -----------------------------------------------------------------------------------------------------
 
 
-def open_parts(flow: Any, mel2wav: Any, speaker: Any, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
-    """Parts that are given as themselves, folders, files or names."""
-    return (
-        _opened(flow, TokenToMel, "flow"),
-        _opened(mel2wav, HiFTNetModel, "mel2wav"),
-        speaker if speaker is None or isinstance(speaker, CAMPPlus) else open_campplus(speaker),
-        None if tokenizer is None else _opened(tokenizer, S3Tokenizer, "tokenizer"),
-    )
-
-
-def _opened(source: Any, kind: Any, role: str) -> Any:
-    part = source if isinstance(source, kind) else load(source)
-    if not isinstance(part, kind):
-        raise CheckpointError(f"{role}={source} holds {part.system!r}: {kind.__name__} is accepted")
-    return part
-
-
 def join(
     cls: type,
     flow: TokenToMel,
@@ -158,12 +139,9 @@ def open_flow(state: Mapping[str, Tensor], release: S3GenConfig, config: Any) ->
     if config is not None and not isinstance(config, S3GenConfig | Mapping):
         raise ConfigError(f"config={config!r} was given: settings of S3GenConfig are accepted")
     settings = asdict(config) if isinstance(config, S3GenConfig) else dict(config or {})
-    settings = flow_sizes(state, settings) | settings
-    with torch.device("meta"):  # CosyVoice 3's has 332 million numbers, which would be drawn for nothing
-        flow = TokenToMel(build_config(S3GenConfig, asdict(release) | settings, "S3Gen's config"))
-    flow.to_empty(device="cpu")
-    load_strict(flow, flow_from_published(state), "of the flow")
-    return flow
+    settings = asdict(release) | flow_sizes(state, settings) | settings
+    sizes = build_config(S3GenConfig, settings, "S3Gen's config")
+    return TokenToMel.with_weights(sizes, flow_from_published(state), "of the flow")
 
 
 def _open_tokenizer(path: Path) -> S3Tokenizer:

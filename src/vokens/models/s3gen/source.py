@@ -157,9 +157,8 @@ class HarmonicSource(Float32):
 
     def forward(self, f0: Tensor, draws: Draws, padding: Padding = WHOLE) -> Tensor:
         """Source (B, 1, N) in [-1, 1], N = T * hop, of the pitch (B, T) in Hz; 0 is unvoiced."""
-        return torch.tanh(self.l_linear(self.sines(f0.float(), draws, padding).transpose(1, 2))).transpose(
-            1, 2
-        )
+        sines = self.sines(f0.float(), draws, padding)
+        return torch.tanh(self.l_linear(sines.transpose(1, 2))).transpose(1, 2)
 
     @torch.no_grad()
     def sines(self, f0: Tensor, draws: Draws, padding: Padding = WHOLE) -> Tensor:
@@ -197,9 +196,8 @@ class HarmonicSource(Float32):
         each = exact(steps).remainder(1) * hop
         before = padding.before((self, "turns"), each)  # the phase at the centre of the frame before
         share = (torch.arange(hop, device=each.device, dtype=each.dtype) + 0.5) / hop
-        turns = (before[..., None] + each[..., None] * share).flatten(
-            -2
-        )  # from half a frame before each frame
+        # From half a frame before each frame.
+        turns = (before[..., None] + each[..., None] * share).flatten(-2)
         if padding.start == 0 and turns.shape[-1]:
             held = (before + each)[..., :1].expand(-1, -1, hop // 2)
             turns = torch.cat([held, turns[..., hop:]], -1)

@@ -137,9 +137,8 @@ class Synthesis:
             sources = pad_sequence([source[0, 0] for _, source in pairs], True)[:, None]
         else:
             lengths = None if int(frames.min()) == mel.shape[2] else frames
-            waves, sources = self.mel2wav.inference(
-                mel, cache_source, lengths, generator=sampling.generator, seed=sampling.seed
-            )
+            draws = {"generator": sampling.generator, "seed": sampling.seed}
+            waves, sources = self.mel2wav.inference(mel, cache_source, lengths, **draws)
         if self.fade:
             waves = trim_fade(waves, self.rate)
         if self.watermark is not None:

@@ -84,9 +84,8 @@ VoiceLike = ReferenceVoice | Voice | Mapping[str, Any]
 def voices_of(given: VoiceLike, spoken: str = "") -> list[ReferenceVoice]:
     """The voices of a ref_dict, one for each row; numpy arrays are accepted in it.
 
-    Raises:
-        AudioError: entries that are missing, of other shapes, or of different counts of rows.
-        TokensError: a voice whose prompt is known to be of other tokens than those spoken.
+    Raises AudioError for entries that are missing, of other shapes, or of different counts of rows; TokensError for a
+    voice whose prompt is known to be of other tokens than those spoken.
     """
     if isinstance(given, Voice):
         return [ReferenceVoice(given)]
@@ -119,10 +118,9 @@ def _of_dict(given: Mapping[str, Any]) -> list[ReferenceVoice]:
         if len(counts) != len(tokens) or not all(0 <= n <= whole for n in counts):
             raise AudioError(f"{key} is {counts}: one for each of {len(tokens)} rows, at most {whole}")
         sizes.append([int(n) for n in counts])
+    name = given.get("tokenizer") or ""
     return [
-        ReferenceVoice(
-            Voice(tokens[row, :n].long(), mel[row, :frames], speaker[row]), given.get("tokenizer") or ""
-        )
+        ReferenceVoice(Voice(tokens[row, :n].long(), mel[row, :frames], speaker[row]), name)
         for row, (n, frames) in enumerate(zip(*sizes, strict=True))
     ]
 
@@ -180,8 +178,7 @@ def embed_ref(
         prompt_token (B, P) int64, prompt_token_len (B,), prompt_feat (B, F, 80) float32 log-mels, prompt_feat_len (B,),
         embedding (B, 192) float32, not normalised; zero beyond each row's length. tokenizer: its name.
 
-    Raises:
-        AudioError: no floats, other shapes, NaN, shorter than 80 ms, silent, or a rate that is none.
+    Raises AudioError for no floats, other shapes, NaN, shorter than 80 ms, silent, or a rate that is none.
     """
     wave, counts = _check_recording(ref_wav, ref_sr, lengths, allow_silent)
     wave, counts = wave.to(tokenizer.device), counts.to(tokenizer.device)
@@ -223,11 +220,8 @@ def _check_recording(
     ref_wav: Tensor | np.ndarray, ref_sr: int, lengths: Tensor | None, allow_silent: bool
 ) -> tuple[Tensor, Tensor]:
     """Samples (B, N) float32 and the length of each row (B,)."""
-    if (
-        isinstance(ref_sr, bool)
-        or not isinstance(ref_sr, int | np.integer)
-        or not RATES[0] <= ref_sr <= RATES[1]
-    ):
+    whole = isinstance(ref_sr, int | np.integer) and not isinstance(ref_sr, bool)
+    if not whole or not RATES[0] <= ref_sr <= RATES[1]:
         raise AudioError(f"ref_sr={ref_sr!r} was given: a whole number of Hz from {RATES[0]} to {RATES[1]}")
     wave = torch.as_tensor(ref_wav)
     if wave.dim() not in (1, 2) or not wave.is_floating_point():

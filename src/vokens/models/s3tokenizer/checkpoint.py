@@ -11,14 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vokens.checkpoint import NameTable
+from vokens.checkpoint import NameTable, State
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3tokenizer.config import RELEASES, S3TokenizerConfig
 from vokens.onnx_file import Node, OnnxGraph
 
-State = dict[str, Tensor]
-
-_TABLE = NameTable(
+TABLE = NameTable(
     [
         ("encoder.positional_embedding", "encoder.positions"),
         ("encoder.conv{i}.*", "encoder.conv{i}.*"),
@@ -61,14 +59,6 @@ _EPSILON = re.compile(r"/blocks\.\d+/(attn|mlp)_ln/(?:Add|LayerNormalization)")
 _WEIGHTED = ("Conv", "MatMul", "Gemm", "Add", "Mul", "LayerNormalization")
 
 
-def to_ours(published: State) -> State:
-    return _TABLE.to_ours(published)
-
-
-def to_published(ours: State) -> State:
-    return _TABLE.to_published(ours)
-
-
 def from_whisper(published: Mapping[str, Tensor]) -> State:
     """Whisper's encoder, under OpenAI's names, as weights of an S3Encoder with a last norm."""
     encoder = {
@@ -93,8 +83,7 @@ def recognises_graph(graph: OnnxGraph) -> bool:
 def from_graph(graph: OnnxGraph) -> tuple[State, dict[str, Any]]:
     """The published state dict that a graph holds, and the settings that it states.
 
-    Raises:
-        CheckpointError: a node with more or fewer weights than expected, or weights that no known node holds.
+    Raises CheckpointError for a node with more or fewer weights than expected, or weights that no known node holds.
     """
     sources: dict[str, str] = {}  # published name -> tensor of the graph
     transposed: set[str] = set()

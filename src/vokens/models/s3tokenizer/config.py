@@ -1,9 +1,10 @@
 """Sizes of S3Tokenizer and its four releases, which are one encoder with different settings."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from vokens.checkpoint import later
+from vokens.config import check_choices, check_positive
 from vokens.errors import ConfigError
 
 
@@ -41,24 +42,14 @@ class S3TokenizerConfig:
     long_audio: Literal["complete", "published"] = "complete"
 
     def __post_init__(self) -> None:
-        choices = {
-            "first_stride": (1, 2),
-            "merge": (1, 2),
-            "fsq_levels": (3, 5, 7, 9),
-            "positions": ("sinusoid", "rotary"),
-            "quantizer": ("vq", "fsq"),
-            "long_audio": ("complete", "published"),
-        }
-        for name, accepted in choices.items():
+        check_choices(self)
+        check_positive(self, free=("memory_taps", "attn_eps", "mlp_eps"))
+        for name, accepted in {"first_stride": (1, 2), "merge": (1, 2), "fsq_levels": (3, 5, 7, 9)}.items():
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} was given: {accepted} are accepted")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < (0 if field.name == "memory_taps" else 1):
-                raise ConfigError(f"{field.name}={value} was given: at least 1 is accepted")
         if self.width % (2 * self.heads):
             raise ConfigError(f"width {self.width} must be a multiple of twice the {self.heads} heads")
-        if self.memory_taps and self.memory_taps % 2 == 0:
+        if self.memory_taps < 0 or (self.memory_taps and self.memory_taps % 2 == 0):
             raise ConfigError(f"memory_taps={self.memory_taps} was given: an odd count is accepted")
         if self.quantizer == "fsq" and self.codebook_size != self.fsq_levels**self.fsq_dims:
             raise ConfigError(

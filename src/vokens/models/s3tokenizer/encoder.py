@@ -19,9 +19,8 @@ class Norm(nn.LayerNorm):
     """Layer norm in float32, its output in the type of its weights."""
 
     def forward(self, input: Tensor) -> Tensor:
-        y = F.layer_norm(
-            input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        )
+        weight, bias = self.weight.float(), self.bias.float()
+        y = F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
         return y.to(self.weight.dtype)
 
 
@@ -30,12 +29,11 @@ class Block(nn.Module):
 
     def __init__(self, config: S3TokenizerConfig) -> None:
         super().__init__()
-        self.attn_ln = Norm(config.width, eps=config.attn_eps)
-        self.attn = SelfAttention(config.width, config.heads, config.memory_taps)
-        self.mlp_ln = Norm(config.width, eps=config.mlp_eps)
-        self.mlp = nn.Sequential(
-            Linear(config.width, 4 * config.width), nn.GELU(), Linear(4 * config.width, config.width)
-        )
+        width = config.width
+        self.attn_ln = Norm(width, eps=config.attn_eps)
+        self.attn = SelfAttention(width, config.heads, config.memory_taps)
+        self.mlp_ln = Norm(width, eps=config.mlp_eps)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor | None, turn: Rotation | None) -> Tensor:
         x = x + self.attn(self.attn_ln(x), mask, turn)

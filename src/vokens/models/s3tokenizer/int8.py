@@ -123,9 +123,8 @@ def _exact(bits: int) -> bool:
     x = torch.ones(2, 64)
     x[:, 0] = 0.0
     try:
-        return all(
-            torch.allclose(Int8Linear(linear, bits)(sign * x), sign * linear(x), 1e-3) for sign in (1, -1)
-        )
+        layer = Int8Linear(linear, bits)
+        return all(torch.allclose(layer(sign * x), sign * linear(x), 1e-3) for sign in (1, -1))
     except (AttributeError, NotImplementedError, RuntimeError):  # another torch, another processor
         return False
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vokens.models.s3tokenizer.checkpoint as layout
-from vokens import audio, checkpoint
+from vokens import audio
 from vokens.audio import LogMel
 from vokens.audio.mel import WHISPER_128
 from vokens.batching import batches
@@ -124,9 +124,9 @@ class S3Tokenizer(Codec):
             raise AudioError(
                 f"log-mels {tuple(mel.shape)} have no frames: (B, n_mels, F) with F from 1 is accepted"
             )
-        lengths = (
-            torch.full((mel.shape[0],), mel.shape[2], device=mel.device) if mel_lens is None else mel_lens
-        )
+        lengths = mel_lens
+        if lengths is None:
+            lengths = torch.full((mel.shape[0],), mel.shape[2], device=mel.device)
         counts = -(-lengths // self.config.hop)
         if mel.shape[2] > WINDOW:
             rows = [row[:, :length] for row, length in zip(mel, lengths.tolist(), strict=True)]
@@ -167,8 +167,7 @@ class S3Tokenizer(Codec):
             their present bounds nearly every window has one, so this takes longer than float32 alone:
             see `recomputed`, and `calibrate` for other weights. int8 has no float32 weights left: "plain" only.
 
-        Raises:
-            ConfigError: other types, int8 elsewhere than on the CPU or guarded, and any other type after int8.
+        Raises ConfigError for other types, int8 elsewhere than on the CPU or guarded, and any other type after int8.
         """
         bounds = BOUNDS[self.config.quantizer]
         if dtype not in bounds and dtype != torch.int8:
@@ -216,11 +215,9 @@ class S3Tokenizer(Codec):
         sizes = [window.end - window.start for _, window in jobs]
         parts: list[Tensor] = [torch.empty(0)] * len(jobs)
         for group in batches(sizes, self._budget(), PADDING):
-            results = self._decide(
-                [mels[jobs[job][0]][:, jobs[job][1].start : jobs[job][1].end] for job in group]
-            )
-            for job, (codes, sure) in zip(group, results, strict=True):
-                row, window = jobs[job]
+            some = [jobs[job] for job in group]
+            results = self._decide([mels[row][:, window.start : window.end] for row, window in some])
+            for job, (row, window), (codes, sure) in zip(group, some, results, strict=True):
                 if not sure:
                     self.recomputed += 1
                     codes = self._exactly(alone(row)[None, :, window.start : window.end])[0][0]
@@ -247,9 +244,8 @@ class S3Tokenizer(Codec):
         counts = -(-lengths // self.config.hop)
         least = margin.masked_fill(~padding_mask(counts, codes.shape[1]), torch.inf).amin(1)
         sure = (least > self.bound) | (self.exactness == "plain")
-        return [
-            (row[:count], ok) for row, count, ok in zip(codes, counts.tolist(), sure.tolist(), strict=True)
-        ]
+        rows = [row[:count] for row, count in zip(codes, counts.tolist(), strict=True)]
+        return list(zip(rows, sure.tolist(), strict=True))
 
     def _exactly(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and margins (1, T) of one window (1, n_mels, F), the reference: unbatched, unpadded, in float32."""
@@ -298,10 +294,9 @@ class S3Tokenizer(Codec):
             config: name of a release, S3TokenizerConfig, or some of its settings as a dict. A v1 state dict fits 50
                 and 25 Hz: "speech_tokenizer_v1" or "speech_tokenizer_v1_25hz" must say which.
 
-        Raises:
-            CheckpointError: weights that do not fit the config, missing or unexpected tensors.
+        Raises CheckpointError for weights that do not fit the config, missing or unexpected tensors.
         """
-        return cls._build(layout.to_ours(state), layout.configure(state, config))
+        return cls._build(state, layout.configure(state, config))
 
     recognises_graph = staticmethod(layout.recognises_graph)
 
@@ -309,18 +304,15 @@ class S3Tokenizer(Codec):
     def from_onnx(cls, graph: OnnxGraph, config: Any = None) -> Self:
         """The codec of a released ONNX graph, which says all but the number of heads (the release's by default)."""
         state, facts = layout.from_graph(graph)
-        return cls._build(layout.to_ours(state), layout.configure(state, config, facts))
+        return cls._build(state, layout.configure(state, config, facts))
 
     @classmethod
     def _build(cls, state: dict[str, Tensor], config: S3TokenizerConfig) -> Self:
-        with torch.device("meta"):  # 123 million random weights would be overwritten
-            codec = cls(config)
-        codec.to_empty(device="cpu")
-        checkpoint.load_strict(codec, state, "in the published layout")
+        codec = cls.with_weights(config, layout.TABLE.to_ours(state))
         for name, release in RELEASES.items():
             if layout.same_network(config, release):
                 codec.name = name
-        return codec.eval().requires_grad_(False)
+        return codec
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         self.check_whole()
@@ -329,7 +321,7 @@ class S3Tokenizer(Codec):
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the names of the package s3tokenizer 0.3.0."""
         self.check_whole()
-        return layout.to_published({name: tensor.detach() for name, tensor in self.state_dict().items()})
+        return layout.TABLE.to_published(self.state_dict())
 
     def check_whole(self) -> None:
         """Raises CheckpointError where the float32 weights are gone."""

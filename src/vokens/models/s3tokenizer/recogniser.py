@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import safe_open
@@ -62,10 +62,9 @@ class Recognition:
     frames: Tensor  # (B,) CTC frames of each row
     codes: Tensor  # (B, T) int64
     commit: Tensor  # () squared distance of the states to their codewords; 0 with FSQ
-    before: (
-        Tensor | None
-    )  # (B, T, S) prediction of the teacher's features from the states before the quantizer
-    after: Tensor | None  # (B, T, S) prediction from the ASR head's states
+    # (B, T, S) predictions of the teacher's features, from the states before the quantizer and from the ASR head's.
+    before: Tensor | None
+    after: Tensor | None
     spelling: Tensor | None  # (B, L + 1, 1 + len(alphabet)) logits of the attention decoder; 0 ends the text
 
 
@@ -88,9 +87,8 @@ class Recogniser(nn.Module):
         self.ctc = Linear(width, head.emissions * symbols)
         self.before = Linear(width, head.teacher_width) if head.teacher_width else None
         self.after = Linear(width, head.teacher_width) if head.teacher_width else None
-        self.speller = (
-            Speller(width, config.heads, head.decoder_layers, symbols) if head.decoder_layers else None
-        )
+        sizes = width, config.heads, head.decoder_layers, symbols
+        self.speller = Speller(*sizes) if head.decoder_layers else None
 
     def forward(
         self,
@@ -210,9 +208,8 @@ class Speller(nn.Module):
     def __init__(self, width: int, heads: int, layers: int, symbols: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(symbols, width)
-        layer = nn.TransformerDecoderLayer(
-            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
+        shape: dict[str, Any] = {"batch_first": True, "norm_first": True}
+        layer = nn.TransformerDecoderLayer(width, heads, 4 * width, 0.0, "gelu", **shape)
         self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
         self.out = Linear(width, symbols)
 

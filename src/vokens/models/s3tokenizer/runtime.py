@@ -87,12 +87,9 @@ def open_onnx(path: str | Path, *, device: str = "cpu", config: Any = None) -> O
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors alone
+    providers = _providers(device, onnxruntime.get_available_providers())
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=_providers(device, onnxruntime.get_available_providers())
-        )
-    except ConfigError:
-        raise
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its own exception types have no common base
         reason = str(error).splitlines()[0][:160]
         raise CheckpointError(f"ONNX Runtime cannot open {path}: {reason}") from error

@@ -44,9 +44,8 @@ class CausalUpsample(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor, state: StreamState | None) -> Tensor:
-        return self.up(with_left_context(self, x, 1, state, dim=2)).narrow(
-            2, self.stride, self.stride * x.shape[2]
-        )
+        y = self.up(with_left_context(self, x, 1, state, dim=2))
+        return y.narrow(2, self.stride, self.stride * x.shape[2])
 
 
 class ResidualUnit(nn.Module):

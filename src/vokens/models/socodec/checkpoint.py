@@ -7,13 +7,10 @@ inside the analyzer's file.
 from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
 
-from vokens.checkpoint import NameTable, fold_weight_norm, unfold_weight_norm
+from vokens.checkpoint import NameTable, State, fold_weight_norm, unfold_weight_norm
 from vokens.errors import CheckpointError
 from vokens.models.socodec.vocoder import low_pass
-
-State = dict[str, Tensor]
 
 INSIDE = "ssl_extractor.model."  # HuBERT inside the analyzer's file
 _UNUSED = "of HuBERT's training"

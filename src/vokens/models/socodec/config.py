@@ -4,9 +4,10 @@
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from vokens.config import check_choices, check_positive
 from vokens.errors import ConfigError
 
 RATE = 16000  # Hz, of HuBERT and of the mel
@@ -65,17 +66,8 @@ class SoCodecConfig:
     context_seconds: float = 6.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(n, int) and not isinstance(n, bool) and n < 1 for n in numbers):
-                raise ConfigError(f"{field.name}={value!r} was given: at least 1 is accepted")
-        if self.hubert_dtype not in ("float32", "float16"):
-            raise ConfigError(f"hubert_dtype={self.hubert_dtype!r}: 'float32' and 'float16' are accepted")
-        if self.features not in ("hubert", "mel"):
-            raise ConfigError(f"features={self.features!r}: 'hubert' and 'mel' are accepted")
-        if self.vocoder not in ("bigvgan", "vocos"):
-            raise ConfigError(f"vocoder={self.vocoder!r}: 'bigvgan' and 'vocos' are accepted")
+        check_choices(self)
+        check_positive(self, free=("window_seconds", "context_seconds"))
         if not self.strides:
             raise ConfigError("no strides were given: at least one is needed, e.g. [2, 3] for 120 ms")
         if len(self.vocoder_strides) != len(self.vocoder_kernels):

@@ -103,9 +103,8 @@ class SoCodecLearner(nn.Module):
                 module.weight[..., :own] = module.weight[..., :1]
                 module.weight[..., own:] *= 0.1
             if isinstance(module, (CausalConv, nn.ConvTranspose1d, nn.Linear)):
-                hooks.append(
-                    module.register_forward_hook(partial(_to_size, size=0.1 if module in small else 0.5))
-                )
+                hook = partial(_to_size, size=0.1 if module in small else 0.5)
+                hooks.append(module.register_forward_hook(hook))
         self(batch, quantize=False)
         for hook in hooks:
             hook.remove()

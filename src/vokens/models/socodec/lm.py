@@ -70,11 +70,11 @@ def delayed(codes: Tensor, lengths: Tensor, sizes: tuple[int, ...], delay: int) 
     steps = torch.arange(frames + 2 + delay * (streams - 1), device=codes.device)
     place = steps - 1 - delay * torch.arange(streams, device=codes.device)[:, None]  # (K, S) in the codes
     ends = torch.tensor(sizes, device=codes.device)[:, None]
-    delayed_codes = (
-        codes.gather(2, place.clamp(0, max(0, frames - 1)).expand(len(codes), -1, -1)) if frames else ends
-    )
-    delayed_codes = torch.where(place < lengths.to(codes.device)[:, None, None], delayed_codes, ends)
-    return torch.where(place < 0, ends + 1, delayed_codes)
+    moved = ends
+    if frames:
+        moved = codes.gather(2, place.clamp(0, frames - 1).expand(len(codes), -1, -1))
+    moved = torch.where(place < lengths.to(codes.device)[:, None, None], moved, ends)
+    return torch.where(place < 0, ends + 1, moved)
 
 
 def undelayed(steps: Tensor, sizes: tuple[int, ...], delay: int) -> list[Tensor]:
@@ -134,9 +134,8 @@ class TokenLM(Pretrained):
             frame = places - delay * j  # of the targets; the end is frame L
             loss_mask = (frame >= 0) & (frame <= lengths.to(codes.device)[:, None])
             target = steps[:, j, 1:].masked_fill(~loss_mask, IGNORED)
-            stream_losses.append(
-                F.cross_entropy(stream_logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
-            )
+            scores = stream_logits.float().flatten(0, 1)
+            stream_losses.append(F.cross_entropy(scores, target.flatten(), ignore_index=IGNORED))
         return torch.stack(stream_losses)
 
     # Sampling ----------------------------------------------------------------------------------------------
@@ -183,10 +182,7 @@ class TokenLM(Pretrained):
             if step - delay * (streams - 1) >= int(lengths.max()):
                 break
             inputs = delayed(codes, lengths, sizes, delay)[..., step : step + 1]
-            logits = [
-                stream_logits[:, 0].float().cpu()
-                for stream_logits in self(inputs.to(self.device), vector, cache)
-            ]
+            logits = [each[:, 0].float().cpu() for each in self(inputs.to(self.device), vector, cache)]
             for row, j in product(range(rows), range(streams)):
                 frame = step - delay * j
                 if not prompt_lengths[row] <= frame < lengths[row]:
@@ -199,14 +195,7 @@ class TokenLM(Pretrained):
                 else:
                     codes[row, j, frame] = code
         longest = int(lengths.max()) if rows else 0
-        return Tokens(
-            codes=codes[..., :longest],
-            lengths=lengths,
-            num_samples=(lengths * (config.sample_rate / config.frame_rate)).round().long(),
-            model=config.model,
-            fingerprint=config.fingerprint,
-            sample_rate=config.sample_rate,
-            frame_rate=config.frame_rate,
-            codebook_sizes=sizes,
-            global_vector=None if vector is None else vector.float().cpu(),
-        )
+        num_samples = (lengths * (config.sample_rate / config.frame_rate)).round().long()
+        facts = config.model, config.fingerprint, config.sample_rate, config.frame_rate
+        vector = None if vector is None else vector.float().cpu()
+        return Tokens(codes[..., :longest], lengths, num_samples, *facts, sizes, global_vector=vector)

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +36,7 @@ from vokens.quantize.product import ProductQuantizer
 # Work per step: exact, they bound memory.
 MEL_FRAMES = 6000  # of the mel: 50 MB of windowed frames and their spectra
 DECODER_TOKENS = 128  # of the causal decoders, over all rows
-VOCODER_FRAMES = (
-    1000  # mel frames of the vocoder: 10 MB in its widest layer; 26 more are computed beside them
-)
+VOCODER_FRAMES = 1000  # of the mel: 10 MB in the vocoder's widest layer; 26 more are computed beside them
 VOCODER_FRAMES_ON_DEVICE = 12_000
 SSL_FRAMES = 24_000  # padded, of HuBERT; the CPU gains nothing by batches and takes window by window
 
@@ -108,13 +106,12 @@ class SoCodec(Codec):
     def fingerprint(self) -> str:
         """16 hex digits that name the weights without HuBERT, which a codec that only decodes does not have."""
         if not self._fingerprint:
-            state = {
-                name: value for name, value in self.state_dict().items() if not name.startswith("hubert.")
-            }
+            weights, settings = self.state_dict(), dataclasses.asdict(self.config)
             encoding = ("hubert", "features", "window_", "context_")
-            settings = dataclasses.asdict(self.config)
-            settings = {name: value for name, value in settings.items() if not name.startswith(encoding)}
-            self._fingerprint = checkpoint.fingerprint(state, settings)
+            self._fingerprint = checkpoint.fingerprint(
+                {name: value for name, value in weights.items() if not name.startswith("hubert.")},
+                {name: value for name, value in settings.items() if not name.startswith(encoding)},
+            )
         return self._fingerprint
 
     # Tokens ------------------------------------------------------------------------------------------------
@@ -225,9 +222,8 @@ class SoCodec(Codec):
         """Log-mel (n_mels, max(5, N // 160)) of wave (N,), in pieces that bound memory; short ones end in silence."""
         if len(wave) < SHORTEST * MEL_HOP:
             wave = F.pad(wave, (0, SHORTEST * MEL_HOP - len(wave)))
-        plan = windows(
-            len(wave) // MEL_HOP, MEL_FRAMES, 3
-        )  # a spectrum sees 1.5 frames before and 2.5 after its hop
+        # A spectrum sees 1.5 frames before and 2.5 after its hop.
+        plan = windows(len(wave) // MEL_HOP, MEL_FRAMES, 3)
         return torch.cat([w.cut(self.mel(w.read(wave[None], MEL_HOP))[0]) for w in plan], 1)
 
     # Speech ------------------------------------------------------------------------------------------------
@@ -336,8 +332,7 @@ class SoCodec(Codec):
         Args:
             config: a SoCodecConfig or a dict of its settings, for weights of other sizes than the release's.
 
-        Raises:
-            CheckpointError: files that are missing, damaged or of other sizes.
+        Raises CheckpointError for files that are missing, damaged or of other sizes.
         """
         files = published.read_folder(folder)
         if files is None:
@@ -365,20 +360,14 @@ class SoCodec(Codec):
         state = layout.analyzer_table(len(config.strides)).to_ours(analyzer) | layout.vocoder_to_ours(vocoder)
         if hubert is not None and computable():
             state |= layout.hubert_to_ours(hubert)
-        with torch.device("meta"):  # 370 million random weights would be overwritten
-            codec = cls(config)
-        codec.to_empty(device="cpu")
-        checkpoint.load_strict(codec, state, "in the published layout")
-        return cast(Self, codec.eval().requires_grad_(False))
+        return cls.with_weights(config, state)
 
     def to_published(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
         """Published state dicts of analyzer, vocoder and HuBERT (fairseq's names, without its training heads)."""
-        state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
         parts: dict[str, dict[str, Tensor]] = {"vocoder": {}, "hubert": {}, "analyzer": {}}
-        for name, tensor in state.items():
-            parts[name.split(".")[0] if name.startswith(("vocoder.", "hubert.")) else "analyzer"][name] = (
-                tensor
-            )
+        for name, tensor in self.state_dict().items():
+            part = name.split(".")[0]
+            parts[part if part in parts else "analyzer"][name] = tensor
         return (
             layout.analyzer_table(len(self.config.strides)).to_published(parts["analyzer"]),
             layout.vocoder_to_published(parts["vocoder"]),

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from vokens.checkpoint import read_state_dict
+from vokens.checkpoint import State, read_state_dict
 from vokens.errors import CheckpointError
 from vokens.fairseq_file import read_fairseq_weights
 from vokens.models.socodec.checkpoint import INSIDE, is_analyzer, is_vocoder
-
-State = dict[str, Tensor]
 
 ANALYZER = "analyzer (socodec_16384x4_120ms_16khz_chinese.safetensors)"
 VOCODER = "mel vocoder (mel_vocoder_80dim_10ms_16khz.safetensors)"
@@ -36,8 +33,7 @@ class Published:
 def read_folder(folder: Path) -> Published | None:
     """SoCodec's files in a folder and the folders in it; None where there is neither analyzer nor vocoder.
 
-    Raises:
-        CheckpointError: one of the two without the other, or files that cannot be read.
+    Raises CheckpointError for one of the two without the other, or files that cannot be read.
     """
     files = list(_files(folder))
     keys = {path: _keys(path) for path in files if path.suffix == ".safetensors"}

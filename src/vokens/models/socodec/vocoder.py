@@ -9,7 +9,7 @@ inserted, nothing is interleaved, and sin² is a cosine. 11 to 13 ns a sample, w
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ TAPS = 12  # of the low-pass filter
 KERNELS = (3, 7, 11)  # of the three residual blocks of a stage, which are averaged
 DILATIONS = (1, 3)
 PIECE = 1 << 17  # samples over all channels of one step of an activation on the CPU: 512 kB
-REACH = 13  # mel frames on either side that a sample sees
 
 
 @lru_cache
@@ -48,9 +47,8 @@ class SnakeBeta(nn.Module):
         double = (2 * self.alpha.to(wide).exp()).unsqueeze(1)  # sin² z = (1 - cos 2z) / 2
         half = (0.5 / (self.beta.to(wide).exp() + 1e-9)).unsqueeze(1)
         size = x.shape[2]
-        step = (
-            max(64, PIECE // x.shape[1]) if x.device.type == "cpu" and not torch.is_grad_enabled() else size
-        )
+        in_pieces = x.device.type == "cpu" and not torch.is_grad_enabled()
+        step = max(64, PIECE // x.shape[1]) if in_pieces else size
         if step >= size:
             return _snake(x, 0, size, double, half).to(x.dtype)
         out = torch.empty_like(x)
@@ -143,23 +141,19 @@ class AMPBlock(nn.Module):
 class Vocoder(nn.Module):
     """Mel (B, n_mels, T) to wave (B, 160 * T), within (-1, 1)."""
 
+    reach = 13  # mel frames on either side that a sample sees
+
     def __init__(self, n_mels: int, width: int, strides: Sequence[int], kernels: Sequence[int]) -> None:
         super().__init__()
         self.first = PlainConv1d(n_mels, width, 7, padding=3)
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
         for stride, kernel in zip(strides, kernels, strict=True):
-            self.ups.append(
-                nn.ConvTranspose1d(width, width // 2, kernel, stride=stride, padding=(kernel - stride) // 2)
-            )
+            padding = (kernel - stride) // 2
+            self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, stride=stride, padding=padding))
             width //= 2
             self.blocks.extend(AMPBlock(width, size) for size in KERNELS)
         self.activation = SnakeBeta(width)
         self.last = LastConv(width, 1, 7, padding=3)
-
-    @property
-    def reach(self) -> int:
-        """Mel frames on either side that a sample sees."""
-        return REACH
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.first(mel)
@@ -169,8 +163,8 @@ class Vocoder(nn.Module):
 
     def stage(self, number: int, x: Tensor) -> Tensor:
         """The mean of a stage's residual blocks."""
-        blocks = cast("Sequence[nn.Module]", self.blocks[number * len(KERNELS) : (number + 1) * len(KERNELS)])
-        total = blocks[0](x)
-        for block in list(blocks)[1:]:
+        first, *others = self.blocks[number * len(KERNELS) : (number + 1) * len(KERNELS)]
+        total = first(x)
+        for block in others:
             total = total + block(x)
         return total / len(KERNELS)

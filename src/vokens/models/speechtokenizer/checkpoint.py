@@ -4,11 +4,7 @@ The layers have the published numbers, so the table only drops wrappers. Both fo
 the folded one of inference and the one with weight norm that trains.
 """
 
-from torch import Tensor
-
-from vokens.checkpoint import NameTable, unfold_weight_norm
-
-State = dict[str, Tensor]
+from vokens.checkpoint import NameTable, State, unfold_weight_norm
 
 _CONVOLUTIONS = {  # published -> ours
     "encoder.model.{i}.conv.conv": "encoder.layers.{i}",

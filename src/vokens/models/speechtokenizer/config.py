@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from vokens.config import check_choices, check_positive
 from vokens.errors import ConfigError
 from vokens.text.files import read_json
 
@@ -32,24 +33,17 @@ class SpeechTokenizerConfig:
     residual_kernel_size: int = 3
     residual_layers: int = 1
     lstm_layers: int = 2
-    activation: str = "ELU"
+    activation: Literal["ELU", "Snake"] = "ELU"
     codebook_size: int = 1024
     num_codebooks: int = 8
     sample_rate: int = 16000
     published_training: bool = False
 
     def __post_init__(self) -> None:
-        if self.activation not in ("ELU", "Snake"):
-            raise ConfigError(f"activation {self.activation!r} was given: 'ELU' and 'Snake' are accepted")
+        check_choices(self)
+        check_positive(self)
         if not self.strides:
             raise ConfigError("no strides were given: at least one is needed, e.g. [8, 5, 4, 2]")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(
-                isinstance(number, int) and not isinstance(number, bool) and number < 1 for number in numbers
-            ):
-                raise ConfigError(f"{field.name}={value!r} was given: at least 1 is accepted")
 
     @classmethod
     def from_published(cls, source: Mapping[str, Any] | str | Path) -> "SpeechTokenizerConfig":

@@ -5,7 +5,7 @@ quantization; the decoder mirrors it. Inference runs in spans of time (see spans
 """
 
 import math
-from typing import Any, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +40,15 @@ class SpeechTokenizer(Codec):
             "dilation_base": config.dilation_base,
             "act": config.activation,
         }
-        self.encoder = SEANetEncoder(
-            config.dimension,
-            config.n_filters,
-            config.strides[::-1],
-            bidirectional=config.bidirectional,
-            **shared,
-        )
+        sizes = config.dimension, config.n_filters
+        strides = config.strides[::-1]
+        self.encoder = SEANetEncoder(*sizes, strides, bidirectional=config.bidirectional, **shared)
         self.quantizer = ResidualVectorQuantizer(
             config.dimension, config.codebook_size, config.num_codebooks, published=config.published_training
         )
-        self.semantic = (
-            nn.Identity()
-            if config.dimension == config.semantic_dim
-            else Linear(config.dimension, config.semantic_dim)
-        )
-        self.decoder = SEANetDecoder(config.dimension, config.n_filters, config.strides, **shared)
+        widths = config.dimension, config.semantic_dim
+        self.semantic = nn.Identity() if len(set(widths)) == 1 else Linear(*widths)
+        self.decoder = SEANetDecoder(*sizes, config.strides, **shared)
 
     def latent(self, wave: Tensor) -> Tensor:
         return self.encoder(wave.unsqueeze(1)).transpose(1, 2)
@@ -65,16 +58,13 @@ class SpeechTokenizer(Codec):
 
     @torch.inference_mode()
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
-        codes = spans.encode(
-            self.encoder, self.quantizer, self.hop_length, wave, lengths.cpu(), range(num_codebooks)
-        )
-        return codes, self.num_frames(lengths)
+        parts = self.encoder, self.quantizer, self.hop_length
+        return spans.encode(*parts, wave, lengths.cpu(), range(num_codebooks)), self.num_frames(lengths)
 
     @torch.inference_mode()
     def decode_batch(self, codes: Tensor, lengths: Tensor, first_codebook: int) -> Tensor:
-        return spans.decode(
-            self.decoder, self.quantizer, self.hop_length, codes, lengths.cpu(), first_codebook
-        )
+        parts = self.decoder, self.quantizer, self.hop_length
+        return spans.decode(*parts, codes, lengths.cpu(), first_codebook)
 
     # Weights -----------------------------------------------------------------------------------------------
 
@@ -94,10 +84,9 @@ class SpeechTokenizer(Codec):
         Args:
             config: content of the published config.json, or a SpeechTokenizerConfig; None for the released sizes.
 
-        Raises:
-            CheckpointError: weights of another activation or of other sizes, missing or unexpected tensors.
+        Raises CheckpointError for weights of another activation or of other sizes, missing or unexpected tensors.
         """
-        weights = "Snake" if any(name.endswith(".alpha") for name in state) else "ELU"
+        weights: Literal["ELU", "Snake"] = "Snake" if any(n.endswith(".alpha") for n in state) else "ELU"
         if config is None:
             config = SpeechTokenizerConfig(activation=weights)
         elif not isinstance(config, SpeechTokenizerConfig):
@@ -107,14 +96,8 @@ class SpeechTokenizer(Codec):
                 f"activation mismatch: the weights are of the {weights} model, the config says {config.activation!r}; "
                 "give the config.json that came with them"
             )
-        with torch.device("meta"):  # 104 million random weights would be overwritten
-            codec = cls(config)
-        codec.to_empty(device="cpu")
-        checkpoint.load_strict(
-            codec, layout.to_ours(checkpoint.fold_weight_norm(state)), "in the published layout"
-        )
-        return cast(Self, codec.eval().requires_grad_(False))
+        return cls.with_weights(config, layout.to_ours(checkpoint.fold_weight_norm(state)))
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names, with weight norm: what speechtokenizer 1.0.1 loads."""
-        return layout.to_published({name: tensor.detach() for name, tensor in self.state_dict().items()})
+        return layout.to_published(self.state_dict())

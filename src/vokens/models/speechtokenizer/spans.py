@@ -98,9 +98,8 @@ def encode(
         return w.cut(encoder.front(part, w.lengths(lengths[: span.rows], part.shape[2], hop)))
 
     def head(span: Span, latent: Tensor) -> None:
-        codes[: span.rows, :, span.start : span.end] = quantizer.encode(
-            latent.transpose(1, 2), codebooks.stop, codebooks.start
-        )
+        some = quantizer.encode(latent.transpose(1, 2), codebooks.stop, codebooks.start)
+        codes[: span.rows, :, span.start : span.end] = some
 
     _run(encoder, rows, dtype, front, head)
     codes.mul_(padding_mask(rows.frames, rows.total)[:, None].to(wave.device))
@@ -118,15 +117,11 @@ def decode(
     """Wave (B, T * hop) float32 of codes (B, K, T), rows of lengths (B,) frames, zero beyond them."""
     order = lengths.argsort(descending=True, stable=True)
     codes, lengths = codes[order.to(codes.device)], lengths[order]
-    rows, reach, dtype = (
-        RaggedBatch(lengths, codes.device),
-        decoder.front_reach,
-        next(decoder.parameters()).dtype,
-    )
+    rows, dtype = RaggedBatch(lengths, codes.device), next(decoder.parameters()).dtype
     wave = torch.zeros(len(codes), codes.shape[2] * hop, device=codes.device)
 
     def front(span: Span) -> Tensor:
-        w = window(span.start, span.end, reach)
+        w = window(span.start, span.end, decoder.front_reach)
         latent = quantizer.decode(w.read(codes[: span.rows]), first_codebook).to(dtype)
         return w.cut(decoder.front(latent.mT, w.lengths(lengths[: span.rows], latent.shape[1])))
 

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vokens.checkpoint import NameTable
+from vokens.checkpoint import NameTable, State, count_of
 from vokens.config import build_config
 from vokens.errors import CheckpointError
 from vokens.models.uslm.config import USLMConfig
-
-State = dict[str, Tensor]
 
 _ROWS = [
     (f"{part}_{side}_position.alpha", f"{part}.{ours}_positions.scale")
@@ -60,10 +57,10 @@ def configure(state: State, config: USLMConfig | Mapping[str, Any] | None) -> US
         shapes = {
             "width": width,
             "codebook_size": classes - 1,
-            "layers": _count(state, "ar_decoder.layers.{}.norm1.weight"),
+            "layers": count_of(state, "ar_decoder.layers.{}.norm1.weight"),
             "feedforward": state["ar_decoder.layers.0.linear1.weight"].shape[0],
             "text_symbols": state["ar_text_embedding.word_embeddings.weight"].shape[0],
-            "num_codebooks": _count(state, "nar_audio_embeddings.{}.word_embeddings.weight"),
+            "num_codebooks": count_of(state, "nar_audio_embeddings.{}.word_embeddings.weight"),
         }
     except KeyError as error:
         raise CheckpointError(f"the weights of USLM lack {error}: the file is damaged") from error
@@ -103,10 +100,3 @@ def _tied(config: USLMConfig) -> dict[str, str]:
         f"nar_audio_embeddings.{j + 2}.word_embeddings.weight": f"nar_predict_layers.{j}.weight"
         for j in range(config.num_codebooks - 2)
     }
-
-
-def _count(state: State, name: str) -> int:
-    number = 0
-    while name.format(number) in state:
-        number += 1
-    return number

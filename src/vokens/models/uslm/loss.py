@@ -32,9 +32,8 @@ def next_code(
     first = codes[..., 0].masked_fill(frames >= lengths[:, None], end)  # (B, T)
     targets = F.pad(first, (0, 1), value=end)  # (B, T + 1): after the text, and after every code
     pace = lengths / text_lengths if model.config.positions == "progress" else None
-    hidden = model.ar(
-        text, text_lengths, first, lengths, pace=pace, dropout_mask=dropout_mask
-    )  # (B, L + T, D)
+    options = {"pace": pace, "dropout_mask": dropout_mask}
+    hidden = model.ar(text, text_lengths, first, lengths, **options)  # (B, L + T, D)
     rows = torch.arange(len(text), device=text.device)
     starts = hidden[rows, text_lengths - 1][:, None]
     logits = model.ar.predict(torch.cat([starts, hidden[:, text.shape[1] :]], 1)).float()

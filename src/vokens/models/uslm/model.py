@@ -5,7 +5,7 @@ greedily. Texts of a batch are padded and masked, so that results are batch-inva
 """
 
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,8 @@ class USLM(Pretrained):
             speed: 2 is twice as fast as the prompt, or without one the speech of the training data; other than 1 for
                 models with positions = "progress" alone.
 
-        Raises:
-            ConfigError: texts without anything to say or with symbols that the front end does not have.
-            TokensError: a prompt of another codec, or none where the model cannot start without one.
+        Raises ConfigError for texts without anything to say or with symbols that the front end does not have;
+        TokensError for a prompt of another codec, or none where the model cannot start without one.
         """
         text_list = one_or_list(texts, lambda text: isinstance(text, str), "a text", ConfigError)
         spell = front_end(spelling or self.config.front_end)
@@ -92,10 +91,8 @@ class USLM(Pretrained):
             raise ConfigError(
                 f"{len(prompt_texts)} prompt texts were given for {len(text_list)} texts: one for all or one each"
             )
-        ids = [
-            torch.tensor(spell.ids(text, before))
-            for text, before in zip(text_list, prompt_texts, strict=True)
-        ]
+        pairs = zip(text_list, prompt_texts, strict=True)
+        ids = [torch.tensor(spell.ids(text, before)) for text, before in pairs]
         own = [len(spell.ids(text)) for text in text_list]
         rows = self._prompt_rows(prompt, len(text_list))
         codes = self.speak(ids, rows, own, sampling or SamplingParams(), generator, max_frames, speed)
@@ -139,15 +136,9 @@ class USLM(Pretrained):
             pace_of(self.config.pace, len(row) - count, len(prompt), speed)
             for row, count, prompt in zip(ids, own, prompts, strict=True)
         ]
-        firsts = self.continue_first(
-            text,
-            text_lengths,
-            [row[:, 0] for row in prompts],
-            limits,
-            sampling,
-            generator,
-            torch.tensor(paces, device=self.device) if self.config.pace else None,
-        )
+        pace = torch.tensor(paces, device=self.device) if self.config.pace else None
+        given = [row[:, 0] for row in prompts]
+        firsts = self.continue_first(text, text_lengths, given, limits, sampling, generator, pace)
         if self.config.prefix_mode == 2:  # the NAR network sees the text without its prompt's
             ids = [
                 torch.cat([row[:1], row[len(row) - count + 1 :]]) for row, count in zip(ids, own, strict=True)
@@ -212,10 +203,8 @@ class USLM(Pretrained):
             codes[..., stage] = torch.where(is_prompt, codes[..., stage], prediction)
             added = self.nar.embed(codes[..., stage], stage)
             speech = speech + (added * ~is_prompt[..., None] if mode else added)
-        return [
-            row[start:length]
-            for row, start, length in zip(codes, starts.tolist(), lengths.tolist(), strict=True)
-        ]
+        bounds = zip(codes, starts.tolist(), lengths.tolist(), strict=True)
+        return [row[start:length] for row, start, length in bounds]
 
     def _prompt_rows(self, prompt: Tokens | None, count: int) -> list[Tensor]:
         """Codes (P, K) of each item's prompt."""
@@ -260,17 +249,12 @@ class USLM(Pretrained):
             config: settings of `USLMConfig` that shapes do not tell (`heads`, `front_end`, `prefix_mode`), as a
                 dict; the released model's by default. It has 16 heads.
 
-        Raises:
-            CheckpointError: missing, unexpected or misshapen tensors.
+        Raises CheckpointError for missing, unexpected or misshapen tensors.
         """
         settings = layout.configure(state, config)
-        with torch.device("meta"):  # 367 million random weights would be overwritten
-            model = cls(settings)
-        model.to_empty(device="cpu")
-        checkpoint.load_strict(model, layout.to_ours(state, settings), "in the published layout")
-        return cast(Self, model.eval().requires_grad_(False))
+        return cls.with_weights(settings, layout.to_ours(state, settings))
 
     def to_published(self) -> dict[str, Tensor]:
         """The weights under the published names, copies included: what the released code loads."""
         checkpoint.check_publishable(positions=(self.config.positions, "sequence"))
-        return layout.to_published({k: v.detach() for k, v in self.state_dict().items()}, self.config)
+        return layout.to_published(self.state_dict(), self.config)

@@ -18,11 +18,6 @@ def beside(frames: Tensor, pace: Tensor | None) -> Tensor:
     return frames if pace is None else frames / pace[:, None]
 
 
-def _transformer(config: USLMConfig, staged: bool) -> Transformer:
-    sizes = config.width, config.heads, config.layers, config.feedforward
-    return Transformer(*sizes, config.dropout, staged)
-
-
 def _padding_mask(text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: Tensor) -> Tensor:
     """(B, L + N) bool of text (B, L) and speech (B, N), each padded on its right."""
     return torch.cat([padding_mask(text_lengths, text.shape[1]), padding_mask(lengths, speech.shape[1])], 1)
@@ -37,7 +32,7 @@ class Autoregressive(nn.Module):
         self.text_positions = Positions(config.width, config.dropout, learned=True)
         self.speech = nn.Embedding(config.end + 1, config.width)
         self.speech_positions = Positions(config.width, config.dropout, learned=True)
-        self.transformer = _transformer(config, staged=False)
+        self.transformer = Transformer(config, staged=False)
         self.predict = Linear(config.width, config.end + 1, bias=False)
 
     def forward(
@@ -60,9 +55,8 @@ class Autoregressive(nn.Module):
         speech = self.speech(codes)
         if dropout_mask is not None:
             speech = speech.masked_fill(dropout_mask[..., None], 0.0)
-        speech = self.speech_positions(
-            speech, beside(torch.arange(codes.shape[1], device=codes.device), pace)
-        )
+        places = beside(torch.arange(codes.shape[1], device=codes.device), pace)
+        speech = self.speech_positions(speech, places)
         x = torch.cat([self.text_positions(self.text(text)), speech], 1)
         padding = _padding_mask(text, text_lengths, codes, lengths)
         if cache is not None:
@@ -90,7 +84,7 @@ class NonAutoregressive(nn.Module):
         self.speech = nn.ModuleList([nn.Embedding(count, config.width) for count in rows])
         self.speech_positions = Positions(config.width, config.dropout, learned=False)
         self.stages = nn.ParameterList([torch.randn(1, config.width) for _ in rows[1:]])
-        self.transformer = _transformer(config, staged=True)
+        self.transformer = Transformer(config, staged=True)
         self.predict = Linear(config.width, config.codebook_size, bias=False)
         # Embeddings are tied output layers: with torch's std of 1 logits start at sqrt(width), and the small recipe's
         # losses rose from 7 to 12 and more in 60 steps; with this they fall.
@@ -98,12 +92,7 @@ class NonAutoregressive(nn.Module):
             nn.init.normal_(table.get_parameter("weight"), std=config.width**-0.5)
 
     def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        speech: Tensor,
-        lengths: Tensor,
-        stage: int,
+        self, text: Tensor, text_lengths: Tensor, speech: Tensor, lengths: Tensor, stage: int
     ) -> Tensor:
         """Hidden states (B, L + N, D) of text (B, L) and embedded speech (B, N, D) in stage 1 ... K - 1."""
         x = torch.cat([self.text_positions(self.text(text)), self.speech_positions(speech)], 1)

@@ -5,23 +5,14 @@ where it has one). With a KV cache a code is a step of one row per item; text ne
 is the whole pass's.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.lm.cache import KVCache, LayerCache
-from vokens.nn.attention import attention
+from vokens.models.uslm.config import USLMConfig
+from vokens.nn.attention import attention, sines
 from vokens.nn.product import Linear
-
-
-def sines(positions: Tensor, width: int) -> Tensor:
-    """(B, T, width) of positions (B, T): sines in the even channels, cosines in the odd, base 10000."""
-    steps = torch.arange(0, width, 2, device=positions.device)
-    rates = torch.exp(steps * -(math.log(10000.0) / width))
-    angles = positions[..., None].float() * rates
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
 class Positions(nn.Module):
@@ -43,11 +34,11 @@ class Positions(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with one projection for queries, keys and values."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, config: USLMConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.project = Linear(width, 3 * width)
-        self.out = Linear(width, width)
+        self.heads, self.dropout = config.heads, config.dropout
+        self.project = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         parts = self.project(x).chunk(3, -1)
@@ -82,14 +73,14 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """Attention and a perceptron, each after a norm and beside a residual path."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, staged: bool) -> None:
+    def __init__(self, config: USLMConfig, staged: bool) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, dropout)
-        self.up = Linear(width, feedforward)
-        self.down = Linear(feedforward, width)
-        self.norm1 = Norm(width, staged)
-        self.norm2 = Norm(width, staged)
-        self.dropout = nn.Dropout(dropout)
+        self.attention = Attention(config)
+        self.up = Linear(config.width, config.feedforward)
+        self.down = Linear(config.feedforward, config.width)
+        self.norm1 = Norm(config.width, staged)
+        self.norm2 = Norm(config.width, staged)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, stage: Tensor | None, cache: LayerCache | None
@@ -102,14 +93,10 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Layers and a last norm. staged: every norm takes a stage's embedding."""
 
-    def __init__(
-        self, width: int, heads: int, layers: int, feedforward: int, dropout: float, staged: bool
-    ) -> None:
+    def __init__(self, config: USLMConfig, staged: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            [Layer(width, heads, feedforward, dropout, staged) for _ in range(layers)]
-        )
-        self.norm = Norm(width, staged)
+        self.layers = nn.ModuleList(Layer(config, staged) for _ in range(config.layers))
+        self.norm = Norm(config.width, staged)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, stage: Tensor | None = None, cache: KVCache | None = None
