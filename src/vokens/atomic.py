@@ -18,7 +18,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     After an error (also an interrupt) the temporary file is removed and an older `path` is left as it was.
     """
     target = Path(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex[:16]}{target.suffix}")
+    start = target.stem[:40]  # the longest names that a system takes must not grow
+    temporary = target.with_name(f".{start}.{uuid.uuid4().hex[:12]}{target.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # from the umask; some writers (safetensors) would leave 0600
