@@ -199,20 +199,6 @@ def test_runs_repeat_themselves_and_resume(
         assert (first.out / name).read_bytes() == (stopped.out / name).read_bytes(), name
 
 
-def test_a_broken_recording_does_not_stop_the_rest(
-    corpus, tiny_codec_folder, tmp_path, capsys, few_changes
-) -> None:
-    for name in ("a.wav", "b.wav"):
-        (tmp_path / name).write_bytes((corpus / name).read_bytes())
-    line = '{"id": "%s", "path": "%s.wav", "duration": 1.0}\n'
-    (tmp_path / "manifest.jsonl").write_text(line % ("a", "a") + line % ("b", "b"))
-    (tmp_path / "b.wav").write_bytes(b"not audio")
-    assert robust.run(measured(tmp_path, tiny_codec_folder, tmp_path / "out")) == 1
-    written = json.loads((tmp_path / "out/robust.json").read_text())
-    assert (written["failed"], written["rows"][0]["files"]) == (1, 1)
-    assert "vokens: b:" in capsys.readouterr().err
-
-
 def test_several_parts_and_models_from_the_command_line(corpus, tiny_codec_folder, tmp_path) -> None:
     out = tmp_path / "out"
     command = ["bench", "all", "--models", f"{tiny_codec_folder},mini", "--data", str(corpus), "--only"]

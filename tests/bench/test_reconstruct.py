@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -225,18 +224,12 @@ def test_two_processes_give_what_one_gives(corpus, tmp_path):
     assert without_time(tmp_path / "1") == without_time(tmp_path / "2")
 
 
-def test_missing_peers_and_broken_files_do_not_stop_the_rest(corpus, tmp_path, monkeypatch, capsys):
-    shutil.copytree(corpus, tmp_path / "data")
-    (tmp_path / "data" / "1.wav").write_bytes(b"not audio")
+def test_missing_peers_do_not_stop_the_rest(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("VOKENS_EVAL_MODELS", str(tmp_path))
     monkeypatch.setenv("VOKENS_CACHE", str(tmp_path))
-    code = run(options(tmp_path / "data", tmp_path / "out", peers="original,lyra-6"))
-    assert code == 1
+    assert run(options(corpus, tmp_path / "out", peers="original,lyra-6")) == 0
     summary = json.loads((tmp_path / "out" / "reconstruct.json").read_text())
-    assert summary["failed"] == 1
-    assert summary["rows"][0]["files"] == 2
     assert "vokens.load('lyra-6') fetches them" in summary["notes"]["lyra-6"]
-    assert "s/8" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):

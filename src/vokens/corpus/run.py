@@ -157,17 +157,12 @@ class Run:
         """Flush files and rename them to their final names (relative to the run's folder)."""
         publish([(draft, self.folder / final) for draft, final in files])
 
-    def take_back_damaged(self) -> int:
-        """Remove receipts that are unreadable or whose files are missing or of another size; return their number.
+    def take_back_damaged(self) -> None:
+        """Remove receipts that are unreadable or whose files are missing or of another size.
 
         Only sizes are checked; `vokens inspect` compares checksums.
         """
-        damaged = [shard for shard in self.finished() if not self._whole(shard)]
-        for shard in damaged:
-            self.receipt_path(shard).unlink(missing_ok=True)
-        if damaged:
-            (self.folder / "summary.json").unlink(missing_ok=True)
-        return len(damaged)
+        self._take_back([shard for shard in self.finished() if not self._whole(shard)])
 
     def _whole(self, shard: int) -> bool:
         try:
@@ -176,13 +171,13 @@ class Run:
         except (OSError, ConfigError):
             return False
 
-    def retry_failed(self) -> int:
-        """Remove the receipts of shards with failures, so that they are encoded again; return their number."""
-        failed = sorted(int(path.stem) for path in (self.folder / "failures").glob("*.jsonl"))
-        for shard in failed:
-            self.receipt_path(shard).unlink(missing_ok=True)
-        (self.folder / "summary.json").unlink(missing_ok=True)
-        return len(failed)
+    def retry_failed(self) -> None:
+        """Remove the receipts of shards with failures, so that they are encoded again."""
+        self._take_back([int(path.stem) for path in (self.folder / "failures").glob("*.jsonl")])
+
+    def _take_back(self, shards: list[int]) -> None:
+        for file in [*map(self.receipt_path, shards), *([self.folder / "summary.json"] if shards else [])]:
+            file.unlink(missing_ok=True)
 
     def summarise(self) -> Summary:
         """Write summary.json, once every shard is done, and return it."""

@@ -16,7 +16,7 @@ import torch
 from vokens.batching import batches
 from vokens.corpus.decode import Decoded, Decoder
 from vokens.corpus.health import Tally
-from vokens.corpus.run import Receipt, Run, publish, sha256
+from vokens.corpus.run import Receipt, Run, sha256
 from vokens.data.items import Row
 from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.codec import Codec
@@ -205,8 +205,7 @@ def _commit(run: Run, shard: int, rows: list[Row], failures: list[Failure], tall
             ],
             health=tally.facts(run.facts.frame_rate),
         )
-        publish([(draft, run.folder / final) for draft, final in files])
-        draft = scratch / "receipt.json"
-        draft.write_text(json.dumps(asdict(receipt)) + "\n")
-        publish([(draft, run.receipt_path(shard))])
+        run.publish(files)
+        (scratch / "receipt.json").write_text(json.dumps(asdict(receipt)) + "\n")
+        run.publish([(scratch / "receipt.json", Path("receipts") / f"{name}.json")])
         return receipt

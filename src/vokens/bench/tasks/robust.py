@@ -112,9 +112,7 @@ def summary_row(label: str, codec: Codec, lines: list[Line]) -> Line:
     """A row of results: pooled over recordings and codebooks; with several codebooks also for the first one."""
     count = codec.num_codebooks
     measures = {}
-    for first in (False, True) if count > 1 else (False,):
-        books = 1 if first else count
-        suffix = "-first" if first else ""
+    for suffix, books in (("", count), ("-first", 1))[: 2 if count > 1 else 1]:
         for name in dict.fromkeys(name for line in lines for name in line["of"]):
             some = [line for line in lines if name in line["of"]]
             equal = [sum(line["equal"][name][:books]) for line in some]
