@@ -14,25 +14,16 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling parameters; the defaults draw from the whole distribution.
+    """Sampling parameters; the defaults draw from the whole distribution."""
 
-    Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token (greedy).
-        top_k: keep the k likeliest; 0 keeps all. top_p: keep the likeliest until their probabilities exceed it; 1 keeps
-            all.
-        window, repeats: draw again, from all, a token that is `repeats` times or more among the last `window`; 0:
-            never. CosyVoice: 10, 1; VALL-E 2: 10, 2.
-        mask_repeated: the second draw cannot give the repeated token again (CosyVoice 3).
-        top_p_first: top_p is of the whole distribution, top_k a cap on it, and draws go by rank (CosyVoice). Else top_p
-            is of the top_k's probabilities, and draws go by id (VALL-E, transformers).
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    window: int = 10
-    repeats: int = 0
-    mask_repeated: bool = False
+    temperature: float = 1.0  # logits are divided by it; 0 takes the likeliest token (greedy)
+    top_k: int = 0  # keep the k likeliest; 0 keeps all
+    top_p: float = 1.0  # keep the likeliest until their probabilities exceed it; 1 keeps all
+    window: int = 10  # draw again, from all, a token that is `repeats` times or more among the last `window`
+    repeats: int = 0  # 0: never. CosyVoice: 10, 1; VALL-E 2: 10, 2
+    mask_repeated: bool = False  # the second draw cannot give the repeated token again (CosyVoice 3)
+    # top_p is of the whole distribution, top_k a cap on it, and draws go by rank (CosyVoice). Else top_p is of the
+    # top_k's probabilities, and draws go by id (VALL-E, transformers).
     top_p_first: bool = False
 
     def __post_init__(self) -> None:

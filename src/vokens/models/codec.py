@@ -46,23 +46,18 @@ class _Encoded:
 
 
 class Codec(Pretrained):
-    """Speech to discrete tokens and back.
+    """Speech to discrete tokens and back."""
 
-    Attributes:
-        decodes: whether `decode` exists; semantic tokenizers only encode, another model speaks.
-        sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (Hz).
-        codebook_sizes: entries of each codebook, K of them.
-        encode_context, decode_context: frames on either side of a frame that it depends on. Long audio is computed in
-            spans of `SPAN_FRAMES` with this context, which equal the whole; None where all depends on all, or where
-            a system bounds its own memory.
-    """
-
+    # Whether `decode` exists; semantic tokenizers only encode, another model speaks.
     decodes: ClassVar[bool] = True
+    # Frames on either side of a frame that it depends on, as decode_context. Long audio is computed in spans of
+    # `SPAN_FRAMES` with this context, which equal the whole; None where all depends on all, or where a system
+    # bounds its own memory.
     encode_context: int | None = None
     decode_context: int | None = None
-    sample_rate: int
-    hop_length: int
-    codebook_sizes: tuple[int, ...]
+    sample_rate: int  # Hz
+    hop_length: int  # samples per frame
+    codebook_sizes: tuple[int, ...]  # entries of each codebook, K of them
     quantizer: ResidualVectorQuantizer
     semantic: nn.Module  # first codebook (B, T, D) -> teacher's features (B, T, S)
 

@@ -38,40 +38,28 @@ PARTNERED = {
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """Synthesis options; None leaves one to the model.
+    """Synthesis options; None leaves one to the model."""
 
-    Attributes:
-        sampler: of the language model's tokens. steps: of the flow's solver; guidance: its strength of guidance.
-        speed: 2 is twice as fast as the model, or the prompt, speaks.
-    """
-
-    sampler: SamplingParams | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    speed: float = 1.0
+    sampler: SamplingParams | None = None  # of the language model's tokens
+    steps: int | None = None  # of the flow's solver
+    guidance: float | None = None  # its strength of guidance
+    speed: float = 1.0  # 2 is twice as fast as the model, or the prompt, speaks
 
 
 Manner = SynthesisOptions  # deprecated
 
 
 class Speaker(ABC):
-    """Text to speech.
+    """Text to speech."""
 
-    Attributes:
-        sample_rate: Hz of what is said. sampler: sampling parameters where `say` is given none.
-        front_end: name of what makes ids of text; "phonemes" takes text as it is.
-        paced: whether it can speak at another speed. needs_voice: whether `say` must be given one.
-        voices: those that came with the model, by name.
-        decoder: of its tokens, where those can be spoken in the voice of a recording: an S3Gen, a FlowDecoder.
-    """
-
-    sample_rate: int
-    sampler: SamplingParams
-    front_end: str
-    paced: bool = False
+    sample_rate: int  # Hz of what is said
+    sampler: SamplingParams  # sampling parameters where `say` is given none
+    front_end: str  # name of what makes ids of text; "phonemes" takes text as it is
+    paced: bool = False  # whether it can speak at another speed
     voice_type: type  # returned by `voice`
-    needs_voice: bool = True
-    voices: Mapping[str, Any] = MappingProxyType({})
+    needs_voice: bool = True  # whether `say` must be given one
+    voices: Mapping[str, Any] = MappingProxyType({})  # those that came with the model, by name
+    # Of its tokens, where those can be spoken in the voice of a recording: an S3Gen, a FlowDecoder.
     decoder: Any = None
 
     # What a system implements ------------------------------------------------------------------------------
@@ -80,9 +68,8 @@ class Speaker(ABC):
     def voice(self, source: Audio, text: str = "", *, sample_rate: int | None = None) -> Any:
         """Voice of a recording, for any number of calls of `say`.
 
-        Args:
-            source: a recording, as in `Codec.encode`. text: its transcript, with which it is a prompt that speech
-                continues (one-shot); without, only the speaker is embedded (zero-shot).
+        source: a recording, as in `Codec.encode`. text: its transcript, with which it is a prompt that speech
+        continues (one-shot); without, only the speaker is embedded (zero-shot).
         """
 
     @abstractmethod
@@ -197,8 +184,7 @@ class Speaker(ABC):
     def pieces(self, text: str, language: str = "en", spell_out: bool = True) -> list[str]:
         """Split a text into short texts.
 
-        Args:
-            language: of `vokens.text.normalise`, which writes numbers as words. spell_out: whether to do so.
+        language: of `vokens.text.normalise`, which writes numbers as words. spell_out: whether to do so.
 
         Raises ConfigError for a text without a letter.
         """
@@ -252,9 +238,8 @@ def begun(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def speaker(model: Pretrained, decoder: Pretrained | None = None) -> Speaker:
     """A model as a `Speaker`.
 
-    Args:
-        decoder: of the model's tokens, where that is another model: a codec for USLM, an S3Gen for Learnable-Speech's
-            language model. By default the one that the model's config names.
+    decoder: of the model's tokens, where that is another model: a codec for USLM, an S3Gen for Learnable-Speech's
+    language model. By default the one that the model's config names.
 
     Raises ConfigError for models that do not speak.
     """
@@ -276,8 +261,7 @@ def load_voice(
 ) -> Speaker:
     """Open a text-to-speech model, by default the one in the package.
 
-    Args:
-        source: as in `vokens.load`, and the options too. decoder: see `speaker`.
+    source: as in `vokens.load`, and the options too. decoder: see `speaker`.
 
     A folder as CosyVoice publishes it, which `vokens.load` opens as its S3Gen, speaks with the language model in it,
     and so does its id.

@@ -44,9 +44,8 @@ _MARKUP: list[tuple[str, Words]] = [
 def normalise(text: str, language: str = "en") -> str:
     """The text as words, without pictures (emoji) and the marks of markdown and HTML.
 
-    Args:
-        language: its code, such as "en", "en-gb" (days before months) or "zh"; text in
-            other languages than English is only cleaned.
+    language: its code, such as "en", "en-gb" (days before months) or "zh"; text in
+    other languages than English is only cleaned.
     """
     text = plain(clean(text))
     kind, _, region = language.lower().replace("_", "-").partition("-")

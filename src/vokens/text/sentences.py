@@ -34,8 +34,7 @@ def sentences(text: str, most: int = MOST, least: int = LEAST, short: int = SHOR
     piece has up to most + 2 * short.
     A text without a letter or digit has no pieces.
 
-    Args:
-        most, least, short: in units, see `units`: a word of English is about one and a half.
+    most, least, short: in units, see `units`: a word of English is about one and a half.
     """
     pieces: list[str] = []
     gathered: list[str] = []

@@ -21,8 +21,7 @@ LEVEL, SPREAD = -105.0, 20.0
 class Cepstra(Float32):
     """Waves to (B, D, T) cepstra of log-mel spectra, scaled to about unit deviation, and back to envelopes.
 
-    Args:
-        count: D, at most 80 bands. spectra: to a frame.
+    count: D, at most 80 bands. spectra: to a frame.
     """
 
     bands: Tensor  # (BANDS, bins)

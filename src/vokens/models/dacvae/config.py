@@ -11,48 +11,37 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class DACVAEConfig:
-    """Sizes of DAC-VAE; the defaults are Learnable-Speech's latent dim 80 at 50 Hz (configx2.yml).
-
-    Attributes:
-        network: "dac", Descript's convolutions on samples, as published; or "stft", ConvNeXt on short-time spectra,
-            a thirtieth of the work, for what is trained on a CPU.
-        latent_dim: D. sample_rate: Hz.
-        encoder_dim: of "dac", channels of the first layer, doubled by each stage. encoder_rates: their strides.
-        decoder_dim: of "dac", channels of the first layer, halved by each stage. decoder_rates: their strides.
-        conv_slope: of the leaky ReLU behind every plain convolution of "dac", the mu and the last one included. The
-            published code has 0.1, by an accident of names that its weights depend on; 1 is none.
-        n_fft: of "stft", window of the spectra in samples; they are n_fft / 4 apart, two to a frame.
-        pulses: of "stft", whether latents are computed and not learned: the frame's mel cepstra and, in the last four,
-            the pitch, which a generative model can predict from text. The decoder filters pulses at that pitch and
-            noise, and is initialised as the cepstra's vocoder.
-        width, expansion: of "stft", channels of the backbones and of their hidden layers, as a multiple.
-        kernel_size: of "stft", taps of the depthwise convolutions, in frames.
-        encoder_layers, decoder_layers: of "stft".
-        prior_layers: couplings of a learned flow in front of the normal prior (the paper's Flow-VAE has 4); 0: none.
-        prior_width: channels inside a coupling.
-        mean, std: of each latent dimension over speech, where training has stored them: generative models are trained
-            on (z - mean) / std. Empty: not known.
-    """
+    """Sizes of DAC-VAE; the defaults are Learnable-Speech's latent dim 80 at 50 Hz (configx2.yml)."""
 
     retired: ClassVar[dict[str, Any]] = {"phase": True}
 
-    sample_rate: int = 24000
+    sample_rate: int = 24000  # Hz
+    # "dac", Descript's convolutions on samples, as published; or "stft", ConvNeXt on short-time spectra, a
+    # thirtieth of the work, for what is trained on a CPU.
     network: Literal["dac", "stft"] = "dac"
-    latent_dim: int = 80
-    encoder_dim: int = 64
-    encoder_rates: tuple[int, ...] = (2, 3, 4, 4, 5)
-    decoder_dim: int = 1536
-    decoder_rates: tuple[int, ...] = (5, 4, 4, 3, 2)
+    latent_dim: int = 80  # D
+    encoder_dim: int = 64  # of "dac", channels of the first layer, doubled by each stage
+    encoder_rates: tuple[int, ...] = (2, 3, 4, 4, 5)  # strides of its stages
+    decoder_dim: int = 1536  # of "dac", channels of the first layer, halved by each stage
+    decoder_rates: tuple[int, ...] = (5, 4, 4, 3, 2)  # strides of its stages
+    # Of the leaky ReLU behind every plain convolution of "dac", the mu and the last one included. The published
+    # code has 0.1, by an accident of names that its weights depend on; 1 is none.
     conv_slope: float = 1.0
-    n_fft: int = 960
+    n_fft: int = 960  # of "stft", window of the spectra in samples; they are n_fft / 4 apart, two to a frame
+    # Of "stft", whether latents are computed and not learned: the frame's mel cepstra and, in the last four, the
+    # pitch, which a generative model can predict from text. The decoder filters pulses at that pitch and noise, and
+    # is initialised as the cepstra's vocoder.
     pulses: bool = later(False)
-    width: int = 256
-    expansion: int = 3
-    kernel_size: int = 7
-    encoder_layers: int = 4
-    decoder_layers: int = 8
+    width: int = 256  # of "stft", channels of the backbones
+    expansion: int = 3  # channels of their hidden layers, as a multiple
+    kernel_size: int = 7  # of "stft", taps of the depthwise convolutions, in frames
+    encoder_layers: int = 4  # of "stft"
+    decoder_layers: int = 8  # of "stft"
+    # Couplings of a learned flow in front of the normal prior (the paper's Flow-VAE has 4); 0: none.
     prior_layers: int = 0
-    prior_width: int = 192
+    prior_width: int = 192  # channels inside a coupling
+    # Of each latent dimension over speech, as std, where training has stored them: generative models are trained on
+    # (z - mean) / std. Empty: not known.
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 

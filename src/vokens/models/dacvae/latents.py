@@ -14,21 +14,15 @@ from vokens.errors import TokensError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Latents:
-    """Latents of B recordings.
+    """Latents of B recordings."""
 
-    Attributes:
-        values: (B, D, T) float32, zero beyond lengths. lengths: (B,) int64 frames.
-        num_samples: (B,) int64 original samples at sample_rate, to which decoding cuts.
-        model, fingerprint: of the weights that encoded. frame_rate: frames per second.
-    """
-
-    values: Tensor
-    lengths: Tensor
-    num_samples: Tensor
-    model: str
+    values: Tensor  # (B, D, T) float32, zero beyond lengths
+    lengths: Tensor  # (B,) int64 frames
+    num_samples: Tensor  # (B,) int64 original samples at sample_rate, to which decoding cuts
+    model: str  # of the weights that encoded, as the fingerprint
     fingerprint: str
     sample_rate: int
-    frame_rate: float
+    frame_rate: float  # frames per second
 
     def __len__(self) -> int:
         return len(self.lengths)

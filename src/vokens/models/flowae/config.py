@@ -8,18 +8,12 @@ from vokens.models.dacvae.config import DACVAEConfig
 
 @dataclass(frozen=True)
 class FlowAEConfig(DACVAEConfig):
-    """DAC-VAE's sizes for the encoder (those of its decoder are unused), and the flow's.
+    """DAC-VAE's sizes for the encoder (those of its decoder are unused), and the flow's."""
 
-    Attributes:
-        flow_width, flow_layers: of the flow's ConvNeXt backbone; kernel_size and expansion are the encoder's.
-        power: compression of the spectra's magnitudes; 1 for none.
-        steps: of the solver by default.
-    """
-
-    flow_width: int = 256
+    flow_width: int = 256  # of the flow's ConvNeXt backbone; kernel_size and expansion are the encoder's
     flow_layers: int = 8
-    power: float = 0.3
-    steps: int = 4
+    power: float = 0.3  # compression of the spectra's magnitudes; 1 for none
+    steps: int = 4  # of the solver by default
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,9 +59,8 @@ class FlowAE(Autoencoder):
     ) -> list[np.ndarray]:
         """Speech of latents: a list of float32 (T,) at `sample_rate`, cut to the original lengths.
 
-        Args:
-            steps: of the solver; None: the config's. One gives the mean of the spectra that the latents allow.
-            seed: of the noise. The same seed gives the same wave in any batch.
+        steps: of the solver; None: the config's. One gives the mean of the spectra that the latents allow.
+        seed: of the noise. The same seed gives the same wave in any batch.
 
         Raises TokensError for latents of another width or of other weights; ConfigError for no steps.
         """

@@ -10,20 +10,15 @@ from vokens.lm.qwen2 import Qwen2Sizes
 
 @dataclass(frozen=True)
 class SpeakerConfig:
-    """Sizes of the speaker encoder; the defaults are the published ones.
+    """Sizes of the speaker encoder; the defaults are the published ones."""
 
-    Attributes:
-        embed_dim: of the speaker vector. n_mels: of the reference's log-mel.
-        published: the network as published. It pools frame 0 alone and, without positions, attends to all as a
-            set, padding included. Published weights need it; the default has rotary positions, masks padding, and
-            averages over time.
-    """
-
-    n_mels: int = 80
+    n_mels: int = 80  # of the reference's log-mel
     width: int = 512
     layers: int = 6
     heads: int = 8
-    embed_dim: int = 192
+    embed_dim: int = 192  # of the speaker vector
+    # The network as published. It pools frame 0 alone and, without positions, attends to all as a set, padding
+    # included. Published weights need it; the default has rotary positions, masks padding, and averages over time.
     published: bool = False
 
     def __post_init__(self) -> None:
@@ -37,32 +32,24 @@ TOKENS = {"cosyvoice2": "speech_tokenizer_v2_25hz", "cosyvoice3": "speech_tokeni
 
 @dataclass(frozen=True)
 class LearnableLMConfig:
-    """Config of the language model.
-
-    Attributes:
-        speaker: None is CosyVoice 2's model, which has no speaker token.
-        speech_tokens: codes of the speech tokenizer, 0 ... speech_tokens - 1; other ids follow them.
-        release: "cosyvoice2", also Learnable-Speech's: three more ids, the end, one that is not used and "give me
-            more text"; start and task have a table of their own. "cosyvoice3": 200 more ids, the first four are
-            start, end, task and "give me more text"; the head has no bias.
-        mix: text tokens and speech tokens of a group where they alternate (bistream).
-        speech_per_text: least and most speech tokens of one text token when generating.
-        front_end: how text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
-        positions: "sequence", one after another, as published; "progress", speech beside its text at an even pace
-            (`lm.positions`); or "aligned", where the text stands that is said (`learnable.durations`).
-        pace: mean speech tokens per text id; "progress" needs it.
-        tokens: name of the tokenizer of the generated tokens.
-    """
+    """Config of the language model."""
 
     backbone: Qwen2Sizes = field(default_factory=Qwen2Sizes)
-    speaker: SpeakerConfig | None = SpeakerConfig()
-    speech_tokens: int = 6561
-    mix: tuple[int, int] = (5, 15)
+    speaker: SpeakerConfig | None = SpeakerConfig()  # None is CosyVoice 2's model, which has no speaker token
+    speech_tokens: int = 6561  # codes of the speech tokenizer, 0 ... speech_tokens - 1; other ids follow them
+    mix: tuple[int, int] = (5, 15)  # text tokens and speech tokens of a group where they alternate (bistream)
+    # Least and most speech tokens of one text token when generating.
     speech_per_text: tuple[float, float] = (2.0, 20.0)
+    # How text becomes ids, a name of `vokens.text.front_end`; "" where the caller gives ids.
     front_end: str = ""
+    # "sequence", one after another, as published; "progress", speech beside its text at an even pace
+    # (`lm.positions`); or "aligned", where the text stands that is said (`learnable.durations`).
     positions: str = "sequence"
-    pace: float = 0.0
-    tokens: str = TOKENS["cosyvoice2"]
+    pace: float = 0.0  # mean speech tokens per text id; "progress" needs it
+    tokens: str = TOKENS["cosyvoice2"]  # name of the tokenizer of the generated tokens
+    # "cosyvoice2", also Learnable-Speech's: three more ids, the end, one that is not used and "give me more text";
+    # start and task have a table of their own. "cosyvoice3": 200 more ids, the first four are start, end, task and
+    # "give me more text"; the head has no bias.
     release: str = later("cosyvoice2")
 
     def __post_init__(self) -> None:

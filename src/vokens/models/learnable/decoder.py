@@ -29,19 +29,13 @@ PROMPT_SECONDS = 30.0  # the longest prompt: S3Tokenizer's window
 
 @dataclass(frozen=True)
 class SpeakerPrompt:
-    """Voice of a recording: speaker embeddings, and the prompt that speech continues.
+    """Voice of a recording: speaker embeddings, and the prompt that speech continues."""
 
-    Attributes:
-        speaker: (1, W) the language model's speaker token; None where it takes none. vector: (1, V), the flow's.
-        text: transcript of the prompt; "" where only the flow is prompted.
-        tokens, latents: of the prompt, ids (P,) and latents (D, F); empty and None without one.
-    """
-
-    speaker: Tensor | None
-    vector: Tensor
-    text: str
-    tokens: Tensor
-    latents: Tensor | None
+    speaker: Tensor | None  # (1, W) the language model's speaker token; None where it takes none
+    vector: Tensor  # (1, V), the flow's
+    text: str  # transcript of the prompt; "" where only the flow is prompted
+    tokens: Tensor  # ids (P,) of the prompt; empty without one
+    latents: Tensor | None  # (D, F) of the prompt; None without one
 
     @property
     def prompt(self) -> Tensor | None:

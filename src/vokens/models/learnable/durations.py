@@ -15,8 +15,7 @@ WIDTH, LAYERS, KERNEL = 128, 3, 5  # 0.3 million weights; a symbol's duration de
 class DurationPredictor(nn.Module):
     """Text ids and a speaker token to the expected number of speech tokens of each id.
 
-    Args:
-        symbols: rows of the ids' table. speaker: width of the speaker token.
+    symbols: rows of the ids' table. speaker: width of the speaker token.
     """
 
     def __init__(self, symbols: int, speaker: int) -> None:

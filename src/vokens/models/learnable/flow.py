@@ -82,7 +82,7 @@ class LearnableFlow(Float32Buffers, Pretrained):
         generator: Generators = None,
         seed: int | None = None,
     ) -> list[Tensor]:
-        """Latents of a batch of utterances, independent of each other.
+        """Latents (D, ratio * S) float32 of each utterance of a batch, on this model's device.
 
         Args:
             tokens: ids (S,) or a list of (S,) of any lengths. speaker: vectors (1, V) for all or (B, V).
@@ -93,9 +93,6 @@ class LearnableFlow(Float32Buffers, Pretrained):
             chunked: under the streaming mask, for the result of `stream`.
             generator: of the noise, one for all rows or one for each. seed: instead, noise that depends on the seed
                 and the place alone, as in `stream`.
-
-        Returns:
-            For each utterance its latents (D, ratio * S) float32 on this model's device.
 
         Raises TokensError for no tokens, or ids outside the vocabulary; AudioError for vectors or latents of other
         sizes; ConfigError for both generator and seed, or wrong counts.

@@ -16,27 +16,21 @@ def latent_flow(**sizes: Any) -> S3GenConfig:
 
 @dataclass(frozen=True)
 class LearnableFlowConfig:
-    """The whole model; the defaults are the published latent dim 80 at 50 Hz from tokens at 25 Hz.
+    """The whole model; the defaults are the published latent dim 80 at 50 Hz from tokens at 25 Hz."""
 
-    Attributes:
-        flow: sizes of the network, mel_bins and token_mel_ratio being those of latents.
-        speaker: the language model's speaker encoder, a frozen copy of which is inside; None where speaker vectors
-            come from elsewhere, such as CAM++.
-        mean, std: of each latent dimension: the network works on (z - mean) / std. Empty: on z, as published.
-        sample_rate, frame_rate: of the autoencoder, Hz, and its latents per second.
-        latents, latents_fingerprint: name and weights of the autoencoder; empty: any that fits.
-        tokens, tokens_fingerprint: of the speech tokenizer.
-    """
-
+    # Sizes of the network, mel_bins and token_mel_ratio being those of latents.
     flow: S3GenConfig = field(default_factory=latent_flow)
+    # The language model's speaker encoder, a frozen copy of which is inside; None where speaker vectors come from
+    # elsewhere, such as CAM++.
     speaker: SpeakerConfig | None = field(default_factory=lambda: SpeakerConfig(published=True))
+    # Of each latent dimension, as std: the network works on (z - mean) / std; empty: on z, as published.
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    sample_rate: int = 24000
-    frame_rate: float = 50.0
-    latents: str = ""
+    sample_rate: int = 24000  # of the autoencoder, Hz
+    frame_rate: float = 50.0  # its latents per second
+    latents: str = ""  # name of the autoencoder; empty, as its fingerprint: any that fits
     latents_fingerprint: str = ""
-    tokens: str = ""
+    tokens: str = ""  # name of the speech tokenizer
     tokens_fingerprint: str = ""
 
     def __post_init__(self) -> None:

@@ -17,19 +17,14 @@ START, SPEAKER, TASK, TEXT = 0, 1, 2, 3  # rows of a table: three single ones, t
 
 @dataclass(frozen=True)
 class Layout:
-    """Sequences of B utterances, padded with IGNORE to L.
+    """Sequences of B utterances, padded with IGNORE to L."""
 
-    Attributes:
-        rows: (B, L) int64 indices into the utterance's table [start, speaker, task, text ..., speech ...].
-        target: (B, L) int64, the next id; IGNORE where there is none. lengths: (B,) int64.
-        mixed: (B,) bool, True for bistream rows. widest: T, text rows of the table.
-    """
-
+    # (B, L) int64 indices into the utterance's table [start, speaker, task, text ..., speech ...].
     rows: Tensor
-    target: Tensor
-    lengths: Tensor
-    mixed: Tensor
-    widest: int
+    target: Tensor  # (B, L) int64, the next id; IGNORE where there is none
+    lengths: Tensor  # (B,) int64
+    mixed: Tensor  # (B,) bool, True for bistream rows
+    widest: int  # T, text rows of the table
 
     @classmethod
     def of(

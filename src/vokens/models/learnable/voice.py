@@ -37,17 +37,13 @@ _TENSORS = ("speaker", "vector", "tokens", "latents")  # of a voice's file; firs
 
 @dataclass(frozen=True)
 class LearnableConfig:
-    """Settings that the parts' own configs leave open.
+    """Settings that the parts' own configs leave open."""
 
-    Attributes:
-        tokenizer: whether there is one; without, voices have no text (no one-shot). A name of `vokens models` is opened
-            from there and not saved in the folder.
-        speaker: whether the folder has CAM++, for a flow without a speaker encoder of its own.
-        flow_prompt: seconds of a recording that prompt the flow where its text is not known; 0 for none.
-    """
-
+    # Whether there is one; without, voices have no text (no one-shot). A name of `vokens models` is opened from
+    # there and not saved in the folder.
     tokenizer: bool | str = True
-    speaker: bool = False
+    speaker: bool = False  # whether the folder has CAM++, for a flow without a speaker encoder of its own
+    # Seconds of a recording that prompt the flow where its text is not known; 0 for none.
     flow_prompt: float = later(0.0)
 
 

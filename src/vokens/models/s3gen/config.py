@@ -21,66 +21,52 @@ _DILATIONS = (1, 3, 5)
 
 @dataclass(frozen=True)
 class S3GenConfig:
-    """Sizes of the flow and facts of a release; the defaults are CosyVoice 2 (arXiv 2412.10117) as published.
+    """Sizes of the flow and facts of a release; the defaults are CosyVoice 2 (arXiv 2412.10117) as published."""
 
-    Attributes:
-        vocab_size: number of speech tokens, 3 ** 8 of S3Tokenizer v2.
-        network: "conv", a conformer over tokens and convolutions with attention over frames, or "dit" (CosyVoice 3), a
-            look-ahead over tokens and a diffusion transformer over frames, whose depth is decoder_num_mid_blocks.
-        encoder_num_up_blocks: layers after the upsampling by token_mel_ratio.
-        pre_lookahead_len: tokens that the encoder sees ahead. pre_lookahead_channels: inside; 0 for as many as outside.
-        decoder_n_blocks: transformer blocks after each resnet; decoder_num_mid_blocks: resnets between first and last.
-        decoder_ff_mult: width of the feed-forward, in decoder_channels.
-        meanflow: the estimator is told both ends of a step (IntMeanFlow, arXiv 2510.07979) and needs no guidance.
-        time_scale: of the angles by which the estimator is told times. 1000, as published, makes it so sensitive to
-            time that MeanFlow from scratch, which differentiates by time, needs 16 or less.
-        cfm_steps: intervals of the grid. cfm_t_scheduler: "cosine", 1 - cos(pi t / 2), or "linear".
-        cfm_solver: "euler", or "midpoint" with two evaluations per step.
-        cfm_inference_cfg_rate: strength of classifier-free guidance, 0 for none. cfm_guidance_end: time from
-            which it is skipped; 1 guides all steps, as published.
-        noise: "fresh", drawn for each utterance, or "prefix", the same table for all, of which an utterance takes
-            as many frames as it has: what streams need.
-        chunk_size: tokens of a chunk under the streaming mask. num_left_chunks: chunks it sees before, -1 for all.
-        not_final: what becomes of the last pre_lookahead_len tokens while more are to come: "context", they are
-            seen ahead only, or "attend", they are encoded and dropped (Chatterbox before 0.1.7).
-        prompt_cut: what is cut where a prompt's frames are not token_mel_ratio times its tokens: "both", or
-            "tokens" (Chatterbox), which gives one frame too few for an odd count of prompt frames.
-        source: of the vocoder's sines, as in HiFTNetConfig: "v1" (Chatterbox), "v2" or "v3" (CosyVoice 2, 3).
-        mel_f_max: highest frequency of the mel, Hz.
-    """
-
+    # "conv", a conformer over tokens and convolutions with attention over frames, or "dit" (CosyVoice 3), a
+    # look-ahead over tokens and a diffusion transformer over frames, whose depth is decoder_num_mid_blocks.
     network: Literal["conv", "dit"] = "conv"
-    vocab_size: int = 6561
+    vocab_size: int = 6561  # number of speech tokens, 3 ** 8 of S3Tokenizer v2
     token_embed_dim: int = 512
     speaker_embed_dim: int = 192
     encoder_attention_heads: int = 8
     encoder_linear_units: int = 2048
     encoder_num_blocks: int = 6
-    encoder_num_up_blocks: int = 4
-    pre_lookahead_len: int = 3
-    pre_lookahead_channels: int = 0
+    encoder_num_up_blocks: int = 4  # layers after the upsampling by token_mel_ratio
+    pre_lookahead_len: int = 3  # tokens that the encoder sees ahead
+    pre_lookahead_channels: int = 0  # inside; 0 for as many as outside
     decoder_channels: int = 256
-    decoder_n_blocks: int = 4
-    decoder_num_mid_blocks: int = 12
+    decoder_n_blocks: int = 4  # transformer blocks after each resnet
+    decoder_num_mid_blocks: int = 12  # resnets between first and last
     decoder_num_heads: int = 8
     decoder_attention_head_dim: int = 64
-    decoder_ff_mult: int = 4
+    decoder_ff_mult: int = 4  # width of the feed-forward, in decoder_channels
+    # The estimator is told both ends of a step (IntMeanFlow, arXiv 2510.07979) and needs no guidance.
     meanflow: bool = False
+    # Of the angles by which the estimator is told times. 1000, as published, makes it so sensitive to time that
+    # MeanFlow from scratch, which differentiates by time, needs 16 or less.
     time_scale: float = 1000.0
-    cfm_steps: int = 10
-    cfm_t_scheduler: Literal["cosine", "linear"] = "cosine"
-    cfm_solver: Literal["euler", "midpoint"] = "euler"
-    cfm_inference_cfg_rate: float = 0.7
-    cfm_guidance_end: float = 1.0
+    cfm_steps: int = 10  # intervals of the grid
+    cfm_t_scheduler: Literal["cosine", "linear"] = "cosine"  # "cosine", 1 - cos(pi t / 2), or "linear"
+    cfm_solver: Literal["euler", "midpoint"] = "euler"  # "midpoint" has two evaluations per step
+    cfm_inference_cfg_rate: float = 0.7  # strength of classifier-free guidance, 0 for none
+    cfm_guidance_end: float = 1.0  # time from which it is skipped; 1 guides all steps, as published
+    # "fresh", drawn for each utterance, or "prefix", the same table for all, of which an utterance takes as many
+    # frames as it has: what streams need.
     noise: Literal["fresh", "prefix"] = "prefix"
-    chunk_size: int = 25
-    num_left_chunks: int = -1
+    chunk_size: int = 25  # tokens of a chunk under the streaming mask
+    num_left_chunks: int = -1  # chunks it sees before, -1 for all
+    # What becomes of the last pre_lookahead_len tokens while more are to come: "context", they are seen ahead only,
+    # or "attend", they are encoded and dropped (Chatterbox before 0.1.7).
     not_final: Literal["context", "attend"] = "context"
+    # What is cut where a prompt's frames are not token_mel_ratio times its tokens: "both", or "tokens"
+    # (Chatterbox), which gives one frame too few for an odd count of prompt frames.
     prompt_cut: Literal["both", "tokens"] = "both"
+    # Of the vocoder's sines, as in HiFTNetConfig: "v1" (Chatterbox), "v2" or "v3" (CosyVoice 2, 3).
     source: Literal["v1", "v2", "v3"] = "v2"
     sampling_rate: int = 24000
     mel_bins: int = 80
-    mel_f_max: float = 8000.0
+    mel_f_max: float = 8000.0  # highest frequency of the mel, Hz
     token_mel_ratio: int = 2
 
     def __post_init__(self) -> None:
@@ -125,48 +111,36 @@ class S3GenConfig:
 class HiFTNetConfig:
     """Sizes of HiFT, mel to wave (HiFTNet, arXiv 2309.09493); lists are accepted where tuples stand. The defaults are
     the 22.05 kHz network of CosyVoice 1; `S3GEN_24K` is that of CosyVoice 2, 3 and Chatterbox but for the source.
-
-    Attributes:
-        in_channels: mel bands. base_channels: width before the first upsampling, halved at each.
-        nb_harmonics: overtones of the source beside the fundamental.
-        sampling_rate: of the wave, Hz.
-        nsf_alpha: amplitude of the sines. nsf_sigma: deviation of the noise on voiced samples.
-        nsf_voiced_threshold: Hz; frames at or below it are unvoiced.
-        upsample_rates, upsample_kernel_sizes: of the transposed convolutions.
-        istft_n_fft, istft_hop_len: of the spectra that the network predicts, in samples.
-        resblock_kernel_sizes, resblock_dilation_sizes: of the blocks after each upsampling, whose mean is taken.
-        source_resblock_kernel_sizes, source_resblock_dilation_sizes: of the source's block at each upsampling.
-        lrelu_slope: before each upsampling. audio_limit: the wave is clamped to +- this.
-        f0_predictor_in_channels, f0_predictor_cond_channels: of the pitch predictor.
-        source: which sines: "v1" accumulates phase sample by sample (Chatterbox, CosyVoice 1), "v2" at the
-            centres of frames with straight lines between (CosyVoice 2): their weights are interchangeable. "v3" holds
-            the phase over a frame, its noise is uniform in [0, 1), and the network is causal but for a look-ahead of
-            three frames in pitch and of four in mel (CosyVoice 3).
-        arithmetic: of pitch and phase. "exact" is float64, so that neither batches nor minutes change anything.
-            "published" is float32, whose rounding moves the source of a 170 Hz voice by up to 1e-4 (v1) or 5e-4 (v2)
-            after 2 s and more later, and cannot be streamed: for comparison with published code.
     """
 
-    in_channels: int = 80
-    base_channels: int = 512
-    nb_harmonics: int = 8
-    sampling_rate: int = 22050
-    nsf_alpha: float = 0.1
-    nsf_sigma: float = 0.003
-    nsf_voiced_threshold: float = 10.0
-    upsample_rates: tuple[int, ...] = (8, 8)
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16)
-    istft_n_fft: int = 16
+    in_channels: int = 80  # mel bands
+    base_channels: int = 512  # width before the first upsampling, halved at each
+    nb_harmonics: int = 8  # overtones of the source beside the fundamental
+    sampling_rate: int = 22050  # of the wave, Hz
+    nsf_alpha: float = 0.1  # amplitude of the sines
+    nsf_sigma: float = 0.003  # deviation of the noise on voiced samples
+    nsf_voiced_threshold: float = 10.0  # Hz; frames at or below it are unvoiced
+    upsample_rates: tuple[int, ...] = (8, 8)  # of the transposed convolutions
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16)  # of the transposed convolutions
+    istft_n_fft: int = 16  # of the spectra that the network predicts, in samples, as the hop
     istft_hop_len: int = 4
+    # Of the blocks after each upsampling, whose mean is taken.
     resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = (_DILATIONS,) * 3
-    source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)
+    source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)  # of the source's block at each upsampling
     source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = (_DILATIONS,) * 2
-    lrelu_slope: float = 0.1
-    audio_limit: float = 0.99
-    f0_predictor_in_channels: int = 80
-    f0_predictor_cond_channels: int = 512
+    lrelu_slope: float = 0.1  # before each upsampling
+    audio_limit: float = 0.99  # the wave is clamped to +- this
+    f0_predictor_in_channels: int = 80  # of the pitch predictor
+    f0_predictor_cond_channels: int = 512  # of the pitch predictor
+    # Which sines: "v1" accumulates phase sample by sample (Chatterbox, CosyVoice 1), "v2" at the centres of frames
+    # with straight lines between (CosyVoice 2): their weights are interchangeable. "v3" holds the phase over a
+    # frame, its noise is uniform in [0, 1), and the network is causal but for a look-ahead of three frames in pitch
+    # and of four in mel (CosyVoice 3).
     source: Literal["v1", "v2", "v3"] = "v1"
+    # Of pitch and phase. "exact" is float64, so that neither batches nor minutes change anything. "published" is
+    # float32, whose rounding moves the source of a 170 Hz voice by up to 1e-4 (v1) or 5e-4 (v2) after 2 s and more
+    # later, and cannot be streamed: for comparison with published code.
     arithmetic: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
@@ -227,23 +201,17 @@ S3GEN_24K = HiFTNetConfig(
 
 @dataclass(frozen=True)
 class S3GenModelConfig:
-    """Sizes of all parts.
-
-    Attributes:
-        tokenizer: of a reference's speech; None for a model that has none, and speaks in voices made elsewhere.
-        speaker_encoder: whether CAM++ is inside.
-        tokens, tokens_fingerprint: name and weights of the tokenizer whose tokens are spoken; an empty
-            fingerprint leaves it to the name, as of published tokenizers, which stand in several files.
-        fade: begin with 20 ms of silence and a 20 ms fade, as Chatterbox does.
-    """
+    """Sizes of all parts."""
 
     flow: S3GenConfig = field(default_factory=S3GenConfig)
     mel2wav: HiFTNetConfig = field(default_factory=lambda: replace(S3GEN_24K, source="v2"))
+    # Of a reference's speech; None for a model that has none, and speaks in voices made elsewhere.
     tokenizer: S3TokenizerConfig | None = field(default_factory=S3TokenizerConfig)
-    speaker_encoder: bool = True
-    tokens: str = "speech_tokenizer_v2_25hz"
+    speaker_encoder: bool = True  # whether CAM++ is inside
+    tokens: str = "speech_tokenizer_v2_25hz"  # name of the tokenizer whose tokens are spoken
+    # Its weights; empty leaves it to the name, as of published tokenizers, which stand in several files.
     tokens_fingerprint: str = ""
-    fade: bool = False
+    fade: bool = False  # begin with 20 ms of silence and a 20 ms fade, as Chatterbox does
 
     def __post_init__(self) -> None:
         flow, vocoder, tokenizer = self.flow, self.mel2wav, self.tokenizer

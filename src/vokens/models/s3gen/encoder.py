@@ -76,7 +76,8 @@ class TokenEncoder(nn.Module):
         state: StreamState | None = None,
         offset: int = 0,
     ) -> Tensor:
-        """Encode embedded tokens, whole or the next stretch of a stream.
+        """Embedded tokens, whole or the next stretch of a stream, to (B, 2 (T - context), D); what is beyond a row's
+        length is meaningless.
 
         Args:
             x: (B, T, D). lengths: (B,) tokens of each row, context included; None where all are T.
@@ -84,9 +85,6 @@ class TokenEncoder(nn.Module):
                 zeros follow, or pre_lookahead_len.
             chunks: the streaming mask in tokens; None for full attention.
             state: the stream's state. offset: tokens that this stream has encoded, on a border of the chunks.
-
-        Returns:
-            (B, 2 (T - context), D); what is beyond a row's length is meaningless.
         """
         frames = None if chunks is None else chunks.scaled(self.ratio)
         x = self.embed(x)

@@ -200,14 +200,10 @@ class Estimator(nn.Module):
         return Conditions((y, windowed(given, short.weight[:, self.bins :], short.bias)))
 
     def forward(self, x: Tensor, shifts: Tensor, conditions: Conditions, context: Context) -> Tensor:
-        """The velocity at x.
+        """The velocity at x (B, T, mel_bins), zero beyond each row's length.
 
-        Args:
-            x: (B, T, mel_bins). shifts: (B or 1, stages, C), rows of the table from `shifts`.
-            conditions: from `conditions`. context: with a stream's state at this evaluation.
-
-        Returns:
-            (B, T, mel_bins), zero beyond each row's length.
+        shifts: (B or 1, stages, C), rows of the table from `shifts`. conditions: from `conditions`.
+        context: with a stream's state at this evaluation.
         """
         state, x = context.state, x.to(conditions.parts[0].dtype)
         shift = shifts[:, :, None].unbind(1)

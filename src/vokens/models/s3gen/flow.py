@@ -97,7 +97,7 @@ class TokenToMel(Pretrained):
         seeds: Sequence[int] | None = None,
         noise: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The log-mels of a batch of utterances.
+        """Log-mels (B, mel_bins, F) float32 of utterances, zero beyond each row's frames, and these (B,) int64.
 
         Args:
             tokens: ids (N,), (B, N), or a list of (N,) of any lengths. voices: one for all, or one for each.
@@ -106,9 +106,6 @@ class TokenToMel(Pretrained):
             schedule: from `schedule`; the release's own by default.
             generator: of fresh noise, one for all or one for each. Instead of the release's noise, seeds: one for each,
                 of noise by position alone; or noise: (T, mel_bins) for each, prompt included.
-
-        Returns:
-            mel (B, mel_bins, F) float32, zero beyond each row's frames, and frames (B,) int64.
 
         Raises TokensError for no tokens, ids outside 0 ... vocab_size - 1, or too few while not final; AudioError for
         a voice of other sizes, or with NaN; ConfigError for wrong counts of voices or generators.
@@ -300,21 +297,14 @@ class TokenToMel(Pretrained):
 
 @dataclass(frozen=True)
 class MelState:
-    """A stream between two steps. Nothing in it is ever written to, so a copy is the same object.
+    """A stream between two steps. Nothing in it is ever written to, so a copy is the same object."""
 
-    Attributes:
-        waiting: (B, n) tokens that have come and are not yet encoded. position: tokens that are, prompt included.
-        prompt: (B, F, mel_bins) the voice's mel. speaker: (B, mel_bins).
-        conditions: streaming state of the encoder and of the estimator's conditions. evaluations: of the estimator,
-            at each evaluation.
-    """
-
-    waiting: Tensor
-    position: int
-    prompt: Tensor
-    speaker: Tensor
-    conditions: StreamState
-    evaluations: tuple[StreamState, ...]
+    waiting: Tensor  # (B, n) tokens that have come and are not yet encoded
+    position: int  # tokens that are encoded, prompt included
+    prompt: Tensor  # (B, F, mel_bins) the voice's mel
+    speaker: Tensor  # (B, mel_bins)
+    conditions: StreamState  # streaming state of the encoder and of the estimator's conditions
+    evaluations: tuple[StreamState, ...]  # of the estimator, at each evaluation
 
     @property
     def nbytes(self) -> int:

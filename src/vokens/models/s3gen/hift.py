@@ -251,7 +251,7 @@ class HiFTNetModel(Pretrained):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Wave and source of log-mels, float32.
+        """Wave (B, T * hop_length) in [-1, 1] and source (B, 1, T * hop_length) of log-mels, float32.
 
         Args:
             speech_feat: (B, 80, T) log-mels (natural logarithm, `MEL_24K_80`).
@@ -262,9 +262,6 @@ class HiFTNetModel(Pretrained):
                 torch's own generator; with source v3 the noise of the release.
             seed: instead, values that depend on seed and position only (one seed for all rows or one each), the
                 same on all devices, in batches and in streams.
-
-        Returns:
-            wave (B, T * hop_length) in [-1, 1], source (B, 1, T * hop_length).
 
         Raises AudioError for a mel of another shape, with NaN, or without frames; ConfigError for lengths, seeds or
         generators that do not fit it, or both of these.

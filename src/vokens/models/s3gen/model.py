@@ -198,18 +198,14 @@ class S3GenModel(Pretrained):
         cache_source: Tensor | None = None,
         **sampling: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Waves and sources of a batch of utterances.
+        """Waves (B, 960 N) in [-1, 1] of a batch, and sources (B, 1, 960 N), zero beyond each row's end.
 
         Above 750 tokens (30 s) a row is spoken in pieces of at most 500 that share 25: their mels cross-fade, the
         vocoder runs through, and memory is that of one piece. Give chunks to have all in one pass.
 
-        Args:
-            speech_tokens: ids (N,), (B, N), or a list of (N,). speech_token_lens: (B,) how many of each row count.
-            ref_wav: with ref_sr, as in `embed_ref`, one row for all or one each; or ref_dict, which embed_ref made.
-            finalize: as in `forward`. cache_source: as in `HiFTNetModel.inference`. sampling: see `Sampling`.
-
-        Returns:
-            waveform (B, 960 N) in [-1, 1] and source (B, 1, 960 N), zero beyond each row's end.
+        speech_tokens: ids (N,), (B, N), or a list of (N,). speech_token_lens: (B,) how many of each row count.
+        ref_wav: with ref_sr, as in `embed_ref`, one row for all or one each; or ref_dict, which embed_ref made.
+        finalize: as in `forward`. cache_source: as in `HiFTNetModel.inference`. sampling: see `Sampling`.
 
         Raises TokensError, AudioError or ConfigError for bad tokens, reference or settings, before any heavy work.
         """
@@ -243,10 +239,9 @@ class S3GenModel(Pretrained):
     ) -> list[np.ndarray]:
         """Speech of tokens: a list of float32 (T,) at `sample_rate`, independent of the other items of the batch.
 
-        Args:
-            tokens: as `S3Tokenizer.encode` gives them, or ids (N,), (B, N), or a list of (N,).
-            voice: of `voice` or `embed_ref`, one for all or one for each.
-            batch_seconds: padded speech per forward pass; more is faster on GPUs and needs more memory.
+        tokens: as `S3Tokenizer.encode` gives them, or ids (N,), (B, N), or a list of (N,).
+        voice: of `voice` or `embed_ref`, one for all or one for each.
+        batch_seconds: padded speech per forward pass; more is faster on GPUs and needs more memory.
 
         Raises TokensError for tokens of another tokenizer than this model speaks, or out of range.
         """
@@ -289,9 +284,8 @@ class S3GenModel(Pretrained):
     ) -> Chunks:
         """The mask of a stream: chunks of `hop` tokens, one of which ends `first_hop` tokens after the prompt.
 
-        Args:
-            hop: the release's chunk_size, 25, by default; at least first_hop. context: tokens before a chunk that it
-                sees, rounded up to whole chunks; None for all, whose memory and work grow without end.
+        hop: the release's chunk_size, 25, by default; at least first_hop. context: tokens before a chunk that it
+        sees, rounded up to whole chunks; None for all, whose memory and work grow without end.
         """
         size = max(first_hop, self.config.flow.chunk_size) if hop is None else hop
         if not 1 <= first_hop <= size or (context is not None and context < 0):
@@ -320,8 +314,7 @@ class S3GenModel(Pretrained):
         Sound of a chunk comes when its tokens and three more have, all but its last 386 ms, which the vocoder keeps
         until it knows what follows. Memory and work per chunk do not grow. A `ReferenceVoice` remembers its prompt.
 
-        Args:
-            tokens: ids one by one, or pieces (n,) of any length. first_hop, hop, context: see `chunks`.
+        tokens: ids one by one, or pieces (n,) of any length. first_hop, hop, context: see `chunks`.
         """
         if self.watermark is not None:
             raise ConfigError("a watermark needs the whole wave: set model.watermark = None, or use speak")

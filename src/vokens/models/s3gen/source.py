@@ -35,10 +35,9 @@ class Draws(Protocol):
 class PublishedDraws:
     """The draws of the published code, in its order: seeded, a batch of one gives its samples.
 
-    Args:
-        generator: None for torch's own; or one per row, and rows are independent of each other.
-        samples: of each row. sines: harmonics. version: of the source ("v1", "v2" or "v3", which has one noise for
-            all rows of a generator).
+    generator: None for torch's own; or one per row, and rows are independent of each other.
+    samples: of each row. sines: harmonics. version: of the source ("v1", "v2" or "v3", which has one noise for
+    all rows of a generator).
     """
 
     def __init__(

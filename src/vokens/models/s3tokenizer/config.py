@@ -10,35 +10,31 @@ from vokens.errors import ConfigError
 
 @dataclass(frozen=True)
 class S3TokenizerConfig:
-    """Sizes of S3Tokenizer; the defaults are `speech_tokenizer_v2_25hz` (CosyVoice 2, arXiv 2412.10117).
-
-    Attributes:
-        first_stride: mel frames per step of the first convolution: 1 gives 50 tokens per second, 2 gives 25.
-        positions: "sinusoid" adds a table of max_positions tokens, "rotary" rotates queries and keys.
-        memory_taps: of the FSMN beside each attention; 0 = none.
-        merge: 2 adds a last norm and a convolution of stride 2 on the states, so that the encoder of an ASR model, such
-            as Whisper's, can be the trunk of a tokenizer at 25 Hz.
-        quantizer: "vq", a codebook of codebook_size, or "fsq", whose codebook_size is a power of fsq_levels.
-        attn_eps, mlp_eps: of the layer norms. s3tokenizer 0.2.0 and older took attn_eps 1e-6 for v2, against
-            the released graph; 1 token of 250 differs.
-        long_audio: "complete" gives one token for every 2 * first_stride mel frames. "published" merges windows
-            as s3tokenizer 0.3.0 does, which loses up to 2 s of tokens of some recordings over 52 s.
-    """
+    """Sizes of S3Tokenizer; the defaults are `speech_tokenizer_v2_25hz` (CosyVoice 2, arXiv 2412.10117)."""
 
     n_mels: int = 128
     width: int = 1280
     heads: int = 20
     layers: int = 6
+    # Mel frames per step of the first convolution: 1 gives 50 tokens per second, 2 gives 25.
     first_stride: int = 2
+    # "sinusoid" adds a table of max_positions tokens, "rotary" rotates queries and keys.
     positions: Literal["sinusoid", "rotary"] = "rotary"
     max_positions: int = 1500
-    memory_taps: int = 31
+    memory_taps: int = 31  # of the FSMN beside each attention; 0 = none
+    # 2 adds a last norm and a convolution of stride 2 on the states, so that the encoder of an ASR model, such as
+    # Whisper's, can be the trunk of a tokenizer at 25 Hz.
     merge: int = later(1)
+    # "vq", a codebook of codebook_size, or "fsq", whose codebook_size is a power of fsq_levels.
     quantizer: Literal["vq", "fsq"] = "fsq"
     codebook_size: int = 6561
     fsq_levels: int = later(3)
+    # Of the layer norms, as mlp_eps. s3tokenizer 0.2.0 and older took attn_eps 1e-6 for v2, against the released
+    # graph; 1 token of 250 differs.
     attn_eps: float = 1e-5
     mlp_eps: float = 1e-5
+    # "complete" gives one token for every 2 * first_stride mel frames. "published" merges windows as s3tokenizer
+    # 0.3.0 does, which loses up to 2 s of tokens of some recordings over 52 s.
     long_audio: Literal["complete", "published"] = "complete"
 
     def __post_init__(self) -> None:

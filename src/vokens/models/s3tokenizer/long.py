@@ -63,14 +63,11 @@ def log_mel(mel: LogMel, wave: Tensor, longest: int = WINDOW) -> Tensor:
 def seam_agreement(
     tokenize: Callable[[Tensor], Tensor], mel: Tensor, hop: int, size: int = WINDOW, overlap: int = OVERLAP
 ) -> tuple[Tensor, Tensor]:
-    """Agreement of windowed tokens with tokens that see the whole recording, by distance from the nearest seam.
+    """Share (D,) of windowed ids that equal those of the whole recording, and their count (D,), for distances of
+    0 .. D - 1 tokens from the nearest seam.
 
-    Args:
-        tokenize: log-mel (n_mels, F) of any length -> ids (T,), in one piece.
-        mel: log-mel (n_mels, F), F > size. size, overlap: of the windows, in mel frames, multiples of 2 * hop.
-
-    Returns:
-        share of equal ids (D,) and their count (D,), for distances of 0 .. D - 1 tokens.
+    tokenize: log-mel (n_mels, F) of any length -> ids (T,), in one piece.
+    mel: log-mel (n_mels, F), F > size. size, overlap: of the windows, in mel frames, multiples of 2 * hop.
     """
     plan = windows(mel.shape[1], hop, size=size, overlap=overlap)
     merged = torch.cat([tokenize(mel[:, w.start : w.end])[w.first : w.last] for w in plan])

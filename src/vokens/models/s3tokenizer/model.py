@@ -110,15 +110,12 @@ class S3Tokenizer(Codec):
     def quantize(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Ids of log-mels, for the training loop of another model: no graph breaks up to 30 s.
 
-        Surrounding autocast changes nothing: `set_dtype` decides what matrix products are computed in. On CUDA,
-        convolutions follow torch.backends.cudnn.allow_tf32: False gives the ids of float32.
+        They are (B, T) int64, zero beyond each row's end, with their counts (B,) in the type of mel_lens. Surrounding
+        autocast changes nothing: `set_dtype` decides what matrix products are computed in. On CUDA, convolutions
+        follow torch.backends.cudnn.allow_tf32: False gives the ids of float32.
 
-        Args:
-            mel: log-mels (B, n_mels, F) from `log_mel`. mel_lens: (B,) frames of each row, at least 1; None where
-                all are F long, which is faster.
-
-        Returns:
-            ids (B, T) int64, zero beyond each row's end, and their counts (B,) in the type of mel_lens.
+        mel: log-mels (B, n_mels, F) from `log_mel`. mel_lens: (B,) frames of each row, at least 1; None where
+        all are F long, which is faster.
         """
         if mel.shape[2] == 0:
             raise AudioError(
@@ -290,9 +287,8 @@ class S3Tokenizer(Codec):
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
         """The codec with the weights of a state dict of the package s3tokenizer.
 
-        Args:
-            config: name of a release, S3TokenizerConfig, or some of its settings as a dict. A v1 state dict fits 50
-                and 25 Hz: "speech_tokenizer_v1" or "speech_tokenizer_v1_25hz" must say which.
+        config: name of a release, S3TokenizerConfig, or some of its settings as a dict. A v1 state dict fits 50
+        and 25 Hz: "speech_tokenizer_v1" or "speech_tokenizer_v1_25hz" must say which.
 
         Raises CheckpointError for weights that do not fit the config, missing or unexpected tensors.
         """

@@ -32,19 +32,14 @@ Mode = Literal["on", "soft", "off"]  # of the quantizer
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """ASR head configuration (training only).
+    """ASR head configuration (training only)."""
 
-    Attributes:
-        alphabet: characters of the texts; the CTC blank comes before them as symbol 0.
-        layers: blocks between quantizer and CTC. emissions: CTC frames per token.
-        decoder_layers: of the attention decoder; 0 = none.
-        teacher_width: of features that states before and after the quantizer are projected to; 0 = none.
-    """
-
+    # Characters of the texts; the CTC blank comes before them as symbol 0.
     alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
-    layers: int = 2
-    emissions: int = 2
-    decoder_layers: int = 0
+    layers: int = 2  # blocks between quantizer and CTC
+    emissions: int = 2  # CTC frames per token
+    decoder_layers: int = 0  # of the attention decoder; 0 = none
+    # Of features that states before and after the quantizer are projected to; 0 = none.
     teacher_width: int = 0
 
     def __post_init__(self) -> None:

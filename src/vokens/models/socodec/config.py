@@ -18,52 +18,46 @@ _STRIDES = {40: (2,), 120: (2, 3), 240: (2, 2, 3)}  # frame shift in ms -> strid
 
 @dataclass(frozen=True)
 class SoCodecConfig:
-    """Sizes of SoCodec.
+    """Sizes of SoCodec."""
 
-    Attributes:
-        num_streams: K, ordered: the first carries most. digits: codebooks of a stream, each of codebook_size
-            entries of width codebook_dim; a code is its digits in base codebook_size, the lowest first.
-        strides: of the encoder, from HuBERT's 50 frames per second on; the decoders mirror them.
-        width: channels of encoder and decoders, and width of the global vector. groups: of their residual units.
-        speaker_channels, speaker_attention, speaker_squeeze: of the ECAPA network for the global vector.
-        vocoder: "bigvgan", as published, of vocoder_width channels after its first convolution, halved at each of
-            vocoder_strides; or "vocos", of vocoder_layers blocks of vocoder_width channels, seven times faster.
-        features: input of the encoder: "hubert", as published, or "mel", a log-mel through two convolutions, for
-            which no HuBERT is needed.
-        hubert: whether HuBERT is part of this codec; without it, it decodes and does not encode.
-        hubert_width: of the encoder's features, whichever they are, and of those that the semantic decoder predicts.
-        hubert_layers, hubert_heads, hubert_hidden, hubert_conv_width: sizes of HuBERT.
-        hubert_dtype: "float16" computes its features as the published command does.
-        window_seconds: audio up to this length is one window of HuBERT, as published; longer audio has windows
-            of this length, so that memory is bounded. context_seconds: on either side of a window's output.
-    """
-
-    num_streams: int = 4
+    num_streams: int = 4  # K, ordered: the first carries most
+    # Codebooks of a stream, each of codebook_size entries of width codebook_dim; a code is its digits in base
+    # codebook_size, the lowest first.
     digits: int = 2
     codebook_size: int = 128
     codebook_dim: int = 128
+    # Of the encoder, from HuBERT's 50 frames per second on; the decoders mirror them.
     strides: tuple[int, ...] = (2, 3)
-    width: int = 1024
-    groups: int = 32
+    width: int = 1024  # channels of encoder and decoders, and width of the global vector
+    groups: int = 32  # of their residual units
     n_mels: int = 80
+    # Of the ECAPA network for the global vector, as speaker_attention and speaker_squeeze.
     speaker_channels: tuple[int, ...] = (256, 256, 256, 256, 768)
     speaker_attention: int = 64
     speaker_squeeze: int = 64
+    # "bigvgan", as published, of vocoder_width channels after its first convolution, halved at each of
+    # vocoder_strides; or "vocos", of vocoder_layers blocks of vocoder_width channels, seven times faster.
     vocoder: Literal["bigvgan", "vocos"] = "bigvgan"
     vocoder_width: int = 512
     vocoder_layers: int = 8
     vocoder_strides: tuple[int, ...] = (5, 4, 2, 2, 2)
     vocoder_kernels: tuple[int, ...] = (11, 8, 4, 4, 4)
+    # Input of the encoder: "hubert", as published, or "mel", a log-mel through two convolutions, for which no
+    # HuBERT is needed.
     features: Literal["hubert", "mel"] = "hubert"
-    hubert: bool = True
+    hubert: bool = True  # whether HuBERT is part of this codec; without it, it decodes and does not encode
+    # Of the encoder's features, whichever they are, and of those that the semantic decoder predicts.
     hubert_width: int = 1024
     hubert_layers: int = 24
     hubert_heads: int = 16
     hubert_hidden: int = 4096
     hubert_conv_width: int = 512
+    # "float16" computes its features as the published command does.
     hubert_dtype: Literal["float32", "float16"] = "float32"
+    # Audio up to this length is one window of HuBERT, as published; longer audio has windows of this length, so
+    # that memory is bounded.
     window_seconds: float = 60.0
-    context_seconds: float = 6.0
+    context_seconds: float = 6.0  # on either side of a window's output
 
     def __post_init__(self) -> None:
         check_choices(self)

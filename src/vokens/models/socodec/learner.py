@@ -44,9 +44,8 @@ class SoCodecOutput:
 class SoCodecLearner(nn.Module):
     """A codec in training, with HuBERT's features as input.
 
-    Args:
-        analyzer, semantic, vocoder: parts that are trained; the others are frozen. semantic: the semantic decoder's
-            output layer.
+    analyzer, semantic, vocoder: parts that are trained; the others are frozen. semantic: the semantic decoder's
+    output layer.
     """
 
     def __init__(

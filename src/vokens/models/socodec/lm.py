@@ -24,22 +24,16 @@ IGNORED = -100  # masked targets
 
 @dataclass(frozen=True)
 class TokenLMConfig:
-    """Sizes of a token LM, and the codec of its tokens.
+    """Sizes of a token LM, and the codec of its tokens."""
 
-    Attributes:
-        codebook_sizes: of the K streams. delay: frames between one stream and the next, 0 for parallel prediction.
-        vector_width: of the codec's global vector, a prefix of the sequence; 0 without.
-        model, fingerprint, sample_rate, frame_rate: of the codec, for the `Tokens` that are sampled.
-    """
-
-    codebook_sizes: tuple[int, ...] = (16384,) * 4
-    delay: int = 1
+    codebook_sizes: tuple[int, ...] = (16384,) * 4  # of the K streams
+    delay: int = 1  # frames between one stream and the next, 0 for parallel prediction
     width: int = 1024
     layers: int = 12
     heads: int = 16
     dropout: float = 0.0
-    vector_width: int = 0
-    model: str = ""
+    vector_width: int = 0  # of the codec's global vector, a prefix of the sequence; 0 without
+    model: str = ""  # name of the codec, for the `Tokens` that are sampled, as what follows
     fingerprint: str = ""
     sample_rate: int = 16000
     frame_rate: float = 25 / 3
@@ -156,8 +150,7 @@ class TokenLM(Pretrained):
         Row i is a function of its prompt, vector and (seed, i) alone. The first stream's end token ends a row, after
         at most max_frames or its prompt's frames; the other streams end at the same frame.
 
-        Args:
-            vector: (rows, vector_width) for a model with global vectors; a prompt brings its own.
+        vector: (rows, vector_width) for a model with global vectors; a prompt brings its own.
 
         Raises TokensError for a prompt of other codebooks.
         """

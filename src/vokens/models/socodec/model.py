@@ -43,17 +43,12 @@ SSL_FRAMES = 24_000  # padded, of HuBERT; the CPU gains nothing by batches and t
 
 @dataclass(frozen=True)
 class DecoderState:
-    """Streaming state of decoding: see `SoCodec.step`.
+    """Streaming state of decoding: see `SoCodec.step`."""
 
-    Attributes:
-        voice: (B, width). layers: of the causal convolutions. mel: (B, n_mels, up to 26) the last frames, of which the
-            last `pending` have no wave yet.
-    """
-
-    voice: Tensor
-    layers: StreamState
-    mel: Tensor
-    pending: int
+    voice: Tensor  # (B, width)
+    layers: StreamState  # of the causal convolutions
+    mel: Tensor  # (B, n_mels, up to 26) the last frames
+    pending: int  # how many of the last frames have no wave yet
 
 
 class SoCodec(Codec):
@@ -329,8 +324,7 @@ class SoCodec(Codec):
     def from_folder(cls, folder: Path, config: Any) -> Self | None:
         """The codec of a folder with the published files, None where it holds none of them.
 
-        Args:
-            config: a SoCodecConfig or a dict of its settings, for weights of other sizes than the release's.
+        config: a SoCodecConfig or a dict of its settings, for weights of other sizes than the release's.
 
         Raises CheckpointError for files that are missing, damaged or of other sizes.
         """
@@ -351,8 +345,7 @@ class SoCodec(Codec):
     ) -> Self:
         """The codec with weights under their published names; HuBERT's under fairseq's or transformers'.
 
-        Args:
-            hubert: None for a codec that only decodes. config: as in `from_folder`.
+        hubert: None for a codec that only decodes. config: as in `from_folder`.
         """
         if not isinstance(config, SoCodecConfig):
             config = build_config(SoCodecConfig, config or {}, "SoCodec's config")

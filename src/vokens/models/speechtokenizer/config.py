@@ -12,24 +12,15 @@ from vokens.text.files import read_json
 
 @dataclass(frozen=True)
 class SpeechTokenizerConfig:
-    """Sizes of SpeechTokenizer (arXiv 2308.16692); the defaults are the published ELU model, 16 kHz, 50 Hz, 8 x 1024.
+    """Sizes of SpeechTokenizer (arXiv 2308.16692); defaults are the published ELU model, 16 kHz, 50 Hz, 8 x 1024."""
 
-    Attributes:
-        n_filters: channels after the first convolution. dimension: width of the quantized vector.
-        strides: of the decoder from the inside out; the encoder has them reversed. Their product is the hop.
-        semantic_dim: width of the teacher's features; equal to dimension, there is no projection.
-        bidirectional: whether the encoder's LSTM also runs backwards (the decoder's never does).
-        dilation_base: residual unit j of a stage has dilation dilation_base**j.
-        activation: "ELU" or "Snake".
-        published_training: train codebooks as speechtokenizer 1.0.1 does, faults included (see quantize/rvq.py).
-    """
-
-    n_filters: int = 64
+    n_filters: int = 64  # channels after the first convolution
+    # Of the decoder from the inside out; the encoder has them reversed. Their product is the hop.
     strides: tuple[int, ...] = (8, 5, 4, 2)
-    dimension: int = 1024
-    semantic_dim: int = 768
-    bidirectional: bool = True
-    dilation_base: int = 2
+    dimension: int = 1024  # width of the quantized vector
+    semantic_dim: int = 768  # width of the teacher's features; equal to dimension, there is no projection
+    bidirectional: bool = True  # whether the encoder's LSTM also runs backwards (the decoder's never does)
+    dilation_base: int = 2  # residual unit j of a stage has dilation dilation_base**j
     residual_kernel_size: int = 3
     residual_layers: int = 1
     lstm_layers: int = 2
@@ -37,6 +28,7 @@ class SpeechTokenizerConfig:
     codebook_size: int = 1024
     num_codebooks: int = 8
     sample_rate: int = 16000
+    # Train codebooks as speechtokenizer 1.0.1 does, faults included (see quantize/rvq.py).
     published_training: bool = False
 
     def __post_init__(self) -> None:

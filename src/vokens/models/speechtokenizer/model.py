@@ -81,8 +81,7 @@ class SpeechTokenizer(Codec):
     def from_published(cls, state: dict[str, Tensor], config: Any) -> Self:
         """The codec with published weights.
 
-        Args:
-            config: content of the published config.json, or a SpeechTokenizerConfig; None for the released sizes.
+        config: content of the published config.json, or a SpeechTokenizerConfig; None for the released sizes.
 
         Raises CheckpointError for weights of another activation or of other sizes, missing or unexpected tensors.
         """

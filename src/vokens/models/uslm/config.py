@@ -9,43 +9,34 @@ from vokens.text.front_end import check_name
 
 @dataclass(frozen=True)
 class USLMConfig:
-    """Sizes of USLM; the defaults are the released ones, with the faults of the released code fixed.
+    """Sizes of USLM; the defaults are the released ones, with the faults of the released code fixed."""
 
-    Attributes:
-        width: D of both networks. heads, layers, feedforward: of each network's transformer.
-        text_symbols: rows of the text embedding. codebook_size, num_codebooks: of the tokenizer's codes.
-        front_end: how text becomes symbols, a name of `vokens.text.front_end`: "bytes", "characters", "espeak" ...
-        prefix_mode: input of the NAR network from the prompt. 0: its text, and its codes up to the layer
-            before the predicted one, as those of the rest. 1: its text and all its codes. 2: its codes alone.
-        frames_per_symbol: maximum number of frames per symbol of text.
-        sample_rate, hop_length: of the tokenizer, Hz and samples per frame. codec, fingerprint: its name and, where
-            it is known, which weights.
-        positions: of the AR network: "sequence", as published; or "progress", speech beside its text
-            (`lm.positions`), for which pace is the mean number of frames per symbol.
-        published_stop: the length limit counts the prompt's text too, and speech also ends where the end is
-            the most likely next code and another one was sampled. The released weights were evaluated with both.
-        published_targets: no training of the first code, which leaves speech without a prompt undefined, and
-            the end counts as a target again at every padded frame.
-    """
-
-    width: int = 1024
-    heads: int = 16
+    width: int = 1024  # D of both networks
+    heads: int = 16  # of each network's transformer, as layers and feedforward
     layers: int = 12
     feedforward: int = 4096
     dropout: float = 0.1
-    text_symbols: int = 512
-    codebook_size: int = 1024
+    text_symbols: int = 512  # rows of the text embedding
+    codebook_size: int = 1024  # of the tokenizer's codes
     num_codebooks: int = 8
+    # How text becomes symbols, a name of `vokens.text.front_end`: "bytes", "characters", "espeak" ...
     front_end: str = "bytes"
+    # Input of the NAR network from the prompt. 0: its text, and its codes up to the layer before the predicted one,
+    # as those of the rest. 1: its text and all its codes. 2: its codes alone.
     prefix_mode: int = 0
-    frames_per_symbol: int = 16
-    sample_rate: int = 16000
-    hop_length: int = 320
-    codec: str = "speechtokenizer"
-    fingerprint: str = ""
+    frames_per_symbol: int = 16  # maximum number of frames per symbol of text
+    sample_rate: int = 16000  # of the tokenizer, Hz
+    hop_length: int = 320  # its samples per frame
+    codec: str = "speechtokenizer"  # its name
+    fingerprint: str = ""  # of its weights, where they are known
+    # Of the AR network: "sequence", as published; or "progress", speech beside its text (`lm.positions`).
     positions: str = "sequence"
-    pace: float = 0.0
+    pace: float = 0.0  # mean number of frames per symbol, for "progress"
+    # The length limit counts the prompt's text too, and speech also ends where the end is the most likely next code
+    # and another one was sampled. The released weights were evaluated with both.
     published_stop: bool = False
+    # No training of the first code, which leaves speech without a prompt undefined, and the end counts as a target
+    # again at every padded frame.
     published_targets: bool = False
 
     def __post_init__(self) -> None:

@@ -120,9 +120,8 @@ class USLM(Pretrained):
     ) -> list[Tensor]:
         """Codes (T, K) of each item, without its prompt's.
 
-        Args:
-            ids: (L,) of each text, its prompt's text included. own: number of these that are the text's own, start
-                and end included. prompts: codes (P, K) of each, P = 0 for none.
+        ids: (L,) of each text, its prompt's text included. own: number of these that are the text's own, start
+        and end included. prompts: codes (P, K) of each, P = 0 for none.
         """
         text_lengths = torch.tensor([len(row) for row in ids], device=self.device)
         text = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=PAD).to(self.device)
@@ -245,9 +244,8 @@ class USLM(Pretrained):
     def from_published(cls, state: dict[str, Tensor], config: Any = None) -> Self:
         """The model with published weights.
 
-        Args:
-            config: settings of `USLMConfig` that shapes do not tell (`heads`, `front_end`, `prefix_mode`), as a
-                dict; the released model's by default. It has 16 heads.
+        config: settings of `USLMConfig` that shapes do not tell (`heads`, `front_end`, `prefix_mode`), as a
+        dict; the released model's by default. It has 16 heads.
 
         Raises CheckpointError for missing, unexpected or misshapen tensors.
         """

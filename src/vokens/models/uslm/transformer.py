@@ -103,9 +103,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """x (B, T, D) that follows the cache, which then holds it -> (B, T, D).
 
-        Args:
-            mask: (B, 1, 1 or T, S) bool, True where a row attends to a column; None where to all.
-            stage: (D,) of a staged network.
+        mask: (B, 1, 1 or T, S) bool, True where a row attends to a column; None where to all.
+        stage: (D,) of a staged network.
         """
         for number, layer in enumerate(self.layers):
             x = layer(x, mask, stage, None if cache is None else cache.layers[number])
