@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from vokens import checkpoint
 from vokens.bench.evaluators.whisper import Whisper
 from vokens.errors import ConfigError, DownloadError, MissingExtra, needs_extra
 from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking
 from vokens.models.moonshine import Moonshine
-from vokens.nn.campplus import CAMPPlus
+from vokens.nn.campplus_onnx import open_campplus
 
 RATE = 16000
 Models = Mapping[str, Callable[..., Any]]
@@ -73,9 +72,7 @@ class SpeakerEvaluator:
     def __init__(self, folder: str | Path) -> None:
         home = Path(folder).expanduser()
         check_files(home, FILES["campplus-zh-en"])
-        path = home / FILES["campplus-zh-en"][0]
-        self._model = CAMPPlus().eval()
-        checkpoint.load_strict(self._model, checkpoint.read_state_dict(path), str(path))
+        self._model = open_campplus(home / FILES["campplus-zh-en"][0])
 
     def embed(self, wave: np.ndarray) -> np.ndarray:
         """Speaker embedding (192,) of a 16 kHz wave (T,) of at least 45 ms."""
