@@ -22,6 +22,7 @@ from vokens.train.tasks.recogniser import attention, ctc
 from vokens.train.utterances import AugmentConfig, masked
 
 TASK, RATE = "recogniser", 16000
+SMALL = S3TokenizerConfig(20, 32, 2, 1, quantizer="fsq", codebook_size=81, memory_taps=3)
 ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"
 
 
@@ -145,8 +146,7 @@ def test_the_trained_tokenizer_is_exact(
 
 
 def test_other_rows_and_padding_change_nothing() -> None:
-    config = S3TokenizerConfig(20, 32, 2, 1, quantizer="fsq", codebook_size=81, memory_taps=3)
-    model = Recogniser(config, HeadConfig(decoder_layers=1)).eval()
+    model = Recogniser(SMALL, HeadConfig(decoder_layers=1)).eval()
     mel, texts = torch.randn(2, 20, 61), torch.tensor([[3, 4, 5], [6, 0, 0]])
     with torch.inference_mode():
         both = model(mel, torch.tensor([61, 30]), texts)
@@ -160,8 +160,7 @@ def test_other_rows_and_padding_change_nothing() -> None:
 
 
 def test_the_attention_decoder_does_not_look_ahead() -> None:
-    config = S3TokenizerConfig(20, 32, 2, 1, quantizer="fsq", codebook_size=81, memory_taps=3)
-    model = Recogniser(config, HeadConfig(decoder_layers=1)).eval()
+    model = Recogniser(SMALL, HeadConfig(decoder_layers=1)).eval()
     mel, lengths = torch.randn(1, 20, 40), torch.tensor([40])
     with torch.inference_mode():
         a = model(mel, lengths, torch.tensor([[3, 4, 5, 6]])).spelling
@@ -171,8 +170,7 @@ def test_the_attention_decoder_does_not_look_ahead() -> None:
 
 
 def test_losses_of_certain_answers() -> None:
-    config = S3TokenizerConfig(20, 32, 2, 1, quantizer="fsq", codebook_size=81, memory_taps=3)
-    model = Recogniser(config, HeadConfig(emissions=1))
+    model = Recogniser(SMALL, HeadConfig(emissions=1))
     found = model(torch.randn(1, 20, 20), torch.tensor([20]))
     texts = torch.tensor([[3, 3]])
     path = torch.tensor([[3, 3, 0, 3, 0]])
@@ -182,9 +180,8 @@ def test_losses_of_certain_answers() -> None:
     assert read(path[0].tolist(), ALPHABET) == "aa"
     spelling = 50.0 * torch.nn.functional.one_hot(torch.tensor([[3, 3, 0]]), 29)
     assert attention(spelling, texts, torch.tensor([2]), smoothing=0.0) < 1e-3
-    assert (
-        attention(spelling, torch.tensor([[3, 0]]), torch.tensor([1]), smoothing=0.0) > 10
-    )  # one character, then the end
+    other = torch.tensor([[3, 0]]), torch.tensor([1])  # one character, then the end
+    assert attention(spelling, *other, smoothing=0.0) > 10
 
 
 def test_codewords_follow_what_chooses_them() -> None:
@@ -277,7 +274,6 @@ def test_masks_hide_their_share() -> None:
     assert hidden.max() <= 0.55
     assert 0.1 < hidden.mean() < 0.4
     assert torch.equal(out, masked(mel, frames, augment, seeded(range(16))))
-    assert torch.equal(
-        out[9:], masked(mel[9:], frames[9:], augment, seeded(range(9, 16)))
-    )  # a row is its own
+    some = masked(mel[9:], frames[9:], augment, seeded(range(9, 16)))
+    assert torch.equal(out[9:], some)  # a row is its own
     assert torch.equal(masked(mel, frames, AugmentConfig(bands=0, gaps=0), seeded(range(16))), mel)

@@ -101,17 +101,6 @@ def test_assigned_noise_ends_where_the_row_ends(trainer_for: Build) -> None:
     assert ((noise != 0).all(2).sum(1) == 2 * batch.lengths).all()
 
 
-def test_a_row_is_contrasted_with_another(trainer_for: Build) -> None:
-    trainer = trainer_for("contrastive=0.05", "data.batch_size=4")
-    batch = trainer.train.batch(0)
-    for number in range(20):
-        partner = trainer._draw(batch, number).partner
-        assert partner is not None
-        assert sorted(partner.tolist()) == [0, 1, 2, 3]
-        assert (partner != torch.arange(4)).all()
-    assert trainer_for("contrastive=0.0")._draw(batch, 0).partner is None
-
-
 # Data
 
 

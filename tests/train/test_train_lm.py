@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
-from speakers import qwen2
 from torch import Tensor
 from training import ALIGNED, TEXTS, Build, cache_in, extract, losses_of
 
 import vokens
-from vokens.errors import CheckpointError, ConfigError, MissingExtra, TokensError
+from vokens.errors import ConfigError, MissingExtra, TokensError
 from vokens.lm.sampling import GREEDY
-from vokens.models.learnable import LearnableLM
 from vokens.tokens import Tokens
 from vokens.train.data import Clip, paths_of
 from vokens.train.loop import Trainer
@@ -241,36 +239,7 @@ def test_simpo_needs_no_reference(trainer, pairs: Path) -> None:
     assert learned(run, 40)["preferred"] == 1
 
 
-# Starts and settings
-
-
-def test_training_starts_from_cosyvoice3s_weights(trainer, tmp_path: Path) -> None:
-    """Its llm.pt knows no speaker token: the encoder starts fresh. Its layout of ids stays."""
-    config = trainer("learnable_lm", "model.release=cosyvoice3").model.lm.config
-    published = LearnableLM(replace(config, speaker=None))
-    torch.save(published.to_published() | {"epoch": 1}, tmp_path / "llm.pt")
-    run = trainer("learnable_lm", "model.release=cosyvoice3", f"init={tmp_path / 'llm.pt'}")
-    for name, value in published.state_dict().items():
-        assert torch.equal(run.model.lm.state_dict()[name], value)
-    before = learned(run, 1)["loss"]
-    assert learned(run, 8)["loss"] < before
-    run.save()
-    opened = vokens.load(tmp_path / "run/lm")
-    assert isinstance(opened, LearnableLM)
-    assert opened.config.release == "cosyvoice3"
-    refused(CheckpointError, r"set model\.release", trainer, "learnable_lm", f"init={tmp_path / 'llm.pt'}")
-
-
-def test_training_starts_from_weights_of_transformers(trainer, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    torch.manual_seed(9)
-    qwen = qwen2(trainer("learnable_lm").model.lm.config.backbone)
-    qwen.save_pretrained(tmp_path / "qwen")
-    state = {f"model.{name}": value for name, value in qwen.state_dict().items()}
-    vokens.checkpoint.save_safetensors(tmp_path / "qwen/model.safetensors", state)
-    warm = trainer("learnable_lm", f"init={tmp_path / 'qwen'}", f"out={tmp_path / 'warm'}")
-    for name, value in warm.model.lm.backbone.state_dict().items():
-        assert torch.equal(value, qwen.state_dict()[name])
+# Settings
 
 
 def test_wrong_tokens_are_named(trainer, data_of: Build, tmp_path: Path) -> None:
