@@ -191,6 +191,16 @@ def finished(
     return run
 
 
+class Trap:
+    """Makes a folder when an ordinary reader unpickles it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
 def refused(error: Any, words: str, call: Callable[..., Any], /, *args: Any, **options: Any) -> None:
     """Assert that the call raises this error, with one line that these words are found in."""
     with pytest.raises(error, match=words) as caught:

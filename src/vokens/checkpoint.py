@@ -47,9 +47,7 @@ def read_state_dict(path: PathLike) -> State:
     with file_errors(CheckpointError, f"cannot read weights {path}"), open(path, "rb") as file:
         head = file.read(128)
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder"
-        )
+        raise CheckpointError(f"{path} is a git-lfs pointer, not weights: run `git lfs pull` in its folder")
     if head[8:9] == b"{":  # safetensors: 8 bytes of header length, then a json header
         return _read_safetensors(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):  # torch: a zip since 1.6, bare pickles before
@@ -164,10 +162,11 @@ def _strip_module(state: State) -> State:
     return state
 
 
-def _some(names: Iterable[Any], most: int = 4) -> str:
+def _some(names: Iterable[Any]) -> str:
+    """The first four names, and the number of the others."""
     names = [str(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 # Names
@@ -258,10 +257,8 @@ def _rename(state: Mapping[str, Tensor], rows: _Rows, inverse: _Rows, layout: st
 # Weight norm: weight = g * v / ||v||, the norm over all axes but the first. For a transposed convolution the
 # first axis is the input channel, so there g is (in, 1, 1).
 
-_SPELLINGS = (
-    (".weight_g", ".weight_v"),
-    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
-)
+_PARAMETRIZED = ".parametrizations.weight.original"
+_SPELLINGS = ((".weight_g", ".weight_v"), (f"{_PARAMETRIZED}0", f"{_PARAMETRIZED}1"))
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
@@ -271,9 +268,7 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
         for g_name in [name for name in folded if name.endswith(g_end)]:
             module = g_name.removesuffix(g_end)
             if module + v_end not in folded or module + ".weight" in folded:
-                raise CheckpointError(
-                    f"{g_name} needs {module + v_end}, and no {module}.weight: damaged file"
-                )
+                raise CheckpointError(f"{g_name} needs {module + v_end} and no {module}.weight: damaged file")
             g, v = folded.pop(g_name), folded.pop(module + v_end)
             if g.shape != (v.shape[0], *(1,) * (v.dim() - 1)):
                 raise CheckpointError(

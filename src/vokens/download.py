@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -59,11 +59,9 @@ def hub_file(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """A file of the Hugging Face hub in huggingface_hub's cache (HF_HUB_CACHE, or `cache_dir`), downloaded where
-    missing.
+    """A file of the Hugging Face hub in huggingface_hub's cache (HF_HUB_CACHE, or `cache_dir`), fetched where missing.
 
-    Its content is checked against `sha256`, else against the hub's hash of large files. Raises
-    DownloadError.
+    Its content is checked against `sha256`, else against the hub's hash of large files. Raises DownloadError.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -81,10 +79,8 @@ def hub_file(
     except LocalEntryNotFoundError as error:
         if local:
             raise DownloadError(_missing(f"{repo}/{filename}", url, local_files_only)) from None
-        reason = error.__cause__ or error
-        raise DownloadError(
-            f"{url} could not be fetched: {_line(reason)}. Check the network and try again"
-        ) from None
+        reason = _line(error.__cause__ or error)
+        raise DownloadError(f"{url} could not be fetched: {reason}. Check the network and retry") from None
     except HfHubHTTPError as error:
         raise DownloadError(_explain(error.response.status_code, url)) from None
     except OSError as error:
@@ -101,12 +97,7 @@ def hub_file(
 
 
 def download(
-    url: str,
-    target: str | os.PathLike[str],
-    *,
-    sha256: str | None = None,
-    progress: bool = True,
-    local_files_only: bool = False,
+    url: str, target: str | os.PathLike[str], *, sha256: str | None = None, local_files_only: bool = False
 ) -> Path:
     """Download `url` to `target` and return it; does nothing where it exists.
 
@@ -122,8 +113,8 @@ def download(
     with _locked(target):
         if not target.exists():
             partial = target.with_name(target.name + ".part")
-            _tell(f"fetching {url}", progress)
-            _fetch_whole(url, partial, progress)
+            _tell(f"fetching {url}")
+            _fetch_whole(url, partial)
             _verify(partial, sha256, url)
             os.replace(partial, target)
     return target
@@ -154,12 +145,12 @@ def _locked(target: Path) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _fetch_whole(url: str, partial: Path, progress: bool) -> None:
+def _fetch_whole(url: str, partial: Path) -> None:
     """Download or resume until the file is complete."""
     failures, furthest = 0, _size(partial)
     while True:
         try:
-            return _continue(url, partial, progress)
+            return _continue(url, partial)
         except _Interrupted as interruption:
             failures = 0 if _size(partial) > furthest else failures + 1
             furthest = max(furthest, _size(partial))
@@ -169,25 +160,23 @@ def _fetch_whole(url: str, partial: Path, progress: bool) -> None:
                     f"{_megabytes(_size(partial))} are kept, and it resumes there"
                 ) from None
             pause = BACKOFF * 2**failures
-            _tell(f"{interruption}: trying again in {pause:g} s", progress)
+            _tell(f"{interruption}: trying again in {pause:g} s")
             time.sleep(pause)
 
 
-def _continue(url: str, partial: Path, progress: bool) -> None:
+def _continue(url: str, partial: Path) -> None:
     """One request for the missing bytes."""
     offset = _size(partial)
     with _open(url, offset) as response:
         if not _agrees(response, offset):
             partial.unlink(missing_ok=True)
-            raise _Interrupted(
-                "the partial file does not belong to the file on the server: it is downloaded again"
-            )
+            raise _Interrupted("the partial file is of another file: it is downloaded again")
         if response.status != 416:
             start = offset if response.status == 206 else 0  # a server may ignore Range and send all
             length = response.headers.get("Content-Length")
             total = None if length is None else start + int(length)
             _check_space(partial, (total or 0) - start)
-            _receive(response, partial, start, total, progress)
+            _receive(response, partial, start, total)
             if total is not None and _size(partial) < total:
                 raise _Interrupted(f"the connection closed after {_size(partial)} of {total} bytes")
 
@@ -225,38 +214,30 @@ def _open(url: str, offset: int) -> HTTPResponse | HTTPError:
         raise _Interrupted(f"{type(error).__name__}: {error}") from error
 
 
-def _receive(
-    response: HTTPResponse | HTTPError, partial: Path, start: int, total: int | None, progress: bool
-) -> None:
+def _receive(response: HTTPResponse | HTTPError, partial: Path, start: int, total: int | None) -> None:
     from tqdm import tqdm
 
     shown: dict[str, Any] = {"desc": partial.stem, "unit": "B", "unit_scale": True, "leave": False}
-    shown["disable"] = None if progress else True  # None: on terminals only
-    with _opened(partial, "ab" if start else "wb") as file, tqdm(total=total, initial=start, **shown) as bar:
-        while True:
-            try:
-                chunk = response.read(_CHUNK)
-            except (HTTPException, OSError) as error:
-                raise _Interrupted(f"{type(error).__name__}: {error}") from error
-            if not chunk:
-                return
-            _write(file, chunk, partial)
-            bar.update(len(chunk))
-
-
-@contextmanager
-def _opened(partial: Path, mode: str) -> Iterator[IO[bytes]]:
-    with file_errors(DownloadError, f"cannot write {partial}"):
-        file = open(partial, mode, buffering=0)  # unbuffered, so that closing cannot fail  # noqa: SIM115
-    with file:
-        yield file
-
-
-def _write(file: IO[bytes], chunk: bytes, partial: Path) -> None:
+    shown["disable"] = None  # on terminals only
     remedy = "; free some space (what is there is kept) or set VOKENS_CACHE to another disk"
-    with file_errors(DownloadError, f"cannot write {partial}", remedy):
-        while chunk:
-            chunk = chunk[file.write(chunk) :]
+    with (
+        file_errors(DownloadError, f"cannot write {partial}", remedy),
+        open(
+            partial, "ab" if start else "wb", buffering=0
+        ) as file,  # unbuffered, so that closing cannot fail
+        tqdm(total=total, initial=start, **shown) as bar,
+    ):
+        while chunk := _next_chunk(response):
+            bar.update(len(chunk))
+            while chunk:
+                chunk = chunk[file.write(chunk) :]
+
+
+def _next_chunk(response: HTTPResponse | HTTPError) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except (HTTPException, OSError) as error:
+        raise _Interrupted(f"{type(error).__name__}: {error}") from error
 
 
 def _check_space(partial: Path, needed: int) -> None:
@@ -301,9 +282,8 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _tell(text: str, progress: bool) -> None:
-    if progress:
-        print(f"vokens: {text}", file=sys.stderr)
+def _tell(text: str) -> None:
+    print(f"vokens: {text}", file=sys.stderr)
 
 
 def _size(path: Path) -> int:

@@ -7,8 +7,9 @@ memory-mapped: tensors are copied one by one. Nothing in a file is executed.
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,9 @@ from torch import Tensor
 
 from vokens.errors import CheckpointError
 
-_TYPES: dict[int, str] = {  # TensorProto.DataType
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    5: "int16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-    16: "bfloat16",
-}
+# TensorProto.DataType
+_TYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool"}
+_TYPES |= {10: "float16", 11: "float64", 16: "bfloat16"}
 # TensorProto's typed fields; raw_data (9) holds any type.
 _TYPED = {4: np.dtype("<f4"), 10: np.dtype("<f8")}
 _VARINTS = (5, 7)  # int32_data, which also holds the narrower types, and int64_data
@@ -61,10 +53,9 @@ class StoredTensor:
         dtype = getattr(torch, self.dtype)
         if isinstance(self.data, np.ndarray):
             return torch.from_numpy(self.data.copy()).to(dtype).reshape(self.shape)
-        values = (
-            torch.frombuffer(bytearray(self.data), dtype=dtype) if self.data else torch.empty(0, dtype=dtype)
-        )
-        return values.reshape(self.shape)
+        if not self.data:  # frombuffer refuses no bytes
+            return torch.empty(self.shape, dtype=dtype)
+        return torch.frombuffer(bytearray(self.data), dtype=dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,9 +89,10 @@ def is_onnx(path: str | os.PathLike[str]) -> bool:
             head = file.read(9)
     except OSError:
         return False
-    if head[8:9] == b"{" and head[4:8] == bytes(4):
-        return False  # safetensors: its first 8 bytes are a length, perhaps 0x..08
-    return head[:1] == b"\x08" and 1 <= head[1] <= 32 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72"
+    # The first 8 bytes of a safetensors file are a length, perhaps 0x..08.
+    safetensors = head[8:9] == b"{" and head[4:8] == bytes(4)
+    version = len(head) > 2 and head[0] == 8 and 1 <= head[1] <= 32
+    return version and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72" and not safetensors
 
 
 def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
@@ -127,104 +119,53 @@ class _Damaged(ValueError):
 
 
 def _model(data: memoryview) -> OnnxGraph:
-    graph, opset = None, 0
-    for number, value in _fields(data):
-        if number == 7:
-            graph = _bytes(value)
-        elif number == 8:
-            imported = dict(_fields(_bytes(value)))
-            if not imported.get(1):  # the domain of standard operations is ""
-                opset = imported.get(2, 0)
-    if graph is None:
+    parts = _collect(data, {7: _bytes, 8: lambda value: dict(_fields(_bytes(value)))})
+    if not parts[7]:
         raise _Damaged("it holds no graph")
-    return _graph(graph, opset)
-
-
-def _graph(data: memoryview, opset: int) -> OnnxGraph:
-    nodes, initializers, inputs, outputs = [], {}, [], []
-    for number, value in _fields(data):
-        if number == 1:
-            nodes.append(_node(_bytes(value)))
-        elif number == 5:
-            tensor = _tensor(_bytes(value))
-            initializers[tensor.name] = tensor
-        elif number in (11, 12):
-            names = inputs if number == 11 else outputs
-            names.append(_text(dict(_fields(_bytes(value))).get(1, memoryview(b""))))
+    # The domain of standard operations is "".
+    opset = _last([imported.get(2, 0) for imported in parts[8] if not imported.get(1)], 0)
+    parts = _collect(parts[7][-1], {1: _node, 5: _tensor, 11: _name, 12: _name})
+    nodes, initializers = tuple(parts[1]), {tensor.name: tensor for tensor in parts[5]}
     constants = {
         node.outputs[0]: node.attributes["value"]
         for node in nodes
         if node.op == "Constant" and isinstance(node.attributes.get("value"), StoredTensor)
     }
-    return OnnxGraph(tuple(nodes), initializers, constants, tuple(inputs), tuple(outputs), opset)
+    return OnnxGraph(nodes, initializers, constants, tuple(parts[11]), tuple(parts[12]), opset)
 
 
-def _node(data: memoryview) -> Node:
-    text: dict[int, str] = {3: "", 4: ""}
-    names: dict[int, list[str]] = {1: [], 2: []}
-    attributes: dict[str, Any] = {}
-    for number, value in _fields(data):
-        if number in names:
-            names[number].append(_text(value))
-        elif number in text:
-            text[number] = _text(value)
-        elif number == 5:
-            name, content = _attribute(_bytes(value))
-            attributes[name] = content
-    return Node(text[3], text[4], tuple(names[1]), tuple(names[2]), attributes)
+def _node(data: Any) -> Node:
+    parts = _collect(data, {**dict.fromkeys((1, 2, 3, 4), _text), 5: _attribute})
+    name, op = _last(parts[3], ""), _last(parts[4], "")
+    return Node(name, op, tuple(parts[1]), tuple(parts[2]), dict(parts[5]))
 
 
-def _attribute(data: memoryview) -> tuple[str, Any]:
+def _attribute(data: Any) -> tuple[str, Any]:
     """Name and value of an attribute; None for kinds that are not needed (graphs, sparse tensors)."""
-    name, value, many = "", None, []
-    for number, field in _fields(data):
-        if number == 1:
-            name = _text(field)
-        elif number == 2:
-            value = struct.unpack("<f", _bytes(field))[0]
-        elif number == 3:
-            value = _signed(field)
-        elif number == 4:
-            value = bytes(_bytes(field)).decode("utf-8", "replace")
-        elif number == 5:
-            value = _tensor(_bytes(field))
-        elif number == 7:
-            many += np.frombuffer(_bytes(field), "<f4").tolist()
-        elif number == 8:
-            many += _integers(field)
-        elif number == 9:
-            many.append(bytes(_bytes(field)).decode("utf-8", "replace"))
-    return name, many or value
+    one = {2: _floats, 3: _integers, 4: _string, 5: lambda value: [_tensor(value)]}
+    parts = _collect(data, {1: _text, **one, 7: _floats, 8: _integers, 9: _string})
+    many = [value for number in (7, 8, 9) for field in parts[number] for value in field]
+    return _last(parts[1], ""), many or _last([value for number in one for (value,) in parts[number]], None)
 
 
-def _tensor(data: memoryview) -> StoredTensor:
-    shape: list[int] = []
-    kind, name, content = 0, "", None
-    numbers: list[int] = []
-    for number, value in _fields(data):
-        if number == 1:
-            shape += _integers(value)
-        elif number == 2:
-            kind = value
-        elif number == 8:
-            name = _text(value)
-        elif number == 9:
-            content = _bytes(value)
-        elif number in _TYPED:
-            content = np.frombuffer(_bytes(value), _TYPED[number])
-        elif number in _VARINTS:
-            numbers += _integers(value)
-        elif number in (13, 14) and value:
-            raise _Damaged(f"tensor {name!r} is stored in another file, which is not supported")
+def _tensor(data: Any) -> StoredTensor:
+    raw, location = {9: _bytes, 4: _bytes, 10: _bytes}, {13: bool, 14: bool}
+    integers = dict.fromkeys((1, *_VARINTS), _integers)
+    parts = _collect(data, {**integers, 2: _signed, 8: _text, **raw, **location})
+    name, kind, shape = _last(parts[8], ""), _last(parts[2], 0), tuple(chain.from_iterable(parts[1]))
+    if any(parts[13] + parts[14]):
+        raise _Damaged(f"tensor {name!r} is stored in another file, which is not supported")
     if kind not in _TYPES:
         raise _Damaged(f"tensor {name!r} is of the unsupported type {kind}")
-    if content is None:
-        content = _narrowed(np.array(numbers, np.int64), _TYPES[kind])
-    width = 1 if isinstance(content, np.ndarray) else getattr(torch, _TYPES[kind]).itemsize
-    size = len(content) // width
+    numbers = [value for number in _VARINTS for field in parts[number] for value in field]
+    content = _narrowed(np.array(numbers, np.int64), _TYPES[kind])
+    for number, dtype in _TYPED.items():
+        content = np.frombuffer(_last(parts[number], b""), dtype) if parts[number] else content
+    content = _last(parts[9], content)
+    size = len(content) // (1 if isinstance(content, np.ndarray) else getattr(torch, _TYPES[kind]).itemsize)
     if min(shape, default=0) < 0 or size != prod(shape):
-        raise _Damaged(f"tensor {name!r} of shape {tuple(shape)} has {size} values")
-    return StoredTensor(name, tuple(shape), _TYPES[kind], content)
+        raise _Damaged(f"tensor {name!r} of shape {shape} has {size} values")
+    return StoredTensor(name, shape, _TYPES[kind], content)
 
 
 def _narrowed(numbers: np.ndarray, dtype: str) -> np.ndarray:
@@ -237,6 +178,20 @@ def _narrowed(numbers: np.ndarray, dtype: str) -> np.ndarray:
 
 
 # The wire format -------------------------------------------------------------------------------------------
+
+
+def _collect(data: Any, readers: dict[int, Callable[[Any], Any]]) -> dict[int, list[Any]]:
+    """Values of a message's fields by their numbers, each read by its function; other fields are skipped."""
+    values: dict[int, list[Any]] = {number: [] for number in readers}
+    for number, value in _fields(_bytes(data)):
+        if number in readers:
+            values[number].append(readers[number](value))
+    return values
+
+
+def _last(values: list[Any], default: Any) -> Any:
+    """The value of a field that is not repeated: of several the last counts."""
+    return values[-1] if values else default
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
@@ -299,3 +254,16 @@ def _bytes(value: Any) -> memoryview:
 
 def _text(value: Any) -> str:
     return bytes(_bytes(value)).decode()
+
+
+def _name(value: Any) -> str:
+    """The name of an input or output of the graph."""
+    return _last(_collect(value, {1: _text})[1], "")
+
+
+def _floats(value: Any) -> list[float]:
+    return np.frombuffer(_bytes(value), "<f4").tolist()
+
+
+def _string(value: Any) -> list[str]:
+    return [bytes(_bytes(value)).decode("utf-8", "replace")]

@@ -34,15 +34,9 @@ THEME = {
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white"),
 }
 _MEL_BANDS = 80
 _DYNAMIC_RANGE = 70.0  # dB below the loudest band
@@ -180,17 +174,11 @@ def draw_tokens(axes: "Axes", tokens: Tokens) -> Any:
     every = -(-count // 16)  # at most 16 labels
     axes.set_yticks(range(first, first + count, every))
     axes.set_ylabel("codebook")
-    colors = f"(0 dark, {_last(tokens)} bright)"
-    axes.set_title(f"Tokens: {frames} frames, {tokens.frame_rate:g} per second {colors}")
+    last = largest - 1 if len(set(tokens.codebook_sizes)) == 1 else "last"
+    axes.set_title(f"Tokens: {frames} frames, {tokens.frame_rate:g} per second (0 dark, {last} bright)")
     for edge in range(first, first + count - 1):
         axes.axhline(edge + 0.5, color="white", linewidth=1.5 if count <= 16 else 0.5)
     return image
-
-
-def _last(tokens: Tokens) -> str:
-    """The largest token, where all codebooks have the same size."""
-    sizes = set(tokens.codebook_sizes)
-    return str(sizes.pop() - 1) if len(sizes) == 1 else "last"
 
 
 def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:

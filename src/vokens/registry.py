@@ -23,24 +23,20 @@ from vokens.errors import ConfigError, DownloadError
 from vokens.evaluator_files import models_folder
 from vokens.install import install_line
 
+PathLike = str | os.PathLike[str]
 WEIGHTS = Path(__file__).parent / "weights"  # embedded models, a folder for each name
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a codec.
+    """One file of a codec. Those of this package have neither a repository nor an address."""
 
-    path: its name in the codec's folder. repo, filename, revision: on the Hugging Face hub. address: URL of other
-    sources. Neither for files of this package. sha256: None where its publisher states none. size: bytes of the
-    released file, None where unknown; never an estimate.
-    """
-
-    path: str
-    repo: str | None = None
+    path: str  # its name in the codec's folder
+    repo: str | None = None  # on the Hugging Face hub, as filename and revision are
     filename: str | None = None
-    sha256: str | None = None
-    size: int | None = None
-    address: str | None = None
+    sha256: str | None = None  # None where its publisher states none
+    size: int | None = None  # bytes of the released file, None where unknown; never an estimate
+    address: str | None = None  # URL of other sources
     revision: str | None = None
 
     @property
@@ -251,12 +247,12 @@ def source_of(model: str) -> str | None:
     return model if model in MODELS or "/" in model else None
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def cache_folder(cache_dir: PathLike | None = None) -> Path:
     """The download folder: `cache_dir`, else VOKENS_CACHE, else ~/.cache/vokens."""
     return Path(cache_dir or os.environ.get("VOKENS_CACHE") or "~/.cache/vokens").expanduser()
 
 
-def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def folder(entry: Entry, cache_dir: PathLike | None = None) -> Path:
     """The folder of a model's files, also before they are downloaded."""
     if entry.embedded:
         return WEIGHTS / entry.name
@@ -268,7 +264,7 @@ def folder(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> Pat
     return place
 
 
-def is_cached(entry: Entry, cache_dir: str | os.PathLike[str] | None = None) -> bool:
+def is_cached(entry: Entry, cache_dir: PathLike | None = None) -> bool:
     """True if it opens without a download. (Files get their final names only when complete and verified.)"""
     return all((folder(entry, cache_dir) / file.path).exists() for file in entry.files)
 
@@ -281,17 +277,12 @@ def lacking(entry: Entry) -> str:
     return "" if is_cached(entry) else missing
 
 
-def fetch(
-    entry: Entry,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    progress: bool = True,
-) -> Path:
+def fetch(entry: Entry, cache_dir: PathLike | None = None, local_files_only: bool = False) -> Path:
     """The folder with all files of a model, downloaded where missing. Raises DownloadError."""
     place = folder(entry, cache_dir)
     for file in entry.files:
         if file.url is not None:
-            _obtain(file, place / file.path, progress, local_files_only, cache_dir)
+            _obtain(file, place / file.path, local_files_only, cache_dir)
         elif not (place / file.path).exists():
             raise DownloadError(
                 f"{place / file.path}, a part of vokens, is missing: install vokens again "
@@ -300,21 +291,14 @@ def fetch(
     return place
 
 
-def _obtain(
-    file: File,
-    target: Path,
-    progress: bool,
-    local_files_only: bool,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> None:
+def _obtain(file: File, target: Path, local_files_only: bool, cache_dir: PathLike | None) -> None:
     """Download a file to its place; hub files become links into huggingface_hub's shared cache."""
+    options: dict[str, Any] = {"sha256": file.sha256, "local_files_only": local_files_only}
     if file.repo is None or file.address is not None:
-        options = {"progress": progress, "local_files_only": local_files_only}
-        download(str(file.url), target, sha256=file.sha256, **options)
+        download(str(file.url), target, **options)
     elif not target.exists():
-        options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         name = file.filename or file.path
-        kept = hub_file(file.repo, name, revision=file.revision, sha256=file.sha256, **options)
+        kept = hub_file(file.repo, name, revision=file.revision, cache_dir=cache_dir, **options)
         with cache_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # a broken link
@@ -327,7 +311,7 @@ def _obtain(
 
 def find(
     source: str | Path,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: PathLike | None = None,
     local_files_only: bool = False,
     revision: str | None = None,
     variant: str | None = None,
@@ -369,9 +353,8 @@ def hub_snapshot(
     repo_id: str,
     *,
     revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: PathLike | None = None,
     local_files_only: bool = False,
-    progress: bool = True,
     files: Iterable[str] = ("config.json", "model.safetensors"),
 ) -> Path:
     """The folder with `files` of a Hugging Face model repository, downloaded where missing.
@@ -386,7 +369,7 @@ def hub_snapshot(
     for name in files:
         try:
             file = File(name, repo_id, revision=revision)
-            _obtain(file, place / name, progress, local_files_only, cache_dir)
+            _obtain(file, place / name, local_files_only, cache_dir)
         except DownloadError as error:
             raise DownloadError(
                 f"{error}. (As a codec, {hub_endpoint()}/{repo_id} must hold {' and '.join(files)}, "

@@ -208,35 +208,22 @@ class Tokens:
 
     @staticmethod
     def load(path: PathLike) -> "Tokens":
-        """Read `.vok`, json, npz or pt; the content decides which, not the suffix."""
+        """Read `.vok`, json, npz or pt; the content decides which, and nothing in it is executed."""
         return Tokens._from_parts(path, *token_files.read(Path(path)))
+
+    from_json = from_npz = from_pt = load
 
     def to_json(self, path: PathLike) -> None:
         """Write json for people: the facts, then one line of codes per item and codebook, unpadded."""
         token_files.write_json(path, *self._parts())
 
-    @staticmethod
-    def from_json(path: PathLike) -> "Tokens":
-        """Read what `to_json` wrote."""
-        return Tokens._from_parts(path, *token_files.read_json(Path(path)))
-
     def to_npz(self, path: PathLike) -> None:
         """Write a compressed numpy archive: codes, lengths, num_samples, [global_vector], header (json)."""
         token_files.write_npz(path, *self._parts())
 
-    @staticmethod
-    def from_npz(path: PathLike) -> "Tokens":
-        """Read what `to_npz` wrote."""
-        return Tokens._from_parts(path, *token_files.read_npz(Path(path)))
-
     def to_pt(self, path: PathLike) -> None:
         """Write a dict for `torch.load(path, weights_only=True)`: int64 tensors and a dict of facts."""
         token_files.write_pt(path, *self._parts())
-
-    @staticmethod
-    def from_pt(path: PathLike) -> "Tokens":
-        """Read what `to_pt` wrote; nothing in the file is executed."""
-        return Tokens._from_parts(path, *token_files.read_pt(Path(path)))
 
     def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The facts as json values and the tensors as arrays, for all file formats."""
@@ -336,9 +323,7 @@ def _vectors(vector: Tensor | None, batch: int, device: torch.device) -> Tensor 
     if not isinstance(vector, Tensor) or not vector.is_floating_point() or vector.dim() != 2:
         raise TokensError("global_vector must be a float tensor (B, D), or None")
     if len(vector) != batch:
-        raise TokensError(
-            f"global_vector has {len(vector)} rows for {batch} items: give one per item, (B, D)"
-        )
+        raise TokensError(f"global_vector has {len(vector)} rows for {batch} items: give one per item (B, D)")
     if not bool(torch.isfinite(vector).all()):
         raise TokensError("global_vector holds NaN or infinity: encode again from sound audio")
     return vector.detach().to(device, torch.float32)
@@ -349,7 +334,5 @@ def _cat_vectors(vectors: list[Tensor | None]) -> Tensor | None:
     if not present:
         return None
     if len(present) < len(vectors) or len({vector.shape[1] for vector in present}) > 1:
-        raise TokensError(
-            "some tokens have a global_vector and others none, or one of another size: not one codec"
-        )
+        raise TokensError("some tokens have a global_vector, others none or another size: not one codec")
     return torch.cat(present)

@@ -36,16 +36,17 @@ def written(form: str, seconds: float = 1.0, seed: int = 0, rate: int = RATE) ->
     return file.getvalue()
 
 
-def media(form: str, seconds: float = 1.0, live: bool = False) -> bytes:
-    """A file of noise at 48 kHz through PyAV; live: written where nothing can be mended afterwards."""
+def media(form: str, seconds: float = 1.0, live: bool = False, wave: np.ndarray | None = None) -> bytes:
+    """A file of noise or a wave at 48 kHz through PyAV; live: written where nothing can be mended afterwards."""
     av = pytest.importorskip("av")
     container, codec = MEDIA[form]
     file = io.BytesIO()
     with av.open(file, "w", format=container, options={"live": "1"} if live else {}) as out:
         track = out.add_stream(codec, rate=48000, layout="mono")
         track.bit_rate = 64000
-        wave = np.random.default_rng(0).uniform(-0.3, 0.3, (1, round(seconds * 48000))).astype(np.float32)
-        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        if wave is None:
+            wave = np.random.default_rng(0).uniform(-0.3, 0.3, round(seconds * 48000)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
         frame.sample_rate = 48000
         out.mux(track.encode(frame) + track.encode(None))
     return file.getvalue()
@@ -68,10 +69,10 @@ def id3(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.99])
-def test_truncated_files_are_refused(form: str, share: float) -> None:
+def test_truncated_files_are_refused(form: str) -> None:
     content = written(form, 2.0)
-    refused(AudioError, r"is truncated|not readable", lambda: load(content[: int(share * len(content))]))
+    for share in (0.01, 0.3, 0.5, 0.85, 0.99):
+        refused(AudioError, r"is truncated|not readable", load, content[: int(share * len(content))])
 
 
 @pytest.mark.parametrize("form", MEDIA)

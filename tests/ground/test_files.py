@@ -47,9 +47,8 @@ class TestWalk:
         (tmp_path / "locked").mkdir()
         scan = os.scandir
 
-        def scandir(
-            path: str,
-        ) -> object:  # root may list everything, so permissions alone would prove nothing
+        # Root may list everything, so permissions alone would prove nothing.
+        def scandir(path: str) -> object:
             if str(path).endswith("locked"):
                 raise PermissionError(13, "Permission denied", path)
             return scan(path)

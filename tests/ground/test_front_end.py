@@ -44,13 +44,13 @@ def test_espeak_says_what_the_published_front_end_says():
         assert phonemes.phonemise(case["text"]) == case["phonemized"]
         assert front_end("espeak").ids(case["text"]) == case["ids"]
     end = front_end("espeak")
-    for text in (
+    strange = (
         "Hello 你好, naïve Łódź",
         "α → ∞, 100% of [x] and {y}",
         "Привет, «so» ¿no? 5℃ 😀",
         "a`b|c*d\\e ø",
-    ):
-        assert end.symbols(end.sayable(normalise(text)))
+    )
+    assert all(end.symbols(end.sayable(normalise(text))) for text in strange)
 
 
 def test_espeak_is_optional(monkeypatch):
@@ -188,10 +188,8 @@ def test_cosyvoice3_has_280_marks_and_opening_words(qwen2):
     assert end.both("it's fine.", "hello") == opening + plain.symbols("it's fine.") + plain.symbols("hello")
     marked = "A [T][AH0][M][EY1][T][OW2] <strong>now</strong>."
     assert normalise(marked) == marked
-    instructed = "Say it fast.<|endofprompt|>"
-    assert end.both(instructed + "it's fine.", "hello") == end.symbols(
-        instructed + "it's fine."
-    ) + end.symbols("hello")
+    instructed = "Say it fast.<|endofprompt|>it's fine."
+    assert end.both(instructed, "hello") == end.symbols(instructed) + end.symbols("hello")
 
 
 def test_a_tokenizer_json_is_taken_as_it_is(qwen2, tmp_path):

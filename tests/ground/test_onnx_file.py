@@ -59,6 +59,7 @@ def read(data: bytes, folder: Path) -> OnnxGraph:
 
 
 NUMBERS = [0, 1, -3, 100]
+HALVES, BFLOATS = np.array(NUMBERS, np.float16), torch.tensor(NUMBERS, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -72,17 +73,9 @@ NUMBERS = [0, 1, -3, 100]
         (7, torch.int64, b"".join(field(7, n) for n in NUMBERS)),  # unpacked, as proto2 writers do
         (6, torch.int32, field(5, b"".join(map(varint, NUMBERS)))),
         (3, torch.int8, field(9, struct.pack("<4b", *NUMBERS))),
-        (10, torch.float16, field(9, np.array(NUMBERS, np.float16).tobytes())),
-        (
-            10,
-            torch.float16,
-            field(5, b"".join(varint(int(n)) for n in np.array(NUMBERS, np.float16).view(np.uint16))),
-        ),
-        (
-            16,
-            torch.bfloat16,
-            field(9, torch.tensor(NUMBERS, dtype=torch.bfloat16).view(torch.int16).numpy().tobytes()),
-        ),
+        (10, torch.float16, field(9, HALVES.tobytes())),
+        (10, torch.float16, field(5, b"".join(varint(int(n)) for n in HALVES.view(np.uint16)))),
+        (16, torch.bfloat16, field(9, BFLOATS.view(torch.int16).numpy().tobytes())),
     ],
 )
 def test_every_kind_of_tensor(kind: int, dtype: torch.dtype, content: bytes, tmp_path: Path) -> None:
@@ -197,11 +190,9 @@ def test_graphs_are_read_strictly(version: str) -> None:
 
 def test_epsilons_are_read_from_the_graph() -> None:
     graph = read_onnx(FOLDER / "onnx_v2.onnx")
+    small, end = {"epsilon": 1e-6}, "attn_ln/LayerNormalization"
     nodes = tuple(
-        replace(n, attributes=n.attributes | {"epsilon": 1e-6})
-        if n.name.endswith("attn_ln/LayerNormalization")
-        else n
-        for n in graph.nodes
+        replace(n, attributes=n.attributes | small) if n.name.endswith(end) else n for n in graph.nodes
     )
     config = S3Tokenizer.from_onnx(replace(graph, nodes=nodes), {"heads": 2}).config
     assert (config.attn_eps, config.mlp_eps) == (1e-6, 1e-5)

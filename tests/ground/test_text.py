@@ -43,74 +43,16 @@ def test_figures_with_commas_are_the_same_number(given_number):
     assert normalise(f"{given_number:,}.25") == f"{cardinal(given_number)} point two five"
 
 
-@pytest.mark.parametrize(
-    ("figure", "words"),
-    [
-        (1, "first"),
-        (2, "second"),
-        (12, "twelfth"),
-        (20, "twentieth"),
-        (43, "forty third"),
-        (100, "one hundredth"),
-    ],
-)
-def test_ordinals(figure, words):
-    assert ordinal(figure) == words
-
-
-@pytest.mark.parametrize(
-    ("figure", "words"),
-    [
-        (1066, "ten sixty six"),
-        (1900, "nineteen hundred"),
-        (1905, "nineteen oh five"),
-        (1999, "nineteen ninety nine"),
-        (2000, "two thousand"),
-        (2007, "two thousand seven"),
-        (2024, "twenty twenty four"),
-    ],
-)
-def test_years(figure, words):
-    assert year(figure) == words
+def test_ordinals_and_years():
+    said = ", ".join(map(ordinal, (1, 2, 12, 20, 43, 100)))
+    assert said == "first, second, twelfth, twentieth, forty third, one hundredth"
+    said = ", ".join(map(year, (1066, 1900, 1905, 1999)))
+    assert said == "ten sixty six, nineteen hundred, nineteen oh five, nineteen ninety nine"
+    said = ", ".join(map(year, (2000, 2007, 2024)))
+    assert said == "two thousand, two thousand seven, twenty twenty four"
 
 
 # Normalisation
-
-SAID = {
-    "It costs $5, $1.50, $0.99, $1 and -£3.2 million.": "It costs five dollars, one dollar and fifty cents, ninety "
-    "nine cents, one dollar and minus three point two million pounds.",
-    "US$20, $5k, 5 € and ¥500": "twenty U S dollars, five thousand dollars, five euros and five hundred yen",
-    "At 10:30, 10:05 p.m., 10:00, 5pm and 14:00.": "At ten thirty, ten oh five p m, ten o'clock, five p m and "
-    "fourteen hundred.",
-    "Come at 5 p.m. We wait.": "Come at five p m. We wait.",
-    "9:00-17:00": "nine o'clock to seventeen hundred",
-    "March 5, 2024": "March fifth, twenty twenty four",
-    "Mar. 5th and 5 March 2024": "March fifth and the fifth of March twenty twenty four",
-    "the 5th of May": "the fifth of May",
-    "2024-03-05, 3/5/2024, 13/5/99": "March fifth, twenty twenty four, March fifth, twenty twenty four, May "
-    "thirteenth, nineteen ninety nine",
-    "May 2020, March 5-7": "May twenty twenty, March fifth to seventh",
-    "Since 1999, the 1980s and the '90s, 1990-2000, (1984).": "Since nineteen ninety nine, the nineteen eighties and "
-    "the nineties, nineteen ninety to two thousand, (nineteen eighty four).",
-    "1905 people": "one thousand nine hundred five people",
-    "The 1st, 11th and 1,000th": "The first, eleventh and one thousandth",
-    "50% of 5 km, 1 kg, 5.5 m": "fifty percent of five kilometers, one kilogram, five point five meters",
-    "20 °C, 60 mph, 5 min. later, 100 m²": "twenty degrees Celsius, sixty miles per hour, five minutes later, one "
-    "hundred square meters",
-    "1/2, 3/4, 2 1/2, ½, 2½, 24/7": "one half, three quarters, two and one half, one half, two and one half, twenty "
-    "four seven",
-    "Call 555-1234.": "Call five five five, one two three four.",
-    "3.14 .5 -5 007 1.2.3": "three point one four point five minus five zero zero seven one point two point three",
-    "MP3, 5G, 747s and a 10-year-old": "MP three, five G, seven hundred forty sevens and a ten-year-old",
-    "10-20, 16:9, 3x4": "ten to twenty, sixteen to nine, three by four",
-    "Mr. Smith and Dr Jones of St. Paul": "Mister Smith and Doctor Jones of Saint Paul",
-    "12 Main St. Then e.g. this etc.": "twelve Main Street. Then for example this et cetera.",
-    "The U.S. economy; a Ph.D. in the U.S.A.": "The U S economy; a P h D in the U S A.",
-    "AT&T, C++, #5, 2+2=4": "AT and T, C plus plus, number five, two plus two equals four",
-    "me@example.com and https://www.example.com/a": "me at example dot com and w w w dot example dot com slash a",
-    "No. 5, pp. 3-5. No. I said no.": "Number five, pages three to five. No. I said no.",
-}
-
 
 CASES = [
     tuple(line.replace("\\n", "\n").split("\t"))
@@ -119,7 +61,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("written", "said"), [*SAID.items(), *CASES])
+@pytest.mark.parametrize(("written", "said"), CASES)
 def test_written_text_is_normalised(written, said):
     assert normalise(written) == said
     assert normalise(said) == said
@@ -132,7 +74,11 @@ SENTENCE = st.tuples(
     st.lists(WORD.filter(lambda word: word not in SHORTENED), min_size=1, max_size=9),
     st.sampled_from([".", "!", "?", ";", ",", "..."]),
 ).map(lambda parts: " ".join(parts[0]).capitalize() + parts[1])
-WRITTEN = st.one_of(st.sampled_from([*SAID]), SENTENCE, st.text("abcZ19 ,.$%:/-'&\n", max_size=12))
+WRITTEN = st.one_of(
+    st.sampled_from([written for written, _ in CASES[:26]]),
+    SENTENCE,
+    st.text("abcZ19 ,.$%:/-'&\n", max_size=12),
+)
 
 
 @given(st.lists(SENTENCE, min_size=1, max_size=4).map(" ".join))

@@ -136,15 +136,8 @@ def _finder(head: bytes) -> Callable[..., tuple[list[_Piece], int | None]] | Non
         return _adts
     if head[4:8] == b"ftyp":
         return _mp4
-    finders = {
-        b"fLaC": _flac,
-        b"OggS": _ogg,
-        b".snd": _au,
-        b"NIST": _nist,
-        _MATROSKA: _matroska,
-        _ASF[:4]: _asf,
-    }
-    return finders.get(head[:4])
+    finders = {b"fLaC": _flac, b"OggS": _ogg, b".snd": _au, b"NIST": _nist, _MATROSKA: _matroska}
+    return (finders | {_ASF[:4]: _asf}).get(head[:4])
 
 
 def _chunked(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
@@ -223,29 +216,25 @@ def _au(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], 
     offset, size = struct.unpack(">II", _read(file, start + 4, 8).ljust(8, b"\0"))
     body = start + offset
     if size not in (0, 0xFFFFFFFF):
-        return _sized(file, start, body, size, end, name)
+        return _sized(start, body, size, end, name)
     head = _read(file, start, 8) + struct.pack(">I", max(0, end - body))
     return [(head, start + 12, end)], end
 
 
 def _nist(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
     head = _read(file, start, 1024)
-    stated = [
-        re.search(rb"%b -i (\d+)" % key, head)
-        for key in (b"sample_count", b"channel_count", b"sample_n_bytes")
-    ]
+    keys = (b"sample_count", b"channel_count", b"sample_n_bytes")
+    stated = [re.search(rb"%b -i (\d+)" % key, head) for key in keys]
     if not head[8:16].strip().isdigit():
         return [(b"", start, end)], end
-    size = prod(int(match[1]) for match in stated if match) if all(stated) else None
-    return _sized(file, start, start + int(head[8:16]), size, end, name)
-
-
-def _sized(
-    file: BinaryIO, start: int, body: int, size: int | None, end: int, name: str
-) -> tuple[list[_Piece], int]:
-    """Bounds of a stream whose header states its size in bytes, or None."""
-    if size is None:
+    if not all(stated):
         return [(b"", start, end)], end
+    size = prod(int(match[1]) for match in stated if match)
+    return _sized(start, start + int(head[8:16]), size, end, name)
+
+
+def _sized(start: int, body: int, size: int, end: int, name: str) -> tuple[list[_Piece], int]:
+    """Bounds of a stream whose header states the size of its samples in bytes."""
     if body + size > end:
         raise AudioError(f"{name} is truncated: {end - body} of {size} bytes of samples are present")
     return [(b"", start, body + size)], body + size
@@ -304,9 +293,7 @@ def _ogg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
     tail = _read(file, first, last - first)
     page = tail.rfind(b"OggS")
     if page < 0 or _behind_page(tail[page:], first + page) != last:
-        raise AudioError(
-            f"{name} is truncated: its last Ogg page is incomplete (from byte {first + max(page, 0)})"
-        )
+        raise AudioError(f"{name} is truncated: the Ogg page from byte {first + max(page, 0)} is incomplete")
     return [(b"", start, last)], behind
 
 

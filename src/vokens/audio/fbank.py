@@ -40,12 +40,12 @@ def _povey_window() -> Tensor:
 
 
 @cache
-def _filters(n_mels: int, sample_rate: int = 16000, f_min: float = 20.0) -> Tensor:
+def _filters(n_mels: int) -> Tensor:
     """Triangles (257, n_mels) over m = 1127 ln(1 + f/700); the last bin, Nyquist, belongs to none."""
-    hertz = torch.tensor([f_min, sample_rate / 2], dtype=torch.float64)
+    hertz = torch.tensor([20.0, 8000.0], dtype=torch.float64)
     low, high = 1127 * torch.log1p(hertz / 700)
     edges = torch.linspace(float(low), float(high), n_mels + 2, dtype=torch.float64)
-    bins = torch.arange(N_FFT // 2, dtype=torch.float64) * (sample_rate / N_FFT)
+    bins = torch.arange(N_FFT // 2, dtype=torch.float64) * (16000 / N_FFT)
     mel = (1127 * torch.log1p(bins / 700))[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0)

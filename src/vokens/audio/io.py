@@ -54,7 +54,13 @@ def load(
         raise AudioError(f"offset must be 0 s or more and duration above 0 s; got {offset} and {duration}")
     source, source_rate = unpacked(source, source_rate)
     if isinstance(source, np.ndarray | torch.Tensor):
-        name, rate = "array", _array_rate(source_rate)
+        if source_rate is None:
+            raise AudioError(
+                "an array was given without its rate: pass it in Hz, sample_rate= of a model, source_rate= of "
+                "audio.load, or a pair (array, rate)"
+            )
+        check_rate(source_rate)
+        name, rate = "array", source_rate
         wave = _cut(_mono(source), rate, offset, duration)
     else:
         with _open(source) as (file, name):
@@ -96,9 +102,7 @@ def save(path: str | Path, wave: np.ndarray | torch.Tensor | Iterator[np.ndarray
     pieces = (_frames(piece, path) for piece in (wave if isinstance(wave, Iterator) else [wave]))
     first = next(pieces, None)
     if first is None:
-        raise AudioError(
-            f"cannot write {path.name!r}: the iterator over its pieces was empty; give at least one"
-        )
+        raise AudioError(f"cannot write {path.name!r}: the iterator over pieces was empty; give one or more")
     channels = first.shape[1]
     try:
         with (
@@ -136,9 +140,7 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
             file = _open_file(source)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             reason = error.strerror if isinstance(error, OSError) else error
-            raise AudioError(
-                f"cannot open {str(source)!r}: {reason}; give the path of an audio file"
-            ) from error
+            raise AudioError(f"cannot open {str(source)!r}: {reason}; give an audio file's path") from error
         with file:
             yield file, repr(str(source))
     elif isinstance(source, bytes):
@@ -186,9 +188,7 @@ def _check_rate_of(name: str, rate: int, source_rate: int | None) -> None:
 
 def _check_finite(wave: np.ndarray, name: str) -> None:
     if not np.isfinite(wave).all():
-        raise AudioError(
-            f"{name} holds NaN or infinite samples: repair it, or replace them (numpy.nan_to_num)"
-        )
+        raise AudioError(f"{name} holds NaN or infinite samples: repair or replace them (numpy.nan_to_num)")
 
 
 def _decode(file: BinaryIO, name: str, offset: float, duration: float | None) -> tuple[np.ndarray, int]:
@@ -313,16 +313,6 @@ def _is_media(stream: BinaryIO) -> bool:
     return _MEDIA.match(head) is not None
 
 
-def _array_rate(source_rate: int | None) -> int:
-    if source_rate is None:
-        raise AudioError(
-            "an array was given without its rate: pass it in Hz, sample_rate= of a model, source_rate= of audio.load, "
-            "or a pair (array, rate)"
-        )
-    check_rate(source_rate)
-    return source_rate
-
-
 def _floats(wave: np.ndarray | torch.Tensor) -> np.ndarray:
     """Float32 of the same shape; PCM integers are scaled to [-1, 1]."""
     if isinstance(wave, torch.Tensor):
@@ -333,9 +323,7 @@ def _floats(wave: np.ndarray | torch.Tensor) -> np.ndarray:
         return wave.astype(np.float32, copy=False)
     if wave.dtype.name not in _PCM_CENTRE_AND_SCALE:
         accepted = ", ".join(_PCM_CENTRE_AND_SCALE)
-        raise AudioError(
-            f"samples of {wave.dtype} are not audio: give floats in [-1, 1], or PCM in {accepted}"
-        )
+        raise AudioError(f"samples of {wave.dtype} are no audio: give floats in [-1, 1] or PCM in {accepted}")
     centre, scale = _PCM_CENTRE_AND_SCALE[wave.dtype.name]
     return ((wave.astype(np.float64) - centre) / scale).astype(np.float32)
 

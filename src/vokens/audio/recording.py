@@ -15,8 +15,7 @@ WHOLE_SECONDS = 120  # shorter recordings are read at once
 class Recording:
     """Float32 mono samples of one recording at `sample_rate`, sliced like an array (T,), but forwards only.
 
-    Attributes:
-        whole: all samples (T,), where the recording is no longer than two minutes or was an array; else None.
+    whole: all samples (T,), where the recording is no longer than two minutes or was an array; else None.
 
     Raises AudioError as `load` does; in longer recordings when the damage is reached.
     """

@@ -66,8 +66,3 @@ def distilled_target(velocity: Velocity, x: Tensor, t: Tensor, r: Tensor, steps:
         moved = moved + expand(width, x) * velocity(moved, t + step * width)
     span = expand(r - t, x)
     return torch.where(span > 0, (moved - x) / span.clamp(min=1e-9), velocity(x, t))
-
-
-def adaptive(error: Tensor, power: float = 1.0, floor: float = 1e-3) -> Tensor:
-    """Loss () of squared errors (B,): each divided by a detached power of itself, so that outliers do not dominate."""
-    return (error / (error.detach() + floor) ** power).mean()

@@ -26,9 +26,7 @@ def broadcast_generators(generator: Generators, count: int) -> list[torch.Genera
     each: list[torch.Generator | None] = []
     each += generator if isinstance(generator, Sequence) else [generator] * count
     if len(each) != count:
-        raise ConfigError(
-            f"{len(each)} generators were given for {count} items: give one for all or one for each"
-        )
+        raise ConfigError(f"{len(each)} generators were given for {count} items: give one, or one for each")
     return each
 
 

@@ -68,16 +68,6 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
 # Immiscible pairing -----------------------------------------------------------------------------------------
 
 
-def nearest(x1: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
-    """Index of the one of k noises (B, k, …) that is nearest to each item of x1 (B, …): (B,) int64.
-
-    In float32 and over valid frames only: half precision and padding would both change the choice.
-    """
-    x, z, m = x1.float().unsqueeze(1), candidates.float(), mask.float().unsqueeze(1)
-    # |x - z|^2 without |x|^2, which is the same for all candidates.
-    return ((z.square() - 2 * x * z) * m).flatten(2).sum(2).argmin(1)
-
-
 def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """For each item the nearest of k normal draws, one in memory at a time; k = 1 is plain noise."""
     best = _draw(x1, generator)
@@ -91,19 +81,10 @@ def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) 
     return best
 
 
-def assigned_noise(x1: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal noise, paired with the items by `assignment`."""
-    z = _draw(x1, generator)
-    return z[assignment(x1, z, mask)]
-
-
 def assignment(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
     """Index (B,) int64 of the assignment of noises z to items x1 that minimises the sum of distances.
 
-    Distances are means per element, so that long items do not dominate.
-
-    Raises:
-        MissingExtra: scipy is not installed.
+    Distances are means per element, so that long items do not dominate. Raises MissingExtra without scipy.
     """
     with needs_extra("scipy", "train", "assigning noise to data"):
         from scipy.optimize import linear_sum_assignment
@@ -121,5 +102,6 @@ def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rank(x1: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+    """|x - z|^2 (B,) over valid frames, without |x|^2, the same for all z; in float32: halves choose others."""
     x, z = x1.float(), z.float()
     return ((z.square() - 2 * x * z) * mask).flatten(1).sum(1)

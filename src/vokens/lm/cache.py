@@ -41,8 +41,7 @@ class LayerCache:
 class KVCache:
     """Keys and values of all layers.
 
-    Args:
-        padding_mask: (B, S) bool of the prefix, False at padding; None for rows of one length.
+    padding_mask: (B, S) bool of the prefix, False at padding; None for rows of one length.
     """
 
     def __init__(self, layers: int, padding_mask: Tensor | None = None) -> None:
@@ -76,10 +75,9 @@ def causal_mask(
 ) -> Tensor | None:
     """(B or 1, 1, queries, keys) bool, True where the last `queries` of the positions attend; None where to all.
 
-    Args:
-        padding_mask: (B, keys). Padding on the left attends to itself: a softmax over nothing is NaN, which later
-            layers spread.
-        prefix: first positions, not all of them padding, to which all attend (prefix LM).
+    padding_mask: (B, keys). Padding on the left attends to itself: a softmax over nothing is NaN, which later layers
+        spread.
+    prefix: first positions, not all of them padding, to which all attend (prefix LM).
     """
     if queries == 1:
         return None if padding_mask is None else padding_mask[:, None, None]

@@ -21,13 +21,12 @@ def decode(
 ) -> Iterator[list[int | None]]:
     """Yield the next token of each of B rows, step by step; None for rows that have ended. Ends are not yielded.
 
-    Args:
-        logits: (B, V) of the first tokens; -inf forbids one.
-        step: logits (B, V) after the last tokens (B,), undefined in ended rows. It is called lazily, when the next
-            tokens are requested.
-        end: the token that ends a row. limits: minimum and maximum number of tokens of each row.
-        history: tokens before the first, for the repetition awareness of `sampling`.
-        end_if_likeliest: a row ends as soon as its end is the most likely, whatever is sampled (VALL-E as published).
+    logits: (B, V) of the first tokens; -inf forbids one.
+    step: logits (B, V) after the last tokens (B,), undefined in ended rows. It is called lazily, when the next tokens
+        are requested.
+    end: the token that ends a row. limits: minimum and maximum number of tokens of each row.
+    history: tokens before the first, for the repetition awareness of `sampling`.
+    end_if_likeliest: a row ends as soon as its end is the most likely, whatever is sampled (VALL-E as published).
     """
     rows = [list(tokens) for tokens in history] or [[] for _ in limits]
     running = [row for row, (_, most) in enumerate(limits) if most > 0]

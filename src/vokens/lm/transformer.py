@@ -42,8 +42,7 @@ class Block(nn.Module):
 class CausalTransformer(nn.Module):
     """Layers and a last norm.
 
-    Args:
-        width: D, a multiple of twice the heads. dropout: of what each half of a layer adds, in training.
+    width: D, a multiple of twice the heads. dropout: of what each half of a layer adds, in training.
     """
 
     def __init__(self, width: int, layers: int, heads: int, dropout: float = 0.0) -> None:

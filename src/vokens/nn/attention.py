@@ -40,9 +40,8 @@ def attention(
     if not learns and not dropout and queries * keys >= _LEAST_SCORES and by_onednn(q[0, 0], k[0, 0]):
         if mask is not None:
             mask = mask.expand(len(q), heads, queries, keys)
-        if (
-            mask is None or mask.dtype != torch.bool or bool(mask.any(-1).all())
-        ):  # a row of padding has no softmax
+        # A row of padding has no softmax.
+        if mask is None or mask.dtype != torch.bool or bool(mask.any(-1).all()):
             return _by_heads(q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)
     if learns and q.device.type == "cpu" and (q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
         return _in_float32(q, k, v, mask, scale, dropout)
@@ -70,9 +69,8 @@ def _by_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
             scores = linear(q[row, head, block] * scale, keys)
             if mask is not None:
                 seen = mask[row, head, block]
-                scores = (
-                    scores.masked_fill_(~seen, -torch.inf) if seen.dtype == torch.bool else scores.add_(seen)
-                )
+                boolean = seen.dtype == torch.bool
+                scores = scores.masked_fill_(~seen, -torch.inf) if boolean else scores.add_(seen)
             out[row, head, block] = linear(scores.softmax(-1), values)
     return out
 

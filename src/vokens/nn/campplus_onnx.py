@@ -21,8 +21,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 def open_campplus(source: str | Path) -> CAMPPlus:
     """CAM++ with the weights of a published file, also CosyVoice's campplus.onnx, or of the only such file in a folder.
 
-    Raises:
-        CheckpointError: no file, several, or other weights.
+    Raises CheckpointError for no file, several, or other weights.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -39,8 +38,7 @@ def open_campplus(source: str | Path) -> CAMPPlus:
 def campplus_state(graph: OnnxGraph, model: CAMPPlus) -> State:
     """The published state dict that a graph holds, in whichever way an exporter named it.
 
-    Raises:
-        CheckpointError: more or fewer convolutions and norms than CAM++ has, or in another order.
+    Raises CheckpointError for more or fewer convolutions and norms than CAM++ has, or in another order.
     """
     names = [name for name in model.state_dict() if name in graph.initializers]
     if len(names) == sum(not name.endswith("num_batches_tracked") for name in model.state_dict()):

@@ -28,9 +28,8 @@ class CausalConv(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size)
 
     def forward(self, input: Tensor, state: StreamState | None = None) -> Tensor:
-        return windowed(
-            with_left_context(self, input, self.kernel_size[0] - 1, state), self.weight, self.bias
-        )
+        x = with_left_context(self, input, self.kernel_size[0] - 1, state)
+        return windowed(x, self.weight, self.bias)
 
 
 def windowed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -34,11 +34,8 @@ class PlainConv1d(nn.Conv1d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         # Of 2 to 15 channels torch 2.13's bfloat16 convolutions by kernels of 16, 24, 32... give noise (AMX).
-        if (
-            half == torch.bfloat16
-            and input.device.type == "cpu"
-            and 1 < weight.shape[1] < 16 <= weight.shape[2]
-        ):
+        noisy = half == torch.bfloat16 and 1 < weight.shape[1] < 16 <= weight.shape[2]
+        if noisy and input.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):
                 bias = bias if bias is None else bias.float()
                 return super()._conv_forward(input.float(), weight.float(), bias).to(half)
@@ -104,9 +101,8 @@ def reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor | Non
     before = torch.arange(left, 0, -1, device=x.device).expand(len(x), -1)
     after = rows + torch.arange(right + stride - 1, device=x.device)  # (B, right + stride - 1) positions
     mirrored = torch.where(after < extent, after, 2 * (extent - 1) - after)
-    padded = F.pad(
-        x, (left, right + fill + stride)
-    )  # the widest border of a shorter row may reach past the batch
+    # The widest border of a shorter row may reach past the batch.
+    padded = F.pad(x, (left, right + fill + stride))
     padded[..., :left] = _columns(x, before, rows)
     where = (left + after).unsqueeze(1).expand(-1, x.shape[1], -1)
     return padded.scatter_(2, where, _columns(x, mirrored, rows)).narrow(2, 0, left + size + right + fill)

@@ -50,8 +50,7 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXt(nn.Module):
     """A stack of blocks. Rows shorter than T are held at zero beyond their end, as if padded by zeros alone.
 
-    Attributes:
-        reach: frames that one output frame sees on either side.
+    reach: frames that one output frame sees on either side.
     """
 
     def __init__(self, width: int, hidden: int, kernel_size: int, layers: int) -> None:

@@ -8,7 +8,7 @@ Each is a list of convolution stacks that see the same wave folded, averaged or 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,22 @@ def spectral_norm(conv: nn.Module) -> nn.Module:
     return conv
 
 
+def spectral_convs(inputs: int, channels: int) -> list[nn.Module]:
+    """Convolutions over (frames, bins): four of 3 x 9, of which all but the first halve the bins, and one of 3 x 3."""
+    shapes = [(inputs, channels, 1), *[(channels, channels, 2)] * 3]
+    convs = [weight_norm(nn.Conv2d(a, b, (3, 9), (1, stride), (1, 4))) for a, b, stride in shapes]
+    return [*convs, weight_norm(nn.Conv2d(channels, channels, 3, padding=1))]
+
+
+def feature_maps(convs: Iterable[nn.Module], x: Tensor, slope: float) -> list[Tensor]:
+    """Maps of x (B, C, ...) after each convolution and its leaky ReLU."""
+    features = []
+    for conv in convs:
+        x = leaky_relu(conv(x), slope)
+        features.append(x)
+    return features
+
+
 class ConvStack(nn.Module):
     """Convolutions with leaky ReLU, then `conv_post` to one channel."""
 
@@ -75,11 +91,8 @@ class ConvStack(nn.Module):
 
     def run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, ...) -> logits (B, 1, ...) and the feature map of each layer before `conv_post`."""
-        features = []
-        for conv in self.convs:
-            x = leaky_relu(conv(x), self.slope)
-            features.append(x)
-        return self.conv_post(x), features
+        features = feature_maps(self.convs, x, self.slope)
+        return self.conv_post(features[-1]), features
 
 
 class PeriodDiscriminator(ConvStack):
@@ -108,11 +121,8 @@ class ScaleDiscriminator(ConvStack):
 
     def __init__(self, channels: Sequence[int] = SCALE_CHANNELS, spectral: bool = False) -> None:
         norm = spectral_norm if spectral else weight_norm
-        kernels, strides, groups = (
-            (15, 41, 41, 41, 41, 41, 5),
-            (1, 2, 2, 4, 4, 1, 1),
-            (1, 4, 16, 16, 16, 16, 1),
-        )
+        kernels, strides = (15, 41, 41, 41, 41, 41, 5), (1, 2, 2, 4, 4, 1, 1)
+        groups = (1, 4, 16, 16, 16, 16, 1)
         shapes = zip([1, *channels[:-1]], channels, kernels, strides, groups, strict=True)
         convs = [norm(nn.Conv1d(a, b, k, s, k // 2, groups=math.gcd(g, a, b))) for a, b, k, s, g in shapes]
         super().__init__(convs, norm(nn.Conv1d(channels[-1], 1, 3, padding=1)), slope=0.1)
@@ -161,16 +171,13 @@ class STFTDiscriminator(ConvStack):
 class SpectrogramDiscriminator(ConvStack):
     """2-D convolutions on magnitudes of one resolution: one channel of (frames, bins).
 
-    Args:
-        n_fft, hop, window: of the spectrogram, in samples; a Hann window in the middle of n_fft.
+    n_fft, hop, window: of the spectrogram, in samples; a Hann window in the middle of n_fft.
     """
 
     window: Tensor
 
     def __init__(self, n_fft: int, hop: int, window: int, channels: int = 32) -> None:
-        shapes = [(1, channels, 1), *[(channels, channels, 2)] * 3]
-        convs = [weight_norm(nn.Conv2d(a, b, (3, 9), (1, stride), (1, 4))) for a, b, stride in shapes]
-        convs.append(weight_norm(nn.Conv2d(channels, channels, 3, padding=1)))
+        convs = spectral_convs(1, channels)
         super().__init__(convs, weight_norm(nn.Conv2d(channels, 1, 3, padding=1)), slope=0.1)
         self.n_fft, self.hop = n_fft, hop
         self.register_buffer("window", torch.hann_window(window), persistent=False)
@@ -197,13 +204,7 @@ class BandDiscriminator(nn.Module):
         super().__init__()
         self.n_fft = n_fft
         self.edges = [int(share * (n_fft // 2 + 1)) for share in BANDS]
-
-        def stack() -> nn.ModuleList:
-            shapes = [(2, channels, 1), *[(channels, channels, 2)] * 3]
-            convs = [weight_norm(nn.Conv2d(a, b, (3, 9), (1, stride), (1, 4))) for a, b, stride in shapes]
-            return nn.ModuleList([*convs, weight_norm(nn.Conv2d(channels, channels, 3, padding=1))])
-
-        self.band_convs = nn.ModuleList(stack() for _ in BANDS[1:])
+        self.band_convs = nn.ModuleList(nn.ModuleList(spectral_convs(2, channels)) for _ in BANDS[1:])
         self.conv_post = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
@@ -222,14 +223,13 @@ class BandDiscriminator(nn.Module):
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
         """wave (B, 1, N > 3/8 n_fft) -> logits (B, M), 25 feature maps (without the logits)."""
-        spectrum, ends, features = self.spectrum(wave), [], []
-        for first, last, convs in zip(self.edges[:-1], self.edges[1:], self.band_convs, strict=True):
-            x = spectrum[..., first:last]
-            for conv in convs.children():
-                x = leaky_relu(conv(x), 0.1)
-                features.append(x)
-            ends.append(x)
-        return self.conv_post(torch.cat(ends, -1)).flatten(1), features
+        spectrum = self.spectrum(wave)
+        bands = [
+            feature_maps(convs.children(), spectrum[..., first:last], 0.1)
+            for first, last, convs in zip(self.edges[:-1], self.edges[1:], self.band_convs, strict=True)
+        ]
+        logits = self.conv_post(torch.cat([features[-1] for features in bands], -1))
+        return logits.flatten(1), [one for features in bands for one in features]
 
 
 class Discriminator(nn.Module):
@@ -246,9 +246,7 @@ class Discriminator(nn.Module):
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         """wave (B, 1, N) -> logits: one tensor (B, ...) per stack; features: one list of maps per stack."""
         if wave.dim() != 3 or wave.shape[1] != 1:
-            raise ConfigError(
-                f"a discriminator takes a mono wave of shape (B, 1, N), not {tuple(wave.shape)}"
-            )
+            raise ConfigError(f"a discriminator takes a mono wave (B, 1, N), not {tuple(wave.shape)}")
         judgements = [stack(view) for stack, view in zip(self.discriminators, self.views(wave), strict=True)]
         return [logits for logits, _ in judgements], [features for _, features in judgements]
 
@@ -256,9 +254,9 @@ class Discriminator(nn.Module):
 class MultiPeriodDiscriminator(Discriminator):
     """One stack per period; 41.1 M parameters at divisor 1. `divisor` divides every width."""
 
-    def __init__(self, divisor: int = 1, periods: Sequence[int] = PERIODS) -> None:
+    def __init__(self, divisor: int = 1) -> None:
         channels = narrowed(PERIOD_CHANNELS, divisor)
-        super().__init__([PeriodDiscriminator(period, channels) for period in periods])
+        super().__init__([PeriodDiscriminator(period, channels) for period in PERIODS])
 
 
 class MultiScaleDiscriminator(Discriminator):
@@ -295,33 +293,22 @@ class MultiScaleSTFTDiscriminator(Discriminator):
 class MultiResolutionDiscriminator(Discriminator):
     """One stack per spectrogram (n_fft, hop, window); 0.28 M parameters at 32 channels."""
 
-    def __init__(self, channels: int = 32, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS) -> None:
-        super().__init__([SpectrogramDiscriminator(*sizes, channels) for sizes in resolutions])
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__([SpectrogramDiscriminator(*sizes, channels) for sizes in RESOLUTIONS])
 
 
 class DACDiscriminator(Discriminator):
     """DAC's: five periods and three multi-band spectra; 42.5 M parameters at full size.
 
-    Args:
-        divisor: divides the widths of the first. channels: of the second.
+    divisor: divides the widths of the first. channels: of the second.
 
     Every wave is judged without its mean and at a peak of 0.8. Feature maps leave the logits out.
     """
 
-    def __init__(
-        self,
-        divisor: int = 1,
-        channels: int = 32,
-        periods: Sequence[int] = PERIODS,
-        windows: Sequence[int] = BAND_WINDOWS,
-    ) -> None:
+    def __init__(self, divisor: int = 1, channels: int = 32, windows: Sequence[int] = BAND_WINDOWS) -> None:
         widths = narrowed(PERIOD_CHANNELS, divisor)
-        super().__init__(
-            [
-                *[PeriodDiscriminator(period, widths, always_pad=True) for period in periods],
-                *[BandDiscriminator(n_fft, channels) for n_fft in windows],
-            ]
-        )
+        stacks: list[nn.Module] = [PeriodDiscriminator(p, widths, always_pad=True) for p in PERIODS]
+        super().__init__([*stacks, *(BandDiscriminator(n_fft, channels) for n_fft in windows)])
 
     def views(self, wave: Tensor) -> list[Tensor]:
         wave = wave - wave.mean(-1, keepdim=True)
@@ -338,9 +325,7 @@ class DACDiscriminator(Discriminator):
 
 def narrowed(channels: Sequence[int], divisor: int) -> list[int]:
     if divisor < 1 or any(width % divisor for width in channels):
-        raise ConfigError(
-            f"divisor {divisor} does not divide the widths {tuple(channels)}: use a power of two"
-        )
+        raise ConfigError(f"divisor {divisor} does not divide the widths {tuple(channels)}: use a power of 2")
     return [width // divisor for width in channels]
 
 

@@ -72,8 +72,7 @@ class AttentiveStatistics(nn.Module):
 class ECAPA(Float32):
     """Mel (B, n_mels, T) to vectors (B, width), in float32: one vector colours all that is decoded with it.
 
-    Args:
-        channels: of the first layer, the three blocks and the layer that joins them, as published.
+    channels: of the first layer, the three blocks and the layer that joins them, as published.
     """
 
     def __init__(

@@ -38,9 +38,8 @@ class SkipLSTM(nn.Module):
             state = zeros, zeros
         hidden, cell = (part[:, :rows].contiguous() for part in state)
         end = f"_l{layer}" + "_reverse" * backward
-        weights = [
-            getattr(self.lstm, name + end) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [getattr(self.lstm, name + end) for name in names]
         packed = reordered(weights[1], rows) if len(x) >= _LEAST_STEPS else None
         if packed is not None:
             return _recur(x, hidden[0], cell[0], weights, packed)

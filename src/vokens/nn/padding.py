@@ -16,6 +16,7 @@ from vokens.nn.masks import padding_mask
 from vokens.nn.streaming import StreamState
 
 Sides = tuple[int, int]  # columns on the left and on the right
+Columns = tuple[Tensor, Sides]  # those at hand, and the zeros that are yet to add
 
 
 def conv1d(
@@ -90,9 +91,7 @@ class Padding:
         """The sum of all steps (B, C, N) before each one, modulo 1."""
         return (steps.cumsum(-1) - steps).remainder(1)
 
-    def _columns(
-        self, key: Hashable, x: Tensor, sides: Sides, span: int, stride: int
-    ) -> tuple[Tensor, Sides]:
+    def _columns(self, key: Hashable, x: Tensor, sides: Sides, span: int, stride: int) -> Columns:
         """The columns that the next results need, each `span` of them, and the zeros that are yet to add."""
         return x, sides
 
@@ -116,9 +115,7 @@ class RaggedPadding(Padding):
     def clear(self, x: Tensor) -> Tensor:
         return x * self.masks[x.shape[-1]]
 
-    def _columns(
-        self, key: Hashable, x: Tensor, sides: Sides, span: int, stride: int
-    ) -> tuple[Tensor, Sides]:
+    def _columns(self, key: Hashable, x: Tensor, sides: Sides, span: int, stride: int) -> Columns:
         return self.clear(x) if any(sides) else x, sides
 
 
@@ -150,9 +147,7 @@ class StreamPadding(Padding):
         self._keep(key, total[..., -1:].remainder(1))
         return total[..., :-1].remainder(1)
 
-    def _columns(
-        self, key: Hashable, x: Tensor, sides: Sides, span: int, stride: int
-    ) -> tuple[Tensor, Sides]:
+    def _columns(self, key: Hashable, x: Tensor, sides: Sides, span: int, stride: int) -> Columns:
         left, right = sides
         x = _follow(self._take(key, x, left), x)
         if self.last:

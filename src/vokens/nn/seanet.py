@@ -5,6 +5,7 @@ chunks and the LSTM in one sweep. Layers are numbered as published, which keeps 
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
@@ -106,67 +107,52 @@ def _reach(layers: Iterable[nn.Module]) -> int:
     return reach
 
 
+@dataclass(frozen=True)
+class SEANetSizes:
+    """Sizes of an encoder and its decoder."""
+
+    dim: int
+    channels: int  # at the rate of the wave; every stage of the encoder doubles them
+    ratios: tuple[int, ...]  # strides of the decoder, from the inside out, e.g. (8, 5, 4, 2)
+    lstm_layers: int
+    bidirectional: bool  # the encoder's LSTM
+    residual_layers: int
+    residual_kernel_size: int
+    dilation_base: int
+    act: str
+
+    def units(self, channels: int) -> list[nn.Module]:
+        """The residual units of a stage."""
+        dilations = [self.dilation_base**unit for unit in range(self.residual_layers)]
+        return [ResidualUnit(channels, self.residual_kernel_size, each, self.act) for each in dilations]
+
+
 class SEANetEncoder(SEANet):
-    """wave (B, 1, N) -> latent (B, dim, ceil(N / hop)), hop the product of ratios.
+    """wave (B, 1, N) -> latent (B, dim, ceil(N / hop)), hop the product of ratios."""
 
-    Args:
-        channels: width after the first convolution; every stage doubles it.
-        ratios: strides from the outside in, e.g. (2, 4, 5, 8).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        channels: int,
-        ratios: Sequence[int],
-        *,
-        lstm_layers: int,
-        bidirectional: bool,
-        residual_layers: int,
-        residual_kernel_size: int,
-        dilation_base: int,
-        act: str,
-    ) -> None:
+    def __init__(self, sizes: SEANetSizes) -> None:
+        channels, act = sizes.channels, sizes.act
         layers: list[nn.Module] = [Conv1d(1, channels, EDGE_KERNEL)]
-        for ratio in ratios:
-            layers += [
-                ResidualUnit(channels, residual_kernel_size, dilation_base**unit, act)
-                for unit in range(residual_layers)
-            ]
+        for ratio in sizes.ratios[::-1]:
+            layers += sizes.units(channels)
             layers += [activation(act, channels), Conv1d(channels, 2 * channels, 2 * ratio, stride=ratio)]
             channels *= 2
-        layers.append(SkipLSTM(channels, lstm_layers, bidirectional=bidirectional))
-        channels *= 2 if bidirectional else 1
-        layers += [activation(act, channels), Conv1d(channels, dim, EDGE_KERNEL)]
+        layers.append(SkipLSTM(channels, sizes.lstm_layers, bidirectional=sizes.bidirectional))
+        channels *= 2 if sizes.bidirectional else 1
+        layers += [activation(act, channels), Conv1d(channels, sizes.dim, EDGE_KERNEL)]
         super().__init__(layers)
 
 
 class SEANetDecoder(SEANet):
-    """latent (B, dim, T) -> wave (B, 1, hop * T); ratios from the inside out, e.g. (8, 5, 4, 2)."""
+    """latent (B, dim, T) -> wave (B, 1, hop * T)."""
 
-    def __init__(
-        self,
-        dim: int,
-        channels: int,
-        ratios: Sequence[int],
-        *,
-        lstm_layers: int,
-        residual_layers: int,
-        residual_kernel_size: int,
-        dilation_base: int,
-        act: str,
-    ) -> None:
-        channels *= 2 ** len(ratios)
-        layers: list[nn.Module] = [
-            Conv1d(dim, channels, EDGE_KERNEL),
-            SkipLSTM(channels, lstm_layers, bidirectional=False),
-        ]
-        for ratio in ratios:
+    def __init__(self, sizes: SEANetSizes) -> None:
+        channels, act = sizes.channels * 2 ** len(sizes.ratios), sizes.act
+        layers: list[nn.Module] = [Conv1d(sizes.dim, channels, EDGE_KERNEL)]
+        layers.append(SkipLSTM(channels, sizes.lstm_layers, bidirectional=False))
+        for ratio in sizes.ratios:
             layers += [activation(act, channels), Upsample(channels, channels // 2, 2 * ratio, ratio)]
             channels //= 2
-            layers += [
-                ResidualUnit(channels, residual_kernel_size, dilation_base**unit, act)
-                for unit in range(residual_layers)
-            ]
+            layers += sizes.units(channels)
         layers += [activation(act, channels), LastConv1d(channels, 1, EDGE_KERNEL)]
         super().__init__(layers)

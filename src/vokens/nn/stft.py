@@ -16,8 +16,7 @@ class SpectrumIn(nn.Module):
     """Windowed spectra of wave (B, N), N a multiple of the step, as features (B, T, width), float32.
 
     Per spectrum: log magnitude and the complex values with magnitude to the power 0.3 (the phase tells where in
-    the frame things happen). Windows are centred on their hop, silence lies beyond
-    the ends.
+    the frame things happen). Windows are centred on their hop, silence lies beyond the ends.
     """
 
     def __init__(self, n_fft: int, frames_per_step: int) -> None:
@@ -75,9 +74,7 @@ class SpectrumOut(nn.Module):
         log_magnitude, real, imag = self.project(x).float().reshape(batch, -1, 3, self.bins).unbind(2)
         if gain is not None:
             log_magnitude = log_magnitude + gain
-        magnitude = log_magnitude.clamp(
-            max=6.0
-        ).exp()  # e^6 = 403: above the largest orthonormal Hann spectrum, 320
+        magnitude = log_magnitude.clamp(max=6.0).exp()  # e^6 = 403: above Hann's largest spectrum, 320
         if mask is not None:
             magnitude = magnitude * mask.float().repeat_interleave(self.frames_per_step, 1)
         # 1e-2: near 0 no direction is meant.

@@ -17,14 +17,13 @@ from vokens.nn.masks import padding_mask
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of `size` positions; each sees itself and the `left` chunks before it, all of them if -1.
-
-    phase: positions by which the first chunk is shorter, so that a border can be put where a stream wants one.
-    """
+    """Chunks of `size` positions; each sees itself and the `left` chunks before it, all of them if -1."""
 
     size: int
     left: int = -1
-    phase: int = 0
+    phase: int = (
+        0  # by which the first chunk is shorter, so that a border can be put where a stream wants one
+    )
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.left < -1 or not 0 <= self.phase < self.size:
@@ -97,19 +96,15 @@ class StreamState(dict[Hashable, Tensor]):
 
 @dataclass(frozen=True)
 class Context:
-    """Attention mask, padding mask, KV window and streaming state of one forward pass, shared by all its layers.
+    """Attention mask, padding mask, KV window and streaming state of one forward pass, shared by all its layers."""
 
-    mask: attention's, bool, broadcast over (B, H, queries, keys); None where all is visible.
-    padding_mask: (B, T, 1) bool, False beyond each row's length; None where there is no padding.
-    keep: how many of the last keys the next chunk sees. offset: position of the first query.
-    state: of a stream; None for a whole signal.
-    """
-
-    mask: Tensor | None = None
-    padding_mask: Tensor | None = None
-    keep: int = 0
-    offset: int = 0
-    state: StreamState | None = None
+    mask: Tensor | None = (
+        None  # of attention, bool, broadcast over (B, H, queries, keys); None where all is visible
+    )
+    padding_mask: Tensor | None = None  # (B, T, 1) bool, False beyond each row's length; None without padding
+    keep: int = 0  # how many of the last keys the next chunk sees
+    offset: int = 0  # position of the first query
+    state: StreamState | None = None  # of a stream; None for a whole signal
 
     @classmethod
     def of(
@@ -123,9 +118,8 @@ class Context:
     ) -> Self:
         """The context of x (B, T, C), whose first position is `offset`.
 
-        Args:
-            lengths: (B,) positions of each row of a ragged batch, only at offset 0. Keys beyond are hidden.
-            chunks: the chunk mask; None for full attention.
+        lengths: (B,) positions of each row of a ragged batch, only at offset 0. Keys beyond are hidden.
+        chunks: the chunk mask; None for full attention.
         """
         count, end = x.shape[1], offset + x.shape[1]
         mask = None if chunks is None else chunks.mask(offset, count, x.device)

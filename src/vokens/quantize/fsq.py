@@ -16,8 +16,7 @@ SPREAD = 1.276  # std of a normal distribution with a third of its mass within a
 class FiniteScalarQuantizer(nn.Module):
     """x (..., width) -> ids (...,) int64 in 0 .. levels^dims - 1; dimension 0 is the lowest digit.
 
-    Args:
-        width: input dim. dims: projected dim. levels: values of each dim, an odd count.
+    width: input dim. dims: projected dim. levels: values of each dim, an odd count.
     """
 
     def __init__(self, width: int, dims: int = 8, levels: int = 3) -> None:

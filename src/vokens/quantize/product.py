@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.nn.product import Linear
-from vokens.quantize.rvq import EuclideanCodebook
-from vokens.quantize.vq import gather_rows
+from vokens.quantize.rvq import EuclideanCodebook, gather_rows
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,8 @@ class ProductQuantized:
 class ProductQuantizer(nn.Module):
     """Latents (B, T, width) to codes (B, K, T), each below codebook_size ** digits, and back.
 
-    Args:
-        width: latent dim. num_streams: K. digits: codebooks per stream. codebook_size, dim: of one codebook.
-        dead_share: as in EuclideanCodebook; the release was trained with 0, i.e. without revival.
+    width: latent dim. num_streams: K. digits: codebooks per stream. codebook_size, dim: of one codebook.
+    dead_share: as in EuclideanCodebook; the release was trained with 0, i.e. without revival.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class ProductQuantizer(nn.Module):
         """Codes (B, K, T) int64 of latent (B, T, width), of the first num_streams streams."""
         inner = self.project_in(latent).float()
         streams = self.num_streams if num_streams is None else num_streams
-        parts = inner.chunk(len(self.codebooks), -1)[: streams * self.digits]
+        parts = self._slices(inner)[: streams * self.digits]
         return self._codes([book.encode(part) for book, part in zip(self._books(), parts, strict=False)])
 
     def _codes(self, entries: list[Tensor]) -> Tensor:
@@ -98,16 +96,13 @@ class ProductQuantizer(nn.Module):
     ) -> ProductQuantized:
         """Quantize latent (B, T, width) with a straight-through gradient; in training mode codebooks learn.
 
-        Args:
-            keep: (B,) number of leading streams that each item's output uses (quantizer dropout); all codebooks learn.
-            generator: for revival; the same on every process.
-            quantize: False passes the slices unquantized and learns nothing (warm start).
+        keep: (B,) number of leading streams that each item's output uses (quantizer dropout); all codebooks learn.
+        generator: for revival; the same on every process.
+        quantize: False passes the slices unquantized and learns nothing (warm start).
         """
         inner = self.project_in(latent.float())
         slices, entries, commit = [], [], [inner.new_zeros(())]
-        for number, (book, part) in enumerate(
-            zip(self._books(), inner.chunk(len(self.codebooks), -1), strict=True)
-        ):
+        for number, (book, part) in enumerate(zip(self._books(), self._slices(inner), strict=True)):
             if quantize:
                 chosen = book.encode(part.detach())
                 entry = book.decode(chosen)
@@ -126,8 +121,11 @@ class ProductQuantizer(nn.Module):
     def fit(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
         """Initialise every codebook by k-means on latents (N, width) of a trained encoder."""
         inner = self.project_in(latents).float()
-        for book, part in zip(self._books(), inner.chunk(len(self.codebooks), -1), strict=True):
+        for book, part in zip(self._books(), self._slices(inner), strict=True):
             book.init_from(part.contiguous(), generator)
+
+    def _slices(self, inner: Tensor) -> tuple[Tensor, ...]:
+        return inner.chunk(len(self.codebooks), -1)
 
     def _books(self) -> list[EuclideanCodebook]:
         return cast("list[EuclideanCodebook]", list(self.codebooks))

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from vokens.nn.float32 import Float32
 from vokens.nn.product import linear
 
+DECAY = 0.99  # of the moving averages
+EPSILON = 1e-5  # counts that every entry has in addition, as shares of all
+KMEANS_ITERATIONS = 50
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -35,11 +39,10 @@ class Quantized:
 class EuclideanCodebook(Float32):
     """One codebook of `codebook_size` vectors of width `dim`, nearest by Euclidean distance, always in float32.
 
-    Args:
-        dead_share: an entry is dead when its EMA count falls below this fraction of the uniform count.
-        published: reproduce speechtokenizer 1.0.1, whose revival has no effect: it writes `embed`, which the
-            EMA overwrites in the same step, and with 900 vectors for 1024 entries its threshold of
-            2 counts marks nearly the whole codebook as dead.
+    dead_share: an entry is dead when its EMA count falls below this fraction of the uniform count.
+    published: reproduce speechtokenizer 1.0.1, whose revival has no effect: it writes `embed`, which the EMA
+        overwrites in the same step, and with 900 vectors for 1024 entries its threshold of 2 counts marks nearly the
+        whole codebook as dead.
     """
 
     inited: Tensor
@@ -48,18 +51,9 @@ class EuclideanCodebook(Float32):
     embed_avg: Tensor
 
     def __init__(
-        self,
-        dim: int,
-        codebook_size: int,
-        *,
-        decay: float = 0.99,
-        epsilon: float = 1e-5,
-        kmeans_iters: int = 50,
-        dead_share: float = 0.1,
-        published: bool = False,
+        self, dim: int, codebook_size: int, *, dead_share: float = 0.1, published: bool = False
     ) -> None:
         super().__init__()
-        self.decay, self.epsilon, self.kmeans_iters = decay, epsilon, kmeans_iters
         self.dead_share, self.published = dead_share, published
         self.register_buffer("inited", torch.zeros(1))
         self.register_buffer("cluster_size", torch.zeros(codebook_size))
@@ -83,18 +77,18 @@ class EuclideanCodebook(Float32):
         size = len(self.embed)
         counts = torch.bincount(codes, minlength=size).to(x.dtype)
         sums = torch.zeros_like(self.embed).index_add_(0, codes, x)
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums, 1 - self.decay)
+        self.cluster_size.lerp_(counts, 1 - DECAY)
+        self.embed_avg.lerp_(sums, 1 - DECAY)
         if not self.published:
             self._revive(x, generator)
         total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + self.epsilon) / (total + size * self.epsilon) * total  # Laplace
+        smoothed = (self.cluster_size + EPSILON) / (total + size * EPSILON) * total  # Laplace
         self.embed.copy_(self.embed_avg / smoothed.unsqueeze(1))
 
     def _revive(self, x: Tensor, generator: torch.Generator | None) -> None:
         """Move dead entries, with their EMA sum and count, onto batch vectors.
 
-        The new count is uniform, so an entry is not dead again for log(dead_share)/log(decay) steps.
+        The new count is uniform, so an entry is not dead again for log(dead_share)/log(DECAY) steps.
         """
         share = self.cluster_size.mean()
         dead = self.cluster_size < self.dead_share * share
@@ -107,7 +101,7 @@ class EuclideanCodebook(Float32):
     def init_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Initialise by k-means on x (N, D)."""
         start = x[sample_rows(len(x), len(self.embed), x.device, generator)]
-        means, counts = kmeans(x, start, self.kmeans_iters)
+        means, counts = kmeans(x, start, KMEANS_ITERATIONS)
         self.embed.copy_(means)
         self.embed_avg.copy_(means if self.published else means * counts.unsqueeze(1))
         self.cluster_size.copy_(counts)
@@ -117,35 +111,16 @@ class EuclideanCodebook(Float32):
 class ResidualVectorQuantizer(nn.Module):
     """A chain of codebooks, each quantizing the residual of those before. Latents are (B, T, D).
 
-    Args:
-        published: train like speechtokenizer 1.0.1: the residual keeps the straight-through gradient, which
-            cancels, so the commitment of codebooks after the first does not reach the encoder; revival has no
-            effect (see EuclideanCodebook). False lets every commitment term reach the encoder.
+    published: train like speechtokenizer 1.0.1: the residual keeps the straight-through gradient, which cancels, so
+        the commitment of codebooks after the first does not reach the encoder; revival has no effect (see
+        EuclideanCodebook). False lets every commitment term reach the encoder.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        codebook_size: int,
-        num_codebooks: int,
-        *,
-        decay: float = 0.99,
-        kmeans_iters: int = 50,
-        dead_share: float = 0.1,
-        published: bool = False,
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, num_codebooks: int, *, published: bool = False) -> None:
         super().__init__()
         self.published = published
         self.layers = nn.ModuleList(
-            EuclideanCodebook(
-                dim,
-                codebook_size,
-                decay=decay,
-                kmeans_iters=kmeans_iters,
-                dead_share=dead_share,
-                published=published,
-            )
-            for _ in range(num_codebooks)
+            EuclideanCodebook(dim, codebook_size, published=published) for _ in range(num_codebooks)
         )
 
     def __len__(self) -> int:
@@ -194,15 +169,14 @@ class ResidualVectorQuantizer(nn.Module):
     ) -> Quantized:
         """Quantize latent (B, T, D) with a straight-through gradient; in training mode codebooks learn.
 
-        Args:
-            keep: (B,) codebooks that each item's output uses (quantizer dropout, SoundStream §3.4); all learn.
-            generator: for k-means and revival; the same on every process.
+        keep: (B,) codebooks that each item's output uses (quantizer dropout, SoundStream §3.4); all learn.
+        generator: for k-means and revival; the same on every process.
         """
         latent = latent.float()  # bf16 distances select other entries
         residual, total = latent, torch.zeros_like(latent)
         parts, codes, commit = [], [], []
         for k, layer in enumerate(self.codebooks[:num_codebooks]):
-            gathered = self._gather(residual) if self.training else None
+            gathered = gather_rows(residual.detach().flatten(0, 1)) if self.training else None
             if gathered is not None and not layer.inited:
                 layer.init_from(gathered, generator)
             chosen = layer.encode(residual.detach())
@@ -219,15 +193,17 @@ class ResidualVectorQuantizer(nn.Module):
             total = latent + (total - latent).detach()
         return Quantized(total, tuple(parts), torch.stack(codes, 1), torch.stack(commit))
 
-    @staticmethod
-    def _gather(x: Tensor) -> Tensor:
-        """All processes' vectors as (N, D), in rank order."""
-        flat = x.detach().reshape(-1, x.shape[-1]).float()
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return flat
-        parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, flat.contiguous())
-        return torch.cat(parts)
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows (N, D) of all processes, in rank order; N may differ between them."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    longest = max(int(count) for count in counts)
+    parts = [x.new_empty(longest, x.shape[1]) for _ in counts]
+    dist.all_gather(parts, F.pad(x, (0, 0, 0, longest - len(x))))
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
 def sample_rows(total: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -5,11 +5,11 @@ the EMA of the unit vectors assigned to them (VQ-VAE, arXiv 1711.00937 appendix 
 """
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.nn.product import linear
-from vokens.quantize.rvq import EuclideanCodebook
+from vokens.quantize.rvq import EuclideanCodebook, gather_rows
 
 
 class UnitVectorQuantizer(nn.Module):
@@ -48,10 +48,10 @@ class UnitVectorLearner(nn.Module):
     They start from k-means, and unused ones move onto vectors of the batch.
     """
 
-    def __init__(self, width: int, size: int, decay: float = 0.99) -> None:
+    def __init__(self, width: int, size: int) -> None:
         super().__init__()
         self.scale = width**0.5
-        self.codebook = EuclideanCodebook(width, size, decay=decay)
+        self.codebook = EuclideanCodebook(width, size)
 
     def forward(
         self, x: Tensor, mask: Tensor, generator: torch.Generator | None = None, rounding: bool = True
@@ -62,10 +62,9 @@ class UnitVectorLearner(nn.Module):
         Codewords are scaled to values of about 1, with a straight-through gradient. In training mode the codebook
         learns. Under torch.distributed every process sees the gathered vectors.
 
-        Args:
-            mask: (B, T) bool padding mask, False where x is padding, which is not learned from.
-            generator: for k-means and revival; the same on every process.
-            rounding: False passes the unit vectors unquantized and learns nothing, to measure the cost of quantizing.
+        mask: (B, T) bool padding mask, False where x is padding, which is not learned from.
+        generator: for k-means and revival; the same on every process.
+        rounding: False passes the unit vectors unquantized and learns nothing, to measure the cost of quantizing.
         """
         with torch.autocast(x.device.type, enabled=False):
             unit = F.normalize(x.float(), dim=-1)
@@ -87,15 +86,3 @@ class UnitVectorLearner(nn.Module):
         if not self.codebook.inited:
             self.codebook.init_from(unit, generator)
         self.codebook.learn(unit, self.codebook.encode(unit), generator)
-
-
-def gather_rows(x: Tensor) -> Tensor:
-    """Rows (N, D) of all processes, in rank order; N may differ between them."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return x
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    longest = max(int(count) for count in counts)
-    parts = [x.new_empty(longest, x.shape[1]) for _ in counts]
-    distributed.all_gather(parts, F.pad(x, (0, 0, 0, longest - len(x))))
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

@@ -89,11 +89,8 @@ def _qwen2(vocabulary: Path, merges: Path) -> Any:
 
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_CUT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    bytes_of_pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    cut = pre_tokenizers.Split(Regex(_CUT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, bytes_of_pieces])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -1,7 +1,7 @@
 """Front ends: text to ids by UTF-8 bytes, characters, phonemes or a trained BPE tokenizer.
 
-Language models name their front end in their config. Ids 0 to 2 are
-padding, <bos> and <eos>, and symbols follow, except in a trained tokenizer, which has its own.
+Language models name their front end in their config. Ids 0 to 2 are padding, <bos> and <eos>, and symbols follow,
+except in a trained tokenizer, which has its own.
 """
 
 import logging
@@ -85,9 +85,7 @@ class Characters(FrontEnd):
 
     def __init__(self, alphabet: str = ALPHABET) -> None:
         if not alphabet.strip() or len(set(alphabet)) != len(alphabet):
-            raise ConfigError(
-                f"the alphabet {alphabet!r} was given: give at least one letter, each sign once"
-            )
+            raise ConfigError(f"the alphabet {alphabet!r} was given: give one or more letters, each once")
         self._id = {character: FIRST + place for place, character in enumerate(alphabet)}
         self.num_ids = FIRST + len(alphabet)
 

@@ -85,13 +85,9 @@ def _characters(text: str) -> Iterator[str]:
         category = unicodedata.category(character)
         if marks > _MARKS or "\ufe00" <= character <= "\ufe0f" or character == "\u20e3":
             continue  # variation selectors, joiners
-        if (
-            category == "So"
-            and character not in "°©®"
-            and unicodedata.normalize("NFKC", character) == character
-        ):
+        own = category == "So" and unicodedata.normalize("NFKC", character) == character
+        tone = "\U0001f3fb" <= character <= "\U0001f3ff"  # of skin
+        if (own and character not in "°©®") or tone:
             yield _PICTURE
-        elif "\U0001f3fb" <= character <= "\U0001f3ff":
-            yield _PICTURE  # skin tones
         elif character.isspace() or category[0] != "C":
             yield character

@@ -13,15 +13,8 @@ TENS = _TENS.split()
 SCALES = ("", "thousand", "million", "billion", "trillion", "quadrillion")
 LARGEST = 1000 ** len(SCALES)  # larger numbers are read digit by digit
 MOST_DIGITS = 3 * len(SCALES)
-_ORDINALS = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
-}
+_ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth"}
+_ORDINALS |= {"eight": "eighth", "nine": "ninth", "twelve": "twelfth"}
 
 
 def cardinal(number: int) -> str:

@@ -4,6 +4,7 @@
 """
 
 import re
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -52,8 +53,7 @@ class Espeak(Phonemes):
         text = text.translate(str.maketrans("[]{}", "()()"))
         return keep_known(text, lambda c: c in ALPHABET or without_accents(c.casefold()).isascii())
 
-    def join(self, prompt_text: str, text: str) -> str:
-        return f"{prompt_text} {text}"
+    join = FrontEnd.join
 
 
 def split(phonemes: str) -> list[str]:
@@ -79,21 +79,14 @@ def _espeak() -> tuple[Any, Any]:
     with needs_extra("phonemizer", "espeak", "turning text into phonemes"):
         names = ("phonemizer.backend", "phonemizer.backend.espeak.wrapper", "phonemizer.separator")
         backends, wrapper, separators = (import_module(name) for name in names)
-    try:  # espeak-ng as a wheel, where there is one
+    with suppress(ImportError):  # espeak-ng as a wheel, where there is one, else the system's
         wheel = import_module("espeakng_loader")
         wrapper.EspeakWrapper.set_library(wheel.get_library_path())
         wrapper.EspeakWrapper.set_data_path(wheel.get_data_path())
-    except ImportError:
-        pass  # the system's
     try:
-        backend = backends.EspeakBackend(
-            "en-us",
-            preserve_punctuation=True,
-            with_stress=False,
-            tie=False,
-            language_switch="remove-flags",
-            words_mismatch="ignore",
-        )
+        options = {"preserve_punctuation": True, "with_stress": False, "tie": False}
+        options |= {"language_switch": "remove-flags", "words_mismatch": "ignore"}
+        backend = backends.EspeakBackend("en-us", **options)
     except RuntimeError as error:
         raise ConfigError(f"{error}: install espeak-ng, or `pip install espeakng-loader`") from error
     return backend, separators.Separator(word=WORD, syllable="-", phone="|")

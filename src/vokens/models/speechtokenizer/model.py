@@ -18,7 +18,7 @@ from vokens.models.codec import Codec
 from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
 from vokens.nn.conv import add_weight_norm
 from vokens.nn.product import Linear
-from vokens.nn.seanet import SEANetDecoder, SEANetEncoder
+from vokens.nn.seanet import SEANetDecoder, SEANetEncoder, SEANetSizes
 from vokens.quantize import ResidualVectorQuantizer
 
 
@@ -33,22 +33,24 @@ class SpeechTokenizer(Codec):
         self.sample_rate = config.sample_rate
         self.hop_length = math.prod(config.strides)
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
-        shared: dict[str, Any] = {
-            "lstm_layers": config.lstm_layers,
-            "residual_layers": config.residual_layers,
-            "residual_kernel_size": config.residual_kernel_size,
-            "dilation_base": config.dilation_base,
-            "act": config.activation,
-        }
-        sizes = config.dimension, config.n_filters
-        strides = config.strides[::-1]
-        self.encoder = SEANetEncoder(*sizes, strides, bidirectional=config.bidirectional, **shared)
+        sizes = SEANetSizes(
+            config.dimension,
+            config.n_filters,
+            config.strides,
+            config.lstm_layers,
+            config.bidirectional,
+            config.residual_layers,
+            config.residual_kernel_size,
+            config.dilation_base,
+            config.activation,
+        )
+        self.encoder = SEANetEncoder(sizes)
         self.quantizer = ResidualVectorQuantizer(
             config.dimension, config.codebook_size, config.num_codebooks, published=config.published_training
         )
         widths = config.dimension, config.semantic_dim
         self.semantic = nn.Identity() if len(set(widths)) == 1 else Linear(*widths)
-        self.decoder = SEANetDecoder(*sizes, config.strides, **shared)
+        self.decoder = SEANetDecoder(sizes)
 
     def latent(self, wave: Tensor) -> Tensor:
         return self.encoder(wave.unsqueeze(1)).transpose(1, 2)
