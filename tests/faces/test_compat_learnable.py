@@ -355,9 +355,9 @@ def test_new_ids_are_read_anew(dataset: Path, tmp_path: Path) -> None:
     for ending in (".wav", ".txt", "_fsq.pt", "_latent2x.pt"):
         (tmp_path / f"x{ending}").write_bytes((dataset / f"speech/ann/a_1{ending}").read_bytes())
     (tmp_path / "data.list").write_text(f"{tmp_path}\n")
-    before = PublishedFiles(tmp_path / "data.list").tokens(tmp_path / "cache", 1)[0]
+    before = PublishedFiles(tmp_path / "data.list").tokens(cache_in(tmp_path))[0]
     torch.save(torch.zeros(35, dtype=torch.int32), tmp_path / "x_fsq.pt")
-    after = PublishedFiles(tmp_path / "data.list").tokens(tmp_path / "cache", 1)[0]
+    after = PublishedFiles(tmp_path / "data.list").tokens(cache_in(tmp_path))[0]
     assert before.any()
     assert not after.any()
 
