@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
@@ -56,9 +57,8 @@ def match_files(pattern: str) -> list[str]:
 
     Raises ConfigError as `walk` does, where glob skips folders that cannot be listed, and follows loops 40 times.
     """
-    parts = Path(pattern).parts
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    top, wild = Path(*parts[:fixed]), parts[fixed:]
+    top = fixed_part(Path(pattern))
+    wild = Path(pattern).parts[len(top.parts) :]
     if not top.is_dir():
         return []
     hidden = wild[-1:] and wild[-1].startswith(".")
@@ -72,6 +72,11 @@ def match_files(pattern: str) -> list[str]:
         for name in names
         if (hidden or not name.startswith(".")) and _matches((*parts_of(folder), name), wild)
     )
+
+
+def fixed_part(pattern: Path) -> Path:
+    """The folder above the first wildcard of a glob pattern."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _matches(parts: Sequence[str], wild: Sequence[str], folder: bool = False) -> bool:

@@ -4,6 +4,7 @@ All errors and `vokens doctor` use it, so that their remedy can be typed as show
 """
 
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +22,8 @@ def install_line(extra: str = "", options: str = "") -> str:
     if (clone / "pyproject.toml").is_file():
         what = f"-e '{clone}{suffix}'"
     elif url.startswith("file:") and not Path(url2pathname(urlsplit(url).path)).exists():
-        what = " ".join(f"'{name}'" for name in _requirements(extra)) or what
+        names = (name for one in extra.split(",") if one for name in requirements().get(one, []))
+        what = " ".join(f"'{name}'" for name in names) or what
     elif url:
         what = f"'vokens{suffix} @ {url}'"
     return " ".join(filter(None, ("pip install", options, what)))
@@ -37,8 +39,11 @@ def _origin() -> str:
     return f"{vcs['vcs']}+{facts['url']}@{vcs['commit_id']}" if vcs else facts.get("url", "")
 
 
-def _requirements(extra: str) -> list[str]:
-    """The packages of an extra, as the installed vokens states them."""
-    markers = [f"extra=='{name}'" for name in extra.split(",")]
-    lines = (line.partition(";") for line in metadata.requires("vokens") or [])
-    return [name.strip() for name, _, marker in lines if marker.replace(" ", "").replace('"', "'") in markers]
+def requirements() -> dict[str, list[str]]:
+    """What the installed vokens requires by extra, "" for the core."""
+    extras: dict[str, list[str]] = {}
+    for line in metadata.requires("vokens") or []:
+        what, _, marker = line.partition(";")
+        extra = re.search(r"extra\s*==\s*[\"']([\w-]+)[\"']", marker)
+        extras.setdefault(extra[1] if extra else "", []).append(what.strip())
+    return extras

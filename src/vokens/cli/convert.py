@@ -6,7 +6,7 @@ group fails, its items are retried one by one.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -17,6 +17,7 @@ from vokens.cli import one_line
 from vokens.cli.jobs import Job
 from vokens.errors import ConfigError, VokensError
 
+Item = TypeVar("Item")
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 _GROUP_BATCHES = 8  # enough to sort by length and pad little; audio in memory: 8 minutes by default
@@ -24,9 +25,8 @@ _GROUP_BATCHES = 8  # enough to sort by length and pad little; audio in memory: 
 
 @dataclass(frozen=True)
 class Loaded(Generic[Given]):
-    """The input of a job: its value, its share of a group's size, and its kind, equal within a group."""
+    """An input as it was read: its value, its share of a group's size, and its kind, equal within a group."""
 
-    job: Job
     value: Given
     size: float
     kind: Any = None
@@ -40,45 +40,64 @@ def convert(
     group_size: float,
     unit: str = "file",
 ) -> int:
-    """Convert all jobs and return the exit code: 1 if some of several failed, each with a line on stderr.
-
-    read: raises for a job that cannot be done. work: the results of one group's values. write: returns the seconds of
-    speech. group_size: the most that a group's sizes add up to, unless one input alone is larger.
-
-    The error of a single job is raised.
-    """
-    done, seconds, start = 0, 0.0, time.perf_counter()
+    """Convert all jobs as `convert_each` and return the exit code: 1 if some of several failed, each with a line on
+    stderr. The error of a single job is raised."""
+    start = time.perf_counter()
     with progress(unit, len(jobs)) as bar:
 
         def fail(job: Job, error: Exception) -> None:
             if len(jobs) == 1 or isinstance(error, BrokenPipeError):
                 raise error
             _tell(f"vokens: error: {_blame(job, error)}")
-            bar.update()
 
-        groups: Iterator[list[Loaded[Given]]] = _groups(_read_all(jobs, read, fail), group_size)
-        while group := next(groups, None):
-            try:
-                results = work([item.value for item in group])
-            except VokensError as error:
-                if len(group) == 1:
-                    fail(group[0].job, error)
-                else:  # one of them is at fault: each alone
-                    groups = chain([[item] for item in group], groups)
-                continue
-            for item, result in zip(group, results, strict=True):
-                try:
-                    seconds += write(item.job, result)
-                except (VokensError, OSError) as error:
-                    fail(item.job, error)
-                else:
-                    done += 1
-                    bar.update()
+        done, seconds = convert_each(jobs, read, work, write, group_size, fail, bar)
     if len(jobs) > 1 or jobs[0].target is not None:
         what = f"wrote {jobs[0].target}" if len(jobs) == 1 else f"{done} of {len(jobs)} done"
         taken = time.perf_counter() - start
         print(f"vokens: {what}, {seconds:.1f} s of speech in {taken:.1f} s", file=sys.stderr)
     return 0 if done == len(jobs) else 1
+
+
+def convert_each(
+    items: Iterable[Item],
+    read: Callable[[Item], Loaded[Given]],
+    work: Callable[[list[Given]], Sequence[Made]],
+    write: Callable[[Item, Made], float],
+    group_size: float,
+    fail: Callable[[Item, Exception], None],
+    bar: tqdm,
+) -> tuple[int, float]:
+    """Read, group, convert and write all items; returns how many succeeded, and their seconds of speech.
+
+    read: raises for an item that cannot be done. work: the results of one group's values. write: returns the seconds of
+    speech. group_size: the most that a group's sizes add up to, unless one input alone is larger. fail: told of each
+    item that failed, and its error.
+    """
+    done, seconds = 0, 0.0
+
+    def failed(item: Item, error: Exception) -> None:
+        fail(item, error)
+        bar.update()
+
+    groups: Iterator[list[tuple[Item, Loaded[Given]]]] = _groups(_read_all(items, read, failed), group_size)
+    while group := next(groups, None):
+        try:
+            results = work([loaded.value for _, loaded in group])
+        except VokensError as error:
+            if len(group) == 1:
+                failed(group[0][0], error)
+            else:  # one of them is at fault: each alone
+                groups = chain([[pair] for pair in group], groups)
+            continue
+        for (item, _), result in zip(group, results, strict=True):
+            try:
+                seconds += write(item, result)
+            except (VokensError, OSError) as error:
+                failed(item, error)
+            else:
+                done += 1
+                bar.update()
+    return done, seconds
 
 
 def group_seconds(batch_seconds: float) -> float:
@@ -110,25 +129,27 @@ def _blame(job: Job, error: Exception) -> str:
 
 
 def _read_all(
-    jobs: Sequence[Job], read: Callable[[Job], Loaded[Given]], fail: Callable[[Job, Exception], None]
-) -> Iterator[Loaded[Given]]:
-    for job in jobs:
-        try:
-            loaded = read(job)
-        except (VokensError, OSError) as error:
-            fail(job, error)
-        else:
-            yield loaded
-
-
-def _groups(items: Iterator[Loaded[Given]], limit: float) -> Iterator[list[Loaded[Given]]]:
-    """Consecutive items of one kind with sizes of at most `limit` together; a larger item is a group of its own."""
-    group: list[Loaded[Given]] = []
+    items: Iterable[Item], read: Callable[[Item], Loaded[Given]], failed: Callable[[Item, Exception], None]
+) -> Iterator[tuple[Item, Loaded[Given]]]:
     for item in items:
-        total = item.size + sum(other.size for other in group)
-        if group and (group[0].kind != item.kind or total > limit):
+        try:
+            loaded = read(item)
+        except (VokensError, OSError) as error:
+            failed(item, error)
+        else:
+            yield item, loaded
+
+
+def _groups(
+    pairs: Iterator[tuple[Item, Loaded[Given]]], limit: float
+) -> Iterator[list[tuple[Item, Loaded[Given]]]]:
+    """Consecutive inputs of one kind with sizes of at most `limit` together; a larger one is a group of its own."""
+    group: list[tuple[Item, Loaded[Given]]] = []
+    for item, loaded in pairs:
+        total = loaded.size + sum(other.size for _, other in group)
+        if group and (group[0][1].kind != loaded.kind or total > limit):
             yield group
             group = []
-        group.append(item)
+        group.append((item, loaded))
     if group:
         yield group

@@ -14,21 +14,18 @@ from typing import Annotated, Literal
 import tyro
 
 from vokens.cli.jobs import refuse_overwrite
+from vokens.cli.options import unset
 
 
 @dataclass(frozen=True)
 class Arguments:
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A published file or folder, a name of `vokens models`, or a hub id."""
-    output: Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="FOLDER", help_behavior_hint="")]
+    output: Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="FOLDER")]
     """The folder to write."""
-    config: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME|JSON", help_behavior_hint="(default: from the weights)")
-    ] = None
+    config: Annotated[str | None, unset("NAME|JSON", default="from the weights")] = None
     """A published config, or the name of the release, where the weights do not determine it."""
-    name: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as published)")
-    ] = None
+    name: Annotated[str | None, unset("NAME", default="as published")] = None
     """Model id, stored in tokens."""
     store: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the weights in the file; 16 bits are half as large and change some tokens."""
@@ -37,7 +34,6 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Convert one model."""
     folder = Path(arguments.output)
     files = [folder / name for name in ("config.json", "model.safetensors")]
     refuse_overwrite(files, arguments.overwrite)

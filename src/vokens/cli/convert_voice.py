@@ -6,19 +6,16 @@ vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice s
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vokens import registry
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.cli.convert import Loaded, convert, group_seconds
+from vokens.cli.convert import convert
 from vokens.cli.encode import read_audio
 from vokens.cli.jobs import Job
 from vokens.cli.options import Compute, Inputs, Output
-from vokens.cli.speak import Speech, in_voice, load_speaker, loaded_ids, sound_jobs
+from vokens.cli.speak import Speech, sound_jobs, spoken
 from vokens.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,17 +29,13 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Convert all inputs; returns the exit code."""
     if arguments.output is None:
         raise ConfigError(
             "-o is missing: next to the input the output would have its name, so give another file or a folder"
         )
-    speech = arguments.speech
-    jobs = sound_jobs(arguments.inputs, arguments.output, speech, AUDIO_SUFFIXES)
-    model, voice = load_speaker(speech, arguments.compute, registry.converter())
+    jobs = sound_jobs(arguments, AUDIO_SUFFIXES)
 
-    def read(job: Job) -> "Loaded[Tensor]":
-        return loaded_ids(job, model.tokenize(*read_audio(job).value), model)
+    def tokens_of(model: Any, job: Job) -> Any:
+        return model.tokenize(*read_audio(job).value)
 
-    work, finish = in_voice(model, voice, speech)
-    return convert(jobs, read, work, finish, group_seconds(speech.batch_seconds))
+    return convert(jobs, *spoken(arguments, registry.converter(), tokens_of))

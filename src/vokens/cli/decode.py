@@ -10,9 +10,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
@@ -24,7 +22,9 @@ from vokens.cli.options import (
     Compute,
     Inputs,
     Output,
+    Overwrite,
     SoundFormat,
+    TokensModel,
     codebook_range,
     load_decoder,
 )
@@ -46,24 +46,15 @@ class Arguments:
     ids (K, T): .npy, "codes" of an .npz, or json lists."""
     output: Output = None
     """File, folder or - for standard output (default: next to each input)."""
-    model: Annotated[
-        str | None,
-        tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="(default: from the tokens)"),
-    ] = None
-    """A name of `vokens models`, a hub id, a folder or a published file."""
+    model: TokensModel = None
     codebooks: Codebooks = None
-    """Decode some codebooks, counted from 1: 1 is the first (semantic) one, 2-8 the second to the eighth."""
     format: SoundFormat = None
-    """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
-    """Audio in one batch, padding included. More is faster and needs more memory."""
-    overwrite: bool = False
-    """Replace outputs that exist."""
+    overwrite: Overwrite = False
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
-    """Decode all inputs; returns the exit code."""
     from vokens import audio, registry
     from vokens.errors import TokensError
     from vokens.tokens import Tokens
@@ -83,26 +74,22 @@ def run(arguments: Arguments) -> int:
         tokens = read_tokens(job.source, (lambda: load(arguments.model)) if arguments.model else None)
         books = codebook_range(arguments.codebooks, tokens.first_codebook, tokens.num_codebooks)
         if not (int(tokens.num_samples) and int(tokens.lengths)):
-            raise TokensError(
-                f"{job.source} holds tokens of 0 samples: there is no sound to write; encode it again"
-            )
+            raise TokensError(f"{job.source} holds tokens of 0 samples, so no sound: encode it again")
         tokens = tokens.select(*books) if books != (0, tokens.num_codebooks) else tokens
-        return Loaded(job, tokens, float(tokens.duration), tokens.batch_kind)
+        return Loaded(tokens, float(tokens.duration), tokens.batch_kind)
 
-    def work(items: list[Tokens]) -> "list[tuple[np.ndarray | Iterator[np.ndarray], int, float]]":
+    def work(items: list[Tokens]) -> "list[tuple[np.ndarray | Iterator[np.ndarray], int, Tokens]]":
         codec = codec_of(items[0])
         if len(items) == 1:  # may be hours, so it is streamed to the file
             waves = [codec.decode_spans(items[0])]
         else:
             waves = codec.decode(Tokens.cat(items), batch_seconds=arguments.batch_seconds)
-        return [
-            (wave, codec.sample_rate, float(item.duration)) for wave, item in zip(waves, items, strict=True)
-        ]
+        return [(wave, codec.sample_rate, item) for wave, item in zip(waves, items, strict=True)]
 
-    def finish(job: Job, result: "tuple[np.ndarray | Iterator[np.ndarray], int, float]") -> float:
-        wave, rate, seconds = result
+    def finish(job: Job, result: "tuple[np.ndarray | Iterator[np.ndarray], int, Tokens]") -> float:
+        wave, rate, tokens = result
         write(job, lambda path: audio.save(path, wave, rate))
-        return seconds
+        return float(tokens.duration)
 
     return convert(jobs, read, work, finish, group_seconds(arguments.batch_seconds))
 

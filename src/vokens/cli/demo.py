@@ -28,12 +28,10 @@ class Arguments:
     sample: Literal["english", "mandarin"] = "english"
     """The recording (LibriSpeech, AISHELL-1)."""
     model: Model = "mini"
-    """A name of `vokens models`, a hub id, a folder or a published file."""
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
-    """Run the demo and print the paths of its results."""
     from vokens import audio, registry
     from vokens.cli.report import table, travel
     from vokens.device import usable_device
@@ -49,12 +47,9 @@ def run(arguments: Arguments) -> int:
     audio.save(folder / f"{name}.original.wav", trip.original, codec.sample_rate)
     trip.tokens.save(folder / f"{name}.vok")
     audio.save(folder / f"{name}.wav", trip.decoded, codec.sample_rate)
-    rows = [
-        ("original", str(folder / f"{name}.original.wav")),
-        ("tokens", str(folder / f"{name}.vok")),
-        ("resynthesis", str(folder / f"{name}.wav")),
-        ("picture", _picture(trip, folder / f"{name}.png", f"{name}.flac")),
-    ]
+    made = (("original", ".original.wav"), ("tokens", ".vok"), ("resynthesis", ".wav"))
+    rows = [(what, str(folder / f"{name}{suffix}")) for what, suffix in made]
+    rows.append(("picture", _picture(trip, folder / f"{name}.png", f"{name}.flac")))
     if registry.VOICE in registry.MODELS:
         voice = load_voice(device=usable_device(arguments.compute.device))
         audio.save(folder / "said.wav", voice.say(SENTENCE, generator=generator_of(0))[0], voice.sample_rate)

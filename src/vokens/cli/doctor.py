@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Literal
 
 from vokens.errors import VokensError
-from vokens.install import install_line
+from vokens.install import install_line, requirements
 
 # Purpose of each extra of pyproject.toml, except `dev`.
 EXTRAS = {
@@ -54,7 +54,6 @@ class Arguments:
 class Finding:
     """One line of the report; remedy is "" where there is nothing to do."""
 
-    topic: str
     name: str
     state: State
     detail: str
@@ -63,137 +62,117 @@ class Finding:
 
 def run(arguments: Arguments) -> int:
     """Print the findings; 1 if something is broken."""
-    findings = []
-    for examine in (
-        _core,
-        _devices,
-        _extras,
-        _programs,
-        _models,
-        _folders,
-    ):  # each is printed as soon as it is done
-        findings += (part := examine())
-        if not arguments.json:
-            print(_page(part), end="\n\n", flush=True)
+    facts: list[dict[str, str]] = []
+    for topic, examine in TOPICS.items():
+        findings = list(examine())
+        facts += [{"topic": topic, **asdict(item)} for item in findings]
+        if not arguments.json:  # as soon as it is done
+            print(_page(topic, findings), end="\n\n", flush=True)
     if arguments.json:
-        print(json.dumps([asdict(item) for item in findings], indent=2, ensure_ascii=False))
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         print("+ works   - missing, needed for what its line says   ! broken")
-    return 1 if any(item.state == "broken" for item in findings) else 0
+    return 1 if any(item["state"] == "broken" for item in facts) else 0
 
 
-def _page(findings: list[Finding]) -> str:
+def _page(topic: str, findings: list[Finding]) -> str:
     from vokens.cli.report import table
 
     marks = {"ok": "+", "missing": "-", "broken": "!"}
-    parts = []
-    for topic in dict.fromkeys(item.topic for item in findings):
-        rows = [
-            (f"  {marks[item.state]}", item.name, item.detail, f"-> {item.remedy}" if item.remedy else "")
-            for item in findings
-            if item.topic == topic
-        ]
-        parts.append(f"{topic}\n{table(rows)}")
-    return "\n\n".join(parts)
+    rows = [
+        (f"  {marks[item.state]}", item.name, item.detail, f"-> {item.remedy}" if item.remedy else "")
+        for item in findings
+    ]
+    return f"{topic}\n{table(rows)}"
 
 
-def _core() -> list[Finding]:
-    findings = [Finding("vokens", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
-    for name in ("vokens", *_requirements().get("", [])):
-        if _version(name) is None:
+def _core() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}")
+    for name in ("vokens", *_packages("")):
+        if (version := _version(name)) is None:
             remedy = install_line() if name == "vokens" else f"pip install {name}"
-            findings.append(Finding("vokens", name, "broken", "every verb needs it", remedy))
+            yield Finding(name, "broken", "every verb needs it", remedy)
         elif reason := _fails_to_import(name):
-            remedy = f"pip install --force-reinstall {name}"
-            findings.append(Finding("vokens", name, "broken", f"does not load: {reason}", remedy))
+            yield Finding(name, "broken", f"does not load: {reason}", f"pip install --force-reinstall {name}")
         else:
-            findings.append(Finding("vokens", name, "ok", str(_version(name))))
-    return findings
+            yield Finding(name, "ok", version)
 
 
-def _devices() -> list[Finding]:
+def _devices() -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:  # a broken torch raises many types
-        remedy = "pip install --force-reinstall torch"
-        return [Finding("devices", "torch", "broken", f"does not load: {error}", remedy)]
+        yield Finding("torch", "broken", f"does not load: {error}", "pip install --force-reinstall torch")
+        return
     from vokens.nn import product
 
     by = {"torch": "torch (MKL)" if torch.backends.mkl.is_available() else "torch", "onednn": "oneDNN"}
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    detail = f"{cores}; {', '.join(product.features())}; float32 products by {by[product.backend()]}"
-    findings = [Finding("devices", "cpu", "ok", detail)]
+    products = f"{', '.join(product.features())}; float32 products by {by[product.backend()]}"
+    yield Finding("cpu", "ok", f"{cores}; {products}")
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
-        findings.append(
-            Finding("devices", f"cuda:{number}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
-        )
+        yield Finding(f"cuda:{number}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        build = "torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device"
-        remedy = "https://pytorch.org/get-started has the CUDA builds" if torch.version.cuda is None else ""
-        findings.append(Finding("devices", "cuda", "missing", build, remedy))
+        remedy = "https://pytorch.org/get-started has the CUDA builds"
+        if torch.version.cuda is None:
+            yield Finding("cuda", "missing", "torch is a CPU build", remedy)
+        else:
+            yield Finding("cuda", "missing", "torch finds no CUDA device")
     if torch.backends.mps.is_available():
-        findings.append(Finding("devices", "mps", "ok", "Apple's GPU"))
-    return findings
+        yield Finding("mps", "ok", "Apple's GPU")
 
 
-def _extras() -> list[Finding]:
-    findings = []
-    requirements = _requirements()
+def _extras() -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
-        names = requirements.get(extra, [])
+        names = _packages(extra)
         missing = [name for name in names if _version(name) is None]
         broken = [f"{name}: {reason}" for name in names if (reason := _fails_to_import(name))]
         if missing:
-            detail = f"{purpose} (lacks {', '.join(missing)})"
-            findings.append(Finding("extras", extra, "missing", detail, install_line(extra)))
+            yield Finding(extra, "missing", f"{purpose} (lacks {', '.join(missing)})", install_line(extra))
         elif broken:
             remedy = install_line(extra, options="--force-reinstall")
-            findings.append(Finding("extras", extra, "broken", f"{purpose} ({'; '.join(broken)})", remedy))
+            yield Finding(extra, "broken", f"{purpose} ({'; '.join(broken)})", remedy)
         else:
-            findings.append(Finding("extras", extra, "ok", purpose))
-    return findings
+            yield Finding(extra, "ok", purpose)
 
 
-def _programs() -> list[Finding]:
-    findings = []
+def _programs() -> Iterator[Finding]:
     for program, (package, purpose) in PROGRAMS.items():
         path = shutil.which(program)
         if path is None:
-            findings.append(Finding("programs", program, "missing", purpose, f"apt-get install {package}"))
+            yield Finding(program, "missing", purpose, f"apt-get install {package}")
             continue
         try:  # prints the usage of c2enc and the version of espeak-ng
             subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
-            findings.append(Finding("programs", program, "ok", f"{purpose}: {path}"))
+            yield Finding(program, "ok", f"{purpose}: {path}")
         except (OSError, subprocess.TimeoutExpired) as error:
             remedy = f"apt-get install --reinstall {package}"
-            findings.append(Finding("programs", program, "broken", f"{path} does not run: {error}", remedy))
-    return findings
+            yield Finding(program, "broken", f"{path} does not run: {error}", remedy)
 
 
-def _models() -> list[Finding]:
+def _models() -> Iterator[Finding]:
     from vokens import needs, registry
 
-    findings = []
     for entry in registry.entries():
-        detail = f"{entry.size}, {entry.licence}"
+        name, detail = entry.name, f"{entry.size}, {entry.licence}"
         if lack := needs.lacking(entry.system):
             what, _, remedy = lack.partition(": ")
-            findings.append(Finding("models", entry.name, "missing", f"{detail}, {what}", remedy))
-        elif entry.embedded:
-            findings.append(_embedded(entry.name, detail))
-        elif registry.is_cached(entry):
-            findings.append(Finding("models", entry.name, "ok", detail))
+            yield Finding(name, "missing", f"{detail}, {what}", remedy)
+        elif entry.embedded and (error := _fails_to_run(name)):
+            ours = (registry.WEIGHTS / name).exists()
+            remedy = install_line(options="--force-reinstall --no-deps") if ours else ""
+            yield Finding(name, "broken", f"needs no download, but fails: {error}", remedy)
+        elif entry.embedded or registry.is_cached(entry):
+            yield Finding(name, "ok", detail)
         else:
-            findings.append(Finding("models", entry.name, "missing", f"{detail}, fetched when first used"))
-    return findings
+            yield Finding(name, "missing", f"{detail}, fetched when first used")
 
 
-def _embedded(name: str, detail: str) -> Finding:
-    """Finding of a model that needs no download: open it, and encode and decode 0.1 s if possible."""
+def _fails_to_run(name: str) -> Exception | None:
+    """The error of opening a model, and of encoding and decoding 0.1 s if it can; None if it works."""
     import numpy as np
 
-    from vokens import registry
     from vokens.models.codec import Codec
     from vokens.models.pretrained import load
 
@@ -204,40 +183,49 @@ def _embedded(name: str, detail: str) -> Finding:
             tokens = model.encode(silence, sample_rate=model.sample_rate)
             _ = model.decode(tokens) if model.decodes else None
     except (VokensError, OSError) as error:
-        ours = (registry.WEIGHTS / name).exists()
-        remedy = install_line(options="--force-reinstall --no-deps") if ours else ""
-        return Finding("models", name, "broken", f"needs no download, but fails: {error}", remedy)
-    return Finding("models", name, "ok", detail)
+        return error
+    return None
 
 
-def _folders() -> list[Finding]:
-    from vokens import registry
+def _evaluators() -> Iterator[Finding]:
     from vokens.evaluator_files import FILES, models_folder
 
-    evaluators = models_folder()
-    findings = []
     for name, files in FILES.items():
-        if all((evaluators / name / file).is_file() for file in files):
-            findings.append(Finding("evaluators", name, "ok", str(evaluators / name)))
+        folder = models_folder() / name
+        if all((folder / file).is_file() for file in files):
+            yield Finding(name, "ok", str(folder))
         else:
-            remedy = "docs/jobs/metrics.md has the commands that fetch it"
-            findings.append(Finding("evaluators", name, "missing", "bench", remedy))
-    return [*findings, _cache_finding(registry.cache_folder())]
+            yield Finding(name, "missing", "bench", "docs/jobs/metrics.md has the commands that fetch it")
 
 
-def _cache_finding(cache: Path) -> Finding:
-    """Finding of the download folder: its size, and whether it is writable."""
-    place = _existing(cache)
+def _folders() -> Iterator[Finding]:
+    """The download folder: its size, and whether it is writable."""
+    from vokens import registry
+
+    cache = registry.cache_folder()
+    place = next(path for path in (cache, *cache.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"vokens")
     except OSError as error:
         remedy = "name a folder that can be written: VOKENS_CACHE=FOLDER"
-        return Finding("folders", str(cache), "broken", f"cannot be written: {error.strerror}", remedy)
+        yield Finding(str(cache), "broken", f"cannot be written: {error.strerror}", remedy)
+        return
     held = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
     free = shutil.disk_usage(place).free
     detail = f"{held / 1e6:.0f} MB used, {free / 1e9:.0f} GB free ($VOKENS_CACHE moves it)"
-    return Finding("folders", str(cache), "ok", detail)
+    yield Finding(str(cache), "ok", detail)
+
+
+TOPICS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "vokens": _core,
+    "devices": _devices,
+    "extras": _extras,
+    "programs": _programs,
+    "models": _models,
+    "evaluators": _evaluators,
+    "folders": _folders,
+}
 
 
 def _fails_to_import(name: str) -> str:
@@ -253,11 +241,6 @@ def _fails_to_import(name: str) -> str:
     return ""
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return path if path.exists() else _existing(path.parent)
-
-
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -265,12 +248,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _requirements() -> dict[str, list[str]]:
-    """Names of packages by extra, "" for the core, as the installed vokens states them."""
-    extras: dict[str, list[str]] = {}
-    for line in metadata.requires("vokens") or []:
-        extra = re.search(r"extra\s*==\s*[\"']([\w-]+)[\"']", line)
-        name = re.match(r"[\w.-]+", line)
-        if name:
-            extras.setdefault(extra[1] if extra else "", []).append(name[0])
-    return extras
+def _packages(extra: str) -> list[str]:
+    """Names of the packages of an extra, "" for the core, as the installed vokens states them."""
+    return [re.split(r"[^\w.-]", line)[0] for line in requirements().get(extra, [])]

@@ -10,12 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.jobs import Job, jobs_of, opened, write
-from vokens.cli.options import FORMATS, BatchSeconds, Compute, Format, Inputs, Model, Output, load_codec
+from vokens.cli.options import (
+    FORMATS,
+    BatchSeconds,
+    Compute,
+    Inputs,
+    Model,
+    Output,
+    Overwrite,
+    TokenFormat,
+    load_codec,
+    unset,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,22 +39,15 @@ class Arguments:
     output: Output = None
     """File, folder or - for standard output (default: next to each input)."""
     model: Model = "mini"
-    """A name of `vokens models`, a hub id, a folder or a published file."""
-    codebooks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    codebooks: Annotated[int | None, unset("N", default="all")] = None
     """Keep the first N codebooks."""
-    format: Annotated[
-        Format | None, tyro.conf.arg(metavar="{vok,json,npz,pt}", help_behavior_hint="(default: vok)")
-    ] = None
-    """Format of the outputs, where -o has no suffix."""
+    format: TokenFormat = None
     batch_seconds: BatchSeconds = 60.0
-    """Audio in one batch, padding included. More is faster and needs more memory."""
-    overwrite: bool = False
-    """Replace outputs that exist."""
+    overwrite: Overwrite = False
     compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
-    """Encode all inputs; returns the exit code."""
     from vokens import audio
 
     jobs = jobs_of(arguments, AUDIO_SUFFIXES, FORMATS)
@@ -57,7 +59,7 @@ def run(arguments: Arguments) -> int:
         recording = audio.Recording(opened(job.source), codec.sample_rate)
         # A longer one is a group of its own: its seconds are known after encoding.
         kind = job if recording.whole is None else codec.sample_rate
-        return Loaded(job, (recording, None), recording.seconds, kind)
+        return Loaded((recording, None), recording.seconds, kind)
 
     def work(recordings: "list[tuple[Any, int | None]]") -> "list[Tokens]":
         return list(
@@ -81,7 +83,7 @@ def read_audio(job: Job) -> "Loaded[tuple[np.ndarray, int]]":
     from vokens import audio
 
     wave, rate = audio.load(opened(job.source))
-    return Loaded(job, (wave, rate), len(wave) / rate, rate)
+    return Loaded((wave, rate), len(wave) / rate, rate)
 
 
 def save_tokens(tokens: "Tokens", path: Path) -> None:

@@ -11,40 +11,20 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from vokens.cli.options import BatchSeconds, Compute, Model, load_codec
+from vokens.cli.options import BatchSeconds, Compute, Model, load_codec, unset
+from vokens.data.sources.options import SourceOptions
 from vokens.errors import ConfigError
 from vokens.text.files import iter_lines
 
 Form = Literal["jsonl", "parquet", "sidecar", "npy", "webdataset", "shar", "megatron", "cosyvoice"]
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
-Optional = tyro.conf.arg(help_behavior_hint="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Selection of utterances, and sources of their labels."""
-
-    split: Annotated[str | None, Optional] = None
-    """Keep utterances of this split; of a dataset folder, the files named by it."""
-    language: Annotated[str | None, Optional] = None
-    """Keep utterances of this language."""
-    with_text: bool = False
-    """Keep utterances that have a text."""
-    segments: Annotated[Path | None, Optional] = None
-    """Kaldi's segments file for a wav.scp."""
-    text: Annotated[Path | None, Optional] = None
-    """Kaldi's text file for a wav.scp."""
-    column: Annotated[str | None, Optional] = None
-    """Column of parquet and dataset folders that holds the audio."""
-    key: Annotated[str | None, Optional] = None
-    """Field or column that names the utterances; row: of tables, by file and row; name: of tars, up to the last dot."""
 
 
 @dataclass(frozen=True)
@@ -54,41 +34,33 @@ class Arguments:
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")]
     """Folder of the run, new or to be resumed; one with another source or codec is refused."""
     model: Model = "mini"
-    """A name of `vokens models`, a hub id, a folder or a published file."""
     format: Annotated[Form, tyro.conf.arg(metavar="FORM")] = "jsonl"
     """jsonl (needs no other package), parquet, sidecar, npy, webdataset, shar, megatron, or
     cosyvoice (for CosyVoice's train.py)."""
-    speaker: Annotated[Path | None, tyro.conf.arg(metavar="CAMPPLUS", help_behavior_hint="")] = None
+    speaker: Annotated[Path | None, unset("CAMPPLUS")] = None
     """Add a speaker embedding of each utterance: weights of CAM++ (campplus.onnx), or their folder."""
-    audio_root: Annotated[Path | None, Optional] = None
+    audio_root: Path | None = None
     """For sidecar: put its files below --out, at the audio's path below this folder (default: next to the audio)."""
     shard_size: Count = 1000
     """Utterances per shard. An interruption loses at most the current shard."""
     batch_seconds: BatchSeconds = 60.0
-    """Audio in one batch, padding included. More is faster on GPUs and needs more memory."""
-    num_codebooks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = (
-        None
-    )
+    num_codebooks: Annotated[int | None, unset("N", default="all")] = None
     """Keep the first N codebooks."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: automatic)")] = (
-        None
-    )
+    workers: Annotated[int | None, unset("N", default="automatic")] = None
     """Processes that decode audio; 0 decodes inline."""
     retry_failed: bool = False
     """Encode shards with failures again."""
     strict: bool = False
     """Exit with 1 if an utterance failed; all others are still encoded."""
-    metrics: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    metrics: Annotated[Path | None, unset("FILE")] = None
     """Write metrics of the run to this file, .json or .prom (Prometheus)."""
-    engine: Annotated[
-        Literal["auto", "local", "torchrun", "ray"], tyro.conf.arg(metavar="{auto,local,torchrun,ray}")
-    ] = "auto"
+    engine: Literal["auto", "local", "torchrun", "ray"] = "auto"
     """Scheduler of shards; auto is torchrun where it has set RANK."""
-    ray_address: Annotated[str | None, tyro.conf.arg(metavar="IP:PORT", help_behavior_hint="")] = None
+    ray_address: Annotated[str | None, unset("IP:PORT")] = None
     """Of a Ray cluster, or auto on one of its machines (default: only this machine)."""
-    encoders: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    encoders: Annotated[int | None, unset("N")] = None
     """For ray: maximum number (default: one per GPU, or per machine without any)."""
-    choice: Choice = field(default_factory=Choice)
+    options: SourceOptions = field(default_factory=SourceOptions)
     compute: Compute = field(default_factory=Compute)
 
 
@@ -126,21 +98,11 @@ def _extract(arguments: Arguments) -> int:
     from vokens.corpus.engine.torchrun import Layout
     from vokens.corpus.progress import check_metrics
     from vokens.corpus.run import Settings
-    from vokens.data.sources import SourceOptions
 
-    settings = Settings(
-        source=arguments.source,
-        out=arguments.out,
-        options=SourceOptions(**asdict(arguments.choice)),
-        format=arguments.format,
-        audio_root=arguments.audio_root,
-        shard_size=arguments.shard_size,
-        num_codebooks=arguments.num_codebooks,
-        dtype=arguments.compute.dtype,
-        speaker=arguments.speaker,
-        sinc=arguments.format == "cosyvoice",  # as in its own tools
-        batch_seconds=arguments.batch_seconds,
-    )
+    names = [item.name for item in fields(Settings) if hasattr(arguments, item.name)]
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    sinc = arguments.format == "cosyvoice"  # as in its own tools
+    settings = Settings(**options, dtype=arguments.compute.dtype, sinc=sinc)
     check_metrics(arguments.metrics)
     if arguments.workers is not None and arguments.workers < 0:
         raise ConfigError(f"--workers {arguments.workers}: give a number of processes, or 0 to decode inline")
@@ -160,9 +122,7 @@ def _extract(arguments: Arguments) -> int:
             stem = f"{arguments.metrics.stem}-{layout.rank}"
             worker = replace(worker, metrics=arguments.metrics.with_stem(stem))
     elif arguments.engine == "torchrun":
-        raise ConfigError(
-            "--engine torchrun: RANK and WORLD_SIZE are not set; start with torchrun -m vokens extract"
-        )
+        raise ConfigError("--engine torchrun needs RANK and WORLD_SIZE: start torchrun -m vokens extract")
     summary = extract(settings, load_codec(arguments.model, compute), worker)
     return _end(summary, arguments, tell=worker.rank == 0)
 
@@ -172,11 +132,8 @@ def _end(summary: dict[str, Any], arguments: Arguments, tell: bool = True) -> in
     folder, done, failed = arguments.out, summary["utterances"], summary["failures"]
     where = f": see {folder / 'failures'}, and --retry-failed tries them again" if failed else ""
     if tell and done:
-        print(
-            f"vokens: {folder} is complete: {done} utterances, {summary['hours']:.2f} h, {summary['tokens']} tokens "
-            f"in {summary['shards']} shards; {failed} failed{where}",
-            file=sys.stderr,
-        )
+        size = f"{done} utterances, {summary['hours']:.2f} h, {summary['tokens']} tokens in {summary['shards']} shards"
+        print(f"vokens: {folder} is complete: {size}; {failed} failed{where}", file=sys.stderr)
     elif tell:
         print(f"vokens: all {failed} utterances failed; {_first_failure(folder)}{where}", file=sys.stderr)
     return int(not done or (arguments.strict and failed > 0))

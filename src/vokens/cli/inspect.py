@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
-from vokens.cli.options import Compute, load_codec
+from vokens.cli.options import Compute, load_codec, unset
 
 if TYPE_CHECKING:
     from vokens.corpus.inspect import Findings
@@ -24,9 +24,9 @@ class Arguments:
     """The --out of an extraction, finished or not."""
     sample: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """Number of utterances to encode again and compare; 0 loads no codec."""
-    model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
+    model: Annotated[str | None, unset("NAME", "-m")] = None
     """The codec that made the folder (default: from the folder)."""
-    picture: Annotated[Path | None, tyro.conf.arg(metavar="PNG", help_behavior_hint="")] = None
+    picture: Annotated[Path | None, unset("PNG")] = None
     """Draw durations, bits per codebook, the first codebook's histogram and the drift of shards."""
     compute: Compute = field(default_factory=Compute)
 

@@ -10,12 +10,12 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vokens.audio_files import has_suffix, match_files, walk
+from vokens.audio_files import fixed_part, has_suffix, match_files, walk
 from vokens.errors import ConfigError
 
 STREAM = "-"
@@ -57,9 +57,9 @@ def plan(
     name (None: the first of `outputs`).
     """
     sources = find_sources(inputs, suffixes)
-    target = _target_rule(output, sources, outputs, suffix)
+    target = target_rule(output, sources, outputs, suffix)
     jobs = [make_job(source, target(source), suffix or outputs[0]) for source in sources]
-    _refuse_collisions(jobs)
+    refuse_collisions(((job.source, job.target) for job in jobs), "give them different output folders")
     refuse_overwrite([job.target for job in jobs if job.target is not None], overwrite)
     return jobs
 
@@ -89,20 +89,12 @@ def _expand(text: str, suffixes: Sequence[str]) -> list[Source]:
         return _folder(path, suffixes)
     if path.exists() or not glob.has_magic(text):
         return [Source(path, Path(path.name))]
-    root = _fixed_part(path)
-    files = [Source(file, file.relative_to(root)) for file in map(Path, match_files(text))]
+    files = [Source(file, file.relative_to(fixed_part(path))) for file in map(Path, match_files(text))]
     if not files:
         raise ConfigError(f"no file matches {text!r}: check the pattern (** crosses folders)")
     if "**" not in text and (folders := sum(map(os.path.isdir, glob.iglob(text)))):
         _note(f"{text}: left out {folders} folders (** goes into folders)")
     return files
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """The folder above the first wildcard."""
-    parts = [*pattern.parts]
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return Path(*parts[:fixed])
 
 
 def _folder(folder: Path, suffixes: Sequence[str]) -> list[Source]:
@@ -126,12 +118,12 @@ def make_job(source: Source, target: Path | None, suffix: str) -> Job:
     return Job(source, target, suffix if target is None else target.suffix.lower())
 
 
-def _target_rule(
+def target_rule(
     output: str | None, sources: list[Source], outputs: Sequence[str], suffix: str | None
 ) -> Callable[[Source], Path | None]:
-    """The function from a source to its target."""
+    """The function from a source to its target. suffix: as chosen; None is the first of `outputs`."""
     chosen = suffix or outputs[0]
-    paths = [source.path or source.place if output is None else source.place for source in sources]
+    paths = (source.path or source.place if output is None else source.place for source in sources)
     uses = Counter(path.with_suffix("") for path in paths)
 
     def named(path: Path) -> Path:
@@ -148,7 +140,7 @@ def _target_rule(
     path = Path(output)
     if path.is_dir() or output.endswith(("/", os.sep)) or not (path.suffix or path.exists()):
         return lambda source: path / named(source.place)
-    check_suffix(path, outputs)
+    path = output_file(output, outputs)
     if suffix is not None and path.suffix.lower() != suffix:
         raise ConfigError(f"-o {output} and --format {suffix[1:]} disagree: leave one of them out")
     if len(sources) > 1:
@@ -156,24 +148,22 @@ def _target_rule(
     return lambda source: path
 
 
-def check_suffix(path: Path, outputs: Sequence[str]) -> None:
-    """Raise ConfigError unless the name ends in one of the accepted suffixes."""
+def output_file(name: str, outputs: Sequence[str]) -> Path:
+    """The path of an output file. Raises ConfigError unless its name ends in one of the accepted suffixes."""
+    path = Path(name)
     if path.suffix.lower() not in outputs:
         has = f"ends in {path.suffix}" if path.suffix else "has no suffix"
         raise ConfigError(f"{path} {has}: use {', '.join(outputs)}, or end the name of a folder with /")
+    return path
 
 
-def _refuse_collisions(jobs: list[Job]) -> None:
-    seen: dict[Path, Source] = {}
-    for job in jobs:
-        if job.target is None:
-            continue
-        if job.target in seen:
-            raise ConfigError(
-                f"{seen[job.target]} and {job.source} would both become {job.target}: "
-                "give them different output folders"
-            )
-        seen[job.target] = job.source
+def refuse_collisions(pairs: Iterable[tuple[object, Path | None]], remedy: str) -> None:
+    """Raise ConfigError for two different sources of one target."""
+    seen: dict[Path | None, object] = {}
+    for source, target in pairs:
+        other = seen.setdefault(target, source)
+        if target is not None and other != source:
+            raise ConfigError(f"{other} and {source} would both become {target}: {remedy}")
 
 
 def refuse_overwrite(targets: Sequence[Path], overwrite: bool) -> None:

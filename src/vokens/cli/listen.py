@@ -13,16 +13,13 @@ def bound(host: str, port: int) -> socket.socket:
     Raises ConfigError for a port outside 0 to 65535 or in use, and for a host that is not this machine's.
     """
     if not 0 <= port <= 65535:
-        raise ConfigError(
-            f"--port {port}: 0 to 65535 are accepted, 0 for any free one; leave --port out for the default"
-        )
+        raise ConfigError(f"--port {port}: give 0 to 65535 (0: any free one), or leave it out")
     try:
         families = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, *_, address = min(families, key=lambda entry: entry[0] != socket.AF_INET)  # localhost is both
         listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # a restart does not wait for old connections
+        # A restart does not wait for old connections.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, UnicodeError) as error:
         raise _unusable(host, port, error) from error

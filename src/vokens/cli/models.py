@@ -15,49 +15,32 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Print the table."""
-    from vokens import needs, registry
+    from vokens import registry
     from vokens.cli.report import table
 
-    facts = [
-        _facts(entry, registry.is_cached(entry), needs.lacking(entry.system)) for entry in registry.entries()
-    ]
+    facts = [_facts(entry) for entry in registry.entries()]
     if arguments.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return 0
     header = ("name", "system", "Hz", "kbit/s", "codebooks", "licence", "MB", "from", "opens")
-    rows = [header] + [
+    rows = [
         (
-            fact["name"],
-            fact["system"],
-            f"{fact['frame_rate']:g}",
-            f"{fact['bitrate'] / 1000:.2f}",
-            f"{fact['num_codebooks']} x {fact['codebook_size']}",
-            fact["licence"],
-            entry.size.removesuffix(" MB"),
-            fact["source"],
-            f"after {fact['lacks'].partition(': ')[2] or 'a download'}" if not fact["opens"] else "yes",
+            *(fact["name"], fact["system"], f"{fact['frame_rate']:g}", f"{fact['bitrate'] / 1000:.2f}"),
+            *(f"{fact['num_codebooks']} x {fact['codebook_size']}", fact["licence"]),
+            *(entry.size.removesuffix(" MB"), fact["source"]),
+            "yes" if fact["opens"] else f"after {fact['lacks'].partition(': ')[2] or 'a download'}",
         )
         for entry, fact in zip(registry.entries(), facts, strict=True)
     ]
-    print(table(rows, right=(2, 3, 4, 6)))
+    print(table([header, *rows], right=(2, 3, 4, 6)))
     return 0
 
 
-def _facts(entry: "Entry", cached: bool, lacks: str) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "system": entry.system,
-        "description": entry.description,
-        "sample_rate": entry.sample_rate,
-        "frame_rate": entry.frame_rate,
-        "num_codebooks": entry.num_codebooks,
-        "codebook_size": entry.codebook_size,
-        "bitrate": entry.bitrate,
-        "licence": entry.licence,
-        "size_bytes": entry.size_bytes,
-        "source": entry.source,
-        "cached": cached,
-        "lacks": lacks,
-        "opens": cached and not lacks,
-    }
+def _facts(entry: "Entry") -> dict[str, Any]:
+    from vokens import needs, registry
+
+    names = ("name", "system", "description", "sample_rate", "frame_rate", "num_codebooks", "codebook_size")
+    more = ("bitrate", "licence", "size_bytes", "source")
+    cached, lacks = registry.is_cached(entry), needs.lacking(entry.system)
+    own = {name: getattr(entry, name) for name in names + more}
+    return own | {"cached": cached, "lacks": lacks, "opens": cached and not lacks}

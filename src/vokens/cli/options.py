@@ -11,17 +11,35 @@ from vokens.errors import ConfigError, TokensError
 if TYPE_CHECKING:
     from vokens.models.codec import Codec
 
-Format = Literal["vok", "json", "npz", "pt"]
 FORMATS = (".vok", ".json", ".npz", ".pt")
 
-Output = Annotated[str | None, arg(aliases=("-o",), metavar="PATH", help_behavior_hint="")]
-Inputs = Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ...", help_behavior_hint="")]
-Model = Annotated[str, arg(aliases=("-m",), metavar="NAME")]
-Codebooks = Annotated[str | None, arg(metavar="N|N-M", help_behavior_hint="(default: all)")]
-BatchSeconds = Annotated[float, arg(metavar="SECONDS")]
+
+def unset(metavar: str, *aliases: str, default: str = "", help: str | None = None) -> Any:
+    """An option that is empty by default; `default` says what that means, where the help text does not."""
+    hint = default and f"(default: {default})"
+    return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint=hint, help=help)
+
+
+# Help of options that several verbs have, in place of a docstring at each.
+_MODEL = "A name of `vokens models`, a hub id, a folder or a published file."
+_BATCH = "Audio in one batch, padding included. More is faster on GPUs and needs more memory."
+_BOOKS = "Decode some codebooks, counted from 1: 1 is the first (semantic) one, 2-8 the second to the eighth."
+_FORMAT = "Format of the outputs, where -o has no suffix."
+
+
+Output = Annotated[str | None, unset("PATH", "-o")]
+Inputs = Annotated[Positional[tuple[str, ...]], unset("INPUT ...")]
+Model = Annotated[str, arg(aliases=("-m",), metavar="NAME", help=_MODEL)]
+TokensModel = Annotated[str | None, unset("NAME", "-m", default="from the tokens", help=_MODEL)]
+Codebooks = Annotated[str | None, unset("N|N-M", default="all", help=_BOOKS)]
+BatchSeconds = Annotated[float, arg(metavar="SECONDS", help=_BATCH)]
+Overwrite = Annotated[bool, arg(help="Replace outputs that exist.")]
+TokenFormat = Annotated[
+    Literal["vok", "json", "npz", "pt"] | None, unset("{vok,json,npz,pt}", default="vok", help=_FORMAT)
+]
 SoundFormat = Annotated[
     Literal["wav", "flac", "ogg", "opus", "mp3"] | None,
-    arg(metavar="{wav,flac,ogg,opus,mp3}", help_behavior_hint="(default: wav)"),
+    unset("{wav,flac,ogg,opus,mp3}", default="wav", help=_FORMAT),
 ]
 
 
@@ -58,9 +76,7 @@ def load_decoder(model: str, compute: Compute) -> "Codec":
     def check(kind: type | None) -> None:
         if kind is not None and not (issubclass(kind, Codec) and kind.decodes):
             fact = "only encodes" if issubclass(kind, Codec) else "is no codec"
-            raise TokensError(
-                f"{model} {fact}: vokens speak makes speech of S3 tokens, in the voice of a recording"
-            )
+            raise TokensError(f"{model} {fact}: vokens speak speaks S3 tokens, in the voice of a recording")
 
     check(system_of(model))
     codec = load_model(model, compute)

@@ -6,15 +6,14 @@ vokens roundtrip hello.wav -o again.wav --picture again.png
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from vokens.atomic import atomic_write
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli.jobs import STREAM, check_suffix, find_sources, make_job, opened, refuse_overwrite, write
-from vokens.cli.options import Codebooks, Compute, Model, Output, load_codec
+from vokens.cli.jobs import STREAM, find_sources, make_job, opened, output_file, refuse_overwrite, write
+from vokens.cli.options import Codebooks, Compute, Model, Output, Overwrite, load_codec, unset
 from vokens.errors import ConfigError
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -26,14 +25,11 @@ class Arguments:
     """A sound file, or - for standard input."""
     output: Output = None
     """Sound file to write (.wav .flac .ogg .opus .mp3), or - for standard output."""
-    picture: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    picture: Annotated[str | None, unset("PATH")] = None
     """Picture to write (.png .svg .pdf): waveforms, log-mels, tokens and the difference."""
     model: Model = "mini"
-    """A name of `vokens models`, a hub id, a folder or a published file."""
     codebooks: Codebooks = None
-    """Decode some codebooks, counted from 1: 1 is the first (semantic) one, 2-8 the second to the eighth."""
-    overwrite: bool = False
-    """Replace outputs that exist."""
+    overwrite: Overwrite = False
     compute: Compute = field(default_factory=Compute)
 
 
@@ -46,8 +42,8 @@ def run(arguments: Arguments) -> int:
     source, *others = find_sources([arguments.input], ())
     if others:
         raise ConfigError(f"{arguments.input} names {len(others) + 1} files: roundtrip takes one")
-    target = None if arguments.output in (None, STREAM) else _target(arguments.output, WRITTEN_SUFFIXES)
-    picture = None if arguments.picture is None else _target(arguments.picture, _PICTURES)
+    target = None if arguments.output in (None, STREAM) else output_file(arguments.output, WRITTEN_SUFFIXES)
+    picture = None if arguments.picture is None else output_file(arguments.picture, _PICTURES)
     refuse_overwrite([path for path in (target, picture) if path is not None], arguments.overwrite)
     if picture is not None:
         matplotlib_figure()  # raise for a missing package before anything is computed
@@ -66,9 +62,3 @@ def run(arguments: Arguments) -> int:
             write(job, lambda path: audio.save(path, trip.decoded, codec.sample_rate))
     print(trip.summary(), file=sys.stderr if arguments.output == STREAM else sys.stdout)
     return 0
-
-
-def _target(name: str, suffixes: tuple[str, ...]) -> Path:
-    path = Path(name)
-    check_suffix(path, suffixes)
-    return path

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,8 +22,8 @@ import tyro
 from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert, progress
-from vokens.cli.jobs import STREAM, Job, Source, check_suffix, make_job, refuse_overwrite, write
-from vokens.cli.options import Compute, Output
+from vokens.cli.jobs import STREAM, Job, Source, make_job, refuse_overwrite, target_rule, write
+from vokens.cli.options import Compute, Output, unset
 from vokens.cli.play import play
 from vokens.cli.speak import write_stream
 from vokens.errors import ConfigError
@@ -32,14 +32,9 @@ from vokens.text.files import read_stdin, read_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from vokens.lm.sampling import SamplingParams
     from vokens.models.speaking import Speaker
 
-SPEAKING = (
-    "learnable",
-    "learnable_lm",
-    "uslm",
-)  # systems of config.json that speak, with or without a --decoder
+SPEAKING = ("learnable", "learnable_lm", "uslm")  # systems of config.json that speak, some with a --decoder
 NAME = "said"  # of a single output, where -o does not say it
 
 
@@ -49,15 +44,15 @@ class Sampling:
 
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Another seed gives another take; of lines, each uses it."""
-    temperature: Annotated[float | None, tyro.conf.arg(metavar="T", help_behavior_hint="")] = None
+    temperature: Annotated[float | None, unset("T")] = None
     """Sampling temperature of the tokens; 0 is greedy."""
-    top_p: Annotated[float | None, tyro.conf.arg(metavar="P", help_behavior_hint="")] = None
+    top_p: Annotated[float | None, unset("P")] = None
     """Nucleus sampling: keep the most likely tokens whose probabilities sum to P."""
-    top_k: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None
+    top_k: Annotated[int | None, unset("K")] = None
     """Keep the K most likely tokens."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    steps: Annotated[int | None, unset("N")] = None
     """Steps of the flow: fewer are faster and coarser."""
-    guidance: Annotated[float | None, tyro.conf.arg(metavar="G", help_behavior_hint="")] = None
+    guidance: Annotated[float | None, unset("G")] = None
     """Strength of the flow's classifier-free guidance."""
     speed: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
     """2 is twice as fast, for models that support it."""
@@ -65,21 +60,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Arguments:
-    text: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
-    ] = ()
+    text: Annotated[tyro.conf.Positional[tuple[str, ...]], unset("TEXT")] = ()
     """The text, or - for standard input."""
     output: Output = None
     """File (.wav .flac .ogg .opus .mp3), folder or - for standard output (default: said.wav)."""
-    file: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    file: Annotated[str | None, unset("PATH")] = None
     """A file of lines, or - for standard input: each line becomes a sound file."""
-    model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
+    model: Annotated[str | None, unset("NAME", "-m")] = None
     """A speaking model: a folder, a hub id or a published file (default: the embedded one)."""
-    decoder: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    decoder: Annotated[str | None, unset("NAME")] = None
     """Decoder of the model's tokens, where that is another model: an S3Gen, or USLM's codec."""
-    voice: Annotated[str | None, tyro.conf.arg(metavar="WAV", help_behavior_hint="")] = None
+    voice: Annotated[str | None, unset("WAV")] = None
     """A recording of the voice, 3 s to 10 s, or the name of one of the model's own (default: its default voice)."""
-    voice_text: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
+    voice_text: Annotated[str, unset("TEXT")] = ""
     """Transcript of the recording, for one-shot cloning that continues it, closer to its style."""
     play: bool = False
     """Play the sound when it is done, if this machine has a player."""
@@ -93,7 +86,7 @@ class Arguments:
     """Silence between the pieces of a long text."""
     format: Annotated[
         Literal["wav", "flac", "ogg", "opus", "mp3", "pcm"] | None,
-        tyro.conf.arg(metavar="{wav,flac,ogg,opus,mp3,pcm}", help_behavior_hint="(default: wav)"),
+        unset("{wav,flac,ogg,opus,mp3,pcm}", default="wav"),
     ] = None
     """Format of the outputs, where -o has no suffix; pcm is bare 16-bit samples, for -o -."""
     batch: Annotated[int, tyro.conf.arg(metavar="N")] = 8
@@ -105,7 +98,6 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Say all texts; returns the exit code."""
     texts = plan(arguments)
     if not texts:
         return 0
@@ -129,8 +121,6 @@ def plan(arguments: Arguments) -> dict[Job, str]:
     if arguments.play and (arguments.file or arguments.output == STREAM):
         raise ConfigError("--play plays the file of one text: leave --file and -o - out, or --play")
     suffix = f".{arguments.format or 'wav'}"
-    if arguments.stream and suffix not in (".wav", ".pcm"):
-        raise ConfigError("--stream writes wav and pcm: other formats need the whole sound")
     texts = _lines(arguments, suffix) if arguments.file else _single(arguments, suffix)
     if arguments.stream and any(job.suffix not in (".wav", ".pcm") for job in texts):
         raise ConfigError("--stream writes wav and pcm: other formats need the whole sound")
@@ -138,20 +128,14 @@ def plan(arguments: Arguments) -> dict[Job, str]:
 
 
 def _single(arguments: Arguments, suffix: str) -> dict[Job, str]:
-    text, output = " ".join(arguments.text), arguments.output
+    text = " ".join(arguments.text)
     text = read_stdin() if text == STREAM else text
-    if output == STREAM:
-        return {make_job(Source(None, Path(NAME)), None, suffix): text}
-    if suffix == ".pcm":
+    if suffix == ".pcm" and arguments.output != STREAM:
         raise ConfigError("--format pcm goes to standard output: add -o -")
-    path = Path(output or f"{NAME}{suffix}")
-    if output and (path.is_dir() or output.endswith("/") or not path.suffix):
-        path = path / f"{NAME}{suffix}"
-    check_suffix(path, WRITTEN_SUFFIXES)
-    if arguments.format and path.suffix.lower() != suffix:
-        raise ConfigError(f"-o {output} and --format {arguments.format} disagree: leave one of them out")
-    refuse_overwrite([path], arguments.overwrite)
-    return {make_job(Source(None, Path(NAME)), path, suffix): text}
+    output, source = arguments.output or f"{NAME}{suffix}", Source(None, Path(NAME))
+    target = target_rule(output, [source], WRITTEN_SUFFIXES, arguments.format and suffix)(source)
+    refuse_overwrite([target] if target else [], arguments.overwrite)
+    return {make_job(source, target, suffix): text}
 
 
 def _lines(arguments: Arguments, suffix: str) -> dict[Job, str]:
@@ -170,9 +154,7 @@ def _lines(arguments: Arguments, suffix: str) -> dict[Job, str]:
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"line {number} is called {name!r}: a name inside the folder of -o is accepted")
         if name in names:
-            raise ConfigError(
-                f"lines {names[name]} and {number} are both called {name!r}: give them two names"
-            )
+            raise ConfigError(f"lines {names[name]} and {number} are both called {name!r}: give two names")
         names[name] = number
         source = Source(None, Path(name), f"line {number}")
         texts[make_job(source, Path(output) / f"{name}{suffix}", suffix)] = text.strip()
@@ -180,8 +162,8 @@ def _lines(arguments: Arguments, suffix: str) -> dict[Job, str]:
         raise ConfigError(f"{arguments.file} has no line with a text")
     exist = {job for job in texts if not arguments.overwrite and job.target and job.target.exists()}
     if exist:
-        told = f"{len(exist)} of {len(texts)} exist and are skipped (--force says them again)"
-        print(f"vokens: {told}", file=sys.stderr)
+        told = f"vokens: {len(exist)} of {len(texts)} exist and are skipped (--force says them again)"
+        print(told, file=sys.stderr)
     return {job: text for job, text in texts.items() if job not in exist}
 
 
@@ -194,13 +176,8 @@ def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
         raise ConfigError(_no_model())
     from vokens.models.speaking import load_voice
 
-    compute = arguments.compute
-    speaking = load_voice(
-        arguments.model or registry.VOICE,
-        decoder=arguments.decoder,
-        device=compute.device,
-        dtype=compute.dtype,
-    )
+    model, compute = arguments.model or registry.VOICE, asdict(arguments.compute)
+    speaking = load_voice(model, decoder=arguments.decoder, **compute)
     if arguments.voice is None:
         return speaking, None
     if arguments.voice in speaking.voices and not arguments.voice_text:
@@ -211,12 +188,12 @@ def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
 def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
     """Arguments of `Speaker.say`."""
     if arguments.voice is None and arguments.voice_text:
-        raise ConfigError(
-            "--voice-text was given without --voice: it is the transcript of that recording, give both"
-        )
+        raise ConfigError("--voice-text without --voice: it is the transcript of that recording, give both")
     sampling = arguments.sampling
+    given = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return {
-        "sampler": _sampler(speaker.sampler, sampling),
+        "sampler": replace(speaker.sampler, **changes),
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "speed": sampling.speed,
@@ -224,13 +201,6 @@ def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
         "spell_out": not arguments.as_it_is,
         "pause": arguments.pause,
     }
-
-
-def _sampler(own: "SamplingParams", chosen: Sampling) -> "SamplingParams":
-    """The model's own sampling parameters with the chosen changes."""
-    given = {name: getattr(chosen, name) for name in ("temperature", "top_p", "top_k")}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(own, **changes)
 
 
 def _no_model() -> str:
@@ -259,15 +229,10 @@ def _models_here() -> Iterator[Path]:
 
 def _say(arguments: Arguments, texts: dict[Job, str], speaker: "Speaker", voice: Any) -> int:
     """Say lines in batches, batch-invariant; a line that fails does not affect the others."""
-    import torch
-
     from vokens import audio
-    from vokens.models.speaking import begun
+    from vokens.models.speaking import begun, generator_of
 
-    options, rate = say_options(arguments, speaker), speaker.sample_rate
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(arguments.sampling.seed)
+    options, rate, seed = say_options(arguments, speaker), speaker.sample_rate, arguments.sampling.seed
 
     def work(group: list[str]) -> "list[np.ndarray]":
         with nullcontext() if len(texts) > 1 else progress("sentence") as bar:
@@ -277,7 +242,7 @@ def _say(arguments: Arguments, texts: dict[Job, str], speaker: "Speaker", voice:
                     bar.total = total
                     bar.update(done - bar.n)
 
-            generators, size = [generator() for _ in group], arguments.batch
+            generators, size = [generator_of(seed) for _ in group], arguments.batch
             return speaker.say(group, voice, generator=generators, batch_size=size, tell=tell, **options)
 
     def finish(job: Job, wave: "np.ndarray") -> float:
@@ -288,13 +253,12 @@ def _say(arguments: Arguments, texts: dict[Job, str], speaker: "Speaker", voice:
         return len(wave) / rate
 
     def stream(job: Job, text: str) -> float:
-        pieces = speaker.say_stream(text, voice, generator=generator(), **options)
+        pieces = speaker.say_stream(text, voice, generator=generator_of(seed), **options)
         return write_stream(job, begun(pieces), rate)
 
     def read(job: Job) -> Loaded[str]:
-        return Loaded(job, texts[job], 1)
+        return Loaded(texts[job], 1)
 
-    jobs = list(texts)
     if arguments.stream:
-        return convert(jobs, read, list, stream, arguments.batch, "line")
-    return convert(jobs, read, work, finish, arguments.batch, "line")
+        return convert(list(texts), read, list, stream, arguments.batch, "line")
+    return convert(list(texts), read, work, finish, arguments.batch, "line")

@@ -7,7 +7,7 @@ vokens speak hello.vok --voice ref.wav -o out.wav    vokens speak hello.vok --vo
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,17 @@ from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.convert import Loaded, convert, group_seconds
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
-from vokens.cli.options import FORMATS, BatchSeconds, Compute, Inputs, Output, SoundFormat, load_model
+from vokens.cli.options import (
+    FORMATS,
+    BatchSeconds,
+    Compute,
+    Inputs,
+    Output,
+    Overwrite,
+    SoundFormat,
+    load_model,
+    unset,
+)
 from vokens.errors import ConfigError, TokensError, VokensError
 
 if TYPE_CHECKING:
@@ -38,23 +48,18 @@ class Speech:
 
     voice: Annotated[str, tyro.conf.arg(metavar="WAV")]
     """A recording of the voice; its first 10 s are used, 3 s are enough."""
-    model: Annotated[str | None, tyro.conf.arg(aliases=("-m",), metavar="NAME", help_behavior_hint="")] = None
+    model: Annotated[str | None, unset("NAME", "-m")] = None
     """An S3Gen or Learnable-Speech: a name of `vokens models`, a hub id, a folder or a published file (default: by the
     first input's tokens, chatterbox_s3gen for bare ids; for convert-voice say, where embedded)."""
     stream: bool = False
     """Write sound as it is computed (wav only), under the streaming mask."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: of the model)")] = (
-        None
-    )
+    steps: Annotated[int | None, unset("N", default="of the model")] = None
     """Steps of the flow: fewer are faster and coarser."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Another seed gives another take."""
     format: SoundFormat = None
-    """Format of the outputs, where -o has no suffix."""
     batch_seconds: BatchSeconds = 60.0
-    """Speech in one batch, padding included. More is faster on GPUs and needs more memory."""
-    overwrite: bool = False
-    """Replace outputs that exist."""
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -69,25 +74,20 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Speak all inputs; returns the exit code."""
-    speech = arguments.speech
-    jobs = sound_jobs(arguments.inputs, arguments.output, speech, (*FORMATS, ".npy"))
-    model, voice = load_speaker(speech, arguments.compute, registry.speaker_of(_tokenizer(jobs[0])))
-
-    def read(job: Job) -> "Loaded[Tensor]":
-        return loaded_ids(job, read_tokens(job.source, lambda: model), model)
-
-    work, finish = in_voice(model, voice, speech)
-    return convert(jobs, read, work, finish, group_seconds(speech.batch_seconds))
+    jobs = sound_jobs(arguments, (*FORMATS, ".npy"))
+    default = registry.speaker_of(_tokenizer(jobs[0]))
+    return convert(
+        jobs, *spoken(arguments, default, lambda model, job: read_tokens(job.source, lambda: model))
+    )
 
 
-def sound_jobs(
-    inputs: tuple[str, ...], output: str | None, speech: Speech, suffixes: tuple[str, ...]
-) -> list[Job]:
-    """The jobs from inputs to sound files."""
+def sound_jobs(arguments: Any, suffixes: tuple[str, ...]) -> list[Job]:
+    """The jobs from the inputs of a verb, with these suffixes in folders, to sound files."""
+    speech: Speech = arguments.speech
     suffix = ".wav" if speech.stream and not speech.format else speech.format and f".{speech.format}"
+    given, target, overwrite = arguments.inputs, arguments.output, speech.overwrite
     jobs = plan(
-        inputs, output, suffixes=suffixes, outputs=WRITTEN_SUFFIXES, suffix=suffix, overwrite=speech.overwrite
+        given, target, suffixes=suffixes, outputs=WRITTEN_SUFFIXES, suffix=suffix, overwrite=overwrite
     )
     if speech.stream and any(job.suffix != ".wav" for job in jobs):
         raise ConfigError("--stream writes .wav: other formats need the whole sound")
@@ -118,63 +118,72 @@ def load_speaker(
     if isinstance(model, LearnableSpeech):
         return model.decoder, model.decoder.voice(*reference)
     if not isinstance(model, S3GenModel):
-        raise ConfigError(
-            f"--model {speech.model} is a {model.system}: an s3gen or a learnable speaks tokens in a voice"
-        )
+        raise ConfigError(f"--model {speech.model} is a {model.system}: an s3gen or learnable speaks tokens")
     if model.config.flow.network == "dit":
         model.fix_steps(speech.steps)
     return model, model.voice(*reference)
 
 
-def loaded_ids(job: Job, tokens: "Tokens", model: "S3GenModel | FlowDecoder") -> "Loaded[Tensor]":
-    """The ids (N,) of one recording. Raises TokensError for another tokenizer's, and for none."""
-    (ids,) = model.ids(tokens)
-    if not len(ids):
-        raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")
-    return Loaded(job, ids, float(tokens.duration))
+Steps = tuple[
+    Callable[[Job], Loaded[Any]], Callable[[list[Any]], Sequence[Any]], Callable[[Job, Any], float], float
+]
 
 
-def in_voice(
-    model: "S3GenModel | FlowDecoder", voice: "ReferenceVoice | SpeakerPrompt", speech: Speech
-) -> "tuple[Callable[[list[Tensor]], Sequence[Any]], Callable[[Job, Any], float]]":
-    """The functions that `convert` takes: from ids (N,) to speech, and from speech to a file."""
+def spoken(
+    arguments: Any, default: str, tokens_of: "Callable[[S3GenModel | FlowDecoder, Job], Tokens]"
+) -> Steps:
+    """Steps of `convert` that speak tokens by a verb's arguments: read, work, write, and the size of a group.
+
+    default: the model. tokens_of: the tokens of a job.
+    """
     from vokens import audio
 
+    speech: Speech = arguments.speech
     options: dict[str, Any] = {"seed": speech.seed, "n_cfm_timesteps": speech.steps}
+    model, voice = load_speaker(speech, arguments.compute, default)
+    rate = model.sample_rate
+
+    def read(job: Job) -> "Loaded[Tensor]":
+        tokens = tokens_of(model, job)
+        (ids,) = model.ids(tokens)
+        if not len(ids):
+            raise TokensError(f"{job.source} holds no frames: there is nothing to speak; encode it again")
+        return Loaded(ids, float(tokens.duration))
 
     def stream(job: Job, ids: "Tensor") -> float:
-        return write_stream(job, model.stream(ids.split(25), voice, **options), model.sample_rate)
+        return write_stream(job, model.stream(ids.split(25), voice, **options), rate)
 
     def save(job: Job, wave: "np.ndarray") -> float:
-        write(job, lambda path: audio.save(path, wave, model.sample_rate))
-        return len(wave) / model.sample_rate
+        write(job, lambda path: audio.save(path, wave, rate))
+        return len(wave) / rate
 
+    size = group_seconds(speech.batch_seconds)
     if speech.stream:
-        return list, stream
-    return partial(model.speak, voice=voice, batch_seconds=speech.batch_seconds, **options), save
+        return read, list, stream, size
+    return read, partial(model.speak, voice=voice, batch_seconds=speech.batch_seconds, **options), save, size
 
 
 def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> float:
     """Write sound as it is computed: to a file that appears when complete, or to standard output, 16 bit, without a
     header for .pcm. Returns its seconds."""
-    import soundfile
-
-    from vokens.atomic import atomic_write
+    from vokens import audio
     from vokens.serve.sound import Writer
 
     count = 0
-    if job.target is None:
-        writer = Writer(job.suffix[1:], rate)
-        for (
-            piece
-        ) in pieces:  # the header comes with the first samples, so that an earlier error leaves nothing
-            sys.stdout.buffer.write(writer.write(piece))
-            sys.stdout.buffer.flush()
-            count += len(piece)
-        return count / rate
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(job.target) as path, soundfile.SoundFile(path, "w", rate, 1, format="WAV") as file:
+
+    def counted() -> "Iterator[np.ndarray]":
+        nonlocal count
         for piece in pieces:
-            file.write(piece)
-            count += len(piece)
+            if len(piece):
+                count += len(piece)
+                yield piece
+
+    if job.target is not None:
+        write(job, lambda path: audio.save(path, counted(), rate))
+        return count / rate
+    writer = Writer(job.suffix[1:], rate)
+    for piece in counted():
+        # The header comes with the first samples, so that an earlier error leaves nothing.
+        sys.stdout.buffer.write(writer.write(piece))
+        sys.stdout.buffer.flush()
     return count / rate

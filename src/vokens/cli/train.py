@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction
+
+from vokens.cli.options import unset
 
 KINDS = {
     "codec": "codec",
@@ -22,9 +24,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = ""
+    recipe: Annotated[Positional[str], unset("RECIPE")] = ""
     """The run: a name, such as mini, or a TOML file of changes to the defaults. Without one: list the names."""
-    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
+    set: Annotated[UseAppendAction[tuple[str, ...]], unset("NAME=VALUE")] = ()
     """Change a setting: --set optim.learning_rate=3e-4. May be repeated."""
     fresh: bool = False
     """Start at step 0 although the run's folder has checkpoints; they are removed."""
@@ -41,10 +43,8 @@ def run(arguments: Arguments) -> int:
     trainer = trainer_of(config.task)(config)
     out = trainer.run(resume=not arguments.fresh)
     if trainer.accelerator.is_main_process:
-        kind = KINDS.get(trainer.exported, "model")
-        print(
-            f'step {trainer.step} of {config.steps}; vokens.load("{out / trainer.exported}") opens the {kind}'
-        )
+        kind, folder = KINDS.get(trainer.exported, "model"), out / trainer.exported
+        print(f'step {trainer.step} of {config.steps}; vokens.load("{folder}") opens the {kind}')
     return 0 if trainer.step >= config.steps else 130
 
 

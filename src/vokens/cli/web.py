@@ -29,7 +29,6 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Show the page until Ctrl-C."""
     import os
 
     if not arguments.max_seconds > 0:

@@ -98,9 +98,7 @@ def _check_features(item: Any, codec: Codec) -> None:
         raise TokensError('features must be a dict of "token" (T, K) and "speaker" (D,), or a list of such')
     token, speaker = item["token"], item.get("speaker")
     if token.dim() != 2 or not 1 <= token.shape[1] <= codec.num_codebooks or not len(token):
-        raise TokensError(
-            f"token {tuple(token.shape)} was given: (T, 1 to {codec.num_codebooks}) is accepted"
-        )
+        raise TokensError(f"token {tuple(token.shape)}: (T, 1 to {codec.num_codebooks}) is accepted")
     if int(token.min()) < 0 or int(token.max()) >= codec.codebook_sizes[0]:
         raise TokensError(f"token holds {int(token.max())}: 0 to {codec.codebook_sizes[0] - 1} is accepted")
     if not isinstance(speaker, Tensor) or tuple(speaker.shape) != (codec.config.width,):
@@ -124,25 +122,24 @@ def convert(codec: SoCodec, source: str, target: str) -> None:
     """
     if not target.endswith((".wav", ".pt")) or not source.endswith((".wav", ".pt")):
         raise ConfigError(f"-i {source} -o {target}: .wav and .pt are accepted")
-    if source.endswith(".pt"):
+    if source.endswith(".pt") and target.endswith(".pt"):
+        raise ConfigError(f"-i {source} -o {target}: the input already has features, give a .wav as output")
+    features = _load_features(source) if source.endswith(".pt") else _analysis(codec, source)
+    with atomic_write(target) as partial:
         if target.endswith(".pt"):
-            raise ConfigError(
-                f"-i {source} -o {target}: the input already has features, give a .wav as output"
-            )
-        features = _load_features(source)
-    else:
-        wave, rate = audio.load(source)
-        sound = audio.resample(torch.from_numpy(wave), rate, 16000)
-        features = codec.analysis(F.pad(sound, (SILENCE, 0)).unsqueeze(0))
-    if target.endswith(".pt"):
-        with atomic_write(target) as partial:
             torch.save(features, partial)
-        return
-    waves = codec.synthesis(features)
-    if not isinstance(waves, Tensor):
-        raise ConfigError(f"{source} holds {len(waves)} recordings: a .wav takes one, call SoCodec.synthesis")
-    with atomic_write(target) as partial:  # float samples, as torchaudio writes them
+            return
+        waves = codec.synthesis(features)
+        if not isinstance(waves, Tensor):
+            raise ConfigError(f"{source} holds {len(waves)} recordings, a .wav takes one: call synthesis")
+        # float samples, as torchaudio writes them
         soundfile.write(partial, waves.numpy().astype(np.float32), 16000, subtype="FLOAT")
+
+
+def _analysis(codec: SoCodec, source: str) -> Any:
+    wave, rate = audio.load(source)
+    sound = audio.resample(torch.from_numpy(wave), rate, 16000)
+    return codec.analysis(F.pad(sound, (SILENCE, 0)).unsqueeze(0))
 
 
 def _load_features(path: str) -> Any:
@@ -153,11 +150,10 @@ def _load_features(path: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vokens.compat.socodec", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("-i", "--input", required=True, help=".wav, or features .pt")
-    parser.add_argument("-o", "--output", required=True, help=".wav, or features .pt")
+    about = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m vokens.compat.socodec", description=about)
+    for name in ("input", "output"):
+        parser.add_argument(f"-{name[0]}", f"--{name}", required=True, help=".wav, or features .pt")
     parsed = parser.parse_args(arguments)
     try:
         convert(init_codec(), parsed.input, parsed.output)

@@ -89,9 +89,8 @@ class SpeechTokenizer(nn.Module):
         wave = self._wave(x)
         lengths = torch.full((len(wave),), wave.shape[1])
         codec, codebooks = self.codec, range(start, end)
-        return spans.encode(
-            codec.encoder, codec.quantizer, codec.hop_length, wave, lengths, codebooks
-        ).transpose(0, 1)
+        parts = codec.encoder, codec.quantizer, codec.hop_length
+        return spans.encode(*parts, wave, lengths, codebooks).transpose(0, 1)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, st: int = 0) -> Tensor:
@@ -102,9 +101,7 @@ class SpeechTokenizer(nn.Module):
         if codes.dim() != 3:
             raise ValueError(f"codes of shape {tuple(codes.shape)} were given: (codebooks, B, T) is accepted")
         if st + len(codes) > self.n_q:
-            raise IndexError(
-                f"{len(codes)} codebooks from number {st} on were given, the model has {self.n_q}"
-            )
+            raise IndexError(f"{len(codes)} codebooks from number {st} on, but the model has {self.n_q}")
         lengths = torch.full((codes.shape[1],), codes.shape[2])
         return self.codec.decode_batch(codes.transpose(0, 1), lengths, st).unsqueeze(1)
 
@@ -113,13 +110,9 @@ class SpeechTokenizer(nn.Module):
 
     def _wave(self, x: Tensor) -> Tensor:
         if x.dim() != 3 or x.shape[1] != 1 or not x.shape[2]:
-            raise ValueError(
-                f"audio of shape {tuple(x.shape)} was given: (B, 1, N) is accepted, N at least 1"
-            )
+            raise ValueError(f"audio of shape {tuple(x.shape)} was given: (B, 1, N) is accepted, N >= 1")
         return x[:, 0]
 
     def _check_layers(self, layers: Sequence[int], n_q: int) -> None:
         if max(layers) >= min(n_q, self.n_q) or min(layers) < 0:
-            raise ValueError(
-                f"layers={list(layers)} were given: {min(n_q, self.n_q)} codebooks are computed, from 0 on"
-            )
+            raise ValueError(f"layers={list(layers)}: {min(n_q, self.n_q)} codebooks are computed, from 0 on")

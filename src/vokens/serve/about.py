@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from vokens._version import __version__
 from vokens.serve.schema import Health, ModelCard, ModelList, VoiceCard, VoiceList, VoiceNames
@@ -24,7 +25,7 @@ async def health(service: TheService) -> Health:
 @public.get("/metrics", response_class=Response)
 async def metrics(service: TheService) -> Response:
     """Counters and gauges for Prometheus."""
-    return Response(service.meter.page(), media_type=service.meter.media_type)
+    return Response(generate_latest(service.meter.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @public.get("/docs", include_in_schema=False)
@@ -58,20 +59,14 @@ async def list_audio_voices(service: TheService) -> VoiceList:
 
 
 def _card(served: Served) -> ModelCard:
-    abilities = {
-        "encode": served.encodes,
-        "decode": served.decodes,
-        "say": served.says,
-        "speak": served.speaks,
-    }
     return ModelCard(
         id=served.name,
-        system=served.system,
+        system=served.model.system,
         licence=served.licence,
         sample_rate=served.sample_rate,
         frame_rate=served.frame_rate,
         codebook_sizes=list(getattr(served.codec, "codebook_sizes", ())),
-        can=[name for name, able in abilities.items() if able],
+        can=[ability for ability in ("encode", "decode", "say", "speak") if getattr(served, f"{ability}s")],
     )
 
 

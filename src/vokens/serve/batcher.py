@@ -6,7 +6,7 @@ of disconnected clients are dropped.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,21 +31,15 @@ class Job:
     done: "asyncio.Future[Any]"
 
 
-@dataclass
-class Load:
-    """Load of a model, for /metrics."""
-
-    batches: int = 0
-    requests: int = 0
-    streams: int = 0
-    waiting: int = 0
-
-
 class Batcher:
-    """The queue of one model and its thread. Use it inside one event loop."""
+    """The queue of one model and its thread. Use it inside one event loop.
+
+    Attributes:
+        batches, requests: passes computed, and requests in them. streams: replies being streamed.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.load = settings, Load()
+        self.settings, self.batches, self.requests, self.streams = settings, 0, 0, 0
         self._jobs: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self.thread = ThreadPoolExecutor(1, "model")
@@ -72,16 +66,16 @@ class Batcher:
         self._make_room()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._jobs.append(Job(kind, run, item, seconds, done))
-        self._note_waiting()
         self._arrived.set()
         return await done
 
-    async def next_of(self, pieces: Iterator[Item]) -> Item | None:
-        """The next piece of a stream, computed between batches; None at its end."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, next, pieces, None)
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._jobs)
 
     async def on_thread(self, function: Callable[[], Item]) -> Item:
-        """The result of a function, run on the model's thread."""
+        """The result of a function, run on the model's thread between batches."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, function)
 
     def _make_room(self) -> None:
@@ -98,7 +92,6 @@ class Batcher:
             batch = self._take()
             if not self._jobs:
                 self._arrived.clear()
-            self._note_waiting()
             if batch:
                 await self._compute(batch)
 
@@ -121,8 +114,8 @@ class Batcher:
         return batch
 
     async def _compute(self, batch: list[Job]) -> None:
-        self.load.batches += 1
-        self.load.requests += len(batch)
+        self.batches += 1
+        self.requests += len(batch)
         loop = asyncio.get_running_loop()
         try:
             results = await loop.run_in_executor(self.thread, batch[0].run, [job.item for job in batch])
@@ -135,9 +128,6 @@ class Batcher:
             return
         for job, result in zip(batch, results, strict=True):
             _settle(job, result)
-
-    def _note_waiting(self) -> None:
-        self.load.waiting = len(self._jobs)
 
 
 def _settle(job: Job, result: Any) -> None:

@@ -50,7 +50,7 @@ async def encode_audio(
     service.check_seconds(seconds)
     run = partial(codec.encode, num_codebooks)
     tokens = await unless_gone(request, codec.batcher.submit(("encode", num_codebooks), run, wave, seconds))
-    service.meter.count_input(seconds)
+    service.meter.count("in", seconds)
     if response_format == "vok":
         return Response(await asyncio.to_thread(_to_vok, tokens), media_type=VOK)
     content = await asyncio.to_thread(lambda: TokensBody.of(tokens).model_dump_json())
@@ -84,9 +84,8 @@ def _read_audio(content: bytes, sample_rate: int, duration: float) -> np.ndarray
     try:
         return audio.load(upload, sample_rate, duration=duration)[0]
     except (AudioError, MissingExtra) as error:
-        about = (
-            "'file' cannot be read" if isinstance(error, MissingExtra) else str(error).partition(": wav")[0]
-        )
+        missing = isinstance(error, MissingExtra)
+        about = "'file' cannot be read" if missing else str(error).partition(": wav")[0]
         message = f"{about}: send a whole recording as wav, flac, ogg, opus, mp3{media}"
         raise problem(400, message, "file") from error
 

@@ -1,6 +1,6 @@
 """Error replies: every status from 400 on is JSON in OpenAI's error format."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -45,11 +45,7 @@ def body_of(status: int, message: str, code: str | None, param: str | None = Non
 
 
 def failure(
-    status: int,
-    message: str,
-    code: str | None,
-    param: str | None = None,
-    headers: Mapping[str, str] | None = None,
+    status: int, message: str, code: str | None, param: str | None = None, headers: Any = None
 ) -> JSONResponse:
     """The reply to it."""
     return JSONResponse(body_of(status, message, code, param), status, headers)
@@ -85,13 +81,11 @@ def handle_errors(app: FastAPI) -> None:
     async def unusable(request: Request, error: VokensError) -> Response:
         if isinstance(error, (CheckpointError, DownloadError, MissingExtra)):  # not the client's fault
             raise ServerFault(_FAILED) from error
-        return failure(400, " ".join(str(error).split()), "invalid")
+        return failure(400, str(error), "invalid")
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> Response:
-        return failure(
-            503, "all places are taken: try again in a second", "busy", headers={"Retry-After": "1"}
-        )
+        return failure(503, "all places are taken: try again in 1 s", "busy", headers={"Retry-After": "1"})
 
     @app.exception_handler(Exception)  # uvicorn logs it with its traceback
     async def failed(request: Request, error: Exception) -> Response:
@@ -104,9 +98,8 @@ def _plain(request: Request, error: StarletteHTTPException) -> str:
     if error.status_code == 404:
         return f"{requested}: there is no such address; GET /docs lists all requests of this server"
     if error.status_code == 405:
-        return (
-            f"{requested}: this address takes {error.headers['Allow'] if error.headers else 'another method'}"
-        )
+        allowed = error.headers["Allow"] if error.headers else "another method"
+        return f"{requested}: this address takes {allowed}"
     return str(error.detail)
 
 

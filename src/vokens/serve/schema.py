@@ -11,13 +11,7 @@ from vokens.tokens import Tokens
 Format = Literal["wav", "pcm", "opus", "flac", "mp3"]
 Code = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-_FACTS = (
-    "model",
-    "fingerprint",
-    "sample_rate",
-    "frame_rate",
-    "first_codebook",
-)  # the same in tokens and bodies
+_FACTS = ("model", "fingerprint", "sample_rate", "frame_rate", "first_codebook")  # as in tokens
 
 
 class Body(BaseModel):
@@ -48,9 +42,7 @@ class TokensBody(Body):
         """The tokens as a batch of one. Raises TokensError."""
         frames = {len(row) for row in self.codes}
         if len(frames) != 1:
-            raise TokensError(
-                f"codes have rows of {sorted(frames)} frames: all codebooks must have the same number"
-            )
+            raise TokensError(f"codes have rows of {sorted(frames)} frames: all must have the same number")
         vector = None if self.global_vector is None else torch.tensor([self.global_vector])
         return Tokens(
             codes=torch.tensor([self.codes], dtype=torch.int64),

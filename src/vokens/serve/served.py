@@ -1,12 +1,11 @@
 """The models of a server: their abilities, and the functions that run on their threads."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vokens import audio, registry
 from vokens.audio_suffixes import AUDIO_SUFFIXES
@@ -15,7 +14,7 @@ from vokens.models.codec import Codec
 from vokens.models.named import load_named
 from vokens.models.s3gen import S3GenModel
 from vokens.models.s3gen.voice import REFERENCE_SECONDS
-from vokens.models.speaking import Speaker
+from vokens.models.speaking import Speaker, generator_of
 from vokens.serve.batcher import Batcher
 from vokens.serve.errors import ServerFault
 from vokens.serve.settings import Settings
@@ -57,9 +56,7 @@ class Voices:
             text = read_text(said).strip() if said.exists() else ""
             stat = path.stat()
         except (OSError, ConfigError) as error:
-            raise ServerFault(
-                f"the files of the voice {name!r} cannot be read: name another voice"
-            ) from error
+            raise ServerFault(f"the files of voice {name!r} cannot be read: name another voice") from error
         return Voice(name, path, text, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size))
 
     def _paths(self) -> dict[str, Path]:
@@ -69,79 +66,39 @@ class Voices:
         return {path.stem: path for path in paths}
 
 
-@dataclass
 class Served:
-    """One loaded model and its queue.
+    """One loaded model, its abilities and its queue.
 
     Attributes:
-        name: for clients. system: of its implementation. voices: as `_voice` has made them.
+        name: for clients.
+        says: it speaks texts. s3gen: the S3Gen that decodes its tokens, if any: the model, or what makes sound of its
+            language model's tokens. speaks: it has one, which speaks tokens in the voice of a recording.
+        codec: tokenizer of recordings: the model, or that of its S3Gen. encodes: it has one. decodes: it is a codec
+            that decodes.
+        needs_voice: for every text. own_voices: names of those that came with the model.
+        sample_rate: Hz of its sound; encode_rate: of recordings to encode, which differs from what an S3Gen speaks at.
+        frame_rate: of its tokens, Hz; None where it has none.
     """
 
-    name: str
-    model: Any
-    batcher: Batcher
-    system: str
-    licence: str = ""
-    voices: dict[tuple[str, bool], tuple[Voice, Any]] = field(default_factory=dict)
-
-    @property
-    def codec(self) -> Codec | None:
-        """Tokenizer of recordings: the model, or that of the S3Gen in it."""
-        return self.model if isinstance(self.model, Codec) else getattr(self.s3gen, "tokenizer", None)
-
-    @property
-    def s3gen(self) -> S3GenModel | None:
-        """Decoder of S3 tokens: the model, or what makes sound of its language model's tokens."""
-        decoder = self.model.decoder if self.says else self.model
-        return decoder if isinstance(decoder, S3GenModel) else None
-
-    @property
-    def encodes(self) -> bool:
-        return self.codec is not None
-
-    @property
-    def decodes(self) -> bool:
-        return isinstance(self.model, Codec) and self.model.decodes
-
-    @property
-    def says(self) -> bool:
-        """True if it speaks texts."""
-        return isinstance(self.model, Speaker)
-
-    @property
-    def speaks(self) -> bool:
-        """True if it speaks tokens in the voice of a recording (S3Gen)."""
-        return self.s3gen is not None
-
-    @property
-    def needs_voice(self) -> bool:
-        return self.speaks or (self.says and self.model.needs_voice)
-
-    @property
-    def own_voices(self) -> tuple[str, ...]:
-        """Names of the model's own voices."""
-        return tuple(getattr(self.model, "voices", ()))
-
-    @property
-    def sample_rate(self) -> int:
-        return int(self.model.sample_rate)
-
-    @property
-    def encode_rate(self) -> int:
-        """Hz of recordings to encode, which differs from what an S3Gen speaks at."""
-        return int(getattr(self.codec, "sample_rate", self.sample_rate))
-
-    @property
-    def frame_rate(self) -> float | None:
-        """Token rate in Hz; None where the model has none."""
-        rate = getattr(self.codec, "frame_rate", None)
-        return None if rate is None else float(rate)
+    def __init__(self, name: str, model: Any, batcher: Batcher, licence: str = "") -> None:
+        self.name, self.model, self.batcher, self.licence = name, model, batcher, licence
+        self.says = isinstance(model, Speaker)
+        decoder = model.decoder if self.says else model
+        self.s3gen: Any = decoder if isinstance(decoder, S3GenModel) else None
+        self.codec: Any = model if isinstance(model, Codec) else getattr(self.s3gen, "tokenizer", None)
+        self.encodes, self.speaks = self.codec is not None, self.s3gen is not None
+        self.decodes = isinstance(model, Codec) and model.decodes
+        self.needs_voice = self.speaks or (self.says and model.needs_voice)
+        self.own_voices = tuple(getattr(model, "voices", ()))
+        self.sample_rate = int(model.sample_rate)
+        self.encode_rate = int(getattr(self.codec, "sample_rate", self.sample_rate))
+        self.frame_rate: float | None = getattr(self.codec, "frame_rate", None)
+        self.voices: dict[tuple[str, bool], tuple[Voice, Any]] = {}  # as `_voice` has made them
 
     # On the model's thread ---------------------------------------------------------------------------------
 
     def encode(self, num_codebooks: int | None, waves: Sequence[np.ndarray]) -> list[Tokens]:
         """Tokens of waves (T,) at the codec's rate, batch-invariant."""
-        assert self.codec is not None
         return list(self.codec.encode(list(waves), self.encode_rate, num_codebooks=num_codebooks))
 
     def decode(self, items: Sequence[Tokens]) -> list[np.ndarray]:
@@ -151,24 +108,21 @@ class Served:
     def speak(self, items: Sequence[tuple[Tokens, Voice, int]]) -> list[np.ndarray]:
         """Waves of S3 tokens, each with its own voice and seed."""
         tokens, voices, seeds = zip(*items, strict=True)
-        assert self.s3gen is not None
         owners = [self._voice(voice, of_tokens=True) for voice in voices]
         return self.s3gen.speak(Tokens.cat(tokens), owners, seed=seeds)
 
     def stream(self, tokens: Tokens, voice: Voice, seed: int) -> Iterator[np.ndarray]:
         """The wave of one item, piece by piece."""
-        assert self.s3gen is not None
         return self.s3gen.stream(tokens, self._voice(voice, of_tokens=True), seed=seed)
 
     def say(self, voice: Voice | None, seed: int, speed: float, texts: Sequence[str]) -> list[np.ndarray]:
         """Waves of texts; each has its own generator, so that results are batch-invariant."""
-        generators = [torch.Generator().manual_seed(seed) for _ in texts]
+        generators = [generator_of(seed) for _ in texts]
         return self.model.say(list(texts), self._voice(voice), generator=generators, speed=speed)
 
     def say_stream(self, voice: Voice | None, seed: int, speed: float, text: str) -> Iterator[np.ndarray]:
         """The wave of a text, piece by piece."""
-        generator = torch.Generator().manual_seed(seed)
-        return self.model.say_stream(text, self._voice(voice), generator=generator, speed=speed)
+        return self.model.say_stream(text, self._voice(voice), generator=generator_of(seed), speed=speed)
 
     def _voice(self, voice: Voice | None, of_tokens: bool = False) -> Any:
         """The model's form of a voice, or its S3Gen's, cached; a prompt where the transcript is known."""
@@ -188,7 +142,6 @@ class Served:
             return self.model.voices[voice.name]
         if not of_tokens:
             return self.model.voice(voice.path, voice.text)
-        assert self.s3gen is not None
         return self.s3gen.voice(*audio.load(voice.path, duration=REFERENCE_SECONDS))
 
 
@@ -197,5 +150,5 @@ def load_models(names: Sequence[str], settings: Settings, device: str = "cpu") -
     models = {}
     for name, model in load_named(names, device).items():
         licence = registry.MODELS[name].licence if name in registry.MODELS else ""
-        models[name] = Served(name, model, Batcher(settings), model.system, licence)
+        models[name] = Served(name, model, Batcher(settings), licence)
     return models

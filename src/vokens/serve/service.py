@@ -5,20 +5,13 @@ import hmac
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -35,8 +28,6 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Meter:
     """Counters of one application."""
 
-    media_type = CONTENT_TYPE_LATEST
-
     def __init__(self, models: Mapping[str, Served]) -> None:
         self.registry = CollectorRegistry()
         kept: dict[str, Any] = {"registry": self.registry}
@@ -48,14 +39,9 @@ class Meter:
         self.audio = Counter("vokens_audio_seconds", "Audio encoded (in) and spoken (out)", ["way"], **kept)
         self.registry.register(_Queues(models))
 
-    def count_input(self, seconds: float) -> None:
-        self.audio.labels("in").inc(seconds)
-
-    def count_output(self, seconds: float) -> None:
-        self.audio.labels("out").inc(seconds)
-
-    def page(self) -> bytes:
-        return generate_latest(self.registry)
+    def count(self, way: Literal["in", "out"], seconds: float) -> None:
+        """Count audio that was encoded (in) or spoken (out)."""
+        self.audio.labels(way).inc(seconds)
 
     def middleware(self, app: Any) -> Any:
         """Middleware that counts and times requests."""
@@ -100,7 +86,7 @@ class _Queues(Collector):
         for name, text in texts.items():
             family = GaugeMetricFamily(f"vokens_model_{name}", text, labels=["model"])
             for model, served in self._models.items():
-                family.add_metric([model], getattr(served.batcher.load, name))
+                family.add_metric([model], getattr(served.batcher, name))
             yield family
 
 
@@ -133,12 +119,8 @@ class Service:
 
     def codec_of(self, tokens: Tokens) -> tuple[Served, Tokens]:
         """The codec of tokens, by fingerprint if given, else by name, and the tokens as its own."""
-        same = (
-            served
-            for served in self.models.values()
-            if served.decodes and tokens.fingerprint and served.model.fingerprint == tokens.fingerprint
-        )
-        codec = next(same, None)
+        able = (served for served in self.models.values() if served.decodes and tokens.fingerprint)
+        codec = next((served for served in able if served.model.fingerprint == tokens.fingerprint), None)
         if codec is None and tokens.model not in self.models and registry.source_of(tokens.model) is None:
             why = f"no model {tokens.model!r}, a codec of your own: {listed('model', self.models)}"
             raise problem(404, f"{why}; vokens serve --models FOLDER opens it", "model_not_found")
@@ -169,7 +151,7 @@ class Service:
 
     async def sound(self, wave: np.ndarray, sample_rate: int, format: str) -> Response:
         """A wave as a reply."""
-        self.meter.count_output(len(wave) / sample_rate)
+        self.meter.count("out", len(wave) / sample_rate)
         content = await asyncio.to_thread(encode, wave, sample_rate, format)
         return Response(content, media_type=MEDIA[format], headers={"X-Sample-Rate": str(sample_rate)})
 

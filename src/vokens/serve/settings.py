@@ -51,6 +51,4 @@ class Settings:
             raise ConfigError(f"the folder of voices {self.voices} does not exist: put NAME.wav files there")
         for origin in self.cors:
             if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
-                raise ConfigError(
-                    f"cors = {origin!r}: give an origin, SCHEME://HOST or SCHEME://HOST:PORT, or * for all"
-                )
+                raise ConfigError(f"cors = {origin!r}: give an origin, SCHEME://HOST[:PORT], or * for all")

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from vokens.audio.resample import resample
+from vokens.audio.resample import stream_resampler
 from vokens.audio_suffixes import ENCODINGS
 
 MEDIA = {
@@ -20,9 +20,7 @@ MEDIA = {
 }
 _CODINGS = {format: ENCODINGS[f".{format}"] for format in ("opus", "flac", "mp3")}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-_NOTHING = np.zeros(
-    1, np.float32
-)  # empty files of these codings do not open in most programs: write one silent sample
+_NOTHING = np.zeros(1, np.float32)  # empty files of these codings do not open in most programs
 _BLOCK = 1 << 14  # samples per call
 
 
@@ -34,19 +32,20 @@ def rate_of(format: str, sample_rate: int) -> int:
 class Writer:
     """Encoder of pieces of a wave (n,) float32 in [-1, 1] to consecutive bytes of a file.
 
-    The header of a wav says "unknown size", as players expect of a stream, unless the number of samples is given.
+    num_samples: of a whole file, whose bytes come at the end, and whose header says its length; without it, as players
+    expect of a stream, that of a wav says "unknown size".
     """
 
     def __init__(self, format: str, sample_rate: int, num_samples: int | None = None) -> None:
         self.format, self.rate, self.target = format, sample_rate, rate_of(format, sample_rate)
         self._head = wav_header(sample_rate, num_samples) if format == "wav" else b""
-        self._out, self._begun = _Tape(), False
+        self._out, self._begun = _Tape() if num_samples is None else io.BytesIO(), False
         self._file: soundfile.SoundFile | None = None
         self._resampler: soxr.ResampleStream | None = None
         if format in _CODINGS:
             container, coding = _CODINGS[format]
             if self.target != sample_rate:
-                self._resampler = soxr.ResampleStream(sample_rate, self.target, 1, "float32")
+                self._resampler = stream_resampler(sample_rate, self.target)
             self._file = soundfile.SoundFile(self._out, "w", self.target, 1, coding, None, container)
 
     def write(self, wave: np.ndarray) -> bytes:
@@ -56,7 +55,7 @@ class Writer:
             return head + (wave.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
         self._begun = self._begun or len(wave) > 0
         self._put(wave, last=False)
-        return self._out.take()
+        return self._out.take() if isinstance(self._out, _Tape) else b""
 
     def end(self) -> bytes:
         """The bytes that close the file."""
@@ -66,7 +65,7 @@ class Writer:
             self._put(_NOTHING, last=False)
         self._put(np.zeros(0, np.float32), last=True)
         self._file.close()
-        return self._out.take()
+        return self._out.take() if isinstance(self._out, _Tape) else self._out.getvalue()
 
     def _put(self, wave: np.ndarray, last: bool) -> None:
         assert self._file is not None  # checked by the callers
@@ -78,16 +77,6 @@ class Writer:
 
 def encode(wave: np.ndarray, sample_rate: int, format: str) -> bytes:
     """A whole wave as the bytes of a file."""
-    if format in _CODINGS:  # a whole file is seekable, so its header gets the true length
-        container, coding = _CODINGS[format]
-        target = rate_of(format, sample_rate)
-        wave = wave if len(wave) else _NOTHING
-        wave = wave if target == sample_rate else resample(wave, sample_rate, target)
-        file = io.BytesIO()
-        with soundfile.SoundFile(file, "w", target, 1, coding, None, container) as sound:
-            for start in range(0, len(wave), _BLOCK):
-                sound.write(wave[start : start + _BLOCK].clip(-1, 1))
-        return file.getvalue()
     writer = Writer(format, sample_rate, len(wave))
     return writer.write(wave) + writer.end()
 

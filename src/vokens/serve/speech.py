@@ -60,7 +60,7 @@ async def speech(request: Request, body: Speech, service: TheService) -> Respons
     else:
         wave = await unless_gone(request, plan.whole())
         if not (len(wave) or plan.silent):
-            raise _ended_at_once()
+            raise problem(400, ENDED, "no_sound")
         reply = await service.sound(wave, plan.model.sample_rate, body.response_format)
     if body.ignored:
         reply.headers["X-Ignored"] = ", ".join(body.ignored)
@@ -91,9 +91,8 @@ def _of_tokens(service: Service, body: Speech, tokens: Tokens) -> Plan:
     service.check_seconds(seconds)
     model = service.model(body.model)
     if not model.speaks:  # a codec, which takes no voice
-        codec, tokens = (
-            service.codec_of(tokens) if model.decodes else (service.model(body.model, "decodes"), tokens)
-        )
+        service.model(body.model, "decodes")
+        codec, tokens = service.codec_of(tokens)
         whole = partial(decode, service, codec, tokens)
         return Plan(codec, whole, lambda: iter(codec.decode([tokens])), size, silent=True)
     if not size:
@@ -109,10 +108,6 @@ def _of_tokens(service: Service, body: Speech, tokens: Tokens) -> Plan:
     )
 
 
-def _ended_at_once() -> Exception:
-    return problem(400, ENDED, "no_sound")
-
-
 class Stream:
     """Streamed reply, computed by a model's thread between the batches of its queue."""
 
@@ -125,22 +120,19 @@ class Stream:
 
     async def begin(self) -> Response:
         """The reply; its first piece is computed here, so that errors get their own status. Raises Busy."""
-        if self.batcher.load.streams >= self.service.settings.max_streams:
+        if self.batcher.streams >= self.service.settings.max_streams:
             raise Busy
-        self.batcher.load.streams += 1
+        self.batcher.streams += 1
         try:
             self.pieces = await self.batcher.on_thread(self.plan.pieces)
             first = await self._next()
             if first is None and not self.plan.silent:
-                raise _ended_at_once()
+                raise problem(400, ENDED, "no_sound")
         except BaseException:
             self.close()
             raise
-        sound, kind, headers = (
-            self._sound(first),
-            MEDIA[self.body.response_format],
-            {"X-Sample-Rate": str(self.rate)},
-        )
+        sound, kind = self._sound(first), MEDIA[self.body.response_format]
+        headers = {"X-Sample-Rate": str(self.rate)}
         if self.body.stream_format == "sse":
             sound, kind = self._events(sound), "text/event-stream"
             headers["Cache-Control"] = "no-cache"
@@ -148,22 +140,19 @@ class Stream:
 
     def close(self) -> None:
         """Free the stream's place and stop its computation."""
-        self.batcher.load.streams -= 1
+        self.batcher.streams -= 1
         if close := getattr(self.pieces, "close", None):
             asyncio.get_running_loop().run_in_executor(self.batcher.thread, close)
 
     async def _next(self) -> np.ndarray | None:
         """The next non-empty piece, None at the end."""
-        piece = await self.batcher.next_of(self.pieces)
-        while piece is not None and not len(piece):
-            piece = await self.batcher.next_of(self.pieces)
-        return piece
+        return await self.batcher.on_thread(lambda: next(filter(len, self.pieces), None))
 
     async def _sound(self, piece: np.ndarray | None) -> AsyncIterator[bytes]:
         """The bytes of the file."""
         while piece is not None:
             self.samples += len(piece)
-            self.service.meter.count_output(len(piece) / self.rate)
+            self.service.meter.count("out", len(piece) / self.rate)
             if content := await asyncio.to_thread(self.writer.write, piece):
                 yield content
             piece = await self._next()

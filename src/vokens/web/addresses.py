@@ -48,7 +48,6 @@ class Addresses:
         self._folder = tempfile.TemporaryDirectory(prefix="vokens-web-", ignore_cleanup_errors=True)
 
     def routes(self, app: FastAPI) -> None:
-        """Add the routes to an application."""
 
         @app.get("/stream/{ticket}")
         def stream(ticket: str) -> StreamingResponse:

@@ -21,7 +21,7 @@ from vokens.models.codec import Codec
 from vokens.models.learnable.decoder import FlowDecoder
 from vokens.models.s3gen import S3GenModel
 from vokens.models.s3gen.voice import REFERENCE_SECONDS
-from vokens.models.speaking import Speaker, begun
+from vokens.models.speaking import Speaker, begun, generator_of
 from vokens.web.addresses import Addresses
 from vokens.web.listen import Listener, Result
 
@@ -65,10 +65,7 @@ def create_app(models: dict[str, Any], max_seconds: float = 60.0) -> FastAPI:
 
 def _theme() -> gr.themes.Base:
     """Gradio's Soft, with the contrast of 4.5 to 1 that WCAG requires of text."""
-    return gr.themes.Soft(
-        font=FONTS,
-        font_mono=["ui-monospace", "monospace"],
-    ).set(
+    return gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]).set(
         background_fill_primary="*neutral_50",  # Soft's own, which set() resets
         input_border_color="*neutral_300",
         color_accent="*primary_600",
@@ -142,14 +139,12 @@ def _codec_tab(listener: Listener, addresses: Addresses) -> None:
             wave, rate = listener.load(path)
             if not names:
                 raise AudioError("no codec is chosen: choose at least one")
-            file = Path(path or "")
-            trips = {name: listener.roundtrip(name, wave, rate, count, file.name) for name in names}
-            return "".join(
-                _show(
-                    trip, addresses, f"{file.stem}.{name.replace('/', '-')}" if len(names) > 1 else file.stem
-                )
-                for name, trip in trips.items()
-            )
+            file, page = Path(path or ""), ""
+            for name in names:
+                result = listener.roundtrip(name, wave, rate, count, file.name)
+                stem = f"{file.stem}.{name.replace('/', '-')}" if len(names) > 1 else file.stem
+                page += _show(result, addresses, stem)
+            return page
 
     def again(path: str | None, names: list[str], count: int) -> str:
         return results(path, names, count) if path and names else ""
@@ -157,14 +152,8 @@ def _codec_tab(listener: Listener, addresses: Addresses) -> None:
     inputs = [recording, chosen, count]
     go.click(results, inputs, shown, concurrency_id="codecs")
     # always_last: while one result is computed, only the latest position of the slider is queued
-    gr.on(
-        [count.change, chosen.change],
-        again,
-        inputs,
-        shown,
-        trigger_mode="always_last",
-        concurrency_id="codecs",
-    )
+    latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_id": "codecs"}
+    gr.on([count.change, chosen.change], again, inputs, shown, **latest)
 
 
 def _token_tab(listener: Listener, addresses: Addresses) -> None:
@@ -229,8 +218,6 @@ def _convert_tab(
 
 
 def _say_tab(models: dict[str, Speaker], addresses: Addresses) -> None:
-    import torch
-
     with gr.Row():
         text = gr.Textbox(label="Text", lines=4, elem_id="text")
         with gr.Column():
@@ -246,10 +233,10 @@ def _say_tab(models: dict[str, Speaker], addresses: Addresses) -> None:
 
     def say(text: str, path: str | None, said: str, name: str, seed: float, speed: float) -> str:
         with friendly(path):
-            model, generator = models[name], torch.Generator().manual_seed(int(seed))
+            model = models[name]
             owner = model.voice(Path(path), said) if path else None
-            pieces = begun(model.say_stream(text, owner, generator=generator, speed=speed))
-            return play(addresses.add_stream(pieces, model.sample_rate))
+            pieces = model.say_stream(text, owner, generator=generator_of(int(seed)), speed=speed)
+            return play(addresses.add_stream(begun(pieces), model.sample_rate))
 
     go.click(say, [text, voice, said, name, seed, speed], player)
 

@@ -47,14 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     adders = {name: commands.add_parser(name, help=what).add_argument for name, (_, what) in COMMANDS.items()}
     for name in ("extract_speech_token", "extract_embedding"):
-        add = adders[name]
+        add, weights = adders[name], "the released graph, or weights in any form that opens"
         add("--dir", type=Path, required=True, help="folder with wav.scp; the files are written there")
-        add(
-            "--onnx_path",
-            type=Path,
-            required=True,
-            help="the released graph, or weights in any form that opens",
-        )
+        add("--onnx_path", type=Path, required=True, help=weights)
         add("--num_thread", type=int, default=8, help="threads of the network, at most one per core (8)")
     add = adders["make_parquet_list"]
     add("--num_utts_per_parquet", type=int, default=1000, help="utterances of a parquet file (1000)")

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,7 @@ def extract_speech_token(arguments: argparse.Namespace) -> list[str]:
     """utt2speech_token.pt: ids of each utterance, of any length; returns a line per failure."""
     codec = load(arguments.onnx_path, device="auto")
     if codec.num_codebooks != 1:
-        raise ConfigError(
-            f"--onnx_path {arguments.onnx_path} holds {codec.name}, no tokenizer of one codebook"
-        )
+        raise ConfigError(f"--onnx_path {arguments.onnx_path} holds {codec.name}, no tokenizer of 1 codebook")
     with atomic_write(arguments.dir / "utt2speech_token.pt") as partial:
         return _extract(arguments, codec, None, partial, lambda row: row.codes[0])
 
@@ -62,12 +61,11 @@ def extract_embedding(arguments: argparse.Namespace) -> list[str]:
 def _speakers(folder: Path) -> dict[str, str]:
     """The speaker of each utterance of wav.scp. Raises ConfigError, before any work, where one is missing."""
     keys = [item.key for item in read_scp(folder / "wav.scp")]
-    lines = KeyedLines(folder / "utt2spk").find([key.encode() for key in keys])
+    file = folder / "utt2spk"
+    lines = KeyedLines(file).find([key.encode() for key in keys])
     for key, line in zip(keys, lines, strict=True):
         if not line:
-            raise ConfigError(
-                f"{folder / 'utt2spk'} has no speaker for {key!r}: add the line '{key} SPEAKER'"
-            )
+            raise ConfigError(f"{file} has no speaker for {key!r}: add the line '{key} SPEAKER'")
     return {key: line.decode().split()[0] for key, line in zip(keys, lines, strict=True) if line}
 
 
@@ -85,16 +83,8 @@ class NoCodec(Codec):
     def encode(self, source: object, *_: object, **__: object) -> Tokens:
         """Zero frames for each of a list of waves (T,)."""
         waves = source if isinstance(source, list) else [source]
-        return Tokens(
-            codes=torch.zeros(len(waves), 1, 0, dtype=torch.int64),
-            lengths=torch.zeros(len(waves), dtype=torch.int64),
-            num_samples=torch.tensor([len(wave) for wave in waves]),
-            model=self.name,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sample_rate,
-            frame_rate=self.frame_rate,
-            codebook_sizes=self.codebook_sizes,
-        )
+        none = self.tokens(torch.zeros(len(waves), 1, 0, dtype=torch.int64))
+        return replace(none, num_samples=torch.tensor([len(wave) for wave in waves]))
 
 
 def _extract(
@@ -118,7 +108,9 @@ def _extract(
     out = arguments.dir / f".{arguments.command}-{hashlib.sha256(state).hexdigest()[:12]}"
     summary = extract(Settings(str(scp), out, speaker=speaker, sinc=True), codec, Worker(retry_failed=True))
     with PtMap(target) as file:
-        for row in _rows(out) if summary["utterances"] else ():
+        dataset = TokenDataset(out) if summary["utterances"] else []
+        for index in range(len(dataset)):
+            row = dataset[index]
             file.add(row.key, values(row))
     failed = [
         f"{failure['key']}: {failure['reason']}"
@@ -127,13 +119,6 @@ def _extract(
     ]
     if not summary["utterances"]:
         raise ConfigError(f"all {summary['failures']} utterances failed; the first, {failed[0]}")
-    for run in arguments.dir.glob(
-        f".{arguments.command}-*"
-    ):  # of this run, and of stopped runs over other lists
+    for run in arguments.dir.glob(f".{arguments.command}-*"):  # also of stopped runs over other lists
         shutil.rmtree(run)
     return failed
-
-
-def _rows(out: Path) -> Iterator[Row]:
-    dataset = TokenDataset(out)
-    return (dataset[index] for index in range(len(dataset)))

@@ -9,14 +9,10 @@ from importlib import import_module
 
 from vokens.errors import VokensError
 
-HERE = "vokens.compat.learnable_speech"
+HERE, TOKENIZER = "vokens.compat.learnable_speech", "vokens.compat.s3tokenizer.__main__"
 # command -> (module, its function of argv, help)
 COMMANDS = {
-    "extract_fsq": (
-        "vokens.compat.s3tokenizer.__main__",
-        "main",
-        "ids of recordings, as X_fsq.pt next to them",
-    ),
+    "extract_fsq": (TOKENIZER, "main", "ids of recordings, as X_fsq.pt next to them"),
     "extract_dac_latents": (f"{HERE}.latents", "main", "latents, as X_latent2x.pt next to them"),
     "generate_json_index": (f"{HERE}.index", "main", "train_index.json of utterances with all files"),
     "create_data_list": (f"{HERE}.index", "data_list", "data.list with its index"),
@@ -30,11 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
         lines = [f"  {name:20} {what}" for name, (_, _, what) in COMMANDS.items()]
-        helped = bool(words) and words[0] in ("-h", "--help")
-        print(
-            "\n".join(["python -m vokens.compat.learnable_speech COMMAND", *lines]),
-            file=sys.stdout if helped else sys.stderr,
-        )
+        helped = words[:1] in (["-h"], ["--help"])
+        print(f"python -m {HERE} COMMAND", *lines, sep="\n", file=sys.stdout if helped else sys.stderr)
         return 0 if helped else 2
     command, *flags = words
     module, function, _ = COMMANDS[command]

@@ -12,6 +12,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vokens.errors import ConfigError
 from vokens.train.published_files import Item, beside, recordings
 
 SPLITS = ("train", "val", "test")
+KINDS = ("wav", "txt", "token", "latent")  # of files
 SEED = 42  # of the published shuffle
 GB, MB = 1024**3, 1024**2
 
@@ -72,26 +74,21 @@ def write_index(
         raise ConfigError(f"--output {output} was given: give a name that ends in .json")
     if shares and (abs(sum(shares) - 1) > 1e-3 or min(shares) < 0):
         raise ConfigError(f"--split {' '.join(map(str, shares))} was given: three shares of 1 are accepted")
-    rows = [_row(item) for item in find(inputs)]
-    parts = {"": rows} | (split(rows, shares) if shares else {})
-    written = {}
-    for name, part in parts.items():
-        path = output if not name else output.with_name(f"{output.stem}_{name}.json")
+    rows, written = [_row(item) for item in find(inputs)], {}
+    for name, part in ({"": rows} | (split(rows, shares) if shares else {})).items():
+        path = written[name] = output.with_name(f"{output.stem}_{name}.json") if name else output
         _write(path, part, name)
-        written[name] = path
         print(f"{path}: {len(part)} utterances" + f", split {name}" * bool(name))
     facts = statistics(rows)
-    print(
-        f"{facts['num_speakers']} speakers by the part of file names before '_', {facts['total_size_gb']:.2f} GB"
-    )
+    speakers, size = facts["num_speakers"], facts["total_size_gb"]
+    print(f"{speakers} speakers by the part of file names before '_', {size:.2f} GB")
     return written
 
 
 def find(inputs: Iterable[str]) -> list[Item]:
     """Items of all recordings with all files, in the order of file names; prints how many are incomplete."""
-    waves = sorted(
-        {Path(os.path.abspath(path)) for name in inputs for path in recordings(Path(name).expanduser())}
-    )
+    paths = (path for name in inputs for path in recordings(Path(name).expanduser()))
+    waves = sorted(Path(path) for path in set(map(os.path.abspath, paths)))
     if not waves:
         raise ConfigError("--input names no recording")
     root = Path(os.path.commonpath([path.parent for path in waves]))
@@ -121,8 +118,7 @@ def split(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, 
 
 
 def statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics of the published index."""
-    sizes = {kind: sum(row[f"{kind}_size"] for row in rows) for kind in ("wav", "txt", "token", "latent")}
+    sizes = {kind: sum(row[f"{kind}_size"] for row in rows) for kind in KINDS}
     speakers = Counter(row["spk"] for row in rows)
     return {
         "total_files": len(rows),
@@ -139,33 +135,21 @@ def statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _row(item: Item) -> dict[str, Any]:
-    wav, text, token, latent = item.files
-    sizes = {
-        f"{kind}_size": path.stat().st_size
-        for kind, path in zip(("wav", "txt", "token", "latent"), item.files, strict=True)
-    }
-    return {
-        "utt": item.utt,
-        "spk": item.spk,
-        "wav": str(wav),
-        "text_path": str(text),
-        "token_path": str(token),
-        "latent_path": str(latent),
-        **sizes,
-        "mtime": wav.stat().st_mtime,
-    }
+    sizes = {f"{kind}_size": path.stat().st_size for kind, path in zip(KINDS, item.files, strict=True)}
+    names = {name: str(value) for name, value in asdict(item).items()}
+    return {**names, **sizes, "mtime": item.wav.stat().st_mtime}
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
     head = {"version": "1.0", "created": datetime.now().isoformat()} | ({"split": name} if name else {})
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**head, "statistics": statistics(rows), "data": list(rows)})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value as the published scripts do."""
     with atomic_write(path) as partial:
-        partial.write_text(
-            json.dumps(
-                {**head, "statistics": statistics(rows), "data": list(rows)}, indent=2, ensure_ascii=False
-            ),
-            encoding="utf-8",
-        )
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _flags(name: str, about: str | None) -> tuple[Callable[..., Any], Callable[..., argparse.Namespace]]:

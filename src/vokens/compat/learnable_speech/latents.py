@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from vokens import audio
 from vokens.atomic import atomic_write
+from vokens.compat.learnable_speech.index import write_json
+from vokens.compat.learnable_speech.settings import read_yaml
 from vokens.corpus.engine.torchrun import Layout
 from vokens.errors import AudioError, ConfigError, VokensError
 from vokens.models.dacvae import DACVAE
@@ -48,12 +50,12 @@ def main(argv: Sequence[str]) -> int:
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
     if launched and world > 1:  # under torchrun this process is one of them
         device = f"cuda:{launched.local_rank % gpus}" if gpus else "cpu"
-        _extract(launched.rank, world, device, arguments, paths)
+        _extract(launched.rank, world, arguments, paths, device)
     elif gpus > 1:
         world = gpus
-        torch.multiprocessing.spawn(_extract_on, (gpus, arguments, paths), nprocs=gpus)
+        torch.multiprocessing.spawn(_extract, (gpus, arguments, paths), nprocs=gpus)
     else:
-        _extract(0, 1, "cuda:0" if gpus else "cpu", arguments, paths)
+        _extract(0, 1, arguments, paths, "cuda:0" if gpus else "cpu")
     # Under torchrun each process summarises at its end, so that the last one covers all.
     failed = _summarise(arguments, world, paths, whole=launched is None)
     return int(failed > 0 and launched is None)
@@ -109,15 +111,11 @@ def latents_of(vae: DACVAE, path: Path) -> dict[str, Any]:
 # The work --------------------------------------------------------------------------------------------------
 
 
-def _extract_on(rank: int, world: int, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
-    _extract(rank, world, f"cuda:{rank}", arguments, paths)
-
-
 def _extract(
-    rank: int, world: int, device: str, arguments: argparse.Namespace, paths: Sequence[Path]
+    rank: int, world: int, arguments: argparse.Namespace, paths: Sequence[Path], device: str = ""
 ) -> None:
     """Write the latents of this process's share, and their metadata to `metadata_gpu<rank>.json`."""
-    vae = open_vae(arguments.checkpoint, arguments.config).to(device)
+    vae = open_vae(arguments.checkpoint, arguments.config).to(device or f"cuda:{rank}")
     mine = paths[rank::world]
     todo = [path for path in mine if not (arguments.skip_existing and _target(path).exists())]
     chosen = np.random.default_rng(rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
@@ -133,25 +131,21 @@ def _extract(
             tqdm.write(f"extract_dac_latents: {path} failed: {error}", file=sys.stderr)
             done.append({"path": str(path), "error": str(error), "status": "failed"})
             continue
-        done.append(
-            {
-                "path": str(path),
-                "output_path": str(_target(path)),
-                "latent_shape": content["latent_shape"],
-                "duration": content["original_duration"],
-                "compression_ratio": content["compression_ratio"],
-            }
-        )
-    _write_json(_part(arguments, rank), {"files": done, "decoded": decoded})
+        names = {"path": str(path), "output_path": str(_target(path))}
+        done.append(names | _sizes(content) | {"duration": content["original_duration"]})
+    write_json(_part(arguments, rank), {"files": done, "decoded": decoded})
+
+
+def _sizes(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: content[name] for name in ("latent_shape", "compression_ratio")}
 
 
 @torch.inference_mode()
 def _decode(vae: DACVAE, content: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
     """Write a recording and its resynthesis from z; returns their distance."""
     z = content["z"][None].to(vae.device)
-    reconstructed = (
-        vae.decode_batch(z, torch.tensor([z.shape[2]], device=vae.device))[0].float().cpu().numpy()
-    )
+    (decoded,) = vae.decode_batch(z, torch.tensor([z.shape[2]], device=vae.device))
+    reconstructed = decoded.float().cpu().numpy()
     wave = np.clip(audio.load(path, vae.sample_rate)[0], -1, 1)
     folder = folder / path.stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,14 +153,9 @@ def _decode(vae: DACVAE, content: dict[str, Any], path: Path, folder: Path) -> d
         soundfile.write(folder / f"{path.stem}_{name}.wav", sound, vae.sample_rate)
     shorter = min(len(wave), len(reconstructed))
     error = float(np.mean((wave[:shorter] - reconstructed[:shorter]) ** 2))
-    facts = {
-        "original_path": str(path),
-        "mse": error,
-        "snr": float(10 * np.log10(np.var(wave[:shorter]) / (error + 1e-10) + 1e-10)),
-        "latent_shape": content["latent_shape"],
-        "compression_ratio": content["compression_ratio"],
-    }
-    _write_json(folder / "info.json", facts)
+    snr = float(10 * np.log10(np.var(wave[:shorter]) / (error + 1e-10) + 1e-10))
+    facts = {"original_path": str(path), "mse": error, "snr": snr, **_sizes(content)}
+    write_json(folder / "info.json", facts)
     return facts
 
 
@@ -181,8 +170,6 @@ def open_vae(checkpoint: str, config: str | None) -> DACVAE:
     if not isinstance(vae, DACVAE):
         raise ConfigError(f"--checkpoint {checkpoint} holds {vae.system!r}: a DAC-VAE is accepted")
     if config:
-        from vokens.compat.learnable_speech.settings import read_yaml
-
         stated, sizes = read_yaml(config).get("vae", {}), asdict(vae.config)
         names = ("latent_dim", "encoder_dim", "encoder_rates", "decoder_dim", "decoder_rates", "sample_rate")
         wrong = {
@@ -196,11 +183,12 @@ def open_vae(checkpoint: str, config: str | None) -> DACVAE:
 
 
 def _paths(arguments: argparse.Namespace) -> list[Path]:
-    if not arguments.root_path and not arguments.file_list:
+    source = arguments.file_list or arguments.root_path
+    if not source:
         raise ConfigError("give --root_path, a folder, or --file_list, a recording in each line")
-    paths = recordings(Path(arguments.file_list or arguments.root_path))
+    paths = recordings(Path(source))
     if not paths:
-        raise ConfigError(f"{arguments.file_list or arguments.root_path} names no recording")
+        raise ConfigError(f"{source} names no recording")
     return list(dict.fromkeys(paths))
 
 
@@ -214,9 +202,8 @@ def _summarise(arguments: argparse.Namespace, world: int, paths: Sequence[Path],
     whole: all processes have ended, so the parts are removed.
     """
     folder = Path(arguments.output_dir)
-    parts = [
-        json.loads(part.read_text()) for rank in range(world) if (part := _part(arguments, rank)).exists()
-    ]
+    files = (_part(arguments, rank) for rank in range(world))
+    parts = [json.loads(file.read_text()) for file in files if file.exists()]
     rows = {row["path"]: row for part in parts for row in part["files"]}
     if arguments.skip_existing and (folder / "metadata.json").exists():  # of earlier runs
         known = {row["path"]: row for row in json.loads((folder / "metadata.json").read_text())["files"]}
@@ -226,28 +213,23 @@ def _summarise(arguments: argparse.Namespace, world: int, paths: Sequence[Path],
     seconds = sum(row["duration"] for row in done)
     snr = [row["snr"] for part in parts for row in part["decoded"]]
     summary = {
-        "total_files": len(done),
-        "failed_files": len(failed),
         "total_duration_hours": seconds / 3600,
         "latent_dimensions": dict(Counter(str(row["latent_shape"]) for row in done)),
         "compression_ratios": dict(Counter(str(row["compression_ratio"]) for row in done)),
         "average_duration": seconds / len(done) if done else 0,
         "decode_samples": len(snr),
     } | ({"average_snr": float(np.mean(snr))} if snr else {})
-    _write_json(
-        folder / "metadata.json", {"total_files": len(done), "failed_files": len(failed), "files": done}
-    )
-    _write_json(folder / "summary.json", summary)
+    counts = {"total_files": len(done), "failed_files": len(failed)}
+    write_json(folder / "metadata.json", {**counts, "files": done})
+    write_json(folder / "summary.json", {**counts, **summary})
     (folder / "failed_files.json").unlink(missing_ok=True)
     if failed:
-        _write_json(folder / "failed_files.json", failed)
+        write_json(folder / "failed_files.json", failed)
     if whole:
         for rank in range(world):
             _part(arguments, rank).unlink(missing_ok=True)
-        print(
-            f"{len(done)} recordings have latents, {seconds / 3600:.2f} h, {len(failed)} failed: "
-            f"{folder / 'summary.json'}"
-        )
+        told = f"{len(done)} recordings have latents, {seconds / 3600:.2f} h, {len(failed)} failed"
+        print(f"{told}: {folder / 'summary.json'}")
     return len(failed)
 
 
@@ -259,29 +241,17 @@ def _target(path: Path) -> Path:
     return path.with_name(path.stem + ENDING)
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="extract_dac_latents", description=__doc__)
     add = parser.add_argument
     add("--root_path", help="folder with recordings; latents are written next to them")
     add("--output_dir", required=True, help="folder for metadata.json, summary.json and failed_files.json")
-    add(
-        "--checkpoint",
-        required=True,
-        help="the published checkpoint.pt, a release's name, or a folder of ours",
-    )
+    weights = "the published checkpoint.pt, a release's name, or a folder of ours"
+    add("--checkpoint", required=True, help=weights)
     add("--config", help="the published config.yml, compared with the weights")
     add("--num_gpus", type=int, help="GPUs to use (all); 0 is the CPU. Under torchrun each process takes one")
     add("--file_list", help="a recording in each line, instead of --root_path; # begins a comment")
-    add(
-        "--skip_existing",
-        action="store_true",
-        help=f"skip recordings that have X{ENDING}",
-    )
+    add("--skip_existing", action="store_true", help=f"skip recordings that have X{ENDING}")
     add("--tmp_dir", default="./tmp", help="folder for resyntheses to listen to (./tmp)")
     add("--num_decode_samples", type=int, default=5, help="resyntheses per process (5)")
     add("--clean_tmp", action="store_true", help="first remove files of earlier runs in --tmp_dir")

@@ -3,7 +3,6 @@ functions; here they are read as plain values, and nothing is executed.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,51 +40,44 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the config {path} holds no settings: a YAML mapping is expected")
-    return _resolved(values, lambda text: _named(values, text))
+    return _resolved(values, values)
 
 
 class _Reference(str):
     """The text of a !ref."""
 
 
-def _resolved(value: Any, find: Callable[[str], Any]) -> Any:
+def _resolved(value: Any, values: dict[str, Any], depth: int = 8) -> Any:
+    """A value with its references replaced, also those to references; one that is more than a name becomes its text."""
     if isinstance(value, dict):
-        return {name: _resolved(inner, find) for name, inner in value.items()}
+        return {name: _resolved(inner, values, depth) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_resolved(inner, find) for inner in value]
-    return find(value) if isinstance(value, _Reference) else value
-
-
-def _named(values: dict[str, Any], text: str) -> Any:
-    """The value of a reference; the text where it is more than a name."""
-    match = _REFERENCE.fullmatch(text.strip())
-    for _ in range(8):  # references to references
-        if match is None:
-            return str(text)
-        value: Any = values
-        for name in match[1].replace("]", "").split("["):
-            value = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(value, _Reference):
-            return value
-        text = value
-        match = _REFERENCE.fullmatch(text.strip())
-    return str(text)
+        return [_resolved(inner, values, depth) for inner in value]
+    if not isinstance(value, _Reference):
+        return value
+    match = _REFERENCE.fullmatch(value.strip())
+    if match is None or not depth:
+        return str(value)
+    named: Any = values
+    for name in match[1].replace("]", "").split("["):
+        named = named.get(name) if isinstance(named, dict) else None
+    return _resolved(named, values, depth - 1)
 
 
 def common(values: dict[str, Any]) -> dict[str, Any]:
     """Seed, optimiser and intervals, as settings of `RunConfig`."""
     train = values.get("train_conf") or {}
     optim, scheduler = train.get("optim_conf") or {}, train.get("scheduler_conf") or {}
-    seeds = [
-        value for name, value in values.items() if name.startswith("__set_seed") and isinstance(value, list)
-    ]
+    seeds = (value for name, value in values.items() if name.startswith("__set_seed"))
+    seed = next((value[0] for value in seeds if isinstance(value, list) and value), _SEED)
     save = int(train.get("save_per_step") or 0)
+    save = save if save > 0 else 2000
     return {
-        "seed": int(seeds[0][0]) if seeds and seeds[0] else _SEED,
+        "seed": int(seed),
         "accumulate": int(train.get("accum_grad", 1)),
         "log_every": int(train.get("log_interval", 5)),
-        "save_every": save if save > 0 else 2000,
-        "validate_every": save if save > 0 else 2000,
+        "save_every": save,
+        "validate_every": save,
         "optim": {
             "learning_rate": float(optim.get("lr", 5e-5)),
             "betas": tuple(float(beta) for beta in optim.get("betas", (0.9, 0.999))),
@@ -145,12 +137,11 @@ def flow(values: dict[str, Any]) -> dict[str, Any]:
         "cfm_inference_cfg_rate": cfm.get("inference_cfg_rate"),
         "cfm_t_scheduler": cfm.get("t_scheduler"),
     }
+    contrastive = float(cfm.get("contrastive_lambda", 0.05)) if cfm.get("use_contrastive_fm", True) else 0.0
     return {
         "noise_pairing": "knn" if cfm.get("use_immiscible", True) else "none",
         "candidates": int(cfm.get("immiscible_k", 8)),
-        "contrastive": float(cfm.get("contrastive_lambda", 0.05))
-        if cfm.get("use_contrastive_fm", True)
-        else 0.0,
+        "contrastive": contrastive,
         "time": "cosine" if cfm.get("t_scheduler", "cosine") == "cosine" else "uniform",
         "unconditioned": float(cfm.get("training_cfg_rate", 0.2)),
         "chunked": 0.0,  # the published training never streams

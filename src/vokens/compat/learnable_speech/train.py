@@ -28,17 +28,13 @@ NO_EFFECT = {
     "train_engine": "accelerate trains on all devices that torchrun starts",
     "tensorboard_dir": "curves are in MODEL_DIR/tensorboard",
     "ddp.dist_backend": "nccl on GPUs, gloo on CPUs",
-    "prefetch": "batches are read from a memory-mapped cache",
-    "pin_memory": "batches are read from a memory-mapped cache",
-    "deepspeed.save_states": "there is no deepspeed",
     "timeout": "processes wait for each other without a limit",
     "comet_project": "curves on Comet are in the project vokens",
     "comet_experiment_name": "Comet names the run",
-    "deepspeed": "there is no deepspeed",
-    "deepspeed_config": "there is no deepspeed",
-    "deepscale": "there is no deepspeed",
-    "deepscale_config": "there is no deepspeed",
     "local_rank": "torchrun says it",
+    **dict.fromkeys(("prefetch", "pin_memory"), "batches are read from a memory-mapped cache"),
+    **dict.fromkeys(("deepspeed", "deepspeed_config", "deepspeed.save_states"), "there is no deepspeed"),
+    **dict.fromkeys(("deepscale", "deepscale_config"), "there is no deepspeed"),
 }
 
 
@@ -64,9 +60,8 @@ def main(argv: Sequence[str]) -> int:
     trainer.run()
     if first:
         path = save_published(trainer, folder, trainer.step * config.accumulate // per_epoch)
-        print(
-            f"step {trainer.step} of {trainer.config.steps}; trained: {path} and {folder / trainer.exported}"
-        )
+        done = f"step {trainer.step} of {trainer.config.steps}"
+        print(f"{done}; trained: {path} and {folder / trainer.exported}")
     return 0 if trainer.step >= trainer.config.steps else 130
 
 
@@ -157,9 +152,7 @@ def qwen_sizes(folder: Path) -> dict[str, Any]:
         rope = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
         return {ours: config[theirs] for ours, theirs in names.items()} | {"rope_theta": float(rope)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"--qwen_pretrain_path {folder} has no config.json of a Qwen2 ({error!r})"
-        ) from error
+        raise ConfigError(f"--qwen_pretrain_path {folder} holds no Qwen2 config.json ({error!r})") from error
 
 
 def batches_of_epoch(trainer: Any) -> int:
@@ -173,25 +166,21 @@ def batches_of_epoch(trainer: Any) -> int:
 def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -> list[str]:
     """Notes on ignored flags and settings."""
     given = [name for name in NO_EFFECT if getattr(arguments, name) not in (None, False)]
-    lines = ["without effect here: " + ", ".join(f"--{name} ({NO_EFFECT[name]})" for name in given)] * bool(
-        given
-    )
+    reasons = ", ".join(f"--{name} ({NO_EFFECT[name]})" for name in given)
+    lines = [f"without effect here: {reasons}"] if given else []
     if arguments.use_amp and trainer.config.precision == "no":
         lines.append("--use_amp: float32 on a CPU")
     if arguments.checkpoint and arguments.pretrained_model:
         lines.append("--checkpoint is used, --pretrained_model is not")
     if arguments.model == "flow":
-        said = {
-            "output_size": (values.get("flow") or {}).get("output_size"),
-            "token_latent_ratio": settings.ratio(values),
-        }
+        size = (values.get("flow") or {}).get("output_size")
+        said = {"output_size": size, "token_latent_ratio": settings.ratio(values)}
         network = trainer.model.flow.config
         true = {"output_size": network.mel_bins, "token_latent_ratio": network.token_mel_ratio}
         wrong = {name: value for name, value in said.items() if value not in (None, true[name])}
         if wrong:
-            lines.append(
-                f"the config has {wrong}, the files { ({name: true[name] for name in wrong}) }: the files are used"
-            )
+            used = {name: true[name] for name in wrong}
+            lines.append(f"the config has {wrong}, the files {used}: the files are used")
     return lines
 
 
@@ -199,7 +188,6 @@ def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -
 
 
 def write_recipe(path: Path, recipe: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Write the recipe as TOML."""
     lines = [f"# train --model {arguments.model} --config {arguments.config}", *_toml(recipe)]
     with atomic_write(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -239,22 +227,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dpo", action="store_true", help="learn from preferences")
     add("--num_workers", type=int, default=2, help="threads that make the caches (2)")
     add("--use_amp", action="store_true", help="bfloat16 on GPUs")
-    add(
-        "--comet_disabled",
-        action="store_true",
-        help="no curves on Comet, where COMET_API_KEY enables them",
-    )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting of the recipe, as in vokens train",
-    )
-    flags = ("pin_memory", "deepspeed", "deepscale")
+    comet = "no curves on Comet, where COMET_API_KEY enables them"
+    add("--comet_disabled", action="store_true", help=comet)
+    changes = "change a setting of the recipe, as in vokens train"
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help=changes)
     for name, why in NO_EFFECT.items():
-        if name in flags:
-            add(f"--{name}", action="store_true", help=f"without effect: {why}")
-        else:
-            add(f"--{name}", help=f"without effect: {why}")
+        flag = name in ("pin_memory", "deepspeed", "deepscale")
+        add(f"--{name}", action="store_true" if flag else "store", help=f"without effect: {why}")
     return parser

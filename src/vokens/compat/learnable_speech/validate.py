@@ -6,7 +6,6 @@ The published script expects an older layout; this one expects that of today's t
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vokens import audio
@@ -25,21 +24,10 @@ SLACK = 2  # tolerance between ids and audio in tokens, for frames at the border
 SHOWN = 20
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A valid utterance: seconds of audio, numbers of ids and latents, latent dim."""
-
-    seconds: float
-    tokens: int
-    latents: int
-    width: int
-
-
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="validate_data", description=__doc__)
-    parser.add_argument(
-        "--src_dir", required=True, help="folder, or a text file with a recording in each line"
-    )
+    source = "folder, or a text file with a recording in each line"
+    parser.add_argument("--src_dir", required=True, help=source)
     arguments = parser.parse_args(argv)
     waves = recordings(Path(arguments.src_dir))
     if not waves:
@@ -54,21 +42,18 @@ def main(argv: Sequence[str]) -> int:
         print(line, file=sys.stderr)
     if len(wrong) > SHOWN:
         print(f"... and {len(wrong) - SHOWN} more", file=sys.stderr)
-    hours = sum(item.seconds for item in sound) / 3600
-    widths = sorted({item.width for item in sound})
-    ratios = sorted({round(item.latents / item.tokens) for item in sound})
-    print(
-        f"{len(sound)} of {len(waves)} recordings can be trained on: {hours:.2f} h, "
-        f"latent dim {widths}, {ratios} latents per token"
-    )
+    hours = sum(seconds for seconds, _, _ in sound) / 3600
+    widths, ratios = sorted({width for _, width, _ in sound}), sorted({ratio for _, _, ratio in sound})
+    counts = f"{len(sound)} of {len(waves)} recordings can be trained on: {hours:.2f} h"
+    print(f"{counts}, latent dim {widths}, {ratios} latents per token")
     if len(widths) > 1 or len(ratios) > 1:
         print("latents of several models are mixed: training needs those of one", file=sys.stderr)
         return 1
     return int(bool(wrong))
 
 
-def check(item: Item) -> Checked:
-    """Check an utterance. Raises VokensError for the first error."""
+def check(item: Item) -> tuple[float, int, int]:
+    """Seconds, latent dim and latents per token of an utterance. Raises VokensError for its first error."""
     if item.missing:
         raise ConfigError(f"{item.missing[0].name} is missing or empty")
     if not read_text(item.text_path):
@@ -77,10 +62,8 @@ def check(item: Item) -> Checked:
     tokens = len(read_tokens(item.token_path))
     latents = read_latents(item.latent_path)[0]
     if abs(tokens - seconds * TOKEN_RATE) > SLACK:
-        raise ConfigError(
-            f"{tokens} ids to {seconds:.2f} s of audio: {seconds * TOKEN_RATE:.0f} are expected"
-        )
+        raise ConfigError(f"{tokens} ids to {seconds:.2f} s of audio: {seconds * TOKEN_RATE:.0f} expected")
     ratio = max(1, round(len(latents) / tokens))
     if abs(len(latents) - ratio * tokens) > SLACK * ratio:
         raise ConfigError(f"{len(latents)} latents to {tokens} ids: a multiple is expected")
-    return Checked(seconds, tokens, len(latents), latents.shape[1])
+    return seconds, latents.shape[1], ratio

@@ -11,6 +11,7 @@ unless long_audio="published", and autocast has no effect.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -170,9 +171,7 @@ def load_model(
     source = kept if name in RELEASES and kept.exists() else name
     codec = load(source, config=config, device=device, cache_dir=download_root)
     if not isinstance(codec, Codec):
-        raise ConfigError(
-            f"{name} is a {codec.system}, not an S3Tokenizer: give one of {', '.join(RELEASES)}"
-        )
+        raise ConfigError(f"{name} is a {codec.system}, not an S3Tokenizer: give {', '.join(RELEASES)}")
     codec.config = replace(codec.config, long_audio=long_audio)
     return S3Tokenizer(codec)
 
@@ -210,17 +209,11 @@ onnx2torch_v3 = onnx2torch
 def load_audio(file: str, sr: int = 16000) -> Tensor:
     """The first channel (N,) float32 of an audio file, resampled like torchaudio. Raises AudioError."""
     wave, rate = audio.load(file)
-    first = torch.from_numpy(_first_channel(file, wave))
-    return audio.sinc_resample(first, rate, sr)
-
-
-def _first_channel(file: str, mean: np.ndarray) -> np.ndarray:
-    """First channel (N,) of a readable file; mean: of its channels."""
-    try:
-        with soundfile.SoundFile(file) as sound:
-            return mean if sound.channels == 1 else sound.read(dtype="float32", always_2d=True)[:, 0].copy()
-    except soundfile.LibsndfileError:  # PyAV's containers: the mean of the channels
-        return mean
+    # PyAV's containers, which libsndfile does not read, give the mean.
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(file) as sound:
+        if sound.channels > 1:
+            wave = sound.read(dtype="float32", always_2d=True)[:, 0].copy()
+    return audio.sinc_resample(torch.from_numpy(wave), rate, sr)
 
 
 def log_mel_spectrogram(
@@ -259,9 +252,7 @@ def make_non_pad_mask(lengths: Tensor, max_len: int = 0) -> Tensor:
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Attention bias: -1e10 where the mask is False, else 0, in a floating-point type."""
     if mask.dtype != torch.bool or not dtype.is_floating_point:
-        raise ConfigError(
-            f"a {mask.dtype} mask and {dtype} were given: give torch.bool and a floating-point type"
-        )
+        raise ConfigError(f"a {mask.dtype} mask and {dtype} were given: give bool and a floating-point type")
     return (1.0 - mask.to(dtype)) * -1e10
 
 

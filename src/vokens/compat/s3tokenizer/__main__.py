@@ -13,13 +13,12 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +27,8 @@ from tqdm import tqdm
 
 from vokens.atomic import atomic_write
 from vokens.audio_files import find_files
+from vokens.cli.convert import Loaded, convert_each
+from vokens.cli.jobs import refuse_collisions
 from vokens.compat import s3tokenizer
 from vokens.corpus.engine.torchrun import Layout
 from vokens.data.sources.lines import ScpSource
@@ -36,8 +37,8 @@ from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
 from vokens.models.s3tokenizer.long import WINDOW
 from vokens.text.files import read_json, read_list
+from vokens.tokens import Tokens
 
-Entry = TypeVar("Entry")
 WINDOW_SAMPLES = WINDOW * 160  # 30 s
 SAMPLE_RATE = 16000
 
@@ -86,7 +87,8 @@ def script() -> int:
 def run(arguments: argparse.Namespace, process: Layout) -> tuple[int, int]:
     """Encode this process's share; returns the numbers of finished (also by earlier runs) and failed recordings."""
     items = find(arguments)[process.rank :: process.world]
-    sink = _sink(arguments, process)
+    out = Path(arguments.output_dir or "")
+    sink = Part(out, process, arguments.skip_existing) if arguments.wav_scp else Beside()
     with closing(sink):
         todo = [item for item in items if not sink.has(item)] if arguments.skip_existing else items
         device = f"cuda:{process.local_rank}" if arguments.device == "cuda" else arguments.device
@@ -116,24 +118,12 @@ def find(arguments: argparse.Namespace) -> list[Item]:
     else:
         items = _below_root(arguments)
     if not items:
-        raise ConfigError(
-            f"{arguments.wav_scp or arguments.file_list or arguments.root_path} names no recording"
-        )
+        source = arguments.wav_scp or arguments.file_list or arguments.root_path
+        raise ConfigError(f"{source} names no recording")
     if folder_mode:
-        _refuse_one_target(items)
+        targets = ((item.path, Beside.target(item)) for item in items)
+        refuse_collisions(targets, "keep one of them, or choose with --extensions")
     return items
-
-
-def _refuse_one_target(items: Sequence[Item]) -> None:
-    """Raise ConfigError for two recordings whose ids would be one file."""
-    seen: dict[Path, Item] = {}
-    for item in items:
-        other = seen.setdefault(Beside.target(item), item)
-        if other.path != item.path:
-            raise ConfigError(
-                f"{other.path} and {item.path} would both become {Beside.target(item).name}: keep one of them, or "
-                "choose with --extensions"
-            )
 
 
 def read_scp(path: Path) -> list[Item]:
@@ -157,9 +147,7 @@ def _below_root(arguments: argparse.Namespace) -> list[Item]:
             if kept["search"] == search:
                 return [Item(path, Path(path)) for path in kept["files"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"--cache_file {cache} holds no list of files: --no_cache replaces it"
-            ) from error
+            raise ConfigError(f"--cache_file {cache} is no list of files: --no_cache replaces it") from error
     if not root.is_dir():
         raise ConfigError(f"--root_path {root} is not a folder")
     endings = {extension.lower() for extension in arguments.extensions}
@@ -214,12 +202,6 @@ class Beside:
         return item.path.with_name(f"{item.path.stem}_fsq.pt")
 
 
-def _sink(arguments: argparse.Namespace, process: Layout) -> Part | Beside:
-    if arguments.wav_scp:
-        return Part(Path(arguments.output_dir), process, arguments.skip_existing)
-    return Beside()
-
-
 def _keys(part: Path) -> Iterator[str]:
     with part.open(encoding="utf-8") as file:
         for line in file:
@@ -240,66 +222,41 @@ def _encode(
     codec: Codec, items: Sequence[Item], sink: Part | Beside, arguments: argparse.Namespace, progress: bool
 ) -> int:
     """Read, encode in groups, write; returns the number of failed recordings."""
-    together = arguments.batch_size * max(1, arguments.prefetch)
-    failed, seconds, start = 0, 0.0, time.perf_counter()
-
-    def read(item: Item) -> Tensor | Exception:
-        try:
-            return s3tokenizer.load_audio(str(item.path))
-        except (VokensError, OSError) as error:
-            return error
-
+    together, start = arguments.batch_size * max(1, arguments.prefetch), time.perf_counter()
     bar = tqdm(total=len(items), desc="Processing", unit="wavs", disable=not progress)
+
+    def read(item: Item) -> Loaded[Tensor]:
+        wave = next(waves).result()
+        return Loaded(wave, max(1.0, len(wave) / WINDOW_SAMPLES))
+
+    def write(item: Item, tokens: Tokens) -> float:
+        sink.write(item, tokens.codes[0, 0])
+        return float(tokens.duration)
+
+    def fail(item: Item, error: Exception) -> None:
+        bar.write(f"s3tokenizer: {item.key} failed: {error}", file=sys.stderr)
+
     with ThreadPoolExecutor(max(1, arguments.num_workers)) as pool, bar:
-        for group in _groups(_ahead(pool, read, items, together), together):
-            waves = [(item, wave) for item, wave in group if isinstance(wave, Tensor)]
-            for item, error in group:
-                if not isinstance(error, Tensor):
-                    failed += 1
-                    bar.write(f"s3tokenizer: {item.key} failed: {error}", file=sys.stderr)
-            if waves:
-                tokens = codec.encode([wave for _, wave in waves], SAMPLE_RATE)
-                for (item, wave), codes, count in zip(waves, tokens.codes, tokens.lengths, strict=True):
-                    sink.write(item, codes[0, :count])
-                    seconds += len(wave) / SAMPLE_RATE
-            bar.update(len(group))
-    done, taken = len(items) - failed, time.perf_counter() - start
+        waves = _ahead(pool, items, together)
+        done, seconds = convert_each(
+            items, read, lambda group: list(codec.encode(group, SAMPLE_RATE)), write, together, fail, bar
+        )
+    taken = time.perf_counter() - start
     print(
         f"s3tokenizer: {done} of {len(items)} done, {seconds:.1f} s of speech in {taken:.1f} s",
         file=sys.stderr,
     )
-    return failed
+    return len(items) - done
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Item], Entry], items: Iterable[Item], count: int
-) -> Iterator[tuple[Item, Entry]]:
-    """Items and their audio or error, in order, with `count` items prefetched."""
-    waiting = deque()
+def _ahead(pool: ThreadPoolExecutor, items: Iterable[Item], count: int) -> Iterator[Future[Tensor]]:
+    """The audio of the items, in order, with `count` items prefetched."""
+    waiting: deque[Future[Tensor]] = deque()
     for item in items:
-        waiting.append((item, pool.submit(read, item)))
+        waiting.append(pool.submit(s3tokenizer.load_audio, str(item.path)))
         if len(waiting) > count:
-            item, audio = waiting.popleft()
-            yield item, audio.result()
-    for item, audio in waiting:
-        yield item, audio.result()
-
-
-def _groups(
-    read: Iterable[tuple[Item, Tensor | Exception]], count: int
-) -> Iterator[list[tuple[Item, Tensor | Exception]]]:
-    """Groups of up to `count` recordings and count times 30 s of audio, unless a single one is longer."""
-    group: list[tuple[Item, Tensor | Exception]] = []
-    held = 0
-    for item, audio in read:
-        size = len(audio) if isinstance(audio, Tensor) else 0
-        if group and (len(group) == count or held + size > count * WINDOW_SAMPLES):
-            yield group
-            group, held = [], 0
-        group.append((item, audio))
-        held += size
-    if group:
-        yield group
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -312,12 +269,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", help="folder for part_<i>_of_<n>, one line of JSON per recording of --wav_scp")
     add("--root_path", help="folder with recordings; ids are written next to them as <name>_fsq.pt")
     add("--file_list", help="paths, one per line, instead of --root_path; # begins a comment")
-    add(
-        "--extensions",
-        nargs="+",
-        default=[".wav", ".flac", ".mp3"],
-        help="suffixes of recordings in --root_path",
-    )
+    suffixes = [".wav", ".flac", ".mp3"]
+    add("--extensions", nargs="+", default=suffixes, help="suffixes of recordings in --root_path")
     add("--cache_file", help="caches the list of --root_path for the next run")
     add("--no_cache", action="store_true", help="search again, and replace --cache_file")
     add("--use_cache", action="store_true", help="no effect: a --cache_file is always used")

@@ -26,20 +26,24 @@ def known(value: object) -> str | None:
 class SourceOptions:
     """Selection of utterances, and files and fields of their labels."""
 
-    # Keep utterances that carry exactly this label. In folders of parquet and in Hugging Face datasets, `split` chooses
-    # the files that are named by it.
     split: str | None = None
+    """Keep utterances of this split; of a dataset folder, the files named by it."""
     language: str | None = None
-    with_text: bool = False  # keep utterances that have a text
-    # Kaldi's files (speakers is utt2spk, instruct CosyVoice's) for a wav.scp; in a Kaldi folder they are found.
+    """Keep utterances of this language."""
+    with_text: bool = False
+    """Keep utterances that have a text."""
     segments: Path | None = None
+    """Kaldi's segments file for a wav.scp. In a Kaldi folder, this and the next three are found."""
     text: Path | None = None
+    """Kaldi's text file for a wav.scp."""
     speakers: Path | None = None
+    """Kaldi's utt2spk for a wav.scp."""
     instruct: Path | None = None
-    column: str | None = None  # of parquet and Hugging Face data that holds the audio
-    # The field or column that names utterances; "row" names the rows of a table by file and number, "name" those of a
-    # tar by their names up to the last dot, not the first.
+    """CosyVoice's instruct file for a wav.scp."""
+    column: str | None = None
+    """Column of parquet and dataset folders that holds the audio."""
     key: str | None = None
+    """Field or column that names the utterances; row: of tables, by file and row; name: of tars, up to the last dot."""
 
     @property
     def choosy(self) -> bool:
