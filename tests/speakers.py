@@ -1,6 +1,8 @@
 """Small random models that speak, which tests of the command line, the server and the page share."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from vokens.models.learnable.flow import LearnableFlow
 from vokens.models.learnable.flow_config import LearnableFlowConfig, latent_flow
 from vokens.models.learnable.voice import LearnableSpeech
 from vokens.models.s3gen import S3GenModel
+from vokens.models.s3gen.checkpoint import flow_to_published, hift_to_published
 from vokens.models.s3gen.config import S3GenModelConfig
+from vokens.models.s3gen.flow import TokenToMel
+from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.models.uslm import USLM, USLMConfig
 from vokens.nn.campplus import CAMPPlus
@@ -74,3 +79,44 @@ def tiny_uslm() -> USLM:
     torch.manual_seed(0)
     config = USLMConfig(width=32, heads=2, layers=1, feedforward=64, codebook_size=32, frames_per_symbol=1)
     return USLM(config).eval().requires_grad_(False)
+
+
+def published_folder(folder: Path, release: str) -> Path:
+    """CosyVoice's files under their names, reduced; of the networks, what shapes leave open is the release's."""
+    from cosyvoice3 import REDUCED
+    from test_hift import REDUCED as VOCODER
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder.mkdir()
+    (folder / f"{release}.yaml").touch()
+    (folder / "configuration.json").write_text('{"framework": "Pytorch", "task": "text-to-speech"}')
+    words = folder / "CosyVoice-BlankEN"
+    words.mkdir()
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    texts = ["Hello there.", "It was 5 o'clock, and late", "No, it was not!"]
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet))
+    trained.model.save(str(words))
+    (words / "config.json").write_text(json.dumps({"model_type": "qwen2", "num_attention_heads": 4}))
+    third, sizes = release == "cosyvoice3", Qwen2Sizes(280 + 281, 32, 64, 1, 4, 2, 512)
+    torch.manual_seed(0)
+    lm = LearnableLM(LearnableLMConfig(sizes, None, release=release))
+    lm.head.weight.data.normal_(0, 1.0)
+    flow = replace(REDUCED, decoder_num_mid_blocks=1)
+    if not third:
+        few = {f"encoder_num_{kind}": 1 for kind in ("blocks", "up_blocks")}
+        few |= {f"decoder_{kind}": 1 for kind in ("n_blocks", "num_mid_blocks")}
+        heads = {"decoder_channels": 256, "decoder_num_heads": 8, "decoder_attention_head_dim": 64}
+        flow = replace(reduced("cosyvoice2"), **few, **heads)
+    sounds = HiFTNetModel(replace(VOCODER, source=flow.source)).state_dict()
+    tokens = S3Tokenizer(S3TokenizerConfig(width=64, heads=1, layers=1)).to_published()
+    for name, state in {
+        "llm.pt": lm.to_published(),
+        "flow.pt": flow_to_published(TokenToMel(flow).state_dict(), flow.decoder_attention_head_dim),
+        "hift.pt": hift_to_published(sounds),
+        "campplus.onnx": CAMPPlus().state_dict(),
+        f"speech_tokenizer_v{release[-1]}.onnx": tokens,
+    }.items():
+        torch.save(state, folder / name)
+    return folder

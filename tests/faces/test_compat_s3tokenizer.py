@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def expected(folder: Path) -> dict[str, list[int]]:
 # The README's usages ---------------------------------------------------------------------------------------
 
 
-def test_offline_batches_and_long_audio(folder: Path, expected: dict[str, list[int]]) -> None:
+def test_offline_batches_and_long_audio(folder, expected):
     tokenizer = s3tokenizer.load_model(str(folder / "model"))
     for keys in ("0", "2"), ("0", "3", "4"):  # the second with 33 s, in windows
         mels = []
@@ -70,7 +70,7 @@ def test_offline_batches_and_long_audio(folder: Path, expected: dict[str, list[i
         assert torch.equal(again, codes)
 
 
-def test_the_parts_of_a_tokenizer(folder: Path) -> None:
+def test_the_parts_of_a_tokenizer(folder):
     tokenizer = s3tokenizer.load_model(str(folder / "model"))
     tokenizer.freeze()
     assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
@@ -85,7 +85,7 @@ def test_the_parts_of_a_tokenizer(folder: Path) -> None:
     refused(NotImplementedError, "v1", tokenizer.quantizer.decode, codes)
 
 
-def test_v1_has_codewords() -> None:
+def test_v1_has_codewords():
     sizes = {"width": 64, "heads": 1, "layers": 1, "codebook_size": 16}
     codec = S3Tokenizer(replace(RELEASES["speech_tokenizer_v1"], **sizes))
     tokenizer = s3tokenizer.S3Tokenizer(codec)
@@ -95,15 +95,9 @@ def test_v1_has_codewords() -> None:
     assert torch.equal(words[0, :, 2], codec.codebook.decode(torch.tensor(15)))
 
 
-def test_names_files_and_caches(
-    tiny_codec_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert s3tokenizer.available_models() == [
-        "speech_tokenizer_v1",
-        "speech_tokenizer_v1_25hz",
-        "speech_tokenizer_v2_25hz",
-        "speech_tokenizer_v3_25hz",
-    ]
+def test_names_files_and_caches(tiny_codec_folder, tmp_path, monkeypatch):
+    releases = ("v1", "v1_25hz", "v2_25hz", "v3_25hz")
+    assert s3tokenizer.available_models() == [f"speech_tokenizer_{name}" for name in releases]
     refused(VokensError, "speech_tokenizer_v2_25hz", s3tokenizer.load_model, "speech_tokenizer_v2_25")
     refused(ConfigError, "mini, not an S3Tokenizer", lambda: s3tokenizer.load_model(str(tiny_codec_folder)))
     refused(ConfigError, "give speech_tokenizer_v1", s3tokenizer.S3Tokenizer, "v2")
@@ -111,41 +105,34 @@ def test_names_files_and_caches(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "s3tokenizer").mkdir()
     (tmp_path / "s3tokenizer/speech_tokenizer_v1.onnx").write_bytes((GOLDEN / "onnx_v1.onnx").read_bytes())
+    small = {"long_audio": "published", "config": {"heads": 1}}  # a graph of no release's size
     for root in (None, str(tmp_path / "s3tokenizer")):
-        tokenizer = s3tokenizer.load_model(
-            "speech_tokenizer_v1", root, long_audio="published", config={"heads": 1}
-        )  # a small graph of no release's size
+        tokenizer = s3tokenizer.load_model("speech_tokenizer_v1", root, **small)
         assert (tokenizer.config.first_stride, tokenizer.config.long_audio) == (1, "published")
 
 
-def test_graphs_become_state_dicts(tmp_path: Path) -> None:
-    for version in ("v1", "v1_25hz", "v2", "v3"):
-        state = s3tokenizer.onnx2torch(str(GOLDEN / f"onnx_{version}.onnx"))
-        assert (
-            s3tokenizer.onnx2torch_v3(str(GOLDEN / f"onnx_{version}.onnx"), str(tmp_path / "x.pt"), True)
-            is None
-        )
-        saved = torch.load(tmp_path / "x.pt", weights_only=True)
-        expected = json.loads((GOLDEN / "onnx_expected.json").read_text())[f"onnx_{version}.onnx"]
-        assert state.keys() == saved.keys() == expected.keys()
-        assert all(torch.equal(state[name], saved[name]) for name in state)
-        config = S3Tokenizer.from_published(
-            state, {"heads": 2, "first_stride": 1 if version == "v1" else 2}
-        ).config
-        tokenizer = s3tokenizer.S3Tokenizer(S3Tokenizer(config))
-        for init, source in (
-            (tokenizer.init_from_pt, "x.pt"),
-            (tokenizer.init_from_onnx, f"onnx_{version}.onnx"),
-        ):
-            torch.nn.init.zeros_(tokenizer.codec.encoder.conv1.weight)
-            init(str((tmp_path if source == "x.pt" else GOLDEN) / source))
-            assert torch.equal(tokenizer.codec.encoder.conv1.weight, state["encoder.conv1.weight"])
+@pytest.mark.parametrize("version", ["v1", "v1_25hz", "v2", "v3"])
+def test_graphs_become_state_dicts(version, tmp_path):
+    graph, file = str(GOLDEN / f"onnx_{version}.onnx"), str(tmp_path / "x.pt")
+    state = s3tokenizer.onnx2torch(graph)
+    assert s3tokenizer.onnx2torch_v3(graph, file, True) is None
+    saved = torch.load(file, weights_only=True)
+    expected = json.loads((GOLDEN / "onnx_expected.json").read_text())[f"onnx_{version}.onnx"]
+    assert state.keys() == saved.keys() == expected.keys()
+    assert all(torch.equal(state[name], saved[name]) for name in state)
+    settings = {"heads": 2, "first_stride": 1 if version == "v1" else 2}
+    config = S3Tokenizer.from_published(state, settings).config
+    tokenizer = s3tokenizer.S3Tokenizer(S3Tokenizer(config))
+    for init, source in ((tokenizer.init_from_pt, file), (tokenizer.init_from_onnx, graph)):
+        torch.nn.init.zeros_(tokenizer.codec.encoder.conv1.weight)
+        init(source)
+        assert torch.equal(tokenizer.codec.encoder.conv1.weight, state["encoder.conv1.weight"])
 
 
 # Helpers ---------------------------------------------------------------------------------------------------
 
 
-def test_masks_and_padding() -> None:
+def test_masks_and_padding():
     lengths = torch.tensor([5, 3, 2])
     mask = s3tokenizer.make_non_pad_mask(lengths)
     assert mask.tolist() == [[place < n for place in range(5)] for n in (5, 3, 2)]
@@ -160,7 +147,7 @@ def test_masks_and_padding() -> None:
     assert not mels[1, :, 1:].any()
 
 
-def test_recorded_merges() -> None:
+def test_recorded_merges():
     for case in json.loads((GOLDEN / "merge.json").read_text()).values():
         step = int(case["segment_k_starts_at"].removeprefix("k * "))
         segments = [list(range(k * step, k * step + n)) for k, n in enumerate(case["lengths"])]
@@ -169,7 +156,7 @@ def test_recorded_merges() -> None:
         assert merged == [token for first, last in runs for token in range(first, last + 1)]
 
 
-def test_log_mels(folder: Path) -> None:
+def test_log_mels(folder):
     file = str(folder / "audio with blanks/2.wav")
     wave = s3tokenizer.load_audio(file)
     mel = s3tokenizer.log_mel_spectrogram(file)
@@ -182,10 +169,11 @@ def test_log_mels(folder: Path) -> None:
     refused(ConfigError, "n_mels=64", s3tokenizer.log_mel_spectrogram, wave, 64)
 
 
-def test_audio_is_the_first_channel_at_16_khz(folder: Path) -> None:
-    wave = s3tokenizer.load_audio(str(folder / "audio with blanks/5.flac"))
-    first = torch.from_numpy(
-        soundfile.read(folder / "audio with blanks/5.flac", dtype="float32")[0][:, 0].copy()
+def test_audio_is_the_first_channel_at_16_khz(folder):
+    file = str(folder / "audio with blanks/5.flac")
+    wave, first = (
+        s3tokenizer.load_audio(file),
+        torch.from_numpy(soundfile.read(file, dtype="float32")[0][:, 0].copy()),
     )
     assert torch.equal(wave, audio.sinc_resample(first, 44100, 16000))
 
@@ -206,52 +194,37 @@ def read(part: Path) -> dict[str, list[int]]:
     return {line["key"]: line["code"] for line in lines}
 
 
-Command = Callable[..., int]
+@pytest.fixture
+def command(folder):
+    """The command line with the codec, on a CPU."""
+    flags = ["--model", str(folder / "model"), "--device", "cpu", "--batch_size", "2"]
+    return lambda *more: main([*flags, *more])
 
 
 @pytest.fixture
-def command(folder: Path, tmp_path: Path) -> Command:
-    def call(*more: str) -> int:
-        flags = ["--model", str(folder / "model"), "--device", "cpu", "--batch_size", "2"]
-        return main([*flags, *more])
-
-    return call
+def listed(folder, tmp_path):
+    """The flags from a list of all recordings to tmp_path."""
+    return ["--wav_scp", str(scp(folder, tmp_path / "x.scp")), "--output_dir", str(tmp_path)]
 
 
 @pytest.mark.parametrize("workers", ["0", "4"])
-def test_a_list_becomes_json_lines(
-    workers: str,
-    folder: Path,
-    tmp_path: Path,
-    expected: dict[str, list[int]],
-    command: Command,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    listing = str(scp(folder, tmp_path / "x.scp"))
-    flags = ["--wav_scp", listing, "--output_dir", str(tmp_path / "out"), "--num_workers", workers]
-    assert command(*flags, "--prefetch", "1") == 1  # one recording is no audio
-    actual = read(tmp_path / "out/part_1_of_1")
-    assert actual == expected
-    assert list(actual) == ["0", "1", "2", "3", "4", "5"]  # in order
+def test_a_list_becomes_json_lines(workers, listed, tmp_path, expected, command, capsys):
+    listed[-1] += "/new/out"
+    assert command(*listed, "--num_workers", workers, "--prefetch", "1") == 1  # one recording is no audio
+    actual = read(tmp_path / "new/out/part_1_of_1")
+    assert [*actual.items()] == [*expected.items()]  # in order
     message = capsys.readouterr().err
     assert "6 failed" in message
     assert "6 of 7 done" in message
 
 
-def test_processes_share_the_list(
-    folder: Path,
-    tmp_path: Path,
-    expected: dict[str, list[int]],
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    listing = str(scp(folder, tmp_path / "x.scp"))
+def test_processes_share_the_list(listed, tmp_path, expected, command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     parts = {}
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         # A bad recording must not make torchrun end the others.
-        assert command("--wav_scp", listing, "--output_dir", str(tmp_path)) == 0
+        assert command(*listed) == 0
         part = read(tmp_path / f"part_{rank + 1}_of_3")
         assert not parts.keys() & part.keys()
         parts |= part
@@ -259,33 +232,26 @@ def test_processes_share_the_list(
 
 
 @pytest.mark.parametrize("good", [False, True])
-def test_processes_that_all_failed_are_a_failure(
-    good: bool, folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_all_failed_are_a_failure(good, folder, listed, command, monkeypatch):
     """The last to end says so, through the store that torchrun keeps: a process that ends alone stops no other."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     facts = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     for name, value in (facts | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
         monkeypatch.setenv(name, value)
-    bad = str(folder / "audio with blanks/6.wav")
-    fine = str(folder / "audio with blanks/0.wav")
-    listing = tmp_path / "x.scp"
-    listing.write_text(f"a {fine if good else bad}\nb {bad}\n")
+    bad, fine = (f"{folder}/audio with blanks/{name}.wav" for name in "60")
+    Path(listed[1]).write_text(f"a {fine if good else bad}\nb {bad}\n")
     codes = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
-        codes.append(command("--wav_scp", str(listing), "--output_dir", str(tmp_path)))
+        codes.append(command(*listed))
     assert codes == [0, 0 if good else 1]
 
 
-def test_a_stopped_run_goes_on(
-    folder: Path, tmp_path: Path, expected: dict[str, list[int]], command: Command
-) -> None:
+def test_a_stopped_run_goes_on(folder, tmp_path, expected, command):
     part = tmp_path / "part_1_of_1"
     first, second = (json.dumps({"key": key, "code": [1]}) + "\n" for key in "04")
     part.write_text(first + second[: len(second) // 2])  # killed while it wrote
-    listing = str(scp(folder, tmp_path / "x.scp", "012345"))
-    flags = ["--wav_scp", listing, "--output_dir", str(tmp_path)]
+    flags = ["--wav_scp", str(scp(folder, tmp_path / "x.scp", "012345")), "--output_dir", str(tmp_path)]
     assert command(*flags, "--skip_existing") == 0
     assert read(part) == expected | {"0": [1]}  # what was there is kept, the half line written again
     written = part.read_bytes()
@@ -295,9 +261,7 @@ def test_a_stopped_run_goes_on(
     assert read(part) == expected
 
 
-def test_files_beside_files(
-    folder: Path, tmp_path: Path, expected: dict[str, list[int]], command: Command
-) -> None:
+def test_files_beside_files(folder, tmp_path, expected, command):
     source = folder / "audio with blanks"
     for name in ("0.wav", "4.wav", "5.flac", "6.wav"):
         (tmp_path / "deep").mkdir(exist_ok=True)
@@ -319,9 +283,7 @@ def test_files_beside_files(
     assert target.stat().st_mtime_ns == stamp
 
 
-def test_what_was_found_is_kept(
-    folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture
-) -> None:
+def test_what_was_found_is_kept(folder, tmp_path, command, capsys):
     for name in ("b/0.wav", "a/deep/4.wav", "5.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((folder / "audio with blanks/0.wav").read_bytes())
@@ -347,36 +309,40 @@ def test_what_was_found_is_kept(
     assert len(json.loads(cache.read_text())["files"]) == 3
 
 
-def test_wrong_calls_are_explained(
-    folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture
-) -> None:
-    listing = str(scp(folder, tmp_path / "x.scp"))
-    (tmp_path / "bad.scp").write_text("alone\n")
-    (tmp_path / "empty.scp").write_text("\n")
-    (tmp_path / "pipe.scp").write_text("k sox a.wav -t wav - speed 1.1 |\n")
+def one_line(capsys):
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_wrong_calls_are_explained(listed, tmp_path, command, capsys):
+    contents = {"bad": "alone\n", "empty": "\n", "pipe": "k sox a.wav -t wav - speed 1.1 |\n"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.scp").write_text(content)
     (tmp_path / "both").mkdir()
     for name in ("1.wav", "1.flac"):
         (tmp_path / "both" / name).touch()
+    out = listed[2:]
     calls = {
-        "either --wav_scp": ["--output_dir", str(tmp_path)],
-        "needs --output_dir": ["--wav_scp", listing],
-        "'alone' has no path": ["--wav_scp", str(tmp_path / "bad.scp"), "--output_dir", str(tmp_path)],
-        "names no recording": ["--wav_scp", str(tmp_path / "empty.scp"), "--output_dir", str(tmp_path)],
-        "No such file": ["--wav_scp", str(tmp_path / "none.scp"), "--output_dir", str(tmp_path)],
-        "'k' is a command": ["--wav_scp", str(tmp_path / "pipe.scp"), "--output_dir", str(tmp_path)],
-        "1.wav would both become 1_fsq.pt": ["--root_path", str(tmp_path / "both")],
-        "is not a folder": ["--root_path", str(tmp_path / "none")],
-        "at least 1": ["--wav_scp", listing, "--output_dir", str(tmp_path), "--batch_size", "0"],
+        "either --wav_scp": out,
+        "needs --output_dir": listed[:2],
+        "'alone' has no path": ["--wav_scp", f"{tmp_path}/bad.scp", *out],
+        "names no recording": ["--wav_scp", f"{tmp_path}/empty.scp", *out],
+        "No such file": ["--wav_scp", f"{tmp_path}/none.scp", *out],
+        "'k' is a command": ["--wav_scp", f"{tmp_path}/pipe.scp", *out],
+        f"1.wav would both become {tmp_path}/both/1_fsq.pt": ["--root_path", str(tmp_path / "both")],
+        "is not a folder": ["--root_path", f"{tmp_path}/none"],
+        "at least 1": [*listed, "--batch_size", "0"],
     }
     for words, flags in calls.items():
         assert command(*flags) == 2
-        assert words in capsys.readouterr().err
+        assert words in one_line(capsys)
     assert not list(tmp_path.glob("part_*"))
+    assert command(*listed, "--device", "cuda:99") == 2
+    assert "s3tokenizer: error: device 'cuda:99' cannot be used here" in one_line(capsys)
 
 
-def test_the_program_is_the_packages_own_where_that_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_program_is_the_packages_own_where_that_is_installed(tmp_path, monkeypatch):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     module, name = project["scripts"]["s3tokenizer"].split(":")
     program = getattr(import_module(module), name)
@@ -392,38 +358,32 @@ def test_the_program_is_the_packages_own_where_that_is_installed(
     assert program() == 7
 
 
-def test_load_model_takes_what_its_error_asks_for(tmp_path: Path) -> None:
+def test_load_model_takes_what_its_error_asks_for(tmp_path):
     config = replace(RELEASES["speech_tokenizer_v1"], width=64, heads=1, layers=1)
     torch.save(S3Tokenizer(config).to_published(), tmp_path / "v1.pt")
-    with pytest.raises(CheckpointError, match=r"config=\{'heads': n\}"):
-        s3tokenizer.load_model(str(tmp_path / "v1.pt"))
-    with pytest.raises(CheckpointError, match=r'config="speech_tokenizer_v1"'):
-        s3tokenizer.load_model(str(tmp_path / "v1.pt"), config={"heads": 1})
-    settings = {"heads": 1, "first_stride": 1}
-    assert s3tokenizer.load_model(str(tmp_path / "v1.pt"), config=settings).codec.frame_rate == 50
-    with pytest.raises(CheckpointError, match="not of speech_tokenizer_v1: width 64"):
-        s3tokenizer.load_model(str(tmp_path / "v1.pt"), config="speech_tokenizer_v1")
-
-
-def test_a_device_that_is_not_here_is_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Command
-) -> None:
-    listing = str(scp(folder, tmp_path / "x.scp"))
-    assert command("--wav_scp", listing, "--output_dir", str(tmp_path), "--device", "cuda:99") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("s3tokenizer: error: device 'cuda:99' cannot be used here")
-    assert error.count("\n") == 1
+    load = partial(s3tokenizer.load_model, str(tmp_path / "v1.pt"))
+    refused(CheckpointError, r"config=\{'heads': n\}", load)
+    refused(CheckpointError, 'config="speech_tokenizer_v1"', load, config={"heads": 1})
+    assert load(config={"heads": 1, "first_stride": 1}).codec.frame_rate == 50
+    refused(CheckpointError, "not of speech_tokenizer_v1: width 64", load, config="speech_tokenizer_v1")
 
 
 @pytest.mark.slow
-def test_under_torchrun(folder: Path, tmp_path: Path, expected: dict[str, list[int]]) -> None:
-    listing = str(scp(folder, tmp_path / "x.scp"))
+def test_under_torchrun(folder, listed, tmp_path, expected):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     program = tmp_path / "s3tokenizer"  # as pip writes it
     program.write_text(
         "import sys\nfrom vokens.compat.s3tokenizer.__main__ import script\nsys.exit(script())\n"
     )
-    command += [str(program), "--wav_scp", listing, "--output_dir", str(tmp_path)]
-    command += ["--model", str(folder / "model"), "--device", "cpu", "--batch_size", "2"]
+    command += [
+        str(program),
+        *listed,
+        "--model",
+        str(folder / "model"),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "2",
+    ]
     subprocess.run(command, check=True)
     assert read(tmp_path / "part_1_of_2") | read(tmp_path / "part_2_of_2") == expected

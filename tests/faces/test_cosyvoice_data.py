@@ -61,12 +61,8 @@ def write_data(folder: Path) -> Path:
     for seed, (key, (rate, seconds)) in enumerate(RATES.items()):
         path = folder / f"{key}.wav"
         soundfile.write(path, speechlike(int(rate * seconds), seed, rate), rate)
-        for name, rest in (
-            ("wav.scp", path),
-            ("text", f"words of  {key}"),
-            ("utt2spk", key[0]),
-            ("instruct", "Speak.<|endofprompt|>"),
-        ):
+        rests = (path, f"words of  {key}", key[0], "Speak.<|endofprompt|>")
+        for name, rest in zip(lines, rests, strict=True):
             lines[name].append(f"{key} {rest}\n")
     for name, content in lines.items():
         (folder / name).write_text("".join(content))
@@ -110,7 +106,7 @@ def wave16(path: str | Path) -> torch.Tensor:
     return audio.sinc_resample(torch.from_numpy(wave), rate, 16000)
 
 
-def test_a_reader_of_the_published_columns(made: Path, data: Path) -> None:
+def test_a_reader_of_the_published_columns(made, data):
     pytest.importorskip("pandas")
     rows = list(samples(made / "data.list"))
     assert [row["utt"] for row in rows] == list(RATES)
@@ -131,7 +127,7 @@ def test_a_reader_of_the_published_columns(made: Path, data: Path) -> None:
         assert row["reject_speech_token"].tolist() == {"a-1": [1, 2, 3], "b-2": [4]}.get(row["utt"], [])
 
 
-def test_maps_and_lists(made: Path) -> None:
+def test_maps_and_lists(made):
     rows = {row["utt"]: row for row in parquet_rows(made)}
     for name, column in (("utt2speech_token", "speech_token"), ("utt2embedding", "utt_embedding")):
         stored = torch.load(made / f"{name}.pt", weights_only=True)
@@ -149,14 +145,11 @@ def test_maps_and_lists(made: Path) -> None:
 
 
 def parquet_rows(out: Path) -> list[dict[str, Any]]:
-    return [
-        row for url in (out / "data.list").read_text().split() for row in parquet.read_table(url).to_pylist()
-    ]
+    urls = (out / "data.list").read_text().split()
+    return [row for url in urls for row in parquet.read_table(url).to_pylist()]
 
 
-def test_doing_it_again_or_by_two_changes_nothing(
-    made: Path, data: Path, codec: Codec, speaker: Path, tmp_path: Path
-) -> None:
+def test_doing_it_again_or_by_two_changes_nothing(made, data, codec, speaker, tmp_path):
     before = tree(made)
     extract(settings(data, made, speaker=speaker), codec, Worker(workers=0))
     assert tree(made) == before
@@ -167,9 +160,7 @@ def test_doing_it_again_or_by_two_changes_nothing(
     assert not [name for name in before if name.startswith(("leases", "."))]
 
 
-def test_from_the_folder_where_all_is(
-    made: Path, data: Path, model: Path, speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_the_folder_where_all_is(made, data, model, speaker, tmp_path, monkeypatch):
     """By relative paths the files are the same, the lists hold whole paths, and inspection encodes the same again."""
     monkeypatch.chdir(tmp_path)
     for name, place in (("data", data), ("model", model), ("campplus", speaker.parent)):
@@ -181,12 +172,12 @@ def test_from_the_folder_where_all_is(
     assert vokens_main(["inspect", "out", "--model", "model", "--sample", "20", "--device", "cpu"]) == 0
 
 
-def test_another_speaker_encoder_is_refused(made: Path, data: Path, codec: Codec, tmp_path: Path) -> None:
+def test_another_speaker_encoder_is_refused(made, data, codec, tmp_path):
     with pytest.raises(ConfigError, match="was begun with speaker"):
         extract(settings(data, made), codec, Worker(workers=0))
 
 
-def test_what_is_missing_is_said(data: Path, codec: Codec, speaker: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said(data, codec, speaker, tmp_path):
     folder = write_data(tmp_path / "data")
     (folder / "utt2spk").write_text("".join(f"{key} {key[0]}\n" for key in RATES if key != "b-2"))
     (folder / "instruct").write_text("a-1 Speak.\n")
@@ -199,9 +190,8 @@ def test_what_is_missing_is_said(data: Path, codec: Codec, speaker: Path, tmp_pa
     assert "'b-2' has no speaker" in reasons
     assert [row["instruct"] for row in parquet_rows(out)] == ["Speak.", "", ""]
     assert "reject_speech_token" not in parquet_rows(out)[0]
-    soundfile.write(
-        folder / "a-2.wav", speechlike(9000, 2), 16000
-    )  # mended: it changes its speaker's mean everywhere
+    # Mended: it changes its speaker's mean everywhere.
+    soundfile.write(folder / "a-2.wav", speechlike(9000, 2), 16000)
     again = extract(settings(folder, out, speaker=speaker), codec, Worker(workers=0, retry_failed=True))
     assert (again["utterances"], again["failures"]) == (4, 1)
     rows, means = parquet_rows(out), read_pt_map(out / "spk2embedding.pt")
@@ -212,7 +202,7 @@ def test_what_is_missing_is_said(data: Path, codec: Codec, speaker: Path, tmp_pa
     assert not (tmp_path / "mini").exists()
 
 
-def test_pieces_and_other_forms(codec: Codec, model: Path, speaker: Path, tmp_path: Path) -> None:
+def test_pieces_and_other_forms(codec, model, speaker, tmp_path):
     """A piece of a recording becomes a file of its own; the embedding is there in every form."""
     soundfile.write(tmp_path / "long.flac", speechlike(48000, 3, 24000), 24000)
     line = {"id": "piece", "audio_filepath": "long.flac", "offset": 0.5, "duration": 1.0}
@@ -232,7 +222,7 @@ def test_pieces_and_other_forms(codec: Codec, model: Path, speaker: Path, tmp_pa
     assert json.loads((tmp_path / "again/shard-000000.jsonl").read_text())["key"] == "piece"
 
 
-def test_tokens_are_those_of_the_graph(made: Path, data: Path) -> None:
+def test_tokens_are_those_of_the_graph(made, data):
     """The published loop: one recording at a time."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session, log_mel = onnxruntime.InferenceSession(RELEASED), audio.LogMel(replace(WHISPER_128, n_mels=4))
@@ -244,7 +234,7 @@ def test_tokens_are_those_of_the_graph(made: Path, data: Path) -> None:
         assert tokens[key] == ids.reshape(-1).tolist(), key
 
 
-def test_over_30_seconds_and_without_a_speaker_encoder(codec: Codec, tmp_path: Path) -> None:
+def test_over_30_seconds_and_without_a_speaker_encoder(codec, tmp_path):
     """The published loop leaves an empty list for it."""
     wave = speechlike(16000 * 31, 1)
     soundfile.write(tmp_path / "long.flac", wave, 16000)
@@ -259,7 +249,7 @@ def test_over_30_seconds_and_without_a_speaker_encoder(codec: Codec, tmp_path: P
 
 
 @pytest.mark.slow  # the export takes 10 s
-def test_embeddings_are_those_of_the_graph(made: Path, data: Path, speaker: Path, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_the_graph(made, data, speaker, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     fbank = pytest.importorskip("kaldi_native_fbank")
     pytest.importorskip("onnxscript")
@@ -295,14 +285,12 @@ class TestPublishedCommands:
         assert main(["extract_embedding", "--dir", str(folder), "--onnx_path", str(speaker), *threads]) == 0
         return folder
 
-    def test_maps_as_the_run_makes_them(self, prepared: Path, made: Path) -> None:
+    def test_maps_as_the_run_makes_them(self, prepared, made):
         for name in ("utt2speech_token.pt", "utt2embedding.pt", "spk2embedding.pt"):
             assert read_pt_map(prepared / name) == read_pt_map(made / name), name
         assert not [path for path in prepared.iterdir() if path.name.startswith(".")]
 
-    def test_parquet_as_the_run_makes_it(
-        self, prepared: Path, data: Path, made: Path, tmp_path: Path
-    ) -> None:
+    def test_parquet_as_the_run_makes_it(self, prepared, data, made, tmp_path):
         rejected = prepared.with_name("data_reject")
         rejected.mkdir()
         (rejected / "utt2speech_token.pt").symlink_to(f"{data}_reject/utt2speech_token.pt")
@@ -319,9 +307,7 @@ class TestPublishedCommands:
         assert types["speech_token"].startswith("list<") and "int64" in types["speech_token"]  # noqa: PT018
         assert "double" in types["utt_embedding"]
 
-    def test_what_fails_is_left_out_and_said(
-        self, prepared: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_fails_is_left_out_and_said(self, prepared, model, tmp_path, capsys):
         folder = write_data(tmp_path / "data")
         (folder / "a-1.wav").write_bytes(b"RIFF")
         assert main(["extract_speech_token", "--dir", str(folder), "--onnx_path", str(model)]) == 1
@@ -337,9 +323,7 @@ class TestPublishedCommands:
         assert main(["extract_embedding", "--dir", str(folder), "--onnx_path", str(model)]) == 2
         assert "has no speaker for 'a-2': add the line" in capsys.readouterr().err
 
-    def test_what_failed_is_tried_again(
-        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_failed_is_tried_again(self, model, tmp_path, capsys):
         (tmp_path / "wav.scp").write_text(f"a {tmp_path}/a.wav\n")
         command = ["extract_speech_token", "--dir", str(tmp_path), "--onnx_path", str(model)]
         assert main(command) == 2
@@ -349,47 +333,36 @@ class TestPublishedCommands:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "utt2speech_token.pt", "wav.scp"]
 
     @pytest.mark.parametrize(
-        ("flags", "said"),
+        ("line", "said"),
         [
-            (["extract_speech_token", "--dir", "D", "--onnx_path", "nowhere.onnx"], "nowhere.onnx"),
+            ("extract_speech_token --dir D --onnx_path nowhere.onnx", "nowhere.onnx"),
+            ("extract_embedding --dir D --onnx_path nowhere.onnx", "nowhere.onnx does not exist"),
+            ("make_parquet_list --src_dir nowhere --des_dir out", "nowhere/wav.scp"),
+            ("make_parquet_list --src_dir EMPTY --des_dir out", "wav.scp has no line"),
             (
-                ["extract_embedding", "--dir", "D", "--onnx_path", "nowhere.onnx"],
-                "nowhere.onnx does not exist",
+                "make_parquet_list --src_dir ALONE --des_dir o --dpo",
+                "alone_reject/utt2speech_token.pt does not",
             ),
-            (["make_parquet_list", "--src_dir", "nowhere", "--des_dir", "out"], "nowhere/wav.scp"),
-            (["make_parquet_list", "--src_dir", "EMPTY", "--des_dir", "out"], "wav.scp has no line"),
-            (
-                ["make_parquet_list", "--src_dir", "ALONE", "--des_dir", "o", "--dpo"],
-                "alone_reject/utt2speech_token.pt does not exist",
-            ),
-            (
-                ["make_parquet_list", "--src_dir", "D", "--des_dir", "o", "--num_processes", "0"],
-                "give 1 or more",
-            ),
+            ("make_parquet_list --src_dir D --des_dir o --num_processes 0", "give 1 or more"),
         ],
     )
-    def test_bad_input_is_one_line(
-        self, flags: list[str], said: str, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_bad_input_is_one_line(self, line, said, prepared, tmp_path, capsys):
         folders = {"D": prepared, "EMPTY": tmp_path / "empty", "ALONE": tmp_path / "alone"}
-        for name, line in (("EMPTY", "\n"), ("ALONE", "a a.wav\n")):
+        for name, content in (("EMPTY", "\n"), ("ALONE", "a a.wav\n")):
             folders[name].mkdir()
-            (folders[name] / "wav.scp").write_text(line)
+            (folders[name] / "wav.scp").write_text(content)
             for side in ("text", "utt2spk"):
                 (folders[name] / side).write_text("a a\n")
-        assert main([str(folders.get(flag, flag)) for flag in flags]) == 2
+        assert main([str(folders.get(word, word)) for word in line.split()]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
         assert not [path for path in prepared.iterdir() if path.name.startswith(".")]
 
 
-def test_a_map_is_what_torch_saves(tmp_path: Path) -> None:
-    entries = {
-        "é/1": np.array([0, 255, 256, 6560, 2**31 - 1]),
-        "": np.zeros(0, np.int64),
-        "f": np.float32([0.1, -2.5]),
-    }
+def test_a_map_is_what_torch_saves(tmp_path):
+    numbers, floats = np.array([0, 255, 256, 6560, 2**31 - 1]), np.float32([0.1, -2.5])
+    entries = {"é/1": numbers, "": np.zeros(0, np.int64), "f": floats}
     write_pt_map(tmp_path / "map.pt", entries)
     expected = {name: values.tolist() for name, values in entries.items()}
     for safe in (True, False):

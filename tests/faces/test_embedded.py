@@ -77,7 +77,7 @@ def samples(path: str) -> np.ndarray:
 # The folder
 
 
-def test_the_embedded_voice_opens_by_name_and_speaks_unasked(here: Path, weights: Path) -> None:
+def test_the_embedded_voice_opens_by_name_and_speaks_unasked(here, weights):
     model = vokens.load("say")
     assert isinstance(model, LearnableSpeech)
     assert (model.name, model.needs_voice, [*model.voices]) == ("say", False, ["default"])
@@ -96,9 +96,7 @@ def test_the_embedded_voice_opens_by_name_and_speaks_unasked(here: Path, weights
     assert cloned.shape != wave.shape or not np.allclose(cloned, wave, atol=1e-4)
 
 
-def test_tokens_are_spoken_by_the_model_that_knows_them(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_are_spoken_by_the_model_that_knows_them(here, capsys, monkeypatch):
     """Those of the embedded tokenizer at once and offline, CosyVoice 3's not by a model of CosyVoice 2's tokens."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tokens = vokens.load("s3_mini").encode("ref.wav")
@@ -111,26 +109,21 @@ def test_tokens_are_spoken_by_the_model_that_knows_them(
     assert "cosyvoice3_s3gen" in capsys.readouterr().err
 
 
-def test_what_is_embedded_is_listed_with_its_own_numbers(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_embedded_is_listed_with_its_own_numbers(here, capsys):
     entry = registry.get("say")
     facts = entry.system, entry.sample_rate, entry.frame_rate, entry.codebook_size, entry.embedded
     assert facts == ("learnable", 24000, 25.0, 27, True)
     assert registry.get("s3_mini").codebook_size == 27
     assert registry.is_cached(entry)
-    assert entry.size_bytes == sum(
-        f.stat().st_size for f in (registry.WEIGHTS / "say").rglob("*.safetensors")
-    )
+    files = (registry.WEIGHTS / "say").rglob("*.safetensors")
+    assert entry.size_bytes == sum(file.stat().st_size for file in files)
     assert registry.offline() == ("mini", "say")
     assert main(["models"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("say ", "s3_mini "))]
     assert [row.split()[-1] for row in rows] == ["yes", "yes"]
 
 
-def test_without_the_weights_one_line_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_weights_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in registry.EMBEDDABLE:
         monkeypatch.delitem(registry.MODELS, name, raising=False)
@@ -143,45 +136,36 @@ def test_without_the_weights_one_line_says_what_to_do(
 
 
 @pytest.mark.skipif(HERE["say"] is None, reason="this copy of the package has no voice yet")
-def test_the_voice_of_this_copy() -> None:
+def test_the_voice_of_this_copy():
     wave = vokens.load_voice().say("Hello.", generator=generator_of(0))[0]
     assert 0.2 < len(wave) / 24000 < 5
     assert sum(registry.get(name).size_bytes for name in registry.EMBEDDABLE) <= 60_000_000
 
 
-def test_packed_parts_keep_their_fingerprint_when_saved_again(here: Path, weights: Path) -> None:
+def test_packed_parts_keep_their_fingerprint_when_saved_again(here, weights):
     for part in ("lm", "flow", "autoencoder"):
         model = vokens.load(weights / "say" / part)
         again = vokens.load(model.save_pretrained(here / part, dtype=torch.int8))
-        assert (
-            again.fingerprint
-            == model.fingerprint
-            == vokens.load(model.save_pretrained(here / "whole")).fingerprint
-        )
+        whole = vokens.load(model.save_pretrained(here / "whole"))
+        assert again.fingerprint == model.fingerprint == whole.fingerprint
 
 
-def test_a_folder_is_packed_for_training_on_it(
-    parts: Path, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_packed_for_training_on_it(parts, here, capsys):
     embed("pack", parts / "autoencoder", here / "packed")
     assert vokens.load(here / "packed").fingerprint in capsys.readouterr().out
-    size = [
-        (folder / "model.safetensors").stat().st_size for folder in (here / "packed", parts / "autoencoder")
-    ]
-    assert size[0] < 0.6 * size[1]
+    files = (folder / "model.safetensors" for folder in (here / "packed", parts / "autoencoder"))
+    packed, trained = (file.stat().st_size for file in files)
+    assert packed < 0.6 * trained
 
 
 # Voices
 
 
-def test_a_voice_is_kept_with_the_model(here: Path, weights: Path) -> None:
+def test_a_voice_is_kept_with_the_model(here, weights):
     model = vokens.load("say")
     decoded = model.voice("in.wav")
-    assert (decoded.text, len(decoded.prompt_speech), len(decoded.prompt)) == (
-        "",
-        0,
-        10,
-    )  # 0.4 s, for the flow alone
+    facts = decoded.text, len(decoded.prompt_speech), len(decoded.prompt)
+    assert facts == ("", 0, 10)  # 0.4 s, for the flow alone
     save_voice(here / "in.safetensors", decoded)
     again = load_voice(here / "in.safetensors")
     assert torch.equal(again.vector, decoded.vector)
@@ -198,7 +182,7 @@ def test_a_voice_is_kept_with_the_model(here: Path, weights: Path) -> None:
 # Faces
 
 
-def test_say_needs_no_model_and_no_voice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_say_needs_no_model_and_no_voice(here, capsys):
     assert main(["say", "Hello."]) == 0
     assert "wrote said.wav" in capsys.readouterr().err
     assert soundfile.info("said.wav").samplerate == 24000
@@ -216,9 +200,7 @@ def player(folder: Path, name: str, code: int = 0) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="programs are shell scripts here")
-def test_what_is_said_is_played_where_a_player_is(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_said_is_played_where_a_player_is(here, monkeypatch, capsys):
     programs = here / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}")
@@ -239,7 +221,7 @@ def test_what_is_said_is_played_where_a_player_is(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_voice_is_converted_offline(here: Path, stream: bool) -> None:
+def test_a_voice_is_converted_offline(here, stream):
     words = ["convert-voice", "in.wav", "--voice", "ref.wav", *["--stream"] * stream]
     assert main([*words, "-o", "out.wav"]) == 0
     assert soundfile.info("out.wav").samplerate == 24000
@@ -248,7 +230,7 @@ def test_a_voice_is_converted_offline(here: Path, stream: bool) -> None:
     assert not np.allclose(samples("out.wav"), samples("own.wav"), atol=1e-4)
 
 
-def test_tokens_of_another_tokenizer_are_not_converted(here: Path) -> None:
+def test_tokens_of_another_tokenizer_are_not_converted(here):
     decoder, tokens = vokens.load("say").decoder, vokens.load("s3_mini").encode("in.wav")
     assert len(decoder.ids(tokens)[0]) == int(tokens.lengths[0])
     voice = decoder.voice("ref.wav")
@@ -265,13 +247,13 @@ def test_tokens_of_another_tokenizer_are_not_converted(here: Path) -> None:
             decoder.ids(vokens.Tokens(**{**vars(tokens), **change}))
 
 
-def test_the_demo_says_a_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_says_a_sentence(here, capsys):
     assert main(["demo", "-o", "demo"]) == 0
     assert "demo/said.wav: Hello!" in capsys.readouterr().out
     assert len(samples("demo/said.wav"))
 
 
-def test_the_server_speaks_by_default_and_knows_the_voice(here: Path) -> None:
+def test_the_server_speaks_by_default_and_knows_the_voice(here):
     testclient = pytest.importorskip("fastapi.testclient")
     from vokens.serve.app import create_app
     from vokens.serve.served import load_models

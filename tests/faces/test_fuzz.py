@@ -34,11 +34,8 @@ def _tar(path: Path) -> None:
         for name in ("a", "b"):
             sound = io.BytesIO()
             soundfile.write(sound, speechlike(4000), 16000, format="WAV")
-            for suffix, data in (
-                ("wav", sound.getvalue()),
-                ("txt", b"two words"),
-                ("json", b'{"speaker": "s"}'),
-            ):
+            files = {"wav": sound.getvalue(), "txt": b"two words", "json": b'{"speaker": "s"}'}
+            for suffix, data in files.items():
                 member = tarfile.TarInfo(f"{name}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -57,8 +54,14 @@ def _lines(*rows: object) -> Callable[[Path], None]:
 
 
 ROWS = (
-    {"id": "a", "audio": "{dir}/a.wav", "duration": 1.0, "text": "two words"}
-    | {"split": "test", "speaker": "s"},
+    {
+        "id": "a",
+        "audio": "{dir}/a.wav",
+        "duration": 1.0,
+        "text": "two words",
+        "split": "test",
+        "speaker": "s",
+    },
     {"id": "b", "audio_filepath": "{dir}/b.flac", "offset": 0.25, "duration": 0.5, "lang": "en"},
 )
 CUT = {
@@ -179,9 +182,7 @@ def prepare(kind: str, folder: Path, model: Path, sound: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_inputs_end_in_one_line(
-    kind: str, tiny_codec_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_inputs_end_in_one_line(kind, tiny_codec_folder, tmp_path, capfd):
     (tmp_path / "sounds").mkdir()
     sound = tmp_path / "sounds" / "good.wav"
     _audio("wav")(sound)
@@ -196,9 +197,7 @@ def test_damaged_inputs_end_in_one_line(
             )  # fmt: skip
             capfd.readouterr()
             with at_most(SECONDS):
-                code = main(
-                    line.split()
-                )  # an error that is no VokensError ends the test here, with its traceback
+                code = main(line.split())  # an error that is no VokensError ends the test here
             _, errors = capfd.readouterr()
             assert code in (0, 1, 2), f"{line}: exit code {code}"
             assert "Traceback" not in errors, f"{line}: {errors}"

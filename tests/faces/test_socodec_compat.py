@@ -1,7 +1,5 @@
 """SoCodec called as its release is called: its paddings, its files, its command."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
@@ -23,7 +21,7 @@ def release() -> compat.SoCodec:
 
 @pytest.mark.parametrize("samples", CASES["lengths"])
 @pytest.mark.parametrize("layout", ["1d", "cli"])
-def test_both_layouts(release: compat.SoCodec, samples: int, layout: str) -> None:
+def test_both_layouts(release, samples, layout):
     data = golden("codec_small")
     sound = wave(data[f"len{samples}.pcm"])
     features, synthesis = release.analysis_synthesis(sound if layout == "1d" else sound[None])
@@ -34,7 +32,7 @@ def test_both_layouts(release: compat.SoCodec, samples: int, layout: str) -> Non
         assert difference(synthesis, data[f"{name}.wav"]) <= 1e-4
 
 
-def test_a_list_in_one_call(release: compat.SoCodec) -> None:
+def test_a_list_in_one_call(release):
     data = golden("codec_small")
     waves = [wave(data[f"batch{i}.pcm"]) for i in range(3)]
     assert [len(item) for item in waves] == CASES["batch"]
@@ -45,7 +43,7 @@ def test_a_list_in_one_call(release: compat.SoCodec) -> None:
     assert difference(synthesis[1], data["batch1.wav"]) <= 1e-4
 
 
-def test_silence(release: compat.SoCodec) -> None:
+def test_silence(release):
     data = golden("codec_small")
     features, synthesis = release.analysis_synthesis(torch.zeros(1920))
     assert torch.equal(features["token"], data["silence1920.codes"].long())
@@ -53,7 +51,7 @@ def test_silence(release: compat.SoCodec) -> None:
     assert difference(synthesis, data["silence1920.wav"]) <= 1e-4
 
 
-def test_published_features_file(release: compat.SoCodec, tmp_path: Path) -> None:
+def test_published_features_file(release, tmp_path):
     data = torch.load(GOLDEN / "features_cli.pt", weights_only=True)
     assert data["token"].tolist() == CONFIG["cases"]["features_cli.pt"]["token"]
     compat.convert(release, str(GOLDEN / "features_cli.pt"), str(tmp_path / "synthesis.wav"))
@@ -62,7 +60,7 @@ def test_published_features_file(release: compat.SoCodec, tmp_path: Path) -> Non
     assert difference(torch.from_numpy(sound), release.synthesis(data)) == 0
 
 
-def test_the_command(release: compat.SoCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(release, tmp_path, monkeypatch):
     """wav to wav and wav to pt to wav are the same, 0.5 s of silence before and whole tokens long."""
     monkeypatch.setattr(compat, "init_codec", lambda: release)
     paths = [str(tmp_path / name) for name in ("in.wav", "features.pt", "a.wav", "b.wav")]
@@ -79,7 +77,7 @@ def test_the_command(release: compat.SoCodec, tmp_path: Path, monkeypatch: pytes
     assert compat.main(["-i", paths[0], "-o", str(tmp_path / "c.mp3")]) == 2
 
 
-def test_published_files_in_ckpts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_files_in_ckpts(tmp_path, monkeypatch):
     (tmp_path / "ckpts").mkdir()
     analyzer, vocoder, _ = published_weights(SMALL)
     save_file(analyzer, tmp_path / "ckpts" / "socodec_16384x4_120ms_16khz_chinese.safetensors")
@@ -90,7 +88,7 @@ def test_published_files_in_ckpts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         compat.init_codec()
 
 
-def test_what_is_refused(release: compat.SoCodec, tmp_path: Path) -> None:
+def test_what_is_refused(release, tmp_path):
     refused(AudioError, "shapes", lambda: release.analysis(torch.zeros(2, 100)))
     with pytest.raises(TokensError, match="token"):
         release.synthesis({"token": torch.zeros(3, 5, dtype=torch.int64), "speaker": torch.zeros(64)})

@@ -36,7 +36,7 @@ def listener(mini: Codec) -> Listener:
     return Listener({"mini": mini}, max_seconds=3)
 
 
-def test_the_slider_decodes_fewer_codebooks_of_the_same_tokens(listener: Listener, mini: Codec) -> None:
+def test_the_slider_decodes_fewer_codebooks_of_the_same_tokens(listener, mini):
     wave = speechlike(20000)
     tokens = mini.encode(wave, 16000)
     for count in (8, 2, 99):
@@ -48,15 +48,13 @@ def test_the_slider_decodes_fewer_codebooks_of_the_same_tokens(listener: Listene
     assert len(listener._kept) == 1  # encoded once
 
 
-def test_silence_is_not_called_a_perfect_copy(listener: Listener) -> None:
+def test_silence_is_not_called_a_perfect_copy(listener):
     numbers = listener.roundtrip("mini", np.zeros(16000, np.float32), 16000, 8).numbers
     assert "silent" in numbers["closeness"]
     assert not numbers.keys() & {"mel distance", "STOI"}
 
 
-def test_files_of_a_result_are_written_on_request_and_the_oldest_expire(
-    listener: Listener,
-) -> None:
+def test_files_of_a_result_are_written_on_request_and_the_oldest_expire(listener):
     from fastapi import FastAPI, HTTPException
     from fastapi.testclient import TestClient
 
@@ -82,7 +80,7 @@ def test_files_of_a_result_are_written_on_request_and_the_oldest_expire(
         addresses.file(wave.split("/")[2], "../secret")
 
 
-def test_token_files_are_opened(listener: Listener, mini: Codec, tmp_path: Path) -> None:
+def test_token_files_are_opened(listener, mini, tmp_path):
     tokens = mini.encode(speechlike(9000), 16000)
     tokens.to_json(tmp_path / "x.json")
     result = listener.open(tmp_path / "x.json")
@@ -96,7 +94,7 @@ def test_token_files_are_opened(listener: Listener, mini: Codec, tmp_path: Path)
     refused(TokensError, "vokens web --models mini", lambda: Listener({}, 3).open(tmp_path / "x.json"))
 
 
-def test_long_and_wrong_files_get_friendly_messages(listener: Listener, tmp_path: Path) -> None:
+def test_long_and_wrong_files_get_friendly_messages(listener, tmp_path):
     refused(AudioError, "press a sample", listener.load, None)
     soundfile.write(tmp_path / "long.wav", speechlike(16000 * 4), 16000)
     refused(AudioError, "longer than 3 s", listener.load, tmp_path / "long.wav")
@@ -104,7 +102,7 @@ def test_long_and_wrong_files_get_friendly_messages(listener: Listener, tmp_path
     refused(AudioError, "not readable audio", listener.load, tmp_path / "wrong.wav")
 
 
-def test_a_take_is_computed_once_and_served_again_and_the_oldest_expire() -> None:
+def test_a_take_is_computed_once_and_served_again_and_the_oldest_expire():
     from fastapi import HTTPException
 
     streams, wave = Addresses(), speechlike(1000)
@@ -128,7 +126,7 @@ def test_a_take_is_computed_once_and_served_again_and_the_oldest_expire() -> Non
         streams.take(addresses[0].rsplit("/", 1)[1])
 
 
-def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
+def test_the_page_is_built_for_models_of_each_kind(mini):
     from s3gen_model import build
     from speakers import tiny_speech
 
@@ -137,38 +135,33 @@ def test_the_page_is_built_for_models_of_each_kind(mini: Codec) -> None:
     assert any(getattr(route, "path", "") == "/stream/{ticket}" for route in app.routes)
 
 
-def test_cosyvoices_folder_says_texts_and_converts_voices(tmp_path: Path) -> None:
-    from test_say import published_folder
+def test_cosyvoices_folder_says_texts_and_converts_voices(tmp_path):
+    from speakers import published_folder
 
     published_folder(tmp_path / "CosyVoice", "cosyvoice3")
     addresses, recording = Addresses(), str(tmp_path / "a.wav")
     soundfile.write(recording, speechlike(24000), 16000)
     page = create_page(load_named([f"tts={tmp_path / 'CosyVoice'}"]), addresses, 60)
     work = {one.name: one.fn for one in page.fns.values()}
-    players = [
-        work["say"]("Hi.", recording, "One.", "tts", 0, 1.0),
-        work["convert"](recording, recording, "tts"),
-    ]
-    for player in players:
+    said = work["say"]("Hi.", recording, "One.", "tts", 0, 1.0)
+    for player in (said, work["convert"](recording, recording, "tts")):
         ticket = player.partition("/stream/")[2].partition('"')[0]
         assert len(b"".join(addresses.take(ticket))) > 44
 
 
-def test_models_of_no_use_to_the_page_are_named(mini: Codec) -> None:
+def test_models_of_no_use_to_the_page_are_named(mini):
     with pytest.raises(ConfigError, match="cannot use lone: it takes codecs"):
         create_app({"mini": mini, "lone": object()})
 
 
-def test_a_codec_that_only_encodes_is_refused_before_a_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_codec_that_only_encodes_is_refused_before_a_download(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VOKENS_CACHE", str(tmp_path / "cache"))
     assert main(["web", "--port", "0", "--models", "mini", "s3=speech_tokenizer_v2_25hz"]) == 2
     assert "cannot use s3=speech_tokenizer_v2_25hz: it takes" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
 
-def test_speech_without_a_sample_is_refused_before_it_plays() -> None:
+def test_speech_without_a_sample_is_refused_before_it_plays():
     nothing, sound = np.zeros(0, np.float32), np.ones(3, np.float32)
     assert np.concatenate(list(begun(iter([nothing, sound, nothing, sound])))).tolist() == [1.0] * 6
     for pieces in ([], [nothing, nothing]):
@@ -176,7 +169,7 @@ def test_speech_without_a_sample_is_refused_before_it_plays() -> None:
             begun(iter(pieces))
 
 
-def test_what_the_page_is_given_is_checked_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_page_is_given_is_checked_first(capsys):
     given = ["--max-seconds", "nan"], ["--models", "x="], ["--models", "=mini"], ["--port", "99999"]
     for options in given:
         assert main(["web", "--port", "0", *options]) == 2

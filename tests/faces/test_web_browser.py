@@ -4,11 +4,7 @@ Needs playwright and Debian's chromium; skipped where they are not installed.
 """
 
 import shutil
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import pytest
 import soundfile
@@ -17,13 +13,15 @@ from conftest import speechlike
 import vokens
 
 pytest.importorskip("gradio")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
+pytest.importorskip("httpx")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("the page in a browser needs chromium: apt-get install chromium", allow_module_level=True)
 
-from speakers import tiny_s3gen, tiny_speech  # noqa: E402 (after the packages that it needs)
+from serving import serving, wait_for  # noqa: E402 (after the packages that it needs)
+from speakers import tiny_s3gen, tiny_speech  # noqa: E402
 
 from vokens.web.page import create_app  # noqa: E402
 
@@ -61,22 +59,14 @@ MISNAMED = r"""() => [...document.querySelectorAll("button, a[href], input, sele
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address():
     models = {"mini": vokens.load("mini"), "tts": tiny_speech(), "s3gen": tiny_s3gen()}
-    app = create_app(models, max_seconds=10)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-        assert thread.is_alive()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    with serving(create_app(models, max_seconds=10)) as client:
+        yield str(client.base_url)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with playwright.sync_playwright() as found:
         options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = found.chromium.launch(executable_path=CHROMIUM, args=options)
@@ -85,7 +75,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
+def page(browser, address):
     tab = browser.new_page(viewport={"width": 1280, "height": 1500})
     tab.set_default_timeout(PATIENCE)
     tab.goto(address)
@@ -94,30 +84,26 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     tab.close()
 
 
-def upload(page: Any, path: Path, place: str = "#recording") -> None:
+def upload(page, path, place="#recording"):
     page.set_input_files(f"{place} input[type=file]", path)
     page.wait_for_selector(f"{place} canvas, {place} #waveform, {place} audio", state="attached")
 
 
-def try_sample(page: Any) -> None:
+def try_sample(page):
     page.get_by_role("button", name="English sample").first.click()
     page.wait_for_selector("#recording canvas, #recording #waveform, #recording audio", state="attached")
     page.click("#go")
     page.wait_for_selector(".result img")
 
 
-def bit_rate(page: Any) -> str:
+def bit_rate(page):
     return page.locator(".numbers dd").first.inner_text()
 
 
-def wait_until(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE / 1000
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+wait_until = partial(wait_for, seconds=PATIENCE / 1000)
 
 
-def test_upload_listen_and_take_home(page: Any, tmp_path: Path) -> None:
+def test_upload_listen_and_take_home(page, tmp_path):
     soundfile.write(tmp_path / "speech.wav", speechlike(24000), 16000)
     upload(page, tmp_path / "speech.wav")
     page.click("#go")
@@ -140,7 +126,7 @@ def test_upload_listen_and_take_home(page: Any, tmp_path: Path) -> None:
     wait_until(lambda: page.locator(".result img:visible").count() == 1)
 
 
-def test_the_keyboard_alone_moves_the_codebooks_and_the_sound_follows(page: Any) -> None:
+def test_the_keyboard_alone_moves_the_codebooks_and_the_sound_follows(page):
     try_sample(page)
     sound = page.locator(".result audio").get_attribute("src")
     page.locator("#codebooks input[type=range]").focus()
@@ -159,7 +145,7 @@ def test_the_keyboard_alone_moves_the_codebooks_and_the_sound_follows(page: Any)
     assert page.locator(".toast-body").count() == 0
 
 
-def test_wrong_and_long_files_get_a_note(page: Any, tmp_path: Path) -> None:
+def test_wrong_and_long_files_get_a_note(page, tmp_path):
     page.click("#go")
     page.get_by_text("press a sample").wait_for()
     soundfile.write(tmp_path / "long.wav", speechlike(16000 * 12), 16000)
@@ -176,7 +162,7 @@ def test_wrong_and_long_files_get_a_note(page: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_can_be_read_on_a_phone_and_by_screen_readers(page: Any, address: str, theme: str) -> None:
+def test_it_can_be_read_on_a_phone_and_by_screen_readers(page, address, theme):
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{address}/?__theme={theme}")
     try_sample(page)
@@ -191,7 +177,7 @@ def test_it_can_be_read_on_a_phone_and_by_screen_readers(page: Any, address: str
     assert page.evaluate(MISNAMED) == []
 
 
-def test_a_text_plays_while_it_is_computed(page: Any, tmp_path: Path) -> None:
+def test_a_text_plays_while_it_is_computed(page, tmp_path):
     page.get_by_role("tab", name="Say a text").click()
     page.fill("#text textarea", "Good morning, dear reader.")
     page.click("#say")
@@ -204,7 +190,7 @@ def test_a_text_plays_while_it_is_computed(page: Any, tmp_path: Path) -> None:
     page.wait_for_function(played)
 
 
-def test_what_is_said_plays_in_another_voice(page: Any, tmp_path: Path) -> None:
+def test_what_is_said_plays_in_another_voice(page, tmp_path):
     page.get_by_role("tab", name="Convert a voice").click()
     soundfile.write(tmp_path / "said.wav", speechlike(24000), 16000)
     soundfile.write(tmp_path / "voice.wav", speechlike(48000, seed=1), 16000)

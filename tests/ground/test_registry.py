@@ -338,7 +338,7 @@ def test_cosyvoices_id_speaks_from_the_hub_alone(hub, tmp_path, monkeypatch, rel
     """Reduced files in the published layout; then without a network, from the cache that others share."""
     import soundfile
     from conftest import speechlike
-    from test_say import published_folder
+    from speakers import published_folder
 
     from vokens.cli import main
 

@@ -86,9 +86,9 @@ def tiny_socodec_lm() -> Pretrained:
     return TokenLM(TokenLMConfig(codebook_sizes=codec.codebook_sizes, **sizes, **facts))
 
 
-def of_test_say(build: str, part: str = "") -> Pretrained:
-    """What the tests of `vokens say` build, or a part of it."""
-    whole = getattr(import_module("test_say"), build)()
+def of_speakers(build: str, part: str = "") -> Pretrained:
+    """A small model that speaks, or a part of it."""
+    whole = getattr(import_module("speakers"), build)()
     return getattr(whole, part) if part else whole
 
 
@@ -116,16 +116,16 @@ MODELS: dict[str, Callable[[], Pretrained]] = {
     "speechtokenizer_hubert_avg": build_tiny_speechtokenizer,
     "speech_tokenizer_v2_25hz": tiny_s3tokenizer,
     "socodec_16384x4_120ms_16khz_chinese": build_tiny_socodec,
-    "chatterbox_s3gen": partial(of_test_say, "tiny_s3gen"),
+    "chatterbox_s3gen": partial(of_speakers, "tiny_s3gen"),
     "checkpoint.pt": tiny_dacvae,
     "USLM.pt": tiny_uslm,
     "runs/flowae_mini/model": tiny_flowae,
     "runs/socodec_lm_mini/lm": tiny_socodec_lm,
-    "runs/learnable_lm_mini/lm": partial(of_test_say, "tiny_speech", "lm"),
-    "runs/learnable_flow_mini/flow": partial(of_test_say, "tiny_speech", "flow"),
-    "runs/dacvae_mini/model": partial(of_test_say, "tiny_speech", "autoencoder"),
-    "runs/s3_mini/codec": partial(of_test_say, "tiny_speech", "tokenizer"),
-    "runs/s3_scratch/codec": partial(of_test_say, "tiny_speech", "tokenizer"),
+    "runs/learnable_lm_mini/lm": partial(of_speakers, "tiny_speech", "lm"),
+    "runs/learnable_flow_mini/flow": partial(of_speakers, "tiny_speech", "flow"),
+    "runs/dacvae_mini/model": partial(of_speakers, "tiny_speech", "autoencoder"),
+    "runs/s3_mini/codec": partial(of_speakers, "tiny_speech", "tokenizer"),
+    "runs/s3_scratch/codec": partial(of_speakers, "tiny_speech", "tokenizer"),
 }
 FILES: dict[str, Callable[[Path], None]] = {
     "SpeechTokenizer.pt": write_published_speechtokenizer,
