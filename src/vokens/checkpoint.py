@@ -72,9 +72,7 @@ def save_safetensors(
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error}; check the folder, its rights and its space"
-        ) from error
+        raise CheckpointError(f"cannot write {path}: {error}; check the folder, rights and space") from error
 
 
 def save_torch(path: PathLike, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -118,9 +116,7 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # damaged pickles and archives raise almost any type
         if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path} is a TorchScript program, not weights: give the state dict"
-            ) from error
+            raise CheckpointError(f"{path} is a TorchScript program: give the state dict") from error
         raise damaged(path, error) from error
 
 
@@ -138,16 +134,12 @@ def _unwrap(content: Any, path: Path) -> State:
                 break
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         held = f"the keys {_some(content)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise CheckpointError(
-            f"{path} holds no weights but {held}: give a state dict, alone or under {_WRAPPERS}"
-        )
+        raise CheckpointError(f"{path} holds {held}, no weights: give a state dict, or one under {_WRAPPERS}")
     counts = {name for name in _COUNTS if isinstance(content.get(name), int | float)}
     content = {name: value for name, value in content.items() if name not in counts}
     other = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
-        raise CheckpointError(
-            f"{path} holds entries that are not tensors, {_some(other)}: save the state dict alone"
-        )
+        raise CheckpointError(f"{path} holds more than tensors, {_some(other)}: save the state dict alone")
     return _strip_module(dict(content))
 
 
@@ -271,9 +263,7 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
                 raise CheckpointError(f"{g_name} needs {module + v_end} and no {module}.weight: damaged file")
             g, v = folded.pop(g_name), folded.pop(module + v_end)
             if g.shape != (v.shape[0], *(1,) * (v.dim() - 1)):
-                raise CheckpointError(
-                    f"{g_name} {tuple(g.shape)} does not scale the first axis of {tuple(v.shape)}"
-                )
+                raise CheckpointError(f"{g_name} {tuple(g.shape)} does not scale rows of {tuple(v.shape)}")
             folded[module + ".weight"] = torch._weight_norm(v, g, 0)  # torch's own kernel: bit-identical
     orphans = [name for name in folded if name.endswith((_SPELLINGS[0][1], _SPELLINGS[1][1]))]
     if orphans:

@@ -18,9 +18,7 @@ def build_config(config_type: type, values: Mapping[str, Any], where: str) -> An
     """
     for name, usual in getattr(config_type, "retired", {}).items():
         if values.get(name, usual) != usual:
-            raise ConfigError(
-                f"{where}: {name} = {values[name]!r} is no longer built: {usual!r} is accepted; leave it out"
-            )
+            raise ConfigError(f"{where}: {name} = {values[name]!r} is no longer built: {usual!r} is accepted")
         values = {key: value for key, value in values.items() if key != name}
     hints = get_type_hints(config_type)
     known = {field.name for field in dataclasses.fields(config_type)}

@@ -156,7 +156,7 @@ def _fetch_whole(url: str, partial: Path) -> None:
             furthest = max(furthest, _size(partial))
             if failures == ATTEMPTS:
                 raise DownloadError(
-                    f"{url} could not be fetched: {interruption}. Check the network and try again; "
+                    f"{url} could not be fetched: {interruption}. Check the network; "
                     f"{_megabytes(_size(partial))} are kept, and it resumes there"
                 ) from None
             pause = BACKOFF * 2**failures

@@ -106,9 +106,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     try:
         return _model(content)
     except (ValueError, IndexError, struct.error) as error:
-        raise CheckpointError(
-            f"{path} is no ONNX file, or truncated or damaged ({error}): download it again"
-        ) from error
+        raise CheckpointError(f"{path} is no whole ONNX file ({error}): download it again") from error
 
 
 class _Damaged(ValueError):

@@ -251,9 +251,7 @@ def _check_version(header: Any, path: Path) -> Facts:
     if not isinstance(version, int) or version < 1:
         raise _damaged(path)
     if version > VERSION:
-        raise TokensError(
-            f"{path} is in version {version} of the format, this vokens reads up to {VERSION}: upgrade vokens"
-        )
+        raise TokensError(f"{path} is of format {version}, this vokens reads up to {VERSION}: upgrade vokens")
     return header
 
 

@@ -120,9 +120,7 @@ def _resume(data: bytes, position: int, earliest: int, name: str) -> int:
     else:
         following = len(data)
     if following - position > _LARGEST:
-        raise AudioError(
-            f"{name} is damaged: {following - position} bytes from byte {position} are no mp3 frames"
-        )
+        raise AudioError(f"{name} is damaged: {following - position} bytes at byte {position} are no frames")
     return following
 
 

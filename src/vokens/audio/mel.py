@@ -121,9 +121,7 @@ def mel_filterbank(
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     if not 0.0 <= f_min < f_max <= sample_rate / 2:
-        raise ConfigError(
-            f"mel range {f_min}..{f_max} Hz must lie within 0..{sample_rate / 2} Hz, half the sample rate"
-        )
+        raise ConfigError(f"mel range {f_min}..{f_max} Hz must lie within 0..{sample_rate / 2} Hz")
     if scale not in ("slaney", "htk") or norm not in ("slaney", None):
         raise ConfigError(f"scale must be 'slaney' or 'htk', norm 'slaney' or None; got {scale!r}, {norm!r}")
     mels = np.linspace(hz_to_mel(f_min, scale), hz_to_mel(f_max, scale), n_mels + 2)

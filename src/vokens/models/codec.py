@@ -308,9 +308,7 @@ class Codec(Pretrained):
     def _count_codebooks(self, num_codebooks: int | None) -> int:
         count = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= count <= self.num_codebooks:
-            raise ConfigError(
-                f"num_codebooks={num_codebooks} was given: {self.name} has 1 to {self.num_codebooks}"
-            )
+            raise ConfigError(f"num_codebooks={num_codebooks}: {self.name} has 1 to {self.num_codebooks}")
         return count
 
     def _check(self, tokens: Tokens) -> None:

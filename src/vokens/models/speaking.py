@@ -215,9 +215,7 @@ class Speaker(ABC):
     def _checked(self, options: SynthesisOptions) -> SynthesisOptions:
         if options.speed <= 0 or (options.speed != 1 and not self.paced):
             one = "; this model has one speed, 1: its language model was trained without positions of a pace"
-            raise ConfigError(
-                f"speed = {options.speed}: numbers above 0 are accepted{'' if self.paced else one}"
-            )
+            raise ConfigError(f"speed = {options.speed}: above 0 is accepted{'' if self.paced else one}")
         return replace(options, sampler=options.sampler or self.sampler)
 
     def _silence(self, seconds: float) -> np.ndarray:

@@ -87,9 +87,7 @@ class HubCodec(Codec):
                     dtype=torch.float32,
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"{folder} is not a complete {cls.system} of transformers: {error}"
-                ) from error
+                raise CheckpointError(f"{folder} is no {cls.system} of transformers: {error}") from error
         wrong = {name: sorted(map(str, keys))[:3] for name, keys in info.items() if keys}
         if wrong:
             raise CheckpointError(f"the weights in {folder} do not fit {cls.system}: {wrong}")

@@ -53,9 +53,7 @@ class Lyra(LibraryCodec):
         for name, size in GRAPHS.items():
             data = (folder / f"{name}.tflite").read_bytes()
             if len(data) != size:
-                raise CheckpointError(
-                    f"{folder / name}.tflite has {len(data)} bytes, the published graph {size}"
-                )
+                raise CheckpointError(f"{folder / name}.tflite has {len(data)} bytes, the published {size}")
             getattr(codec, name).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return codec
 
@@ -89,9 +87,7 @@ class Lyra(LibraryCodec):
         try:
             graph = Interpreter(model_content=self._files[name], num_threads=1)
         except ValueError as error:
-            raise CheckpointError(
-                f"{self.name} has no {name}.tflite: open it by vokens.load ({error})"
-            ) from error
+            raise CheckpointError(f"{self.name} has no {name}.tflite: use vokens.load ({error})") from error
         graph.allocate_tensors()
         return graph
 

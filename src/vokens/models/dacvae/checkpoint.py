@@ -19,9 +19,7 @@ def configure(state: State) -> DACVAEConfig:
         for name in ("encoder.block.{}.block.4.0.weight", "decoder.model.{}.block.1.weight")
     )
     if not encoder or not decoder:
-        raise CheckpointError(
-            "no stages of a DAC-VAE among the tensors: the file is damaged or another model's"
-        )
+        raise CheckpointError("no stages of a DAC-VAE among the tensors: it is damaged or another model's")
     return DACVAEConfig(
         encoder_dim=state["encoder.block.0.0.weight"].shape[0],
         encoder_rates=encoder,

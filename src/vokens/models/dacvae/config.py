@@ -63,16 +63,12 @@ class DACVAEConfig:
                 f"for {len(self.decoder_rates)} stages halve it"
             )
         if self.n_fft % 4:
-            raise ConfigError(
-                f"n_fft={self.n_fft} must be a multiple of 4: spectra are a quarter of it apart"
-            )
+            raise ConfigError(f"n_fft={self.n_fft} is no multiple of 4: spectra are a quarter of it apart")
         if self.prior_layers and self.latent_dim % 2:
             raise ConfigError(f"latent_dim={self.latent_dim} must be even: a coupling moves one half of it")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, self.latent_dim):
-                raise ConfigError(
-                    f"{name} has {len(getattr(self, name))} numbers for {self.latent_dim} latents"
-                )
+                raise ConfigError(f"{name}: {len(getattr(self, name))} numbers for {self.latent_dim} latents")
 
     @property
     def hop_length(self) -> int:

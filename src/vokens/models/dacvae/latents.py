@@ -49,6 +49,4 @@ class Latents:
                 facts = json.loads((file.metadata() or {})["vokens.latents"])
                 return cls(**{name: file.get_tensor(name) for name in file.keys()}, **facts)  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise TokensError(
-                f"{path} holds no latents ({error}): give a file that Latents.save wrote"
-            ) from error
+            raise TokensError(f"{path} holds no latents ({error}): give a file of Latents.save") from error

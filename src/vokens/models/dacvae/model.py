@@ -128,9 +128,7 @@ class Autoencoder(Pretrained):
         self, latents: Latents, decode_batch: Callable[[Tensor, Tensor], Tensor], batch_seconds: float
     ) -> list[np.ndarray]:
         if not isinstance(latents, Latents):
-            raise TokensError(
-                f"{type_name(latents)} was given to decode: Latents, as encode returns them, are accepted"
-            )
+            raise TokensError(f"{type_name(latents)} was given to decode: Latents of encode are accepted")
         if latents.values.shape[1] != self.config.latent_dim:
             raise TokensError(
                 f"latents of {latents.values.shape[1]} numbers were given, {self.name} has {self.config.latent_dim}"

@@ -18,8 +18,6 @@ class FlowAEConfig(DACVAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or not 0 < self.power <= 1:
-            raise ConfigError(
-                f"steps={self.steps} and power={self.power}: at least 1 step and a power in (0, 1] are accepted"
-            )
+            raise ConfigError(f"steps={self.steps} and power={self.power}: 1 step or more, a power in (0, 1]")
         if self.hop_length % 2:
             raise ConfigError(f"a hop of {self.hop_length} samples must be even: a frame has two spectra")

@@ -160,9 +160,7 @@ class LearnableFlow(Float32Buffers, Pretrained):
     def _voices(self, count: int, speaker: Tensor, tokens: Any, latents: Any) -> list[Voice]:
         width = self.config.flow.speaker_embed_dim
         if speaker.dim() != 2 or len(speaker) not in (1, count) or speaker.shape[1] != width:
-            raise AudioError(
-                f"speaker {tuple(speaker.shape)} was given: (1, {width}) or ({count}, {width}) is accepted"
-            )
+            raise AudioError(f"speaker {tuple(speaker.shape)}: not (1, {width}) or ({count}, {width})")
         if (tokens is None) != (latents is None):
             raise ConfigError("a prompt is both prompt_tokens and prompt_latents: one of them was given")
         prompts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.latent_dim))] * count

@@ -366,9 +366,7 @@ class LearnableLM(Pretrained):
         if speaker is None:
             return [torch.zeros_like(self.speech_embedding.weight[:1])] * count
         if speaker.dim() != 2 or len(speaker) not in (1, count) or speaker.shape[1] != width:
-            raise ConfigError(
-                f"speaker {tuple(speaker.shape)} was given: (1, {width}) or ({count}, {width}) is accepted"
-            )
+            raise ConfigError(f"speaker {tuple(speaker.shape)}: not (1, {width}) or ({count}, {width})")
         return list(speaker.to(self.device, self.dtype).expand(count, -1).split(1))
 
     def ids(self, text: str) -> list[int]:

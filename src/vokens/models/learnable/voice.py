@@ -189,9 +189,7 @@ class LearnableSpeech(Pretrained, Cascade):
             parts["tokenizer"] = stored.tokenizer
         missing = [name for name, path in parts.items() if isinstance(path, Path) and not path.is_dir()]
         if missing:
-            raise CheckpointError(
-                f"{folder} lacks {', '.join(missing)}: give a complete folder, as save_pretrained writes it"
-            )
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: give a folder of save_pretrained")
         model = cls.from_parts(**parts, flow_prompt=stored.flow_prompt)
         model.name = model.decoder.name = settings.get("name", cls.system)
         for path in sorted((folder / VOICES).glob("*.safetensors")):
@@ -206,9 +204,7 @@ class LearnableSpeech(Pretrained, Cascade):
         fits = fits and tuple(voice.vector.shape) == (1, self.flow.config.flow.speaker_embed_dim)
         fits = fits and (voice.latents is None or len(voice.latents) == self.flow.latent_dim)
         if not fits or (len(tokens) and int(tokens.max()) >= self.lm.config.speech_tokens):
-            raise CheckpointError(
-                f"{what} is of another model than {self.name}: make it again, with voice(recording)"
-            )
+            raise CheckpointError(f"{what} is not of {self.name}: make it again, with voice(recording)")
         return voice
 
 

@@ -130,9 +130,7 @@ def flow_from_published(state: Mapping[str, Tensor]) -> State:
         parts = [re.sub(r"_q(\.\w+)$", rf"_{x}\1", name) for x in "qkv"]
         missing = [part for part in parts if part not in state]
         if missing:
-            raise CheckpointError(
-                f"{name} has no {missing[0]} beside it: the file is damaged or of another model"
-            )
+            raise CheckpointError(f"{name} has no {missing[0]} beside it: damaged, or of another model")
         fused[re.sub(r"_q(\.\w+)$", r"_qkv\1", name)] = torch.cat([fused.pop(part) for part in parts])
     if not is_dit(fused):
         return FLOW_TABLE.to_ours(fused)
@@ -314,7 +312,5 @@ def hift_config(state: Mapping[str, Tensor], source: str) -> HiFTNetConfig:
             "source": source,
         }
     except KeyError as error:
-        raise CheckpointError(
-            f"the vocoder lacks {error}: the file is damaged or of another model"
-        ) from error
+        raise CheckpointError(f"the vocoder lacks {error}: it is damaged or of another model") from error
     return build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes, "the vocoder's config")

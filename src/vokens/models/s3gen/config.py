@@ -163,9 +163,7 @@ class HiFTNetConfig:
             raise ConfigError(f"resblock kernels {kernels} were given: odd sizes are accepted")
         pairs = list(zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True))
         if not self.causal and any(kernel < rate or (kernel - rate) % 2 for kernel, rate in pairs):
-            raise ConfigError(
-                f"upsampling {pairs} (kernel, rate): a kernel is its rate and an even number more"
-            )
+            raise ConfigError(f"upsampling {pairs} (kernel, rate): a kernel is its rate plus an even number")
         if self.base_channels % 2**stages:
             raise ConfigError(f"base_channels={self.base_channels} is halved {stages} times: use a multiple")
         n_fft, hop, bands = self.istft_n_fft, self.istft_hop_len, self.f0_predictor_in_channels
@@ -232,9 +230,7 @@ class S3GenModelConfig:
                 "vocoder belong together, for their mels reach higher than others'"
             )
         if self.speaker_encoder and flow.speaker_embed_dim != EMBEDDING:
-            raise ConfigError(
-                f"speaker_embed_dim={flow.speaker_embed_dim} was given: CAM++ makes {EMBEDDING} numbers"
-            )
+            raise ConfigError(f"speaker_embed_dim={flow.speaker_embed_dim}: CAM++ makes {EMBEDDING} numbers")
         if tokenizer is None:
             return
         if tokenizer.codebook_size > flow.vocab_size:

@@ -211,9 +211,7 @@ class TokenToMel(Pretrained):
         targets = self.check_tokens(tokens, least=1 if finalize else config.pre_lookahead_len + 1)
         owners = [voices] * len(targets) if isinstance(voices, Voice) else list(voices)
         if len(owners) != len(targets):
-            raise ConfigError(
-                f"{len(owners)} voices were given for {len(targets)} utterances: one or one each"
-            )
+            raise ConfigError(f"{len(owners)} voices for {len(targets)} utterances: one or one each")
         cut = [self.cut_prompt(voice) for voice in owners]
         ids = [torch.cat([voice.tokens, target]) for voice, target in zip(cut, targets, strict=True)]
         ahead = 0 if finalize else config.pre_lookahead_len

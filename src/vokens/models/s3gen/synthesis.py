@@ -67,9 +67,7 @@ class Sampling:
         if isinstance(made.seed, int):
             return replace(made, seed=[made.seed] * rows)
         if made.seed is not None and len(made.seed) != rows:
-            raise ConfigError(
-                f"{len(made.seed)} seeds were given for {rows} utterances: one for all or one each"
-            )
+            raise ConfigError(f"{len(made.seed)} seeds for {rows} utterances: one for all or one each")
         return made
 
     def rows(self, numbers: Sequence[int]) -> "Sampling":
@@ -208,9 +206,7 @@ def marked(watermark: Watermark, rate: int, waves: Tensor, counts: Sequence[int]
     for row, count in zip(waves, counts, strict=True):
         wave = watermark(row[:count].cpu().numpy(), rate)
         if np.shape(wave) != (count,):
-            raise ConfigError(
-                f"the watermark made {np.shape(wave)} of {(count,)} samples: as many are accepted"
-            )
+            raise ConfigError(f"the watermark made {np.shape(wave)} of {(count,)} samples: give as many")
         row[:count] = torch.as_tensor(np.asarray(wave, np.float32))
     return waves
 

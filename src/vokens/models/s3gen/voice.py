@@ -136,9 +136,7 @@ def one_voice(given: VoiceLike, spoken: str = "") -> ReferenceVoice:
 def broadcast_voices(voices: list[ReferenceVoice], count: int) -> list[ReferenceVoice]:
     """One voice for each of count utterances."""
     if len(voices) not in (1, count):
-        raise ConfigError(
-            f"{len(voices)} voices were given for {count} utterances: one for all, or one for each"
-        )
+        raise ConfigError(f"{len(voices)} voices for {count} utterances: one for all, or one for each")
     return voices * count if len(voices) == 1 else voices
 
 

@@ -98,9 +98,7 @@ def from_graph(graph: OnnxGraph) -> tuple[State, dict[str, Any]]:
                 transposed.add(name)
         for fact, value in _facts_of(node, graph).items():
             if facts.setdefault(fact, value) != value:
-                raise CheckpointError(
-                    f"{fact} is {facts[fact]} and {value} in one graph; one value is expected"
-                )
+                raise CheckpointError(f"{fact} is {facts[fact]} and {value} in one graph: one is expected")
     for name in graph.initializers:  # read by a Slice
         if name.endswith("positional_embedding"):
             sources["encoder.positional_embedding"] = name

@@ -132,13 +132,9 @@ def _exact(bits: int) -> bool:
 def check_device(device: torch.device) -> None:
     """Raise ConfigError where int8 does not run: elsewhere than on the CPU, and in builds of torch without oneDNN."""
     if device.type != "cpu":
-        raise ConfigError(
-            f"int8 is for the CPU, and the codec is on {device}: bfloat16 and float16 are for GPUs"
-        )
+        raise ConfigError(f"int8 is for the CPU, the codec is on {device}: bfloat16 and float16 are for GPUs")
     if not input_bits():
-        raise ConfigError(
-            "int8 needs oneDNN's integer products, which this build of torch lacks: use float32"
-        )
+        raise ConfigError("int8 needs oneDNN's integer products, which this torch lacks: use float32")
 
 
 def round_weights(network: nn.Module) -> None:

@@ -118,9 +118,7 @@ class S3Tokenizer(Codec):
         all are F long, which is faster.
         """
         if mel.shape[2] == 0:
-            raise AudioError(
-                f"log-mels {tuple(mel.shape)} have no frames: (B, n_mels, F) with F from 1 is accepted"
-            )
+            raise AudioError(f"log-mels {tuple(mel.shape)} have no frames: give (B, n_mels, F >= 1)")
         lengths = mel_lens
         if lengths is None:
             lengths = torch.full((mel.shape[0],), mel.shape[2], device=mel.device)
@@ -171,9 +169,7 @@ class S3Tokenizer(Codec):
             accepted = ", ".join(str(known) for known in (*bounds, torch.int8))
             raise ConfigError(f"dtype {dtype} was given: {accepted} are accepted")
         if self.compute_dtype == torch.int8 and dtype != torch.int8:
-            raise ConfigError(
-                f"{dtype} was given, but the weights were rounded to int8: load the codec again"
-            )
+            raise ConfigError(f"{dtype} was given, but weights were rounded to int8: load the codec again")
         if dtype == torch.int8 and exactness == "guarded":
             raise ConfigError("int8 discards the float32 weights, which guarded needs: use plain, or float32")
         if dtype == torch.int8 and self.compute_dtype != torch.int8:

@@ -48,9 +48,7 @@ class OnnxS3Tokenizer(S3Tokenizer):
     def set_dtype(self, dtype: torch.dtype, exactness: Any = "plain") -> "OnnxS3Tokenizer":
         if dtype == torch.float32:
             return self
-        raise ConfigError(
-            f"{dtype} was given, but the precision of an ONNX graph is fixed: open it with torch"
-        )
+        raise ConfigError(f"{dtype} was given, but an ONNX graph's precision is fixed: open it with torch")
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         raise CheckpointError("ONNX Runtime does not return weights: open the file with torch, or copy it")

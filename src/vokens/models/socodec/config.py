@@ -100,9 +100,7 @@ class SoCodecConfig:
     def of_paper(cls, num_streams: int = 4, frame_ms: int = 120) -> "SoCodecConfig":
         """A configuration of the paper (section 4): 1, 2, 4 or 8 streams of 16384 codes, 40, 120 or 240 ms."""
         if num_streams not in (1, 2, 4, 8) or frame_ms not in _STRIDES:
-            raise ConfigError(
-                f"{num_streams} streams at {frame_ms} ms: 1, 2, 4, 8 and 40, 120, 240 are accepted"
-            )
+            raise ConfigError(f"{num_streams} streams at {frame_ms} ms: 1, 2, 4, 8 and 40, 120, 240 exist")
         return cls(num_streams=num_streams, codebook_dim=512 // num_streams, strides=_STRIDES[frame_ms])
 
 

@@ -158,9 +158,7 @@ class TokenLM(Pretrained):
         sizes, delay, streams = config.codebook_sizes, config.delay, len(config.codebook_sizes)
         if prompt is not None:
             if tuple(prompt.codebook_sizes) != tuple(sizes):
-                raise TokensError(
-                    f"a prompt of codebooks {prompt.codebook_sizes} was given: {sizes} are accepted"
-                )
+                raise TokensError(f"a prompt of codebooks {prompt.codebook_sizes}: {sizes} are accepted")
             rows, vector = len(prompt), prompt.global_vector if vector is None else vector
         vector = None if vector is None or self.vector is None else vector.to(self.device, self.dtype)
         prompt_lengths = torch.zeros(rows, dtype=torch.int64) if prompt is None else prompt.lengths.cpu()

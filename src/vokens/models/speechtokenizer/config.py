@@ -49,9 +49,7 @@ class SpeechTokenizerConfig:
             raise ConfigError(f"a config.json holds one object, not {type(source).__name__}")
         missing = sorted(set(PUBLISHED.values()) - set(source))
         if missing:
-            raise ConfigError(
-                f"the published config lacks {missing}: give the config.json that came with the weights"
-            )
+            raise ConfigError(f"the published config lacks {missing}: give the config.json of the weights")
         values: dict[str, Any] = {ours: source[published] for ours, published in PUBLISHED.items()}
         values["strides"] = tuple(values["strides"])
         return cls(**values)

@@ -38,9 +38,7 @@ class USLM(Pretrained):
         super().__init__(config)
         needed = front_end(config.front_end).num_ids
         if config.text_symbols < needed:
-            raise ConfigError(
-                f"text_symbols={config.text_symbols}: the front end {config.front_end!r} needs {needed}"
-            )
+            raise ConfigError(f"text_symbols={config.text_symbols}: {config.front_end!r} needs {needed}")
         self.ar = Autoregressive(config)
         self.nar = NonAutoregressive(config)
 
@@ -88,9 +86,7 @@ class USLM(Pretrained):
             )
         prompt_texts = [prompt_text] * len(text_list) if isinstance(prompt_text, str) else list(prompt_text)
         if len(prompt_texts) != len(text_list):
-            raise ConfigError(
-                f"{len(prompt_texts)} prompt texts were given for {len(text_list)} texts: one for all or one each"
-            )
+            raise ConfigError(f"{len(prompt_texts)} prompt texts for {len(text_list)} texts: one or one each")
         pairs = zip(text_list, prompt_texts, strict=True)
         ids = [torch.tensor(spell.ids(text, before)) for text, before in pairs]
         own = [len(spell.ids(text)) for text in text_list]
