@@ -33,8 +33,7 @@ _PLAIN: dict[tuple[str, str], Any] = {
 class Inert:
     """Inert stand-in for an object of an unknown class: records arguments, items and state.
 
-    Attributes:
-        held: the recorded values in order: ("arguments", (...)), ("state", ...), ("item", ...).
+    held: the recorded values in order: ("arguments", (...)), ("state", ...), ("item", ...).
     """
 
     held: list[tuple[str, Any]]

@@ -71,12 +71,6 @@ def test_ragged_batch_equals_single_runs(model):
     torch.testing.assert_close(model(batch, lengths), alone, atol=2e-5, rtol=0)
 
 
-def test_batched_embedding_equals_single_runs(model):
-    waves = [GOLDEN[f"wav/{i}"].float() / 32768 for i in (0, 1, 0)]
-    waves[2] = waves[2][:1000]
-    torch.testing.assert_close(model.embed(waves, batched=True), model.embed(waves), atol=2e-5, rtol=0)
-
-
 def test_too_short(model):
     refused(AudioError, "720 samples", lambda: model.embed([torch.zeros(719)]))
 

@@ -106,9 +106,8 @@ def system_of(name: str | Path) -> type[Any] | None:
 class Pretrained(nn.Module):
     """A network with a frozen config, a name and a fingerprint.
 
-    Attributes:
-        system: name of the implementation, e.g. "speechtokenizer"; config.json carries it.
-        Config: its frozen dataclass of sizes. name: model id, e.g. "speechtokenizer_hubert_avg".
+    system: name of the implementation, e.g. "speechtokenizer"; config.json carries it.
+    Config: its frozen dataclass of sizes. name: model id, e.g. "speechtokenizer_hubert_avg".
     """
 
     system: ClassVar[str]

@@ -77,11 +77,8 @@ def test_ids_in_int8(version: str) -> None:
     exact = codec.encode(WAVES, RATE)
     codec.set_dtype(torch.int8)
     found = codec.encode(WAVES, RATE)
-    assert (found.model, found.fingerprint, found.lengths.tolist()) == (
-        exact.model,
-        exact.fingerprint,
-        exact.lengths.tolist(),
-    )
+    assert (found.model, found.fingerprint) == (exact.model, exact.fingerprint)
+    assert torch.equal(found.lengths, exact.lengths)
     assert (found.codes == exact.codes).float().mean() > 0.6
     for i in (0, 5, 9, 11):
         alone = codec.encode(WAVES[i], RATE)

@@ -34,8 +34,7 @@ class ReferenceVoice:
 
     The memory is of states, each as large as a stream's (`MelState.nbytes`); `forget` frees it.
 
-    Attributes:
-        tokens: name of the tokenizer of the prompt's tokens, "" where unknown.
+    tokens: name of the tokenizer of the prompt's tokens, "" where unknown.
     """
 
     def __init__(self, voice: Voice, tokens: str = "") -> None:

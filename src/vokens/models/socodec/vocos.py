@@ -16,8 +16,7 @@ EXPANSION = 3
 class Vocos(nn.Module):
     """Mel (B, n_mels, T), in nepers, to wave (B, 160 * T).
 
-    Attributes:
-        reach: mel frames on either side that a sample sees.
+    reach: mel frames on either side that a sample sees.
     """
 
     def __init__(self, n_mels: int, width: int, layers: int) -> None:
