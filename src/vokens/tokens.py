@@ -160,10 +160,7 @@ class Tokens:
         """Codebooks start (included) to stop (not included), counted among the K present."""
         stop = self.num_codebooks if stop is None else stop
         if not 0 <= start < stop <= self.num_codebooks:
-            raise TokensError(
-                f"select({start}, {stop}) of {self.num_codebooks} codebooks: "
-                f"give 0 <= start < stop <= {self.num_codebooks}"
-            )
+            raise TokensError(f"select({start}, {stop}): 0 <= start < stop <= {self.num_codebooks} is needed")
         return replace(
             self,
             codes=self.codes[:, start:stop],

@@ -246,8 +246,5 @@ def _check_recording(
         if peak < _SILENT and not allow_silent:
             raise AudioError(f"reference {row} is silent (peak {peak:.1e}): a recording of a voice is needed")
         if peak > _LOUD:
-            raise AudioError(
-                f"reference {row} has a peak of {peak:.0f}: samples in [-1, 1] are accepted, so divide 16-bit ones by "
-                "32768"
-            )
+            raise AudioError(f"reference {row} peaks at {peak:.0f}, not 1: divide 16-bit samples by 32768")
     return wave, counts
