@@ -39,8 +39,8 @@ class Arguments:
     cosyvoice (for CosyVoice's train.py)."""
     speaker: Annotated[Path | None, unset("CAMPPLUS")] = None
     """Add a speaker embedding of each utterance: weights of CAM++ (campplus.onnx), or their folder."""
-    audio_root: Path | None = None
-    """For sidecar: put its files below --out, at the audio's path below this folder (default: next to the audio)."""
+    audio_root: Annotated[Path | None, unset("PATH", default="next to the audio")] = None
+    """For sidecar: put its files below --out, at the audio's path below this folder."""
     shard_size: Count = 1000
     """Utterances per shard. An interruption loses at most the current shard."""
     batch_seconds: BatchSeconds = 60.0
@@ -60,7 +60,7 @@ class Arguments:
     """Of a Ray cluster, or auto on one of its machines (default: only this machine)."""
     encoders: Annotated[int | None, unset("N")] = None
     """For ray: maximum number (default: one per GPU, or per machine without any)."""
-    options: SourceOptions = field(default_factory=SourceOptions)
+    choice: SourceOptions = field(default_factory=SourceOptions)
     compute: Compute = field(default_factory=Compute)
 
 
@@ -102,7 +102,7 @@ def _extract(arguments: Arguments) -> int:
     names = [item.name for item in fields(Settings) if hasattr(arguments, item.name)]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     sinc = arguments.format == "cosyvoice"  # as in its own tools
-    settings = Settings(**options, dtype=arguments.compute.dtype, sinc=sinc)
+    settings = Settings(**options, options=arguments.choice, dtype=arguments.compute.dtype, sinc=sinc)
     check_metrics(arguments.metrics)
     if arguments.workers is not None and arguments.workers < 0:
         raise ConfigError(f"--workers {arguments.workers}: give a number of processes, or 0 to decode inline")
