@@ -60,14 +60,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A graph: nodes in order, stored tensors by name, input and output names."""
+    """A graph: nodes in order, and stored tensors by name."""
 
     nodes: tuple[Node, ...]
     initializers: dict[str, StoredTensor]
     constants: dict[str, StoredTensor]  # outputs of Constant nodes
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    opset: int
 
     def size(self, name: str) -> int:
         """Number of elements of a stored tensor; 0 for a computed one."""
@@ -117,19 +114,16 @@ class _Damaged(ValueError):
 
 
 def _model(data: memoryview) -> OnnxGraph:
-    parts = _collect(data, {7: _bytes, 8: lambda value: dict(_fields(_bytes(value)))})
-    if not parts[7]:
+    graphs = _collect(data, {7: _bytes})[7]
+    if not graphs:
         raise _Damaged("it holds no graph")
-    # The domain of standard operations is "".
-    opset = _last([imported.get(2, 0) for imported in parts[8] if not imported.get(1)], 0)
-    parts = _collect(parts[7][-1], {1: _node, 5: _tensor, 11: _name, 12: _name})
-    nodes, initializers = tuple(parts[1]), {tensor.name: tensor for tensor in parts[5]}
+    parts = _collect(graphs[-1], {1: _node, 5: _tensor})
     constants = {
         node.outputs[0]: node.attributes["value"]
-        for node in nodes
+        for node in parts[1]
         if node.op == "Constant" and isinstance(node.attributes.get("value"), StoredTensor)
     }
-    return OnnxGraph(nodes, initializers, constants, tuple(parts[11]), tuple(parts[12]), opset)
+    return OnnxGraph(tuple(parts[1]), {tensor.name: tensor for tensor in parts[5]}, constants)
 
 
 def _node(data: Any) -> Node:
@@ -252,11 +246,6 @@ def _bytes(value: Any) -> memoryview:
 
 def _text(value: Any) -> str:
     return bytes(_bytes(value)).decode()
-
-
-def _name(value: Any) -> str:
-    """The name of an input or output of the graph."""
-    return _last(_collect(value, {1: _text})[1], "")
 
 
 def _floats(value: Any) -> list[float]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as dump_safetensors
 from torch import Tensor
@@ -113,11 +112,14 @@ def _write(path: PathLike, content: bytes) -> None:
 
 def read(path: Path) -> tuple[Facts, Arrays]:
     """Read any of the four formats. TokensError on anything else, and on damaged files."""
+    content = _read(path)
     try:
-        return _READERS[_kind(path)](path)
+        return _READERS[_kind(content, path)](content, path)
     except TokensError:
         if read_ids(path) is None:
             raise
+    except Exception as error:  # damaged bytes make readers raise almost any type, and ask for any memory
+        raise _damaged(path) from error
     raise TokensError(
         f"{path} holds ids without their codec: vokens decode takes them with --model, "
         "Python with codec.tokens(ids)"
@@ -133,7 +135,7 @@ def read_ids(path: Path) -> tuple[Any, Any] | None:
     try:
         if content.lstrip()[:1] in (b"[", b"{"):
             ids = json.loads(content)
-        elif content[:4] == _ZIP_MAGIC and _kind(path) == "pt":
+        elif content[:4] == _ZIP_MAGIC and _kind(content, path) == "pt":
             ids = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         elif content[:4] in (_ZIP_MAGIC, b"\x93NUM"):
             ids = np.load(io.BytesIO(content), allow_pickle=False)
@@ -143,19 +145,15 @@ def read_ids(path: Path) -> tuple[Any, Any] | None:
         if named and ("codes" not in ids or "header" in ids or "format" in ids):
             return None
         return (ids["codes"], ids.get("lengths")) if named else (ids, None)
-    except Exception:  # damaged bytes make readers raise almost any type
+    except Exception:  # as above
         return None
 
 
-def read_vok(path: Path) -> tuple[Facts, Arrays]:
-    """Read what `write_vok` wrote, and check it against its checksum."""
-    content = _read(path)
-    try:
-        arrays = load_safetensors(content)
-        (length,) = struct.unpack("<Q", content[:8])
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise _damaged(path) from error
+def _read_vok(content: bytes, path: Path) -> tuple[Facts, Arrays]:
+    """What `write_vok` wrote, checked against its checksum."""
+    arrays = load_safetensors(content)
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     if FORMAT not in metadata:
         raise TokensError(
             f"{path} is a safetensors file without tokens (it holds {', '.join(sorted(arrays)[:4])}), "
@@ -167,9 +165,8 @@ def read_vok(path: Path) -> tuple[Facts, Arrays]:
     return header, _widen(arrays)
 
 
-def read_json(path: Path) -> tuple[Facts, Arrays]:
-    """Read what `write_json` wrote."""
-    header = _parse_header(_read(path), path)
+def _read_json(content: bytes, path: Path) -> tuple[Facts, Arrays]:
+    header = _parse_header(content, path)
     items = header.pop("items", None)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise TokensError(f'{path} has no list "items": write it with Tokens.to_json')
@@ -182,40 +179,31 @@ def read_json(path: Path) -> tuple[Facts, Arrays]:
         ) from error
 
 
-def read_npz(path: Path) -> tuple[Facts, Arrays]:
-    """Read what `write_npz` wrote; pickled arrays are refused."""
-    try:
-        with np.load(io.BytesIO(_read(path)), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # also MemoryError: a damaged shape may ask for more than there is
-        raise _damaged(path) from error
+def _read_npz(content: bytes, path: Path) -> tuple[Facts, Arrays]:
+    """What `write_npz` wrote; pickled arrays are refused."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     return _parse_header(str(arrays.pop("header", "{}")), path), _widen(arrays)
 
 
-def read_pt(path: Path) -> tuple[Facts, Arrays]:
-    """Read what `write_pt` wrote; a file that would run code is refused."""
+def _read_pt(content: bytes, path: Path) -> tuple[Facts, Arrays]:
+    """What `write_pt` wrote; a file that would run code is refused."""
     try:
-        content = torch.load(io.BytesIO(_read(path)), map_location="cpu", weights_only=True)
+        held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TokensError(f"{path} holds more than tensors, or is damaged: it is not opened") from error
-    except Exception as error:  # damaged archives make torch raise almost any type
-        raise _damaged(path) from error
-    if not isinstance(content, dict) or not isinstance(content.get("header"), dict):
+    if not isinstance(held, dict) or not isinstance(held.get("header"), dict):
         raise TokensError(f"{path} holds other torch data than tokens: write tokens with Tokens.to_pt")
-    arrays = {name: value.numpy() for name, value in content.items() if isinstance(value, Tensor)}
-    return _check_version(content["header"], path), _widen(arrays)
+    arrays = {name: value.numpy() for name, value in held.items() if isinstance(value, Tensor)}
+    return _check_version(held["header"], path), _widen(arrays)
 
 
-_READERS = {"vok": read_vok, "json": read_json, "npz": read_npz, "pt": read_pt}
+_READERS = {"vok": _read_vok, "json": _read_json, "npz": _read_npz, "pt": _read_pt}
 
 
-def _kind(path: Path) -> str:
-    content = _read(path)
+def _kind(content: bytes, path: Path) -> str:
     if content[:4] == _ZIP_MAGIC:
-        try:
-            names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-        except Exception as error:
-            raise _damaged(path) from error
+        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
         return "pt" if any(name.endswith("/data.pkl") for name in names) else "npz"
     if content[8:9] == b"{" and b"\0" in content[:8]:  # 8 bytes of header length, then the header
         return "vok"

@@ -39,9 +39,7 @@ class TestWalk:
         (tmp_path / "a.wav").symlink_to(tmp_path / "gone.wav")
         assert names(tmp_path) == ["a.wav"]
 
-    def test_folder_that_cannot_be_listed_is_an_error(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_folder_that_cannot_be_listed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=r"gone cannot be listed \(No such file or directory\)"):
             list(walk(tmp_path / "gone"))
         (tmp_path / "locked").mkdir()
