@@ -140,7 +140,7 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
             file = _open_file(source)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             reason = error.strerror if isinstance(error, OSError) else error
-            raise AudioError(f"cannot open {str(source)!r}: {reason}; give an audio file's path") from error
+            raise AudioError(f"cannot open {str(source)!r}: {reason}; give the path of audio") from error
         with file:
             yield file, repr(str(source))
     elif isinstance(source, bytes):
