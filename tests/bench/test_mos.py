@@ -17,6 +17,8 @@ PUBLISHED = {
     4.0: (1.1443581, 1.2038143, 1.0882852),
     12.5: (1.2873816, 1.6375486, 1.2420014),
 }
+# Of PyPI's distillmos 0.9.1 (ConvTransformerSQAModel): the seconds of `signal` -> rating.
+DISTILLED = {0.7: 1.9865202, 4.0: 1.4238923, 12.5: 1.4574303}
 
 
 def signal(seconds: float) -> np.ndarray:
@@ -66,42 +68,31 @@ def test_damaged_and_missing_files_are_named(tmp_path) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluator() -> DNSMOS:
-    return DNSMOS(find_evaluator("dnsmos"))
+def evaluators() -> tuple[DNSMOS, DistillMOS]:
+    return DNSMOS(find_evaluator("dnsmos")), DistillMOS(find_evaluator("distillmos"))
 
 
 @pytest.mark.evaluators
 @pytest.mark.parametrize("seconds", PUBLISHED)
-def test_published_numbers(evaluator, seconds) -> None:
-    actual = evaluator.rate(signal(seconds))
+def test_published_numbers(evaluators, seconds) -> None:
+    dnsmos, distilled = (evaluator.rate(signal(seconds)) for evaluator in evaluators)
     names = ("dnsmos", "dnsmos-sig", "dnsmos-bak")
-    np.testing.assert_allclose([actual[name] for name in names], PUBLISHED[seconds], atol=1e-4)
+    np.testing.assert_allclose([dnsmos[name] for name in names], PUBLISHED[seconds], atol=1e-4)
+    assert distilled["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
+    assert evaluators[1].rate(signal(seconds) / 8)["distill-mos"] == pytest.approx(
+        DISTILLED[seconds], abs=1e-4
+    )
 
 
 @pytest.mark.evaluators
-def test_noise_is_rated_lower(evaluator) -> None:
+def test_noise_is_rated_lower(evaluators) -> None:
     noise = np.random.default_rng(0).standard_normal(16000 * 4).astype(np.float32)
-    rated = [evaluator.rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
+    rated = [evaluators[0].rate(signal(4) + level * noise)["dnsmos"] for level in (0.0, 0.02, 0.2)]
     assert rated[0] > rated[1] > rated[2]
 
 
-# Of PyPI's distillmos 0.9.1 (ConvTransformerSQAModel): the seconds of `signal` -> rating.
-DISTILLED = {0.7: 1.9865202, 4.0: 1.4238923, 12.5: 1.4574303}
-
-
-@pytest.fixture(scope="module")
-def distilled() -> DistillMOS:
-    return DistillMOS(find_evaluator("distillmos"))
-
-
 @pytest.mark.evaluators
-@pytest.mark.parametrize("seconds", DISTILLED)
-def test_published_numbers_of_distill_mos(distilled, seconds) -> None:
-    assert distilled.rate(signal(seconds))["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
-    assert distilled.rate(signal(seconds) / 8)["distill-mos"] == pytest.approx(DISTILLED[seconds], abs=1e-4)
-
-
-@pytest.mark.evaluators
-def test_distill_mos_hears_long_recordings_in_parts(distilled) -> None:
+def test_distill_mos_hears_long_recordings_in_parts(evaluators) -> None:
     wave = np.tile(signal(7.68), 12)  # 85 windows over 92 s, those on the tile's grid alike
-    assert abs(distilled.rate(wave)["distill-mos"] - distilled.rate(signal(7.68))["distill-mos"]) < 0.5
+    long, short = (evaluators[1].rate(sound)["distill-mos"] for sound in (wave, signal(7.68)))
+    assert abs(long - short) < 0.5

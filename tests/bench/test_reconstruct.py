@@ -6,11 +6,11 @@ import json
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import refused
+from conftest import refused, speechlike
+from corpora import write_jsonl
 
 from vokens import registry
 from vokens.bench import evaluators
@@ -23,28 +23,16 @@ from vokens.errors import CheckpointError, ConfigError, MissingExtra, NotInstall
 RATE = 16000
 
 
-def voice(seconds: float, seed: int = 0) -> np.ndarray:
-    t = np.arange(int(seconds * RATE)) / RATE
-    wave = sum(np.sin(2 * np.pi * 130 * h * t) / h for h in range(1, 20)) * np.sin(2 * np.pi * 2 * t) ** 2
-    return (0.1 * wave + np.random.default_rng(seed).normal(0, 0.001, len(t))).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    lines = []
-    for i, (split, language, text, seconds) in enumerate(
-        [
-            ("test", "en", "ONE", 1.0),
-            ("test", "en", None, 0.9),
-            ("test", "de", "EINS", 0.8),
-            ("train", "en", "A", 1.0),
-        ]
-    ):
-        soundfile.write(folder / f"{i}.wav", voice(seconds, i), RATE)
-        line = {"id": f"s/{9 - i}", "path": f"{i}.wav", "split": split, "language": language, "text": text}
-        lines.append(json.dumps(line | {"duration": seconds}))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    folder, lines = tmp_path_factory.mktemp("corpus"), []
+    lengths = (16000, 14400, 12800, 16000)
+    labels = [("test", "en", "ONE"), ("test", "en", None), ("test", "de", "EINS"), ("train", "en", "A")]
+    for i, (length, facts) in enumerate(zip(lengths, labels, strict=True)):
+        soundfile.write(folder / f"{i}.wav", speechlike(length, i), RATE)
+        line = {"id": f"s/{9 - i}", "path": f"{i}.wav", "duration": length / RATE}
+        lines.append(line | dict(zip(("split", "language", "text"), facts, strict=True)))
+    write_jsonl(folder / "manifest.jsonl", lines)
     return folder
 
 
@@ -75,7 +63,7 @@ def test_filters_and_order(corpus, tmp_path):
 
 def test_a_folder_without_manifest(tmp_path):
     (tmp_path / "in").mkdir()
-    soundfile.write(tmp_path / "in" / "a.wav", voice(0.5), RATE)
+    soundfile.write(tmp_path / "in" / "a.wav", speechlike(8000), RATE)
     actual = find_items(Reconstruct(data=tmp_path, out=tmp_path / "out"))
     assert [(item.id, item.text) for item in actual] == [("in/a.wav", None)]
 
@@ -234,7 +222,7 @@ def test_missing_peers_do_not_stop_the_rest(corpus, tmp_path, monkeypatch):
 
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
     """A file that is no audio, one that is not there, and m4a: lengths and all, without durations in the manifest."""
-    soundfile.write(tmp_path / "good.wav", voice(0.5), RATE)
+    soundfile.write(tmp_path / "good.wav", speechlike(8000), RATE)
     (tmp_path / "page.wav").write_text("<html>")
     (tmp_path / "cut.m4a").write_bytes(b"\0\0\0\x1cftypM4A " + bytes(100))
     (tmp_path / "._good.wav").write_bytes(b"of macOS")

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import refused
+from corpora import write_jsonl
 
 from vokens.bench.evaluators import open_recogniser, open_speaker_model
 from vokens.bench.metrics import cosine
@@ -36,6 +37,8 @@ from vokens.tokens import Tokens
 RATE = 16000
 SMALL = Budget(steps=150, seconds=4.0, width=16, learning_rate=2e-2)
 LETTERS = 8
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TINY |= {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
 
 
 def some_tokens(lengths: list[int], sizes: tuple[int, ...] = (7, 5), frame_rate: float = 50.0) -> Tokens:
@@ -183,11 +186,9 @@ def whisper(tmp_path_factory) -> Path:
 def wavlm(tmp_path_factory) -> Path:
     tf = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("wavlm")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    convs = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
     xvector = {"tdnn_dim": (8,) * 4 + (24,), "xvector_output_dim": 12}
     torch.manual_seed(0)
-    tf.WavLMForXVector(tf.WavLMConfig(**sizes, **convs, **xvector)).save_pretrained(folder)
+    tf.WavLMForXVector(tf.WavLMConfig(**TINY, **xvector)).save_pretrained(folder)
     tf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
     return folder
 
@@ -209,10 +210,8 @@ def test_wav2vec2_reads_its_best_symbols(tmp_path):
     symbols = ["<pad>", "|", *ALPHABET[1:], "<s>", "</s>", "<unk>"]
     (tmp_path / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
     tokenizer = tf.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    convs = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
     torch.manual_seed(0)
-    config = tf.Wav2Vec2Config(vocab_size=len(symbols), pad_token_id=0, **sizes, **convs)
+    config = tf.Wav2Vec2Config(vocab_size=len(symbols), pad_token_id=0, **TINY)
     model = tf.Wav2Vec2ForCTC(config).eval()
     model.save_pretrained(tmp_path)
     extractor = tf.Wav2Vec2FeatureExtractor()
@@ -249,14 +248,18 @@ def test_a_model_that_is_not_there(tmp_path):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    lines = []
+    folder, lines = tmp_path_factory.mktemp("corpus"), []
     for i, split in enumerate(["train"] * 4 + ["test"] * 3):
         soundfile.write(folder / f"{i}.wav", sounds(1.0 + 0.1 * i, i), RATE)
-        text = ["A man", "the sea", "one, two", "no"][i % 4]
-        line = {"id": f"r{i}", "path": f"{i}.wav", "split": split, "language": "en", "text": text}
-        lines.append(json.dumps(line | {"duration": 1.0 + 0.1 * i}))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+        line = {
+            "id": f"r{i}",
+            "path": f"{i}.wav",
+            "split": split,
+            "language": "en",
+            "duration": 1.0 + 0.1 * i,
+        }
+        lines.append(line | {"text": ["A man", "the sea", "one, two", "no"][i % 4]})
+    write_jsonl(folder / "manifest.jsonl", lines)
     return folder
 
 
