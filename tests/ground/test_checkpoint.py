@@ -93,7 +93,7 @@ def test_foreign_files_say_what_they_are(tmp_path):
     torch.save({"config": {"n": 1}}, path)
     refused(CheckpointError, "keys config", read_state_dict, path)
     torch.save({**STATE, "rate": 3}, path)
-    refused(CheckpointError, "not tensors, rate", read_state_dict, path)
+    refused(CheckpointError, "more than tensors, rate", read_state_dict, path)
     for missing in (tmp_path / "none", tmp_path):
         refused(CheckpointError, "cannot read", read_state_dict, missing)
 

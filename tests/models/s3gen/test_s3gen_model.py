@@ -340,7 +340,7 @@ def test_tokens_and_voices_of_other_types_are_refused(model: S3GenModel, tmp_pat
 
 
 def test_voices_and_utterances_must_match(model: S3GenModel) -> None:
-    with pytest.raises(ConfigError, match="2 voices were given for 3"):
+    with pytest.raises(ConfigError, match="2 voices for 3"):
         model.inference([ids(2)] * 3, ref_dict=_batch([ref(), ref("odd24k")]))
 
 
