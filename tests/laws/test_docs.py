@@ -25,7 +25,7 @@ from conftest import build_tiny_socodec, build_tiny_speechtokenizer
 
 import vokens
 from vokens import audio, registry
-from vokens.cli import VERBS, main
+from vokens.cli import main, module_of
 from vokens.errors import MissingExtra
 from vokens.models.pretrained import Pretrained
 from vokens.train.config import read_recipe
@@ -216,7 +216,7 @@ def test_commands_of_the_page_are_understood(page: str, monkeypatch: pytest.Monk
     monkeypatch.chdir(ROOT)
     for verb, *words in commands(TEXTS[page]):
         arguments = tyro.cli(
-            import_module(VERBS[verb].module).Arguments,
+            module_of(verb).Arguments,
             args=words,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )

@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -17,34 +16,23 @@ from typing import Any
 from vokens._version import __version__
 from vokens.errors import ConfigError, VokensError
 
-
-@dataclass(frozen=True)
-class Verb:
-    """Module of a verb and its line in `vokens --help`."""
-
-    module: str
-    help: str
-
-
-VERBS = {
-    "encode": Verb("vokens.cli.encode", "speech to tokens: files, folders, globs or stdin"),
-    "decode": Verb("vokens.cli.decode", "tokens to speech"),
-    "speak": Verb("vokens.cli.speak", "S3 tokens to speech in the voice of a recording"),
-    "say": Verb("vokens.cli.say", "a text to speech: arguments, lines of a file or stdin"),
-    "convert-voice": Verb("vokens.cli.convert_voice", "speech in the voice of another recording"),
-    "convert": Verb("vokens.cli.convert_model", "published weights to a folder of ours"),
-    "roundtrip": Verb("vokens.cli.roundtrip", "speech to tokens to speech, with numbers and a picture"),
-    "models": Verb("vokens.cli.models", "the codecs that can be loaded by name"),
-    "extract": Verb(
-        "vokens.cli.extract", "a corpus to shards of tokens, exactly once, on any number of machines"
-    ),
-    "train": Verb("vokens.cli.train", "train a codec from a recipe"),
-    "inspect": Verb("vokens.cli.inspect", "verify what extract wrote, and draw its statistics"),
-    "bench": Verb("vokens.cli.bench", "measure codecs against each other"),
-    "web": Verb("vokens.cli.web", "a page in the browser: record, hear and see tokens"),
-    "serve": Verb("vokens.cli.serve", "tokens and speech over HTTP, in the shape of OpenAI's endpoint"),
-    "doctor": Verb("vokens.cli.doctor", "what is installed, what is missing for which verb, and remedies"),
-    "demo": Verb("vokens.cli.demo", "encode and decode a real sample, offline"),
+VERBS = {  # and their lines in `vokens --help`
+    "encode": "speech to tokens: files, folders, globs or stdin",
+    "decode": "tokens to speech",
+    "speak": "S3 tokens to speech in the voice of a recording",
+    "say": "a text to speech: arguments, lines of a file or stdin",
+    "convert-voice": "speech in the voice of another recording",
+    "convert": "published weights to a folder of ours",
+    "roundtrip": "speech to tokens to speech, with numbers and a picture",
+    "models": "the codecs that can be loaded by name",
+    "extract": "a corpus to shards of tokens, exactly once, on any number of machines",
+    "train": "train a codec from a recipe",
+    "inspect": "verify what extract wrote, and draw its statistics",
+    "bench": "measure codecs against each other",
+    "web": "a page in the browser: record, hear and see tokens",
+    "serve": "tokens and speech over HTTP, in the shape of OpenAI's endpoint",
+    "doctor": "what is installed, what is missing for which verb, and remedies",
+    "demo": "encode and decode a real sample, offline",
 }
 
 _BROKEN_PIPE, _INTERRUPTED = 141, 130  # 128 + SIGPIPE, 128 + SIGINT, as shells report them
@@ -100,11 +88,16 @@ def _command(words: list[str]) -> tuple[Callable[[Any], int], Any]:
     name, *rest = words
     if name not in VERBS:
         raise ConfigError(_unknown(name))
-    verb = import_module(VERBS[name].module)
+    verb = module_of(name)
 
     from vokens.cli.parse import parse  # tyro takes 0.1 s, not needed for the overview
 
     return verb.run, parse(name, verb, rest)
+
+
+def module_of(verb: str) -> Any:
+    """The module of a verb."""
+    return import_module(f"vokens.cli.{verb.replace('-', '_')}")
 
 
 def _print_version(code: int) -> int:
@@ -120,7 +113,7 @@ def _unknown(name: str) -> str:
 
 def _print_overview(code: int) -> int:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<{width}}  {line}" for name, line in VERBS.items())
     print(
         f"vokens {__version__}: speech to discrete tokens to speech\n\n"
         f"usage: vokens VERB ... [--debug]\n\n{verbs}\n\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 from vokens import registry
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.cli.convert import convert
+from vokens.cli.conversion import convert
 from vokens.cli.encode import read_audio
 from vokens.cli.jobs import Job
 from vokens.cli.options import Compute, Inputs, Output

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli.convert import Loaded, convert, group_seconds
+from vokens.cli.conversion import Loaded, convert, group_seconds
 from vokens.cli.jobs import Job, Source, jobs_of, opened, write
 from vokens.cli.options import (
     FORMATS,

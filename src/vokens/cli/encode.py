@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.cli.convert import Loaded, convert, group_seconds
+from vokens.cli.conversion import Loaded, convert, group_seconds
 from vokens.cli.jobs import Job, jobs_of, opened, write
 from vokens.cli.options import (
     FORMATS,

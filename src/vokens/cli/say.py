@@ -21,7 +21,7 @@ import tyro
 
 from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli.convert import Loaded, convert, progress
+from vokens.cli.conversion import Loaded, convert, progress
 from vokens.cli.jobs import STREAM, Job, Source, make_job, refuse_overwrite, target_rule, write
 from vokens.cli.options import Compute, Output, unset
 from vokens.cli.play import play

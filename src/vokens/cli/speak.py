@@ -17,7 +17,7 @@ import tyro
 
 from vokens import registry
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
-from vokens.cli.convert import Loaded, convert, group_seconds
+from vokens.cli.conversion import Loaded, convert, group_seconds
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
 from vokens.cli.options import (

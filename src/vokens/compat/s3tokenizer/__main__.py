@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from vokens.atomic import atomic_write
 from vokens.audio_files import find_files
-from vokens.cli.convert import Loaded, convert_each
+from vokens.cli.conversion import Loaded, convert_each
 from vokens.cli.jobs import refuse_collisions
 from vokens.compat import s3tokenizer
 from vokens.corpus.engine.torchrun import Layout
