@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
@@ -52,7 +52,8 @@ class Entry:
     """A model that can be loaded by name.
 
     settings: its config, where no file has one. shared: the folder of its files, where several names share it.
-    bits_per_second: for codecs whose codebooks differ in size.
+    bits_per_second: for codecs whose codebooks differ in size. former: fingerprints of its earlier editions in this
+    package, the first one first.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Entry:
     settings: Mapping[str, Any] | None = None
     shared: str = ""
     bits_per_second: float | None = None
+    former: Sequence[str] = ()
 
     @property
     def bitrate(self) -> float:
@@ -175,6 +177,13 @@ def get(name: str) -> Entry:
     if name not in MODELS:
         raise ConfigError(_unknown(name))
     return MODELS[name]
+
+
+def other_weights(name: str, fingerprint: str) -> str:
+    """The weights of a model that have this fingerprint and not the present one, in words: "edition 1 of 'mini'"."""
+    former = list(MODELS[name].former) if name in MODELS else []
+    edition = f"edition {former.index(fingerprint) + 1}" if fingerprint in former else "other weights"
+    return f"{edition} of {name!r}"
 
 
 def published(repo_id: str, revision: str | None = None, variant: str | None = None) -> Entry | None:

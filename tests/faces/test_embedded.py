@@ -247,6 +247,12 @@ def test_tokens_of_another_tokenizer_are_not_converted(here):
             decoder.ids(vokens.Tokens(**{**vars(tokens), **change}))
 
 
+def test_tokens_of_an_earlier_edition_say_so(here: Path) -> None:
+    mini = vokens.load("mini")
+    older = replace(mini.encode("in.wav"), fingerprint=registry.get("mini").former[0])
+    refused(TokensError, "edition 1 of 'mini'.*encode again", lambda: mini.decode(older))
+
+
 def test_the_demo_says_a_sentence(here, capsys):
     assert main(["demo", "-o", "demo"]) == 0
     assert "demo/said.wav: Hello!" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from vokens.models.pretrained import Pretrained
 from vokens.nn.windows import Window, window, windows
 from vokens.one_or_list import type_name
 from vokens.quantize import ResidualVectorQuantizer
+from vokens.registry import other_weights
 from vokens.tokens import Tokens, padded_ids
 
 Audio = audio.Source
@@ -324,8 +325,8 @@ class Codec(Pretrained):
             )
         if tokens.fingerprint and tokens.fingerprint != self.fingerprint:
             raise TokensError(
-                f"these tokens were made by other weights of {self.name!r} (fingerprint {tokens.fingerprint}, "
-                f"loaded {self.fingerprint}): decode with the weights that encoded, or encode again"
+                f"these tokens were made by {other_weights(self.name, tokens.fingerprint)} (fingerprint "
+                f"{tokens.fingerprint}, loaded {self.fingerprint}): decode with the weights that encoded, or encode again"
             )
         last = tokens.first_codebook + tokens.codes.shape[1]
         expected = self.codebook_sizes[tokens.first_codebook : last]
