@@ -326,7 +326,8 @@ class Codec(Pretrained):
         if tokens.fingerprint and tokens.fingerprint != self.fingerprint:
             raise TokensError(
                 f"these tokens were made by {other_weights(self.name, tokens.fingerprint)} (fingerprint "
-                f"{tokens.fingerprint}, loaded {self.fingerprint}): decode with the weights that encoded, or encode again"
+                f"{tokens.fingerprint}, loaded {self.fingerprint}): decode with the weights that encoded, "
+                "or encode again"
             )
         last = tokens.first_codebook + tokens.codes.shape[1]
         expected = self.codebook_sizes[tokens.first_codebook : last]

@@ -54,16 +54,14 @@ class SpectrumOut(nn.Module):
         self.n_fft, self.hop, self.frames_per_step = n_fft, n_fft // 4, frames_per_step
         self.bins = n_fft // 2 + 1
         self.project = Linear(width, frames_per_step * 3 * self.bins)
-        self.start_at(log_magnitude=-4.0)  # near the level of speech: rms 0.02 to 0.1 is -4 to -2
+        self.bias("log_magnitude").fill_(-4.0)  # near the level of speech: rms 0.02 to 0.1 is -4 to -2
         # Hann squared at 75 % overlap sums to 1.5; one synthesis window holds the division.
         self.window = Hann(n_fft, 1 / 1.5)
 
-    @torch.no_grad()
-    def start_at(self, **values: float) -> None:
-        """Start all log_magnitude, real or imag at a value."""
-        for place, name in enumerate(("log_magnitude", "real", "imag")):
-            if name in values:
-                self.project.bias.view(self.frames_per_step, 3, self.bins)[:, place] = values[name]
+    def bias(self, name: str) -> Tensor:
+        """View (spectra of a step, bins) of the bias of log_magnitude, real or imag."""
+        place = ("log_magnitude", "real", "imag").index(name)
+        return self.project.bias.detach().view(self.frames_per_step, 3, self.bins)[:, place]
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, source: Tensor | None = None, gain: Tensor | None = None

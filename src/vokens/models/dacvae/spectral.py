@@ -38,7 +38,8 @@ class SpectralDecoder(spectral.SpectralDecoder):
             self.source_embed = Linear(self.source.width, config.width)
             count = config.latent_dim - 2 * SPECTRA
             self.cepstra = Cepstra(count, config.sample_rate, config.n_fft, SPECTRA)
-            self.spectrum.start_at(log_magnitude=0.0, real=1.0)  # the source at the cepstra's level
+            self.spectrum.bias("log_magnitude").zero_()  # the source at the cepstra's level
+            self.spectrum.bias("real").fill_(1.0)
             with torch.no_grad():
                 self.spectrum.project.weight.mul_(0.1)
 
