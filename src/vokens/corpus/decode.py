@@ -30,6 +30,7 @@ from vokens.data.fetch import open_audio
 from vokens.data.items import Utterance
 from vokens.data.sources.addresses import is_url
 from vokens.errors import AudioError, VokensError
+from vokens.processes import follow_parent
 
 AHEAD_SECONDS = 1800.0  # seconds of decoded audio in the queue: 115 MB at 16 kHz
 TRIES = 3  # attempts per utterance: a machine short of memory kills innocent workers too
@@ -349,20 +350,12 @@ def _seconds(item: Decoded, sample_rate: int) -> float:
     return 0.0 if item.wave is None else len(item.wave) / sample_rate
 
 
-def _follow_parent() -> None:
-    """End with the parent, also while a read blocks."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 def _serve(pipe: Connection, sample_rate: int) -> None:
     """Main loop of a worker: utterances in, waves out, until the parent ends."""
     # Ctrl-C reaches all processes of a terminal; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    follow_parent()
     with suppress(EOFError, OSError):
         pipe.send(None)
         while True:
