@@ -56,7 +56,7 @@ def test_every_other_origin(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
         metadata, "requires", lambda name: ["torch>=2", 'gradio>=5; extra == "web"', "av; extra == 'media'"]
     )
     assert install_line("web") == "pip install 'gradio>=5'"
-    assert install_line("media,web") == "pip install 'gradio>=5' 'av'"
+    assert install_line("media,web") == "pip install 'av' 'gradio>=5'"
 
 
 def test_nothing_else_says_how_vokens_is_installed() -> None:

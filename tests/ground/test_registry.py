@@ -96,7 +96,7 @@ def test_passing_faults_are_tried_again(site, tmp_path):
     download(f"{site.url}/x.bin", tmp_path / "x.bin", sha256=SHA)
     assert len(site.requests) == 4
     site.statuses = [503] * 10
-    refused(DownloadError, r"503.*try again", download, f"{site.url}/x.bin", tmp_path / "y.bin")
+    refused(DownloadError, r"503.*it resumes there", download, f"{site.url}/x.bin", tmp_path / "y.bin")
     assert len(site.statuses) == 10 - download_module.ATTEMPTS
 
 

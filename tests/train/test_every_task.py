@@ -106,7 +106,7 @@ SETTINGS = [
     ("dacvae", "losses={mel=1.0}", "losses.kl"),
     ("dacvae", "losses={kl=1.0}", "spectral loss"),
     ("dacvae", "losses={kl=1.0, mel=1.0, beauty=1.0}", "beauty"),
-    ("dacvae", "model.network=rnn", "dac and stft"),
+    ("dacvae", "model.network=rnn", "'dac', 'stft' are accepted"),
     ("dacvae", "kl=free", "published"),
     ("dacvae", "system=mini", "dacvae"),
     ("vocoder", "losses={mel=1.0}", "losses.f0"),

@@ -271,7 +271,7 @@ def test_an_error_in_a_thread_is_raised(
         (lambda m, x: m(x, layers=[]), IndexError, "at least one layer"),
         (lambda m, x: m.encode(x.squeeze(1)), ValueError, r"\(B, 1, N\)"),
         (lambda m, x: m.encode(x.expand(1, 2, -1)), ValueError, r"\(B, 1, N\)"),
-        (lambda m, x: m.encode(x[..., :0]), ValueError, "at least 1"),
+        (lambda m, x: m.encode(x[..., :0]), ValueError, "N >= 1"),
         (lambda m, x: m.decode(m.encode(x), st=1), IndexError, "has 8"),
         (lambda m, x: m.decode(m.encode(x)[0]), ValueError, r"\(codebooks, B, T\)"),
         (lambda m, x: m.encode(x, n_q=2, st=2), RuntimeError, "no codebook"),
