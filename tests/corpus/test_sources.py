@@ -193,6 +193,11 @@ def test_kaldi_segments(folder, tmp_path):
     files = {"segments": tmp_path / "segments", "text": tmp_path / "text"}
     spoken = read(tmp_path / "wav.scp", tmp_path / "run2", 2, **files, with_text=True)
     assert [utterance.key for utterance in spoken] == ["u1", "u3"]
+    write(tmp_path / "who", ["u1 anna"])
+    write(tmp_path / "how", ["u1 Speak slowly."])
+    labels = {"speakers": tmp_path / "who", "instruct": tmp_path / "how"}
+    (named,) = [one for one in read(tmp_path / "wav.scp", tmp_path / "run3", 2, **files, **labels) if one.speaker]
+    assert (named.key, named.speaker, named.instruct) == ("u1", "anna", "Speak slowly.")
 
 
 def test_kaldi_folder_as_windows_leaves_it(folder, tmp_path):
