@@ -196,7 +196,9 @@ def test_kaldi_segments(folder, tmp_path):
     write(tmp_path / "who", ["u1 anna"])
     write(tmp_path / "how", ["u1 Speak slowly."])
     labels = {"speakers": tmp_path / "who", "instruct": tmp_path / "how"}
-    (named,) = [one for one in read(tmp_path / "wav.scp", tmp_path / "run3", 2, **files, **labels) if one.speaker]
+    (named,) = [
+        one for one in read(tmp_path / "wav.scp", tmp_path / "run3", 2, **files, **labels) if one.speaker
+    ]
     assert (named.key, named.speaker, named.instruct) == ("u1", "anna", "Speak slowly.")
 
 
