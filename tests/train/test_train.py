@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import refused, speechlike
+from safetensors.torch import load_file, save_file
 from training import Build, build, losses_of, write_recipe
 
 import vokens
@@ -26,6 +28,26 @@ TASK = "codec"
 def recipe(data_of: Build, tmp_path: Path) -> Path:
     """For the command line."""
     return write_recipe(TASK, tmp_path, data_of(TASK))
+
+
+def test_a_deeper_codec_starts_where_a_shallower_one_ended(trainer_for: Build, tmp_path: Path) -> None:
+    shallow = trainer_for().final_model()
+    shallow.save_pretrained(tmp_path / "shallow")
+    layers = f"model.decoder_layers={shallow.config.decoder_layers + 2}"
+    deeper = trainer_for(f"out={tmp_path / 'deeper'}", f"init={tmp_path / 'shallow'}", layers)
+    codes, frames = shallow.encode(speechlike(4000), 16000).codes, torch.tensor([13])
+    again = deeper.final_model().decode_batch(codes, frames, 0)
+    assert torch.equal(again, shallow.decode_batch(codes, frames, 0))
+    last = deeper.model.decoder.backbone.blocks[-1].expand.weight
+    before = last.clone()
+    for _ in range(2):
+        deeper.train_step()
+    assert not torch.equal(last, before)
+    state = load_file(tmp_path / "shallow/model.safetensors")
+    del state["decoder.backbone.blocks.0.scale"]  # of a block that is there
+    save_file(state, tmp_path / "damaged.safetensors")
+    damaged = (f"out={tmp_path / 'damaged'}", f"init={tmp_path / 'damaged.safetensors'}", layers)
+    refused(CheckpointError, "blocks.0.scale", trainer_for, *damaged)
 
 
 def losses(run: Path) -> list[dict[str, float]]:

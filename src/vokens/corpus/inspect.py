@@ -181,7 +181,8 @@ class Inspection:
         """
         if codec.fingerprint != self.facts.fingerprint:
             raise ConfigError(
-                f"the folder was made by {self.facts.model} with fingerprint {self.facts.fingerprint}, the codec "
+                f"the folder was made by {other_weights(self.facts.model, self.facts.fingerprint)} (fingerprint "
+                f"{self.facts.fingerprint}), the codec "
                 f"given has {codec.fingerprint}: give the one that made it with --model"
             )
         if self.source is None:
