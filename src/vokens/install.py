@@ -40,7 +40,7 @@ def _origin() -> str:
 
 
 def requirements() -> dict[str, list[str]]:
-    """What the installed vokens requires by extra, "" for the core."""
+    """Requirements of the installed vokens by extra, "" for the core."""
     extras: dict[str, list[str]] = {}
     for line in metadata.requires("vokens") or []:
         what, _, marker = line.partition(";")

@@ -150,7 +150,7 @@ def read_ids(path: Path) -> tuple[Any, Any] | None:
 
 
 def _read_vok(content: bytes, path: Path) -> tuple[Facts, Arrays]:
-    """What `write_vok` wrote, checked against its checksum."""
+    """Content that `write_vok` wrote, checked against its checksum."""
     arrays = load_safetensors(content)
     (length,) = struct.unpack("<Q", content[:8])
     metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
@@ -180,14 +180,14 @@ def _read_json(content: bytes, path: Path) -> tuple[Facts, Arrays]:
 
 
 def _read_npz(content: bytes, path: Path) -> tuple[Facts, Arrays]:
-    """What `write_npz` wrote; pickled arrays are refused."""
+    """Content that `write_npz` wrote; pickled arrays are refused."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return _parse_header(str(arrays.pop("header", "{}")), path), _widen(arrays)
 
 
 def _read_pt(content: bytes, path: Path) -> tuple[Facts, Arrays]:
-    """What `write_pt` wrote; a file that would run code is refused."""
+    """Content that `write_pt` wrote; a file that would run code is refused."""
     try:
         held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -50,7 +50,7 @@ BARE = ["path_list", "as_folder", "as_glob"]
 
 @pytest.fixture(scope="module")
 def forms(folder: Path, tmp_path_factory) -> dict[str, str]:
-    """What is given to open_source, by the name of the form."""
+    """Arguments of open_source, by the name of the form."""
     out = tmp_path_factory.mktemp("forms")
     tables = find_spec("pyarrow") is not None
     return write_forms(folder, out) | (write_tables(out) if tables else {})

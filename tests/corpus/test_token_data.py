@@ -57,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "cosyvoice"])
 def test_every_form_gives_the_batches_of_the_rows_themselves(name, folders):
-    """Which were in no file: so a model that is trained from any form learns the same."""
+    """Names in no file: so a model that is trained from any form learns the same."""
     rows = [row for shard in range(SHARDS) for row in make_rows(shard)]
     dataset = TokenDataset(folders(name))
     plan = list(TokenBatches(dataset, 400, seed=3))

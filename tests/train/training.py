@@ -302,7 +302,7 @@ class Given(Exception):
 
 
 def given(run: Trainer[Any, Any], step: int) -> list[torch.Tensor]:
-    """What a trainer's network is given at a step: tensors, numbers and lists of them, also those of batches."""
+    """Inputs of a trainer's network at a step: tensors, numbers and lists of them, also those of batches."""
 
     def note(_module: object, args: object, options: object) -> None:
         raise Given(list(_tensors((args, options))))

@@ -114,7 +114,7 @@ class Results:
         return list(self.usable(items, line, row).values())
 
     def usable(self, items: Sequence[Clip], use: Callable[[Clip], Result], title: str) -> dict[str, Result]:
-        """What `use` returns for each recording, by id; those that it cannot use are counted as failed.
+        """Results of `use` for each recording, by id; those that it cannot use are counted as failed.
 
         Raises the ConfigErrors of `use`, which would recur for every recording.
         """

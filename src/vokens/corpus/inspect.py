@@ -21,6 +21,7 @@ from vokens.data.items import Row, Source
 from vokens.data.sources import SourceOptions, open_source
 from vokens.errors import ConfigError, VokensError
 from vokens.models.codec import Codec
+from vokens.registry import other_weights
 
 _MOST = 20  # faults that are listed in full
 
@@ -182,8 +183,7 @@ class Inspection:
         if codec.fingerprint != self.facts.fingerprint:
             raise ConfigError(
                 f"the folder was made by {other_weights(self.facts.model, self.facts.fingerprint)} (fingerprint "
-                f"{self.facts.fingerprint}), the codec "
-                f"given has {codec.fingerprint}: give the one that made it with --model"
+                f"{self.facts.fingerprint}), the codec given has {codec.fingerprint}: give the one that made it with --model"
             )
         if self.source is None:
             raise ConfigError(f"the source {self.identity['source']} is missing: --sample 0 compares none")

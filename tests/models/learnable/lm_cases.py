@@ -30,7 +30,7 @@ def published_state() -> dict[str, torch.Tensor]:
 
 
 def corrected_lm() -> LearnableLM:
-    """What published models get wrong put right, with weights that are heard."""
+    """A model with the faults of published ones mended, whose weights all change its output."""
     torch.manual_seed(0)
     speaker = SpeakerConfig(n_mels=80, width=32, layers=2, heads=2, embed_dim=12)
     config = LearnableLMConfig(TINY, speaker, speech_tokens=61, speech_per_text=(2.0, 6.0))

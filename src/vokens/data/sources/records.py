@@ -91,7 +91,7 @@ def utterance_of(line: dict[str, Any], manifest: str | Path, key: str | None = N
 
 
 def read_lines(manifest: str | Path, read: Callable[[bytes], _Read]) -> Iterator[_Read]:
-    """What `read` makes of each line of a jsonl or jsonl.gz file, but for blank ones.
+    """Results of `read` for each line of a jsonl or jsonl.gz file, but for blank ones.
 
     Raises ConfigError that names the file and the line, also where the file is truncated.
     """
