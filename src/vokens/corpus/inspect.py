@@ -183,7 +183,8 @@ class Inspection:
         if codec.fingerprint != self.facts.fingerprint:
             raise ConfigError(
                 f"the folder was made by {other_weights(self.facts.model, self.facts.fingerprint)} (fingerprint "
-                f"{self.facts.fingerprint}), the codec given has {codec.fingerprint}: give the one that made it with --model"
+                f"{self.facts.fingerprint}), the codec given has {codec.fingerprint}: give the one that made it with "
+                "--model"
             )
         if self.source is None:
             raise ConfigError(f"the source {self.identity['source']} is missing: --sample 0 compares none")
