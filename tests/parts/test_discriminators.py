@@ -10,10 +10,9 @@ from golden import weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vokens.checkpoint import load_strict
+from vokens.checkpoint import NameTable, load_strict
 from vokens.errors import ConfigError
 from vokens.nn.discriminators import (
-    PUBLISHED_NAMES,
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
     MultiScaleSTFTDiscriminator,
@@ -28,6 +27,43 @@ BUILD = {
     "mstftd": MultiScaleSTFTDiscriminator,
 }
 TINY = {"mpd": 8, "msd": 8, "mstftd": 4}
+NORM_NAMES = {  # of one convolution: published name -> ours
+    "weight": {"weight_g": "original0", "weight_v": "original1"},
+    "spectral": {"weight_orig": "original", "weight_u": "0.u", "weight_v": "0.v"},
+}
+
+
+def conv_names(conv: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
+    """Rows for a convolution; `wrapper` is a level that only the published layout has."""
+    rows = [(f"{conv}{wrapper}.bias", f"{conv}.bias")]
+    for published, ours in NORM_NAMES[norm].items():
+        rows.append((f"{conv}{wrapper}.{published}", f"{conv}.parametrizations.weight.{ours}"))
+    return rows
+
+
+def names(stack: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
+    """Rows for the convolutions of a stack."""
+    convs = (f"discriminators.{stack}.convs.{{i}}", f"discriminators.{stack}.conv_post")
+    return [row for conv in convs for row in conv_names(conv, norm, wrapper)]
+
+
+# Training checkpoints of SpeechTokenizer, by the names the discriminators have there, and of DAC-VAE.
+PUBLISHED_NAMES = {
+    "mpd": NameTable(names("{k}")),
+    "msd": NameTable(names("0", "spectral") + names("1") + names("2")),
+    "mstftd": NameTable(
+        [
+            ("discriminators.{k}.spec_transform.window", "discriminators.{k}.window"),
+            ("discriminators.{k}.convs.0.conv.weight", "discriminators.{k}.convs.0.weight"),
+            *names("{k}", wrapper=".conv"),
+        ]
+    ),
+    "dac": NameTable(
+        conv_names("discriminators.{k}.convs.{i}", wrapper=".0")
+        + conv_names("discriminators.{k}.band_convs.{b}.{i}", wrapper=".0")
+        + conv_names("discriminators.{k}.conv_post")
+    ),
+}
 
 
 def fill(network: nn.Module, name: str, golden: dict[str, Tensor]) -> nn.Module:

@@ -7,12 +7,13 @@ import torch
 from conftest import speechlike
 from golden.weights import fill_
 from safetensors.torch import load_file
+from test_discriminators import PUBLISHED_NAMES
 from training import PULSES, Build
 
 import vokens
 from vokens.checkpoint import load_strict
 from vokens.models.dacvae import DACVAE
-from vokens.nn.discriminators import PUBLISHED_NAMES, BandDiscriminator, DACDiscriminator
+from vokens.nn.discriminators import BandDiscriminator, DACDiscriminator
 from vokens.train import losses as L
 
 TASK, RATE = "dacvae", 24000

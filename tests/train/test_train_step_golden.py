@@ -11,14 +11,13 @@ import pytest
 import torch
 from golden import weights
 from safetensors.torch import load_file
-from test_discriminators import BUILD, TINY, fill
+from test_discriminators import BUILD, PUBLISHED_NAMES, TINY, fill
 from torch import Tensor, nn
 
 from vokens.checkpoint import load_strict
 from vokens.models.speechtokenizer import checkpoint as layout
 from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
 from vokens.models.speechtokenizer.model import SpeechTokenizer
-from vokens.nn.discriminators import PUBLISHED_NAMES
 from vokens.train.losses import (
     MelLoss,
     d_axis,

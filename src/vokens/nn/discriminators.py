@@ -9,6 +9,7 @@ Each is a list of convolution stacks that see the same wave folded, averaged or 
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from torch.nn.functional import avg_pool1d, leaky_relu, normalize, pad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from vokens.checkpoint import NameTable
 from vokens.errors import ConfigError
 
 PERIODS = (2, 3, 5, 7, 11)
@@ -81,22 +81,29 @@ def feature_maps(convs: Iterable[nn.Module], x: Tensor, slope: float) -> list[Te
 
 
 class ConvStack(nn.Module):
-    """Convolutions with leaky ReLU, then `conv_post` to one channel."""
+    """Convolutions with leaky ReLU over a view of the wave, then `conv_post` to one channel."""
+
+    logits_are_features: ClassVar[bool] = False  # whether the last feature map is the logits, as published
 
     def __init__(self, convs: Sequence[nn.Module], conv_post: nn.Module, slope: float) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(convs)
-        self.conv_post = conv_post
-        self.slope = slope
+        self.convs, self.conv_post, self.slope = nn.ModuleList(convs), conv_post, slope
 
-    def run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, ...) -> logits (B, 1, ...) and the feature map of each layer before `conv_post`."""
-        features = feature_maps(self.convs, x, self.slope)
-        return self.conv_post(features[-1]), features
+    def view(self, wave: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, C, ...), the input of the convolutions."""
+        return wave
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """wave (B, 1, N) -> logits (B, ...) and the feature map of each layer before `conv_post`."""
+        features = feature_maps(self.convs, self.view(wave), self.slope)
+        logits = self.conv_post(features[-1])
+        return (logits.flatten(1), [*features, logits]) if self.logits_are_features else (logits, features)
 
 
 class PeriodDiscriminator(ConvStack):
     """Compares samples one period apart: rows of `period` samples, 2-D kernels of width 1 across the rows."""
+
+    logits_are_features = True
 
     def __init__(
         self, period: int, channels: Sequence[int] = PERIOD_CHANNELS, always_pad: bool = False
@@ -107,17 +114,16 @@ class PeriodDiscriminator(ConvStack):
         super().__init__(convs, weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0))), slope=0.1)
         self.period, self.always_pad = period, always_pad
 
-    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """wave (B, 1, N) -> logits (B, M), 6 feature maps (the last is the logits, as published)."""
+    def view(self, wave: Tensor) -> Tensor:
         missing = -wave.shape[-1] % self.period
         missing = self.period if self.always_pad and not missing else missing
-        wave = pad(wave, (0, missing), mode="reflect")
-        logits, features = self.run(wave.unflatten(-1, (-1, self.period)))
-        return logits.flatten(1), [*features, logits]
+        return pad(wave, (0, missing), mode="reflect").unflatten(-1, (-1, self.period))
 
 
 class ScaleDiscriminator(ConvStack):
     """Strided, grouped convolutions on the wave itself."""
+
+    logits_are_features = True
 
     def __init__(self, channels: Sequence[int] = SCALE_CHANNELS, spectral: bool = False) -> None:
         norm = spectral_norm if spectral else weight_norm
@@ -126,11 +132,6 @@ class ScaleDiscriminator(ConvStack):
         shapes = zip([1, *channels[:-1]], channels, kernels, strides, groups, strict=True)
         convs = [norm(nn.Conv1d(a, b, k, s, k // 2, groups=math.gcd(g, a, b))) for a, b, k, s, g in shapes]
         super().__init__(convs, norm(nn.Conv1d(channels[-1], 1, 3, padding=1)), slope=0.1)
-
-    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """wave (B, 1, N) -> logits (B, N / 64), 8 feature maps (the last is the logits, as published)."""
-        logits, features = self.run(wave)
-        return logits.flatten(1), [*features, logits]
 
 
 class STFTDiscriminator(ConvStack):
@@ -150,8 +151,8 @@ class STFTDiscriminator(ConvStack):
         self.n_fft = n_fft
         self.register_buffer("window", torch.hann_window(n_fft))
 
-    def spectrogram(self, wave: Tensor) -> Tensor:
-        """(B, 1, N) -> (B, 2, frames, bins), divided by the window's L2 norm: one scale for every n_fft."""
+    def view(self, wave: Tensor) -> Tensor:
+        """(B, 1, N >= n_fft) -> (B, 2, frames, bins), divided by the window's L2 norm: one scale for every n_fft."""
         spectrum = torch.stft(
             wave.squeeze(1).float(),
             self.n_fft,
@@ -163,10 +164,6 @@ class STFTDiscriminator(ConvStack):
         spectrum = spectrum / self.window.square().sum().sqrt()
         return torch.view_as_real(spectrum).permute(0, 3, 2, 1)
 
-    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """wave (B, 1, N >= n_fft) -> logits (B, 1, frames, bins / 8), 5 feature maps (without the logits)."""
-        return self.run(self.spectrogram(wave))
-
 
 class SpectrogramDiscriminator(ConvStack):
     """2-D convolutions on magnitudes of one resolution: one channel of (frames, bins).
@@ -174,6 +171,7 @@ class SpectrogramDiscriminator(ConvStack):
     n_fft, hop, window: of the spectrogram, in samples; a Hann window in the middle of n_fft.
     """
 
+    logits_are_features = True
     window: Tensor
 
     def __init__(self, n_fft: int, hop: int, window: int, channels: int = 32) -> None:
@@ -182,19 +180,14 @@ class SpectrogramDiscriminator(ConvStack):
         self.n_fft, self.hop = n_fft, hop
         self.register_buffer("window", torch.hann_window(window), persistent=False)
 
-    def spectrogram(self, wave: Tensor) -> Tensor:
-        """(B, 1, N) -> (B, 1, frames, bins). The root has no gradient at 0: energies are at least 1e-7."""
+    def view(self, wave: Tensor) -> Tensor:
+        """(B, 1, N > n_fft / 2) -> (B, 1, frames, bins). The root has no gradient at 0: energies are at least 1e-7."""
         size, window = self.n_fft, self.window.float()
         spectrum = torch.stft(
             wave.squeeze(1).float(), size, self.hop, window.shape[0], window, return_complex=True
         )
         energy = spectrum.real.square() + spectrum.imag.square()
         return energy.clamp(min=1e-7).sqrt().mT[:, None]
-
-    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """wave (B, 1, N > n_fft / 2) -> logits (B, M), 6 feature maps (the last is the logits, as published)."""
-        logits, features = self.run(self.spectrogram(wave))
-        return logits.flatten(1), [*features, logits]
 
 
 class BandDiscriminator(nn.Module):
@@ -327,42 +320,3 @@ def narrowed(channels: Sequence[int], divisor: int) -> list[int]:
     if divisor < 1 or any(width % divisor for width in channels):
         raise ConfigError(f"divisor {divisor} does not divide the widths {tuple(channels)}: use a power of 2")
     return [width // divisor for width in channels]
-
-
-NORM_NAMES = {  # of one convolution: published name -> ours
-    "weight": {"weight_g": "original0", "weight_v": "original1"},
-    "spectral": {"weight_orig": "original", "weight_u": "0.u", "weight_v": "0.v"},
-}
-
-
-def conv_names(conv: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
-    """Rows for a convolution; `wrapper` is a level that only the published layout has."""
-    rows = [(f"{conv}{wrapper}.bias", f"{conv}.bias")]
-    for published, ours in NORM_NAMES[norm].items():
-        rows.append((f"{conv}{wrapper}.{published}", f"{conv}.parametrizations.weight.{ours}"))
-    return rows
-
-
-def names(stack: str, norm: str = "weight", wrapper: str = "") -> list[tuple[str, str]]:
-    """Rows for the convolutions of a stack."""
-    convs = (f"discriminators.{stack}.convs.{{i}}", f"discriminators.{stack}.conv_post")
-    return [row for conv in convs for row in conv_names(conv, norm, wrapper)]
-
-
-# Training checkpoints of SpeechTokenizer, by the names the discriminators have there, and of DAC-VAE.
-PUBLISHED_NAMES = {
-    "mpd": NameTable(names("{k}")),
-    "msd": NameTable(names("0", "spectral") + names("1") + names("2")),
-    "mstftd": NameTable(
-        [
-            ("discriminators.{k}.spec_transform.window", "discriminators.{k}.window"),
-            ("discriminators.{k}.convs.0.conv.weight", "discriminators.{k}.convs.0.weight"),
-            *names("{k}", wrapper=".conv"),
-        ]
-    ),
-    "dac": NameTable(
-        conv_names("discriminators.{k}.convs.{i}", wrapper=".0")
-        + conv_names("discriminators.{k}.band_convs.{b}.{i}", wrapper=".0")
-        + conv_names("discriminators.{k}.conv_post")
-    ),
-}

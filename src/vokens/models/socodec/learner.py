@@ -7,7 +7,6 @@ follows Mega-TTS's (arXiv 2306.03509 §3.1): a stack per time resolution, on all
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -162,8 +161,8 @@ class MelDiscriminator(nn.Module):
 
     def forward(self, mel: Tensor) -> list[tuple[list[Tensor], list[list[Tensor]]]]:
         scores = []
-        for stack in cast("list[ConvStack]", list(self.stacks)):
-            logits, features = stack.run((mel.unsqueeze(1) + 5) / 2.5)
+        for stack in self.stacks:
+            logits, features = stack((mel.unsqueeze(1) + 5) / 2.5)
             scores.append(([logits], [features]))
             mel = F.avg_pool1d(mel, 2)
         return scores
