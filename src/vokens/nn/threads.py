@@ -5,49 +5,44 @@ such waiting, and a busy machine costs them little. The count is torch.get_num_t
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Workers(Protocol):
-    """Runs jobs in inference mode. A job may wait for jobs that were submitted before it, never for later ones."""
-
-    def submit(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]: ...
-
-
-class _Here:
+class _Here(Executor):
     """The calling thread, at once."""
 
-    def submit(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, job: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         future: Future[R] = Future()
         future.set_result(job(*args, **kwargs))
         return future
 
 
-class _Pool:
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.pool = pool
+class _Pool(ThreadPoolExecutor):
+    """Threads in inference mode, which is a thread's own."""
 
-    def submit(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        return self.pool.submit(torch.inference_mode()(job), *args, **kwargs)  # the mode is a thread's own
+    def submit(self, job: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        return super().submit(torch.inference_mode()(job), *args, **kwargs)
 
 
 @contextmanager
-def workers(device: torch.device) -> Iterator[Workers]:
-    """Threads for work on the CPU; elsewhere, or where torch has one thread, the calling thread."""
+def workers(device: torch.device) -> Iterator[Executor]:
+    """Threads for work on the CPU; elsewhere, or where torch has one thread, the calling thread.
+
+    A job may wait for jobs that were submitted before it, never for later ones.
+    """
     count = torch.get_num_threads()
     if device.type != "cpu" or count == 1:
         yield _Here()
         return
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _Pool(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            yield _Pool(pool)
+            yield pool
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

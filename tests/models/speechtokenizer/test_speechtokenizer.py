@@ -18,8 +18,8 @@ from vokens.compat.speechtokenizer import SpeechTokenizer as Published
 from vokens.errors import CheckpointError, ConfigError
 from vokens.models.speechtokenizer import SpeechTokenizer, SpeechTokenizerConfig, spans
 from vokens.models.speechtokenizer import checkpoint as layout
+from vokens.models.speechtokenizer.network import SEANet
 from vokens.nn.lstm import SkipLSTM
-from vokens.nn.seanet import SEANet
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "speechtokenizer"
 CONFIG = json.loads((GOLDEN / "config.json").read_text())

@@ -16,9 +16,9 @@ from vokens import checkpoint
 from vokens.errors import CheckpointError
 from vokens.models.codec import Codec
 from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
+from vokens.models.speechtokenizer.network import SEANetDecoder, SEANetEncoder
 from vokens.nn.conv import add_weight_norm
 from vokens.nn.product import Linear
-from vokens.nn.seanet import SEANetDecoder, SEANetEncoder, SEANetSizes
 from vokens.quantize import ResidualVectorQuantizer
 
 
@@ -33,24 +33,13 @@ class SpeechTokenizer(Codec):
         self.sample_rate = config.sample_rate
         self.hop_length = math.prod(config.strides)
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
-        sizes = SEANetSizes(
-            config.dimension,
-            config.n_filters,
-            config.strides,
-            config.lstm_layers,
-            config.bidirectional,
-            config.residual_layers,
-            config.residual_kernel_size,
-            config.dilation_base,
-            config.activation,
-        )
-        self.encoder = SEANetEncoder(sizes)
+        self.encoder = SEANetEncoder(config)
         self.quantizer = ResidualVectorQuantizer(
             config.dimension, config.codebook_size, config.num_codebooks, published=config.published_training
         )
         widths = config.dimension, config.semantic_dim
         self.semantic = nn.Identity() if len(set(widths)) == 1 else Linear(*widths)
-        self.decoder = SEANetDecoder(sizes)
+        self.decoder = SEANetDecoder(config)
 
     def latent(self, wave: Tensor) -> Tensor:
         return self.encoder(wave.unsqueeze(1)).transpose(1, 2)

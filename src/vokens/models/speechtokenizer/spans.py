@@ -8,17 +8,17 @@ a temporary file when it grows large, so hours of audio fit.
 
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vokens.models.speechtokenizer.network import SEANet
 from vokens.nn.lstm import SkipLSTM, State
 from vokens.nn.masks import padding_mask
-from vokens.nn.seanet import SEANet
-from vokens.nn.threads import Workers, gather, workers
+from vokens.nn.threads import gather, workers
 from vokens.nn.windows import window
 from vokens.quantize import ResidualVectorQuantizer
 
@@ -162,7 +162,7 @@ def _run(
         gather([pool.submit(after, span) for span in windows])
 
 
-def _both_ways(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Workers) -> Tensor:
+def _both_ways(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Executor) -> Tensor:
     """The bidirectional LSTM of x (T, B, C): (T, B, 2C). The two directions of a layer run side by side."""
 
     def forward(source: Tensor, out: Tensor, layer: int) -> None:
@@ -187,7 +187,7 @@ def _both_ways(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Workers) -> T
     return x
 
 
-def _layered(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Workers) -> Tensor:
+def _layered(lstm: SkipLSTM, x: Tensor, rows: RaggedBatch, pool: Executor) -> Tensor:
     """The forward LSTM of x (T, B, C): (T, B, C). Each layer follows the one below, one span behind."""
     out = rows.tensor(lstm.width, x.dtype)
     Done = Future[tuple[Tensor, State]]

@@ -1,15 +1,15 @@
-"""SEANet encoder and decoder (SoundStream, arXiv 2107.03312 §3.1; sizes of SpeechTokenizer, arXiv 2308.16692).
+"""SEANet encoder and decoder (SoundStream, arXiv 2107.03312 §3.1).
 
 Convolutions around one LSTM: `front` before it, `head` after it, so that long audio can pass the convolutions in
 chunks and the LSTM in one sweep. Layers are numbered as published, which keeps checkpoints readable.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
+from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
 from vokens.nn.conv import Conv1d, LastConv1d, Upsample
 from vokens.nn.lstm import SkipLSTM
 from vokens.nn.snake import ELU, Snake
@@ -107,52 +107,39 @@ def _reach(layers: Iterable[nn.Module]) -> int:
     return reach
 
 
-@dataclass(frozen=True)
-class SEANetSizes:
-    """Sizes of an encoder and its decoder."""
-
-    dim: int
-    channels: int  # at the rate of the wave; every stage of the encoder doubles them
-    ratios: tuple[int, ...]  # strides of the decoder, from the inside out, e.g. (8, 5, 4, 2)
-    lstm_layers: int
-    bidirectional: bool  # the encoder's LSTM
-    residual_layers: int
-    residual_kernel_size: int
-    dilation_base: int
-    act: str
-
-    def units(self, channels: int) -> list[nn.Module]:
-        """The residual units of a stage."""
-        dilations = [self.dilation_base**unit for unit in range(self.residual_layers)]
-        return [ResidualUnit(channels, self.residual_kernel_size, each, self.act) for each in dilations]
+def units(config: SpeechTokenizerConfig, channels: int) -> list[nn.Module]:
+    """The residual units of a stage."""
+    dilations = [config.dilation_base**unit for unit in range(config.residual_layers)]
+    kernel, act = config.residual_kernel_size, config.activation
+    return [ResidualUnit(channels, kernel, dilation, act) for dilation in dilations]
 
 
 class SEANetEncoder(SEANet):
-    """wave (B, 1, N) -> latent (B, dim, ceil(N / hop)), hop the product of ratios."""
+    """wave (B, 1, N) -> latent (B, dimension, ceil(N / hop)), hop the product of strides."""
 
-    def __init__(self, sizes: SEANetSizes) -> None:
-        channels, act = sizes.channels, sizes.act
+    def __init__(self, config: SpeechTokenizerConfig) -> None:
+        channels, act = config.n_filters, config.activation
         layers: list[nn.Module] = [Conv1d(1, channels, EDGE_KERNEL)]
-        for ratio in sizes.ratios[::-1]:
-            layers += sizes.units(channels)
-            layers += [activation(act, channels), Conv1d(channels, 2 * channels, 2 * ratio, stride=ratio)]
+        for stride in config.strides[::-1]:
+            layers += units(config, channels)
+            layers += [activation(act, channels), Conv1d(channels, 2 * channels, 2 * stride, stride=stride)]
             channels *= 2
-        layers.append(SkipLSTM(channels, sizes.lstm_layers, bidirectional=sizes.bidirectional))
-        channels *= 2 if sizes.bidirectional else 1
-        layers += [activation(act, channels), Conv1d(channels, sizes.dim, EDGE_KERNEL)]
+        layers.append(SkipLSTM(channels, config.lstm_layers, bidirectional=config.bidirectional))
+        channels *= 2 if config.bidirectional else 1
+        layers += [activation(act, channels), Conv1d(channels, config.dimension, EDGE_KERNEL)]
         super().__init__(layers)
 
 
 class SEANetDecoder(SEANet):
-    """latent (B, dim, T) -> wave (B, 1, hop * T)."""
+    """latent (B, dimension, T) -> wave (B, 1, hop * T)."""
 
-    def __init__(self, sizes: SEANetSizes) -> None:
-        channels, act = sizes.channels * 2 ** len(sizes.ratios), sizes.act
-        layers: list[nn.Module] = [Conv1d(sizes.dim, channels, EDGE_KERNEL)]
-        layers.append(SkipLSTM(channels, sizes.lstm_layers, bidirectional=False))
-        for ratio in sizes.ratios:
-            layers += [activation(act, channels), Upsample(channels, channels // 2, 2 * ratio, ratio)]
+    def __init__(self, config: SpeechTokenizerConfig) -> None:
+        channels, act = config.n_filters * 2 ** len(config.strides), config.activation
+        layers: list[nn.Module] = [Conv1d(config.dimension, channels, EDGE_KERNEL)]
+        layers.append(SkipLSTM(channels, config.lstm_layers, bidirectional=False))
+        for stride in config.strides:
+            layers += [activation(act, channels), Upsample(channels, channels // 2, 2 * stride, stride)]
             channels //= 2
-            layers += sizes.units(channels)
+            layers += units(config, channels)
         layers += [activation(act, channels), LastConv1d(channels, 1, EDGE_KERNEL)]
         super().__init__(layers)
