@@ -77,25 +77,13 @@ class Layout:
         place = self.rows - TEXT - self.widest
         return values.gather(1, place.clamp(min=0)) & (place >= 0)
 
-    def progress(self, pace: Tensor) -> Tensor:
-        """Positions (B, L) float32 of speech beside its text, for paces (B,): see `speech_position`."""
-        rows, pace = self.rows, pace[:, None]
-        is_speech = rows >= TEXT + self.widest
-        count = is_speech.cumsum(1)
-        position = torch.where(rows < TEXT, rows.clamp(min=0), text_position(rows - TEXT)).float()
-        position = torch.where(rows == TASK, speech_position(count, pace, 0.0), position)
-        return torch.where(is_speech, speech_position(rows - TEXT - self.widest, pace), position)
-
-    def aligned(self, frames: Tensor) -> Tensor:
-        """Positions (B, L) float32: each input has that of the text of the speech token that it predicts.
-
-        frames: (B, S + 1), positions in the text of each speech token and of the end.
-        """
+    def positions(self, clock: "Pace | Alignment") -> Tensor:
+        """Positions (B, L) float32 of speech beside its text."""
         rows = self.rows
+        speech = rows - TEXT - self.widest
         position = torch.where(rows < TEXT, rows.clamp(min=0), text_position(rows - TEXT)).float()
-        next_speech = torch.where(rows == TASK, 0, rows - TEXT - self.widest + 1)
-        place = text_position(frames.gather(1, next_speech.clamp(0, frames.shape[1] - 1)))
-        return torch.where((rows == TASK) | (next_speech > 0), place, position)
+        position = torch.where(rows == TASK, clock.task((speech >= 0).cumsum(1)), position)
+        return torch.where(speech >= 0, clock.speech(speech), position)
 
 
 def text_position(n: Tensor) -> Tensor:
@@ -103,39 +91,32 @@ def text_position(n: Tensor) -> Tensor:
     return n + 2
 
 
-def speech_position(s: Tensor, pace: Tensor | float, middle: float = 0.5) -> Tensor:
-    """Rotary positions of speech tokens s: those of their text, at `pace` tokens per text id."""
-    return text_position((s + middle) / pace)
-
-
 @dataclass(frozen=True)
 class Pace:
-    """Positions of speech beside its text at an even pace, in speech tokens of a text id."""
+    """Rotary positions of speech beside its text at an even pace."""
 
-    pace: float
+    pace: Tensor | float  # speech tokens per text id: (B, 1) of a batch
 
-    def task(self, count: int) -> Tensor:
-        """Position (1,) of the task mark after `count` speech tokens."""
-        return speech_position(torch.tensor([count]), self.pace, 0.0)
+    def task(self, count: Tensor) -> Tensor:
+        """Positions (n,) or (B, n) of task marks after `count` speech tokens."""
+        return text_position(count / self.pace)
 
     def speech(self, index: Tensor) -> Tensor:
-        """Positions (n,) of speech tokens with these indices."""
-        return speech_position(index, self.pace)
+        """Positions (n,) or (B, n) of speech tokens with these indices."""
+        return text_position((index + 0.5) / self.pace)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Positions of speech beside its text by an alignment: frames (S + 1,), positions in the text of tokens and end."""
+    """Rotary positions by an alignment: each input has that of the text of the speech token that it predicts."""
 
-    frames: Tensor
+    frames: Tensor  # (S + 1,) or (B, S + 1), positions in the text of the speech tokens and of the end
 
-    def task(self, count: int) -> Tensor:
-        """Position (1,) of the task mark after `count` speech tokens."""
-        return self.speech(torch.tensor([count - 1]))
+    def task(self, count: Tensor) -> Tensor:
+        return self.speech(count - 1)
 
     def speech(self, index: Tensor) -> Tensor:
-        """Positions (n,) of speech tokens with these indices: those of the next tokens' text."""
-        return text_position(self.frames[(index + 1).clamp(max=len(self.frames) - 1)])
+        return text_position(self.frames.gather(-1, (index + 1).clamp(0, self.frames.shape[-1] - 1)))
 
 
 def alternates(text: int, speech: int, mix: tuple[int, int]) -> bool:

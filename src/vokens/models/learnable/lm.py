@@ -153,9 +153,9 @@ class LearnableLM(Pretrained):
                     'positions = "aligned" without durations, or with bistream: durations of the text\'s ids and '
                     "bistream = 0 are accepted"
                 )
-            return layout.aligned(frame_positions(durations, text_lengths, speech_lengths))
-        own = speech_lengths / text_lengths
-        return layout.progress(torch.where(layout.mixed, torch.full_like(own, self.config.pace), own))
+            return layout.positions(Alignment(frame_positions(durations, text_lengths, speech_lengths)))
+        pace = torch.where(layout.mixed, self.config.pace, speech_lengths / text_lengths)
+        return layout.positions(Pace(pace[:, None]))
 
     # Generation --------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class PromptBuilder:
         return self
 
     def task(self) -> Self:
-        self.places.append(self.clock.task(self.speeches))
+        self.places.append(self.clock.task(torch.tensor([self.speeches])))
         self.pending.append(self.task_mark)
         return self
 
