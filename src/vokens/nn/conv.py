@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vokens.nn.float32 import Float32
+from vokens.nn.float32 import Float32Conv1d
 from vokens.nn.masks import padding_mask
 
 
@@ -62,11 +62,8 @@ class Conv1d(PlainConv1d):
         return super().forward(input)
 
 
-class LastConv1d(Float32, Conv1d):
-    """In float32 whatever the precision: a wave of bfloat16 would have noise at -50 dB of its own."""
-
-    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return super().forward(input.float(), lengths)
+class LastConv1d(Float32Conv1d, Conv1d):
+    pass
 
 
 class Upsample(nn.Module):

@@ -19,6 +19,13 @@ class Float32(nn.Module):
         return super()._apply(only_moves(fn), recurse)
 
 
+class Float32Conv1d(Float32, nn.Conv1d):
+    """A last convolution: latents and waves of bfloat16 would have noise at -50 dB of their own."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input.float(), weight, bias)
+
+
 class Float32Buffers(nn.Module):
     """A network whose own buffers, not those of its parts, stay in float32: statistics, bounds."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vokens.models.dacvae.config import DACVAEConfig
 from vokens.nn.conv import PlainConv1d
-from vokens.nn.float32 import Float32
+from vokens.nn.float32 import Float32Conv1d
 from vokens.nn.masks import padding_mask
 from vokens.nn.snake import Snake
 
@@ -47,11 +47,8 @@ class Conv(PlainConv1d):
         return output if self.slope == 1.0 else F.leaky_relu(output, self.slope)
 
 
-class LastConv(Float32, Conv):
-    """In float32 whatever the precision: latents and waves of bfloat16 would have noise at -50 dB of their own."""
-
-    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return super().forward(input.float(), lengths)
+class LastConv(Float32Conv1d, Conv):
+    pass
 
 
 class ResidualUnit(nn.Module):

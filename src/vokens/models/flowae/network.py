@@ -7,7 +7,6 @@ ConvNeXt on spectra is RFWave's (2403.05010), compressed magnitudes 2008.05214's
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.models.flowae.config import FlowAEConfig
@@ -15,7 +14,7 @@ from vokens.nn.convnext import ConvNeXtBlock
 from vokens.nn.float32 import Float32, Float32Buffers
 from vokens.nn.product import Linear
 from vokens.nn.spectral import SPECTRA
-from vokens.nn.stft import overlap_add
+from vokens.nn.stft import SpectrumIn, overlap_add
 
 TIME_WIDTH = 64
 # Least 1 - t in the velocities (clean - x) / (1 - t). Closer to the data the network would have to copy its input,
@@ -27,23 +26,13 @@ class Spectra(Float32):
     """Waves (B, T * hop) to spectra (B, T, channels) and back: real and imaginary parts with magnitude to a power, each
     bin divided by its standard deviation over speech (`scale`)."""
 
-    window: Tensor
     scale: Tensor
 
     def __init__(self, hop: int, power: float) -> None:
         super().__init__()
-        self.n_fft, self.step, self.power = 2 * hop, hop // SPECTRA, power
-        self.bins = hop + 1
+        self.spectrum, self.power, self.bins = SpectrumIn(2 * hop, SPECTRA), power, hop + 1
         self.channels = SPECTRA * 2 * self.bins
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer("scale", torch.ones(self.bins))
-
-    def complex_of(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary parts (B, F, bins) of wave (B, N)."""
-        beyond = (self.n_fft - self.step) // 2
-        frames = F.pad(wave, (beyond, beyond)).unfold(1, self.n_fft, self.step)
-        spectrum = torch.fft.rfft(frames * self.window, norm="ortho")
-        return spectrum.real, spectrum.imag
 
     def of_speech(self, wave: Tensor) -> Tensor:
         real, imag = self.compressed(wave)
@@ -51,7 +40,8 @@ class Spectra(Float32):
 
     def compressed(self, wave: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary parts (B, F, bins) of wave (B, N), with magnitude to the power."""
-        real, imag = self.complex_of(wave)
+        spectrum = self.spectrum.spectra(wave)
+        real, imag = spectrum.real, spectrum.imag
         gain = (real.square() + imag.square() + 1e-10).pow((self.power - 1) / 2)
         return real * gain, imag * gain
 
@@ -64,18 +54,18 @@ class Spectra(Float32):
 
     def of_noise(self, wave: Tensor) -> Tensor:
         """White noise of deviation 1 as spectra of deviation 1, uncompressed."""
-        real, imag = self.complex_of(wave)
-        gain = (2 * self.n_fft / self.window.square().sum()).sqrt()
-        return self._join(real * gain, imag * gain)
+        spectrum, window = self.spectrum.spectra(wave), self.spectrum.window.values
+        gain = (2 * len(window) / window.square().sum()).sqrt()
+        return self._join(spectrum.real * gain, spectrum.imag * gain)
 
     def to_speech(self, spectra: Tensor) -> Tensor:
         """Wave (B, T * hop) of spectra (B, T, channels)."""
         parts = spectra.float().reshape(len(spectra), -1, 2, self.bins) * self.scale
         real, imag = parts.unbind(2)
         gain = (real.square() + imag.square() + 1e-10).pow((1 / self.power - 1) / 2)
-        frames = torch.fft.irfft(torch.complex(real * gain, imag * gain), n=self.n_fft, norm="ortho")
+        frames = torch.fft.irfft(torch.complex(real * gain, imag * gain), norm="ortho")
         # Hann squared at 75 % overlap sums to 1.5.
-        return overlap_add(frames * self.window / 1.5, self.step)
+        return overlap_add(self.spectrum.window(frames) / 1.5, self.spectrum.hop)
 
     def _join(self, real: Tensor, imag: Tensor) -> Tensor:
         return torch.stack([real, imag], 2).reshape(len(real), -1, self.channels)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vokens.nn.conv import PlainConv1d
-from vokens.nn.float32 import Float32
+from vokens.nn.float32 import Float32Conv1d
 
 TAPS = 12  # of the low-pass filter
 KERNELS = (3, 7, 11)  # of the three residual blocks of a stage, which are averaged
@@ -62,7 +62,8 @@ def _snake(x: Tensor, start: int, end: int, double: Tensor, half: Tensor) -> Ten
     """Columns start..end of the activation of x (B, C, T), computed in the type of `double`."""
     low, high = max(0, start - 3), min(x.shape[2], end + 3)  # columns of which the doubled signal is needed
     left, right = max(0, low - 3), min(x.shape[2], high + 3)
-    x = _repeat_ends(x[..., left:right].to(double.dtype), left - (low - 3), high + 3 - right)
+    x, ends = x[..., left:right].to(double.dtype), (left - (low - 3), high + 3 - right)
+    x = F.pad(x, ends, mode="replicate") if any(ends) else x
     taps = low_pass()
     even = _shifted_sum(x, [2 * tap for tap in taps[::-2]], 0, high - low)
     odd = _shifted_sum(x, [2 * tap for tap in taps[-2::-2]], 1, high - low)
@@ -110,17 +111,6 @@ class ShiftedSum(torch.autograd.Function):
         return _shifted_sum(padded, ctx.taps[::-1], 0, ctx.columns), None, None, None
 
 
-def _repeat_ends(x: Tensor, left: int, right: int) -> Tensor:
-    return F.pad(x, (left, right), mode="replicate") if left or right else x
-
-
-class LastConv(Float32, nn.Conv1d):
-    """Convolution in float32 under any precision: bfloat16 adds noise at -50 dB to a wave."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float())
-
-
 class AMPBlock(nn.Module):
     """Two dilated convolutions, each after an activation and with a residual connection."""
 
@@ -153,7 +143,7 @@ class Vocoder(nn.Module):
             width //= 2
             self.blocks.extend(AMPBlock(width, size) for size in KERNELS)
         self.activation = SnakeBeta(width)
-        self.last = LastConv(width, 1, 7, padding=3)
+        self.last = Float32Conv1d(width, 1, 7, padding=3)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.first(mel)
