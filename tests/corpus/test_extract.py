@@ -15,7 +15,7 @@ from corpora import tree, write_jsonl
 
 from vokens.cli import main
 from vokens.corpus import decode, shard
-from vokens.corpus.decode import DecodePool, automatic_workers
+from vokens.corpus.decode import automatic_workers, open_decoder
 from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.engine.torchrun import Layout
 from vokens.corpus.health import Drift, Tally, divergence, entropy, fold, silent_seconds
@@ -156,10 +156,11 @@ class TestIdentity:
 class TestPool:
     """Decode workers."""
 
-    def test_order_and_bounds(self, manifest) -> None:
+    def test_order_and_bounds(self, manifest, monkeypatch) -> None:
         """Results come in order, and no more is decoded ahead than was allowed (plus a job per worker)."""
         items = [Utterance(str(i), str(manifest.parent / "9.wav")) for i in range(20)]
-        with closing(DecodePool(RATE, 2, ahead_seconds=3.0)) as pool:
+        monkeypatch.setattr(decode, "AHEAD_SECONDS", 3.0)
+        with closing(open_decoder(RATE, 2)) as pool:
             pool.expect(0, items[:15])
             pool.expect(1, items[15:])
             actual, most = [], 0.0
@@ -174,7 +175,7 @@ class TestPool:
             yield Utterance("a", "nowhere.wav")
             raise ConfigError("the list has changed")
 
-        with closing(DecodePool(RATE, 1)) as pool:
+        with closing(open_decoder(RATE, 1)) as pool:
             pool.expect(0, broken())
             refused(ConfigError, "has changed", lambda: list(pool.take(0)))
 

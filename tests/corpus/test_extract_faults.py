@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from corpora import tree, write_clips
 
-from vokens.corpus.decode import DecodePool, decode
+from vokens.corpus.decode import decode, open_decoder
 from vokens.data.items import Utterance
 
 CLIPS, SHARD, BAD = 30, 5, 7
@@ -183,16 +183,17 @@ class TestKilled:
         assert [finish(run) for run in runs] == [0, 0]
         assert tree(out) == undisturbed
 
-    def test_decode_workers(self, corpus) -> None:
+    def test_decode_workers(self, corpus, monkeypatch) -> None:
         lines = [json.loads(line) for line in corpus.manifest.read_text().splitlines()]
         items = [Utterance(line["id"], str(corpus.manifest.parent / line["path"])) for line in lines] * 4
         draw, actual = random.Random(0), []
-        with closing(DecodePool(16000, 2, ahead_seconds=1.0)) as pool:
+        monkeypatch.setattr("vokens.corpus.decode.AHEAD_SECONDS", 1.0)
+        with closing(open_decoder(16000, 2)) as pool:
             pool.expect(0, items)
             for item in pool.take(0):
                 actual.append(item)
                 if len(actual) % 8 == 1:
-                    at_work = [worker.process.pid for worker in pool._workers if worker.started]
+                    at_work = [worker.process.pid for worker in pool._workers if worker.utterance]
                     if at_work:
                         with suppress(ProcessLookupError):  # it is being replaced
                             os.kill(draw.choice(at_work), signal.SIGKILL)
@@ -206,12 +207,12 @@ class TestKilled:
         os.mkfifo(tmp_path / "deadly.wav")
         good = str(corpus.manifest.parent / "clip00.wav")
         over = threading.Event()
-        with closing(DecodePool(16000, 1)) as pool:
+        with closing(open_decoder(16000, 1)) as pool:
 
             def kill() -> None:
                 while not over.wait(0.01):
                     worker = pool._workers[0]
-                    if worker.job is not None and worker.job.utterance.key == "deadly":
+                    if worker.utterance is not None and worker.utterance.key == "deadly":
                         worker.process.kill()
 
             deadly = Utterance("deadly", str(tmp_path / "deadly.wav"))
@@ -241,9 +242,9 @@ class TestKilled:
 
 def hold_pool(endless: Path, tell: Connection) -> None:
     """A process whose decode worker waits."""
-    with closing(DecodePool(16000, 1)) as pool:
+    with closing(open_decoder(16000, 1)) as pool:
         pool.expect(0, [Utterance("endless", str(endless))])
-        while pool._workers[0].job is None:
+        while pool._workers[0].utterance is None:
             time.sleep(0.01)
         tell.send(pool._workers[0].process.pid)
         time.sleep(600)

@@ -10,11 +10,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing.connection import Connection, wait
+from itertools import count
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,21 +47,6 @@ class Decoded:
     wave: np.ndarray | None
     silent_seconds: float = 0.0
     reason: str = ""
-
-
-class Decoder(Protocol):
-    """Decoder of the utterances of shards: `expect` announces the next ones, `take` yields them in order."""
-
-    def expect(self, shard: int, utterances: Iterable[Utterance]) -> None: ...
-
-    def take(self, shard: int) -> Iterator[Decoded]: ...
-
-    @property
-    def ready_seconds(self) -> float:
-        """Seconds of decoded audio in the queue."""
-        ...
-
-    def close(self) -> None: ...
 
 
 def decode(utterance: Utterance, sample_rate: int) -> Decoded:
@@ -129,13 +115,8 @@ def automatic_workers(device: str, feeders: int = 1) -> int:
     return max(1, (cores - feeders) // feeders)
 
 
-def open_decoder(sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> Decoder:
-    """A pool of `workers` processes, or inline decoding for 0."""
-    return DecodePool(sample_rate, workers, ahead_seconds) if workers else InlineDecoder(sample_rate)
-
-
 class InlineDecoder:
-    """Decoder in the calling process."""
+    """Decoder in the calling process; the same methods as `DecodePool`."""
 
     ready_seconds = 0.0
 
@@ -154,187 +135,177 @@ class InlineDecoder:
         self._expected.clear()
 
 
-@dataclass
-class _Job:
-    shard: int
-    place: int
-    utterance: Utterance
-    tries: int = 0
+class DecodeWorker(Protocol):
+    """Decoder of one utterance at a time, elsewhere."""
 
+    def decode(self, utterance: Utterance) -> Decoded: ...
 
-@dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    job: _Job | None = None
-    started: bool = False
+    def kill(self) -> None: ...
 
 
 class DecodePool:
-    """Pool of worker processes, driven by a thread of the parent, so that they run while the device computes."""
+    """Pool of workers, each fed by a thread of this process, so that they run while the device computes.
 
-    def __init__(self, sample_rate: int, workers: int, ahead_seconds: float = AHEAD_SECONDS) -> None:
+    `expect` announces the utterances of a shard, `take` yields them decoded, in order.
+    """
+
+    def __init__(self, sample_rate: int, workers: Sequence[DecodeWorker]) -> None:
         self.sample_rate = sample_rate
-        self.ahead_seconds = ahead_seconds
-        self._context = _context()
-        self._changed = threading.Condition()  # guards the five attributes below
-        self._shards: deque[tuple[int, Iterator[Utterance]]] = deque()
+        self._changed = threading.Condition()  # guards the six attributes below
+        self._shards: deque[tuple[int, Iterable[Utterance]]] = deque()
         self._ready: dict[tuple[int, int], Decoded] = {}
         self._sizes: dict[int, int] = {}  # number of utterances of shards that were read completely
         self._seconds = 0.0
         self._error: BaseException | None = None
-        self._again: deque[_Job] = deque()
-        self._reading: tuple[int, int, Iterator[Utterance]] | None = None
-        self._false_starts = 0
         self._closing = False
-        self._bell, self._ring = self._context.Pipe(duplex=False)
-        self._workers = [self._start() for _ in range(workers)]
-        self._thread = threading.Thread(target=self._run, daemon=True, name="vokens-decode")
-        self._thread.start()
+        self._jobs, self._reading = self._all_jobs(), threading.Lock()
+        self._workers = workers
+        self._threads = [threading.Thread(target=self._feed, args=(one,), daemon=True) for one in workers]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def ready_seconds(self) -> float:
+        """Seconds of decoded audio in the queue."""
         return self._seconds
 
     def expect(self, shard: int, utterances: Iterable[Utterance]) -> None:
         with self._changed:
-            self._shards.append((shard, iter(utterances)))
-        self._wake()
+            self._shards.append((shard, utterances))
+            self._changed.notify_all()
 
     def take(self, shard: int) -> Iterator[Decoded]:
-        place = 0
-        while True:
+        for place in count():
             with self._changed:
                 while not ((shard, place) in self._ready or self._sizes.get(shard) == place or self._error):
                     self._changed.wait()
                 if (shard, place) in self._ready:
                     item = self._ready.pop((shard, place))
                     self._seconds -= _seconds(item, self.sample_rate)
+                    self._changed.notify_all()
                 elif self._error is not None:
                     raise self._error
                 else:
                     del self._sizes[shard]
                     return
-            self._wake()
-            place += 1
             yield item
 
     def close(self) -> None:
         """End the workers at once."""
-        self._closing = True
-        self._wake()
-        self._thread.join()
-        for worker in self._workers:
-            worker.process.kill()
-            worker.process.join()
-            worker.pipe.close()
-        self._bell.close()
-        self._ring.close()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for worker, thread in zip(self._workers, self._threads, strict=True):
+            while thread.is_alive():
+                worker.kill()
+                thread.join(0.05)
+            worker.kill()
 
-    # The thread ---------------------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        with suppress(OSError):
-            self._ring.send_bytes(b"!")
-
-    def _run(self) -> None:
+    def _feed(self, worker: DecodeWorker) -> None:
+        """Give jobs to a worker until the pool closes; an error ends the run."""
         try:
-            while not self._closing:
-                self._hand_out()
-                for pipe in wait([self._bell, *(worker.pipe for worker in self._workers)]):
-                    if pipe is self._bell:
-                        self._bell.recv_bytes()
-                    else:
-                        self._collect(next(worker for worker in self._workers if worker.pipe is pipe))
+            while True:
+                with self._reading:
+                    job = next(self._jobs, None)
+                if job is None:
+                    return
+                shard, place, utterance = job
+                item = worker.decode(utterance)
+                if isinstance(utterance.audio, bytes):  # no longer needed, and as large as the wave
+                    item = replace(item, utterance=replace(utterance, audio=b""))
+                with self._changed:
+                    self._ready[shard, place] = item
+                    self._seconds += _seconds(item, self.sample_rate)
+                    self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _hand_out(self) -> None:
-        for worker in self._workers:
-            if worker.started and worker.job is None:
-                job = self._again.popleft() if self._again else self._next_job()
-                if job is None:
-                    return
-                worker.job = job
-                try:
-                    worker.pipe.send(job.utterance)
-                except OSError:
-                    self._replace(worker)
-
-    def _next_job(self) -> _Job | None:
-        """The next utterance of the expected shards; None where there is none, or the queue is full."""
-        while self._seconds < self.ahead_seconds:
-            if self._reading is None:
-                with self._changed:
-                    if not self._shards:
-                        return None
-                    shard, utterances = self._shards.popleft()
-                self._reading = (shard, 0, utterances)
-            shard, place, utterances = self._reading
-            utterance = next(utterances, None)
-            if utterance is not None:
-                self._reading = (shard, place + 1, utterances)
-                return _Job(shard, place, utterance)
-            self._reading = None
+    def _all_jobs(self) -> Iterator[tuple[int, int, Utterance]]:
+        """Shard, place and utterance of all that is expected, in order; waits while the queue is full."""
+        while self._wait(lambda: bool(self._shards)):
+            shard, utterances = self._shards.popleft()
+            reading, place = iter(utterances), 0
+            while self._wait(lambda: self._seconds < AHEAD_SECONDS):
+                utterance = next(reading, None)
+                if utterance is None:
+                    break
+                yield shard, place, utterance
+                place += 1
             with self._changed:
                 self._sizes[shard] = place
                 self._changed.notify_all()
-        return None
 
-    def _collect(self, worker: _Worker) -> None:
-        try:
-            message = worker.pipe.recv()
-            if message is None:
-                worker.started, self._false_starts = True, 0
-                return
-            samples, silent, reason = message
-            wave = None if reason else np.empty(samples, np.float32)
-            if wave is not None:
-                worker.pipe.recv_bytes_into(wave.data)
-        except (EOFError, OSError):
-            self._replace(worker)
-            return
-        job, worker.job = worker.job, None
-        if job is not None:
-            self._deliver(job, Decoded(job.utterance, wave, silent, reason))
-
-    def _deliver(self, job: _Job, item: Decoded) -> None:
-        if isinstance(item.utterance.audio, bytes):  # no longer needed, and as large as the wave
-            item = replace(item, utterance=replace(item.utterance, audio=b""))
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        """Wait for a condition; False where the pool closes instead."""
         with self._changed:
-            self._ready[job.shard, job.place] = item
-            self._seconds += _seconds(item, self.sample_rate)
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closing or until())
+            return not self._closing
 
-    def _replace(self, worker: _Worker) -> None:
-        """Replace a dead worker, and retry or give up its utterance."""
-        worker.process.join()
-        worker.pipe.close()
-        job = worker.job
-        if not worker.started:
-            self._false_starts += 1
-            if self._false_starts >= _FALSE_STARTS:
-                raise VokensError(
-                    f"decode workers end before their first file (exit code {worker.process.exitcode}): "
-                    "--workers 0 decodes inline and shows why"
-                )
-        self._workers[self._workers.index(worker)] = self._start()
-        if job is None:
-            return
-        job.tries += 1
-        if job.tries < TRIES:
-            self._again.append(job)
-        else:
-            self._deliver(job, Decoded(job.utterance, None, reason="the decoder died on it"))
 
-    def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self.sample_rate), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
+Decoder = InlineDecoder | DecodePool
+
+
+def open_decoder(sample_rate: int, workers: int) -> Decoder:
+    """A pool of `workers` processes, or inline decoding for 0."""
+    if workers == 0:
+        return InlineDecoder(sample_rate)
+    return DecodePool(sample_rate, [WorkerProcess(sample_rate) for _ in range(workers)])
+
+
+class WorkerProcess:
+    """A process that decodes one utterance at a time; another takes over where it dies."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self._pipe: Connection | None = None  # None where no process is ready
+        self._killed = False
+        self.process: BaseProcess | None = None
+        self.utterance: Utterance | None = None  # at work on it
+
+    def decode(self, utterance: Utterance) -> Decoded:
+        """Decode an utterance, unless three processes die on it."""
+        for _ in range(TRIES):
+            pipe = self._pipe = self._pipe or self._start()
+            self.utterance = utterance
+            with suppress(EOFError, OSError):
+                pipe.send(utterance)
+                samples, silent, reason = pipe.recv()
+                wave = None if reason else np.empty(samples, np.float32)
+                if wave is not None:
+                    pipe.recv_bytes_into(wave.data)
+                return Decoded(utterance, wave, silent, reason)
+            self._pipe = self.utterance = None
+            if self._killed:
+                break
+        return Decoded(utterance, None, reason="the decoder died on it")
+
+    def kill(self) -> None:
+        self._killed = True
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+
+    def _start(self) -> Connection:
+        """The pipe of a new process that is ready. Raises VokensError where five in a row end before that."""
+        context = _context()
+        for _ in range(_FALSE_STARTS):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, self._sample_rate), daemon=True)
+            process.start()
+            theirs.close()
+            self.process = process
+            with suppress(EOFError, OSError):
+                ours.recv()
+                return ours
+            if self._killed:
+                break
+        process.join()
+        raise VokensError(
+            f"decode workers end before their first file (exit code {process.exitcode}): "
+            "--workers 0 decodes inline and shows why"
+        )
 
 
 def _context() -> ForkServerContext | SpawnContext:

@@ -9,19 +9,17 @@ import math
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vokens.corpus.decode import Decoded, decode
+from vokens.corpus.decode import Decoded, DecodePool, decode
 from vokens.corpus.engine.local import Worker, extract
 from vokens.corpus.run import Plan, Settings, Summary, finished
 from vokens.data.items import Utterance
 from vokens.errors import ConfigError, VokensError, needs_extra
 from vokens.models.codec import Codec
 
-AHEAD = 64  # recordings in flight per encoder: 40 MB at 10 s and 16 kHz
+AHEAD = 64  # recordings in flight per encoder, in addition to the queue
 _LOOK, _TELL = 2.0, 10.0  # seconds between checks of the cluster, and between log lines
 _ANSWER = 10.0  # connection timeout in seconds
 _DEATHS = 1000  # dead encoders after which lost machines are not the cause
@@ -31,20 +29,10 @@ _DEATHS = 1000  # dead encoders after which lost machines are not the cause
 class Cluster:
     """A cluster to run on."""
 
-    address: str | None = (
-        None  # "auto" for the one this machine belongs to, None for one on this machine only
-    )
+    address: str | None = None  # "auto" for that of this machine, None for a new one on this machine only
     encoders: int | None = (
         None  # at most; None for one per GPU of the cluster or, without any, one per machine
     )
-
-
-@dataclass(frozen=True)
-class Room:
-    """Resources of a cluster."""
-
-    slots: dict[str, "Slot"]  # of encoders, by name
-    decoder_cpus: float  # cores of a decoding task, on any machine
 
 
 @dataclass(frozen=True)
@@ -101,16 +89,16 @@ def _drive(ray: Any, settings: Settings, model: str, dtype: str, worker: Worker,
     at_work: dict[Any, tuple[str, Any]] = {}  # future result -> slot and encoder
     retry_failed, deaths, reported = worker.retry_failed, 0, time.monotonic()
     while True:
-        room = room_of(ray.nodes(), cluster.encoders)
+        slots, decoder_cpus = room_of(ray.nodes(), cluster.encoders)
         taken = {name for name, _ in at_work.values()}
-        for rank, (name, slot) in enumerate(room.slots.items()):
+        for rank, (name, slot) in enumerate(slots.items()):
             if name not in taken:
                 encoder = actor.options(
                     num_cpus=slot.cpus,
                     num_gpus=slot.gpus,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
-                ).remote(model, dtype, room.decoder_cpus)
-                result = encoder.work.remote(settings, rank, len(room.slots), retry_failed)
+                ).remote(model, dtype, decoder_cpus)
+                result = encoder.work.remote(settings, rank, len(slots), retry_failed)
                 at_work[result] = name, encoder
                 retry_failed = False  # receipts are removed once, not by each encoder that joins
         ready, _ = ray.wait(list(at_work), timeout=_LOOK)
@@ -133,8 +121,8 @@ def _drive(ray: Any, settings: Settings, model: str, dtype: str, worker: Worker,
             print(f"vokens: {done} of {total} shards, {len(at_work)} encoders", file=sys.stderr)
 
 
-def room_of(nodes: list[dict[str, Any]], most: int | None = None) -> Room:
-    """Slots of at most `most` encoders in a cluster of these machines.
+def room_of(nodes: list[dict[str, Any]], most: int | None = None) -> tuple[dict[str, Slot], float]:
+    """Slots of at most `most` encoders in a cluster of these machines, by name; and the cores of a decoding task.
 
     Decoders must always get a core, or all would wait for ever: an encoder on a GPU reserves none; without GPUs
     there is one encoder per machine, on all cores but the one that decodes (half of a single core).
@@ -149,7 +137,7 @@ def room_of(nodes: list[dict[str, Any]], most: int | None = None) -> Room:
     decoder = 1.0 if slots or min(machines.values(), default=1.0) >= 2 else 0.5
     if not slots:
         slots = {name: Slot(name, cores - decoder, 0.0) for name, cores in machines.items()}
-    return Room(dict(list(slots.items())[:most]), decoder)
+    return dict(list(slots.items())[:most]), decoder
 
 
 class Encoder:
@@ -164,63 +152,34 @@ class Encoder:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
             torch.set_num_threads(max(1, math.floor(cpus)))
         self.codec = Codec.from_pretrained(model, device=device, dtype=dtype)
-        self.decoder_cpus = decoder_cpus
+        self._task = ray.remote(num_cpus=decoder_cpus, max_retries=3)(decode)
 
     def work(self, settings: Settings, rank: int, world: int, retry_failed: bool) -> Summary:
         """Work until every shard of the run is done, by this encoder or another."""
         worker = Worker(rank=rank, world=world, retry_failed=retry_failed)
-        decoder = RayDecoder(self.codec.sample_rate, self.decoder_cpus)
+        rate = self.codec.sample_rate
+        decoder = DecodePool(rate, [RayWorker(self._task, rate) for _ in range(AHEAD)])
         return extract(settings, self.codec, worker, decoder)
 
 
-class RayDecoder:
-    """Decoder by Ray tasks on any machine with a free core; a `vokens.corpus.decode.Decoder`."""
+class RayWorker:
+    """Decoding task on any machine with a free core; a `vokens.corpus.decode.DecodeWorker`."""
 
-    def __init__(self, sample_rate: int, cpus: float, ahead: int = AHEAD) -> None:
+    def __init__(self, task: Any, sample_rate: int) -> None:
+        self._task, self._sample_rate, self._result = task, sample_rate, None
+
+    def decode(self, utterance: Utterance) -> Decoded:
         import ray
 
-        self._ray = ray
-        self._task = ray.remote(num_cpus=cpus, max_retries=3)(decode)
-        self.sample_rate, self.ahead = sample_rate, ahead
-        self._expected: deque[tuple[int, Iterator[Utterance]]] = deque()
-        self._sent: deque[tuple[int, Utterance, Any]] = deque()  # shard, utterance, future
+        self._result = self._task.remote(utterance, self._sample_rate)
+        try:
+            item = ray.get(self._result)  # its wave is in Ray's read-only memory
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            return Decoded(utterance, None, reason="the decoder died on it")
+        return item if item.wave is None else replace(item, wave=item.wave.copy())
 
-    @property
-    def ready_seconds(self) -> float:
-        """0: decoded audio is in Ray's object store, where its length is unknown."""
-        return 0.0
+    def kill(self) -> None:
+        import ray
 
-    def expect(self, shard: int, utterances: Iterable[Utterance]) -> None:
-        self._expected.append((shard, iter(utterances)))
-        self._fill()
-
-    def take(self, shard: int) -> Iterator[Decoded]:
-        while True:
-            self._fill(shard)
-            if not self._sent or self._sent[0][0] != shard:
-                return
-            _, utterance, result = self._sent.popleft()
-            self._fill()
-            try:
-                item = self._ray.get(result)  # its wave is in Ray's read-only memory
-                yield item if item.wave is None else replace(item, wave=item.wave.copy())
-            except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.OutOfMemoryError):
-                yield Decoded(utterance, None, reason="the decoder died on it")
-
-    def close(self) -> None:
-        for _, _, result in self._sent:
-            self._ray.cancel(result, force=True)
-        self._sent.clear()
-        self._expected.clear()
-
-    def _fill(self, shard: int | None = None) -> None:
-        """Submit recordings until enough are in flight, and at least one of `shard`."""
-        while self._expected:
-            number, utterances = self._expected[0]
-            if len(self._sent) >= self.ahead and (shard is None or self._sent[0][0] == shard):
-                return
-            utterance = next(utterances, None)
-            if utterance is None:
-                self._expected.popleft()
-                continue
-            self._sent.append((number, utterance, self._task.remote(utterance, self.sample_rate)))
+        if self._result is not None:
+            ray.cancel(self._result, force=True)
