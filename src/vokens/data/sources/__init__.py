@@ -24,7 +24,7 @@ from vokens.data.sources.addresses import (
     frozen,
     is_pattern,
     is_url,
-    open_binary,
+    open_unpacked,
 )
 from vokens.data.sources.lines import ManifestSource, PathSource, ScpSource
 from vokens.data.sources.options import SourceOptions
@@ -43,7 +43,6 @@ _LISTS = {".txt", ".lst", ".list", ".scp"}
 _MANIFESTS = {".jsonl", ".json", ".gz"}
 _CONTAINERS = {".tar", ".tgz", ".parquet", ".arrow"}
 _SHARD = re.compile(r"cuts\.\d+\.jsonl(\.gz)?")
-_GZ = b"\x1f\x8b"
 
 
 def open_source(spec: str, *, listing: Path, options: SourceOptions | None = None) -> Source:
@@ -144,11 +143,8 @@ def _audio(listing: Path, lines: Callable[[], Iterable[str]], options: SourceOpt
 def _kind(file: str) -> str:
     """table, tar, audio, manifest, list or scp."""
     try:
-        with open_binary(file) as opened:
+        with open_unpacked(file) as opened:
             head = opened.read(512)
-            if head.startswith(_GZ):
-                opened.seek(0)
-                head = gzip.GzipFile(fileobj=opened).read(512)
     except (ConfigError, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{file} cannot be opened ({error}); a source is {_ACCEPTED}") from error
     suffix = os.path.splitext(file.removesuffix(".gz"))[1].lower()
@@ -177,15 +173,12 @@ def _shard(folder: str, cuts: str) -> tuple[str, str]:
 
 def _sought(file: str, number: int, listing: Path) -> Path:
     """A seekable file: itself, or its copy in `listing` where it is compressed or remote."""
-    with open_binary(file) as opened:
-        packed = opened.read(2) == _GZ
-        opened.seek(0)
-        if not packed and not is_url(file):
+    with open_unpacked(file) as content:
+        if not isinstance(content, gzip.GzipFile) and not is_url(file):
             return Path(file)
         copy = listing / f"{number:05d}-{os.path.basename(file.removesuffix('.gz'))}"
         if not copy.exists():
             listing.mkdir(parents=True, exist_ok=True)
-            content = gzip.GzipFile(fileobj=opened) if packed else opened
             try:
                 with atomic_write(copy) as partial, partial.open("wb") as out:
                     shutil.copyfileobj(content, out)

@@ -4,10 +4,12 @@ Local paths stay paths; only addresses with a scheme go through fsspec.
 """
 
 import glob
+import gzip
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,6 +64,15 @@ def open_binary(address: str) -> BinaryIO:
         return system.open(path, "rb")
     except OSError as error:
         raise ConfigError(f"{address} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def open_unpacked(address: str) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """Open a file for reading as `open_binary` does, and unpack it where its content is gz."""
+    with open_binary(address) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield gzip.GzipFile(fileobj=file) if packed else file
 
 
 def stem(path: str) -> str:

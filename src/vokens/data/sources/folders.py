@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from vokens.audio_files import has_suffix, walk
 from vokens.data.sources.addresses import filesystem, is_url, note, stem
@@ -31,9 +31,8 @@ def file_lines(paths: Iterable[str], top: str) -> Iterator[str]:
 
 def fixed_part(pattern: str) -> str:
     """The folder of a glob: its parts before the first wildcard."""
-    parts = pattern.split("/")
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part), len(parts) - 1)
-    folder = "/".join(parts[:wild])
+    *parts, _ = pattern.split("/")
+    folder = "/".join(takewhile(lambda part: not glob.has_magic(part) and "{" not in part, parts))
     return folder if is_url(folder) else os.path.abspath(folder or ("/" if pattern.startswith("/") else "."))
 
 

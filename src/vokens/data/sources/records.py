@@ -4,7 +4,6 @@ Every line is parsed as JSON in full, also where only its key is needed: 1.6 µs
 take half a minute, and a malformed one is reported before any work begins.
 """
 
-import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vokens.data.items import Clip, Utterance
-from vokens.data.sources.addresses import is_url, open_binary, parent, resolve, stem
+from vokens.data.sources.addresses import is_url, open_unpacked, parent, resolve, stem
 from vokens.data.sources.options import Labels, known
 from vokens.errors import ConfigError
 from vokens.text.files import BOM
@@ -91,13 +90,13 @@ def utterance_of(line: dict[str, Any], manifest: str | Path, key: str | None = N
 
 
 def read_lines(manifest: str | Path, read: Callable[[bytes], _Read]) -> Iterator[_Read]:
-    """Results of `read` for each line of a jsonl or jsonl.gz file, but for blank ones.
+    """Results of `read` for each line of a jsonl file, gz or not, but for blank ones.
 
     Raises ConfigError that names the file and the line, also where the file is truncated.
     """
     number, where = 1, str(manifest)
     try:
-        with open_binary(where) as file, gzip.open(file) if where.endswith(".gz") else file as lines:
+        with open_unpacked(where) as lines:
             for line in lines:
                 if not line.isspace():
                     yield read(line)

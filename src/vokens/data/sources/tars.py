@@ -3,19 +3,17 @@
 A WebDataset span starts at the byte of its first member's header, a Shar span at a line of the cuts' file.
 """
 
-import gzip
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.data.items import Source, Span, Utterance
-from vokens.data.sources.addresses import note, open_binary
+from vokens.data.sources.addresses import note, open_unpacked
 from vokens.data.sources.options import Labels, SourceOptions, known
 from vokens.data.sources.records import key_of, labels_of, parse_line, read_lines, utterance_of
 from vokens.errors import ConfigError
@@ -47,7 +45,7 @@ def members(where: str, offset: int = 0, load: frozenset[str] = frozenset()) -> 
     Raises ConfigError for other and truncated files.
     """
     try:
-        with _opened(where) as file:
+        with open_unpacked(where) as file:
             file.seek(offset)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (info := tar.next()) is not None:
@@ -58,14 +56,6 @@ def members(where: str, offset: int = 0, load: frozenset[str] = frozenset()) -> 
                         yield Member(info.offset, info.name, content.read() if content else b"")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ConfigError(f"{where} is not a complete tar file ({error}): write it again") from error
-
-
-@contextmanager
-def _opened(where: str) -> Iterator[BinaryIO]:
-    with open_binary(where) as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
 
 
 class WebDataset(Source):
