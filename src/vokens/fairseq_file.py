@@ -1,7 +1,7 @@
 """Weights of fairseq training checkpoints, read without fairseq and without executing anything in the file.
 
 Such a file pickles tensors among objects of fairseq, omegaconf and argparse. The constructors of tensors and plain
-containers are on a list; every other name becomes an inert class that only records its arguments.
+containers are on a list; every other name becomes an inert class.
 """
 
 import collections
@@ -31,38 +31,15 @@ _PLAIN: dict[tuple[str, str], Any] = {
 
 
 class Inert:
-    """Inert stand-in for an object of an unknown class: records arguments, items and state.
+    """Inert stand-in for an object of an unknown class: takes any arguments, items and state, and keeps none."""
 
-    held: the recorded values in order: ("arguments", (...)), ("state", ...), ("item", ...).
-    """
+    def __new__(cls, *_: Any, **__: Any) -> "Inert":
+        return super().__new__(cls)
 
-    held: list[tuple[str, Any]]
-
-    def __new__(cls, *arguments: Any, **named: Any) -> "Inert":
-        made = super().__new__(cls)
-        made.__dict__["held"] = [("arguments", (arguments, named))] if arguments or named else []
-        return made
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def _ignore(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        self.held.append(("state", state))
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.held.append(("item", (key, value)))
-
-    def append(self, value: Any) -> None:
-        self.held.append(("item", value))
-
-    def extend(self, values: Any) -> None:
-        for value in values:
-            self.append(value)
-
-    add = append
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__qualname__}, not loaded>"
+    __init__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
 class _Unpickler(pickle.Unpickler):
@@ -93,19 +70,6 @@ class _Pickle:
         return _Unpickler(io.BytesIO(data), **options).load()
 
 
-def read_fairseq(path: str | Path) -> dict[str, Any]:
-    """The content of a fairseq checkpoint: "model" holds its tensors, "cfg" or "args" inert objects.
-
-    Raises CheckpointError for a file that is missing, damaged or not a pickled dict.
-    """
-    path = Path(path)
-    with file_errors(CheckpointError, f"cannot read weights {path}"), open(path, "rb") as file:
-        content = _load(file, path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a fairseq checkpoint (a dict)")
-    return content
-
-
 def _load(file: BinaryIO, path: Path) -> Any:
     if _is_program(file):
         raise CheckpointError(f"{path} is a TorchScript program, not weights: give the checkpoint")
@@ -126,8 +90,16 @@ def _is_program(file: BinaryIO) -> bool:
 
 
 def read_fairseq_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name under "model" of a fairseq checkpoint, on the CPU. Raises CheckpointError."""
-    model = read_fairseq(path).get("model")
+    """The tensors by name under "model" of a fairseq checkpoint, on the CPU.
+
+    Raises CheckpointError for a file that is missing, damaged or not a pickled dict with weights.
+    """
+    path = Path(path)
+    with file_errors(CheckpointError, f"cannot read weights {path}"), open(path, "rb") as file:
+        content = _load(file, path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a fairseq checkpoint (a dict)")
+    model = content.get("model")
     if not isinstance(model, dict) or not any(isinstance(value, Tensor) for value in model.values()):
         raise CheckpointError(f'{path} holds no weights under "model": give a fairseq checkpoint')
     return {name: value for name, value in model.items() if isinstance(value, Tensor)}
