@@ -106,17 +106,10 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
         raise CheckpointError(f"{path} is no whole ONNX file ({error}): download it again") from error
 
 
-class _Damaged(ValueError):
-    """Bytes that are not a valid ONNX file."""
-
-
-# The messages ----------------------------------------------------------------------------------------------
-
-
 def _model(data: memoryview) -> OnnxGraph:
     graphs = _collect(data, {7: _bytes})[7]
     if not graphs:
-        raise _Damaged("it holds no graph")
+        raise ValueError("it holds no graph")
     parts = _collect(graphs[-1], {1: _node, 5: _tensor})
     constants = {
         node.outputs[0]: node.attributes["value"]
@@ -146,9 +139,9 @@ def _tensor(data: Any) -> StoredTensor:
     parts = _collect(data, {**integers, 2: _signed, 8: _text, **raw, **location})
     name, kind, shape = _last(parts[8], ""), _last(parts[2], 0), tuple(chain.from_iterable(parts[1]))
     if any(parts[13] + parts[14]):
-        raise _Damaged(f"tensor {name!r} is stored in another file, which is not supported")
+        raise ValueError(f"tensor {name!r} is stored in another file, which is not supported")
     if kind not in _TYPES:
-        raise _Damaged(f"tensor {name!r} is of the unsupported type {kind}")
+        raise ValueError(f"tensor {name!r} is of the unsupported type {kind}")
     numbers = [value for number in _VARINTS for field in parts[number] for value in field]
     content = _narrowed(np.array(numbers, np.int64), _TYPES[kind])
     for number, dtype in _TYPED.items():
@@ -156,7 +149,7 @@ def _tensor(data: Any) -> StoredTensor:
     content = _last(parts[9], content)
     size = len(content) // (1 if isinstance(content, np.ndarray) else getattr(torch, _TYPES[kind]).itemsize)
     if min(shape, default=0) < 0 or size != prod(shape):
-        raise _Damaged(f"tensor {name!r} of shape {shape} has {size} values")
+        raise ValueError(f"tensor {name!r} of shape {shape} has {size} values")
     return StoredTensor(name, shape, _TYPES[kind], content)
 
 
@@ -167,9 +160,6 @@ def _narrowed(numbers: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (numbers.astype(np.uint32) << 16).view(np.float32)
     return numbers
-
-
-# The wire format -------------------------------------------------------------------------------------------
 
 
 def _collect(data: Any, readers: dict[int, Callable[[Any], Any]]) -> dict[int, list[Any]]:
@@ -201,9 +191,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
-            raise _Damaged(f"wire type {wire}")
+            raise ValueError(f"wire type {wire}")
         if at + size > end:
-            raise _Damaged(f"{at + size - end} bytes are missing")
+            raise ValueError(f"{at + size - end} bytes are missing")
         yield number, data[at : at + size]
         at += size
 
@@ -212,18 +202,18 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for place in range(10):
         if at >= len(data):
-            raise _Damaged("it ends inside a number")
+            raise ValueError("it ends inside a number")
         byte = data[at]
         value |= (byte & 127) << (7 * place)
         at += 1
         if byte < 128:
             return value, at
-    raise _Damaged("a number is longer than 10 bytes")
+    raise ValueError("a number is longer than 10 bytes")
 
 
 def _signed(value: Any) -> int:
     if not isinstance(value, int):
-        raise _Damaged("there are bytes where a number is expected")
+        raise ValueError("there are bytes where a number is expected")
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -240,7 +230,7 @@ def _integers(value: Any) -> list[int]:
 
 def _bytes(value: Any) -> memoryview:
     if isinstance(value, int):
-        raise _Damaged("there is a number where bytes are expected")
+        raise ValueError("there is a number where bytes are expected")
     return value
 
 

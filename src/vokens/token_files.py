@@ -107,9 +107,6 @@ def _write(path: PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-# Reading
-
-
 def read(path: Path) -> tuple[Facts, Arrays]:
     """Read any of the four formats. TokensError on anything else, and on damaged files."""
     content = _read(path)

@@ -247,8 +247,13 @@ class Tokens:
 def codebook_use(codes: np.ndarray, size: int) -> tuple[float, float]:
     """Share of the `size` entries that occur in codes (N,), and the entropy of their frequencies in bits."""
     counts = np.unique(codes, return_counts=True)[1]
-    share = counts / max(1, counts.sum())
-    return len(counts) / size, float(-(share * np.log2(share)).sum()) + 0.0
+    return len(counts) / size, entropy(counts)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits per symbol of a histogram."""
+    share = counts[counts > 0] / max(1e-12, counts.sum())
+    return float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def padded_ids(ids: Any, num_codebooks: int) -> tuple[Tensor, Tensor]:

@@ -216,7 +216,7 @@ def _au(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], 
     offset, size = struct.unpack(">II", _read(file, start + 4, 8).ljust(8, b"\0"))
     body = start + offset
     if size not in (0, 0xFFFFFFFF):
-        return _sized(start, body, size, end, name)
+        return _whole(start, body + size, end, name)
     head = _read(file, start, 8) + struct.pack(">I", max(0, end - body))
     return [(head, start + 12, end)], end
 
@@ -230,14 +230,7 @@ def _nist(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece]
     if not all(stated):
         return [(b"", start, end)], end
     size = prod(int(match[1]) for match in stated if match)
-    return _sized(start, start + int(head[8:16]), size, end, name)
-
-
-def _sized(start: int, body: int, size: int, end: int, name: str) -> tuple[list[_Piece], int]:
-    """Bounds of a stream whose header states the size of its samples in bytes."""
-    if body + size > end:
-        raise AudioError(f"{name} is truncated: {end - body} of {size} bytes of samples are present")
-    return [(b"", start, body + size)], body + size
+    return _whole(start, start + int(head[8:16]) + size, end, name)
 
 
 def _mpeg(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece], int]:
@@ -343,7 +336,7 @@ def _asf(file: BinaryIO, start: int, end: int, name: str) -> tuple[list[_Piece],
 
 
 def _whole(start: int, behind: int, end: int, name: str) -> tuple[list[_Piece], int]:
-    """Bounds of a stream whose parts state that it ends at `behind`, in a file that ends at `end`."""
+    """Bounds of a stream that states that it ends at `behind`, in a file that ends at `end`."""
     if behind > end:
         raise AudioError(f"{name} is truncated: {behind - end} of its bytes are missing")
     return [(b"", start, behind)], behind

@@ -137,7 +137,7 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
     """A seekable binary file, and its name in errors."""
     if isinstance(source, str | Path):
         try:
-            file = _open_file(source)
+            file = open(source, "rb")  # noqa: SIM115  (errors of reading it are not of opening it)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             reason = error.strerror if isinstance(error, OSError) else error
             raise AudioError(f"cannot open {str(source)!r}: {reason}; give the path of audio") from error
@@ -150,10 +150,6 @@ def _open(source: str | Path | bytes | BinaryIO) -> Generator[tuple[BinaryIO, st
         if isinstance(source, io.TextIOBase):
             raise AudioError(f"{name} is open as text: open it in binary mode ('rb')")
         yield (source if source.seekable() else io.BytesIO(source.read())), name
-
-
-def _open_file(path: str | Path) -> BinaryIO:
-    return open(path, "rb")
 
 
 def blocks(source: Source, sample_rate: int, source_rate: int | None = None) -> Iterator[np.ndarray]:

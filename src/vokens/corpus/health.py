@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vokens.tokens import entropy
+
 BINS = 64
 MIN_UTTERANCES = 20  # fewer, in a shard or a run, are not significant
 # Between n and m utterances of read English (mini, 160 pieces of 2 s, 58 speakers) chance gives 0.24 (1/n + 1/m)
@@ -96,15 +98,9 @@ def divergence(a: np.ndarray, b: np.ndarray) -> float:
     return entropy(p + q) - (entropy(p) + entropy(q)) / 2
 
 
-def entropy(counts: np.ndarray) -> float:
-    """Bits per symbol of a histogram."""
-    p = counts[counts > 0] / max(1e-12, counts.sum())
-    return float(-(p * np.log2(p)).sum()) + 0.0
-
-
-def fold(counts: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """A histogram in at most `bins` bins of neighbouring codes (for FSQ: of the same leading digits)."""
-    bins = min(bins, len(counts))
+def fold(counts: np.ndarray) -> np.ndarray:
+    """A histogram in at most 64 bins of neighbouring codes (for FSQ: of the same leading digits)."""
+    bins = min(BINS, len(counts))
     places = np.arange(len(counts)) * bins // len(counts)
     return np.bincount(places, weights=counts, minlength=bins).astype(np.int64)
 

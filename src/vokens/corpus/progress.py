@@ -15,7 +15,7 @@ import numpy as np
 from vokens.atomic import atomic_write
 from vokens.corpus.decode import Decoder
 from vokens.corpus.health import Drift
-from vokens.corpus.run import Receipt, Run
+from vokens.corpus.run import Receipt, Run, finished, receipt_path
 from vokens.corpus.shard import ShardTiming
 from vokens.errors import ConfigError
 
@@ -57,7 +57,7 @@ class Progress:
         self._drift = Drift()
         self._failures, self._drifting, self._entropy = 0, 0, 0.0
         self._begun = self._told = self._wrote = time.monotonic()
-        self._done = run.finished()
+        self._done = finished(run.folder)
         self._first = self._count(self._done)
         self._looked, self._look_took = self._begun, 0.0
         for shard in sorted(self._done)[:: max(1, len(self._done) // _SAMPLE)]:
@@ -85,7 +85,7 @@ class Progress:
                 self._drifting += 1
                 self._print(
                     f"vokens: warning: the tokens of shard {receipt.shard} differ from the run's by {distance:.2f} "
-                    f"bits (0 to 1): other speech, or damaged audio? See {self.run.receipt_path(receipt.shard)}"
+                    f"bits (0 to 1): other speech, or damaged audio? See {receipt_path(self.run.folder, receipt.shard)}"
                 )
         self.beat()
 
@@ -93,7 +93,7 @@ class Progress:
         """Update whatever is due."""
         now = time.monotonic()
         if now - self._looked > max(10.0, 50 * self._look_took):  # at most 2 % of the time
-            self._done |= self.run.finished()
+            self._done |= finished(self.run.folder)
             self._looked, self._look_took = now, time.monotonic() - now
         if self._show and now - self._told > (_TERMINAL if self._terminal else _LOG):
             self._told = now

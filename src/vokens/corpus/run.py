@@ -140,18 +140,11 @@ class Run:
         for utterance in self.source.read(self.plan[shard]):
             yield replace(utterance, sinc=True) if self.settings.sinc else utterance
 
-    def receipt_path(self, shard: int) -> Path:
-        return receipt_path(self.folder, shard)
-
     def done(self, shard: int) -> bool:
-        return self.receipt_path(shard).exists()
+        return receipt_path(self.folder, shard).exists()
 
     def receipt(self, shard: int) -> Receipt:
-        return Receipt.read(self.receipt_path(shard))
-
-    def finished(self) -> set[int]:
-        """The shards that have receipts, by one listing of the folder."""
-        return finished(self.folder)
+        return Receipt.read(receipt_path(self.folder, shard))
 
     def publish(self, files: Iterable[tuple[Path, Path]]) -> None:
         """Flush files and rename them to their final names (relative to the run's folder)."""
@@ -162,7 +155,7 @@ class Run:
 
         Only sizes are checked; `vokens inspect` compares checksums.
         """
-        self._take_back([shard for shard in self.finished() if not self._whole(shard)])
+        self._take_back([shard for shard in finished(self.folder) if not self._whole(shard)])
 
     def _whole(self, shard: int) -> bool:
         try:
@@ -176,8 +169,9 @@ class Run:
         self._take_back([int(path.stem) for path in (self.folder / "failures").glob("*.jsonl")])
 
     def _take_back(self, shards: list[int]) -> None:
-        for file in [*map(self.receipt_path, shards), *([self.folder / "summary.json"] if shards else [])]:
-            file.unlink(missing_ok=True)
+        for shard in shards:
+            receipt_path(self.folder, shard).unlink(missing_ok=True)
+            (self.folder / "summary.json").unlink(missing_ok=True)
 
     def summarise(self) -> Summary:
         """Write summary.json, once every shard is done, and return it."""

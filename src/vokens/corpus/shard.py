@@ -69,7 +69,7 @@ def encode_shard(
                     raise AudioError(encoded)
                 run.output.check(encoded, run.facts)
             except VokensError as error:
-                failures.append(Failure(item.utterance.key, _place(item), one_line(error)))
+                failures.append(Failure(item.utterance.key, _place(item), str(error)))
             else:
                 tally.add(encoded.codes, encoded.duration, item.silent_seconds)
                 rows.append(encoded)
@@ -149,7 +149,7 @@ def _encode_batch(run: Run, codec: Codec, waves: list[np.ndarray]) -> list[Token
         ) from error
     except VokensError as error:
         if len(waves) == 1:
-            return [one_line(error)]
+            return [str(error)]
     return [tokens for wave in waves for tokens in _encode_batch(run, codec, [wave])]
 
 
@@ -169,10 +169,6 @@ def _row(item: Decoded, tokens: Tokens, embedding: np.ndarray | None, sample_rat
         global_vector=None if vector is None else vector[0].float().cpu().numpy(),
         embedding=embedding,
     )
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _place(item: Decoded) -> str | None:

@@ -1,5 +1,6 @@
 """Text processing for speech: normalisation, sentence splitting, and front ends (text to ids)."""
 
+from collections.abc import Callable
 from functools import cache
 
 from vokens.text.bpe import CosyVoice3, Pieces
@@ -7,6 +8,11 @@ from vokens.text.front_end import Bytes, Characters, FrontEnd, check_name
 from vokens.text.normalise import normalise
 from vokens.text.phonemes import Espeak, Phonemes
 from vokens.text.sentences import sentences
+
+_KINDS: dict[str, Callable[..., FrontEnd]] = {
+    **{"bytes": Bytes, "characters": Characters, "phonemes": Phonemes, "espeak": Espeak},
+    **{"bpe": Pieces, "cosyvoice3": CosyVoice3},
+}
 
 
 @cache
@@ -18,13 +24,7 @@ def front_end(name: str) -> FrontEnd:
     """
     check_name(name)
     kind, _, detail = name.partition(":")
-    if kind == "bytes":
-        return Bytes()
-    if kind == "characters":
-        return Characters(detail) if detail else Characters()
-    if kind in ("bpe", "cosyvoice3"):
-        return Pieces(detail) if kind == "bpe" else CosyVoice3(detail)
-    return Phonemes() if kind == "phonemes" else Espeak()
+    return _KINDS[kind](*filter(None, [detail]))
 
 
 __all__ = ["FrontEnd", "front_end", "normalise", "sentences"]

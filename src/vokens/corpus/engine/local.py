@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vokens.corpus.decode import Decoder, automatic_workers, open_decoder
 from vokens.corpus.progress import Progress
-from vokens.corpus.run import Run, Settings, Summary, open_run
+from vokens.corpus.run import Run, Settings, Summary, finished, open_run
 from vokens.corpus.shard import encode_shard
 from vokens.data.lease import Leases
 from vokens.models.codec import Codec
@@ -72,7 +72,7 @@ def _order(shards: int, worker: Worker) -> list[int]:
 
 def _work(run: Run, codec: Codec, decoder: Decoder, progress: Progress, order: Sequence[int]) -> None:
     """Encode shards until each has a receipt."""
-    done = run.finished()
+    done = finished(run.folder)
     pending = deque(shard for shard in order if shard not in done)
     claimed: deque[int] = deque()
     while pending or claimed:

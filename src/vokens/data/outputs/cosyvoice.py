@@ -227,9 +227,6 @@ def file_bytes(utterance: Utterance) -> bytes:
         ) from error
 
 
-# The published files ---------------------------------------------------------------------------------------
-
-
 def file_name(kind: str, number: int) -> str:
     """`parquet_000000012.tar`, `utt2parquet_000000012.json`, `spk2parquet_000000012.json`."""
     return f"{kind}_{number:09d}.{'tar' if kind == 'parquet' else 'json'}"

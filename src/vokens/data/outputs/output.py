@@ -108,8 +108,36 @@ class Output(ABC):
         """The shard of `folder` with the completing file `file`, as listed by `shards`."""
 
     def check(self, row: Row, facts: CodecInfo) -> None:
-        """Raise TokensError if the row cannot be stored; the run quarantines it before writing."""
-        check_row(row, facts)
+        """Raise TokensError if the row cannot be stored; the run quarantines it before writing.
+
+        Codes (K, T) lie within their codebooks, and UTF-8 can hold the names.
+        """
+        for name in _TEXTS:
+            try:
+                (getattr(row, name) or "").encode()
+            except UnicodeEncodeError as error:
+                raise TokensError(
+                    f"{row.key!r}: {name} is not valid Unicode; rename the file or correct the manifest"
+                ) from error
+        if not (row.num_samples >= 0 and isfinite(row.duration) and row.duration >= 0):
+            raise TokensError(
+                f"{row.key!r} has {row.num_samples} samples and {row.duration} s: give 0 or more"
+            )
+        sizes = facts.codebook_sizes
+        codes = row.codes
+        if codes.ndim != 2 or len(codes) != len(sizes) or codes.dtype.kind not in "iu":
+            raise TokensError(
+                f"{row.key!r} has codes {codes.shape} of {codes.dtype}: give integers ({len(sizes)}, T), "
+                f"as {facts.model} has {len(sizes)} codebooks"
+            )
+        if not codes.shape[1]:
+            return
+        for k, (low, high, size) in enumerate(zip(codes.min(1), codes.max(1), sizes, strict=True)):
+            if low < 0 or high >= size:
+                raise TokensError(
+                    f"{row.key!r} holds code {low if low < 0 else high} in codebook {k}, which has {size} entries "
+                    f"(0 to {size - 1}): these are not codes of {facts.model}"
+                )
 
     def check_codec(self, facts: CodecInfo) -> None:  # noqa: B027  (most accept any)
         """Raise ConfigError for a codec whose tokens cannot be stored, MissingExtra where a package is missing."""
@@ -127,41 +155,22 @@ class Output(ABC):
 
 
 class NamedFiles(Output):
-    """Base of the formats whose keys name files."""
+    """Base of the formats whose keys name files below a folder: relative, without `..`, not too long."""
 
     def check(self, row: Row, facts: CodecInfo) -> None:
         super().check(row, facts)
-        check_path(row.key)
-
-
-# Rows ------------------------------------------------------------------------------------------------------
-
-
-def check_row(row: Row, facts: CodecInfo) -> None:
-    """Raise TokensError unless codes (K, T) lie within their codebooks and UTF-8 can hold the names."""
-    for name in _TEXTS:
-        try:
-            (getattr(row, name) or "").encode()
-        except UnicodeEncodeError as error:
+        key = row.key
+        parts = key.split("/")
+        if "\0" in key or any(part in ("", ".", "..") for part in parts) or str(PurePosixPath(key)) != key:
             raise TokensError(
-                f"{row.key!r}: {name} is not valid Unicode; rename the file or correct the manifest"
-            ) from error
-    if not (row.num_samples >= 0 and isfinite(row.duration) and row.duration >= 0):
-        raise TokensError(f"{row.key!r} has {row.num_samples} samples and {row.duration} s: give 0 or more")
-    sizes = facts.codebook_sizes
-    codes = row.codes
-    if codes.ndim != 2 or len(codes) != len(sizes) or codes.dtype.kind not in "iu":
-        raise TokensError(
-            f"{row.key!r} has codes {codes.shape} of {codes.dtype}: give integers ({len(sizes)}, T), "
-            f"as {facts.model} has {len(sizes)} codebooks"
-        )
-    if not codes.shape[1]:
-        return
-    for k, (low, high, size) in enumerate(zip(codes.min(1), codes.max(1), sizes, strict=True)):
-        if low < 0 or high >= size:
+                f"the key {key!r} cannot name a file: give a relative path without '..', '.', empty parts and NUL, "
+                "or choose the output jsonl, parquet or megatron, where keys are plain text"
+            )
+        longest = max(parts, key=lambda part: len(part.encode()))
+        if len(longest.encode()) > _NAME_BYTES:
             raise TokensError(
-                f"{row.key!r} holds code {low if low < 0 else high} in codebook {k}, which has {size} entries "
-                f"(0 to {size - 1}): these are not codes of {facts.model}"
+                f"the key {key[:40]!r}… has a part of {len(longest.encode())} bytes, a file name holds "
+                f"{_NAME_BYTES}: shorten it, or choose the output jsonl, parquet or megatron"
             )
 
 
@@ -221,28 +230,9 @@ def load_array(file: Path | io.BytesIO, name: object) -> np.ndarray:
         raise TokensError(f"{name} is damaged or missing ({error}): {AGAIN}") from error
 
 
-# Names -----------------------------------------------------------------------------------------------------
-
-
 def shard_name(shard: int) -> str:
     """`shard-000012`."""
     return f"shard-{shard:06d}"
-
-
-def check_path(key: str) -> None:
-    """Raise TokensError unless the key can name a file below a folder: relative, without `..`, not too long."""
-    parts = key.split("/")
-    if "\0" in key or any(part in ("", ".", "..") for part in parts) or str(PurePosixPath(key)) != key:
-        raise TokensError(
-            f"the key {key!r} cannot name a file: give a relative path without '..', '.', empty parts and NUL, "
-            "or choose the output jsonl, parquet or megatron, where keys are plain text"
-        )
-    longest = max(parts, key=lambda part: len(part.encode()))
-    if len(longest.encode()) > _NAME_BYTES:
-        raise TokensError(
-            f"the key {key[:40]!r}… has a part of {len(longest.encode())} bytes, a file name holds "
-            f"{_NAME_BYTES}: shorten it, or choose the output jsonl, parquet or megatron"
-        )
 
 
 def refuse_twice(what: str, names: Sequence[str]) -> None:
