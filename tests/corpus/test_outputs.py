@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vokens.data.items import CodecInfo, Row
-from vokens.data.outputs import OUTPUTS, get_output
+from vokens.data.outputs import OUTPUTS, Output, get_output
 from vokens.data.outputs.megatron import Documents
 from vokens.data.outputs.tars import sample_name
 from vokens.errors import ConfigError, MissingExtra, TokensError
@@ -29,7 +29,11 @@ S3 = CodecInfo("speech_tokenizer_v2_25hz", "0123456789abcdef", 16000, 25.0, (656
 MINI = CodecInfo("mini", "fedcba9876543210", 16000, 50.0, (1024,) * 8)
 WIDE = CodecInfo("wide", "0" * 16, 24000, 12.5, (70000, 3))
 FORMS = [name for name in OUTPUTS if name != "cosyvoice"]  # which has its own tests
-PACKED = [name for name in FORMS if name != "sidecar"]  # those whose files lie in the output folder
+
+
+def form(name: str) -> Output:
+    """A format whose files all lie in the output folder."""
+    return get_output(name, audio_root="/" if name == "sidecar" else None)
 
 
 def make_row(facts: CodecInfo, frames: int, key: str = "a/b", seed: int = 0, **fields: str | None) -> Row:
@@ -42,11 +46,11 @@ def make_row(facts: CodecInfo, frames: int, key: str = "a/b", seed: int = 0, **f
 
 def place(root: Path, name: str, rows: Sequence[Row], facts: CodecInfo, shard: int = 12) -> list[Path]:
     """Write a shard as a run does, into root / 'out'."""
-    return write_shard(root / "out", get_output(name), shard, rows, facts)
+    return write_shard(root / "out", form(name), shard, rows, facts)
 
 
 def read_back(root: Path, name: str, facts: CodecInfo) -> list[Row]:
-    output = get_output(name)
+    output = form(name)
     return [row for file in output.shards(root / "out") for row in output.open(root / "out", file, facts)]
 
 
@@ -85,14 +89,14 @@ def shards(draw: st.DrawFn) -> tuple[CodecInfo, list[Row]]:
     return facts, rows
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", FORMS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shard=shards())
 def test_rows_come_back(name, shard, tmp_path_factory):
     facts, rows = shard
     root = tmp_path_factory.mktemp("shard")
     finals = place(root, name, rows, facts)
-    output = get_output(name)
+    output = form(name)
     read = list(output.open(root / "out", finals[-1], facts))
     frames = output.frames(root / "out", finals[-1], facts)
     assert frames.dtype == np.int64
@@ -102,20 +106,10 @@ def test_rows_come_back(name, shard, tmp_path_factory):
         assert_equal(ours, theirs, only_codes=name == "jsonl")
 
 
-@pytest.mark.parametrize("facts", [S3, MINI], ids=["K=1", "K=8"])
-def test_sidecar_rows_come_back(facts, tmp_path):
-    rows = [
-        make_row(facts, i, f"é{i}", i, audio=f"{tmp_path}/corpus/s{i}/x y.wav", text="") for i in (0, 1, 30)
-    ]
-    place(tmp_path, "sidecar", rows, facts)
-    for ours, theirs in zip(rows, read_back(tmp_path, "sidecar", facts), strict=True):
-        assert_equal(ours, theirs)
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_bytes_are_the_same_twice_and_shards_are_found_in_order(name, tmp_path):
     rows = [make_row(MINI, 5 + i, f"k.{i}/ü", i, audio=f"/nowhere/{i}.wav", text="hello") for i in range(3)]
-    output = get_output(name)
+    output = form(name)
     contents = []
     for attempt in ("one", "two"):
         (tmp_path / attempt).mkdir()
@@ -134,7 +128,7 @@ def test_empty_shards(name, tmp_path):
     assert read_back(tmp_path, name, MINI) == []
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", FORMS)
 def test_views_write_their_own_codes(name, tmp_path):
     """Codes of a padded batch are slices of it: neither its order in memory nor its padding may show."""
     batch = np.arange(8 * 50).reshape(50, 8).T % 1024
@@ -201,14 +195,14 @@ def test_sidecar_is_what_learnable_speech_reads(tmp_path):
     batch = np.zeros((64, 1, 750), dtype=np.int64)
     audio = tmp_path / "speaker" / "take.wav.one.wav"
     row = replace(make_row(S3, 100, audio=str(audio)), codes=batch[3, :, :100])
-    finals = place(tmp_path, "sidecar", [row], S3)
+    finals = write_shard(tmp_path / "out", get_output("sidecar"), 12, [row], S3)
     assert finals == [tmp_path / "speaker" / "take.wav.one_fsq.pt", Path("shard-000012.jsonl")]
     tensor = torch.load(finals[0], weights_only=True)
     assert (tensor.dtype, tensor.shape) == (torch.int64, (100,))
     assert tensor.untyped_storage().nbytes() == 800
     assert finals[0].stat().st_size < 800 + 1700  # what torch.save adds; with the batch it was 385 kB
     row = make_row(MINI, 9, audio=str(audio))
-    finals = place(tmp_path, "sidecar", [row], MINI, shard=13)
+    finals = write_shard(tmp_path / "out", get_output("sidecar"), 13, [row], MINI)
     assert torch.load(finals[0], weights_only=True).shape == (8, 9)
     assert finals[0].name == "take.wav.one_codes.pt"
 
@@ -366,24 +360,14 @@ def test_keys_are_plain_text_elsewhere(name, tmp_path):
     assert read_back(tmp_path, name, S3)[0].key == "/etc/../x"
 
 
-def test_npy_key_below_another(tmp_path):
+def test_what_one_form_refuses(tmp_path):
     rows = [make_row(S3, 3, "a"), make_row(S3, 3, "a.npy/b")]
     refused(TokensError, "rename one", get_output("npy").write, tmp_path, 0, rows, S3)
-
-
-@pytest.mark.parametrize("audio", [None, "s3://bucket/x.wav"])
-def test_sidecar_needs_files_on_a_disk(audio):
-    with pytest.raises(TokensError, match="choose another output"):
-        get_output("sidecar").check(make_row(S3, 3, audio=audio), S3)
-
-
-def test_sidecar_of_two_pieces_of_a_recording(tmp_path):
+    sidecar = get_output("sidecar")
+    for audio in (None, "s3://bucket/x.wav"):
+        refused(TokensError, "choose another output", sidecar.check, make_row(S3, 3, audio=audio), S3)
     rows = [make_row(S3, 3, key, audio="/x/long.wav") for key in ("long-1", "long-2")]
-    with pytest.raises(TokensError, match="one whole recording per utterance"):
-        get_output("sidecar").write(tmp_path, 0, rows, S3)
-
-
-def test_names():
+    refused(TokensError, "one whole recording per utterance", sidecar.write, tmp_path, 0, rows, S3)
     refused(ConfigError, "no output 'tfrecord': give jsonl, parquet", get_output, "tfrecord")
     refused(ConfigError, "audio_root", get_output, "npy", audio_root="/x")
 
@@ -404,9 +388,9 @@ def test_damaged_files_are_errors(name, tmp_path):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(TokensError):
-            list(get_output(name).open(tmp_path / "out", files[-1], MINI))
+            list(form(name).open(tmp_path / "out", files[-1], MINI))
         path.unlink()
         with pytest.raises(TokensError):
-            list(get_output(name).open(tmp_path / "out", files[-1], MINI))
+            list(form(name).open(tmp_path / "out", files[-1], MINI))
         path.write_bytes(whole)
     assert len(read_back(tmp_path, name, MINI)) == 3

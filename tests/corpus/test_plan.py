@@ -60,8 +60,6 @@ def test_errors_name_the_key_and_its_places():
     refused(ConfigError, "1 utterance or more, got 0", lambda: list(plan_shards(Keys(["a"]), 0)))
 
 
-# Lists of many lines
-
 MEASURE = """
 import sys, time
 from pathlib import Path

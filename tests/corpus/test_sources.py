@@ -311,6 +311,11 @@ def test_rows_without_audio_and_ambiguous_columns(tmp_path):
     refused(ConfigError, "2 columns that may be its audio", read, spec, tmp_path)
     found = read(spec, tmp_path, 2, column="sound", key="row")
     assert [utterance.audio for utterance in found] == [f"{tmp_path}/x.wav", b"", b"w"]
+    of_cosyvoice = {"utt": ["u1"], "spk": ["s1"], "text": ["hi"], "audio_data": [wav(0)], "wav": ["a.wav"]}
+    [found] = read(write_table(tmp_path / "c.parquet", of_cosyvoice), tmp_path)
+    assert (found.key, found.speaker, found.text, found.audio) == ("u1", "s1", "hi", wav(0))
+    spec = write_table(tmp_path / "p.parquet", {"path": ["a.wav"], "offset": [1.0]})
+    refused(ConfigError, r"names files in 'path' and parts of them in \['offset'\]", read, spec, tmp_path)
 
 
 def test_pyarrow_may_be_missing(tmp_path, monkeypatch):
@@ -414,17 +419,6 @@ def test_stray_files_are_left_out_with_a_word(tmp_path, capsys):
         [found] = read(f"{tmp_path}/{spec}", tmp_path / f"run{len(spec)}")
         assert found.key == "a"
         assert "c: left out 3 files of other kinds: 2 .txt, 1 .wv" in capsys.readouterr().err
-
-
-def test_columns_of_cosyvoice(tmp_path):
-    there = {"utt": ["u1"], "spk": ["s1"], "text": ["hi"], "audio_data": [wav(0)], "wav": ["a.wav"]}
-    [found] = read(write_table(tmp_path / "p.parquet", there), tmp_path)
-    assert (found.key, found.speaker, found.text, found.audio) == ("u1", "s1", "hi", wav(0))
-
-
-def test_parts_of_files_in_a_table_are_refused(tmp_path):
-    spec = write_table(tmp_path / "p.parquet", {"path": ["a.wav"], "offset": [1.0]})
-    refused(ConfigError, r"names files in 'path' and parts of them in \['offset'\]", read, spec, tmp_path)
 
 
 def test_tars_beside_audio_are_ambiguous(tmp_path):

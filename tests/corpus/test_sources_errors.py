@@ -119,9 +119,6 @@ def test_a_manifest_that_got_shorter(tmp_path):
     refused(ConfigError, "1 utterances shorter", lambda: list(source.read(span)))
 
 
-# Audio from wherever it is
-
-
 def test_a_local_path_is_not_touched():
     assert open_audio(Utterance("k", "/no such.wav")) == Path("/no such.wav")
     assert open_audio(Utterance("k", b"RIFF")) == b"RIFF"

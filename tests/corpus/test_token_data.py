@@ -52,9 +52,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return functools.cache(lambda name: write_run(root / name, name))
 
 
-# Training from it ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "cosyvoice"])
 def test_every_form_gives_the_batches_of_the_rows_themselves(name, folders):
     """Names in no file: so a model that is trained from any form learns the same."""
@@ -87,9 +84,6 @@ def test_lhotse_trains_from_shar(folders):
     batches = DataLoader(Codes(), sampler=sampler, batch_size=None)
     read = [row[:, :n].tolist() for codes, lengths in batches for row, n in zip(codes, lengths, strict=True)]
     assert sorted(read) == sorted(row.codes.tolist() for shard in range(SHARDS) for row in make_rows(shard))
-
-
-# Rows and batches ------------------------------------------------------------------------------------------
 
 
 def test_rows_by_number(folders):
@@ -176,9 +170,6 @@ def test_rows_that_no_batch_takes(tmp_path):
     refused(ConfigError, r"batch_frames is 20, but there are rows of \d\d frames", TokenBatches, dataset, 20)
     kept = chain.from_iterable(TokenBatches(dataset, 20, max_frames=20))
     assert sorted(kept) == [i for i, n in enumerate(dataset.frames) if 0 < n <= 20]
-
-
-# Bad input -------------------------------------------------------------------------------------------------
 
 
 def test_folders_that_are_no_run(tmp_path):

@@ -65,9 +65,6 @@ def id3(size: int) -> bytes:
     return b"ID3\3\0\0" + bytes((size >> 21, size >> 14 & 127, size >> 7 & 127, size & 127)) + b"\1" * size
 
 
-# --- too short
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_truncated_files_are_refused(form: str) -> None:
     content = written(form, 2.0)
@@ -93,9 +90,6 @@ def test_an_mp3_cut_between_frames_counts_them() -> None:
     frames = list(mp3_frames(written("mp3", 3.0)))
     with pytest.raises(AudioError, match=rf"is truncated: {len(frames) - 2} of {len(frames) - 1} mp3 frames"):
         load(b"".join(frames[:-1]))
-
-
-# --- more than the header says
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -161,9 +155,6 @@ def test_flac_that_counts_too_few(stated: int) -> None:
     np.testing.assert_array_equal(load(bytes(content), offset=1.5)[0], expected[24000:])
 
 
-# --- headers that were never finished
-
-
 @pytest.mark.parametrize("riff", [0, 0xFFFFFFFF, 36])
 @pytest.mark.parametrize("data", [0, 0xFFFFFFFF, 0x7FFFFFD8])
 @pytest.mark.parametrize("behind", [b"", b"LIST\x1a\0\0\0INFOISFT\x0e\0\0\0Lavf58.29.100\0"])
@@ -189,9 +180,6 @@ def test_a_wav_without_samples_is_empty() -> None:
     head = written("wav")[:40] + bytes(4)
     for behind in (b"", b"LIST\4\0\0\0INFO"):
         refused(AudioError, "holds no audio", load, head + behind)
-
-
-# --- whole files that look odd
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "mp3", "aiff"])

@@ -46,6 +46,10 @@ def test_every_source_gives_the_same_wave(wav: Path) -> None:
         assert rate == RATE
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, wave)
+    backwards, _ = load(wave[::-1], source_rate=RATE)
+    assert (
+        torch.from_numpy(backwards).tolist() == wave[::-1].tolist()
+    )  # torch refuses views that run backwards
 
 
 def test_file_objects_that_cannot_seek(wav: Path) -> None:
@@ -245,11 +249,6 @@ def test_media_without_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
         refused(MissingExtra, r"pip install .*\[media\]", load, head + bytes(100))
 
 
-def test_damaged_media() -> None:
-    pytest.importorskip("av")
-    refused(AudioError, "damaged", lambda: load(b"\0\0\0\x1cftypM4A " + bytes(100)))
-
-
 # --- saving
 
 
@@ -310,13 +309,6 @@ def test_places_that_cannot_be_written(wav: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "none" / "a.wav", wav / "a.wav", tmp_path / "folder.wav"):
         refused(AudioError, "cannot write", save, path, tone(), RATE)
     assert sorted(os.listdir(tmp_path)) == before
-
-
-def test_views_of_arrays_are_read_like_copies() -> None:
-    wave = np.linspace(-0.5, 0.5, 1000, dtype=np.float32)
-    actual, _ = load(wave[::-1], source_rate=16000)
-    torch.from_numpy(actual)  # refuses views that run backwards
-    np.testing.assert_array_equal(actual, wave[::-1].copy())
 
 
 # --- recordings longer than memory

@@ -17,8 +17,6 @@ from vokens.text.front_end import ALPHABET, BOS, EOS, FIRST, check_name
 
 TEXT = json.loads((Path(__file__).parents[1] / "golden/uslm/text.json").read_text())
 
-# Phonemes
-
 
 def test_the_released_symbols():
     symbols = {symbol: FIRST + place for place, symbol in enumerate(phonemes.SYMBOLS)}
@@ -57,9 +55,6 @@ def test_espeak_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "phonemizer.backend", None)
     phonemes._espeak.cache_clear()
     refused(MissingExtra, "phonemizer", lambda: front_end("espeak").ids("hello"))
-
-
-# Bytes and characters
 
 
 def test_bytes_are_every_text():
@@ -136,9 +131,6 @@ def test_a_text_without_symbols_is_refused(name):
 @pytest.mark.parametrize("name", ["", "klingon", "bytes:3", "characters:", "bpe", "bpe:", "espeak:de"])
 def test_other_names_are_refused(name):
     refused(ConfigError, "characters:ALPHABET", check_name, name)
-
-
-# Pieces
 
 
 MARKED = "Well [breath] <strong>no</strong>, it's 2024![laughter]"

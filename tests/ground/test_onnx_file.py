@@ -23,9 +23,6 @@ EXPECTED = json.loads((FOLDER / "onnx_expected.json").read_text())
 FILES = json.loads((FOLDER / "config.json").read_text())["cases"]["onnx"]["files"]
 
 
-# A writer of the wire format, just enough to state what a file must mean -----------------------------------
-
-
 def varint(value: int) -> bytes:
     value &= (1 << 64) - 1
     out = bytearray()
@@ -145,9 +142,6 @@ def test_other_files_are_not_onnx(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, tmp_path / "a")
     assert not is_onnx(tmp_path / "a")
     assert not is_onnx(tmp_path / "missing")
-
-
-# Released graphs -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
