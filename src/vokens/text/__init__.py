@@ -24,7 +24,8 @@ def front_end(name: str) -> FrontEnd:
     """
     check_name(name)
     kind, _, detail = name.partition(":")
-    return _KINDS[kind](*filter(None, [detail]))
+    kind_of = _KINDS[kind]
+    return kind_of(detail) if detail else kind_of()
 
 
 __all__ = ["FrontEnd", "front_end", "normalise", "sentences"]
