@@ -111,12 +111,21 @@ def test_damaged_containers(tmp_path):
     refused(ConfigError, "'a' has no audio", plan, tmp_path / "n.tar", tmp_path)
 
 
-def test_a_manifest_that_got_shorter(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}\n{"path": "b.wav"}\n')
-    source = open_source(str(tmp_path / "m.jsonl"), listing=tmp_path)
+@pytest.mark.parametrize("name", ["m.jsonl", "m.tar", "m.parquet"])
+def test_a_source_that_got_shorter(name, tmp_path):
+    def write(names: str) -> None:
+        if name == "m.tar":
+            write_tar(tmp_path / name, {f"{one}.wav": b"w" for one in names})
+        elif name == "m.parquet":
+            write_table(tmp_path / name, {"wav": [b"w"] * len(names), "id": list(names)})
+        else:
+            (tmp_path / name).write_text("".join(f'{{"path": "{one}.wav"}}\n' for one in names))
+
+    write("abc")
+    source = open_source(str(tmp_path / name), listing=tmp_path)
     [(span, _)] = source.plan(9)
-    (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}\n')
-    refused(ConfigError, "1 utterances shorter", lambda: list(source.read(span)))
+    write("a")
+    refused(ConfigError, f"{name} is 2 utterances shorter than when planned", lambda: list(source.read(span)))
 
 
 def test_a_local_path_is_not_touched():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vokens.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -63,9 +65,24 @@ class Source(ABC):
     def entries(self, where: str) -> Iterable[tuple[int, str]]:
         """Position and key of each utterance of a file; reads no audio."""
 
-    @abstractmethod
     def read(self, span: Span) -> Iterator[Utterance]:
-        """The utterances of a span, in order. Reads only audio that is inside the source's own file."""
+        """The utterances of a span, in order. Raises ConfigError where there are fewer than were planned."""
+        missing = span.count
+        for utterance in islice(self.follow(span), span.count):
+            missing -= 1
+            yield utterance
+        if missing:
+            raise ConfigError(
+                f"{self.given(span.where)} is {missing} utterances shorter than when planned: restore it"
+            )
+
+    @abstractmethod
+    def follow(self, span: Span) -> Iterator[Utterance]:
+        """The utterances from the start of a span on. Reads only audio that is inside the source's own file."""
+
+    def given(self, where: str) -> str:
+        """The user's name of a file."""
+        return where
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,18 @@ class LineSource(Source):
     def utterance(self, line: bytes, given: str) -> Utterance:
         """The utterance of a line. given: the list that it is in."""
 
-    def read(self, span: Span) -> Iterator[Utterance]:
-        remaining, given = span.count, self._given.get(span.where, span.where)
+    def given(self, where: str) -> str:
+        return self._given.get(where, where)
+
+    def follow(self, span: Span) -> Iterator[Utterance]:
+        given = self.given(span.where)
         with open(span.where, "rb") as lines:
             lines.seek(span.offset)
             for line in lines:
-                if remaining == 0:
-                    return
                 decode(line, given)  # raises with the line if it is no longer UTF-8
                 line = line.removeprefix(BOM)
                 if not line.isspace() and self.key(line) is not None:
-                    remaining -= 1
                     yield self.utterance(line, given)
-        if remaining:
-            raise ConfigError(f"{given} is {remaining} utterances shorter than when planned: restore it")
 
     def entries(self, where: str) -> Iterator[tuple[int, str]]:
         offset, number = 0, 0

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,13 @@ class TableSource(Source):
         self.files, self.options = files, options
         self.top = common_folder(files)
 
-    def read(self, span: Span) -> Iterator[Utterance]:
+    def follow(self, span: Span) -> Iterator[Utterance]:
         with _opened(span.where) as table:
             chosen = self._columns(span.where, table.schema)
             rows = table.rows(sorted(set(chosen.values())), span.offset, ROWS)
             facts = ((number, {name: row[column] for name, column in chosen.items()}) for number, row in rows)
             kept = ((number, fact) for number, fact in facts if self.options.keeps(_labels(fact)))
-            for number, fact in islice(kept, span.count):
+            for number, fact in kept:
                 audio, labels = _audio(fact["audio"], span.where), _labels(fact)
                 key = self._key(span.where, number, fact)
                 yield Utterance(key, audio, **labels._asdict())

@@ -69,15 +69,11 @@ class WebDataset(Source):
             )
         self.files, self.options = files, options
 
-    def read(self, span: Span) -> Iterator[Utterance]:
+    def follow(self, span: Span) -> Iterator[Utterance]:
         load = frozenset({*AUDIO_SUFFIXES, ".txt", ".json"})
-        kept = (
-            (key, labels, audio.content)
-            for key, labels, audio, _ in self._samples(span.where, span.offset, load)
-            if audio is not None and self.options.keeps(labels)
-        )
-        for key, labels, audio in islice(kept, span.count):
-            yield Utterance(key, audio, **labels._asdict())
+        for key, labels, audio, _ in self._samples(span.where, span.offset, load):
+            if audio is not None and self.options.keeps(labels):
+                yield Utterance(key, audio.content, **labels._asdict())
 
     def entries(self, where: str) -> Iterator[tuple[int, str]]:
         load = frozenset({".txt", ".json"}) if self.options.choosy else frozenset()
@@ -155,20 +151,18 @@ class Shar(Source):
         self._tars = dict(shards)
         self.files, self.options = list(self._tars), options
 
-    def read(self, span: Span) -> Iterator[Utterance]:
-        remaining, where = span.count, self._tars[span.where]
+    def given(self, where: str) -> str:
+        return f"{where} with {self._tars[where]}"
+
+    def follow(self, span: Span) -> Iterator[Utterance]:
+        where = self._tars[span.where]
         pairs = zip(self._cuts(span.where), self._recordings(where), strict=False)
         for (_, cut), (name, audio) in islice(pairs, span.offset, None):
-            if remaining == 0:
-                return
             if not self.options.keeps(labels_of(cut)):
                 continue
             if name != cut["id"]:
                 raise ConfigError(f"{where} has {name!r} and {span.where} {cut['id']!r}: write both again")
-            remaining -= 1
             yield replace(utterance_of(cut, span.where, self.options.key), audio=audio)
-        if remaining:
-            raise ConfigError(f"{where} lacks {remaining} recordings of {span.where}: write both again")
 
     def entries(self, where: str) -> Iterator[tuple[int, str]]:
         for number, cut in self._cuts(where):
