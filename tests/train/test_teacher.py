@@ -64,7 +64,7 @@ def test_features_lie_under_the_frames_that_they_describe(speech: Path, tmp_path
 
     clips = read_clips(speech)
     pcm = pcm_rows(cache_in(tmp_path), clips, RATE)
-    rows = teacher_rows(cache_in(tmp_path), Clock(), clips, pcm)
+    rows = teacher_rows(cache_in(tmp_path), Clock(), pcm)
     crops = Crops(
         pcm, sample_rate=RATE, crop=3200, hop=320, batch_size=8, seed=0, teacher=rows, grid=Clock.grid
     )

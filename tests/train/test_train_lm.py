@@ -16,7 +16,7 @@ import vokens
 from vokens.errors import ConfigError, MissingExtra, TokensError
 from vokens.lm.sampling import GREEDY
 from vokens.tokens import Tokens
-from vokens.train.data import Clip, paths_of
+from vokens.train.data import Clip
 from vokens.train.loop import Trainer
 from vokens.train.rows import cached_rows
 from vokens.train.state import Best
@@ -126,12 +126,12 @@ def test_references_are_of_the_same_speaker_but_another_utterance(tmp_path: Path
     clips = [Clip(str(i), Path(f"{i}.wav"), text, speaker=f"voice{i % 2}") for i, text in enumerate(TEXTS)]
     clips[0] = Clip("0", Path("0.wav"), TEXTS[0], speaker="alone")
 
-    def constant(number: int) -> np.ndarray:
+    def constant(path: Path) -> np.ndarray:
+        number = int(path.stem)
         return np.full((24000 * (number > 0) + 12000, 1), number + 1, np.int16)
 
-    references = References(
-        clips, cached_rows(cache_in(tmp_path), "pcm", paths_of(clips), constant, "making")
-    )
+    paths = [clip.path for clip in clips]
+    references = References(clips, cached_rows(cache_in(tmp_path), "pcm", paths, constant, "making"))
     heard: list[Tensor] = []
     references.mel.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
     for seed in range(12):

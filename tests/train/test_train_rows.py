@@ -45,7 +45,7 @@ def clips(tmp_path: Path) -> list[Clip]:
 
 def read(clips: list[Clip], folder: Path, teacher: Level) -> tuple[Rows, Rows]:
     pcm = pcm_rows(cache_in(folder), clips, RATE)
-    return pcm, teacher_rows(cache_in(folder), teacher, clips, pcm)
+    return pcm, teacher_rows(cache_in(folder), teacher, pcm)
 
 
 def test_a_replaced_recording_is_read_again_and_the_others_are_not(clips: list[Clip], tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_a_reason_that_lay_elsewhere_is_found_mended(clips: list[Clip], tmp_path
     """The recording is the same; the program that reads it was missing."""
     installed = False
 
-    def compute(number: int) -> np.ndarray:
-        if number == 1 and not installed:
+    def compute(path: Path) -> np.ndarray:
+        if path == paths[1] and not installed:
             raise AudioError("no decoder")
-        return np.full((2, 1), number, np.int16)
+        return np.full((2, 1), paths.index(path), np.int16)
 
     paths = [clip.path for clip in clips]
     assert len(cached_rows(cache_in(tmp_path), "x/y", paths, compute, "x")[1]) == 0

@@ -11,7 +11,7 @@ from vokens.errors import ConfigError
 from vokens.models.dacvae.model import Autoencoder
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
-from vokens.train.data import Clip, Crops, pcm_rows, read_clips
+from vokens.train.data import Crops, pcm_rows, read_clips
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows
 from vokens.train.teacher import RATE, Teacher, load_teacher, teacher_rows
@@ -53,16 +53,15 @@ class CropTrainer(Trainer[Config, Model]):
         if self.sample_rate != RATE:
             raise ConfigError(f"teachers take {RATE} Hz, the codec works at {self.sample_rate} Hz")
 
-    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
+    def features(self, pcm: Rows, training: bool) -> Rows | None:
         """Features of all clips, by default a teacher's in training; None for none."""
         if self.teacher is None or not training:
             return None
-        return teacher_rows(self.config.data, self.teacher, clips, pcm)
+        return teacher_rows(self.config.data, self.teacher, pcm)
 
     def open_data(self, source: str, split: str | None, training: bool) -> Crops:
         data, unit = self.config.data, self.unit or self.hop
-        clips = read_clips(source, split, data.language)
-        pcm = pcm_rows(data, clips, self.sample_rate)
+        pcm = pcm_rows(data, read_clips(source, split, data.language), self.sample_rate)
         return Crops(
             pcm,
             sample_rate=self.sample_rate,
@@ -70,7 +69,7 @@ class CropTrainer(Trainer[Config, Model]):
             hop=self.hop,
             batch_size=data.batch_size,
             seed=self.config.seed,
-            teacher=self.features(clips, pcm, training),
+            teacher=self.features(pcm, training),
             grid=self.grid,
         )
 

@@ -60,20 +60,16 @@ def read_clips(
 def pcm_rows(data: DataConfig, clips: Sequence[Clip], sample_rate: int) -> Rows:
     """Samples of all clips at sample_rate, int16, width 1."""
 
-    def decode(number: int) -> np.ndarray:
-        wave, _ = audio.load(clips[number].path, sample_rate)
+    def decode(path: Path) -> np.ndarray:
+        wave, _ = audio.load(path, sample_rate)
         return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)[:, None]
 
-    return cached_rows(data, f"pcm{sample_rate}", paths_of(clips), decode, "decoding audio")
+    return cached_rows(data, f"pcm{sample_rate}", [clip.path for clip in clips], decode, "decoding audio")
 
 
 def wave_of(samples: np.ndarray) -> np.ndarray:
     """Samples (N, 1) of `pcm_rows` as a wave (N,) float32 in [-1, 1]."""
     return samples[:, 0].astype(np.float32) / 32768
-
-
-def paths_of(clips: Sequence[Clip]) -> list[Path]:
-    return [clip.path for clip in clips]
 
 
 def features_at(rows: np.ndarray, seconds: np.ndarray, grid: tuple[float, float]) -> np.ndarray:

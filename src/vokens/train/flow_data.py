@@ -6,6 +6,7 @@ Frames are log-mels at 24 kHz for S3Gen and latents for Learnable-Speech. The ba
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vokens import audio
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.train.config import DataConfig
-from vokens.train.data import Clip, RandomCrops, TensorBatch, paths_of
+from vokens.train.data import Clip, RandomCrops, TensorBatch
 from vokens.train.rows import Rows, cached_rows
 
 Frames = Callable[[np.ndarray], np.ndarray]  # wave (N,) at its rate -> (T, D)
@@ -33,21 +34,20 @@ class FlowBatch(TensorBatch):
 
 def frame_rows(data: DataConfig, name: str, clips: Sequence[Clip], compute: Frames, rate: int) -> Rows:
     """Frames (T, D) of all clips; half precision keeps log-mels to 2e-3. name: of the cache."""
-
-    def frames(number: int) -> np.ndarray:
-        return compute(audio.load(clips[number].path, rate)[0])
-
-    return cached_rows(data, name, paths_of(clips), frames, f"computing {name}")
+    paths = [clip.path for clip in clips]
+    return cached_rows(
+        data, name, paths, lambda path: compute(audio.load(path, rate)[0]), f"computing {name}"
+    )
 
 
 def token_rows(data: DataConfig, clips: Sequence[Clip], codec: Codec) -> Rows:
     """Tokens (T, K) of all clips; the cache's name holds the codec's fingerprint."""
 
-    def tokens(number: int) -> np.ndarray:
-        return codec.encode(clips[number].path).codes[0].T.to(torch.int32).numpy()
+    def tokens(path: Path) -> np.ndarray:
+        return codec.encode(path).codes[0].T.to(torch.int32).numpy()
 
     name = f"tokens-{codec.name}-{codec.fingerprint[:8]}"
-    return cached_rows(data, name, paths_of(clips), tokens, "encoding tokens")
+    return cached_rows(data, name, [clip.path for clip in clips], tokens, "encoding tokens")
 
 
 @dataclass(eq=False)

@@ -163,8 +163,8 @@ class PublishedFiles:
     def tokens(self, data: DataConfig, codebook_size: int = 6561) -> Rows:
         """Ids (L, 1) of each utterance."""
 
-        def ids(number: int) -> np.ndarray:
-            return read_tokens(self.items[number].token_path, codebook_size)[:, None]
+        def ids(path: Path) -> np.ndarray:
+            return read_tokens(path, codebook_size)[:, None]
 
         paths = [item.token_path for item in self.items]
         return cached_rows(data, f"fsq{codebook_size}", paths, ids, "reading tokens")
@@ -172,8 +172,8 @@ class PublishedFiles:
     def latents(self, data: DataConfig) -> Rows:
         """Latents (T, D) of each utterance, in half precision as those that training computes itself."""
 
-        def z(number: int) -> np.ndarray:
-            return read_latents(self.items[number].latent_path)[0].astype(np.float16)
+        def z(path: Path) -> np.ndarray:
+            return read_latents(path)[0].astype(np.float16)
 
         paths = [item.latent_path for item in self.items]
         return cached_rows(data, "latent", paths, z, "reading latents")

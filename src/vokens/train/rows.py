@@ -29,11 +29,12 @@ class Rows:
 
     Attributes:
         offsets: (recordings + 1,). facts: size and mtime of each recording's file when its rows were computed.
-        failures: error messages of the recordings without rows.
+        failures: error messages of the recordings without rows. digest: of the files' paths.
     """
 
     def __init__(self, index: Path) -> None:
         self.index, content = index, json.loads(index.read_text())
+        self.digest = index.stem.rpartition("-")[2]
         self.offsets = np.asarray(content["offsets"])
         self.facts: list[Fact] = content["facts"]
         self.failures: dict[str, str] = content["failures"]
@@ -52,28 +53,29 @@ class Rows:
 def cached_rows(
     data: DataConfig,
     name: str,
-    paths: Sequence[Path],
-    compute: Callable[[int], np.ndarray],
+    source: Sequence[Path] | Rows,
+    compute: Callable[[Any], np.ndarray],
     what: str,
-    source: Rows | None = None,
 ) -> Rows:
     """Rows of `compute` over all files, computed once for as long as each file keeps its size and time.
 
     Args:
         name: of the cache, by content and weights. what: the text of the progress bar.
-        compute: rows (n, width) of a file's number. A file that it cannot read (VokensError) gets no rows, is
-            retried in every run, and named in every run in which it fails.
-        source: the rows that compute reads in place of the files; recordings without rows there get none here.
+        source: the files, or rows computed from them; recordings without rows there get none here.
+        compute: rows (n, width) of a file's path, or of its rows. A file that it cannot read (VokensError) gets no
+            rows, is retried in every run, and named in every run in which it fails.
     """
     folder = Path(data.cache)
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256("\n".join(str(path) for path in paths).encode()).hexdigest()[:12]
+    derived = isinstance(source, Rows)
+    digest = (
+        source.digest if derived else hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:12]
+    )
     index = folder / f"{name.replace('/', '-')}-{digest}.json"
-    facts = [_fact(path) for path in paths] if source is None else source.facts
+    facts = source.facts if derived else list(map(_fact, source))
     old = _open(index)
-    known: Sequence[Fact] = [None] * len(paths) if old is None else old.facts
-    readable = [n for n, fact in enumerate(facts) if source is None or fact is not None]
-    stale = [n for n in readable if facts[n] is None or facts[n] != known[n]]
+    known: Sequence[Fact] = [None] * len(facts) if old is None else old.facts
+    stale = [n for n, fact in enumerate(facts) if (not derived if fact is None else fact != known[n])]
     rank = os.environ.get("RANK", "0")  # of torchrun: rank 0 retries, the others take the cache that is there
     retried = (
         old is not None
@@ -85,7 +87,7 @@ def cached_rows(
 
     def attempt(number: int) -> np.ndarray | VokensError:
         try:
-            return compute(number)
+            return compute(source[number])
         except VokensError as error:
             return error
 
@@ -100,7 +102,7 @@ def cached_rows(
         fresh = dict.fromkeys(stale)
         rows = (
             next(results) if n in fresh else old[n] if old is not None and facts[n] is not None else None
-            for n in range(len(paths))
+            for n in range(len(facts))
         )
         return _named(_write(index, old, facts, rows), what)
 

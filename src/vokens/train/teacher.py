@@ -5,7 +5,6 @@ corpus are computed once per clip and kept in fp16 (HuBERT-base: 77 kB per secon
 """
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from vokens.evaluator_files import find_model
 from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 from vokens.nn.product import use_in
 from vokens.train.config import DataConfig, TeacherConfig
-from vokens.train.data import Clip, paths_of, wave_of
+from vokens.train.data import wave_of
 from vokens.train.rows import Rows, cached_rows
 
 RATE = 16000  # Hz, of every teacher
@@ -118,14 +117,13 @@ def _open_hubert(source: str) -> tuple[Any, Any]:
     return opened()
 
 
-def teacher_rows(data: DataConfig, teacher: Teacher, clips: Sequence[Clip], pcm: Rows) -> Rows:
+def teacher_rows(data: DataConfig, teacher: Teacher, pcm: Rows) -> Rows:
     """Features of all clips, fp16, computed once from their samples at 16 kHz."""
 
-    def compute(number: int) -> np.ndarray:
-        return teacher.features(wave_of(pcm[number])).astype(np.float16)
+    def compute(samples: np.ndarray) -> np.ndarray:
+        return teacher.features(wave_of(samples)).astype(np.float16)
 
-    name, what = f"teacher-{teacher.name}", f"features of {teacher.name}"
-    return cached_rows(data, name, paths_of(clips), compute, what, pcm)
+    return cached_rows(data, f"teacher-{teacher.name}", pcm, compute, f"features of {teacher.name}")
 
 
 def standard(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from vokens.train.balancer import Balancer
 from vokens.train.build import build_codec, build_discriminators
 from vokens.train.config import AdversarialConfig, CropConfig, RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.crops import CropTrainer
-from vokens.train.data import Batch, Clip, features_at
+from vokens.train.data import Batch, features_at
 from vokens.train.gan import GAN, gan_loss
 from vokens.train.log import Board
 from vokens.train.rows import Rows
@@ -105,8 +105,8 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
                 "--set losses.adversarial=0 --set losses.feature=0 --set adversarial.kinds=[] trains without"
             )
 
-    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
-        return super().features(clips, pcm, training and self.config.teacher.cached)
+    def features(self, pcm: Rows, training: bool) -> Rows | None:
+        return super().features(pcm, training and self.config.teacher.cached)
 
     def prepare(self) -> None:
         super().prepare()

@@ -5,7 +5,6 @@ recogniser is saved beside it, to measure the recognition error of its tokens.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +31,7 @@ from vokens.tokens import codebook_use
 from vokens.train import losses as L
 from vokens.train.build import load_grown
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
-from vokens.train.data import Clip, paths_of, pcm_rows, read_clips, wave_of
+from vokens.train.data import pcm_rows, read_clips, wave_of
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows
@@ -174,7 +173,7 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
         speeds = self.config.augment.speeds if training else (1.0,)
         features = None
         if self.teacher is not None and training:
-            features = teacher_rows(data, self.teacher, clips, pcm)
+            features = teacher_rows(data, self.teacher, pcm)
         kept, texts, unspelled, unfit = [], [], 0, 0
         for number, clip in enumerate(clips):
             symbols, samples = spell(clip.text or "", self.config.head.alphabet), len(pcm[number])
@@ -201,23 +200,23 @@ class RecogniserTrainer(Trainer[RecogniserConfig, Recogniser]):
             speeds=speeds,
             teacher=features,
             grid=self.teacher.grid if self.teacher else (0.02, 0.01),
-            trunk=self._trunk_rows(clips, pcm) if self.config.trunk else None,
+            trunk=self._trunk_rows(pcm) if self.config.trunk else None,
         )
 
-    def _trunk_rows(self, clips: Sequence[Clip], pcm: Rows) -> Rows:
+    def _trunk_rows(self, pcm: Rows) -> Rows:
         """Features of the frozen trunk for all clips, (T', D) fp16."""
         encoder, hop = self.model.encoder.to(self.device).eval(), WHISPER_128.hop_length
 
         @torch.inference_mode()
-        def compute(number: int) -> np.ndarray:
-            wave = torch.from_numpy(wave_of(pcm[number])).to(self.device)
+        def compute(samples: np.ndarray) -> np.ndarray:
+            wave = torch.from_numpy(wave_of(samples)).to(self.device)
             wave = F.pad(wave, (0, max(0, hop - len(wave))))
             mel = self.mel(wave[None])[:, :, :WINDOW]
             with self.accelerator.autocast():
                 return encoder.trunk(mel)[0][0].half().cpu().numpy()
 
-        name, what = f"{self.trunk_name}-{self.config.precision}", "states of the trunk"
-        return cached_rows(self.config.data, name, paths_of(clips), compute, what, pcm)
+        name = f"{self.trunk_name}-{self.config.precision}"
+        return cached_rows(self.config.data, name, pcm, compute, "states of the trunk")
 
     def _fits(self, symbols: list[int], samples: int, speed: float) -> bool:
         """Whether the duration is in the config's range, and CTC has frames enough for the text."""

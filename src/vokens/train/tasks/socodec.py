@@ -41,7 +41,7 @@ from vokens.train.config import (
     without_zeros,
 )
 from vokens.train.crops import CropTrainer
-from vokens.train.data import Batch, Clip
+from vokens.train.data import Batch
 from vokens.train.gan import GAN, Discriminators
 from vokens.train.log import Board
 from vokens.train.rows import Rows
@@ -171,8 +171,8 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         if self.model.analyzer and not self.config.init:
             self._start()
 
-    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows | None:
-        features = super().features(clips, pcm, training)
+    def features(self, pcm: Rows, training: bool) -> Rows | None:
+        features = super().features(pcm, training)
         if features is not None:
             self.mean, self.scale = standard(features)
         return features

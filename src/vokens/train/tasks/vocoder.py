@@ -26,7 +26,7 @@ from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
 from vokens.train.config import CropConfig, DiscriminatorConfig, RunConfig, among
 from vokens.train.crops import CropTrainer
-from vokens.train.data import Clip, paths_of, wave_of
+from vokens.train.data import wave_of
 from vokens.train.gan import GAN, Discriminators, GANLoss, gan_loss
 from vokens.train.log import Board
 from vokens.train.rows import Rows, cached_rows
@@ -114,19 +114,18 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         if not self.config.init:
             self._start_with_levels_of_speech()
 
-    def features(self, clips: list[Clip], pcm: Rows, training: bool) -> Rows:
+    def features(self, pcm: Rows, training: bool) -> Rows:
         """Log-mels and pitch (T, 80 + 1) of all clips, in half precision: 2e-3 nepers, 0.05 % of the pitch."""
         mel = LogMel(MEL_24K_80)
 
-        def rows(number: int) -> np.ndarray:
-            wave = wave_of(pcm[number])
+        def rows(samples: np.ndarray) -> np.ndarray:
+            wave = wave_of(samples)
             if len(wave) <= MEL_24K_80.padding:
                 return np.zeros((0, MEL_24K_80.n_mels + 1), np.float16)
             frames = mel(torch.from_numpy(wave)[None])[0].T.numpy()
             return np.column_stack([frames, track_pitch(wave, self.sample_rate, self.hop)]).astype(np.float16)
 
-        what = "computing mels and pitch"
-        return cached_rows(self.config.data, "mel24k80-f0", paths_of(clips), rows, what, pcm)
+        return cached_rows(self.config.data, "mel24k80-f0", pcm, rows, "computing mels and pitch")
 
     @torch.no_grad()
     def _start_with_levels_of_speech(self) -> None:
