@@ -14,7 +14,7 @@ from vokens.bench import BENCHES
 from vokens.bench.options import Every, Measure, Reconstruct, Robust, TokenStatistics
 from vokens.bench.report.definitions import DEFINITIONS, metric, single
 from vokens.bench.report.table import compact, markdown
-from vokens.bench.results import Results, result_row
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks import codecs, every, robust
 from vokens.cli import main
 from vokens.errors import ConfigError
@@ -67,16 +67,16 @@ def test_every_number_is_defined_in_the_docs() -> None:
 
 
 def test_form_of_results(tmp_path, capsys) -> None:
-    options = Measure(models="x,y", out=tmp_path / "new")
+    options, x = Measure(models="x,y", out=tmp_path / "new"), Row("x", "x", "f")
     with Results(options, "demo", colour="red") as results:
-        assert results.get("x", "1", "f") is None
-        line = results.add("x", "x", "1", "f", stoi=math.nan, seconds=1 / 3, parts=[math.inf, 2])
+        assert results.get(x, "1") is None
+        line = results.add(x, "1", stoi=math.nan, seconds=1 / 3, parts=[math.inf, 2])
         assert line == {
             **{"row": "x", "model": "x", "id": "1", "fingerprint": "f"},
             **{"stoi": None, "seconds": 0.333333, "parts": [None, 2]},
         }
         metrics = {"stoi": metric("stoi", [0.5]), "ued/gain/6 dB": metric("ued", [0.1])}
-        rows = [result_row("x", "x", "f", 2, 1.0, metrics)]
+        rows = [x.summary(2, 1.0, metrics)]
         results.leave_out({"y": "it is gone", "z": "it is gone", "w": "too long"})
         assert capsys.readouterr().err == "vokens: demo leaves out: y, z (it is gone); w (too long)\n"
         for _ in range(2):  # by two codecs
@@ -97,8 +97,8 @@ def test_form_of_results(tmp_path, capsys) -> None:
     assert written["failed"] == 1
 
     with Results(options, "demo", colour="red") as results:
-        assert results.get("x", "1", "f") == line
-        refused(ConfigError, "with weights f, now they are g", results.get, "x", "1", "g")
+        assert results.get(x, "1") == line
+        refused(ConfigError, "with weights f, now they are g", results.get, Row("x", "x", "g"), "1")
         assert json.loads((options.out / "demo.json").read_text()) == written  # until the next run ends
     words = r"holds results with \{'colour': 'red'\}, not \{'colour': 'blue'\}"
     refused(ConfigError, words, Results(options, "demo", colour="blue").__enter__)
@@ -109,7 +109,7 @@ def test_the_table_of_a_terminal_fits() -> None:
     plain = {"stoi": single("stoi", 0.5, 3), "pesq-wb": single("pesq-wb", 2.25, 2)}
     pairs = [(name, db) for name in ("ued", "agreement") for db in (10, 30)]
     under = {f"{name}/white noise/{db} dB": single(name, db, 3) for name, db in pairs}
-    rows = [result_row(f"codec {i}", "codec", "", 3, 61.0, plain | under) for i in range(12)]
+    rows = [Row(f"codec {i}", "codec").summary(3, 61.0, plain | under) for i in range(12)]
     text = compact({"bench": "demo", "rows": rows, "notes": {}, "failed": 0}, 60)
     lines = text.splitlines()
     assert lines[0] == "demo: 3 recordings, 61 s of speech"
@@ -130,7 +130,7 @@ def test_a_run_that_measured_nothing_leaves_nothing(tmp_path) -> None:
         raise ConfigError("no such colour")
     assert not options.out.exists()
     with Results(options, "demo", colour="red") as results:
-        results.add("x", "x", "1")
+        results.add(Row("x", "x"), "1")
     with pytest.raises(ConfigError, match="later"), Results(options, "demo", colour="red"):
         raise ConfigError("later")
     assert len((options.out / "demo.jsonl").read_text().splitlines()) == 1
@@ -142,21 +142,21 @@ def test_one_process_at_a_time(tmp_path) -> None:
     with Results(options, "demo"), Results(options, "other"):
         refused(ConfigError, "another process", Results(options, "demo").__enter__)
     with Results(options, "demo") as results:  # free again
-        results.add("x", "x", "1")
+        results.add(Row("x", "x"), "1")
 
 
 def test_a_line_cut_off_is_measured_again(tmp_path) -> None:
     options = Measure(out=tmp_path)
     with Results(options, "demo") as results:
         for id in ("é", "b"):
-            results.add("x", "x", id, value=1)
+            results.add(Row("x", "x"), id, value=1)
     path = tmp_path / "demo.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     with Results(options, "demo") as results:
-        assert results.get("x", "é") is not None
-        assert results.get("x", "b") is None
-        results.add("x", "x", "b", value=1)
+        assert results.get(Row("x", "x"), "é") is not None
+        assert results.get(Row("x", "x"), "b") is None
+        results.add(Row("x", "x"), "b", value=1)
     assert path.read_bytes() == whole
 
 

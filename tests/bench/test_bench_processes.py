@@ -11,10 +11,8 @@ COMMAND = """
 import os, signal, time
 from vokens.bench.tasks.processes import pool
 
-def nothing(): pass
-
 if __name__ == "__main__":
-    with pool(1, nothing) as executor:
+    with pool(1) as executor:
         print(executor.submit(os.getpid).result(), flush=True)
         executor.submit(time.sleep, 600)
         time.sleep(600)

@@ -7,6 +7,7 @@ import pytest
 from conftest import speechlike
 
 from vokens.bench.options import Robust
+from vokens.bench.results import Row
 from vokens.bench.tasks import perturb, robust
 from vokens.data.items import Clip
 from vokens.text.transcripts import word_edits
@@ -109,7 +110,7 @@ def test_what_changes_nothing_and_what_a_codec_does_not_notice(
     # A whole frame later the codes are the same, a frame later, except where the beginning is heard.
     assert min(line["equal"]["shift/1 frame"]) > 0.5 * frames
     assert line["of"]["seam/farther"] + line["of"][f"seam/within {robust.NEAR} s"] == frames
-    row = robust.summary_row("tiny", probe.codec, [line])
+    row = robust.summary_row(Row("tiny", "tiny"), books, [line])
     values = {name: actual["value"] for name, actual in row["metric"].items()}
     assert values["agreement/none"] == 100
     assert values["ued-first/none"] == values["miss/batch"] == 0

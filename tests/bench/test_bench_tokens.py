@@ -10,7 +10,7 @@ import torch
 from conftest import refused
 
 from vokens.bench.options import Speed
-from vokens.bench.results import Results
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks import lm, speed, tokens
 from vokens.bench.tasks.information import KneserNey
 from vokens.bench.tasks.items import NoRecordings
@@ -126,7 +126,7 @@ def test_transformer_repeats_itself_and_learns_across_codebooks(monkeypatch: pyt
 
 def test_rates_of_uniform_and_of_constant_codes() -> None:
     uniform = np.tile(np.arange(16), 10)
-    row = tokens.summary_row("x", "", [make(np.stack([uniform, uniform * 0]), 16)], None)
+    row = tokens.summary_row(Row("x", "x"), [make(np.stack([uniform, uniform * 0]), 16)], None)
     values = {name: actual["value"] for name, actual in row["metric"].items()}
     assert values["token-rate"] == 100
     assert values["bitrate-nominal"] == pytest.approx(50 * 8 / 1000)
@@ -135,7 +135,7 @@ def test_rates_of_uniform_and_of_constant_codes() -> None:
     assert (values["perplexity/codebook 1"], values["perplexity/codebook 2"]) == (16, 1)
     learnt = {"ngram_bits": [100.0, 50.0], "transformer_bits": [80.0, 0.0], "test_recordings": 1,
               "test_frames": 100, "test_seconds": 2.0}  # fmt: skip
-    row = tokens.summary_row("x", "", [make(uniform[None], 16)], learnt | {"ngram_bits": [100.0]})
+    row = tokens.summary_row(Row("x", "x"), [make(uniform[None], 16)], learnt | {"ngram_bits": [100.0]})
     assert row["metric"]["ngram"]["value"] == 50
     assert row["metric"]["transformer-code/codebook 1"]["value"] == 0.8
 
@@ -153,7 +153,7 @@ def test_speed_measures_what_it_says(tiny_codec_folder, tmp_path) -> None:
     assert len(times) == 2
     assert 8e7 <= bytes_more + 2**22 <= 2e8  # the array, and what other work has kept since loading
     line |= {"encode_seconds": [0.1, 0.9, 0.2], "decode_seconds": [], "decode_bytes": None}
-    row = speed.summary_row("x", "", {"load_bytes": 2**21}, {"0.6 s × 3": line}, 1, 0.25)
+    row = speed.summary_row(Row("x", "x"), 2**21, {"0.6 s × 3": line}, 1, 0.25)
     assert (row["files"], row["seconds"]) == (1, 0.25)  # of recordings, whatever was repeated
     assert row["metric"]["encode/0.6 s × 3"]["value"] == 9
     assert row["metric"]["memory-load"]["value"] == 2

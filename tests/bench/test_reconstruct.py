@@ -14,7 +14,8 @@ from corpora import write_jsonl
 
 from vokens import registry
 from vokens.bench import evaluators
-from vokens.bench.options import METRICS, Reconstruct
+from vokens.bench.options import METRICS, Reconstruct, codebook_ranges
+from vokens.bench.results import Row
 from vokens.bench.tasks.items import find_items
 from vokens.bench.tasks.reconstruct import run, summary_row
 from vokens.cli import main
@@ -81,15 +82,12 @@ def test_bad_manifests_are_named(tmp_path, text):
 
 
 def test_codebook_rows():
-    chosen = Reconstruct(data=Path(), out=Path())
-    assert chosen.codebook_ranges(8) == {
-        "1": (0, 1), "1-2": (0, 2), "1-4": (0, 4), "1-8": (0, 8), "2-8": (1, 8)
-    }  # fmt: skip
-    assert chosen.codebook_ranges(1) == {"1": (0, 1)}
-    picked = dataclasses.replace(chosen, codebooks="3, 2-2")
-    assert picked.codebook_ranges(4) == {"1-3": (0, 3), "2": (1, 2)}
+    every = {"1": (0, 1), "1-2": (0, 2), "1-4": (0, 4), "1-8": (0, 8), "2-8": (1, 8)}
+    assert codebook_ranges(None, 8) == every
+    assert codebook_ranges(None, 1) == {"1": (0, 1)}
+    assert codebook_ranges("3, 2-2, all", 4) == {"1-3": (0, 3), "2": (1, 2), "1-4": (0, 4)}
     for wrong in ("0", "5", "3-2", "x"):
-        refused(ConfigError, "within 1 to 4", dataclasses.replace(chosen, codebooks=wrong).codebook_ranges, 4)
+        refused(ConfigError, "within 1 to 4", codebook_ranges, wrong, 4)
 
 
 # Other codecs
@@ -145,7 +143,7 @@ def test_summary_pools_words_and_rates():
         second | {"id": "2", "stoi": None, "seconds": 3.0, "bits": 5000},  # no text
         second | {"id": "3", "stoi": 0.7, "edits": 0, "words": 9},
     ]
-    row = summary_row("a", "model", "", results, "ears")
+    row = summary_row(Row("a", "model"), results, "ears")
     values = {name: actual["value"] for name, actual in row["metric"].items()}
     assert values == {"bitrate": 1.4, "rtf": 0.3, "wer": 10.0, "stoi": 0.6}
     assert [row["metric"][name]["n"] for name in ("bitrate", "stoi", "wer")] == [3, 2, 2]

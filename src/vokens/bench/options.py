@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from tyro.conf import Positional, arg
 
@@ -20,6 +20,8 @@ PEERS = "original,codec2-3200,codec2-1300,opus-6,lyra-3.2,lyra-6"
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """Options of all parts: models, recordings, and the folder of the results."""
+
+    least: ClassVar[dict[str, int]] = {"min_seconds": 0, "max_seconds": 0, "threads": 1, "limit": 1}
 
     models: Annotated[str, arg(aliases=("--model", "-m"), metavar="NAME,...")] = "mini"
     """Comma-separated: names of `vokens models`, hub ids, folders, published files."""
@@ -48,8 +50,12 @@ class Measure:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        at_least(0, min_seconds=self.min_seconds, max_seconds=self.max_seconds)
-        at_least(1, threads=self.threads, limit=1 if self.limit is None else self.limit)
+        for name, least in self.least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {value} was given: {least} or more is accepted"
+                )
 
     def model_names(self) -> list[str]:
         """The chosen models in order, without duplicates."""
@@ -64,6 +70,8 @@ class Measure:
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Measure):
     """Quality of the resynthesis of codecs and of baselines over the files of a corpus."""
+
+    least: ClassVar = Measure.least | {"processes": 1}
 
     codebooks: str | None = None
     """Rows of a codec: N for the first N codebooks, A-B for a range. Default: 1,2,4 ... all, 2-all."""
@@ -81,10 +89,6 @@ class Reconstruct(Measure):
     processes: int = 2
     """Number of files measured in parallel."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(1, processes=self.processes)
-
     def chosen_metrics(self) -> tuple[str, ...]:
         """The chosen metrics, in the order of METRICS; raises ConfigError for others."""
         if self.metrics is None:
@@ -94,33 +98,15 @@ class Reconstruct(Measure):
             raise ConfigError(f"unknown metrics {', '.join(unknown)}: there are {', '.join(known)}")
         return tuple(name for name in METRICS if name in names)
 
-    def codebook_ranges(self, count: int) -> dict[str, tuple[int, int]]:
-        """Rows of a codec with `count` codebooks: label ("1-4", "2-8") -> half-open range from 0.
-
-        Raises ConfigError for a range outside 1..count.
-        """
-        ranges = {}
-        for text in split_list(self.codebooks or _default_codebooks(count)):
-            match = re.fullmatch(r"(?:(\d+)-)?(\d+)", text)
-            first, last = (int(match[1] or 1), int(match[2])) if match else (0, 0)
-            if not 1 <= first <= last <= count:
-                raise ConfigError(
-                    f"--codebooks has {text!r}: give N (the first N) or A-B, within 1 to {count}, comma-separated"
-                )
-            ranges[f"{first}-{last}" if last > first else f"{first}"] = (first - 1, last)
-        return ranges
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStatistics(Measure):
     """Rates, use of the codebooks, and how well language models predict the tokens."""
 
+    least: ClassVar = Measure.least | {"lm_steps": 0}
+
     lm_steps: int = 200
     """Training steps of the transformer, of 16 s of audio each; 0 skips language models."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(0, lm_steps=self.lm_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +121,14 @@ class Robust(Measure):
 class Speed(Measure):
     """Speed of encoding and decoding in × real time, and memory."""
 
+    least: ClassVar = Measure.least | {"repeats": 1}
+
     durations: str = "1,5,20"
     """Seconds per recording, comma-separated."""
     batches: str = "1,8"
     """Batch sizes, comma-separated."""
     repeats: int = 3
     """Repeats, of which the median is reported."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(1, repeats=self.repeats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,21 +143,29 @@ class Every(Measure):
         return options(**{field.name: getattr(self, field.name) for field in fields(Measure)})
 
 
-def at_least(least: int, **options: float) -> None:
-    """Raise ConfigError for the first option below `least`."""
-    for name, value in options.items():
-        if not value >= least:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} was given: {least} or more is accepted")
-
-
 def split_list(text: str) -> list[str]:
     """The comma-separated parts of a text, without blanks and empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _default_codebooks(count: int) -> str:
-    firsts = [2**power for power in range(count.bit_length()) if 2**power < count] + [count]
-    return ",".join(map(str, firsts)) + (f",2-{count}" if count > 1 else "")
+def codebook_ranges(chosen: str | None, count: int) -> dict[str, tuple[int, int]]:
+    """Rows of a codec with `count` codebooks: label ("1-4", "2-8") -> half-open range from 0.
+
+    chosen: of --codebooks. Raises ConfigError for a range outside 1..count.
+    """
+    if not chosen:
+        firsts = [2**power for power in range(count.bit_length()) if 2**power < count] + [count]
+        chosen = ",".join(map(str, firsts)) + (f",2-{count}" if count > 1 else "")
+    ranges = {}
+    for text in split_list(chosen.replace("all", str(count))):
+        match = re.fullmatch(r"(?:(\d+)-)?(\d+)", text)
+        first, last = (int(match[1] or 1), int(match[2])) if match else (0, 0)
+        if not 1 <= first <= last <= count:
+            raise ConfigError(
+                f"--codebooks has {text!r}: give N (the first N) or A-B, within 1 to {count}, comma-separated"
+            )
+        ranges[f"{first}-{last}" if last > first else f"{first}"] = (first - 1, last)
+    return ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +174,8 @@ class SlmTok(Measure):
 
     Only transcribed recordings are used; the defaults are --split test and --language en.
     """
+
+    least: ClassVar = Measure.least | {"probe_steps": 0, "resynthesised": 0}
 
     codebooks: str = "1,all"
     """Rows of a tokenizer: N for the first N codebooks, A-B for a range (3-3 for a single one), all."""
@@ -211,7 +205,6 @@ class SlmTok(Measure):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
         super().__post_init__()
-        at_least(0, probe_steps=self.probe_steps, resynthesised=self.resynthesised)
         if not self.probe_steps and not self.resynthesised:
             raise ConfigError("--probe-steps 0 and --resynthesised 0 leave nothing to measure: give one")
 

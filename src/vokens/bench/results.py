@@ -24,6 +24,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -42,6 +43,20 @@ except ImportError:  # Windows: no lock between processes there
     fcntl = None
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of results: its label, and the model and weights that it is of."""
+
+    label: str
+    model: str
+    fingerprint: str = ""
+
+    def summary(self, files: int, seconds: float, metrics: Line) -> Line:
+        """The row as the summary has it, over `files` recordings of `seconds` in all."""
+        about = {"row": self.label, "model": self.model, "fingerprint": self.fingerprint, "files": files}
+        return about | {"seconds": round(seconds, 3), "metric": metrics}
 
 
 class Results:
@@ -81,37 +96,35 @@ class Results:
                 self._options.out.rmdir()
         self._file.close()  # releases the lock
 
-    def get(self, row: str, id: str, fingerprint: str = "") -> Line | None:
+    def get(self, row: Row, id: str) -> Line | None:
         """The line of a row and a recording, or None.
 
         Raises ConfigError where it was measured with other weights.
         """
-        line = self._lines.get((row, id))
-        if line is not None and line["fingerprint"] != fingerprint:
+        line = self._lines.get((row.label, id))
+        if line is not None and line["fingerprint"] != row.fingerprint:
             raise ConfigError(
-                f"{self._path('.jsonl')} holds results of {row} with weights {line['fingerprint'] or 'unknown'}, "
-                f"now they are {fingerprint or 'unknown'}: give another --out"
+                f"{self._path('.jsonl')} holds results of {row.label} with weights "
+                f"{line['fingerprint'] or 'unknown'}, now they are {row.fingerprint or 'unknown'}: give another --out"
             )
         return line
 
-    def add(self, row: str, model: str, id: str, fingerprint: str = "", **measures: Any) -> Line:
+    def add(self, row: Row, id: str, **measures: Any) -> Line:
         """Write one line at once. NaN and infinity become null, floats are rounded to 6 decimals."""
-        line = {"row": row, "model": model, "id": id, "fingerprint": fingerprint} | _plain(measures)
-        self._lines[row, id] = line
+        about = {"row": row.label, "model": row.model, "id": id, "fingerprint": row.fingerprint}
+        line = about | _plain(measures)
+        self._lines[row.label, id] = line
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         return line
 
-    def measure(
-        self, row: str, model: str, fingerprint: str, items: Sequence[Clip], compute: Callable[[Clip], Line]
-    ) -> list[Line]:
+    def measure(self, row: Row, items: Sequence[Clip], compute: Callable[[Clip], Line]) -> list[Line]:
         """The lines of a row, in the order of the usable recordings; those it lacks are measured and written."""
 
         def line(item: Clip) -> Line:
-            known = self.get(row, item.id, fingerprint)
-            return known or self.add(row, model, item.id, fingerprint, **compute(item))
+            return self.get(row, item.id) or self.add(row, item.id, **compute(item))
 
-        return list(self.usable(items, line, row).values())
+        return list(self.usable(items, line, row.label).values())
 
     def usable(self, items: Sequence[Clip], use: Callable[[Clip], Result], title: str) -> dict[str, Result]:
         """Results of `use` for each recording, by id; those that it cannot use are counted as failed.
@@ -193,12 +206,6 @@ class Results:
             temporary.write_text(text, encoding="utf-8")
 
 
-def result_row(row: str, model: str, fingerprint: str, files: int, seconds: float, metrics: Line) -> Line:
-    """A row of the summary, over `files` recordings of `seconds` in all."""
-    about = {"row": row, "model": model, "fingerprint": fingerprint, "files": files}
-    return about | {"seconds": round(seconds, 3), "metric": metrics}
-
-
 def _lock(file: IO[str], path: Path) -> None:
     if fcntl is None:
         return
@@ -211,22 +218,17 @@ def _lock(file: IO[str], path: Path) -> None:
 def _machine(options: Measure) -> Line:
     import torch
 
+    from vokens.nn.product import cpuinfo
+
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": cpuinfo("model name") or platform.processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(options.device) if "cuda" in options.device else options.device,
         "threads": options.threads,
         "torch": torch.__version__,
         "python": sys.version.split()[0],
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _plain(value: Any) -> Any:

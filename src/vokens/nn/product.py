@@ -102,7 +102,7 @@ def using(name: str) -> Iterator[None]:
 def maker() -> str:
     """Maker of the processor as it states it, "AuthenticAMD" or "GenuineIntel"; "" where none is found."""
     if sys.platform == "linux":
-        return _processor("vendor_id")
+        return cpuinfo("vendor_id")
     return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else ""
 
 
@@ -142,11 +142,11 @@ def warn_where_slow(dtype: torch.dtype, device: torch.device) -> None:
 
 def _flags() -> set[str]:
     """Flags of the processor as Linux calls them; none elsewhere."""
-    return {*_processor("flags").split(), *_processor("Features").split()}
+    return {*cpuinfo("flags").split(), *cpuinfo("Features").split()}
 
 
 @cache
-def _processor(field: str) -> str:
+def cpuinfo(field: str) -> str:
     """The value of this name in /proc/cpuinfo for the first core; "" elsewhere, and where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vokens.bench.evaluators.whisper import Whisper
+from vokens.bench.metrics import cosine, word_error
 from vokens.errors import ConfigError, DownloadError, MissingExtra, needs_extra
 from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking
 from vokens.models.moonshine import Moonshine
@@ -77,6 +78,29 @@ class SpeakerEvaluator:
     def embed(self, wave: np.ndarray) -> np.ndarray:
         """Speaker embedding (192,) of a 16 kHz wave (T,) of at least 45 ms."""
         return self._model.embed([torch.from_numpy(np.ascontiguousarray(wave))])[0].numpy()
+
+
+class Likeness:
+    """Word error and speaker similarity of resyntheses, by the models of these names; "" for none.
+
+    folder: of the offline models. Raises as `open_recogniser` does.
+    """
+
+    def __init__(self, recogniser: str, speaker: str, folder: Path | None, device: str) -> None:
+        self._asr = open_recogniser(recogniser, folder, device) if recogniser else None
+        self._speaker = open_speaker_model(speaker, folder, device) if speaker else None
+        self._voices: dict[str, np.ndarray] = {}  # of the recordings
+
+    def measure(self, id: str, wave: np.ndarray, output: np.ndarray, text: str | None) -> dict[str, Any]:
+        """The measures of an output (T,) of the recording (T,) of this id, both at 16 kHz; words of one with text."""
+        line: dict[str, Any] = {}
+        if self._asr is not None and text:
+            line |= word_error(self._asr.transcribe(output), text)
+        if self._speaker is not None:
+            if id not in self._voices:
+                self._voices[id] = self._speaker.embed(wave)
+            line["speaker"] = cosine(self._voices[id], self._speaker.embed(output))
+        return line
 
 
 # Through transformers ------------------------------------------------------------------------------------------

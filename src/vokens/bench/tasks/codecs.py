@@ -11,7 +11,7 @@ import vokens
 from vokens.audio import load, resample
 from vokens.bench.metrics import SAMPLE_RATE, fit_length
 from vokens.bench.options import Measure
-from vokens.bench.results import Results
+from vokens.bench.results import Results, Row
 from vokens.data.items import Clip
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
@@ -49,9 +49,10 @@ def all_tokens(
     codec: Codec, label: str, items: Sequence[Clip], options: Measure, results: Results
 ) -> dict[str, Tokens]:
     """Tokens of the usable recordings by id, as `tokens_of`."""
+    row = Row(label, label, codec.fingerprint)
 
     def tokens(item: Clip) -> Tokens:
-        results.get(label, item.id, codec.fingerprint)  # raises before tokens of other weights are replaced
+        results.get(row, item.id)  # raises before tokens of other weights are replaced
         return tokens_of(codec, label, item, load(item.path, codec.sample_rate)[0], options)
 
     return results.usable(items, tokens, f"{label} tokens")

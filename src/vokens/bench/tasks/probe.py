@@ -6,31 +6,20 @@ tokenizers are read at about 25 steps a second, each step emitting so many CTC f
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vokens.bench.options import SlmTok
 from vokens.nn.masks import padding_mask
 from vokens.text.transcripts import frames_needed, read
 from vokens.tokens import Tokens
 
 ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"  # symbols 1 to 28, after CTC's blank
 STEP_RATE, EMISSION_RATE = 25.0, 50.0  # Hz
-DROPOUT, WARMUP, LARGEST_GRADIENT = 0.2, 0.1, 1.0
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Limits on the cost of training a probe."""
-
-    steps: int = 1500
-    seconds: float = 20.0  # of speech in a batch, unless a single recording is longer
-    width: int = 128  # of each direction of the LSTM, and of the embeddings
-    learning_rate: float = 4e-3  # maximum of AdamW; warm-up over a tenth of the steps, then cosine decay to 0
-    seed: int = 0  # of weights, order and dropout
-    device: str = "cpu"
+DROPOUT, LARGEST_GRADIENT = 0.2, 1.0
+LEARNING_RATE, WARMUP = 4e-3, 0.1  # maximum of AdamW, after a tenth of the steps; then cosine decay to 0
 
 
 class Probe(nn.Module):
@@ -98,21 +87,23 @@ def turned(x: Tensor, lengths: Tensor) -> Tensor:
 def train_probe(
     tokens: Tokens,
     texts: Sequence[list[int]],
-    budget: Budget,
+    options: SlmTok,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Probe:
     """Train a probe on `tokens` (B items) with texts, B lists of symbols; returned in evaluation mode.
 
+    options: probe_steps, probe_seconds, probe_width, seed (of weights, order and dropout) and device.
     report: called with the number of the step and its loss, -ln q(text | tokens) per character.
     Deterministic on one machine, independent of the global random state.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(budget.seed)
-        probe = Probe(tokens.codebook_sizes, tokens.frame_rate, budget.width).to(budget.device).train()
-        optimizer = torch.optim.AdamW(probe.parameters(), budget.learning_rate, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, budget.steps))
-        batches = _batches(tokens, budget)
-        for step in range(budget.steps):
+        torch.manual_seed(options.seed)
+        probe = Probe(tokens.codebook_sizes, tokens.frame_rate, options.probe_width)
+        probe.to(options.device).train()
+        optimizer = torch.optim.AdamW(probe.parameters(), LEARNING_RATE, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options.probe_steps))
+        batches = _batches(tokens, options)
+        for step in range(options.probe_steps):
             rows = next(batches)
             lengths, said = tokens.lengths[rows], [texts[row] for row in rows]
             codes = tokens.codes[rows, :, : int(lengths.max())]
@@ -132,10 +123,10 @@ def _rate(step: int, steps: int) -> float:
     return min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _batches(tokens: Tokens, budget: Budget) -> Iterator[list[int]]:
-    """Endless batches of similar length, up to `budget.seconds` each, in random order."""
-    draw = torch.Generator().manual_seed(budget.seed)
-    frames = budget.seconds * tokens.frame_rate
+def _batches(tokens: Tokens, options: SlmTok) -> Iterator[list[int]]:
+    """Endless batches of similar length, up to `probe_seconds` each or one recording, in random order."""
+    draw = torch.Generator().manual_seed(options.seed)
+    frames = options.probe_seconds * tokens.frame_rate
     order = tokens.lengths.argsort(stable=True).tolist()
     while True:
         start = int(torch.randint(len(order), (1,), generator=draw))  # other batches in each epoch

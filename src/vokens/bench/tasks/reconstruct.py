@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from tqdm import tqdm
 from vokens import registry
 from vokens.audio import load, resample
 from vokens.bench import metrics
-from vokens.bench.evaluators import Recogniser, SpeakerEvaluator, open_recogniser, unmeasurable
+from vokens.bench.evaluators import Likeness, unmeasurable
 from vokens.bench.evaluators.distill_mos import DistillMOS
 from vokens.bench.evaluators.mos import DNSMOS
-from vokens.bench.options import METRICS, Reconstruct, split_list
+from vokens.bench.options import METRICS, Reconstruct, codebook_ranges, split_list
 from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results, result_row
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks.codecs import labels, open_codec, save_tokens, token_path
 from vokens.bench.tasks.items import find_items
 from vokens.bench.tasks.processes import pool
@@ -58,6 +59,10 @@ class System:
     fingerprint: str
     rows: dict[str, tuple[int, int]]
 
+    def row(self, name: str) -> Row:
+        """One of the rows, as the results know it."""
+        return Row(name, self.label, self.fingerprint)
+
 
 # No codec: the metrics of the recording itself.
 ORIGINAL = System("original", "", "", {"original": (0, 0)})
@@ -77,20 +82,18 @@ def run(options: Reconstruct) -> int:
         jobs = []
         for system in systems:
             for item in items:
-                rows = [row for row in system.rows if not results.get(row, item.id, system.fingerprint)]
+                rows = [row for row in system.rows if not results.get(system.row(row), item.id)]
                 jobs += [(system, item, rows)] if rows else []
         for system, item, outcome in _measure_all(options, jobs):
             if isinstance(outcome, str):
                 results.fail(item.id, outcome)
                 continue
             for row, measures in outcome.items():
-                results.add(row, system.label, item.id, system.fingerprint, **measures)
+                results.add(system.row(row), item.id, **measures)
         rows = []
-        for system in systems:
-            for row in system.rows:
-                lines = [results.get(row, item.id, system.fingerprint) for item in items]
-                measured = [line for line in lines if line]
-                rows.append(summary_row(row, system.label, system.fingerprint, measured, recogniser))
+        for row in [system.row(name) for system in systems for name in system.rows]:
+            lines = [results.get(row, item.id) for item in items]
+            rows.append(summary_row(row, [line for line in lines if line], recogniser))
         return results.finish(rows, processes=options.processes)
 
 
@@ -114,7 +117,7 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
         rows = {label: (0, codec.num_codebooks)}
         packets = getattr(codec, "packets", False)  # which cannot be decoded in part
         if codec.num_codebooks > 1 and not packets:
-            ranges = options.codebook_ranges(codec.num_codebooks)
+            ranges = codebook_ranges(options.codebooks, codec.num_codebooks)
             rows = {f"{label} {part}": span for part, span in ranges.items()}
         if codec.decodes:
             systems.append(System(label, source, codec.fingerprint, rows))
@@ -133,66 +136,48 @@ def find_systems(options: Reconstruct) -> tuple[list[System], dict[str, str]]:
     return systems, notes
 
 
-@dataclass(frozen=True)
-class Resynthesis:
-    """A resynthesis: wave (T,) at 16 kHz, number of bits, seconds of computation."""
-
-    row: str
-    wave: np.ndarray
-    bits: float
-    seconds: float
-
-
 class Worker:
     """Evaluators of one process, and its current codec."""
 
     def __init__(self, options: Reconstruct) -> None:
         torch.set_num_threads(options.threads)
-        self._options = options
-        self._metrics = options.chosen_metrics()
+        self._options, self._metrics = options, options.chosen_metrics()
         self._system: System | None = None
         self._codec: Codec | None = None
-        self._speaker: SpeakerEvaluator | None = None
-        self._asr: Recogniser | None = None
-        self._voices: dict[str, np.ndarray] = {}  # of the recordings
-        if "speaker" in self._metrics:
-            self._speaker = SpeakerEvaluator(find_evaluator("campplus-zh-en", options.evaluators))
+        self._likeness = Likeness(
+            options.recogniser if "wer" in self._metrics else "",
+            "campplus-zh-en" if "speaker" in self._metrics else "",
+            options.evaluators,
+            options.device,
+        )
         self._predictors = [
             network(find_evaluator(folder, options.evaluators))
             for folder, (network, ratings) in MOS_PREDICTORS.items()
             if ratings & set(self._metrics)
         ]
-        if "wer" in self._metrics:
-            self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
 
     def measure(self, system: System, item: Clip, rows: list[str]) -> dict[str, Line]:
         """Measures of each of `rows`. Raises VokensError when the recording cannot be used."""
         wave, _ = load(item.path, RATE)
-        results = {}
-        for output in self._resynthesise(system, item, wave, rows):
-            measures: Line = {"seconds": len(wave) / RATE, "bits": output.bits}
-            measures["compute_seconds"] = output.seconds
-            figures = {name: f(wave, output.wave) for name, f in FUNCTIONS.items() if name in self._metrics}
+        spoken = item.text if item.language == "en" else None
+        results: dict[str, Line] = {}
+        for row, output, bits, seconds in self._resynthesise(system, item, wave, rows):
+            figures = {name: f(wave, output) for name, f in FUNCTIONS.items() if name in self._metrics}
             if {"f0", "voicing"} & set(self._metrics):
-                figures |= zip(("f0", "voicing"), metrics.pitch_error(wave, output.wave), strict=True)
+                figures |= zip(("f0", "voicing"), metrics.pitch_error(wave, output), strict=True)
             for predictor in self._predictors:
-                figures |= predictor.rate(output.wave)
-            measures |= {name: value for name, value in figures.items() if name in self._metrics}
-            if self._speaker is not None:
-                if item.id not in self._voices:
-                    self._voices[item.id] = self._speaker.embed(wave)
-                voice = self._speaker.embed(output.wave)
-                measures["speaker"] = metrics.cosine(self._voices[item.id], voice)
-            if self._asr is not None and item.text and item.language == "en":
-                measures |= metrics.word_error(self._asr.transcribe(output.wave), item.text)
-            results[output.row] = measures
+                figures |= predictor.rate(output)
+            results[row] = {"seconds": len(wave) / RATE, "bits": bits, "compute_seconds": seconds}
+            results[row] |= {name: value for name, value in figures.items() if name in self._metrics}
+            results[row] |= self._likeness.measure(item.id, wave, output, spoken)
         return results
 
     def _resynthesise(
         self, system: System, item: Clip, wave: np.ndarray, rows: Sequence[str]
-    ) -> Iterator[Resynthesis]:
+    ) -> Iterator[tuple[str, np.ndarray, float, float]]:
+        """Row, wave (T,) at 16 kHz, number of bits, seconds of computation."""
         if system == ORIGINAL:
-            yield Resynthesis(system.label, wave, 16 * len(wave), 0.0)  # as 16-bit PCM
+            yield system.label, wave, 16 * len(wave), 0.0  # as 16-bit PCM
             return
         if self._codec is None or self._system != system:
             self._codec, self._system = None, system  # one codec in memory at a time
@@ -208,27 +193,19 @@ class Worker:
             output = codec.decode(chosen)[0]
             seconds = encoding + time.perf_counter() - start
             output = metrics.fit_length(resample(output, codec.sample_rate, RATE), len(wave))
-            bits = int(chosen.lengths.sum()) * chosen.bitrate / chosen.frame_rate
-            yield Resynthesis(row, output, bits, seconds)
+            yield row, output, int(chosen.lengths.sum()) * chosen.bitrate / chosen.frame_rate, seconds
 
 
 Job = tuple[System, Clip, list[str]]
 Outcome = tuple[System, Clip, dict[str, Line] | str]
-_options: Reconstruct  # of this process, set by `_start`
-_worker: Worker | None = None
+_worker = lru_cache(1)(Worker)  # of this process
 
 
-def _start(options: Reconstruct) -> None:
-    global _options, _worker
-    _options, _worker = options, None
-
-
-def _measure(job: Job) -> Outcome:
-    global _worker
+def _measure(options: Reconstruct, job: Job) -> Outcome:
     system, item, rows = job
-    _worker = _worker or Worker(_options)
+    worker = _worker(options)
     try:
-        return system, item, _worker.measure(system, item, rows)
+        return system, item, worker.measure(system, item, rows)
     except (NotInstalled, ConfigError):  # would recur for every file
         raise
     except VokensError as error:
@@ -237,16 +214,13 @@ def _measure(job: Job) -> Outcome:
 
 def _measure_all(options: Reconstruct, jobs: list[Job]) -> Iterator[Outcome]:
     """Results in the order of the jobs, or an error message for an unusable file."""
-    count = min(options.processes, len(jobs))
-    _start(options)  # one process measures here
-    with pool(count, _start, options) if count > 1 else nullcontext() as executor:
-        outcomes = executor.map(_measure, jobs) if executor else map(_measure, jobs)
+    count, measure = min(options.processes, len(jobs)), partial(_measure, options)
+    with pool(count) if count > 1 else nullcontext() as executor:
+        outcomes = executor.map(measure, jobs) if executor else map(measure, jobs)
         yield from tqdm(outcomes, total=len(jobs), unit="file", disable=None)
 
 
-def summary_row(
-    row: str, model: str, fingerprint: str, lines: Sequence[Line], recogniser: str | None = None
-) -> Line:
+def summary_row(row: Row, lines: Sequence[Line], recogniser: str | None = None) -> Line:
     """A row of results. Means are over recordings with equal weight; rates and word error are ratios of sums."""
     seconds = [line["seconds"] for line in lines]
     metrics = {"bitrate": metric("bitrate", [line["bits"] for line in lines], seconds, scale=1e-3)}
@@ -258,4 +232,4 @@ def summary_row(
         edits, words = ([line[key] for line in spoken] for key in ("edits", "words"))
         metrics["wer"] = metric("wer", edits, words, scale=100, mode=f"{recogniser}, greedy")
     metrics["rtf"] = metric("rtf", [line["compute_seconds"] for line in lines], seconds)
-    return result_row(row, model, fingerprint, len(lines), sum(seconds), metrics)
+    return row.summary(len(lines), sum(seconds), metrics)

@@ -11,7 +11,7 @@ from vokens.audio import load, resample
 from vokens.bench.options import Robust, split_list
 from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results, result_row
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks.codecs import labels, open_codec, tokens_of
 from vokens.bench.tasks.items import find_items
 from vokens.bench.tasks.perturb import ALIGNED, RATE, SHIFTS, WARPED, generator
@@ -31,8 +31,9 @@ def run(options: Robust) -> int:
         for label, source in labels(options).items():
             probe = Probe(label, source, options)
             results.leave_out(probe.notes)
-            lines = results.measure(label, label, probe.codec.fingerprint, items, probe.measure)
-            rows.append(summary_row(label, probe.codec, lines))
+            row = Row(label, label, probe.codec.fingerprint)
+            lines = results.measure(row, items, probe.measure)
+            rows.append(summary_row(row, probe.codec.num_codebooks, lines))
         return results.finish(rows)
 
 
@@ -108,9 +109,8 @@ class Probe:
         return codes[1, :, : int(self.codec.num_frames(len(whole)))].cpu().numpy()
 
 
-def summary_row(label: str, codec: Codec, lines: list[Line]) -> Line:
-    """A row of results: pooled over recordings and codebooks; with several codebooks also for the first one."""
-    count = codec.num_codebooks
+def summary_row(row: Row, count: int, lines: list[Line]) -> Line:
+    """A row of results: pooled over recordings and `count` codebooks; with several also for the first one."""
     measures = {}
     for suffix, books in (("", count), ("-first", 1))[: 2 if count > 1 else 1]:
         for name in dict.fromkeys(name for line in lines for name in line["of"]):
@@ -126,8 +126,7 @@ def summary_row(label: str, codec: Codec, lines: list[Line]) -> Line:
             edits = [sum(line["edits"][name][:books]) for line in lines]
             of = [line["frames"] * books for line in lines]
             measures[f"ued{suffix}/{name}"] = metric(f"ued{suffix}", edits, of, scale=100)
-    seconds = sum(line["seconds"] for line in lines)
-    return result_row(label, label, codec.fingerprint, len(lines), seconds, measures)
+    return row.summary(len(lines), sum(line["seconds"] for line in lines), measures)
 
 
 def edit_distances(a: Codes, b: Codes) -> np.ndarray:

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,15 @@ import torch
 from tqdm import tqdm
 
 from vokens.audio import duration, load
-from vokens.bench import metrics
-from vokens.bench.evaluators import RATE, Recogniser, SpeakerModel, open_recogniser, open_speaker_model
-from vokens.bench.options import Reconstruct, SlmTok
+from vokens.bench.evaluators import RATE, Likeness
+from vokens.bench.options import SlmTok, codebook_ranges
 from vokens.bench.report.definitions import metric
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results, result_row
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks.codecs import all_tokens, labels, open_codec, resynthesis, tokens_of
 from vokens.bench.tasks.information import KneserNey, barber_agakov, draw_others, vclub
 from vokens.bench.tasks.items import NoRecordings, find_items, spaced
-from vokens.bench.tasks.probe import ALPHABET, Budget, fits, log_likelihoods, train_probe, transcribe
+from vokens.bench.tasks.probe import ALPHABET, fits, log_likelihoods, train_probe, transcribe
 from vokens.data.items import Clip
 from vokens.errors import NotInstalled
 from vokens.evaluator_files import FILES, lacking
@@ -33,9 +32,9 @@ from vokens.models.codec import Codec
 from vokens.text.transcripts import spell, word_edits
 from vokens.tokens import Tokens
 
-ORIGINAL = "original"
 PRIOR_ORDER = 6  # of the character model, the prior of texts
 _END = 0  # end-of-text symbol of that model
+Read = tuple[Tokens, list[list[int]]]  # tokens of recordings, and their texts as symbols
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,26 @@ def run(options: SlmTok) -> int:
         if other := len(test.others) + len(train.others):
             characters = f"their texts need other characters than {ALPHABET!r} and punctuation"
             results.leave_out({f"{other} recordings": characters})
-        preservation = Preservation(options)
         output = spaced(test.items, options.resynthesised)
         if output:
-            measure = partial(preservation.measure, say=lambda item, wave: wave)
-            lines = results.measure(ORIGINAL, ORIGINAL, "", output, measure)
-            rows.append(_row(ORIGINAL, ORIGINAL, "", lines, None, options))
+            row = Row("original", "original")
+            lines = results.measure(row, output, partial(preserved, options, lambda item, wave: wave))
+            rows.append(_row(row, lines, None, options))
         for label, source in labels(options).items():
             codec = open_codec(source, options)
             if output and not codec.decodes:
                 results.leave_out({f"{label}: resynthesis": "it has no decoder"})
-            for row, span in _ranges(label, codec, options).items():
-                probed = None
+            count = codec.num_codebooks
+            for part, span in codebook_ranges(options.codebooks, count).items():
+                name = label if count == 1 else f"{label} {part}"
+                row, probed, lines = Row(name, label, codec.fingerprint), None, []
                 if options.probe_steps:
-                    probed = _probe(results, row, label, codec, span, train, test, options)
-                    results.leave_out(_left_out(row, probed))
-                lines = []
+                    probed = _probe(results, row, codec, span, train, test, options)
+                    results.leave_out(_left_out(name, probed))
                 if output and codec.decodes:
-                    measure = partial(preservation.measure, say=partial(_say, codec, label, span, options))
-                    lines = results.measure(row, label, codec.fingerprint, output, measure)
-                rows.append(_row(row, label, codec.fingerprint, lines, probed, options))
+                    say = partial(_say, codec, label, span, options)
+                    lines = results.measure(row, output, partial(preserved, options, say))
+                rows.append(_row(row, lines, probed, options))
         return results.finish(rows)
 
 
@@ -119,21 +118,12 @@ def _train_items(options: SlmTok, results: Results) -> list[Clip]:
     return spaced([item for item in items if item.id in seconds], max(1, round(len(seconds) * share)))
 
 
-def _ranges(label: str, codec: Codec, options: SlmTok) -> dict[str, tuple[int, int]]:
-    """Rows of a codec: label -> half-open range of codebooks."""
-    count = codec.num_codebooks
-    chosen = options.codebooks.replace("all", str(count))
-    ranges = Reconstruct(out=options.out, codebooks=chosen).codebook_ranges(count)
-    return {label if count == 1 else f"{label} {part}": span for part, span in ranges.items()}
-
-
 # Text alignment ------------------------------------------------------------------------------------------------
 
 
 def _probe(
     results: Results,
-    row: str,
-    label: str,
+    row: Row,
     codec: Codec,
     span: tuple[int, int],
     train: Spoken,
@@ -143,26 +133,15 @@ def _probe(
     """The line of a probe of some codebooks."""
     ids = "|".join(item.id for item in (*train.items, *test.items))
     name = f"probe of {len(train.items)} and {len(test.items)} recordings, {zlib.crc32(ids.encode()):08x}"
-    known = results.get(row, name, codec.fingerprint)
+    known = results.get(row, name)
     if known is not None:
         return known
-    learnt, output = (_tokens(codec, label, part, options, results) for part in (train, test))
-    sizes = options.probe_steps, options.probe_seconds, options.probe_width
-    budget = Budget(*sizes, seed=options.seed, device=options.device)
-    tokens = (learnt[0].select(*span), learnt[1], output[0].select(*span), output[1])
-    measures = alignment(*tokens, budget, options.pairs, row)
-    return results.add(row, label, name, codec.fingerprint, **measures)
+    parts = [_tokens(codec, row.model, part, options, results) for part in (train, test)]
+    learnt, output = ((tokens.select(*span), texts) for tokens, texts in parts)
+    return results.add(row, name, **alignment(learnt, output, options, row.label))
 
 
-def alignment(
-    train: Tokens,
-    train_texts: list[list[int]],
-    test: Tokens,
-    test_texts: list[list[int]],
-    budget: Budget,
-    pairs: int,
-    title: str = "",
-) -> Line:
+def alignment(train: Read, test: Read, options: SlmTok, title: str = "") -> Line:
     """Text alignment of tokens, measured on `test` with a probe and a character model trained on `train`.
 
     Per test recording: characters and words with the probe's edits; ln q(text | tokens) of its own text and the mean
@@ -170,19 +149,18 @@ def alignment(
     of negative texts that do not fit the recording, which are left out. left_out: number of train and test recordings
     that are too short for their own texts.
     """
-    counts = len(train), len(test)
-    (train, train_texts), (test, test_texts) = _fitting(train, train_texts), _fitting(test, test_texts)
-    with tqdm(total=budget.steps, desc=f"{title} probe", unit="step", disable=None) as bar:
-        probe = train_probe(train, train_texts, budget, lambda step, loss: _show(bar, loss))
-    output = transcribe(probe, test)
-    said: list[str] = ["".join([ALPHABET[symbol - 1] for symbol in text]) for text in test_texts]
-    matched = log_likelihoods(probe, test, test_texts)
-    others = draw_others(len(test), pairs, torch.Generator().manual_seed(budget.seed))
-    shuffled = log_likelihoods(probe, test, test_texts, others)
-    sizes = torch.tensor([len(text) for text in test_texts])
-    prior = _prior(train_texts, test_texts)
+    (learnt, learnt_texts), (tokens, texts) = _fitting(*train), _fitting(*test)
+    with tqdm(total=options.probe_steps, desc=f"{title} probe", unit="step", disable=None) as bar:
+        probe = train_probe(learnt, learnt_texts, options, lambda step, loss: _show(bar, loss))
+    output = transcribe(probe, tokens)
+    said: list[str] = ["".join([ALPHABET[symbol - 1] for symbol in text]) for text in texts]
+    matched = log_likelihoods(probe, tokens, texts)
+    others = draw_others(len(tokens), options.pairs, torch.Generator().manual_seed(options.seed))
+    shuffled = log_likelihoods(probe, tokens, texts, others)
+    sizes = torch.tensor([len(text) for text in texts])
+    prior = _prior(learnt_texts, texts)
     return {
-        "seconds": [round(value, 3) for value in test.duration.tolist()],
+        "seconds": [round(value, 3) for value in tokens.duration.tolist()],
         "characters": sizes.tolist(),
         "character_edits": [word_edits(list(a), list(b)) for a, b in zip(said, output, strict=True)],
         "words": [len(text.split()) for text in said],
@@ -193,8 +171,8 @@ def alignment(
         "vclub_per_character": vclub(matched / sizes, shuffled / sizes[others]).tolist(),
         "lower": barber_agakov(matched, prior).tolist(),
         "impossible": float((~shuffled.isfinite()).double().mean()),
-        "left_out": [counts[0] - len(train), counts[1] - len(test)],
-        "train_seconds": float(train.duration.sum()),
+        "left_out": [len(train[1]) - len(learnt), len(test[1]) - len(tokens)],
+        "train_seconds": float(learnt.duration.sum()),
     }
 
 
@@ -210,9 +188,7 @@ def _prior(train: list[list[int]], test: list[list[int]]) -> torch.Tensor:
     return -math.log(2) * torch.tensor(bits, dtype=torch.float64)
 
 
-def _tokens(
-    codec: Codec, label: str, part: Spoken, options: SlmTok, results: Results
-) -> tuple[Tokens, list[list[int]]]:
+def _tokens(codec: Codec, label: str, part: Spoken, options: SlmTok, results: Results) -> Read:
     """Tokens and texts of the usable recordings. Raises NoRecordings where there are none."""
     tokens = all_tokens(codec, label, part.items, options, results)
     if not tokens:
@@ -221,7 +197,7 @@ def _tokens(
     return Tokens.cat(list(tokens.values())), texts
 
 
-def _fitting(tokens: Tokens, texts: list[list[int]]) -> tuple[Tokens, list[list[int]]]:
+def _fitting(tokens: Tokens, texts: list[list[int]]) -> Read:
     """The items whose text fits their CTC frames."""
     kept = [i for i, text in enumerate(texts) if fits(text, int(tokens.lengths[i]), tokens.frame_rate)]
     return Tokens.cat([tokens[i] for i in kept]), [texts[i] for i in kept]
@@ -241,28 +217,16 @@ def _left_out(row: str, probed: Line) -> dict[str, str]:
 # Preservation --------------------------------------------------------------------------------------------------
 
 
-class Preservation:
-    """Word error and speaker similarity of resyntheses."""
+@lru_cache(1)
+def _likeness(options: SlmTok) -> Likeness:
+    return Likeness(options.recogniser, options.speaker, options.evaluators, options.device)
 
-    def __init__(self, options: SlmTok) -> None:
-        self._options = options
-        self._asr: Recogniser | None = None
-        self._voices: SpeakerModel | None = None
-        self._known: dict[str, np.ndarray] = {}  # voices of the recordings
 
-    def measure(self, item: Clip, say: Callable[[Clip, np.ndarray], np.ndarray]) -> Line:
-        """The line of a recording; say returns the resynthesis (T,) of a recording (T,), both at 16 kHz."""
-        options = self._options
-        if self._asr is None or self._voices is None:
-            self._asr = open_recogniser(options.recogniser, options.evaluators, options.device)
-            self._voices = open_speaker_model(options.speaker, options.evaluators, options.device)
-        wave, _ = load(item.path, RATE)
-        if item.id not in self._known:
-            self._known[item.id] = self._voices.embed(wave)
-        output = say(item, wave)
-        words = metrics.word_error(self._asr.transcribe(output), item.text or "")
-        voice = metrics.cosine(self._known[item.id], self._voices.embed(output))
-        return {"seconds": len(wave) / RATE, **words, "speaker": voice}
+def preserved(options: SlmTok, say: Callable[[Clip, np.ndarray], np.ndarray], item: Clip) -> Line:
+    """The line of a recording; say returns the resynthesis (T,) of a recording (T,), both at 16 kHz."""
+    wave, _ = load(item.path, RATE)
+    line = _likeness(options).measure(item.id, wave, say(item, wave), item.text)
+    return {"seconds": len(wave) / RATE, **line}
 
 
 def _say(
@@ -276,9 +240,7 @@ def _say(
 # Rows ----------------------------------------------------------------------------------------------------------
 
 
-def _row(
-    row: str, label: str, fingerprint: str, lines: Sequence[Line], probed: Line | None, options: SlmTok
-) -> Line:
+def _row(row: Row, lines: Sequence[Line], probed: Line | None, options: SlmTok) -> Line:
     """A row of results: mutual information per recording and per character, errors as ratios of sums."""
     measures: dict[str, Any] = {}
     seconds = [line["seconds"] for line in lines]
@@ -302,4 +264,4 @@ def _row(
         voices = [line["speaker"] for line in lines]
         measures["wer"] = metric("wer", edits, words, scale=100, mode=f"{options.recogniser}, greedy")
         measures["speaker"] = metric("speaker", voices, mode=f"{options.speaker}, 16 kHz, cosine")
-    return result_row(row, label, fingerprint, len(seconds), sum(seconds), measures)
+    return row.summary(len(seconds), sum(seconds), measures)

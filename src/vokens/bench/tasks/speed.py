@@ -22,7 +22,7 @@ from vokens.audio import load
 from vokens.bench.options import Speed, split_list
 from vokens.bench.report.definitions import single
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results, result_row
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks.codecs import labels, open_codec
 from vokens.bench.tasks.items import NoRecordings, find_items
 from vokens.bench.tasks.processes import pool
@@ -44,17 +44,14 @@ def run(options: Speed) -> int:
         speech, used = speech_of(items, max(seconds * batch for seconds, batch in cases), results)
         for label, source in labels(options).items():
             lines = {}
-            with pool(1, _start, speech) as process:
-                loaded = process.submit(_open, source, options).result()
-                fingerprint = str(loaded.pop("fingerprint"))
+            with pool(1) as process:
+                fingerprint, load_bytes = process.submit(_open, source, options, speech).result()
+                row = Row(label, label, fingerprint)
                 for seconds, batch in tqdm(cases, desc=label, disable=None):
                     id = f"{seconds:g} s × {batch:g}"
-                    line = results.get(label, id, fingerprint)
-                    if line is None:
-                        measures = process.submit(_time, seconds, batch).result()
-                        line = results.add(label, label, id, fingerprint, **measures)
-                    lines[id] = line
-            rows.append(summary_row(label, fingerprint, loaded, lines, used, len(speech) / RATE))
+                    known, timed = results.get(row, id), process.submit
+                    lines[id] = known or results.add(row, id, **timed(_time, seconds, batch).result())
+            rows.append(summary_row(row, load_bytes, lines, used, len(speech) / RATE))
         return results.finish(rows)
 
 
@@ -76,11 +73,9 @@ def speech_of(items: list[Clip], seconds: float, results: Results) -> tuple[np.n
     return np.concatenate(waves), len(waves)
 
 
-def summary_row(
-    label: str, fingerprint: str, loaded: Line, lines: dict[str, Line], files: int, seconds: float
-) -> Line:
+def summary_row(row: Row, load_bytes: int, lines: dict[str, Line], files: int, seconds: float) -> Line:
     """A row of results: speed of each length and batch, and memory; of `files` recordings of `seconds`, joined."""
-    measures = {"memory-load": single("memory-load", loaded["load_bytes"] / MIB, files)}
+    measures = {"memory-load": single("memory-load", load_bytes / MIB, files)}
     for kind in ("encode", "decode"):
         for id, line in lines.items():
             if times := line[f"{kind}_seconds"]:
@@ -91,7 +86,7 @@ def summary_row(
         for id, line in lines.items():
             if line[f"{kind}_bytes"] is not None:
                 measures[f"memory-{kind}/{id}"] = single(f"memory-{kind}", line[f"{kind}_bytes"] / MIB, files)
-    return result_row(label, label, fingerprint, files, seconds, measures)
+    return row.summary(files, seconds, measures)
 
 
 class Bench:
@@ -168,19 +163,14 @@ def _numbers(text: str, least: float) -> list[float]:
     raise ConfigError(f"{text!r} was given: give comma-separated numbers from {least:g}, such as 1,5,20")
 
 
-_speech_here: np.ndarray  # of this process, set by `_start`
-_bench: Bench  # set by `_open`
+_bench: Bench  # of this process, set by `_open`
 
 
-def _start(speech: np.ndarray) -> None:
-    global _speech_here
-    _speech_here = speech
-
-
-def _open(source: str, options: Speed) -> Line:
+def _open(source: str, options: Speed, speech: np.ndarray) -> tuple[str, int]:
+    """Fingerprint of the codec, and bytes that loading it took."""
     global _bench
-    _bench = Bench(source, options, _speech_here)
-    return {"fingerprint": _bench.codec.fingerprint, "load_bytes": _bench.load_bytes}
+    _bench = Bench(source, options, speech)
+    return _bench.codec.fingerprint, _bench.load_bytes
 
 
 def _time(seconds: float, batch: int) -> Line:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from vokens.bench.options import TokenStatistics
 from vokens.bench.report.definitions import single
 from vokens.bench.report.table import Line
-from vokens.bench.results import Results, result_row
+from vokens.bench.results import Results, Row
 from vokens.bench.tasks import lm
 from vokens.bench.tasks.codecs import all_tokens, labels, open_codec
 from vokens.bench.tasks.items import find_items
@@ -22,50 +22,47 @@ def run(options: TokenStatistics) -> int:
     with Results(options, "tokens", lm_steps=options.lm_steps) as results:
         for label, source in labels(options).items():
             codec = open_codec(source, options)
-            tokens, fingerprint = all_tokens(codec, label, items, options, results), codec.fingerprint
+            tokens, row = (
+                all_tokens(codec, label, items, options, results),
+                Row(label, label, codec.fingerprint),
+            )
             del codec  # the language models need its memory
             for id, one in tokens.items():
-                if not results.get(label, id, fingerprint):
-                    measures = {"seconds": float(one.duration), "frames": int(one.lengths)}
-                    results.add(label, label, id, fingerprint, **measures)
-            learnt = _language_models(results, label, fingerprint, tokens, options)
-            rows.append(summary_row(label, fingerprint, list(tokens.values()), learnt))
+                if not results.get(row, id):
+                    results.add(row, id, seconds=float(one.duration), frames=int(one.lengths))
+            learnt = None
+            if len(tokens) < lm.FEWEST or not options.lm_steps:
+                reason = f"they need {lm.FEWEST} recordings, and --lm-steps above 0"
+                results.leave_out({f"{label}: language models": reason})
+            else:
+                ids = "|".join(tokens).encode()
+                name = f"language models of {len(tokens)} recordings, {zlib.crc32(ids):08x}"
+                known = results.get(row, name)
+                learnt = known or results.add(row, name, **_language_models(label, tokens, options))
+            rows.append(summary_row(row, list(tokens.values()), learnt))
         return results.finish(rows)
 
 
-def _language_models(
-    results: Results, label: str, fingerprint: str, tokens: dict[str, Tokens], options: TokenStatistics
-) -> Line | None:
-    """The line of the language models over these recordings; None where there are too few."""
-    if len(tokens) < lm.FEWEST or not options.lm_steps:
-        reason = f"they need {lm.FEWEST} recordings, and --lm-steps above 0"
-        results.leave_out({f"{label}: language models": reason})
-        return None
-    ids = list(tokens)
-    name = f"language models of {len(ids)} recordings, {zlib.crc32('|'.join(ids).encode()):08x}"
-    line = results.get(label, name, fingerprint)
-    if line is not None:
-        return line
-    every = list(tokens.values())
-    parts = lm.divide(ids)
+def _language_models(label: str, tokens: dict[str, Tokens], options: TokenStatistics) -> Line:
+    """Bits of these recordings under the language models."""
+    every, parts = list(tokens.values()), lm.divide(list(tokens))
     with tqdm(total=options.lm_steps, desc=f"{label}, transformer", unit="step", disable=None) as bar:
         transformer = lm.transformer_bits(
             every, parts, options.lm_steps, options.seed, lambda step: bar.update(step - bar.n)
         )
-    measures = {
+    return {
         "test_recordings": len(parts.test),
         "test_frames": sum(int(every[i].lengths) for i in parts.test),
         "test_seconds": sum(float(every[i].duration) for i in parts.test),
         "ngram_bits": lm.ngram_bits(every, parts),
         "transformer_bits": transformer,
     }
-    return results.add(label, label, name, fingerprint, **measures)
 
 
-def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line | None) -> Line:
+def summary_row(row: Row, tokens: list[Tokens], learnt: Line | None) -> Line:
     """A row of results: over all recordings, in total and per codebook."""
     if not tokens:
-        return result_row(label, label, fingerprint, 0, 0.0, {})
+        return row.summary(0, 0.0, {})
     seconds = sum(float(one.duration) for one in tokens)
     n, first = len(tokens), tokens[0]
     streams = lm.streams(tokens)
@@ -95,4 +92,4 @@ def summary_row(label: str, fingerprint: str, tokens: list[Tokens], learnt: Line
             for kind in ("ngram", "transformer"):
                 value = learnt[f"{kind}_bits"][k] / learnt["test_frames"]
                 measures[f"{kind}-code/{book}"] = single(f"{kind}-code", value, learnt["test_recordings"])
-    return result_row(label, label, fingerprint, n, seconds, measures)
+    return row.summary(n, seconds, measures)
