@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vokens.errors import CheckpointError, ConfigError, NotInstalled, needs_extra
+from vokens.errors import CheckpointError, ConfigError, DownloadError, NotInstalled, needs_extra
 
 FILES = {
     "moonshine-tiny-en": ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json"),
@@ -70,6 +70,36 @@ def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
     home = models_folder(folder)
     missing = [name for name in names if not all((home / name / file).is_file() for file in FILES[name])]
     return f"{home} lacks {', '.join(missing)}: {_REMEDY}" if missing else ""
+
+
+def open_pretrained(source: str | Path, *classes: str, purpose: str) -> list[Any]:
+    """What transformers opens of a folder or hub id, by its classes there. A model in the cache is not sought anew.
+
+    Raises MissingExtra, and DownloadError, at once where the hub is unreachable.
+    """
+    with needs_extra("transformers", "hf", purpose):
+        import transformers
+    from huggingface_hub import HfApi
+
+    source = str(Path(source).expanduser())
+
+    def opened(**options: Any) -> list[Any]:
+        return [getattr(transformers, name).from_pretrained(source, **options) for name in classes]
+
+    try:
+        return opened(local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason: Exception = error
+    if not Path(source).exists():
+        try:
+            HfApi().model_info(source, timeout=10)  # transformers itself would try again for a minute
+            return opened()
+        except Exception as error:  # each version of its http client has classes of its own
+            reason = error
+    raise DownloadError(
+        f"{purpose} {source} does not open ({' '.join(str(reason).split())[:200]}): give a folder with its files, or "
+        "the id of a model on the hub, and check the network"
+    ) from reason
 
 
 def open_tokenizer(path: Path, purpose: str) -> Any:

@@ -18,7 +18,7 @@ from vokens.nn.discriminators import (
     MultiScaleSTFTDiscriminator,
     SpectralNorm,
 )
-from vokens.train.losses import feature_matching, least_squares_discriminator, least_squares_generator
+from vokens.train.losses import ADVERSARIAL, feature_matching
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "speechtokenizer"
 BUILD = {
@@ -100,8 +100,8 @@ def test_recorded_judgement(name: str, golden: dict[str, Tensor]) -> None:
     torch.testing.assert_close(means, golden[f"{name}.fmap_abs_mean_real"], rtol=1e-5, atol=0)
     torch.testing.assert_close(spreads, golden[f"{name}.fmap_std_fake"], rtol=1e-5, atol=0)
     losses = {
-        "loss_d": least_squares_discriminator(real, fake),
-        "loss_adv": least_squares_generator(fake),
+        "loss_d": ADVERSARIAL["least_squares"].discriminator(real, fake),
+        "loss_adv": ADVERSARIAL["least_squares"].generator(fake),
         "loss_feat": feature_matching(real_features, fake_features),
     }
     for loss, value in losses.items():
@@ -147,7 +147,7 @@ def test_every_parameter_learns() -> None:
         network = BUILD[name](TINY[name])
         real, _ = network(wave)
         fake, _ = network(wave.flip(-1))  # a second forward before the backward, as in training
-        least_squares_discriminator(real, fake).backward()
+        ADVERSARIAL["least_squares"].discriminator(real, fake).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 

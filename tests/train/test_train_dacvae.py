@@ -50,8 +50,8 @@ def test_recorded_judgement(golden: dict[str, torch.Tensor]) -> None:
             wanted = golden[f"{i}.fmap_{kind}"][: len(found)]
             torch.testing.assert_close(found, wanted, rtol=2e-5, atol=0)
     for name, value in {
-        "loss_d": L.least_squares_discriminator(real, fake),
-        "loss_g": L.least_squares_generator(fake),
+        "loss_d": L.ADVERSARIAL["least_squares"].discriminator(real, fake),
+        "loss_g": L.ADVERSARIAL["least_squares"].generator(fake),
         "loss_feat": L.feature_matching(real_maps, fake_maps) / 2,
     }.items():
         torch.testing.assert_close(value, golden[name], rtol=1e-5, atol=0)

@@ -258,11 +258,9 @@ def test_a_best_that_is_not_measured_is_named(trainer) -> None:
     refused(ConfigError, "measures valid/first", lambda: trainer("uslm", "best=valid/nothing").run())
 
 
-def test_trackers_are_optional(monkeypatch) -> None:
-    from vokens.train.log import Tracker
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused(MissingExtra, "wandb", Tracker, "wandb")
+def test_trackers_are_optional(trainer, monkeypatch) -> None:
+    monkeypatch.setattr("vokens.train.loop.find_spec", lambda name: None)
+    refused(MissingExtra, "wandb", trainer, "uslm", "tracker=wandb")
 
 
 def test_curves_go_to_wandb(trainer, monkeypatch, tmp_path: Path) -> None:

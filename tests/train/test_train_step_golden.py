@@ -19,11 +19,10 @@ from vokens.models.speechtokenizer import checkpoint as layout
 from vokens.models.speechtokenizer.config import SpeechTokenizerConfig
 from vokens.models.speechtokenizer.model import SpeechTokenizer
 from vokens.train.losses import (
+    ADVERSARIAL,
     MelLoss,
     d_axis,
     feature_matching,
-    least_squares_discriminator,
-    least_squares_generator,
     wave_l1,
     weighted_sum,
 )
@@ -53,7 +52,7 @@ def discriminator_step(
     for network in networks.values():
         real, _ = network(target)
         fake, _ = network(output.detach())
-        losses.append(least_squares_discriminator(real, fake))
+        losses.append(ADVERSARIAL["least_squares"].discriminator(real, fake))
     torch.stack(losses).sum().backward()
     norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in parameters]
     optimizer.step()
@@ -72,7 +71,7 @@ def generator_losses(
         fake_features += features
     return {
         "feature": feature_matching(real_features, fake_features),
-        "adversarial": least_squares_generator(fake_logits),
+        "adversarial": ADVERSARIAL["least_squares"].generator(fake_logits),
         "mel": MelLoss()(output, target),
         "wave": wave_l1(output, target),
         "distill": d_axis(feature, semantic),

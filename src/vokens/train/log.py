@@ -1,6 +1,5 @@
 """Logs of a run: metrics as json lines, TensorBoard curves, audio and mel pictures, curves elsewhere, progress."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from vokens.atomic import atomic_write
 from vokens.audio.mel import LogMel, MelConfig
-from vokens.errors import MissingExtra, needs_extra
+from vokens.errors import needs_extra
 
 
 class Board:
@@ -50,57 +49,28 @@ class Board:
         return (255 * ((level - dark) / (level.max() - dark)).clamp(0, 1)).byte().numpy()
 
 
-class Tracker:
-    """Curves on Weights & Biases ("wandb") or Comet ("comet_ml"), through accelerate; "" shows nothing.
-
-    Raises MissingExtra.
-    """
-
-    PROJECT = "vokens"
-
-    def __init__(self, kind: str) -> None:
-        if kind and importlib.util.find_spec(kind) is None:  # accelerate would silently log nothing
-            raise MissingExtra(kind, "track", f"tracker = {kind!r}")
-        self.kind = kind
-
-    def start(self, accelerator: Any, name: str, folder: Path, config: dict[str, Any]) -> None:
-        """Start a run of this name and config on the main process, its files in `folder`."""
-        if self.kind:
-            options = {"wandb": {"name": name, "dir": str(folder)}, "comet_ml": {}}
-            accelerator.init_trackers(self.PROJECT, config, {self.kind: options[self.kind]})
-
-
-class Metrics:
-    """Json lines {"step": …, …}; resuming at a step drops the lines beyond it."""
-
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
-        with atomic_write(path) as partial:
-            partial.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a")
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **rounded}) + "\n")
-        self.file.flush()
-
-
 class Log:
-    """Where the values of a run go: metrics.jsonl, TensorBoard, a tracker, and the progress line with its ETA."""
+    """Where the values of a run go: metrics.jsonl, TensorBoard, a tracker, and the progress line with its ETA.
+
+    step: where the run begins; lines of metrics.jsonl beyond it are dropped.
+    """
 
     def __init__(self, folder: Path, sample_rate: int, accelerator: Any, step: int, steps: int) -> None:
         self.accelerator = accelerator
         self.board = Board(folder / "tensorboard", sample_rate)
-        self.metrics = Metrics(folder / "metrics.jsonl", step)
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        with atomic_write(path) as partial:
+            partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        self.metrics = path.open("a")
         self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", smoothing=0.05)
 
     def values(self, step: int, values: dict[str, float], prefix: str = "") -> None:
         """Write values; the prefix is before their names on the board and the tracker."""
         curves = {f"{prefix}{name}": value for name, value in values.items()}
-        self.metrics.write(step, values)
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self.metrics.write(json.dumps({"step": step, **rounded}) + "\n")
+        self.metrics.flush()
         for name, value in curves.items():
             self.board.writer.add_scalar(name, value, step)
         self.accelerator.log(curves, step)
@@ -109,5 +79,5 @@ class Log:
         self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        for each in (self.bar, self.board.writer, self.metrics.file):
+        for each in (self.bar, self.board.writer, self.metrics):
             each.close()

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from vokens import checkpoint
-from vokens.errors import CheckpointError, needs_extra
+from vokens.errors import CheckpointError, MissingExtra, needs_extra
 from vokens.models.pretrained import Pretrained
 from vokens.train.config import RunConfig
-from vokens.train.log import Board, Log, Tracker
+from vokens.train.log import Board, Log
 from vokens.train.optim import parameter_groups, schedule
 from vokens.train.state import Average, Best, checkpoints, load_checkpoint, save_checkpoint
 
@@ -65,7 +66,8 @@ class Trainer(Generic[Config, Model]):
         ddp = DistributedDataParallelKwargs(
             broadcast_buffers=False, find_unused_parameters=self.unused_parameters
         )
-        self.tracker = Tracker(config.tracker)
+        if config.tracker and find_spec(config.tracker) is None:  # accelerate would silently log nothing
+            raise MissingExtra(config.tracker, "track", f"tracker = {config.tracker!r}")
         # Without it accelerate takes torchrun's processes for strangers on a machine that has no GPU.
         together = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
         self.accelerator: Any = Accelerator(
@@ -260,7 +262,8 @@ class Trainer(Generic[Config, Model]):
                 old.unlink()
             best.clear()
         name = self.config.name or self.out.name
-        self.tracker.start(self.accelerator, name, self.out, asdict(self.config))
+        options = {"wandb": {"name": name, "dir": str(self.out)}}
+        self.accelerator.init_trackers("vokens", asdict(self.config), options)
         log = (
             Log(self.out, self.sample_rate, self.accelerator, self.step, self.config.steps) if main else None
         )

@@ -156,6 +156,15 @@ def _per_window(
     return [spectral_l1(partial(transform, n_fft=n_fft), output, target) for n_fft in windows]
 
 
+# Distances of waves by the names that configs give them; that of mels depends on the task.
+DISTANCES = {
+    "wave": wave_l1,
+    "stft": stft_loss,
+    "linear_stft": linear_stft_loss,
+    "spectrum": spectrum_loss,
+}
+
+
 # KL divergence of a posterior N(mean, exp(log_std)^2) from N(0, 1): mean, log_std, flowed (B, D, T); nats summed
 # over the D dimensions of a frame, mean over items and frames.
 
@@ -223,34 +232,26 @@ def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Te
 # Adversarial losses.
 
 
-def least_squares_generator(fake: Logits) -> Tensor:
-    """Sum over stacks of mean (1 - D(output))^2."""
-    return torch.stack([(1 - logits).square().mean() for logits in fake]).sum()
-
-
-def least_squares_discriminator(real: Logits, fake: Logits) -> Tensor:
-    """Sum over stacks of mean (1 - D(target))^2 + mean D(output)^2."""
-    return least_squares_generator(real) + torch.stack([logits.square().mean() for logits in fake]).sum()
-
-
-def hinge_generator(fake: Logits) -> Tensor:
-    """Mean over stacks of mean max(0, 1 - D(output))."""
-    return torch.stack([relu(1 - logits).mean() for logits in fake]).mean()
-
-
-def hinge_discriminator(real: Logits, fake: Logits) -> Tensor:
-    """Mean over stacks of mean max(0, 1 - D(target)) + mean max(0, 1 + D(output))."""
-    return hinge_generator(real) + torch.stack([relu(1 + logits).mean() for logits in fake]).mean()
-
-
 class Adversarial(NamedTuple):
-    generator: Callable[[Logits], Tensor]
-    discriminator: Callable[[Logits, Logits], Tensor]
+    """Adversarial losses: a term's mean over a stack's logits, put together over stacks.
+
+    real, fake: terms of logits that shall rise, and that shall fall. over: of the stacks.
+    """
+
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
+    over: Callable[[Tensor], Tensor]
+
+    def generator(self, fake: Logits) -> Tensor:
+        return self.over(torch.stack([self.real(logits).mean() for logits in fake]))
+
+    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+        return self.generator(real) + self.over(torch.stack([self.fake(logits).mean() for logits in fake]))
 
 
 ADVERSARIAL: Mapping[str, Adversarial] = {
-    "least_squares": Adversarial(least_squares_generator, least_squares_discriminator),
-    "hinge": Adversarial(hinge_generator, hinge_discriminator),
+    "least_squares": Adversarial(lambda x: (1 - x).square(), torch.square, torch.sum),
+    "hinge": Adversarial(lambda x: relu(1 - x), lambda x: relu(1 + x), torch.mean),
 }
 
 

@@ -6,15 +6,15 @@ corpus are computed once per clip and kept in fp16 (HuBERT-base: 77 kB per secon
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vokens.checkpoint import fingerprint
-from vokens.errors import ConfigError, MissingExtra
-from vokens.evaluator_files import find_model
+from vokens.errors import ConfigError
+from vokens.evaluator_files import find_model, open_pretrained
 from vokens.models.moonshine import HOP, SHORTEST, Moonshine
 from vokens.nn.product import use_in
 from vokens.train.config import DataConfig, TeacherConfig
@@ -59,11 +59,8 @@ class HubertTeacher:
     grid = (320 / RATE, 200 / RATE)
 
     def __init__(self, source: str, layer: str | int = "avg", device: str = "cpu") -> None:
-        source = str(Path(source).expanduser())
-        try:
-            self.extract, model = _open_hubert(source)
-        except ImportError as error:
-            raise MissingExtra("transformers", "hf", "a HuBERT-like teacher") from error
+        classes = ("AutoFeatureExtractor", "AutoModel")
+        self.extract, model = open_pretrained(source, *classes, purpose="the teacher (teacher.source)")
         self.model = model.eval().to(device)
         use_in(self.model)
         self.layer, self.device = layer, device
@@ -89,32 +86,6 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher | None:
     if config.kind == "moonshine":
         return MoonshineTeacher(config.source)
     return HubertTeacher(config.source, config.layer, str(device)) if config.kind else None
-
-
-def _open_hubert(source: str) -> tuple[Any, Any]:
-    """Feature extractor and model of a folder or hub id. Raises ConfigError at once where the hub is unreachable."""
-    from huggingface_hub import HfApi
-    from transformers import AutoFeatureExtractor, AutoModel
-
-    def opened(**options: Any) -> tuple[Any, Any]:
-        return tuple(kind.from_pretrained(source, **options) for kind in (AutoFeatureExtractor, AutoModel))
-
-    try:
-        return opened(local_files_only=True)
-    except (OSError, ValueError) as error:
-        if Path(source).exists():
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"the teacher {source} does not open ({reason}): give a folder of transformers"
-            ) from error
-    try:
-        HfApi().model_info(source, timeout=10)  # transformers itself would try again for a minute
-    except Exception as error:  # each version of its http client has classes of its own
-        raise ConfigError(
-            f"the teacher {source} is no folder here, not in huggingface's cache, and the hub does not give it "
-            f"({str(error).splitlines()[0]}): name a folder, --set teacher.source=FOLDER"
-        ) from error
-    return opened()
 
 
 def teacher_rows(data: DataConfig, teacher: Teacher, pcm: Rows) -> Rows:

@@ -14,8 +14,8 @@ import torch
 
 from vokens.bench.evaluators.whisper import Whisper
 from vokens.bench.metrics import cosine, word_error
-from vokens.errors import ConfigError, DownloadError, MissingExtra, needs_extra
-from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking
+from vokens.errors import ConfigError, MissingExtra
+from vokens.evaluator_files import FILES, check_files, find_evaluator, lacking, open_pretrained
 from vokens.models.moonshine import Moonshine
 from vokens.nn.campplus_onnx import open_campplus
 
@@ -111,7 +111,8 @@ class WhisperOfTransformers:
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         classes = "AutoProcessor", "WhisperForConditionalGeneration"
-        self._processor, self._model = _pretrained(source, *classes, device)
+        self._processor, model = open_pretrained(source, *classes, purpose="the ASR model")
+        self._model = model.to(device).eval()
         # English-only models refuse a language setting.
         many = getattr(self._model.generation_config, "is_multilingual", False)
         self._task = {"language": "en", "task": "transcribe"} if many else {}
@@ -139,7 +140,9 @@ class Wav2Vec2:
     """CTC model (wav2vec 2.0, HuBERT, WavLM), greedy."""
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        self._processor, self._model = _pretrained(source, "Wav2Vec2Processor", "AutoModelForCTC", device)
+        classes = "Wav2Vec2Processor", "AutoModelForCTC"
+        self._processor, model = open_pretrained(source, *classes, purpose="the ASR model")
+        self._model = model.to(device).eval()
 
     @torch.inference_mode()
     def transcribe(self, wave: np.ndarray) -> str:
@@ -156,26 +159,14 @@ class WavLM:
     """WavLM with x-vectors (Chen et al. 2021), the speaker verification model of SLMTokBench."""
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        self._extractor, self._model = _pretrained(source, "AutoFeatureExtractor", "WavLMForXVector", device)
+        classes = "AutoFeatureExtractor", "WavLMForXVector"
+        self._extractor, model = open_pretrained(source, *classes, purpose="the speaker verification model")
+        self._model = model.to(device).eval()
 
     @torch.inference_mode()
     def embed(self, wave: np.ndarray) -> np.ndarray:
         features = self._extractor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
         return self._model(features.input_values).embeddings[0].float().cpu().numpy()
-
-
-def _pretrained(source: str, processor: str, model: str, device: str) -> tuple[Any, Any]:
-    """Processor and network of a hub id or a folder, by their classes in transformers."""
-    with needs_extra("transformers", "hf", f"the model {source}"):
-        import transformers
-    try:
-        network = getattr(transformers, model).from_pretrained(source).to(device).eval()
-        return getattr(transformers, processor).from_pretrained(source), network
-    except (OSError, ValueError) as error:
-        raise DownloadError(
-            f"{source} cannot be opened: give the id of a model on the hub and check the network, or a folder with "
-            f"its files ({' '.join(str(error).split())[:200]})"
-        ) from error
 
 
 _PACKAGES = {  # of the extra `eval`, by metric

@@ -82,13 +82,8 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         config = self.config
         model = self.started(DACVAE(build_config(DACVAEConfig, config.model, "model")))
         self.measured_at(model)
-        self.distances = {
-            "wave": L.wave_l1,
-            "mel": L.dac_mel(self.sample_rate, config.mel_windows).to(self.device),
-            "stft": L.stft_loss,
-            "linear_stft": L.linear_stft_loss,
-            "spectrum": L.spectrum_loss,
-        }
+        mel = L.dac_mel(self.sample_rate, config.mel_windows)
+        self.distances = L.DISTANCES | {"mel": mel.to(self.device)}
         return model.add_weight_norm()
 
     def prepare(self) -> None:
