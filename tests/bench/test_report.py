@@ -18,7 +18,7 @@ from report_folder import RATES, write_results
 from vokens import registry
 from vokens.bench.options import Report
 from vokens.bench.report.page import run
-from vokens.bench.report.plot import Point, Series, rate_plot
+from vokens.bench.report.plot import Point, rate_plot
 from vokens.bench.report.samples import png
 from vokens.errors import ConfigError
 
@@ -127,7 +127,7 @@ def test_pictures_are_png() -> None:
 def test_points_lie_where_their_numbers_say() -> None:
     """Rate to the right, on a logarithmic axis; quality upwards."""
     points = tuple(Point(str(rate), rate, value) for rate, value in ((1.0, 0.2), (10.0, 0.5), (100.0, 0.8)))
-    drawn = rate_plot([Series("a", 0, points)], "STOI", 2)
+    drawn = rate_plot({"a": points}, "STOI", 2)
     places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
     assert places[1][0] - places[0][0] == pytest.approx(places[2][0] - places[1][0], abs=0.2)
     assert places[0][1] - places[1][1] == pytest.approx(places[1][1] - places[2][1], abs=0.2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vokens.bench import BENCHES
 from vokens.bench.report.definitions import Definition, definition
-from vokens.bench.report.plot import Point, Series, rate_plot
+from vokens.bench.report.plot import COLORS, Point, rate_plot
 from vokens.bench.report.samples import Sample
 from vokens.registry import MODELS
 
@@ -55,13 +55,11 @@ def _head(title: str, summaries: Sequence[Row], names: dict[str, str]) -> str:
 
 def _plots(rows: Sequence[Row]) -> str:
     families = list(dict.fromkeys(_family(row) for row in rows if row["model"] != _BASE))
-    colors = {name: place % 8 for place, name in enumerate(families)}
     base = next((row for row in rows if row["row"] == _BASE), None)
     figures = []
     for name in PLOTTED:
-        series = [Series(family, colors[family], _points(rows, family, name)) for family in families]
-        series = [one for one in series if one.points]
-        if not series:
+        series = {family: _points(rows, family, name) for family in families}
+        if not any(series.values()):
             continue
         known = definition(name)
         ceiling = _value(base, name) if base and name in ("wer", "stoi", "speaker") else None
@@ -70,9 +68,9 @@ def _plots(rows: Sequence[Row]) -> str:
     if not figures:
         return ""
     chips = "".join(
-        f'<button type="button" class="chip c{colors[name]}" data-series="{escape(name)}" aria-pressed="true">'
+        f'<button type="button" class="chip c{place % COLORS}" data-series="{escape(name)}" aria-pressed="true">'
         f"<i></i>{escape(name)}</button>"
-        for name in families
+        for place, name in enumerate(families)
     )
     note = (
         "Each line is one codec at several rates or numbers of codebooks; bars are 95 % intervals over recordings. "
@@ -95,7 +93,7 @@ def _family(row: Row) -> str:
     return row["model"] if entry is None or entry.settings is None else row["model"].split("-")[0]
 
 
-def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
+def _points(rows: Sequence[Row], family: str, name: str) -> list[Point]:
     points = []
     for row in rows:
         value, rate = _value(row, name), _value(row, "bitrate")
@@ -109,7 +107,7 @@ def _points(rows: Sequence[Row], family: str, name: str) -> tuple[Point, ...]:
             continue  # later codebooks without the first are only in the table
         low_high = row["metric"][name].get("ci")
         points.append(Point(row["row"], rate, value, tuple(low_high) if low_high else None))
-    return tuple(points)
+    return points
 
 
 # Sounds
@@ -120,16 +118,16 @@ def _listen(samples: Sequence[Sample], rows: Sequence[Row]) -> str:
         return ""
     rates = {row["row"]: _value(row, "bitrate") for row in rows}
     parts = ['<section id="listen"><h2>Listen</h2>']
-    for sample in samples:
-        quote = f"<blockquote>{escape(sample.text)}</blockquote>" if sample.text else ""
-        parts.append(f'<h3>{escape(sample.id)}</h3>{quote}<div class="sounds">')
-        for sound in sample.sounds:
-            rate = rates.get(sound.row)
-            said = "recording" if sound.row == _BASE else f"{rate:.2f} kbit/s" if rate else ""
+    for item, sounds in samples:
+        quote = f"<blockquote>{escape(item.text)}</blockquote>" if item.text else ""
+        parts.append(f'<h3>{escape(item.id)}</h3>{quote}<div class="sounds">')
+        for row, (audio, picture) in sounds.items():
+            rate = rates.get(row)
+            said = "recording" if row == _BASE else f"{rate:.2f} kbit/s" if rate else ""
             parts.append(
-                f'<article class="sound"><div class="name"><b>{escape(sound.row)}</b><span>{said}</span></div>'
-                f'<img src="{sound.picture}" alt="Spectrogram of {escape(sound.row)}, 0 to 8 kHz" loading="lazy">'
-                f'<audio controls preload="metadata" src="{sound.audio}"></audio></article>'
+                f'<article class="sound"><div class="name"><b>{escape(row)}</b><span>{said}</span></div>'
+                f'<img src="{picture}" alt="Spectrogram of {escape(row)}, 0 to 8 kHz" loading="lazy">'
+                f'<audio controls preload="metadata" src="{audio}"></audio></article>'
             )
         parts.append("</div>")
     note = "Spectrograms: mel bands from 0 to 8 kHz, 70 dB from dark to bright. Sound: 16 kHz, lossless."

@@ -4,12 +4,13 @@ Bit rates span three decades, so the axis is logarithmic. Coordinates are rounde
 bytes are deterministic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 440, 300  # of the view box
+COLORS = 8  # of the page's style sheet
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 14, 40  # margins
 
 
@@ -23,18 +24,11 @@ class Point:
     interval: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Series:
-    """A codec at several rates; color: 0 to 7, an index of the palette."""
-
-    name: str
-    color: int
-    points: tuple[Point, ...]
-
-
-def rate_plot(series: Sequence[Series], title: str, digits: int, ceiling: float | None = None) -> str:
-    """An <svg>. ceiling: value of the recordings themselves, a dashed line."""
-    points = [point for one in series for point in one.points]
+def rate_plot(
+    series: Mapping[str, Sequence[Point]], title: str, digits: int, ceiling: float | None = None
+) -> str:
+    """An <svg> of codecs at several rates, coloured in turn. ceiling: of the recordings themselves, a dashed line."""
+    points = [point for some in series.values() for point in some]
     values = [point.value for point in points] + ([] if ceiling is None else [ceiling])
     rates = [point.rate for point in points]
     if not points:
@@ -49,14 +43,17 @@ def rate_plot(series: Sequence[Series], title: str, digits: int, ceiling: float 
             f'<line class="ceiling" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}">'
             f"<title>the recordings themselves: {ceiling:.{digits}f}</title></line>"
         )
-    parts += [_series(one, across, up, digits) for one in series]
+    for place, (name, some) in enumerate(series.items()):
+        parts += _series(name, place % COLORS, some, across, up, digits) if some else []
     return "".join([*parts, "</svg>"])
 
 
-def _series(series: Series, across: "_Log", up: "_Linear", digits: int) -> str:
-    points = sorted(series.points, key=lambda point: point.rate)
+def _series(
+    name: str, color: int, some: Sequence[Point], across: "_Log", up: "_Linear", digits: int
+) -> list[str]:
+    points = sorted(some, key=lambda point: point.rate)
     path = " ".join(f"{across(p.rate):.1f},{up(p.value):.1f}" for p in points)
-    parts = [f'<g class="series c{series.color}" data-series="{escape(series.name)}">']
+    parts = [f'<g class="series c{color}" data-series="{escape(name)}">']
     if len(points) > 1:
         parts.append(f'<polyline points="{path}"/>')
     for point in points:
@@ -67,7 +64,7 @@ def _series(series: Series, across: "_Log", up: "_Linear", digits: int) -> str:
             said += f" (95 %: {point.interval[0]:.{digits}f} to {point.interval[1]:.{digits}f})"
             parts.append(f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(said)}</title></circle>')
-    return "".join([*parts, "</g>"])
+    return [*parts, "</g>"]
 
 
 def _grid(across: "_Log", up: "_Linear") -> list[str]:

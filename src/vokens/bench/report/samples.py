@@ -9,7 +9,6 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +33,8 @@ _COLORS = (  # dark to bright, eight stops of a perceptually uniform scale, inte
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A row of results: addresses of its sound and its picture."""
-
-    row: str
-    audio: str
-    picture: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One recording through every row; the recording itself comes first."""
-
-    id: str
-    text: str | None
-    sounds: tuple[Sound, ...]
+# A recording, and the addresses of the sound and the picture of each row; of the recording itself first.
+Sample = tuple[Clip, dict[str, tuple[str, str]]]
 
 
 def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float) -> Iterator[Sample]:
@@ -67,8 +52,7 @@ def samples_of(folder: Path, summary: dict[str, Any], count: int, seconds: float
     for item in chosen:
         outputs = waves[item.id]
         loudest = float(log_mel(outputs["original"][: int(seconds * RATE)], RATE).max())
-        sounds = (_sound(row, wave[: int(seconds * RATE)], loudest) for row, wave in outputs.items())
-        yield Sample(item.id, item.text, tuple(sounds))
+        yield item, {row: _sound(wave[: int(seconds * RATE)], loudest) for row, wave in outputs.items()}
 
 
 def _items(folder: Path, summary: dict[str, Any]) -> list[Clip]:
@@ -114,11 +98,11 @@ def _books(tokens: Tokens, model: str, row: str) -> Tokens:
     return tokens.select(int(first) - 1, int(last or first))
 
 
-def _sound(row: str, wave: np.ndarray, loudest: float) -> Sound:
+def _sound(wave: np.ndarray, loudest: float) -> tuple[str, str]:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave, -1, 1), RATE, format="FLAC", subtype="PCM_16")
     picture = png(_shades(log_mel(wave, RATE), loudest))
-    return Sound(row, _address("audio/flac", buffer.getvalue()), _address("image/png", picture))
+    return _address("audio/flac", buffer.getvalue()), _address("image/png", picture)
 
 
 def _shades(mel: np.ndarray, loudest: float) -> np.ndarray:
