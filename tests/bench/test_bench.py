@@ -34,9 +34,6 @@ def measured(corpus: Path, codec: Path, out: Path) -> Robust:
     return Robust(models=str(codec), data=corpus, out=out, dtypes="")
 
 
-# Numbers
-
-
 def test_a_mean_and_its_interval() -> None:
     values = np.random.default_rng(1).normal(3.0, 0.5, 400)
     actual = metric("stoi", [*values, None])
@@ -61,9 +58,6 @@ def test_every_number_is_defined_in_the_docs() -> None:
     text = DOCS.read_text()
     for name, known in DEFINITIONS.items():
         assert f"`{name}`" in text, f"{name} ({known.title}) is not in docs/jobs/metrics.md"
-
-
-# Results
 
 
 def test_form_of_results(tmp_path, capsys) -> None:
@@ -158,9 +152,6 @@ def test_a_line_cut_off_is_measured_again(tmp_path) -> None:
         assert results.get(Row("x", "x"), "b") is None
         results.add(Row("x", "x"), "b", value=1)
     assert path.read_bytes() == whole
-
-
-# Runs
 
 
 @pytest.fixture

@@ -26,9 +26,6 @@ def make(codes: np.ndarray, size: int, rate: float = 50.0) -> Tokens:
     return Tokens(actual, frames, samples, "demo", "", 16000, rate, (size,) * len(codes))
 
 
-# Kneser-Ney
-
-
 def by_the_paper(
     sequences: list[list[int]], size: int, order: int, context: Sequence[int], code: int
 ) -> float:
@@ -88,9 +85,6 @@ def test_kneser_ney_finds_the_entropy_of_a_markov_chain() -> None:
     assert uniform.mean() == pytest.approx(3, rel=0.02)
 
 
-# The transformer
-
-
 def test_parts_are_disjoint_and_whole_and_stay() -> None:
     ids = [f"u{i}" for i in range(25)]
     parts = lm.divide(ids)
@@ -121,9 +115,6 @@ def test_transformer_repeats_itself_and_learns_across_codebooks(monkeypatch: pyt
     assert apart[1] / frames == pytest.approx(3, rel=0.1)  # codebooks apart know nothing of each other
 
 
-# Rates
-
-
 def test_rates_of_uniform_and_of_constant_codes() -> None:
     uniform = np.tile(np.arange(16), 10)
     row = tokens.summary_row(Row("x", "x"), [make(np.stack([uniform, uniform * 0]), 16)], None)
@@ -138,9 +129,6 @@ def test_rates_of_uniform_and_of_constant_codes() -> None:
     row = tokens.summary_row(Row("x", "x"), [make(uniform[None], 16)], learnt | {"ngram_bits": [100.0]})
     assert row["metric"]["ngram"]["value"] == 50
     assert row["metric"]["transformer-code/codebook 1"]["value"] == 0.8
-
-
-# Speed
 
 
 def test_speed_measures_what_it_says(tiny_codec_folder, tmp_path) -> None:

@@ -207,9 +207,6 @@ def test_lengths_must_agree():
     refused(AudioError, "equal length", lambda: metrics.si_sdr(np.zeros(5), np.zeros(6)))
 
 
-# Spectra, cepstra, pitch
-
-
 def magnitudes(wave: np.ndarray, size: int) -> np.ndarray:
     signal = pytest.importorskip("scipy.signal")
     padded = np.pad(wave.astype(float), size // 2, mode="reflect")

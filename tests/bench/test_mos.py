@@ -64,9 +64,6 @@ def test_damaged_and_missing_files_are_named(tmp_path) -> None:
         refused(CheckpointError, name, evaluator, tmp_path)
 
 
-# The published networks
-
-
 @pytest.fixture(scope="module")
 def evaluators() -> tuple[DNSMOS, DistillMOS]:
     return DNSMOS(find_evaluator("dnsmos")), DistillMOS(find_evaluator("distillmos"))

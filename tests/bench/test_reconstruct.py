@@ -45,9 +45,6 @@ def options(corpus: Path, out: Path, **changes) -> Reconstruct:
     return dataclasses.replace(base, **changes)
 
 
-# What is chosen
-
-
 def ids(chosen: Reconstruct) -> list[str]:
     return [item.id for item in find_items(chosen)]
 
@@ -90,9 +87,6 @@ def test_codebook_rows():
         refused(ConfigError, "within 1 to 4", codebook_ranges, wrong, 4)
 
 
-# Other codecs
-
-
 def test_unknown_peers_are_named(corpus, tmp_path):
     refused(ConfigError, "mp3-8", lambda: run(options(corpus, tmp_path, peers="mp3-8")))
 
@@ -131,9 +125,6 @@ def test_every_evaluator_is_asked(corpus, tmp_path):
     assert row["metric"].keys() == {"bitrate", "rtf", *metrics.split(",")}
     assert row["metric"]["speaker"]["value"] == pytest.approx(1)
     assert row["metric"]["wer"]["value"] == 200  # "the sea" for "one": one word wrong, and one too many
-
-
-# Summaries and runs
 
 
 def test_summary_pools_words_and_rates():
@@ -240,9 +231,6 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
 def test_options_are_checked(corpus, tmp_path, wrong):
     with pytest.raises(ConfigError, match=f"--{next(iter(wrong)).replace('_', '-')} .* or more is accepted"):
         options(corpus, tmp_path, **wrong)
-
-
-# Evaluators
 
 
 def test_without_evaluators_the_rest_is_measured(corpus, tmp_path, monkeypatch, capsys):

@@ -60,9 +60,6 @@ def read_aloud(count: int, seed: int) -> tuple[Tokens, list[list[int]]]:
     return Tokens(codes, lengths, lengths * 640, "spelling", "", RATE, 25.0, (8, 8)), first.tolist()
 
 
-# The probe
-
-
 def test_rows_are_as_if_alone():
     tokens = some_tokens([31, 8, 1, 20])
     torch.manual_seed(0)
@@ -155,9 +152,6 @@ def test_reading_is_the_same_in_any_batch():
     assert any(decoded)
 
 
-# Models that judge
-
-
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory) -> Path:
     """A multilingual Whisper of a few thousand random weights, which spells with letters."""
@@ -241,9 +235,6 @@ def test_unknown_recognisers(name):
 def test_a_model_that_is_not_there(tmp_path):
     pytest.importorskip("transformers")
     refused(DownloadError, "a folder with its files", open_speaker_model, f"wavlm:{tmp_path}")
-
-
-# The run
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,6 @@ def close(value: Tensor, wanted: Tensor, rtol: float = 1e-5) -> None:
     torch.testing.assert_close(value, wanted, rtol=rtol, atol=0)
 
 
-# Reconstruction
-
-
 def test_recorded_reconstruction(golden: dict[str, Tensor]) -> None:
     x, x_hat = golden["x"], golden["x_hat"]
     close(wave_l1(x_hat, x), golden["recon"])
@@ -69,9 +66,6 @@ def test_target_gets_no_gradient() -> None:
     (MelLoss()(output, target) + stft_loss(output, target)).backward()
     assert output.grad is not None
     assert target.grad is None
-
-
-# Distillation
 
 
 def test_recorded_distillation(golden: dict[str, Tensor]) -> None:
@@ -126,9 +120,6 @@ def test_padded_frames_count_for_nothing(distill) -> None:
     assert feature.grad[1, :5].abs().min() > 0
 
 
-# Adversarial
-
-
 def test_adversarial_optima() -> None:
     """At D(target) = 1, D(output) = 0 (least squares) or -1 (hinge) the discriminator is done."""
     real, fake = [torch.ones(2, 7), torch.ones(2, 3)], [torch.zeros(2, 7), torch.zeros(2, 3)]
@@ -154,9 +145,6 @@ def test_feature_matching() -> None:
     torch.testing.assert_close(normalised, wanted)
 
 
-# Weights by name
-
-
 def test_weighted_sum() -> None:
     terms = {"wave": torch.tensor(2.0, requires_grad=True), "mel": torch.tensor(3.0, requires_grad=True)}
     total = weighted_sum(terms, {"mel": 10.0, "wave": 0.5})
@@ -167,9 +155,6 @@ def test_weighted_sum() -> None:
     assert weighted_sum(off, {"wave": 1.0, "mel": 0.0}) == 2
     refused(ConfigError, r"no loss called.*mell", weighted_sum, terms, {"wave": 1.0, "mell": 1.0})
     refused(ConfigError, r"no weight for \['mel'\]", weighted_sum, terms, {"wave": 1.0})
-
-
-# Balancer
 
 
 def wave_losses(output: Tensor, target: Tensor, scale: float = 1.0) -> dict[str, Tensor]:

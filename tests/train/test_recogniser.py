@@ -26,9 +26,6 @@ SMALL = S3TokenizerConfig(20, 32, 2, 1, quantizer="fsq", codebook_size=81, memor
 ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"
 
 
-# Learning
-
-
 @pytest.mark.parametrize("quantizer", [(), VQ], ids=["fsq", "vq"])
 def test_recognition_is_learned_through_the_quantizer(trainer_for: Build, quantizer: tuple[str, ...]) -> None:
     """All texts in every batch, spoken as they are: of six seeds the worst reaches 0.07 where 0.3 is asked."""
@@ -142,9 +139,6 @@ def test_the_trained_tokenizer_is_exact(
     refused(CheckpointError, "no recogniser", Recogniser.open, trainer.out / "codec/model.safetensors")
 
 
-# Network and losses
-
-
 def test_other_rows_and_padding_change_nothing() -> None:
     model = Recogniser(SMALL, HeadConfig(decoder_layers=1)).eval()
     mel, texts = torch.randn(2, 20, 61), torch.tensor([[3, 4, 5], [6, 0, 0]])
@@ -227,9 +221,6 @@ def test_after_its_start_the_bottleneck_gives_back_most_of_the_states() -> None:
     values, _, _ = model._quantize(states[None], torch.ones(1, 800, dtype=torch.bool), True, None)
     wanted = torch.nn.functional.layer_norm(states, (32,))
     assert (model.expand(values)[0] - wanted).square().mean() < 0.05
-
-
-# Data
 
 
 def test_clips_by_language_and_text(data_of: Build) -> None:

@@ -25,9 +25,6 @@ def golden() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN)
 
 
-# What was published
-
-
 def test_recorded_judgement(golden: dict[str, torch.Tensor]) -> None:
     judge = DACDiscriminator(8, 4)
     state = fill_(PUBLISHED_NAMES["dac"].to_published(judge.state_dict()), "golden")
@@ -88,9 +85,6 @@ def test_divergence_by_one_sample_is_the_closed_form_on_average() -> None:
     z = mean + log_std.exp() * torch.randn(1, 2, 20000, generator=generator)
     assert L.kl_flow(z, log_std.expand_as(z)) == pytest.approx(float(L.kl_normal(mean, log_std)), rel=0.03)
     assert L.kl_normal(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)) == 0
-
-
-# Learning
 
 
 def test_a_decoder_of_pulses_goes_on_from_their_vocoder(trainer_for: Build) -> None:

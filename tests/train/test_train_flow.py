@@ -37,9 +37,6 @@ def voices_of(batch: FlowBatch) -> list[Voice]:
     return [Voice(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 80), voice) for voice in batch.voices]
 
 
-# Learning
-
-
 def test_two_recordings_are_learned_by_heart(taught: tuple[Path, Path]) -> None:
     trainer = build(taught[0], f"init={taught[1]}")
     measured = trainer.validate()
@@ -61,9 +58,6 @@ def test_a_fresh_flow_hands_frames_on(trainer_for: Build) -> None:
     torch.testing.assert_close(middle(x), x)
     given = torch.randn(1, 7, 320)  # x, mu, speaker, prompt
     torch.testing.assert_close(estimator.first.resnet.shortcut(given), given[..., :96])
-
-
-# Draws
 
 
 def loss_of(trainer: FlowTrainer, batch: FlowBatch, draw: Draw) -> Tensor:
@@ -112,9 +106,6 @@ def test_shares_are_as_asked(trainer_for: Build) -> None:
     assert prompts.max() == 11
     assert abs(t.mean() - 0.5) < 0.03
     assert 3 <= sum(draw.chunked for draw in drawn) <= 13
-
-
-# Distillation
 
 
 def test_jumps_go_forward_and_cover_what_will_be_asked() -> None:

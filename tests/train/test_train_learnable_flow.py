@@ -18,9 +18,6 @@ from vokens.models.learnable.flow import LearnableFlow
 TASK, RATE = "learnable_flow", 24000
 
 
-# Objectives
-
-
 RUNS = [
     ("objective=flow", "noise_pairing=assignment"),
     ("objective=imf", "noise_pairing=knn", "guidance=0.7"),
@@ -99,9 +96,6 @@ def test_assigned_noise_ends_where_the_row_ends(trainer_for: Build) -> None:
     _, mask = trainer._targets(batch)
     assert not (noise * (1 - mask)).any()
     assert ((noise != 0).all(2).sum(1) == 2 * batch.lengths).all()
-
-
-# Data
 
 
 def test_latents_are_normalised(trainer_for: Build, data_of: Build) -> None:

@@ -34,9 +34,6 @@ def codes_of(trainer: Trainer, row: int) -> Tensor:
     return torch.from_numpy(trainer.corpus.codes(row).astype(np.int64))
 
 
-# Learning by heart
-
-
 def test_texts_learned_by_heart_are_said_again_in_both_orders(trainer) -> None:
     run = trainer("learnable_lm", "steps=80", "optim.schedule=cosine")
     learned(run, 80)
@@ -95,9 +92,6 @@ def test_the_networks_of_uslm_train_apart(trainer, tmp_path: Path) -> None:
         assert torch.equal(value, first.model.lm.ar.state_dict()[name])
 
 
-# Runs
-
-
 @pytest.mark.parametrize("task", ["learnable_lm", "uslm"])
 def test_a_run_keeps_its_best(finished: Build, task: str) -> None:
     run = finished(task)
@@ -117,9 +111,6 @@ def test_the_best_are_ranked(tmp_path: Path, sign: str, stay: list[int]) -> None
     assert sorted(best.measures()) == stay
     assert sorted(int(path.name[5:]) for path in best.folder.glob("step_*")) == stay
     refused(ConfigError, "measures other", best.offer, 5, {"other": 1.0}, lambda folder: None)
-
-
-# References and layouts
 
 
 def test_references_are_of_the_same_speaker_but_another_utterance(tmp_path: Path) -> None:
@@ -184,9 +175,6 @@ def test_losses_may_be_of_utterances(trainer) -> None:
     assert run.train_step()["loss"] == pytest.approx(mean * targets / len(rows), rel=1e-5)
 
 
-# Preferences
-
-
 @pytest.fixture
 def pairs(data_of: Build, tmp_path: Path) -> Path:
     """The learned tokens against as many others, and the other way round for no text."""
@@ -237,9 +225,6 @@ def test_simpo_needs_no_reference(trainer, pairs: Path) -> None:
     )
     assert run.reference is None
     assert learned(run, 40)["preferred"] == 1
-
-
-# Settings
 
 
 def test_wrong_tokens_are_named(trainer, data_of: Build, tmp_path: Path) -> None:

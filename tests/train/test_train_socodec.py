@@ -34,9 +34,6 @@ def tones(samples: int, seed: int) -> np.ndarray:
     return (there * waves).sum(0) + 1e-3 * draw.standard_normal(samples)
 
 
-# Learning
-
-
 def test_a_step_of_the_codebooks_as_recorded() -> None:
     golden = {k: v for k, v in load_file(GOLDEN).items() if k.startswith("ema.")}
     quantizer = ProductQuantizer(8, 1, digits=1, dim=8, dead_share=0.0).train()
@@ -144,9 +141,6 @@ def test_voices_are_clips_in_another_order() -> None:
     assert clips[1].max() < 90
     assert len(clips[0, 0].unique()) >= 99
     assert (clips[0, 0].diff() != 1).any()
-
-
-# What comes out of it
 
 
 def test_a_ragged_batch_of_the_trained_codec_is_single(finished: Build) -> None:

@@ -14,9 +14,6 @@ from vokens.train.tasks.vocoder import SILENT
 TASK, RATE = "vocoder", 24000
 
 
-# Learning
-
-
 def test_tracked_sines_are_at_the_tracked_pitch(trainer_for: Build) -> None:
     trainer = trainer_for("sines=tracked")
     batch = trainer._batch(trainer.train.fixed([0, 1]))
@@ -28,9 +25,6 @@ def test_tracked_sines_are_at_the_tracked_pitch(trainer_for: Build) -> None:
     trainer.model(batch.mel, draws)
     assert torch.equal(heard[0], batch.pitch)
     assert torch.equal(heard[1], pitch)
-
-
-# Data
 
 
 def test_crops_have_the_mel_and_pitch_of_their_place(trainer_for: Build) -> None:
@@ -49,9 +43,6 @@ def test_crops_have_the_mel_and_pitch_of_their_place(trainer_for: Build) -> None
     assert (short.mel[0, :, 3:] == SILENT).all()
     assert not short.pitch[0, 3:].any()
     assert short.mel[0, :, :3].max() > SILENT + 1
-
-
-# Losses and discriminators
 
 
 def test_relativistic_loss_by_hand() -> None:

@@ -23,8 +23,6 @@ from vokens.train.loop import Trainer
 
 Build = Callable[..., Any]
 
-# Recipes -------------------------------------------------------------------------------------------------------
-
 COMMON = {"name": "tiny", "steps": 3, "threads": 1, "log_every": 1, "validate_every": 3, "save_every": 100}
 CROPS = {"seconds": 0.12, "batch_size": 2}
 STFT = {"network": "stft", "latent_dim": 6, "expansion": 2, "encoder_layers": 1, "decoder_layers": 1}
@@ -166,8 +164,6 @@ def build(recipe: Path, *changes: str) -> Trainer[Any, Any]:
     return trainer_of(config.task)(config)
 
 
-# Data ----------------------------------------------------------------------------------------------------------
-
 SPEECH = {  # task: sampling rate and seconds of its recordings; the last is shorter than any crop of most
     "codec": (16000, tuple(0.375 + 0.1875 * i for i in range(6))),
     "socodec": (16000, (1.0, 0.72, 0.25)),
@@ -287,9 +283,6 @@ def write_corpus(folder: Path, rows: list[Row], facts: CodecInfo) -> Path:
         (folder / file.path).rename(folder / file.final)
     (folder / "run.json").write_text(json.dumps({"format": "npy", **asdict(facts), "source": "somewhere"}))
     return folder
-
-
-# What every trainer holds --------------------------------------------------------------------------------------
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:

@@ -229,9 +229,6 @@ def aligned(feature: Tensor, target: Tensor, lengths: Tensor | None) -> tuple[Te
     return feature, target, mask[..., None].to(feature.dtype)
 
 
-# Adversarial losses.
-
-
 class Adversarial(NamedTuple):
     """Adversarial losses: a term's mean over a stack's logits, put together over stacks.
 

@@ -103,9 +103,6 @@ class Likeness:
         return line
 
 
-# Through transformers ------------------------------------------------------------------------------------------
-
-
 class WhisperOfTransformers:
     """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
 

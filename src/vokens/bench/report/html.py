@@ -50,9 +50,6 @@ def _head(title: str, summaries: Sequence[Row], names: dict[str, str]) -> str:
     )
 
 
-# Plots
-
-
 def _plots(rows: Sequence[Row]) -> str:
     families = list(dict.fromkeys(_family(row) for row in rows if row["model"] != _BASE))
     base = next((row for row in rows if row["row"] == _BASE), None)
@@ -110,9 +107,6 @@ def _points(rows: Sequence[Row], family: str, name: str) -> list[Point]:
     return points
 
 
-# Sounds
-
-
 def _listen(samples: Sequence[Sample], rows: Sequence[Row]) -> str:
     if not samples:
         return ""
@@ -132,9 +126,6 @@ def _listen(samples: Sequence[Sample], rows: Sequence[Row]) -> str:
         parts.append("</div>")
     note = "Spectrograms: mel bands from 0 to 8 kHz, 70 dB from dark to bright. Sound: 16 kHz, lossless."
     return "".join([*parts, f'<p class="note">{note}</p></section>'])
-
-
-# Tables
 
 
 def _tables(summary: Row, said: str) -> str:
@@ -208,9 +199,6 @@ def _arrow(known: Definition) -> str:
 def _title(known: Definition) -> str:
     unit = f" <small>{escape(known.unit)}</small>" if known.unit else ""
     return f"{escape(known.title)}{_arrow(known)}{unit}"
-
-
-# Definitions and settings
 
 
 def _licences(summaries: Sequence[Row]) -> str:

@@ -81,9 +81,6 @@ def turned(x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(1, opposite[..., None].expand_as(x))
 
 
-# Training ------------------------------------------------------------------------------------------------------
-
-
 def train_probe(
     tokens: Tokens,
     texts: Sequence[list[int]],
@@ -138,9 +135,6 @@ def _batches(tokens: Tokens, options: SlmTok) -> Iterator[list[int]]:
             rows.append(row)
         cut.append(rows)
         yield from (cut[place] for place in torch.randperm(len(cut), generator=draw).tolist())
-
-
-# Reading --------------------------------------------------------------------------------------------------
 
 
 def fits(text: Sequence[int], num_frames: int, frame_rate: float) -> bool:

@@ -88,9 +88,6 @@ def run(options: SlmTok) -> int:
         return results.finish(rows)
 
 
-# Recordings ----------------------------------------------------------------------------------------------------
-
-
 def spoken(items: Sequence[Clip]) -> Spoken:
     """Split recordings by whether the alphabet covers their texts. Raises ConfigError where it covers none."""
     texts = [spell(item.text or "", ALPHABET) for item in items]
@@ -116,9 +113,6 @@ def _train_items(options: SlmTok, results: Results) -> list[Clip]:
     seconds = results.usable(items, lambda item: duration(item.path), "lengths")
     share = min(1.0, 3600 * options.train_hours / max(sum(seconds.values()), 1e-9))
     return spaced([item for item in items if item.id in seconds], max(1, round(len(seconds) * share)))
-
-
-# Text alignment ------------------------------------------------------------------------------------------------
 
 
 def _probe(
@@ -214,9 +208,6 @@ def _left_out(row: str, probed: Line) -> dict[str, str]:
     return notes
 
 
-# Preservation --------------------------------------------------------------------------------------------------
-
-
 @lru_cache(1)
 def _likeness(options: SlmTok) -> Likeness:
     return Likeness(options.recogniser, options.speaker, options.evaluators, options.device)
@@ -235,9 +226,6 @@ def _say(
     source, _ = load(item.path, codec.sample_rate)  # at the codec's rate
     tokens = tokens_of(codec, label, item, source, options).select(*span)
     return resynthesis(codec, tokens, len(wave))
-
-
-# Rows ----------------------------------------------------------------------------------------------------------
 
 
 def _row(row: Row, lines: Sequence[Line], probed: Line | None, options: SlmTok) -> Line:
