@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 from conftest import refused, speechlike
 from corpora import write_jsonl
 
@@ -149,25 +148,15 @@ def without_time(folder: Path) -> list[dict]:
     )
 
 
-@pytest.fixture(scope="module")
-def tiny_codec(tmp_path_factory) -> Path:
-    from vokens.models.mini import Mini, MiniConfig
-
-    torch.manual_seed(0)
-    config = MiniConfig(width=16, expansion=1, encoder_layers=1, decoder_layers=1, latent_dim=8,
-                        codebook_size=16, num_codebooks=3, semantic_dim=8)  # fmt: skip
-    return Mini(config).eval().save_pretrained(tmp_path_factory.mktemp("codec"))
-
-
-def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
-    whole = options(corpus, tmp_path / "whole", models=str(tiny_codec))
+def test_run_resumes_to_the_same_results(corpus, tiny_codec_folder, tmp_path, capsys):
+    whole = options(corpus, tmp_path / "whole", models=str(tiny_codec_folder))
     assert run(whole) == 0
     rows = json.loads((whole.out / "reconstruct.json").read_text())["rows"]
-    assert [row["row"] for row in rows] == ["mini 1", "mini 1-2", "mini 1-3", "mini 2-3", "original"]
+    assert [row["row"] for row in rows] == ["mini 1", "mini 1-2", "mini 1-4", "mini 2-4", "original"]
     assert [row["files"] for row in rows] == [3] * 5
     kbps = rows[2]["metric"]["bitrate"]["value"]
-    assert kbps == pytest.approx(0.6, rel=0.05)  # 50 Hz x 3 x 4 bits, and the last frames' padding
-    assert "mini 1-3 3 (3 s)" in (whole.out / "reconstruct.md").read_text()
+    assert kbps == pytest.approx(1.0, rel=0.05)  # 50 Hz x 4 x 5 bits, and the last frames' padding
+    assert "mini 1-4 3 (3 s)" in (whole.out / "reconstruct.md").read_text()
     assert "reconstruct: 3 recordings, 3 s of speech" in capsys.readouterr().out
 
     parts = dataclasses.replace(whole, out=tmp_path / "parts", limit=1)
@@ -183,11 +172,13 @@ def test_run_resumes_to_the_same_results(corpus, tiny_codec, tmp_path, capsys):
     refused(ConfigError, "another --out", lambda: run(dataclasses.replace(whole, metrics="mel")))
 
 
-def test_several_models_in_one_run(corpus, tiny_codec, tmp_path):
-    chosen = options(corpus, tmp_path, models=f"{tiny_codec},mini", limit=1, codebooks="3", metrics="mel")
+def test_several_models_in_one_run(corpus, tiny_codec_folder, tmp_path):
+    chosen = options(
+        corpus, tmp_path, models=f"{tiny_codec_folder},mini", limit=1, codebooks="4", metrics="mel"
+    )
     assert run(chosen) == 0
     lines = [json.loads(line) for line in (tmp_path / "reconstruct.jsonl").read_text().splitlines()]
-    assert [line["row"] for line in lines] == [f"{tiny_codec} 1-3", "mini 1-3", "original"]
+    assert [line["row"] for line in lines] == [f"{tiny_codec_folder} 1-4", "mini 1-4", "original"]
     assert lines[0]["mel"] > lines[1]["mel"] > lines[2]["mel"] == 0  # random weights, trained ones, none
     before = (tmp_path / "reconstruct.jsonl").read_bytes()
     assert run(chosen) == 0

@@ -82,32 +82,14 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_codec_folder: Path) -> 
     return json.loads(unescape(match[1]))
 
 
-def test_its_script_runs_without_errors(found: dict[str, Any]) -> None:
+def test_a_reader_plays_sorts_and_chooses(found: dict[str, Any]) -> None:
     assert found["errors"] == []
-
-
-def test_sounds_can_be_played(found: dict[str, Any]) -> None:
     assert found["durations"] == pytest.approx([0.5] * len(RATES), abs=0.01)
-
-
-def test_pictures_are_drawn(found: dict[str, Any]) -> None:
     assert found["pictures"] == [80] * len(RATES)
-
-
-def test_a_click_on_a_head_sorts(found: dict[str, Any]) -> None:
     known = [text for text in found["before"] if text != "–"]
     assert known == sorted(known)  # as the results have them
     assert found["down"] == ["descending", [*sorted(known, reverse=True), "–"]]
     assert found["up"] == ["ascending", [*sorted(known), "–"]]
-
-
-def test_light_and_dark(found: dict[str, Any]) -> None:
-    assert len(set(found["paper"])) == 2
-
-
-def test_a_codec_can_be_left_out_of_the_plots(found: dict[str, Any]) -> None:
-    assert found["series"][1] < found["series"][0]
-
-
-def test_it_fits_a_phone(found: dict[str, Any]) -> None:
-    assert found["overflow"] <= 0
+    assert len(set(found["paper"])) == 2  # light and dark
+    assert found["series"][1] < found["series"][0]  # a codec can be left out of the plots
+    assert found["overflow"] <= 0  # on a phone

@@ -34,19 +34,9 @@ class Draw:
     partner: Tensor | None = None  # (B,) index of each row's negative sample
 
 
-@dataclass(frozen=True)
-class FlowConditioning:
-    """Conditions of a velocity: mu and prompt (B, T, D), speaker (B, D), and the attention context."""
-
-    mu: Tensor
-    speaker: Tensor
-    prompt: Tensor
-    context: Context
-
-    def kept(self, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """mu, speaker and prompt of the rows where keep (B,) is 1, zeros where it is 0."""
-        keep = keep.to(self.mu.dtype)[:, None]
-        return self.mu * keep[..., None], self.speaker * keep, self.prompt * keep[..., None]
+Inputs = tuple[
+    Tensor, Tensor, Tensor
+]  # mu (B, T, D), speaker (B, D) and prompt (B, T, D): conditions of a velocity
 
 
 class FlowLearner(nn.Module):
@@ -63,28 +53,27 @@ class FlowLearner(nn.Module):
         self, batch: FlowBatch, x: Tensor, v: Tensor, draw: Draw, alpha: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Predicted and target velocities (B, T, D) float32 at x (B, T, D) on a path of velocity v (B, T, D)."""
-        conditioning = self.conditioning(batch, draw)
-        network = self._network(conditioning, draw.conditioned)
+        inputs, context = self.conditioning(batch, draw)
+        network = self._network(inputs, context, draw.conditioned)
         if self.guidance:
             with torch.no_grad():
                 own = network(x, draw.t, draw.t)
-                free = self._network(conditioning, torch.zeros_like(draw.conditioned))(x, draw.t, draw.t)
+                none = torch.zeros_like(draw.conditioned)
+                free = self._network(inputs, context, none)(x, draw.t, draw.t)
             v = guided_velocity(v, own, free, self.guidance)
         return regress(self.objective, network, x, draw.t, draw.r, v, alpha)
 
     def _network(
-        self, conditioning: FlowConditioning, keep: Tensor
+        self, inputs: Inputs, context: Context, keep: Tensor
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Average velocity of the flow, its conditions dropped where keep (B,) is False."""
-        conditions = self.flow.estimator.conditions(*conditioning.kept(keep))
+        """Average velocity of the flow, its conditions zero where keep (B,) is False."""
+        mu, speaker, prompt = inputs
+        kept = keep.to(mu.dtype)[:, None]
+        of = self.flow.estimator.conditions(mu * kept[..., None], speaker * kept, prompt * kept[..., None])
+        return lambda x, t, r: velocity(self.flow, of, context, x, t, r)
 
-        def network(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-            return velocity(self.flow, conditions, conditioning.context, x, t, r)
-
-        return network
-
-    def conditioning(self, batch: FlowBatch, draw: Draw) -> FlowConditioning:
-        """Conditions of a batch, encoded with gradients."""
+    def conditioning(self, batch: FlowBatch, draw: Draw) -> tuple[Inputs, Context]:
+        """Conditions of a batch, encoded with gradients, and the attention context."""
         flow, ratio = self.flow, self.flow.config.token_mel_ratio
         chunks = flow.config.chunks() if draw.chunked else None
         ragged = None if bool((batch.lengths == batch.tokens.shape[1]).all()) else batch.lengths
@@ -95,18 +84,14 @@ class FlowLearner(nn.Module):
             lengths=None if ragged is None else ragged * ratio,
             chunks=None if chunks is None else chunks.scaled(ratio),
         )
-        return FlowConditioning(mu, flow.embed_speaker(batch.voices), prompt, context)
+        return (mu, flow.embed_speaker(batch.voices), prompt), context
 
     @torch.no_grad()
     def distilled(self, batch: FlowBatch, x: Tensor, draw: Draw, steps: int, guidance: float) -> Tensor:
         """Target of a student: this flow's mean velocity (B, T, D) from t to r in `steps`, with guidance."""
-        conditioning = self.conditioning(batch, draw)
-        mu, speaker, prompt = (
-            torch.cat([y, torch.zeros_like(y)])
-            for y in (conditioning.mu, conditioning.speaker, conditioning.prompt)
-        )
-        both = self.flow.estimator.conditions(mu, speaker, prompt)
-        doubled = conditioning.context.repeated(2)
+        inputs, context = self.conditioning(batch, draw)
+        both = self.flow.estimator.conditions(*(torch.cat([y, torch.zeros_like(y)]) for y in inputs))
+        doubled = context.repeated(2)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             t = torch.cat([t, t])
