@@ -242,7 +242,7 @@ class Pretrained(nn.Module):
         if not isinstance(model, cls):
             needed = getattr(cls, "system", cls.__name__)
             name = model.name if model is source else source
-            raise CheckpointError(f"{name} holds system {model.system!r}, not {needed!r}: use vokens.load")
+            raise CheckpointError(f"{name} holds system {model.system!r}, not {needed!r}: give one")
         return model
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -39,14 +38,11 @@ class Board:
             self.audio(step, f"resynthesis_{i}", output)
 
     def mel_picture(self, step: int, name: str, mel: Tensor) -> None:
-        """mel (bands, frames) of natural logarithms, as a picture."""
-        self.writer.add_image(name, self.picture(mel.detach().float().cpu()), step, dataformats="HW")
-
-    def picture(self, mel: Tensor) -> np.ndarray:
-        """A log-mel (bands, frames) as uint8, low frequencies at the bottom; black is -80 dB."""
-        level = mel.flip(0)
+        """Log a log-mel (bands, frames) in nepers as a picture, low bands at the bottom; black is -80 dB."""
+        level = mel.detach().float().cpu().flip(0)
         dark = level.max() - 80 / 8.686  # 8.686 dB per neper
-        return (255 * ((level - dark) / (level.max() - dark)).clamp(0, 1)).byte().numpy()
+        picture = (255 * ((level - dark) / (level.max() - dark)).clamp(0, 1)).byte().numpy()
+        self.writer.add_image(name, picture, step, dataformats="HW")
 
 
 class Log:

@@ -16,7 +16,6 @@ from vokens.data.dataset import RUN_FILE, TokenDataset
 from vokens.data.items import CodecInfo
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec
-from vokens.models.pretrained import load
 from vokens.train.alignment import Aligner, Pair
 from vokens.train.buckets import Buckets
 from vokens.train.config import DataConfig
@@ -64,12 +63,10 @@ def open_texts(
         labels = [dataset[number] for number in range(len(dataset))]
         clips = [Clip(row.key, Path(row.audio or ""), row.text, row.language, row.speaker) for row in labels]
         return SpokenTexts(clips, dataset.frames, dataset.facts, lambda number: dataset[number].codes.T)
-    codec, facts = load(data.codec, device=device) if data.codec else None, PUBLISHED
-    if isinstance(codec, Codec):
+    codec, facts = Codec.from_pretrained(data.codec, device=device) if data.codec else None, PUBLISHED
+    if codec is not None:
         sizes = codec.codebook_sizes
         facts = CodecInfo(codec.name, codec.fingerprint, codec.sample_rate, codec.frame_rate, sizes)
-    elif codec is not None:
-        raise ConfigError(f"data.codec {data.codec!r} is {codec.system!r}: a codec is needed")
     if is_published(source):
         files = PublishedFiles(source)
         clips, rows = files.clips, files.tokens(data, facts.codebook_sizes[0])

@@ -7,7 +7,7 @@ a hub id or a folder. To add a model, add a line of a table.
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -103,19 +103,26 @@ class Likeness:
         return line
 
 
-class WhisperOfTransformers:
-    """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
+class OfTransformers:
+    """A processor and a model of transformers, by their classes there, from a hub id or a folder."""
+
+    classes: ClassVar[tuple[str, str]]
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        classes = "AutoProcessor", "WhisperForConditionalGeneration"
-        self._processor, model = open_pretrained(source, *classes, purpose="the ASR model")
+        self._processor, model = open_pretrained(source, *self.classes, purpose="the evaluator model")
         self._model = model.to(device).eval()
-        # English-only models refuse a language setting.
-        many = getattr(self._model.generation_config, "is_multilingual", False)
-        self._task = {"language": "en", "task": "transcribe"} if many else {}
+
+
+class WhisperOfTransformers(OfTransformers):
+    """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
+
+    classes = ("AutoProcessor", "WhisperForConditionalGeneration")
 
     @torch.inference_mode()
     def transcribe(self, wave: np.ndarray) -> str:
+        # English-only models refuse a language setting.
+        many = getattr(self._model.generation_config, "is_multilingual", False)
+        task = {"language": "en", "task": "transcribe"} if many else {}
         texts = []
         for start in range(0, len(wave), _WINDOW):
             piece = wave[start : start + _WINDOW]
@@ -127,19 +134,16 @@ class WhisperOfTransformers:
                 attention_mask=features.attention_mask,
                 do_sample=False,
                 num_beams=1,
-                **self._task,
+                **task,
             )
             texts.append(self._processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
         return " ".join(text for text in texts if text)
 
 
-class Wav2Vec2:
+class Wav2Vec2(OfTransformers):
     """CTC model (wav2vec 2.0, HuBERT, WavLM), greedy."""
 
-    def __init__(self, source: str, device: str = "cpu") -> None:
-        classes = "Wav2Vec2Processor", "AutoModelForCTC"
-        self._processor, model = open_pretrained(source, *classes, purpose="the ASR model")
-        self._model = model.to(device).eval()
+    classes = ("Wav2Vec2Processor", "AutoModelForCTC")
 
     @torch.inference_mode()
     def transcribe(self, wave: np.ndarray) -> str:
@@ -152,17 +156,14 @@ class Wav2Vec2:
         return text.strip()
 
 
-class WavLM:
+class WavLM(OfTransformers):
     """WavLM with x-vectors (Chen et al. 2021), the speaker verification model of SLMTokBench."""
 
-    def __init__(self, source: str, device: str = "cpu") -> None:
-        classes = "AutoFeatureExtractor", "WavLMForXVector"
-        self._extractor, model = open_pretrained(source, *classes, purpose="the speaker verification model")
-        self._model = model.to(device).eval()
+    classes = ("AutoFeatureExtractor", "WavLMForXVector")
 
     @torch.inference_mode()
     def embed(self, wave: np.ndarray) -> np.ndarray:
-        features = self._extractor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
+        features = self._processor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
         return self._model(features.input_values).embeddings[0].float().cpu().numpy()
 
 

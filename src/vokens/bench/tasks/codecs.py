@@ -7,13 +7,11 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-import vokens
 from vokens.audio import load, resample
 from vokens.bench.metrics import SAMPLE_RATE, fit_length
 from vokens.bench.options import Measure
 from vokens.bench.results import Results, Row
 from vokens.data.items import Clip
-from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.text.files import read_json
 from vokens.tokens import Tokens
@@ -27,12 +25,9 @@ def labels(options: Measure) -> dict[str, str]:
 
 
 def open_codec(source: str, options: Measure, dtype: str = "float32") -> Codec:
-    """The codec on the chosen device. Raises ConfigError for models that do not encode audio."""
+    """The codec on the chosen device. Raises CheckpointError for models that do not encode audio."""
     torch.set_num_threads(options.threads)
-    codec = vokens.load(source, device=options.device, dtype=dtype)
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"{source} is a {type(codec).__name__}: only codecs are measured, give one")
-    return codec
+    return Codec.from_pretrained(source, device=options.device, dtype=dtype)
 
 
 def tokens_of(codec: Codec, label: str, item: Clip, wave: np.ndarray, options: Measure) -> Tokens:

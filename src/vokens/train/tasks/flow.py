@@ -21,7 +21,6 @@ from vokens.evaluator_files import find_model
 from vokens.flow import objective
 from vokens.flow.regression import FLOORS, OBJECTIVES, alpha_at, regression_loss
 from vokens.models.codec import Codec
-from vokens.models.pretrained import load
 from vokens.models.s3gen.config import S3GenConfig
 from vokens.models.s3gen.flow import TokenToMel, Voice
 from vokens.nn.campplus_onnx import open_campplus
@@ -187,10 +186,7 @@ class FlowTrainer(Trainer[FlowConfig, FlowLearner]):
 
     def open_flow(self, source: str) -> TokenToMel:
         """Open a trained flow, to start from or as a teacher."""
-        flow = load(source)
-        if not isinstance(flow, TokenToMel):
-            raise ConfigError(f"{source} holds {flow.system!r}: a trained flow is needed")
-        return flow
+        return TokenToMel.from_pretrained(source)
 
     def _start_from(self, flow: TokenToMel, source: str) -> None:
         """Load the weights of a trained flow. The mixer of two timesteps starts by ignoring r where it lacks one."""

@@ -95,7 +95,7 @@ class LearnableFlowTrainer(FlowTrainer):
             sizes |= {"mel_bins": latents[0].shape[1], "sampling_rate": files.sample_rate}
             self.token_rate, self.frame_rate = TOKEN_RATE, ratio_of(tokens, latents) * TOKEN_RATE
         if data.latents:
-            vae = self.autoencoder = open_autoencoder(data.latents)
+            vae = self.autoencoder = DACVAE.from_pretrained(data.latents)
             sizes |= {"mel_bins": vae.config.latent_dim, "sampling_rate": vae.sample_rate}
             if data.normalise:
                 self.mean, self.std = (
@@ -203,11 +203,3 @@ class LearnableFlowTrainer(FlowTrainer):
         if self.encoder is not None:
             state |= {f"speaker_encoder.{name}": x for name, x in self.encoder.state_dict().items()}
         return self.finished(LearnableFlow(config), state)
-
-
-def open_autoencoder(source: str) -> DACVAE:
-    """Open the DAC-VAE whose latents a flow generates."""
-    model = load(source)
-    if not isinstance(model, DACVAE):
-        raise ConfigError(f"data.latents {source} holds {model.system!r}: a dacvae is accepted")
-    return model
