@@ -18,7 +18,6 @@ import vokens
 from vokens.errors import CheckpointError, ConfigError
 from vokens.train.config import OptimConfig
 from vokens.train.data import read_clips
-from vokens.train.optim import schedule
 from vokens.train.state import checkpoints
 
 TASK = "codec"
@@ -145,9 +144,9 @@ def test_manifests_of_three_kinds(data_of: Build, tmp_path: Path) -> None:
 
 def test_schedules() -> None:
     cosine = OptimConfig(warmup=10, schedule="cosine", final=0.1)
-    assert schedule(cosine, 0, 110) == pytest.approx(0.1)
-    assert schedule(cosine, 10, 110) == pytest.approx(1.0)
-    assert schedule(cosine, 60, 110) == pytest.approx(0.55)
-    assert schedule(cosine, 110, 110) == pytest.approx(0.1)
+    assert cosine.factor(0, 110) == pytest.approx(0.1)
+    assert cosine.factor(10, 110) == pytest.approx(1.0)
+    assert cosine.factor(60, 110) == pytest.approx(0.55)
+    assert cosine.factor(110, 110) == pytest.approx(0.1)
     decay = OptimConfig(schedule="decay", decay_steps=50)
-    assert [schedule(decay, s, 100) for s in (0, 50, 75, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    assert [decay.factor(s, 100) for s in (0, 50, 75, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])

@@ -1,5 +1,6 @@
 """Config of a training run: a frozen dataclass tree, built from a TOML recipe of what differs from the defaults."""
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,6 +136,18 @@ class OptimConfig:
     decay_steps: int = 0
     final: float = 0.0
     clip: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor of the learning rate at a step of so many."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "cosine":
+            done = (step - self.warmup) / max(1, steps - self.warmup)
+            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if self.schedule == "decay" and self.decay_steps:
+            left = (steps - step) / self.decay_steps
+            return self.final + (1 - self.final) * min(1.0, left)
+        return 1.0
 
 
 @dataclass(frozen=True)

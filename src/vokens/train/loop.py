@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,6 @@ from vokens.errors import CheckpointError, MissingExtra, needs_extra
 from vokens.models.pretrained import Pretrained
 from vokens.train.config import RunConfig
 from vokens.train.log import Board, Log
-from vokens.train.optim import parameter_groups, schedule
 from vokens.train.state import Average, Best, checkpoints, load_checkpoint, save_checkpoint
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -35,8 +34,8 @@ Exported = TypeVar("Exported", bound=Pretrained)
 class Trainer(Generic[Config, Model]):
     """A training run: build it from its config, then `run()`.
 
-    A task implements build_model, open_data (or load_data), micro_step and, where it has any, validate, begin_step,
-    parts and final_model; `prepare` may be extended for further networks.
+    A task implements build_model, open_data (or load_data), micro_step and, where it has any, discriminators, validate,
+    begin_step, parts and final_model.
 
     Raises ConfigError for settings that do not fit together, before any heavy work.
 
@@ -113,6 +112,10 @@ class Trainer(Generic[Config, Model]):
         model: Any = self.model.get_submodule(self.inside)
         return self.finished(type(model)(model.config), self.final_state(f"{self.inside}."))
 
+    def discriminators(self) -> Iterable[Any]:
+        """The discriminators of the run, as `vokens.train.gan.GAN`s; none unless a task has some."""
+        return ()
+
     def begin_step(self) -> None:
         """Hook before each step, for what happens at certain steps, such as fitting codebooks."""
 
@@ -135,16 +138,18 @@ class Trainer(Generic[Config, Model]):
 
     def prepare(self) -> None:
         """Create optimizer and EMA, and wrap model and optimizer with accelerate."""
-        optim = self.config.optim
+        optim, trained = self.config.optim, [p for p in self.model.parameters() if p.requires_grad]
+        vectors = [p for p in trained if p.dim() <= 1]  # norms, biases, scales: they do not decay
+        matrices = {"params": [p for p in trained if p.dim() > 1], "weight_decay": optim.weight_decay}
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, optim.weight_decay),
+            [matrices, {"params": vectors, "weight_decay": 0.0}],
             lr=optim.learning_rate,
             betas=optim.betas,
             fused=True,  # 4.6 M weights on one core: 7 ms instead of 22
         )
         self.average = Average(self.model.to(self.device), self.config.ema) if self.config.ema else None
         self.module, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.gans: list[Any] = []  # a task that trains with discriminators adds its own
+        self.gans = list(self.discriminators())
 
     # What a task calls -------------------------------------------------------------------------------------
 
@@ -202,7 +207,7 @@ class Trainer(Generic[Config, Model]):
 
     def set_rate(self, optimizer: Any, learning_rate: float) -> None:
         """Set the learning rate of this step by the schedule."""
-        factor = schedule(self.config.optim, self.step, self.config.steps)
+        factor = self.config.optim.factor(self.step, self.config.steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * factor
 

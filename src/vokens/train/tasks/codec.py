@@ -6,21 +6,30 @@ One generator pass per step: the discriminators are updated on its detached outp
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vokens import checkpoint
+from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.codec import Codec, CodecOutput
+from vokens.models.pretrained import system
+from vokens.nn.discriminators import (
+    MultiPeriodDiscriminator,
+    MultiScaleDiscriminator,
+    MultiScaleSTFTDiscriminator,
+)
 from vokens.train import losses as L
 from vokens.train.balancer import Balancer
-from vokens.train.build import build_codec, build_discriminators
 from vokens.train.config import AdversarialConfig, CropConfig, RunConfig, TeacherConfig, among, without_zeros
 from vokens.train.crops import CropTrainer
 from vokens.train.data import Batch, features_at
-from vokens.train.gan import GAN, gan_loss
+from vokens.train.gan import GAN, Discriminators, gan_loss
+from vokens.train.grown import load_grown
 from vokens.train.log import Board
 from vokens.train.rows import Rows
 from vokens.train.teacher import RATE, Teacher
@@ -70,7 +79,7 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
 
     def build_model(self) -> Codec:
         config = self.config
-        self.model = build_codec(config)
+        self.model = self._codec()
         self.hop, self.sample_rate = self.model.hop_length, self.model.sample_rate
         self.open_teacher(self.model.config.semantic_dim, "model.semantic_dim")
         if self.teacher is None:
@@ -81,6 +90,22 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         on_wave = {name: weight for name, weight in config.losses.items() if name in ON_WAVE}
         self.balancer = Balancer(on_wave).to(self.device) if config.balance else None
         return self.model
+
+    def _codec(self) -> Codec:
+        config = self.config
+        cls = system(config.system)
+        if not cls.decodes:
+            raise ConfigError(
+                f"system {config.system!r} only encodes and cannot be trained as a codec: choose one that decodes, "
+                'or train it by recognition with task = "recogniser"'
+            )
+        model = cls(build_config(cls.Config, config.model, "model"))
+        if config.init:
+            path = Path(config.init)
+            path = path / "model.safetensors" if path.is_dir() else path
+            state = {k: v.float() for k, v in checkpoint.read_state_dict(path).items()}
+            load_grown(model, cls.remove_weight_norm(state), config.init)
+        return model.add_weight_norm()
 
     def _check_losses(self) -> None:
         names, adversarial = set(self.config.losses), {"adversarial", "feature"}
@@ -102,11 +127,16 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
     def features(self, pcm: Rows, training: bool) -> Rows | None:
         return super().features(pcm, training and self.config.teacher.cached)
 
-    def prepare(self) -> None:
-        super().prepare()
+    def discriminators(self) -> Iterator[GAN]:
         settings = self.config.adversarial
-        if (network := build_discriminators(settings)) is not None:
-            self.gans.append(GAN(self, network, settings, gan_loss(settings.loss, settings.feature)))
+        builders = {
+            "mpd": lambda: MultiPeriodDiscriminator(settings.divisor),
+            "msd": lambda: MultiScaleDiscriminator(settings.divisor),
+            "mstft": lambda: MultiScaleSTFTDiscriminator(settings.filters, settings.windows),
+        }
+        if settings.kinds:
+            network = Discriminators({kind: builders[kind]() for kind in settings.kinds})
+            yield GAN(self, network, settings, gan_loss(settings.loss, settings.feature))
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         yield from super().parts()

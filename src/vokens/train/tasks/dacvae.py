@@ -4,6 +4,7 @@ Losses and schedule are Learnable-Speech's (its DAC-VAE configs; 2306.06546 sect
 standard deviation, which generative models of them need, are measured at export.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -86,13 +87,12 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         self.distances = L.DISTANCES | {"mel": mel.to(self.device)}
         return model.add_weight_norm()
 
-    def prepare(self) -> None:
-        super().prepare()
+    def discriminators(self) -> Iterator[GAN]:
         if set(GAN_LOSSES) & set(self.config.losses):
             settings, decay = self.config.discriminators, self.config.optim.weight_decay
             network = DACDiscriminator(settings.divisor, settings.channels, windows=settings.windows)
             network = Discriminators({"dac": network})
-            self.gans.append(GAN(self, network, settings, weight_decay=decay, clip=settings.clip))
+            yield GAN(self, network, settings, weight_decay=decay, clip=settings.clip)
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)

@@ -29,9 +29,9 @@ from vokens.quantize.vq import UnitVectorLearner
 from vokens.text.transcripts import frames_needed, read, spell, word_edits
 from vokens.tokens import codebook_use
 from vokens.train import losses as L
-from vokens.train.build import load_grown
 from vokens.train.config import DataConfig, RunConfig, TeacherConfig, among
 from vokens.train.data import pcm_rows, read_clips, wave_of
+from vokens.train.grown import load_grown
 from vokens.train.log import Board
 from vokens.train.loop import Trainer
 from vokens.train.rows import Rows, cached_rows

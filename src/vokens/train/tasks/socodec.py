@@ -6,7 +6,7 @@ streams is kept for each item (quantizer dropout), which orders them by importan
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -186,18 +186,17 @@ class SoCodecTrainer(CropTrainer[SoCodecRunConfig, SoCodecLearner]):
         model.start_from(self._inputs(batch, wave, mel)[0])
         model.codec.mel_decoder.last.get_parameter("bias").add_(mel.mean((0, 2)))
 
-    def prepare(self) -> None:
-        super().prepare()
+    def discriminators(self) -> Iterator[GAN]:
         config, named = self.config, set(self.config.losses)
         if named & {"mel_adversarial", "mel_feature"}:
             settings = config.mel_discriminator
-            self.gans.append(GAN(self, MelDiscriminator(settings.channels), settings, name="mel"))
+            yield GAN(self, MelDiscriminator(settings.channels), settings, name="mel")
         if named & {"wave_adversarial", "wave_feature"}:
             settings = config.wave_discriminator
             kinds: dict[str, nn.Module] = {"mpd": MultiPeriodDiscriminator(settings.divisor)}
             if settings.channels:
                 kinds["mrd"] = MultiResolutionDiscriminator(settings.channels)
-            self.gans.append(GAN(self, Discriminators(kinds), settings, name="wave"))
+            yield GAN(self, Discriminators(kinds), settings, name="wave")
 
     def begin_step(self) -> None:
         if self.step == self.config.fit_codebooks and self.model.analyzer and not self._fitted():

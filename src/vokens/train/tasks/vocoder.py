@@ -4,6 +4,7 @@ One generator pass per step: the discriminators are updated on its detached wave
 predictor is trained by a pitch tracker's F0 alone, for the sine source passes no gradient.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -141,14 +142,13 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         level = (real.square() + imag.square() + 1e-8).log().mean((0, 2)) / 2
         vocoder.conv_post.get_parameter("bias")[: len(level)] = level
 
-    def prepare(self) -> None:
-        super().prepare()
+    def discriminators(self) -> Iterator[GAN]:
         if set(GAN_LOSSES) & set(self.config.losses):
             settings = self.config.discriminators
             mpd = MultiPeriodDiscriminator(settings.divisor)
             mrd = MultiResolutionDiscriminator(settings.channels)
             network = Discriminators({"mpd": mpd, "mrd": mrd})
-            self.gans.append(GAN(self, network, settings, vocoder_loss(self.config.losses)))
+            yield GAN(self, network, settings, vocoder_loss(self.config.losses))
 
     def micro_step(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         number = self.number(part)
