@@ -32,15 +32,9 @@ def test_length_law(small) -> None:
     check_length_law(small, WIDTH)
 
 
-def test_too_short(small) -> None:
+def test_words_follow_until_the_end_and_a_loop_is_bounded(small, tmp_path) -> None:
     refused(AudioError, "895", lambda: small.encode(np.zeros(894, np.float32)))
-
-
-def test_words_follow_until_the_end(small) -> None:
     assert small.transcribe(np.zeros(16000, np.float32)) == "the sea"
-
-
-def test_a_loop_is_bounded(tmp_path) -> None:
     endless = Moonshine(write_moonshine(tmp_path, ENDLESS))
     words = ["again"] * 15  # 2 s, 6.5 a second, and 2
     assert endless.transcribe(np.zeros(32000, np.float32)).split() == words

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import refused, speechlike
-from training import Build, cache_in
+from training import Build, cache_in, write_speech
 
 from vokens.errors import ConfigError
 from vokens.train.data import Crops, pcm_rows, read_clips
@@ -32,11 +31,7 @@ def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def speech(tmp_path: Path) -> Path:
-    folder = tmp_path / "speech"
-    folder.mkdir()
-    for i in range(3):
-        soundfile.write(folder / f"{i}.wav", speechlike(8000 + 4000 * i, seed=i), RATE)
-    return folder
+    return write_speech(tmp_path / "speech", RATE, (0.5, 0.75, 1.0))
 
 
 def test_hubert_features_are_the_mean_of_its_layers_or_one(hubert: Path) -> None:

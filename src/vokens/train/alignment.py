@@ -93,17 +93,14 @@ class Aligner:
                 f"a front end of {size} symbols was given to be aligned: at most {MOST_SYMBOLS} are accepted; take "
                 "characters, bytes or phonemes"
             )
-        before, after = (
-            {
-                (symbol, text[place + step] if 0 <= place + step < len(text) else 0)
+        self.emissions: dict[int, Emission] = {}  # by the side of the neighbour: -1 before, 1 after
+        for side in (-1, 1):
+            seen = {
+                (symbol, text[place + side] if 0 <= place + side < len(text) else 0)
                 for text, _ in pairs
                 for place, symbol in enumerate(text)
             }
-            for step in (-1, 1)
-        )
-        self.before, self.after = (
-            Emission(torch.tensor(sorted(seen)), size, codebook) for seen in (before, after)
-        )
+            self.emissions[side] = Emission(torch.tensor(sorted(seen)), size, codebook)
         self.moves = torch.full((MOVES,), 1 / MOVES).log()
         for number in tqdm(range(rounds), desc="aligning texts", unit="round"):
             self._round(pairs, even=number == 0)
@@ -133,28 +130,26 @@ class Aligner:
                 moves += torch.bincount(advances.clamp(0, MOVES - 1), minlength=MOVES)
             weights = weights * padding_mask(batch.lengths, batch.tokens.shape[1])[..., None]
             row, token, symbol = weights.nonzero(as_tuple=True)
-            for emission, neighbours in self._sides(batch.text):
-                emission.count(
-                    batch.text[row, symbol],
-                    neighbours[row, symbol],
-                    batch.tokens[row, token],
-                    weights[row, token, symbol],
-                )
-        for emission in (self.before, self.after):
+            symbols, tokens = batch.text[row, symbol], batch.tokens[row, token]
+            for side, emission in self.emissions.items():
+                beside = neighbours(batch.text, side)[row, symbol]
+                emission.count(symbols, beside, tokens, weights[row, token, symbol])
+        for emission in self.emissions.values():
             emission.update()
         self.moves = (moves / moves.sum()).log()
-
-    def _sides(self, text: Tensor) -> tuple[tuple[Emission, Tensor], tuple[Emission, Tensor]]:
-        """The two emissions with their neighbours (B, L), 0 beyond the ends."""
-        return (self.before, F.pad(text, (1, -1))), (self.after, F.pad(text, (-1, 1)))
 
     def _paths(self, batch: Batch) -> Tensor:
         """Index of the symbol (B, T) that emits each token, by Viterbi."""
         scores = [
-            emission.scores(batch.text, neighbours, batch.tokens)
-            for emission, neighbours in self._sides(batch.text)
+            emission.scores(batch.text, neighbours(batch.text, side), batch.tokens)
+            for side, emission in self.emissions.items()
         ]
         return _viterbi(torch.logaddexp(*scores), self.moves, batch.text_lengths, batch.lengths)
+
+
+def neighbours(text: Tensor, side: int) -> Tensor:
+    """The symbols before (-1) or after (1) those of texts (B, L), 0 beyond the ends."""
+    return F.pad(text, (-side, side))
 
 
 def _batches(pairs: Sequence[Pair]) -> Iterator[Batch]:

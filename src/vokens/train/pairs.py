@@ -5,7 +5,7 @@ where FILEs are of tokens, RECORDING is of the voice and may be left out, and pa
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,7 @@ def read_pairs(source: str | Path) -> Pairs:
             clip, pair = _pair(line, source, number)
             clips.append(clip)
             answers.append([tokens.codes[0].T.numpy().astype(np.int64) for tokens in pair])
-            facts |= {
-                CodecInfo(
-                    each.model, each.fingerprint, each.sample_rate, each.frame_rate, each.codebook_sizes
-                )
-                for each in pair
-            }
+            facts |= {CodecInfo(*(getattr(each, field.name) for field in fields(CodecInfo))) for each in pair}
     if len(facts) != 1:
         raise ConfigError(f"{source} holds tokens of {len(facts)} codecs: pairs of one are needed")
     chosen, rejected = [pair[0] for pair in answers], [pair[1] for pair in answers]
