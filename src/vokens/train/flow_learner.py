@@ -90,7 +90,8 @@ class FlowLearner(nn.Module):
     def distilled(self, batch: FlowBatch, x: Tensor, draw: Draw, steps: int, guidance: float) -> Tensor:
         """Target of a student: this flow's mean velocity (B, T, D) from t to r in `steps`, with guidance."""
         inputs, context = self.conditioning(batch, draw)
-        both = self.flow.estimator.conditions(*(torch.cat([y, torch.zeros_like(y)]) for y in inputs))
+        mu, speaker, prompt = (torch.cat([y, torch.zeros_like(y)]) for y in inputs)
+        both = self.flow.estimator.conditions(mu, speaker, prompt)
         doubled = context.repeated(2)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def _per_window(
 
 
 # Distances of waves by the names that configs give them; that of mels depends on the task.
-DISTANCES = {
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "wave": wave_l1,
     "stft": stft_loss,
     "linear_stft": linear_stft_loss,
