@@ -45,12 +45,13 @@ def run(options: Speed) -> int:
         for label, source in labels(options).items():
             lines = {}
             with pool(1) as process:
-                fingerprint, load_bytes = process.submit(_open, source, options, speech).result()
+                submit = process.submit
+                fingerprint, load_bytes = submit(_open, source, options, speech).result()
                 row = Row(label, label, fingerprint)
                 for seconds, batch in tqdm(cases, desc=label, disable=None):
                     id = f"{seconds:g} s × {batch:g}"
-                    known, timed = results.get(row, id), process.submit
-                    lines[id] = known or results.add(row, id, **timed(_time, seconds, batch).result())
+                    known = results.get(row, id)
+                    lines[id] = known or results.add(row, id, **submit(_time, seconds, batch).result())
             rows.append(summary_row(row, load_bytes, lines, used, len(speech) / RATE))
         return results.finish(rows)
 

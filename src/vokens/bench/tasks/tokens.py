@@ -22,10 +22,8 @@ def run(options: TokenStatistics) -> int:
     with Results(options, "tokens", lm_steps=options.lm_steps) as results:
         for label, source in labels(options).items():
             codec = open_codec(source, options)
-            tokens, row = (
-                all_tokens(codec, label, items, options, results),
-                Row(label, label, codec.fingerprint),
-            )
+            row = Row(label, label, codec.fingerprint)
+            tokens = all_tokens(codec, label, items, options, results)
             del codec  # the language models need its memory
             for id, one in tokens.items():
                 if not results.get(row, id):
