@@ -31,9 +31,7 @@ def find_evaluator(name: str, folder: str | Path | None = None) -> Path:
 
     Raises NotInstalled when a file is missing; the message names it and its source.
     """
-    home = models_folder(folder) / name
-    check_files(home, FILES[name])
-    return home
+    return check_files(models_folder(folder) / name, name)
 
 
 def find_model(source: str | Path) -> Path:
@@ -52,11 +50,13 @@ def find_model(source: str | Path) -> Path:
     return path
 
 
-def check_files(home: Path, names: tuple[str, ...]) -> None:
-    """Raise NotInstalled unless `home` holds all files `names`."""
-    missing = [name for name in names if not (home / name).is_file()]
+def check_files(folder: str | Path, name: str) -> Path:
+    """The folder, with every file of this evaluator. Raises NotInstalled for one that is missing."""
+    home = Path(folder).expanduser()
+    missing = [file for file in FILES[name] if not (home / file).is_file()]
     if missing:
         raise NotInstalled(f"{home} lacks {', '.join(missing)}: {_REMEDY}")
+    return home
 
 
 _REMEDY = (

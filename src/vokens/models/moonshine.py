@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vokens.errors import AudioError
-from vokens.evaluator_files import FILES, check_files, open_graph, open_tokenizer
+from vokens.evaluator_files import check_files, open_graph, open_tokenizer
 
 SAMPLE_RATE = 16000
 HOP = 384  # samples between two encoder frames: three convolutions with strides 64, 3 and 2
@@ -27,8 +27,7 @@ class Moonshine:
     """
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        home, purpose = Path(folder).expanduser(), "Moonshine speech recognition"
-        check_files(home, FILES["moonshine-tiny-en"])
+        home, purpose = check_files(folder, "moonshine-tiny-en"), "Moonshine speech recognition"
         self._tokenizer = open_tokenizer(home / "tokenizer.json", purpose)
         self._encoder, self._decoder = (
             open_graph(home / name, threads, purpose)

@@ -71,8 +71,7 @@ class SpeakerEvaluator:
     """CAM++ from the folder of its published weights (campplus_cn_en_common.pt), embedding dim 192."""
 
     def __init__(self, folder: str | Path) -> None:
-        home = Path(folder).expanduser()
-        check_files(home, FILES["campplus-zh-en"])
+        home = check_files(folder, "campplus-zh-en")
         self._model = open_campplus(home / FILES["campplus-zh-en"][0])
 
     def embed(self, wave: np.ndarray) -> np.ndarray:
@@ -112,6 +111,11 @@ class OfTransformers:
         self._processor, model = open_pretrained(source, *self.classes, purpose="the evaluator model")
         self._model = model.to(device).eval()
 
+    def _features(self, wave: np.ndarray, **options: bool) -> Any:
+        """The model's input of a 16 kHz wave (T,)."""
+        values = self._processor(wave, sampling_rate=RATE, return_tensors="pt", **options)
+        return values.to(self._model.device)
+
 
 class WhisperOfTransformers(OfTransformers):
     """Whisper (Radford et al. 2022), greedy, in English; longer recordings in pieces of 30 s."""
@@ -126,9 +130,7 @@ class WhisperOfTransformers(OfTransformers):
         texts = []
         for start in range(0, len(wave), _WINDOW):
             piece = wave[start : start + _WINDOW]
-            features = self._processor(
-                piece, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
-            ).to(self._model.device)
+            features = self._features(piece, return_attention_mask=True)
             ids = self._model.generate(
                 features.input_features,
                 attention_mask=features.attention_mask,
@@ -147,7 +149,7 @@ class Wav2Vec2(OfTransformers):
 
     @torch.inference_mode()
     def transcribe(self, wave: np.ndarray) -> str:
-        features = self._processor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
+        features = self._features(wave)
         best = self._model(features.input_values).logits.argmax(-1)
         text = self._processor.batch_decode(best)[0]
         # skip_special_tokens would drop the blanks before repeats are merged, so "ll" would become "l".
@@ -163,7 +165,7 @@ class WavLM(OfTransformers):
 
     @torch.inference_mode()
     def embed(self, wave: np.ndarray) -> np.ndarray:
-        features = self._processor(wave, sampling_rate=RATE, return_tensors="pt").to(self._model.device)
+        features = self._features(wave)
         return self._model(features.input_values).embeddings[0].float().cpu().numpy()
 
 

@@ -27,8 +27,7 @@ class DNSMOS:
     """The graph from the folder that holds sig_bak_ovr.onnx."""
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        home = Path(folder).expanduser()
-        check_files(home, FILES["dnsmos"])
+        home = check_files(folder, "dnsmos")
         path = home / FILES["dnsmos"][0]
         if hashlib.sha256(path.read_bytes()).hexdigest() == _PERSONALISED:
             raise ConfigError(

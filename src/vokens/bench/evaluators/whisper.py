@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vokens.audio.mel import WHISPER_80, LogMel
 from vokens.checkpoint import load_strict, read_state_dict
 from vokens.errors import AudioError, CheckpointError
-from vokens.evaluator_files import FILES, check_files, open_tokenizer
+from vokens.evaluator_files import check_files, open_tokenizer
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.encoder import S3Encoder
 from vokens.nn.attention import SelfAttention, attention
@@ -121,8 +121,7 @@ class Whisper:
     """An ASR model from a folder; `language`: a code of Whisper's, such as en, de, zh."""
 
     def __init__(self, folder: str | Path, language: str = "en") -> None:
-        home = Path(folder).expanduser()
-        check_files(home, FILES["whisper-base"])
+        home = check_files(folder, "whisper-base")
         self._tokenizer = open_tokenizer(home / "tokenizer.json", "Whisper speech recognition")
         self.network = WhisperNetwork.of(read_state_dict(home / "model.safetensors"), home)
         settings = read_json(home / "config.json")
