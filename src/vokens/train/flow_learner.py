@@ -34,9 +34,8 @@ class Draw:
     partner: Tensor | None = None  # (B,) index of each row's negative sample
 
 
-Inputs = tuple[
-    Tensor, Tensor, Tensor
-]  # mu (B, T, D), speaker (B, D) and prompt (B, T, D): conditions of a velocity
+# Conditions of a velocity: mu (B, T, D), speaker (B, D) and prompt (B, T, D).
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 class FlowLearner(nn.Module):

@@ -156,9 +156,8 @@ def _per_window(
     return [spectral_l1(partial(transform, n_fft=n_fft), output, target) for n_fft in windows]
 
 
-# Distances of waves by the names that configs give them; that of mels depends on the task.
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "wave": wave_l1,
+# Spectral distances of waves by the names that configs give them; that of mels depends on the task.
+SPECTRAL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "stft": stft_loss,
     "linear_stft": linear_stft_loss,
     "spectrum": spectrum_loss,

@@ -86,7 +86,7 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
             self.model.semantic.requires_grad_(False)  # DDP waits for every gradient
         self._check_losses()
         mel = L.MelLoss() if config.mel == "published" else L.dac_mel(self.sample_rate)
-        self.distances = {**L.DISTANCES, "mel": mel.to(self.device)}
+        self.distances = {"wave": L.wave_l1, "mel": mel.to(self.device), **L.SPECTRAL}
         on_wave = {name: weight for name, weight in config.losses.items() if name in ON_WAVE}
         self.balancer = Balancer(on_wave).to(self.device) if config.balance else None
         return self.model

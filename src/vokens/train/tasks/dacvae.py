@@ -84,7 +84,7 @@ class VAETrainer(AutoencoderTrainer[VAEConfig, DACVAE]):
         model = self.started(DACVAE(build_config(DACVAEConfig, config.model, "model")))
         self.measured_at(model)
         mel = L.dac_mel(self.sample_rate, config.mel_windows)
-        self.distances = {**L.DISTANCES, "mel": mel.to(self.device)}
+        self.distances = {"wave": L.wave_l1, "mel": mel.to(self.device), **L.SPECTRAL}
         return model.add_weight_norm()
 
     def discriminators(self) -> Iterator[GAN]:

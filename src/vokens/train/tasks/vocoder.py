@@ -107,7 +107,7 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
             raise ConfigError(f"model of {facts} (rate, hop, bands): (24000, 480, 80) is trained here")
         vocoder = self.started(HiFTNetModel(sizes))
         mel = LogMel(MEL_LOSS).to(self.device)
-        self.distances = {**L.DISTANCES, "mel": partial(L.spectral_l1, mel)}
+        self.distances = {"mel": partial(L.spectral_l1, mel), **L.SPECTRAL}
         return VocoderLearner(vocoder)
 
     def load_data(self) -> None:
