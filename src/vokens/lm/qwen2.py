@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vokens.errors import ConfigError
 from vokens.lm.cache import KVCache, LayerCache
-from vokens.nn.attention import Rotation, attention, rotate
+from vokens.nn.attention import Rotation, attention, rotate, rotation_at
 from vokens.nn.product import Linear
 
 
@@ -124,15 +124,9 @@ class Qwen2(nn.Module):
         """
         before = cache or KVCache(1)
         mask = before.mask(x.shape[1], x.device)
-        rotation = self._rotation(before.positions(x.shape[1], x.device) if positions is None else positions)
+        positions = before.positions(x.shape[1], x.device) if positions is None else positions
+        width = self.sizes.width // self.sizes.heads
+        rotation = rotation_at(positions[:, None], width, self.sizes.rope_theta)
         for number, layer in enumerate(self.layers):
             x = layer(x, rotation, mask, None if cache is None else cache.layers[number])
         return self.norm(x)
-
-    def _rotation(self, positions: Tensor) -> Rotation:
-        """Cosines and sines (B or 1, 1, n, head), in float32."""
-        head = self.sizes.width // self.sizes.heads
-        steps = torch.arange(0, head, 2, device=positions.device).float() / head
-        angles = positions[:, None, :, None].float() * (1.0 / self.sizes.rope_theta**steps)
-        angles = torch.cat([angles, angles], -1)
-        return angles.cos(), angles.sin()

@@ -88,9 +88,8 @@ def keep_likeliest(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(descending=True)
-        beyond = (ordered.softmax(-1).cumsum(-1) > top_p).roll(
-            1, -1
-        )  # the one that crosses top_p still belongs
+        # The one that crosses top_p still belongs.
+        beyond = (ordered.softmax(-1).cumsum(-1) > top_p).roll(1, -1)
         beyond[..., 0] = False
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits

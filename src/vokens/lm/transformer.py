@@ -2,11 +2,12 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vokens.lm.cache import KVCache, LayerCache
-from vokens.nn.attention import Rotation, attention, rotate, rotation
+from vokens.nn.attention import Rotation, attention, rotate, rotation_at
 from vokens.nn.product import Linear
 
 
@@ -60,8 +61,8 @@ class CausalTransformer(nn.Module):
         """x (B, T, D), T >= 1, that follows the cache, which then holds it -> (B, T, D)."""
         before = cache or KVCache(1)
         mask = before.mask(x.shape[1], x.device)
-        cosines, sines = rotation(before.length + x.shape[1], self.head_width, x.device)
-        positions = cosines[before.length :], sines[before.length :]
+        places = torch.arange(before.length, before.length + x.shape[1], device=x.device)
+        positions = rotation_at(places, self.head_width)
         for number, block in enumerate(self._blocks()):
             x = block(x, positions, mask, None if cache is None else cache.layers[number])
         return self.norm(x)

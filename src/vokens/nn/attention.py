@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vokens.nn.fsmn import FSMN
 from vokens.nn.product import Linear, by_onednn, linear
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines (T, head width)
+Rotation = tuple[Tensor, Tensor]  # cosines and sines (..., T, head width)
 
 
 # Queries at a time where heads are computed one by one: their scores against 1000 keys, 1 MB, stay in the L2 cache.
@@ -89,15 +89,20 @@ def sines(positions: Tensor, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
-def rotary_rates(width: int, device: torch.device | str = "cpu") -> Tensor:
+def rotary_rates(width: int, device: torch.device | str = "cpu", base: float = 10000.0) -> Tensor:
     """Radians per position (width / 2,) of a head of this width."""
-    return 1.0 / 10000.0 ** (torch.arange(0, width, 2, device=device).float() / width)
+    return 1.0 / base ** (torch.arange(0, width, 2, device=device).float() / width)
 
 
 def rotation(length: int, width: int, device: torch.device) -> Rotation:
-    """Cosines and sines (length, width) of rotary positions; the two halves of a head rotate together."""
-    angles = torch.arange(length, device=device).float()[:, None] * rotary_rates(width, device)
-    angles = torch.cat([angles, angles], 1)
+    """Cosines and sines (length, width) of the positions 0, 1, 2 …"""
+    return rotation_at(torch.arange(length, device=device), width)
+
+
+def rotation_at(positions: Tensor, width: int, base: float = 10000.0) -> Rotation:
+    """Cosines and sines (..., width) of rotary positions (...); the two halves of a head rotate together."""
+    angles = positions[..., None].float() * rotary_rates(width, positions.device, base)
+    angles = torch.cat([angles, angles], -1)
     return angles.cos(), angles.sin()
 
 
