@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from golden.weights import fill_
 from safetensors.torch import load_file
@@ -18,18 +19,13 @@ TINY = Qwen2Sizes(120, 64, 128, 2, 4, 2, 512)
 EMBEDDING, TIED = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"
 
 
-def published_state() -> dict[str, torch.Tensor]:
-    speaker = SpeakerConfig(width=128, layers=2, heads=4, published=True)
-    model = LearnableLM(LearnableLMConfig(TINY, speaker, speech_tokens=61))
-    state = fill_({name: value.clone() for name, value in model.to_published().items()}, SALT)
-    state[TIED] *= 8.0
-    state[EMBEDDING] = state[TIED].clone()
-    for name in ("llm_embedding.weight", "speech_embedding.weight"):
-        state[name] *= 8.0
-    return state
+@pytest.fixture(scope="module")
+def lm() -> LearnableLM:
+    return LearnableLM.from_published(published_state(), HEADS)
 
 
-def corrected_lm() -> LearnableLM:
+@pytest.fixture(scope="module")
+def corrected() -> LearnableLM:
     """A model with the faults of published ones mended, whose weights all change its output."""
     torch.manual_seed(0)
     speaker = SpeakerConfig(n_mels=80, width=32, layers=2, heads=2, embed_dim=12)
@@ -40,6 +36,17 @@ def corrected_lm() -> LearnableLM:
             weight.normal_(0, 0.2)
     model.head.weight.normal_(0, 1.0)
     return model
+
+
+def published_state() -> dict[str, torch.Tensor]:
+    speaker = SpeakerConfig(width=128, layers=2, heads=4, published=True)
+    model = LearnableLM(LearnableLMConfig(TINY, speaker, speech_tokens=61))
+    state = fill_({name: value.clone() for name, value in model.to_published().items()}, SALT)
+    state[TIED] *= 8.0
+    state[EMBEDDING] = state[TIED].clone()
+    for name in ("llm_embedding.weight", "speech_embedding.weight"):
+        state[name] *= 8.0
+    return state
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ from vokens.nn.streaming import Chunks, Context
 HERE = Path(__file__).parents[2] / "golden/learnable"
 TINY = load_file(HERE / "flow_tiny.safetensors")
 SETTINGS = json.loads((HERE / "config.json").read_text())["speech"]["cases"]
+HEADS = {"decoder_num_heads": 2, "decoder_attention_head_dim": 16, "speaker_heads": 4, "chunk_size": 3}
 TINY_SIZES = latent_flow(**sizes(64, 4, 96, 2, 1, 64, 1, 2, 2, 16, 3))
 
 
@@ -47,17 +48,13 @@ def golden_state(model: LearnableFlow, case: str) -> dict[str, torch.Tensor]:
 def tiny() -> LearnableFlow:
     speaker = SpeakerConfig(width=128, layers=2, heads=4, published=True)
     model = LearnableFlow(LearnableFlowConfig(TINY_SIZES, speaker))
-    heads = {"decoder_num_heads": 2, "decoder_attention_head_dim": 16, "speaker_heads": 4, "chunk_size": 3}
-    return LearnableFlow.from_published(golden_state(model, "flow_tiny"), heads)
+    return LearnableFlow.from_published(golden_state(model, "flow_tiny"), HEADS)
 
 
 def random_flow(ratio: int, dim: int = 6, **settings: Any) -> LearnableFlow:
     torch.manual_seed(0)
     config = replace(TINY_SIZES, mel_bins=dim, token_mel_ratio=ratio, speaker_embed_dim=8, vocab_size=20)
     return LearnableFlow(LearnableFlowConfig(config, None, **settings)).eval().requires_grad_(False)
-
-
-# Recorded outputs
 
 
 def speakers(model: LearnableFlow) -> torch.Tensor:
@@ -190,8 +187,6 @@ def test_recorded_full_size():
     close(found[0][None], golden["inference"], 2e-5)
 
 
-# Batches, prompts, streams, both ratios
-
 SPEAKER = torch.randn(3, 8, generator=seeded(1))
 ROWS = [torch.arange(n) % 20 for n in (5, 11, 8)]
 
@@ -252,23 +247,19 @@ def test_the_autoencoder_decodes_what_is_packed():
         vae.decode(other.pack(other.generate(ROWS[0], SPEAKER[:1], seed=0, steps=1)))
 
 
-# Weights and errors
-
-
 def test_published_weights_both_ways(tiny, tmp_path):
     state = tiny.to_published()
     keys = json.loads((HERE / "flow80_keys.json").read_text())
     assert {re.sub(r"\.\d+(?=\.)", ".N", name) for name in state} == set(keys)
     save_safetensors(tmp_path / "stage2.safetensors", state)
-    heads = {"decoder_num_heads": 2, "decoder_attention_head_dim": 16, "speaker_heads": 4, "chunk_size": 3}
-    again = vokens.load(tmp_path / "stage2.safetensors", config=heads)
+    again = vokens.load(tmp_path / "stage2.safetensors", config=HEADS)
     assert (again.system, again.name) == ("learnable_flow", "stage2")
     assert again.config == tiny.config
     for name, value in state.items():
         assert torch.equal(again.to_published()[name], value), name
     for change in ({"extra.weight": torch.zeros(1)}, {"encoder_proj.bias": None}):
         damaged = {name: value for name, value in (state | change).items() if value is not None}
-        refused(CheckpointError, ".", LearnableFlow.from_published, damaged, heads)
+        refused(CheckpointError, ".", LearnableFlow.from_published, damaged, HEADS)
 
 
 def test_saved_folders_open_the_same(tiny, tmp_path):
@@ -300,29 +291,21 @@ def test_a_published_mel_flow_is_a_start(tiny, tmp_path):
 
 
 def test_bad_inputs_are_named(tiny):
-    flow = random_flow(2)
-    for options, kind, words in (
-        ({"tokens": [25], "speaker": SPEAKER[:1]}, TokensError, "0 to 19"),
-        ({"tokens": [], "speaker": SPEAKER[:1]}, TokensError, "integers"),
-        ({"tokens": [1], "speaker": SPEAKER[:2]}, AudioError, "speaker"),
-        ({"tokens": [1], "speaker": SPEAKER[:1], "prompt_tokens": [1]}, ConfigError, "both"),
+    flow, one = random_flow(2), {"speaker": SPEAKER[:1]}
+    for kind, words, ids, options in (
+        (TokensError, "0 to 19", [25], one),
+        (TokensError, "integers", [], one),
+        (AudioError, "speaker", [1], {"speaker": SPEAKER[:2]}),
+        (ConfigError, "both", [1], one | {"prompt_tokens": [1]}),
+        (ConfigError, "seed", [1], one | {"seed": 1, "generator": torch.Generator()}),
         (
-            {"tokens": [1], "speaker": SPEAKER[:1], "seed": 1, "generator": torch.Generator()},
-            ConfigError,
-            "seed",
-        ),
-        (
-            {
-                "tokens": [1],
-                "speaker": SPEAKER[:1],
-                "prompt_tokens": [1],
-                "prompt_latents": torch.zeros(2, 5),
-            },
             AudioError,
             "prompt_latents",
+            [1],
+            one | {"prompt_tokens": [1], "prompt_latents": torch.zeros(2, 5)},
         ),
     ):
-        refused(kind, words, flow.generate, options.pop("tokens"), options.pop("speaker"), **options)
+        refused(kind, words, flow.generate, ids, **options)
     refused(ConfigError, "speaker encoder", lambda: flow.voice(torch.zeros(100), sample_rate=24000))
     refused(ConfigError, "std", LearnableFlowConfig, mean=(0.0,) * 80, std=(0.0,) * 80)
     refused(ConfigError, "numbers", LearnableFlowConfig, mean=(0.0,), std=(1.0,))

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from itertools import product
 
+import lm_cases
 import pytest
 import torch
 from conftest import close, refused, seeded
 from golden.weights import fill_
-from lm_cases import FOLDER, GOLDEN, HEADS, SALT, SPEECH, TINY, batch, corrected_lm, published_state
+from lm_cases import FOLDER, GOLDEN, HEADS, SALT, SPEECH, TINY, batch, published_state
 from safetensors.torch import load_file
 from speakers import qwen2
 
@@ -20,38 +21,28 @@ from vokens.models.learnable.durations import expected_positions, frame_position
 from vokens.models.learnable.loss import accuracy, dpo_loss, label_loss, sum_log_probs
 from vokens.models.learnable.speaker import ReferenceMel
 
+lm, corrected = lm_cases.lm, lm_cases.corrected
 SPEAKER = load_file(FOLDER / "speaker_encoder.safetensors")
 
 
-@pytest.fixture(scope="module")
-def lm() -> LearnableLM:
-    return LearnableLM.from_published(published_state(), HEADS)
-
-
-@pytest.fixture(scope="module")
-def corrected() -> LearnableLM:
-    return corrected_lm()
+def changed(lm: LearnableLM, **settings) -> LearnableLM:
+    """The same weights under another config."""
+    torch.manual_seed(1)
+    model = LearnableLM(replace(lm.config, **settings)).freeze()
+    model.load_state_dict(model.state_dict() | lm.state_dict())
+    return model
 
 
 @pytest.fixture(scope="module")
 def beside(corrected) -> LearnableLM:
-    """The same weights, with speech beside its text."""
-    model = LearnableLM(replace(corrected.config, positions="progress", pace=4.5)).freeze()
-    model.load_state_dict(corrected.state_dict())
-    return model
+    return changed(corrected, positions="progress", pace=4.5)
 
 
 @pytest.fixture(scope="module")
 def aligned(corrected) -> LearnableLM:
-    """The same weights, with speech where its text stands."""
-    torch.manual_seed(1)
-    model = LearnableLM(replace(corrected.config, positions="aligned")).freeze()
-    model.load_state_dict(model.state_dict() | corrected.state_dict())
+    model = changed(corrected, positions="aligned")
     model.durations.out.bias.fill_(1.2)  # some three tokens an id
     return model
-
-
-# The speaker encoder
 
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
@@ -100,9 +91,6 @@ def test_references_that_are_not_there_do_not_count(corrected):
     torch.testing.assert_close(nothing, corrected.speaker_project.bias.expand(3, -1))
 
 
-# Training
-
-
 @pytest.mark.parametrize("case", ["uni", "bi", "mixed"])
 def test_sequences_and_losses_match(lm, case):
     speaker = lm.speaker_of(GOLDEN["reference_mels"])
@@ -111,7 +99,7 @@ def test_sequences_and_losses_match(lm, case):
     x, layout = lm.inputs(**batch(), speaker=speaker, bistream=bistream)
     scores, target = lm(**batch(), speaker=speaker, bistream=bistream)
     assert torch.equal(target, GOLDEN[f"{case}.target"].long())
-    assert torch.equal(layout.lengths, GOLDEN[f"{case}.input_len"].long())
+    assert torch.equal((layout.rows >= 0).sum(1), GOLDEN[f"{case}.input_len"].long())
     close(label_loss(scores, target), GOLDEN[f"{case}.loss"])
     close(accuracy(scores, target), GOLDEN[f"{case}.acc"])
     nospk = lm.inputs(**batch(), bistream=bistream)[1]
@@ -162,9 +150,6 @@ def test_a_ragged_batch_trains_as_single_rows(lm):
         found, wanted = lm(**single, bistream=True)
         close(scores[row : row + 1, : found.shape[1]], found)
         assert torch.equal(target[row : row + 1, : found.shape[1]], wanted)
-
-
-# Generation
 
 
 @torch.inference_mode()
@@ -225,13 +210,28 @@ def test_the_backbone_is_that_of_transformers():
     close(ours.bfloat16()(x.bfloat16()).float(), theirs(inputs_embeds=x).last_hidden_state, 0.1)
 
 
-def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
-    texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
+TEXTS = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
+PROMPT = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": GOLDEN["speech_token"][0, :20]}
+
+
+@pytest.mark.parametrize("kind", ["corrected", "beside", "aligned"])
+def test_batches_are_their_rows_and_streams_the_whole(kind, request):
+    model = request.getfixturevalue(kind)
+    speaker = model.speaker_of(GOLDEN["reference_mels"])
+    more = {"corrected": [], "beside": [PROMPT]}
+    aligned = [PROMPT, {"prompt_speech": PROMPT["prompt_speech"]}, {"speed": 1.5}]
+    for options in ({}, *more.get(kind, aligned)):
+        together = model.generate(TEXTS, speaker=speaker, sampler=GREEDY, **options)
+        for text, voice, tokens in zip(TEXTS, speaker.split(1), together, strict=True):
+            own = {"speaker": voice, "sampler": GREEDY, **options}
+            assert torch.equal(tokens, model.generate([text], **own)[0])
+            assert tokens.tolist() == list(model.stream(text, **own))
+
+
+def test_memory_is_full_recomputation(corrected):
     speaker = corrected.speaker_of(GOLDEN["reference_mels"])
-    found = corrected.generate(texts, speaker=speaker, sampler=GREEDY)
-    for row, text in enumerate(texts):
-        (alone,) = corrected.generate([text], speaker=speaker[row : row + 1], sampler=GREEDY)
-        assert torch.equal(found[row], alone)
+    found = corrected.generate(TEXTS, speaker=speaker, sampler=GREEDY)
+    for row, (text, alone) in enumerate(zip(TEXTS, found, strict=True)):
         assert 2 * len(text) <= len(alone) <= 6 * len(text)
         lengths = torch.tensor([len(text)]), torch.tensor([len(alone)])
         scores, _ = corrected(text[None], lengths[0], alone[None], lengths[1], speaker=speaker[row : row + 1])
@@ -240,10 +240,9 @@ def test_memory_is_full_recomputation_and_a_batch_its_rows(corrected):
 
 
 def test_speech_beside_its_text_is_read_as_it_is_learned(beside):
-    """At each utterance's own pace; in a batch too, and one by one."""
+    """At each utterance's own pace."""
     speaker = beside.speaker_of(GOLDEN["reference_mels"])
-    texts = [GOLDEN["text_token"][row, :count] for row, count in ((0, 12), (1, 3), (2, 7))]
-    for row, text in enumerate(texts):
+    for row, text in enumerate(TEXTS):
         voice, count = speaker[row : row + 1], 20 + row
         options = {"speaker": voice, "sampler": GREEDY, "speed": 4.5 * len(text) / count}
         (said,) = beside.generate([text], limits=(count, count), **options)
@@ -252,22 +251,12 @@ def test_speech_beside_its_text_is_read_as_it_is_learned(beside):
         assert torch.equal(scores[0, 2 + len(text) :, :61][:count].argmax(-1), said)
         at_another = beside(text[None], lengths[0], said[None, :-3], lengths[1] - 3, speaker=voice)[0]
         assert not torch.equal(at_another[:, :-4], scores[:, :-7])
-    together = beside.generate(texts, speaker=speaker, sampler=GREEDY)
-    for row, text in enumerate(texts):
-        options = {"speaker": speaker[row : row + 1], "sampler": GREEDY}
-        assert torch.equal(together[row], beside.generate([text], **options)[0])
-        assert together[row].tolist() == list(beside.stream(text, **options))
 
 
 def test_a_prompt_sets_the_pace(beside):
-    text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
-    before = GOLDEN["text_token"][1, :5]
-    options = {"prompt_text": before, "prompt_speech": prompt, "sampler": GREEDY}
+    text, options = GOLDEN["text_token"][0, :7], {**PROMPT, "sampler": GREEDY}
     (said,) = beside.generate([text], **options)
-    hasty = LearnableLM(replace(beside.config, pace=0.1)).freeze()
-    hasty.load_state_dict(beside.state_dict())
-    assert torch.equal(said, hasty.generate([text], **options)[0])
-    assert said.tolist() == list(beside.stream(text, **options))
+    assert torch.equal(said, changed(beside, pace=0.1).generate([text], **options)[0])
 
 
 def test_places_of_text_and_speech(beside):
@@ -313,23 +302,14 @@ def test_aligned_training_sees_what_generation_sees(aligned):
     assert torch.equal(drawn[: min(len(said), expected)], said[:expected])
 
 
-def test_aligned_streams_and_batches_are_the_whole(aligned):
-    texts, greedy = [GOLDEN["text_token"][0, :7], GOLDEN["text_token"][1, :3]], GREEDY
-    prompt = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": GOLDEN["speech_token"][0, :20]}
-    for options in ({}, prompt, {"prompt_speech": prompt["prompt_speech"]}, {"speed": 1.5}):
-        both = aligned.generate(texts, sampler=greedy, **options)
-        for text, tokens in zip(texts, both, strict=True):
-            assert tokens.tolist() == list(aligned.stream(text, sampler=greedy, **options))
-    slow, fast = (len(aligned.generate(texts, sampler=greedy, speed=s)[0]) for s in (0.5, 2.0))
+def test_paces_are_obeyed_or_refused(corrected, beside, aligned):
+    slow, fast = (len(aligned.generate(TEXTS, sampler=GREEDY, speed=s)[0]) for s in (0.5, 2.0))
     assert slow > 2 * fast
-    refused(ConfigError, "whole text", lambda: next(iter(aligned.stream_text([texts[0]]))))
-    refused(ConfigError, "above 0", aligned.generate, texts, speed=0.0)
+    refused(ConfigError, "whole text", lambda: next(iter(aligned.stream_text([TEXTS[0]]))))
     refused(ConfigError, "durations", lambda: aligned(**batch()))
-
-
-def test_paces_that_cannot_be(corrected, beside):
     refused(ConfigError, "positions", corrected.generate, [[1, 2]], speed=2.0)
-    refused(ConfigError, "above 0", beside.generate, [[1, 2]], speed=0.0)
+    for model in (beside, aligned):
+        refused(ConfigError, "above 0", model.generate, [[1, 2]], speed=0.0)
     for values in ({"positions": "progress"}, {"pace": 2.0}, {"positions": "elsewhere"}):
         refused(ConfigError, "positions", replace, corrected.config, **values)
 
@@ -377,9 +357,8 @@ def test_streaming_speaks_before_the_text_ends(corrected):
 
 
 def test_prompt_speech_fills_the_first_groups(corrected):
-    text, prompt = GOLDEN["text_token"][0, :7], GOLDEN["speech_token"][0, :20]
-    before = {"prompt_text": GOLDEN["text_token"][1, :5], "prompt_speech": prompt}
-    assert 10 <= len(list(corrected.stream_text([text], **before, sampler=GREEDY))) <= 42
+    text = GOLDEN["text_token"][0, :7]
+    assert 10 <= len(list(corrected.stream_text([text], **PROMPT, sampler=GREEDY))) <= 42
 
 
 def test_texts_are_read_by_the_front_end_of_the_config():

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import lm_cases
 import pytest
 import torch
 from conftest import close, refused, seeded
 from golden.weights import fill_
-from lm_cases import EMBEDDING, GOLDEN, HEADS, SALT, TIED, TINY, batch, corrected_lm, published_state
+from lm_cases import EMBEDDING, GOLDEN, HEADS, SALT, TIED, TINY, batch, published_state
 from safetensors.torch import save_file
+from speakers import qwen2
 
 import vokens
 from vokens import checkpoint
@@ -17,15 +19,7 @@ from vokens.lm.sampling import GREEDY
 from vokens.models.learnable import LearnableLM, LearnableLMConfig
 from vokens.models.learnable.loss import label_loss
 
-
-@pytest.fixture(scope="module")
-def lm() -> LearnableLM:
-    return LearnableLM.from_published(published_state(), HEADS)
-
-
-@pytest.fixture(scope="module")
-def corrected() -> LearnableLM:
-    return corrected_lm()
+lm, corrected = lm_cases.lm, lm_cases.corrected
 
 
 def test_published_names_go_both_ways(lm, tmp_path):
@@ -92,11 +86,8 @@ def test_cosyvoice_weights_open_and_start_ours(corrected, tmp_path):
     assert torch.equal(model.backbone.state_dict()["norm.weight"], plain.backbone.state_dict()["norm.weight"])
 
 
-# CosyVoice 3
-
-
-_RELEASE = {"tokens": "speech_tokenizer_v3_25hz", "release": "cosyvoice3"}
-THIRD = LearnableLMConfig(TINY, None, speech_tokens=61, **_RELEASE)
+OF_THIRD = {"tokens": "speech_tokenizer_v3_25hz", "release": "cosyvoice3"}
+THIRD = LearnableLMConfig(TINY, None, speech_tokens=61, **OF_THIRD)
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +123,11 @@ def test_the_third_release_reads_and_asks_as_published(third):
     text, speech = given["text"][:1, :12], given["speech"][:1, :20]
     speech_table = state["speech_embedding.weight"]
     rows = [speech_table[61:62], state[EMBEDDING][text[0]], speech_table[63:64], speech_table[speech[0]]]
-    transformers = pytest.importorskip("transformers")
-    sizes = {"vocab_size": 120, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e6}
-    config = transformers.Qwen2Config(**sizes, **heads, tie_word_embeddings=True)
-    network = transformers.Qwen2ForCausalLM(config)
-    theirs = {k.removeprefix("llm.model."): v for k, v in state.items() if k.startswith("llm.")}
-    network.load_state_dict(theirs)
-    hidden = network.model(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
+    pytest.importorskip("transformers")
+    network = qwen2(TINY, rope_theta=1e6)
+    below = "llm.model.model."
+    network.load_state_dict({k.removeprefix(below): v for k, v in state.items() if k.startswith(below)})
+    hidden = network(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state
     scores, target = third(text, torch.tensor([12]), speech, torch.tensor([20]))
     close(scores, hidden @ state["llm_decoder.weight"].T)
     assert target[0].tolist() == [-1] * 13 + speech[0].tolist() + [62]

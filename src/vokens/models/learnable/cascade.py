@@ -28,19 +28,15 @@ class Cascade(Speaker):
     name: str
     silent: frozenset[int] = frozenset()
 
-    @abstractmethod
     def _prompt(self, voice: Any) -> tuple[SpeakerPrompt, Any]:
         """The prompts of the language model and of the decoder that a voice holds."""
+        return voice, voice
 
     @abstractmethod
     def _decode(
-        self,
-        rows: list[Tensor],
-        voice: Any,
-        draws: list[tuple[int, torch.Generator]],
-        options: SynthesisOptions,
+        self, rows: list[Tensor], voice: Any, generators: list[torch.Generator], options: SynthesisOptions
     ) -> list[np.ndarray]:
-        """Waves of ids (N,). draws: the seed of each, and the generator that the language model has drawn from."""
+        """Waves of ids (N,), each with the generator that the language model has drawn from."""
 
     @torch.inference_mode()
     def synthesize(
@@ -53,9 +49,8 @@ class Cascade(Speaker):
         waves = [np.zeros(0, np.float32)] * len(pieces)
         rows = [row for row, ids in enumerate(tokens) if len(ids)]
         if rows:
-            draws = [(seeds[row], generators[row]) for row in rows]
-            decoded = self._decode([tokens[row] for row in rows], own, draws, options)
-            for row, wave in zip(rows, decoded, strict=True):
+            some, draws = [tokens[row] for row in rows], [generators[row] for row in rows]
+            for row, wave in zip(rows, self._decode(some, own, draws, options), strict=True):
                 waves[row] = wave
         return waves
 

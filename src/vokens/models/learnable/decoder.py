@@ -5,6 +5,7 @@ It needs no language model: `convert-voice` decodes the tokens of one recording 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,8 +77,6 @@ class FlowDecoder:
         self.flow, self.autoencoder, self.tokenizer, self.speaker = flow, autoencoder, tokenizer, speaker
         self.prompt, self.name, self.sample_rate = prompt, name or flow.name, autoencoder.sample_rate
 
-    # Voices ------------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def voice(self, source: Audio, sample_rate: int | None = None, text: str = "") -> SpeakerPrompt:
         """Voice of a recording. text: its transcript, with which all of it becomes the prompt.
@@ -116,8 +115,6 @@ class FlowDecoder:
         name = config.tokens or (self.tokenizer.name if self.tokenizer else tokens.model)
         return ids_of(tokens, self.name, name, config.tokens_fingerprint, config.flow.vocab_size)
 
-    # Speaking ----------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def speak(
         self,
@@ -148,15 +145,8 @@ class FlowDecoder:
         guidance: float | None = None,
     ) -> list[np.ndarray]:
         """Speech of rows in one pass, each with noise of its own."""
-        latents = self.flow.generate(
-            list(rows),
-            voice.vector,
-            prompt_tokens=voice.prompt,
-            prompt_latents=voice.latents,
-            steps=steps,
-            guidance=guidance,
-            generator=list(generators),
-        )
+        options = {"steps": steps, "guidance": guidance, "generator": list(generators)}
+        latents = self.flow.generate(list(rows), voice.vector, **_prompt(voice), **options)
         return list(self.autoencoder.decode(self.flow.pack(latents)))
 
     @torch.inference_mode()
@@ -172,16 +162,14 @@ class FlowDecoder:
         """Speech (n,) float32 while pieces (n,) of tokens arrive: after each chunk of the flow's."""
         if isinstance(pieces, Tokens):
             pieces = self.ids(pieces)  # of one item
-        latents = self.flow.stream(
-            pieces,
-            voice.vector,
-            prompt_tokens=voice.prompt,
-            prompt_latents=voice.latents,
-            steps=n_cfm_timesteps,
-            guidance=guidance,
-            seed=seed,
-        )
+        options = {"steps": n_cfm_timesteps, "guidance": guidance, "seed": seed}
+        latents = self.flow.stream(pieces, voice.vector, **_prompt(voice), **options)
         yield from decode_stream(self.autoencoder, latents)
+
+
+def _prompt(voice: SpeakerPrompt) -> dict[str, Any]:
+    """The flow's prompt."""
+    return {"prompt_tokens": voice.prompt, "prompt_latents": voice.latents}
 
 
 def check_prompt(wave: np.ndarray, rate: int) -> None:
@@ -229,24 +217,19 @@ def check_fit(
             if speaker is not None
             else "the flow has no speaker encoder: give speaker=, CAM++'s weights, whose vectors it was trained with"
         )
-    vae, settings = autoencoder.config, flow.config
-    pairs: dict[str, tuple[object, object]] = {
-        "the flow's latents and the autoencoder's": (flow.latent_dim, vae.latent_dim),
-        "the flow's latents per second and the autoencoder's": (settings.frame_rate, autoencoder.frame_rate),
-        "weights of the flow's autoencoder and of this one": (
-            settings.latents_fingerprint or autoencoder.fingerprint,
-            autoencoder.fingerprint,
-        ),
-    }
+    settings, vae = flow.config, autoencoder
+    latents = settings.latents_fingerprint or vae.fingerprint
+    pairs: list[tuple[str, object, object]] = [
+        ("the flow's latents and the autoencoder's", flow.latent_dim, vae.config.latent_dim),
+        ("the flow's latents per second and the autoencoder's", settings.frame_rate, vae.frame_rate),
+        ("weights of the flow's autoencoder and of this one", latents, vae.fingerprint),
+    ]
     if tokenizer is not None:
-        pairs["tokens of the flow and of the tokenizer"] = (
-            (settings.flow.vocab_size,),
-            tokenizer.codebook_sizes,
-        )
-        pairs["weights of the flow's tokenizer and of this one"] = (
-            settings.tokens_fingerprint or tokenizer.fingerprint,
-            tokenizer.fingerprint,
-        )
-    for what, (one, other) in pairs.items():
+        sizes, tokens = (settings.flow.vocab_size,), settings.tokens_fingerprint or tokenizer.fingerprint
+        pairs += [
+            ("tokens of the flow and of the tokenizer", sizes, tokenizer.codebook_sizes),
+            ("weights of the flow's tokenizer and of this one", tokens, tokenizer.fingerprint),
+        ]
+    for what, one, other in pairs:
         if one != other:
             raise ConfigError(f"{what} differ: {one} and {other}; give parts that were trained on each other")

@@ -50,8 +50,6 @@ class LearnableFlow(Float32Buffers, Pretrained):
         """Latents per token."""
         return self.config.flow.token_mel_ratio
 
-    # Voices ------------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def voice(self, *sources: Audio, sample_rate: int | None = None) -> Tensor:
         """The speaker vector (1, V) of one or more recordings of a voice, embedded in pieces of 4 s as in training.
@@ -65,8 +63,6 @@ class LearnableFlow(Float32Buffers, Pretrained):
             )
         mels, lengths = reference_mels(sources, sample_rate)
         return self.speaker_encoder.many(mels.to(self.device, self.dtype), lengths.to(self.device))
-
-    # Generation --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def generate(
@@ -143,15 +139,8 @@ class LearnableFlow(Float32Buffers, Pretrained):
         lengths = torch.tensor([row.shape[1] for row in latents])
         values = pad_sequence([row.T.cpu() for row in latents], batch_first=True).transpose(1, 2)
         config, hop = self.config, round(self.config.sample_rate / self.config.frame_rate)
-        return Latents(
-            values.contiguous(),
-            lengths,
-            lengths * hop,
-            config.latents,
-            config.latents_fingerprint,
-            config.sample_rate,
-            config.frame_rate,
-        )
+        facts = config.latents, config.latents_fingerprint, config.sample_rate, config.frame_rate
+        return Latents(values.contiguous(), lengths, lengths * hop, *facts)
 
     def normalised(self, latents: Tensor) -> Tensor:
         """Normalise latents (..., D) for the network."""
@@ -178,8 +167,6 @@ class LearnableFlow(Float32Buffers, Pretrained):
             prompts = list(zip(ids, frames, strict=True)) * (count if len(ids) == 1 else 1)
         vectors = speaker.expand(count, -1)
         return [Voice(ids, frames, row) for (ids, frames), row in zip(prompts, vectors, strict=True)]
-
-    # Weights -----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor], config: Mapping[str, Any] | None = None) -> Self:

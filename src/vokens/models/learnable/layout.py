@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vokens.models.learnable.config import LearnableLMConfig
+
 IGNORE = -1
 START, SPEAKER, TASK, TEXT = 0, 1, 2, 3  # rows of a table: three single ones, then text, then speech
 
@@ -22,50 +24,39 @@ class Layout:
     # (B, L) int64 indices into the utterance's table [start, speaker, task, text ..., speech ...].
     rows: Tensor
     target: Tensor  # (B, L) int64, the next id; IGNORE where there is none
-    lengths: Tensor  # (B,) int64
     mixed: Tensor  # (B,) bool, True for bistream rows
     widest: int  # T, text rows of the table
 
     @classmethod
     def of(
         cls,
+        config: LearnableLMConfig,
         text_lengths: list[int],
         speech: Tensor,
         speech_lengths: list[int],
         bistream: list[bool],
-        *,
-        mix: tuple[int, int],
-        end: int,
-        fill: int,
         speaker: bool,
         loss_mask: Tensor | None = None,
     ) -> Self:
         """Layouts of speech ids (B, S). The table's text part is as wide as the longest text.
 
-        loss_mask: (B, S) bool, which speech tokens are targets; None for all.
+        speaker: whether the sequence has a speaker token. loss_mask: (B, S) bool, which speech tokens are targets;
+        None for all.
         """
         widest = max(text_lengths)
         target_ids = speech if loss_mask is None else speech.masked_fill(~loss_mask, IGNORE)
         rows, targets, mixes = [], [], []
         for i, (text, count, mixed) in enumerate(zip(text_lengths, speech_lengths, bistream, strict=True)):
             ids = target_ids[i, :count].cpu()
-            mixes.append(mixed and alternates(text, count, mix))
-            inputs, target = _sequence(text, ids, mix if mixes[-1] else None, end, fill)
+            mixes.append(mixed and alternates(text, count, config.mix))
+            inputs, target = _sequence(config, text, ids, mixes[-1])
             if speaker:
                 inputs, target = [START, SPEAKER, *inputs[1:]], [IGNORE, *target]
             # negative numbers are speech, counted from its own start: they move behind the padded text
             rows.append(torch.tensor([p if p >= 0 else TEXT + widest - 1 - p for p in inputs]))
             targets.append(torch.tensor(target))
-        lengths = torch.tensor([len(row) for row in rows])
         padded = [pad_sequence(part, batch_first=True, padding_value=IGNORE) for part in (rows, targets)]
-        device = speech.device
-        return cls(
-            padded[0].to(device),
-            padded[1].to(device),
-            lengths.to(device),
-            torch.tensor(mixes).to(device),
-            widest,
-        )
+        return cls(*(part.to(speech.device) for part in (*padded, torch.tensor(mixes))), widest=widest)
 
     def embed(self, table: Tensor) -> Tensor:
         """Embeddings (B, L, W) of tables (B, 3 + T + S, W), zeros in the padding."""
@@ -125,20 +116,20 @@ def alternates(text: int, speech: int, mix: tuple[int, int]) -> bool:
 
 
 def _sequence(
-    text: int, speech: Tensor, mix: tuple[int, int] | None, end: int, fill: int
+    config: LearnableLMConfig, text: int, speech: Tensor, mixed: bool
 ) -> tuple[list[int], list[int]]:
     """Table indices and targets of one utterance without its speaker; speech token s is index -1 - s.
 
-    With `mix`, groups of text and speech alternate until the text ends.
+    mixed: groups of text and speech alternate until the text ends.
     """
     places, targets = [START], [IGNORE]
     ids, text_done, speech_done = speech.tolist(), 0, 0
-    if mix is not None:
-        while text - text_done >= mix[0]:
-            places += range(TEXT + text_done, TEXT + text_done + mix[0])
-            places += (-1 - s for s in range(speech_done, speech_done + mix[1]))
-            targets += [IGNORE] * (mix[0] - 1) + ids[speech_done : speech_done + mix[1]] + [fill]
-            text_done, speech_done = text_done + mix[0], speech_done + mix[1]
+    words, share = config.mix
+    while mixed and text - text_done >= words:
+        places += range(TEXT + text_done, TEXT + text_done + words)
+        places += (-1 - s for s in range(speech_done, speech_done + share))
+        targets += [IGNORE] * (words - 1) + ids[speech_done : speech_done + share] + [config.fill]
+        text_done, speech_done = text_done + words, speech_done + share
     places += [*range(TEXT + text_done, TEXT + text), TASK, *(-1 - s for s in range(speech_done, len(ids)))]
-    targets += [IGNORE] * (text - text_done) + ids[speech_done:] + [end]
+    targets += [IGNORE] * (text - text_done) + ids[speech_done:] + [config.end]
     return places, targets

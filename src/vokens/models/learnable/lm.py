@@ -96,17 +96,8 @@ class LearnableLM(Pretrained):
     ) -> tuple[Tensor, Layout]:
         """Embeddings (B, L, W) of the sequences and their layout; the arguments are those of `forward`."""
         rows = [bistream] * len(text) if isinstance(bistream, bool) else list(bistream)
-        layout = Layout.of(
-            text_lengths.tolist(),
-            speech,
-            speech_lengths.tolist(),
-            rows,
-            mix=self.config.mix,
-            end=self.config.end,
-            fill=self.config.fill,
-            speaker=speaker is not None,
-            loss_mask=loss_mask,
-        )
+        lengths = text_lengths.tolist(), speech, speech_lengths.tolist()
+        layout = Layout.of(self.config, *lengths, rows, speaker is not None, loss_mask)
         words = self.backbone.embed_tokens(text[:, : int(text_lengths.max())])
         start, task = self.mark_weights.expand(len(text), -1, -1).split(1, 1)
         voice = torch.zeros_like(start) if speaker is None else speaker[:, None].to(start.dtype)

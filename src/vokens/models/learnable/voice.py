@@ -104,8 +104,6 @@ class LearnableSpeech(Pretrained, Cascade):
         campplus = open_campplus(speaker) if isinstance(speaker, (str, Path)) else speaker
         return cls(*networks, DACVAE.from_pretrained(autoencoder), tokens, campplus, flow_prompt).freeze()
 
-    # Speaking ----------------------------------------------------------------------------------------------
-
     def keep_voice(self, name: str, voice: SpeakerPrompt) -> None:
         """Add a voice to the model's own, which are saved with it; "default" is used where none is given."""
         self.voices = {**self.voices, name: self._fitting(voice, f"the voice {name!r}")}
@@ -118,20 +116,10 @@ class LearnableSpeech(Pretrained, Cascade):
         speaker = None if self.lm.config.speaker is None else self.lm.voice(wave, sample_rate=rate)
         return replace(self.decoder.voice(wave, rate, text), speaker=speaker)
 
-    def _prompt(self, voice: SpeakerPrompt) -> tuple[SpeakerPrompt, SpeakerPrompt]:
-        return voice, voice
-
     def _decode(
-        self,
-        rows: list[Tensor],
-        voice: SpeakerPrompt,
-        draws: list[tuple[int, torch.Generator]],
-        options: SynthesisOptions,
+        self, rows: list[Tensor], voice: Any, generators: list[torch.Generator], options: SynthesisOptions
     ) -> list[np.ndarray]:
-        generators = [generator for _, generator in draws]
         return self.decoder.waves(rows, voice, generators, options.steps, options.guidance)
-
-    # Weights -----------------------------------------------------------------------------------------------
 
     def _parts(self) -> dict[str, Pretrained]:
         parts: dict[str, Pretrained] = {"lm": self.lm, "flow": self.flow, "autoencoder": self.autoencoder}
@@ -206,9 +194,6 @@ class LearnableSpeech(Pretrained, Cascade):
         if not fits or (len(tokens) and int(tokens.max()) >= self.lm.config.speech_tokens):
             raise CheckpointError(f"{what} is not of {self.name}: make it again, with voice(recording)")
         return voice
-
-
-# Voices on disk -----------------------------------------------------------------------------------------------------
 
 
 def save_voice(path: Path, voice: SpeakerPrompt) -> None:

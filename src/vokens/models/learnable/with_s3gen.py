@@ -2,6 +2,7 @@
 (arXiv 2412.10117): text to S3 tokens, to a mel, to a wave."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,12 +75,8 @@ class WithS3Gen(Cascade):
         return voice.lm, voice.s3gen
 
     def _decode(
-        self,
-        rows: list[Tensor],
-        voice: ReferenceVoice,
-        draws: list[tuple[int, torch.Generator]],
-        options: SynthesisOptions,
+        self, rows: list[Tensor], voice: Any, generators: list[torch.Generator], options: SynthesisOptions
     ) -> list[np.ndarray]:
-        seeds = [seed for seed, _ in draws]
+        seeds = [generator.initial_seed() for generator in generators]  # draws of its own
         solver = {"n_cfm_timesteps": options.steps, "guidance": options.guidance}
         return self.decoder.speak(rows, voice, seed=seeds, **solver)
