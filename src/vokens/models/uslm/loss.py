@@ -11,29 +11,23 @@ from torch.nn import functional as F
 from vokens.models.uslm.model import USLM
 
 IGNORE = -100
+# Text (B, L), its lengths (B,), codes (B, T, K), their lengths (B,)
+Utterances = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def next_code(
-    model: USLM,
-    text: Tensor,
-    text_lengths: Tensor,
-    codes: Tensor,
-    lengths: Tensor,
-    dropout_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def next_code(model: USLM, inputs: Utterances, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Logits (B, T + 1, V + 1) of the first codebook's codes and the end, and targets (B, T + 1), IGNORE beyond.
 
-    text (B, L) ids with text_lengths (B,), codes (B, T, K) with lengths (B,), dropout_mask (B, T) True where
-    they are masked in the input. `published_targets` leaves out the
-    first code, so T of both, and the end is a target at every padded frame.
+    dropout_mask (B, T): True where codes are masked in the input. `published_targets` leaves out the first code, so T
+    of both, and the end is a target at every padded frame.
     """
+    text, text_lengths, codes, lengths = inputs
     published, end = model.config.published_targets, model.config.end
     frames = torch.arange(codes.shape[1], device=codes.device)
     first = codes[..., 0].masked_fill(frames >= lengths[:, None], end)  # (B, T)
     targets = F.pad(first, (0, 1), value=end)  # (B, T + 1): after the text, and after every code
     pace = lengths / text_lengths if model.config.positions == "progress" else None
-    options = {"pace": pace, "dropout_mask": dropout_mask}
-    hidden = model.ar(text, text_lengths, first, lengths, **options)  # (B, L + T, D)
+    hidden = model.ar(text, text_lengths, first, lengths, None, pace, dropout_mask)  # (B, L + T, D)
     rows = torch.arange(len(text), device=text.device)
     starts = hidden[rows, text_lengths - 1][:, None]
     logits = model.ar.predict(torch.cat([starts, hidden[:, text.shape[1] :]], 1)).float()
@@ -43,29 +37,21 @@ def next_code(
     return logits, targets.masked_fill(beyond, IGNORE)
 
 
-def next_code_loss(
-    model: USLM,
-    text: Tensor,
-    text_lengths: Tensor,
-    codes: Tensor,
-    lengths: Tensor,
-    dropout_mask: Tensor | None = None,
-) -> tuple[Tensor, int]:
+def next_code_loss(model: USLM, inputs: Utterances, dropout_mask: Tensor | None = None) -> tuple[Tensor, int]:
     """Cross-entropy (nats) of the first codebook, summed over the targets of `next_code`, and their number.
 
     `published_targets` counts frames alone, whatever their padding adds to the sum.
     """
-    loss = entropy(*next_code(model, text, text_lengths, codes, lengths, dropout_mask))
-    return loss, int((lengths + (0 if model.config.published_targets else 1)).sum())
+    ends = 0 if model.config.published_targets else 1
+    return entropy(*next_code(model, inputs, dropout_mask)), int((inputs[3] + ends).sum())
 
 
-def stage_codes(
-    model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor, stage: int
-) -> tuple[Tensor, Tensor]:
+def stage_codes(model: USLM, inputs: Utterances, stage: int) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) of codebook `stage` (1 ... K - 1) from those before it, and targets (B, T), IGNORE beyond.
 
-    Shapes as in `next_code`. The whole utterance is predicted, as in prefix mode 0.
+    The whole utterance is predicted, as in prefix mode 0.
     """
+    text, text_lengths, codes, lengths = inputs
     beyond = torch.arange(codes.shape[1], device=codes.device) >= lengths[:, None]
     codes = codes.masked_fill(beyond[..., None], 0)
     speech = model.nar.embed(codes[..., 0], 0)
@@ -75,11 +61,9 @@ def stage_codes(
     return model.nar.logits(hidden, stage).float(), codes[..., stage].masked_fill(beyond, IGNORE)
 
 
-def stage_loss(
-    model: USLM, text: Tensor, text_lengths: Tensor, codes: Tensor, lengths: Tensor, stage: int
-) -> tuple[Tensor, int]:
+def stage_loss(model: USLM, inputs: Utterances, stage: int) -> tuple[Tensor, int]:
     """Cross-entropy (nats) of codebook `stage`, summed over the targets of `stage_codes`, and their number."""
-    return entropy(*stage_codes(model, text, text_lengths, codes, lengths, stage)), int(lengths.sum())
+    return entropy(*stage_codes(model, inputs, stage)), int(inputs[3].sum())
 
 
 def entropy(logits: Tensor, targets: Tensor) -> Tensor:

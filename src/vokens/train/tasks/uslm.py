@@ -71,11 +71,11 @@ class USLMLearner(nn.Module):
         inputs = _inputs(batch)
         losses: dict[str, Tensor] = {}
         if self.networks != "nar":
-            total, count = next_code_loss(self.lm, *inputs, dropout_mask)
+            total, count = next_code_loss(self.lm, inputs, dropout_mask)
             losses["first"] = total / count
         if self.networks != "ar":
             for name, number in {"stage_1": 1, "stage_drawn": stage}.items():
-                total, count = stage_loss(self.lm, *inputs, number)
+                total, count = stage_loss(self.lm, inputs, number)
                 losses[name] = total / count
         return losses
 
@@ -141,13 +141,13 @@ class USLMTrainer(Trainer[USLMRunConfig, USLMLearner]):
         shares = self.train.unigram()
         for batch in self.valid.fixed():
             inputs = _inputs(batch.to(self.device))
-            logits, targets = next_code(lm, *inputs)
+            logits, targets = next_code(lm, inputs)
             totals["first"] += _sums(logits, targets)
-            totals["first_other_text"] += _sums(*next_code(lm, *_inputs(batch.swapped().to(self.device))))
+            totals["first_other_text"] += _sums(*next_code(lm, _inputs(batch.swapped().to(self.device))))
             known = shares[targets[targets != IGNORE].cpu()]
             totals["first_unigram"] += torch.tensor([-float(known.sum()), 0, len(known)])
             for name, stage in books.items():
-                totals[name] += _sums(*stage_codes(lm, *inputs, stage))
+                totals[name] += _sums(*stage_codes(lm, inputs, stage))
         nats = {f"valid/{name}": float(total[0] / total[2]) for name, total in totals.items()}
         right = {
             f"valid/{name}_accuracy": float(totals[name][1] / totals[name][2]) for name in ("first", *books)
