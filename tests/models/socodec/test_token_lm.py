@@ -1,4 +1,4 @@
-"""The token language model: delays come back, caches equal the whole, rows are as if alone, a corpus is learned."""
+"""The token language model: streams are delayed, caches equal the whole, rows are as if alone, a corpus is learned."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ import vokens
 from vokens.errors import ConfigError, TokensError
 from vokens.lm.cache import KVCache
 from vokens.lm.sampling import GREEDY, SamplingParams
-from vokens.models.socodec.lm import TokenLM, TokenLMConfig, delayed, undelayed
+from vokens.models.socodec.lm import TokenLM, TokenLMConfig, delayed
 from vokens.tokens import Tokens
 
 TASK, SIZES = "token_lm", (7, 5, 6)
@@ -37,15 +37,16 @@ def tiny(**settings: int) -> TokenLM:
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])
-def test_delays_come_back(delay: int) -> None:
+def test_streams_are_delayed(delay: int) -> None:
     some = tokens(6, 1, 4)
     steps = delayed(some.codes, some.lengths, SIZES, delay)
     assert steps.shape == (3, 3, 6 + 2 + 2 * delay)
     for j, size in enumerate(SIZES):
-        assert (steps[:, j, : 1 + delay * j] == size + 1).all()
-        assert (steps[1, j, 2 + delay * j :] == size).all()
-    for row, codes in enumerate(undelayed(steps, SIZES, delay)):
-        assert torch.equal(codes, some.codes[row, :, : some.lengths[row]])
+        first = 1 + delay * j
+        assert (steps[:, j, :first] == size + 1).all()
+        for row, length in enumerate(some.lengths):
+            assert torch.equal(steps[row, j, first : first + length], some.codes[row, j, :length])
+            assert (steps[row, j, first + length :] == size).all()
 
 
 @pytest.mark.parametrize("pieces", [(1,) * 9, (4, 1, 4), (2, 7)])
@@ -96,9 +97,6 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(TokensError, match="prompt"):
         TokenLM(TokenLMConfig(codebook_sizes=(3,), width=8, layers=1, heads=2)).generate(prompt=tokens(2))
     refused(ConfigError, "multiple", TokenLMConfig, width=30, heads=4)
-
-
-# Training
 
 
 @pytest.mark.parametrize("delay", [0, 1])

@@ -71,16 +71,6 @@ def delayed(codes: Tensor, lengths: Tensor, sizes: tuple[int, ...], delay: int) 
     return torch.where(place < 0, ends + 1, moved)
 
 
-def undelayed(steps: Tensor, sizes: tuple[int, ...], delay: int) -> list[Tensor]:
-    """The codes (K, L) of each row of `delayed` (B, K, S), up to the first end in any of its streams."""
-    streams = steps.shape[1]
-    last = steps.shape[2] - delay * (streams - 1)
-    codes = torch.stack([steps[:, j, 1 + delay * j : last + delay * j] for j in range(streams)], 1)
-    ended = codes >= torch.tensor(sizes, device=codes.device)[:, None]
-    lengths = (ended.any(1).cumsum(1) == 0).sum(1)
-    return [row[:, :length] for row, length in zip(codes, lengths.tolist(), strict=True)]
-
-
 class TokenLM(Pretrained):
     """Autoregressive model of K streams of codes. `vokens.load(folder)` opens what training saved."""
 
@@ -131,8 +121,6 @@ class TokenLM(Pretrained):
             scores = stream_logits.float().flatten(0, 1)
             stream_losses.append(F.cross_entropy(scores, target.flatten(), ignore_index=IGNORED))
         return torch.stack(stream_losses)
-
-    # Sampling ----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def generate(

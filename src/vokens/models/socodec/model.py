@@ -328,11 +328,12 @@ class SoCodec(Codec):
 
         Raises CheckpointError for files that are missing, damaged or of other sizes.
         """
-        files = published.read_folder(folder)
-        if files is None:
+        found = published.read_folder(folder)
+        if found is None:
             return None
-        codec = cls.from_weights(files.analyzer, files.vocoder, files.hubert, config)
-        codec.name = files.name
+        name, weights = found
+        codec = cls.from_weights(*weights, config)
+        codec.name = name
         return codec
 
     @classmethod

@@ -5,7 +5,6 @@ the codec only decodes.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,18 +19,9 @@ VOCODER = "mel vocoder (mel_vocoder_80dim_10ms_16khz.safetensors)"
 HUBERT = "HuBERT (chinese-hubert-large-fairseq-ckpt.pt, or a folder in transformers' format)"
 
 
-@dataclass(frozen=True)
-class Published:
-    """The published weights; name: of the analyzer's file. hubert: as in its file, None where there is none."""
-
-    name: str
-    analyzer: State
-    vocoder: State
-    hubert: State | None
-
-
-def read_folder(folder: Path) -> Published | None:
-    """SoCodec's files in a folder and the folders in it; None where there is neither analyzer nor vocoder.
+def read_folder(folder: Path) -> tuple[str, tuple[State, State, State | None]] | None:
+    """The analyzer's name, and weights of analyzer, vocoder and HuBERT (None without), as in their files, of a folder
+    and the folders in it; None where there is neither analyzer nor vocoder.
 
     Raises CheckpointError for one of the two without the other, or files that cannot be read.
     """
@@ -47,11 +37,10 @@ def read_folder(folder: Path) -> Published | None:
             f"{folder} holds {there} but not SoCodec's {missing}: both are needed, and {HUBERT} to encode"
         )
     state = read_state_dict(analyzer)
-    inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
     own = {name: value for name, value in state.items() if not name.startswith(INSIDE)}
     hubert = next((path for path in keys if path != analyzer and _is_hubert(keys[path])), None)
-    weights = read_state_dict(hubert) if hubert else inside or _torch_hubert(files)
-    return Published(analyzer.stem, own, read_state_dict(vocoder), weights)
+    weights = read_state_dict(hubert) if hubert else _inside(state) or _torch_hubert(files)
+    return analyzer.stem, (own, read_state_dict(vocoder), weights)
 
 
 def read_hubert(path: Path) -> State:
@@ -63,12 +52,16 @@ def read_hubert(path: Path) -> State:
     for file in files:
         if file.suffix == ".safetensors" and _is_hubert(_keys(file)):
             state = read_state_dict(file)
-            inside = {k.removeprefix(INSIDE): v for k, v in state.items() if k.startswith(INSIDE)}
-            return inside or state
+            return _inside(state) or state
     state = _torch_hubert(files)
     if state is None:
         raise CheckpointError(f"{path} holds no HuBERT: {HUBERT} is accepted")
     return state
+
+
+def _inside(state: State) -> State:
+    """HuBERT's weights inside the analyzer's."""
+    return {k.removeprefix(INSIDE): v for k, v in state.items() if k.startswith(INSIDE)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
