@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vokens.models.codec import Codec
 from vokens.models.dacvae import DACVAE, DACVAEConfig
-from vokens.models.flowae import FlowAEConfig
+from vokens.models.flowae import FlowAE, FlowAEConfig
 from vokens.models.flowae.network import FlowDecoder
 from vokens.models.socodec.vocoder import SnakeBeta
 from vokens.nn.attention import attention
@@ -56,20 +56,31 @@ def test_most_ids_of_a_codec_stay_and_loading_changes_none(speaker: Codec) -> No
         assert half.global_vector.dtype == torch.float32
 
 
-def test_an_autoencoder_is_close_and_float32() -> None:
+LIGHT = {"network": "stft", "latent_dim": 6, "n_fft": 240, "flow_width": 16, "flow_layers": 1, "steps": 1}
+RATES = {
+    "encoder_rates": (2, 4),
+    "decoder_rates": (4, 2),
+    "encoder_dim": 8,
+    "decoder_dim": 32,
+    "latent_dim": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("system", "config"), [(DACVAE, DACVAEConfig(**RATES)), (FlowAE, FlowAEConfig(**LIGHT))]
+)
+def test_an_autoencoder_is_close_and_float32(system: type, config: DACVAEConfig) -> None:
+    """Rows of a ragged batch too."""
     torch.manual_seed(0)
-    config = DACVAEConfig(
-        encoder_dim=8, encoder_rates=(2, 4), decoder_dim=32, decoder_rates=(4, 2), latent_dim=16
-    )
-    model = DACVAE(config).eval().requires_grad_(False)
-    half, wave = halved(model), speechlike(4000)
-    latents = model.encode(wave, RATE)
-    actual = half.encode(wave, RATE)
+    model = system(config).freeze()
+    half, waves = halved(model), [speechlike(4000), speechlike(1500)]
+    latents = model.encode(waves, RATE)
+    actual = half.encode(waves, RATE)
     assert actual.values.dtype == torch.float32
     assert error(actual.values, latents.values) < 0.03
-    sound = half.decode(latents)[0]
-    assert sound.dtype == np.float32
-    assert error(sound, model.decode(latents)[0]) < 0.05
+    for sound, expected in zip(half.decode(latents), model.decode(latents), strict=True):
+        assert sound.dtype == np.float32
+        assert error(sound, expected) < 0.05
 
 
 @pytest.mark.parametrize("autocast", [False, True])

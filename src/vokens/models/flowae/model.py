@@ -83,7 +83,7 @@ class FlowAE(Autoencoder):
         """Wave (B, T * hop) of latents (B, D, T), with white noise (T, hop)."""
         condition = self.flow.normalised(z).to(z.dtype)
         white = white.expand(len(z), -1, -1)
-        mask = frame_mask(lengths, white)
+        mask = frame_mask(lengths, condition)
         white = white if mask is None else white * mask
         grid = time_grid(steps, "cosine").to(self.device)
 
