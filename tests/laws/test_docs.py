@@ -48,9 +48,6 @@ LINK = r"\]\((?!https?:|#)([^)#]+)"  # to a file
 SAMPLE = Path(audio.__file__).parent.parent / "samples" / "english.flac"
 
 
-# What the pages open ---------------------------------------------------------------------------------------
-
-
 def tiny_s3tokenizer() -> Pretrained:
     from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 
@@ -169,9 +166,6 @@ def provide(code: str, here: Path, cache: Path) -> None:
                 (folder / file.path).touch()
     for name in sorted(named & FILES.keys()):
         FILES[name](here / name)
-
-
-# Pages -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if CODE[page] and page not in ELSEWHERE])
@@ -293,9 +287,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     reports = list(DOCS.rglob("index.html"))  # pages by themselves, which no page of ours may overwrite
     assert len(list(tmp_path.rglob("index.html"))) == len(PAGES) + len(reports)
-
-
-# Notebooks -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -124,9 +124,6 @@ def test_many_teacher_steps_reach_the_closed_form_average():
     assert error[2] < error[1] / 8
 
 
-# Pairing ----------------------------------------------------------------------------------------------------
-
-
 def test_assignment_has_the_least_cost_and_keeps_every_noise():
     shape, mask = (6, 3, 1), torch.ones(6, 1, 1)
     x1 = TOY["net.x1"].reshape(shape)
@@ -166,9 +163,6 @@ def test_padding_takes_no_part_in_the_losses():
     assert torch.equal(objective.contrast(v, u, mask, partner), objective.contrast(noisy, u, mask, partner))
     moved = u + 50 * (1 - mask)
     assert torch.equal(objective.contrast(v, u, mask, partner), objective.contrast(v, moved, mask, partner))
-
-
-# A toy that one step must solve -------------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -215,9 +209,6 @@ def test_improved_meanflow_samples_in_one_step_where_flow_matching_cannot():
 @pytest.mark.parametrize(("name", "bound"), [("meanflow", 0.5), ("alpha", 1.0)])
 def test_other_objectives_sample_in_one_step(name, bound):
     assert one_step_distance(name, 6000) < bound  # MeanFlow: 0.60 after 2500, 0.44 after 5000
-
-
-# By name ------------------------------------------------------------------------------------------------------
 
 
 def test_objectives_by_name_are_their_equations():

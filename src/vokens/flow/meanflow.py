@@ -24,10 +24,8 @@ def with_derivative(
     One forward-mode (JVP) pass. Fused attention kernels have no forward mode, so the math kernel is used.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        u, derivative = torch.func.jvp(
-            network, (x, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r))
-        )[:2]
-    return u, derivative
+        tangents = tangent, torch.ones_like(t), torch.zeros_like(r)
+        return torch.func.jvp(network, (x, t, r), tangents)[:2]
 
 
 def meanflow_target(network: AverageVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor) -> Tensor:

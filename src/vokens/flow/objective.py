@@ -65,9 +65,6 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
     return shifted
 
 
-# Immiscible pairing -----------------------------------------------------------------------------------------
-
-
 def nearest_noise(x1: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """For each item the nearest of k normal draws, one in memory at a time; k = 1 is plain noise."""
     best = _draw(x1, generator)

@@ -84,13 +84,10 @@ class Head(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.shape[-1] <= _FRAMES:
             return self._piece(x, mask)
-        return torch.cat(
-            [
-                w.cut(self._piece(w.read(x), None if mask is None else w.read(mask)))
-                for w in windows(x.shape[-1], _FRAMES, _HEAD_CONTEXT)
-            ],
-            dim=-1,
-        )
+        plan = windows(x.shape[-1], _FRAMES, _HEAD_CONTEXT)
+        masks = [None if mask is None else w.read(mask) for w in plan]
+        pieces = [w.cut(self._piece(w.read(x), m)) for w, m in zip(plan, masks, strict=True)]
+        return torch.cat(pieces, -1)
 
     def _piece(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = F.relu(self.bn1(self.conv1(clear(x, mask)[:, None])))

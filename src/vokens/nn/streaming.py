@@ -21,9 +21,7 @@ class Chunks:
 
     size: int
     left: int = -1
-    phase: int = (
-        0  # by which the first chunk is shorter, so that a border can be put where a stream wants one
-    )
+    phase: int = 0  # by which the first chunk is shorter: a border can be put where a stream wants one
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.left < -1 or not 0 <= self.phase < self.size:
@@ -98,9 +96,7 @@ class StreamState(dict[Hashable, Tensor]):
 class Context:
     """Attention mask, padding mask, KV window and streaming state of one forward pass, shared by all its layers."""
 
-    mask: Tensor | None = (
-        None  # of attention, bool, broadcast over (B, H, queries, keys); None where all is visible
-    )
+    mask: Tensor | None = None  # of attention, bool, over (B, H, queries, keys); None where all is visible
     padding_mask: Tensor | None = None  # (B, T, 1) bool, False beyond each row's length; None without padding
     keep: int = 0  # how many of the last keys the next chunk sees
     offset: int = 0  # position of the first query

@@ -242,9 +242,6 @@ def test_clear_errors(case, tmp_path):
     refused(ConfigError, "must be even", DACVAEConfig, latent_dim=7, prior_layers=4)
 
 
-# The flow prior
-
-
 def test_pulses_are_harmonics_at_one_level_and_phases_go_on_from_step_to_step(monkeypatch):
     monkeypatch.setattr(sources, "NOISE", 0.0)
     source = Pulses(240, 24000)

@@ -25,9 +25,6 @@ def model() -> FlowAE:
     return FlowAE(config).eval().requires_grad_(False)
 
 
-# Spectra
-
-
 def test_spectra_come_back_as_the_wave() -> None:
     wave = torch.from_numpy(speechlike(4800, sample_rate=RATE)).float()[None]
     spectra = Spectra(120, 0.3)
@@ -49,9 +46,6 @@ def test_noise_has_a_deviation_of_one() -> None:
 def test_velocity_leads_to_the_clean_spectra() -> None:
     x, clean, t = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.tensor([0.0, 0.5])
     torch.testing.assert_close(x + (1 - t)[:, None, None] * velocity(clean, x, t), clean)
-
-
-# Decoding
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -89,9 +83,6 @@ def test_seed_and_steps_decide(model: FlowAE) -> None:
     assert not np.array_equal(wave, model.decode(latents, steps=3)[0])
     refused(ConfigError, "at least 1", model.decode, latents, steps=0)
     refused(TokensError, "other weights", lambda: model.decode(replace(latents, fingerprint="0" * 16)))
-
-
-# Training
 
 
 def test_the_flow_is_learned(trainer_for: Build) -> None:

@@ -81,9 +81,6 @@ def difference(value: Tensor, wanted: Tensor) -> float:
     return float((value - wanted).abs().max())
 
 
-# The published layouts
-
-
 def test_published_names_and_shapes_of_the_release() -> None:
     with torch.device("meta"):
         analyzer, vocoder, hubert = SoCodec(SoCodecConfig()).to_published()
@@ -96,9 +93,6 @@ def test_published_names_and_shapes_of_the_release() -> None:
 
 def test_the_low_pass_filter() -> None:
     assert difference(torch.tensor(low_pass()), golden("parts")["aa.filter"].flatten()) <= 1e-7
-
-
-# HuBERT
 
 
 HUBERT_LENGTHS = CONFIG["cases"]["hubert_small"]["lengths"]
@@ -134,9 +128,6 @@ def test_hubert_of_silence_and_its_scaling() -> None:
     assert difference(features(torch.zeros(1920))[0][0], data["silence1920.features"]) <= 1e-5
     assert difference(normalised(wave(data["stage.pcm"]))[::8], data["stage.normalised"]) <= 1e-5
     assert difference(features(wave(data["stage.pcm"]))[0][0], data["stage.features"][0, :6]) <= 1e-5
-
-
-# Mel, speaker, analyzer
 
 
 def test_mel() -> None:
@@ -219,9 +210,6 @@ def test_whole_codec(samples: int) -> None:
         assert difference(sound, data[f"len{samples}.1d.wav"][:samples]) <= 1e-4
 
 
-# The vocoder
-
-
 @torch.inference_mode()
 def test_vocoder() -> None:
     data, vocoder = golden("parts"), small().vocoder
@@ -242,9 +230,6 @@ def test_snake_between_filters() -> None:
     data, activation = golden("parts"), small().vocoder.activation
     assert error(activation(data["aa.in"]), data["aa.out"]) <= 1e-5
     assert error(activation(data["aa.in1"]), data["aa.out1"]) <= 1e-5
-
-
-# Released sizes
 
 
 @pytest.mark.slow

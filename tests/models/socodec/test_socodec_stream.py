@@ -36,9 +36,6 @@ def tokens() -> vokens.Tokens:
     return small().encode([speechlike(40_000, seed=1), speechlike(40_000, seed=2)], RATE)
 
 
-# Streaming
-
-
 @pytest.mark.parametrize("sizes", [(21,), (1,) * 21, (3, 1, 10, 7), (20, 1)])
 def test_stream_equals_whole(tokens: vokens.Tokens, sizes: tuple[int, ...]) -> None:
     codec = small()
@@ -86,9 +83,6 @@ def test_windows_together_are_windows_alone(monkeypatch: pytest.MonkeyPatch) -> 
         alone = codec.tokenize(waves)
         monkeypatch.setattr(codec, "_groups", lambda sizes: [list(range(len(sizes)))])
         assert all(torch.equal(a, b) for a, b in zip(codec.tokenize(waves), alone, strict=True))
-
-
-# Long audio
 
 
 @pytest.mark.parametrize("plan", [(0, 5, 2), (1, 5, 2), (10, 5, 0), (23, 5, 7), (23, 40, 3)])
@@ -141,9 +135,6 @@ def test_a_long_voice_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
             assert error(speaker(mel), whole) <= 1e-5
 
 
-# Settings
-
-
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
 @pytest.mark.parametrize("frame_ms", [40, 120, 240])
 def test_every_configuration_of_the_paper(streams: int, frame_ms: int) -> None:
@@ -190,9 +181,6 @@ def test_hubert_in_half_precision() -> None:
         half = codec.hubert([normalised(wave(data["single1920.pcm"]))[: 1920 + 80]], [6])
     assert half.dtype == torch.float32
     assert 0 < difference(half, exact) <= 0.013
-
-
-# Weights
 
 
 def write_published(folder: Path, hubert: str) -> None:

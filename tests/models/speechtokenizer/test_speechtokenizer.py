@@ -95,9 +95,6 @@ def ragged(golden: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return wave, torch.tensor(LENGTHS)
 
 
-# Recorded outputs
-
-
 def test_codes_and_waves(case: tuple[Published, dict[str, Tensor]]) -> None:
     model, golden = case
     assert golden["margin"].min() > 1e-4
@@ -191,9 +188,6 @@ def test_released_sizes(name: str) -> None:
     assert close(codec.semantic(first)[..., ::12], golden["feature.every12dim"])
 
 
-# Rows and spans
-
-
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 1000])
 def test_spans_equal_the_whole(
     elu: Published, monkeypatch: pytest.MonkeyPatch, frames: int, threads: int
@@ -260,9 +254,6 @@ def test_an_error_in_a_thread_is_raised(
     refused(RuntimeError, "on purpose", lambda: elu.encode(torch.randn(1, 1, 5000)))
 
 
-# The published calls
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -321,9 +312,6 @@ def test_load_from_checkpoint(tmp_path: Path) -> None:
     speech, timbre = codec.decode(tokens.select(0, 1))[0], codec.decode(tokens.select(1, 8))[0]
     assert close(torch.from_numpy(speech), golden["wav.nq1"][0, 0, :2403])
     assert close(torch.from_numpy(timbre), golden["wav.st1"][0, 0, :2403])
-
-
-# Weights
 
 
 @pytest.mark.parametrize(("activation", "total"), [("ELU", 166), ("Snake", 192)])

@@ -87,8 +87,6 @@ class Autoencoder(Pretrained):
         moves = self.encoder.share.cpu() * std[: self.encoder.channels]
         return torch.cat([moves / moves.mean(), moves.new_ones(2 * SPECTRA)])
 
-    # What users call ---------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def encode(
         self,
@@ -150,8 +148,6 @@ class Autoencoder(Pretrained):
             for row, item in zip(rows, wave.float().cpu().numpy(), strict=True):
                 waves[row] = item[: int(latents.num_samples[row])].copy()
         return waves
-
-    # Batches -----------------------------------------------------------------------------------------------
 
     def encode_batch(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log of the standard deviation, (B, D, T) each, of wave (B, N), zero beyond lengths (B,) samples.
@@ -271,8 +267,6 @@ class DACVAE(Autoencoder):
         assert isinstance(self.decoder, SpectralDecoder)
         source = self.decoder.pulses_of(hertz(pitch))
         return VAEOutput(self.decoder(z, None, source)[:, 0], mean, log_std, flowed)
-
-    # Weights -----------------------------------------------------------------------------------------------
 
     def add_weight_norm(self) -> Self:
         """Add weight norm for training to all convolutions, as published, but the prior's, which start at zero."""

@@ -57,8 +57,6 @@ class SpeechTokenizer(Codec):
         parts = self.decoder, self.quantizer, self.hop_length
         return spans.decode(*parts, codes, lengths.cpu(), first_codebook)
 
-    # Weights -----------------------------------------------------------------------------------------------
-
     def add_weight_norm(self) -> Self:
         """Add weight norm to convolutions for training, as published; the function stays the same."""
         add_weight_norm(self)
