@@ -6,16 +6,18 @@ Recordings of --data, in order, are joined to long ones; the network sees each o
         [--weights FILE_OR_FOLDER] [--recordings 8] [--seconds 134] [--window 30] [--threads 2]
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from s3_exactness import SUFFIXES, options, random_release
+from torch import Tensor
 
 import vokens
 from vokens import audio
 from vokens.models.s3tokenizer import S3Tokenizer
-from vokens.models.s3tokenizer.long import WINDOW, seam_agreement
+from vokens.models.s3tokenizer.long import OVERLAP, WINDOW, windows
 
 
 def joined(folder: Path, count: int, samples: int, rate: int) -> list[np.ndarray]:
@@ -29,6 +31,25 @@ def joined(folder: Path, count: int, samples: int, rate: int) -> list[np.ndarray
     raise SystemExit(
         f"--data {folder} holds {held / rate:.0f} s of audio, {count * samples / rate:.0f} are needed"
     )
+
+
+def seam_agreement(
+    tokenize: Callable[[Tensor], Tensor], mel: Tensor, hop: int, size: int = WINDOW, overlap: int = OVERLAP
+) -> tuple[Tensor, Tensor]:
+    """Share (D,) of windowed ids that equal those of the whole recording, and their count (D,), for distances of
+    0 .. D - 1 tokens from the nearest seam.
+
+    tokenize: log-mel (n_mels, F) of any length -> ids (T,), in one piece.
+    mel: log-mel (n_mels, F), F > size. size, overlap: of the windows, in mel frames, multiples of 2 * hop.
+    """
+    plan = windows(mel.shape[1], hop, size=size, overlap=overlap)
+    merged = torch.cat([w.cut(tokenize(w.read(mel, hop))) for w in plan])
+    equal = (merged == tokenize(mel)).float()
+    seams = torch.tensor([w.end for w in plan[:-1]])  # first token after each seam
+    after = torch.arange(len(merged))[:, None] - seams
+    distance = torch.where(after < 0, -after - 1, after).amin(1)
+    count = torch.bincount(distance).float()
+    return torch.bincount(distance, equal.cpu()) / count.clamp(min=1), count.long()
 
 
 @torch.inference_mode()

@@ -404,7 +404,7 @@ def _open_onnx(path: Path, config: Any) -> Pretrained:
     graph, kind = read_onnx(path), system("s3tokenizer")
     if not kind.recognises_graph(graph):
         raise CheckpointError(
-            f'{path} is no released S3Tokenizer: a file that export_onnx wrote opens with backend="onnxruntime"'
+            f'{path} is no released S3Tokenizer: one that export_onnx wrote opens with backend="onnxruntime"'
         )
     codec = kind.from_onnx(graph, config)
     codec.name = path.stem if codec.name == codec.system else codec.name

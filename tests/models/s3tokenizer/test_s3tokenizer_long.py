@@ -1,7 +1,9 @@
 """S3Tokenizer over 30 s: no token is lost, the published merge to the id where asked for, bounded memory."""
 
 import json
+import runpy
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from vokens.errors import ConfigError
 from vokens.models.s3tokenizer import S3Tokenizer
-from vokens.models.s3tokenizer.long import log_mel, seam_agreement, windows
+from vokens.models.s3tokenizer.long import log_mel, windows
 
 LONG = CASES["long"]
 GOLDEN = load_file(FOLDER / "long.safetensors")
+SEAMS = Path(__file__).parents[3] / "benchmarks/quality/s3_seams.py"
 
 
 def long_codec(version: str, long_audio: str) -> S3Tokenizer:
@@ -68,18 +71,17 @@ def test_nothing_is_lost_and_the_rest_is_as_published(version: str) -> None:
 @given(frames=st.one_of(st.integers(1, 30_000), st.integers(1, 5_000_000)), hop=st.sampled_from([2, 4]))
 def test_every_frame_has_its_token(frames: int, hop: int) -> None:
     plan = windows(frames, hop)
-    spans = [(w.start // hop + w.first, w.start // hop + w.last) for w in plan]
-    assert spans[0][0] == 0
-    assert spans[-1][1] == -(-frames // hop)
-    assert all(one[1] == two[0] for one, two in pairwise(spans))
-    assert all(0 < w.end - w.start <= 3000 and w.last > w.first for w in plan)
+    assert plan[0].start == plan[0].left == 0
+    assert plan[-1].end == plan[-1].right == -(-frames // hop)
+    assert all(one.end == two.start for one, two in pairwise(plan))
+    assert all(w.left <= w.start < w.end <= w.right <= w.left + 3000 // hop for w in plan)
     assert len(plan) == (1 if frames <= 3000 else 1 - (3000 - frames) // 2600)
 
 
 @settings(max_examples=300, deadline=None)
 @given(frames=st.integers(1, 60_000), hop=st.sampled_from([2, 4]))
 def test_the_published_loss_is_the_known_one(frames: int, hop: int) -> None:
-    kept = sum(w.last - w.first for w in windows(frames, hop, published=True))
+    kept = sum(w.end - w.start for w in windows(frames, hop, published=True))
     count, cut = -(-frames // 2600), 200 // hop
     rest = -(-(frames - 2600 * (count - 1)) // hop)
     lost = min(cut, 2 * cut - rest) if count >= 3 and rest < 2 * cut else 0
@@ -97,9 +99,10 @@ def test_recorded_merges() -> None:
     ):
         case = json.loads((FOLDER / "merge.json").read_text())[name]
         plan = windows(frames, hop, published=True)
-        assert [-(-(w.end - w.start) // hop) for w in plan] == case["lengths"]
+        assert [w.right - w.left for w in plan] == case["lengths"]
         start = case["token_rate"] * 1000
-        runs = [[k * start + w.first, k * start + w.last - 1] for k, w in enumerate(plan) if w.last > w.first]
+        kept = [(k * start + w.start - w.left, w.end - w.start) for k, w in enumerate(plan)]
+        runs = [[first, first + count - 1] for first, count in kept if count]
         assert runs == case["merged_runs_inclusive"]
 
 
@@ -139,7 +142,9 @@ def test_memory_is_bounded_by_windows_per_forward() -> None:
         seen.clear()
 
 
-def test_agreement_by_distance_from_the_seam() -> None:
+def test_agreement_by_distance_from_the_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SEAMS.parent))
+    seam_agreement = runpy.run_path(str(SEAMS))["seam_agreement"]
     codec = long_codec("v2", "complete")
     mel = GOLDEN["mel"][:, :1000].float()
     share, count = seam_agreement(lambda part: codec.quantize(part[None])[0][0], mel, 4, size=400, overlap=80)

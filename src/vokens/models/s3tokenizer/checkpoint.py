@@ -71,9 +71,6 @@ def from_whisper(published: Mapping[str, Tensor]) -> State:
     return encoder
 
 
-# ONNX ------------------------------------------------------------------------------------------------------
-
-
 def recognises_graph(graph: OnnxGraph) -> bool:
     """Whether the node names are those of an S3Tokenizer."""
     names = {node.name for node in graph.nodes}
@@ -146,9 +143,6 @@ def _check_all_used(graph: OnnxGraph, known: set[str]) -> None:
             f"{len(unused)} weights of the graph have no place in an S3Tokenizer: "
             f"{', '.join(sorted(unused)[:4])}; it is of another model or version"
         )
-
-
-# Configuration ---------------------------------------------------------------------------------------------
 
 
 def configure(

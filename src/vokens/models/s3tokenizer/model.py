@@ -193,7 +193,7 @@ class S3Tokenizer(Codec):
         for wave in audio.load_all(source, self.sample_rate, sample_rate):
             mel = self.log_mel(torch.from_numpy(wave).to(self.device))
             for window in windows(mel.shape[1], self.config.hop):
-                piece = mel[None, :, window.start : window.end]
+                piece = window.read(mel[None], self.config.hop)
                 exact, sure = self._exactly(piece)
                 fast, margin = self._quickly(piece, None)
                 moved = max(moved, float(torch.where(fast == exact, (margin - sure).abs(), margin).max()))
@@ -202,19 +202,19 @@ class S3Tokenizer(Codec):
 
     def _tokenize(self, mels: Sequence[Tensor], alone: Callable[[int], Tensor]) -> list[Tensor]:
         """Ids (T,) of log-mels (n_mels, F) of any lengths; alone(row) computes one unbatched."""
-        published = self.config.long_audio == "published"
-        plans = [windows(mel.shape[1], self.config.hop, published) for mel in mels]
+        hop, published = self.config.hop, self.config.long_audio == "published"
+        plans = [windows(mel.shape[1], hop, published) for mel in mels]
         jobs = [(row, window) for row, plan in enumerate(plans) for window in plan]
-        sizes = [window.end - window.start for _, window in jobs]
+        pieces = [window.read(mels[row], hop) for row, window in jobs]
         parts: list[Tensor] = [torch.empty(0)] * len(jobs)
-        for group in batches(sizes, self._budget(), PADDING):
-            some = [jobs[job] for job in group]
-            results = self._decide([mels[row][:, window.start : window.end] for row, window in some])
-            for job, (row, window), (codes, sure) in zip(group, some, results, strict=True):
+        for group in batches([piece.shape[1] for piece in pieces], self._budget(), PADDING):
+            results = self._decide([pieces[job] for job in group])
+            for job, (codes, sure) in zip(group, results, strict=True):
+                row, window = jobs[job]
                 if not sure:
                     self.recomputed += 1
-                    codes = self._exactly(alone(row)[None, :, window.start : window.end])[0][0]
-                parts[job] = codes[window.first : window.last]
+                    codes = self._exactly(window.read(alone(row)[None], hop))[0][0]
+                parts[job] = window.cut(codes)
         kept = iter(parts)
         return [torch.cat([next(kept) for _ in plan]) for plan in plans]
 

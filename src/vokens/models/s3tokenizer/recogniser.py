@@ -173,8 +173,6 @@ class Recogniser(nn.Module):
         kept = {name: value for name, value in state.items() if name.startswith("encoder.")}
         return kept | {ours: state[name] for name, ours in names.items() if name in state}
 
-    # On disk -----------------------------------------------------------------------------------------------
-
     def save(self, path: str | Path) -> None:
         """Weights and settings as one safetensors file, which `open` reads."""
         settings = {"config": dataclasses.asdict(self.config), "head": dataclasses.asdict(self.head)}

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from vokens.config import build_config
 from vokens.errors import CheckpointError, ConfigError, needs_extra
+from vokens.models.pretrained import load
 from vokens.models.s3tokenizer.config import S3TokenizerConfig
 from vokens.models.s3tokenizer.export import METADATA
 from vokens.models.s3tokenizer.model import S3Tokenizer
-from vokens.onnx_file import read_onnx
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -92,8 +92,9 @@ def open_onnx(path: str | Path, *, device: str = "cpu", config: Any = None) -> O
         reason = str(error).splitlines()[0][:160]
         raise CheckpointError(f"ONNX Runtime cannot open {path}: {reason}") from error
     about = session.get_modelmeta().custom_metadata_map.get(METADATA)
-    if about is None:
-        return _released(session, Path(path), config)
+    if about is None:  # a released graph, whose nodes and weights torch reads
+        codec = load(path, config=config)
+        return OnnxS3Tokenizer(session, codec.config, codec.name, codec.fingerprint)
     known = json.loads(about)
     settings = build_config(S3TokenizerConfig, known["config"], str(path))
     return OnnxS3Tokenizer(session, settings, known["name"], known["fingerprint"])
@@ -105,13 +106,3 @@ def _providers(device: str, available: Sequence[str]) -> list[str]:
         usable = [name for name, provider in _PROVIDERS.items() if provider in available]
         raise ConfigError(f"device={device!r} was given: ONNX Runtime has {', '.join(usable)} here")
     return [_PROVIDERS[kind]] if kind == "cpu" else [_PROVIDERS[kind], _PROVIDERS["cpu"]]
-
-
-def _released(session: Any, path: Path, config: Any) -> OnnxS3Tokenizer:
-    """Open a released graph, recognised by its nodes and weights."""
-    graph = read_onnx(path)
-    if not S3Tokenizer.recognises_graph(graph):
-        raise CheckpointError(f"{path} is no S3Tokenizer: neither released nor written by export_onnx")
-    codec = S3Tokenizer.from_onnx(graph, config)
-    name = path.stem if codec.name == codec.system else codec.name
-    return OnnxS3Tokenizer(session, codec.config, name, codec.fingerprint)
