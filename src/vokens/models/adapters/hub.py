@@ -38,12 +38,13 @@ class HubCodec(Codec):
     classes: ClassVar[tuple[str, str]]  # of transformers: the network's and its config's
     network: Any  # a PreTrainedModel
 
-    def __init__(self, config: HubConfig) -> None:
+    def __init__(self, config: HubConfig, network: Any = None) -> None:
         super().__init__(config)
-        with _quiet():
-            self._set_up(self.network_class()(self.network_config(config.values)))
-
-    # What a tokenizer implements ---------------------------------------------------------------------------
+        if network is None:
+            with _quiet():
+                network = self.network_class()(self.network_config(config.values))
+        self.network = network
+        self.sample_rate, self.hop_length, self.codebook_sizes = self.sizes(network.config)
 
     def sizes(self, config: Any) -> tuple[int, int, tuple[int, ...]]:
         """Sample rate (Hz), samples of a frame, entries of each codebook, of a config of transformers."""
@@ -56,8 +57,6 @@ class HubCodec(Codec):
     def decode_row(self, codes: Tensor, first_codebook: int) -> Tensor:
         """Wave (1, 1, M), M at least T * hop_length less a few samples, of codes (1, K, T)."""
         raise NotImplementedError
-
-    # From and to transformers ------------------------------------------------------------------------------
 
     @classmethod
     def network_class(cls) -> Any:
@@ -97,16 +96,7 @@ class HubCodec(Codec):
     def of(cls, network: Any, values: dict[str, Any] | None = None) -> Self:
         """The codec around a network of transformers that is in memory."""
         values = json.loads(network.config.to_json_string()) if values is None else values
-        codec = cls.__new__(cls)
-        Codec.__init__(codec, HubConfig({k: v for k, v in values.items() if k not in _PASSING}))
-        codec._set_up(network)
-        return codec
-
-    def _set_up(self, network: Any) -> None:
-        self.network = network
-        self.sample_rate, self.hop_length, self.codebook_sizes = self.sizes(network.config)
-
-    # What `Codec` needs ------------------------------------------------------------------------------------
+        return cls(HubConfig({k: v for k, v in values.items() if k not in _PASSING}), network)
 
     def encode_batch(self, wave: Tensor, lengths: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
         frames = self.num_frames(lengths)

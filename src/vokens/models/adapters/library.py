@@ -31,8 +31,6 @@ class LibraryCodec(Codec):
         """The codec of a config; it has no files."""
         return cls(config) if isinstance(config, cls.Config) else None
 
-    # What a library implements -----------------------------------------------------------------------------
-
     def encode_row(self, wave: np.ndarray, frames: int) -> np.ndarray:
         """Codes (K, frames) of a wave (frames * hop_length,) float32 in [-1, 1]."""
         raise NotImplementedError
@@ -40,8 +38,6 @@ class LibraryCodec(Codec):
     def decode_row(self, codes: np.ndarray, first_codebook: int) -> np.ndarray:
         """Wave (T * hop_length,) float32 of codes (K, T), `delay` samples late."""
         raise NotImplementedError
-
-    # What `Codec` needs ------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:

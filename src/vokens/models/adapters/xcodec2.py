@@ -44,7 +44,7 @@ class XCodec2(HubCodec):
         return self.network.decode(audio_codes=codes).audio_values
 
 
-class NeuCodec(HubCodec):
+class NeuCodec(XCodec2):
     """`vokens.load("neuphonic/neucodec")`: encodes 16 kHz, decodes 24 kHz."""
 
     system = "neucodec"
@@ -76,9 +76,6 @@ class NeuCodec(HubCodec):
 
     def _encoder(self) -> "_Encoder":
         return _Encoder.of(self.network, self.config.values)
-
-    def decode_row(self, codes: Tensor, first_codebook: int) -> Tensor:
-        return self.network.decode(audio_codes=codes).audio_values
 
 
 class _Encoder(XCodec2):
