@@ -22,7 +22,7 @@ from vokens.errors import ConfigError
 from vokens.flow.noise import Generators, broadcast_generators
 from vokens.lm.sampling import SamplingParams
 from vokens.models.codec import Audio
-from vokens.models.pretrained import Pretrained
+from vokens.models.pretrained import Pretrained, load
 from vokens.one_or_list import one_or_list, type_name
 from vokens.text import front_end, normalise, sentences
 
@@ -266,8 +266,6 @@ def load_voice(
 
     Raises ConfigError for models that do not speak, and where this copy of the package has none.
     """
-    from vokens.models.pretrained import load
-
     model = load(source, **options)
     if decoder is not None:
         return speaker(model, load(decoder, **options))
@@ -288,8 +286,6 @@ def as_speaker(model: Pretrained, source: str | Path, **options: Any) -> Pretrai
 
 def _words_beside(model: Pretrained, source: str | Path, options: dict[str, Any]) -> Pretrained | None:
     """The language model of CosyVoice's folder, name or id, whose S3Gen is `model`; None where there is none."""
-    from vokens.models.pretrained import load
-
     if model.system != "s3gen":
         return None
     if name := registry.LANGUAGE_MODELS.get(str(source)):
