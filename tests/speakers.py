@@ -83,7 +83,6 @@ def tiny_uslm() -> USLM:
 
 def published_folder(folder: Path, release: str) -> Path:
     """CosyVoice's files under their names, reduced; of the networks, what shapes leave open is the release's."""
-    from cosyvoice3 import REDUCED
     from test_hift import REDUCED as VOCODER
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -103,7 +102,7 @@ def published_folder(folder: Path, release: str) -> Path:
     torch.manual_seed(0)
     lm = LearnableLM(LearnableLMConfig(sizes, None, release=release))
     lm.head.weight.data.normal_(0, 1.0)
-    flow = replace(REDUCED, decoder_num_mid_blocks=1)
+    flow = replace(reduced("cosyvoice3"), decoder_num_mid_blocks=1)
     if not third:
         few = {f"encoder_num_{kind}": 1 for kind in ("blocks", "up_blocks")}
         few |= {f"decoder_{kind}": 1 for kind in ("n_blocks", "num_mid_blocks")}

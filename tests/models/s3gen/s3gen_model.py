@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache
 
-from s3gen_weights import recorded, reduced, weight
+from s3gen_weights import reduced, weight
 from torch import Tensor
 
 from vokens.models.s3gen import S3GenModel
@@ -16,8 +15,6 @@ from vokens.models.s3gen.hift import HiFTNetModel
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.nn.campplus import CAMPPlus
 
-FOLDER = Path(__file__).parents[2] / "golden/s3gen"
-golden = partial(recorded, FOLDER)
 # What shapes do not say of the reduced networks.
 SETTINGS = {"decoder_num_heads": 2, "decoder_attention_head_dim": 24, "chunk_size": 5}
 
@@ -45,5 +42,4 @@ def build(dialect: str) -> S3GenModel:
     """A reduced model."""
     if dialect != "cosyvoice2":
         return S3GenModel.from_published(published(dialect), SETTINGS)
-    model = S3GenModel.from_published(published("chatterbox"), reduced("cosyvoice2"))
-    return model
+    return S3GenModel.from_published(published("chatterbox"), reduced("cosyvoice2"))

@@ -6,7 +6,7 @@ from importlib.resources import files
 import pytest
 import torch
 from conftest import refused
-from test_hift import REDUCED, build, random_mel
+from test_hift import REDUCED, random_mel, reduced_hift
 
 from vokens import audio
 from vokens.audio import LogMel
@@ -15,9 +15,9 @@ from vokens.errors import AudioError, ConfigError
 from vokens.models.s3gen.hift import HiFTNetModel
 
 
-@pytest.fixture(scope="module", params=["v1", "v2", "v3"])
+@pytest.fixture(params=["v1", "v2", "v3"])
 def model(request: pytest.FixtureRequest) -> HiFTNetModel:
-    return build(replace(REDUCED, source=request.param))
+    return reduced_hift(request.param)
 
 
 def stream(model: HiFTNetModel, mel: torch.Tensor, chunks: list[int], seeds: list[int]) -> list[torch.Tensor]:

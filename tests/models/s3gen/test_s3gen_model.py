@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused, seeded
-from s3gen_model import SETTINGS, build, golden, published
-from s3gen_weights import reduced
+from s3gen_model import SETTINGS, build, published
+from s3gen_weights import close, golden, ids, reduced
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -31,14 +31,6 @@ REFS = golden("embed_ref")
 
 def ref(case: str = "even24k") -> dict[str, Tensor]:
     return {k: REFS[f"{case}/{k}"] for k in ("prompt_token", "prompt_token_len", "prompt_feat", "embedding")}
-
-
-def ids(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(6561, (count,), generator=seeded(seed))
-
-
-def near(found: Tensor | np.ndarray, wanted: Tensor | np.ndarray, atol: float) -> None:
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(wanted), atol=atol, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +55,11 @@ def turbo() -> S3GenModel:
 def test_recorded_chatterbox(model: S3GenModel, case: str) -> None:
     recorded = golden("e2e_reduced_chatterbox")
     mel = model(recorded["tokens"], ref_dict=ref(case), generator=seeded(1100))
-    near(mel, recorded[f"{case}/mel"], 5e-5)
+    close(mel, recorded[f"{case}/mel"], 5e-5)
     torch.manual_seed(1100)  # as the published code is seeded
     wave, source = model.inference(recorded["tokens"], ref_dict=ref(case))
-    near(wave, recorded[f"{case}/wav"], 5e-4)
-    near(source[..., ::5], recorded[f"{case}/source_sub"], 5e-4)
+    close(wave, recorded[f"{case}/wav"], 5e-4)
+    close(source[..., ::5], recorded[f"{case}/source_sub"], 5e-4)
     assert not wave[:, :480].any()
 
 
@@ -75,10 +67,10 @@ def test_recorded_chatterbox(model: S3GenModel, case: str) -> None:
 def test_recorded_turbo(turbo: S3GenModel, steps: int) -> None:
     recorded = golden("e2e_reduced_chatterbox")
     mel = turbo(recorded["tokens"], ref_dict=ref(), n_cfm_timesteps=steps, generator=seeded(1400))
-    near(mel, recorded[f"meanflow/{steps}steps/mel"], 5e-5)
+    close(mel, recorded[f"meanflow/{steps}steps/mel"], 5e-5)
     options = {"n_cfm_timesteps": steps, "generator": seeded(1400)}
     wave, _ = turbo.inference(recorded["tokens"], ref_dict=ref(), **options)
-    near(wave[..., ::3], recorded[f"meanflow/{steps}steps/wav_sub"], 5e-4)
+    close(wave[..., ::3], recorded[f"meanflow/{steps}steps/wav_sub"], 5e-4)
 
 
 def cosyvoice_folder(folder: Path, state: dict[str, Tensor]) -> Path:
@@ -98,10 +90,10 @@ def test_recorded_cosyvoice2(state: dict[str, Tensor], tmp_path: Path) -> None:
     recorded = golden("e2e_reduced_cosyvoice2")
     for case in ("even24k", "odd24k"):
         voice = ref(case) | {"prompt_token": recorded[f"{case}/prompt_token"], "prompt_token_len": None}
-        near(found(recorded["tokens"], ref_dict=voice), recorded[f"{case}/mel"], 5e-5)
+        close(found(recorded["tokens"], ref_dict=voice), recorded[f"{case}/mel"], 5e-5)
         wave, source = found.inference(recorded["tokens"], ref_dict=voice, generator=seeded(1700))
-        near(wave, recorded[f"{case}/wav"], 5e-4)
-        near(source[..., ::5], recorded[f"{case}/source_sub"], 5e-4)
+        close(wave, recorded[f"{case}/wav"], 5e-4)
+        close(source[..., ::5], recorded[f"{case}/source_sub"], 5e-4)
     refused(ConfigError, "without a tokenizer", lambda: found.embed_ref(torch.zeros(24000), 24000))
 
 
@@ -110,11 +102,11 @@ def test_recorded_full_size() -> None:
     recorded, whole = golden("e2e_full"), S3GenModel.from_published(published("chatterbox", full=True), None)
     ref_dict = whole.embed_ref(recorded["ref_wav"], 24000)
     assert torch.equal(ref_dict["prompt_token"], recorded["ref/prompt_token"])
-    near(ref_dict["prompt_feat"], recorded["ref/prompt_feat"], 1e-4)
-    near(ref_dict["embedding"], recorded["ref/embedding"], 2e-5)
-    near(whole(recorded["tokens"], ref_dict=ref_dict, generator=seeded(1800)), recorded["mel"], 1e-4)
+    close(ref_dict["prompt_feat"], recorded["ref/prompt_feat"], 1e-4)
+    close(ref_dict["embedding"], recorded["ref/embedding"], 2e-5)
+    close(whole(recorded["tokens"], ref_dict=ref_dict, generator=seeded(1800)), recorded["mel"], 1e-4)
     wave, _ = whole.inference(recorded["tokens"], ref_dict=ref_dict, generator=seeded(1800))
-    near(wave[..., ::2], recorded["wav_sub"], 1e-3)
+    close(wave[..., ::2], recorded["wav_sub"], 1e-3)
 
 
 # Files
@@ -128,7 +120,7 @@ def test_saved_folder_opens_as_the_same_model(model: S3GenModel, tmp_path: Path)
     assert again.config.mel2wav.resblock_dilation_sizes == ((1, 3, 5),) * 3
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     assert json.loads((folder / "config.json").read_text())["model_type"] == "s3gen"
-    near(
+    close(
         again.inference(ids(3), ref_dict=ref(), seed=1)[0],
         model.inference(ids(3), ref_dict=ref(), seed=1)[0],
         0,
@@ -161,7 +153,7 @@ def test_parts_become_one_folder(model: S3GenModel, tmp_path: Path) -> None:
     folders = {"flow": model.flow, "mel2wav": model.mel2wav, "tokenizer": model.tokenizer}
     parts = {role: part.save_pretrained(tmp_path / role) for role, part in folders.items()}
     whole = S3GenModel.from_parts(**parts, speaker=model.speaker_encoder, name="mine")
-    near(
+    close(
         whole.inference(ids(3), ref_dict=ref(), seed=1)[0],
         model.inference(ids(3), ref_dict=ref(), seed=1)[0],
         0,
@@ -197,7 +189,7 @@ def test_graph_of_campplus_gives_its_weights(model: S3GenModel, tmp_path: Path) 
     features = torch.randn(1, 60, 80, generator=seeded(0))
     path = tmp_path / "campplus.onnx"
     torch.onnx.export(speaker, (features,), path, dynamo=False, input_names=["input"])
-    near(open_campplus(path)(features), speaker(features), 1e-4)
+    close(open_campplus(path)(features), speaker(features), 1e-4)
 
 
 # Batches, long text, precision
@@ -211,8 +203,8 @@ def test_ragged_batch_equals_single_runs(model: S3GenModel, option: str) -> None
     waves, sources = model.inference(rows, ref_dict=_batch(voices), **{option: [drawn(n) for n in seeds]})
     for row, (tokens, voice) in enumerate(zip(rows, voices, strict=True)):
         wave, source = model.inference(tokens, ref_dict=voice, **{option: [drawn(seeds[row])]})
-        near(waves[row, : wave.shape[1]], wave[0], 1e-4)
-        near(sources[row, :, : wave.shape[1]], source[0], 1e-4)
+        close(waves[row, : wave.shape[1]], wave[0], 1e-4)
+        close(sources[row, :, : wave.shape[1]], source[0], 1e-4)
         assert not waves[row, wave.shape[1] :].any()
 
 
@@ -229,7 +221,7 @@ def test_speak_sorts_batches_and_cuts(model: S3GenModel) -> None:
     waves = model.speak(rows, ref(), seed=[1, 2, 3], batch_seconds=0.3)
     assert [wave.shape for wave in waves] == [(n * 960,) for n in (2, 5, 3)]
     alone = model.speak(rows[1].tolist(), one_voice(ref()), seed=2)
-    near(waves[1], alone[0], 1e-4)
+    close(waves[1], alone[0], 1e-4)
     (odd,) = model.speak(rows[0], ref("odd24k"))
     assert odd.shape == (3 * 480,)  # Chatterbox's odd prompts cost a frame
 
@@ -246,14 +238,14 @@ def test_long_text_joins_pieces(turbo: S3GenModel, monkeypatch: pytest.MonkeyPat
         mel = turbo([ids(15), ids(3)], ref_dict=ref(case), seed=3)
         assert mel.shape == (2, 80, 30 - lost)
         first = turbo(ids(15)[:6], ref_dict=ref(case), seed=3)
-        near(mel[0, :, : 8 - lost], first[0, :, : 8 - lost], 1e-6)
+        close(mel[0, :, : 8 - lost], first[0, :, : 8 - lost], 1e-6)
         last = turbo(ids(15)[9:], ref_dict=ref(case), seed=3)
-        near(mel[0, :, -8:], last[0, :, -8:], 1e-6)
+        close(mel[0, :, -8:], last[0, :, -8:], 1e-6)
         short, _ = turbo.inference(ids(3), ref_dict=ref(case), seed=3)
-        near(wave[1, : short.shape[1]], short[0], 1e-5)
+        close(wave[1, : short.shape[1]], short[0], 1e-5)
         vocoded, whole = turbo.mel2wav.inference(mel[:1], seed=3)
-        near(wave[0, 960:], vocoded[0, 960:], 1e-4)
-        near(source[0], whole[0], 1e-5)
+        close(wave[0, 960:], vocoded[0, 960:], 1e-4)
+        close(source[0], whole[0], 1e-5)
 
 
 def test_half_precision_keeps_ids_and_references(state: dict[str, Tensor]) -> None:
@@ -284,7 +276,7 @@ def test_watermark_sees_each_whole_wave(model: S3GenModel) -> None:
     finally:
         model.watermark = None
     assert sorted(seen) == [(1920, 24000), (3840, 24000)]
-    near(marked[1], plain[1] * 0.5, 1e-6)
+    close(marked[1], plain[1] * 0.5, 1e-6)
 
 
 # Bad input

@@ -1,21 +1,17 @@
 """The reference voice of S3Gen against recorded ref_dicts of Chatterbox; batches, rates, bad input."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from conftest import refused, speechlike
-from s3gen_weights import weight
-from safetensors.torch import load_file
-from torch import Tensor
+from s3gen_weights import close, golden, weight
 
 from vokens.errors import AudioError
 from vokens.models.s3gen.voice import embed_ref
 from vokens.models.s3tokenizer import S3Tokenizer, S3TokenizerConfig
 from vokens.nn.campplus import CAMPPlus
 
-GOLDEN = load_file(Path(__file__).parents[2] / "golden/s3gen/embed_ref.safetensors")
+GOLDEN = golden("embed_ref")
 RATES = {"even24k": 24000, "odd24k": 24000, "from44k": 44100, "from16k": 16000, "silence": 24000}
 
 
@@ -28,23 +24,18 @@ def parts() -> dict[str, torch.nn.Module]:
     return {"tokenizer": S3Tokenizer.from_published(state, tokenizer.config), "speaker_encoder": speaker}
 
 
-def recorded_wave(name: str) -> Tensor:
-    wave = GOLDEN[f"{name}/wav"]
-    return wave.float() / 32768 if wave.dtype == torch.int16 else wave.float()
-
-
 @pytest.mark.parametrize("name", RATES)
 def test_recorded(parts, name: str) -> None:
-    ref = embed_ref(recorded_wave(name), RATES[name], cut_mel=False, allow_silent=True, **parts)
+    ref = embed_ref(GOLDEN[f"{name}/wav"], RATES[name], cut_mel=False, allow_silent=True, **parts)
     assert torch.equal(ref["prompt_token"], GOLDEN[f"{name}/prompt_token"])
     assert torch.equal(ref["prompt_token_len"], GOLDEN[f"{name}/prompt_token_len"])
     for key, atol in (("prompt_feat", 1e-4), ("embedding", 2e-5)):
-        torch.testing.assert_close(ref[key], GOLDEN[f"{name}/{key}"], atol=atol, rtol=0)
+        close(ref[key], GOLDEN[f"{name}/{key}"], atol)
 
 
 def test_two_frames_for_each_token(parts) -> None:
-    whole = embed_ref(recorded_wave("odd24k"), 24000, cut_mel=False, **parts)
-    cut = embed_ref(recorded_wave("odd24k"), 24000, **parts)
+    whole = embed_ref(GOLDEN["odd24k/wav"], 24000, cut_mel=False, **parts)
+    cut = embed_ref(GOLDEN["odd24k/wav"], 24000, **parts)
     assert whole["prompt_feat"].shape == (1, 9, 80)
     assert cut["prompt_feat"].shape == (1, 8, 80)
     assert cut["prompt_feat_len"].tolist() == [8]
@@ -67,7 +58,7 @@ def test_batch_equals_single(parts, rate: int) -> None:
         assert torch.equal(together["prompt_token"][row, :tokens], alone["prompt_token"][0])
         for key in ("prompt_feat", "embedding"):
             value = together[key][row, : alone[key].shape[1]]
-            torch.testing.assert_close(value, alone[key][0], atol=2e-5, rtol=0)
+            close(value, alone[key][0], 2e-5)
         assert not together["prompt_token"][row, tokens:].any()
         assert not together["prompt_feat"][row, frames:].any()
 

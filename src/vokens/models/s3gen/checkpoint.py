@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vokens.checkpoint import NameTable, State, count_of, fold_weight_norm, unfold_weight_norm
 from vokens.config import build_config
-from vokens.errors import CheckpointError
+from vokens.errors import CheckpointError, ConfigError
 from vokens.models.s3gen.config import MEANFLOW, S3GEN_24K, HiFTNetConfig, S3GenConfig
 from vokens.nn.attention import rotary_rates
 
@@ -220,7 +220,6 @@ def flow_sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[st
 
 # HiFT ------------------------------------------------------------------------------------------------------
 
-_PREFIXES = ("mel2wav.", "generator.")  # Chatterbox's whole model, CosyVoice's GAN training
 _BLOCKS = [(blocks, k) for blocks in ("resblocks", "source_resblocks") for k in (1, 2)]
 _PLAIN = ("source_downs.{i}", "f0_predictor.classifier", "m_source.l_linear")  # published without weight norm
 _NORMED = ("conv_pre", "conv_post", "ups.{i}", "f0_predictor.condnet.{i}")
@@ -238,30 +237,12 @@ Spelling = Literal["parametrizations", "weight_g", "folded"]
 _NEWER = ".parametrizations.weight.original"
 
 
-def is_causal(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of CosyVoice 3's vocoder: names are CosyVoice 2's, kernels are not.
-
-    Raises CheckpointError for a vocoder whose parts are of different releases, or that lacks them.
-    """
-    widths = {
-        _bare(key).split(".weight")[0].split(".parametrizations")[0]: value.shape[-1]
-        for key, value in state.items()
-        if re.search(r"\.(weight|weight_v|weight\.original1)$", key)
-    }
-    kernels = widths.get("conv_pre"), widths.get("f0_predictor.condnet.0")
-    if kernels not in ((7, 3), (5, 4)):
-        raise CheckpointError(
-            f"kernels of {kernels[0]} in conv_pre and {kernels[1]} in f0_predictor.condnet.0 were given: 7 and 3 "
-            "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or of two models"
-        )
-    return kernels == (5, 4)
-
-
 def hift_from_published(state: Mapping[str, Tensor]) -> State:
-    """Weights by our names, weight norm folded, of a published state dict with or without a prefix."""
-    bare = {_bare(key): value for key, value in state.items()}
+    """Weights by our names, weight norm folded, of a published state dict, alone or under the prefix that it has in
+    Chatterbox's whole model or in CosyVoice's GAN training."""
+    bare = {re.sub("^(mel2wav|generator)\\.", "", key): value for key, value in state.items()}
     if len(bare) < len(state):
-        raise CheckpointError(f"a tensor occurs twice, with and without one of {_PREFIXES}: damaged file")
+        raise CheckpointError("a tensor occurs twice, with and without mel2wav. or generator.: damaged file")
     ours = HIFT_TABLE.to_ours(fold_weight_norm(bare))
     return {key: value[None, :, None] if key.endswith(".alpha") else value for key, value in ours.items()}
 
@@ -283,34 +264,39 @@ def hift_to_published(state: Mapping[str, Tensor], spelling: Spelling = "paramet
     }
 
 
-def _bare(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
+def hift_config(state: Mapping[str, Tensor], source: str | None) -> HiFTNetConfig:
+    """The config of the 24 kHz vocoder with the sizes of weights by our names and the sines of `source`.
 
-
-def hift_config(state: Mapping[str, Tensor], source: str) -> HiFTNetConfig:
-    """The config of the 24 kHz vocoder with the sizes of published weights and the sines of `source`.
-
-    Raises CheckpointError where source and weights are not both CosyVoice 3's, or neither.
+    Names are those of every release, kernels tell CosyVoice 3, whose source is "v3" and may be None. Raises
+    CheckpointError for parts of different releases, or a source of another; ConfigError for no source.
     """
-    causal = is_causal(state)
+    try:
+        kernels = [state[f"{name}.weight"].shape[-1] for name in ("conv_pre", "f0_predictor.condnet.0")]
+        width, bands = state["conv_pre.weight"].shape[:2]
+        sizes = {
+            "base_channels": width,
+            "in_channels": bands,
+            "f0_predictor_in_channels": bands,
+            "f0_predictor_cond_channels": state["f0_predictor.classifier.weight"].shape[1],
+            "nb_harmonics": state["m_source.l_linear.weight"].shape[1] - 1,
+        }
+    except KeyError as error:
+        raise CheckpointError(f"the vocoder lacks {error}: it is damaged or of another model") from error
+    if kernels not in ([7, 3], [5, 4]):
+        raise CheckpointError(
+            f"kernels of {kernels[0]} in conv_pre and {kernels[1]} in f0_predictor.condnet.0 were given: 7 and 3 "
+            "(Chatterbox, CosyVoice 2) or 5 and 4 (CosyVoice 3) are accepted; the file is damaged or of two models"
+        )
+    causal = kernels == [5, 4]
+    source = "v3" if source is None and causal else source
+    if source is None:
+        raise ConfigError(
+            'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '
+            '"v2" (CosyVoice 2)'
+        )
     if causal != (source == "v3"):
         raise CheckpointError(
             f"the vocoder is {'' if causal else 'not '}CosyVoice 3's and sines of {source} were given: a flow "
             "and a vocoder of one release belong together"
         )
-    ours = hift_from_published(state)
-    try:
-        width, bands = ours["conv_pre.weight"].shape[:2]
-        sizes = {
-            "base_channels": width,
-            "in_channels": bands,
-            "f0_predictor_in_channels": bands,
-            "f0_predictor_cond_channels": ours["f0_predictor.classifier.weight"].shape[1],
-            "nb_harmonics": ours["m_source.l_linear.weight"].shape[1] - 1,
-            "source": source,
-        }
-    except KeyError as error:
-        raise CheckpointError(f"the vocoder lacks {error}: it is damaged or of another model") from error
-    return build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes, "the vocoder's config")
+    return build_config(HiFTNetConfig, asdict(S3GEN_24K) | sizes | {"source": source}, "the vocoder's config")

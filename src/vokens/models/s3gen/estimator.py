@@ -10,7 +10,6 @@ head, as published; the other heads know no order.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -30,6 +29,8 @@ TIME_WIDTH = 256
 _PARTS = 6  # of a block's modulation: shift, scale, gate of attention, then of the feed-forward
 
 Turn = Callable[[Tensor], Tensor]
+# The share of mu, speaker and prompt in what reads x first, each (B, T, C): of `Estimator` convolution and shortcut.
+Conditions = tuple[Tensor, ...]
 
 
 class TimeEmbedding(nn.Module):
@@ -156,17 +157,6 @@ class Stage(nn.Module):
         return x
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """The share of mu, speaker and prompt in what reads x first: here convolution and shortcut, each (B, T, C)."""
-
-    parts: tuple[Tensor, ...]
-
-    def rows(self, count: int) -> "Conditions":
-        """Of the first `count` rows of the batch."""
-        return Conditions(tuple(part[:count] for part in self.parts))
-
-
 class Estimator(nn.Module):
     """The velocity (B, T, mel_bins) of x (B, T, mel_bins), given its conditions and its time."""
 
@@ -197,7 +187,7 @@ class Estimator(nn.Module):
         resnet = self.first.resnet
         conv, short = resnet.block1.conv, resnet.shortcut
         y = windowed(with_left_context(conv, given, 2, state), conv.weight[:, self.bins :], conv.bias)
-        return Conditions((y, windowed(given, short.weight[:, self.bins :], short.bias)))
+        return y, windowed(given, short.weight[:, self.bins :], short.bias)
 
     def forward(self, x: Tensor, shifts: Tensor, conditions: Conditions, context: Context) -> Tensor:
         """The velocity at x (B, T, mel_bins), zero beyond each row's length.
@@ -205,7 +195,7 @@ class Estimator(nn.Module):
         shifts: (B or 1, stages, C), rows of the table from `shifts`. conditions: from `conditions`.
         context: with a stream's state at this evaluation.
         """
-        state, x = context.state, x.to(conditions.parts[0].dtype)
+        state, x = context.state, x.to(conditions[0].dtype)
         shift = shifts[:, :, None].unbind(1)
         x = self._first(x, shift[0], conditions, state)
         skip = self.first.transform(x, context)
@@ -218,7 +208,7 @@ class Estimator(nn.Module):
 
     def _first(self, x: Tensor, shift: Tensor, conditions: Conditions, state: StreamState | None) -> Tensor:
         """The first resnet, whose input is x beside the conditions."""
-        resnet, (conv, shortcut) = self.first.resnet, conditions.parts
+        resnet, (conv, shortcut) = self.first.resnet, conditions
         first = resnet.block1.conv
         y = windowed(with_left_context(first, x, 2, state), first.weight[:, : self.bins]) + conv
         short = windowed(x, resnet.shortcut.weight[:, : self.bins]) + shortcut
@@ -298,8 +288,6 @@ class DiT(nn.Module):
         self._times: list[tuple[float, ...]] = []  # that are kept, where the weights of time are given back
         self.register_buffer("_table", torch.empty(0), persistent=False)
 
-    # Time --------------------------------------------------------------------------------------------------
-
     def shifts(self, t: Tensor, r: Tensor | None = None) -> Tensor:
         """Table (M, 6 blocks + 2, C) of what times t (M,), and for MeanFlow the ends r (M,), do in each block."""
         if self._times:
@@ -334,18 +322,16 @@ class DiT(nn.Module):
             )
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    # Velocity ----------------------------------------------------------------------------------------------
-
     def conditions(
         self, mu: Tensor, speaker: Tensor, prompt: Tensor, state: StreamState | None = None
     ) -> Conditions:
         """The share of mu, prompt (B, T, mel_bins) and speaker (B, mel_bins) in the first layer, its bias included."""
         given = torch.cat([prompt, mu, speaker[:, None].expand_as(mu)], 2)
-        return Conditions((linear(given, self.first.weight[:, self.bins :], self.first.bias),))
+        return (linear(given, self.first.weight[:, self.bins :], self.first.bias),)
 
     def forward(self, x: Tensor, shifts: Tensor, conditions: Conditions, context: Context) -> Tensor:
         """The velocity at x, arguments as of `Estimator`; zero beyond each row's length."""
-        (given,) = conditions.parts
+        (given,) = conditions
         x = linear(x.to(given.dtype), self.first.weight[:, : self.bins]) + given
         x = x + self.conv2(self.conv1(x, context.state), context.state)
         turn = first_head_turn(context.offset, x.shape[1], self.head_width, x.device)

@@ -191,7 +191,7 @@ class TokenToMel(Pretrained):
             rate, own = schedule.guidance[number], contexts[number]
             shifts = schedule.shifts[number : number + 1]
             if not rate:
-                return self.estimator(x, shifts, conditions.rows(len(x)), own).float()
+                return self.estimator(x, shifts, tuple(part[: len(x)] for part in conditions), own).float()
             return guide(self.estimator(torch.cat([x, x]), shifts, conditions, own.repeated(2)).float(), rate)
 
         return integrate(velocity, noise, schedule.grid, schedule.solver)

@@ -19,9 +19,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from vokens.checkpoint import fold_weight_norm
 from vokens.errors import AudioError, ConfigError
 from vokens.models.pretrained import Pretrained
-from vokens.models.s3gen.checkpoint import hift_config, hift_from_published, is_causal
+from vokens.models.s3gen.checkpoint import hift_config, hift_from_published
 from vokens.models.s3gen.config import HiFTNetConfig
-from vokens.models.s3gen.source import Draws, HarmonicSource, KeyedDraws, PublishedDraws, ReleasedDraws, exact
+from vokens.models.s3gen.source import Draws, GivenDraws, HarmonicSource, KeyedDraws, ReleasedDraws, exact
 from vokens.nn.float32 import Float32
 from vokens.nn.padding import WHOLE, Padding, RaggedPadding, StreamPadding, side_by_side
 from vokens.nn.product import Linear, linear
@@ -278,7 +278,7 @@ class HiFTNetModel(Pretrained):
         elif generator is None and self.config.source == "v3":
             draws = ReleasedDraws(len(rows), sines)
         else:
-            draws = PublishedDraws(generator, [n * hop for n in rows], sines, self.config.source)
+            draws = GivenDraws.published(generator, [n * hop for n in rows], sines, self.config.source)
         mel = speech_feat.to(self.device)
         f0 = padding.clear(self.f0_predictor(mel, padding)[:, None])[:, 0]
         source = padding.clear(self.m_source(f0, draws, padding))
@@ -389,16 +389,14 @@ class HiFTNetModel(Pretrained):
 
         A network with other settings takes its whole HiFTNetConfig.
         """
+        ours = hift_from_published(state)
         if not isinstance(config, HiFTNetConfig):
-            if config is None and is_causal(state):
-                config = {"source": "v3"}
-            if not isinstance(config, Mapping) or set(config) != {"source"}:
+            if config is not None and (not isinstance(config, Mapping) or set(config) != {"source"}):
                 raise ConfigError(
-                    'a vocoder alone does not say which sines drive it: give config={"source": "v1"} (Chatterbox) or '
-                    '"v2" (CosyVoice 2)'
+                    f'config={config!r} was given: {{"source": "v1"}} or "v2" says which sines drive it'
                 )
-            config = hift_config(state, config["source"])
-        return cls.with_weights(config, hift_from_published(state), "of the vocoder")
+            config = hift_config(ours, None if config is None else config["source"])
+        return cls.with_weights(config, ours, "of the vocoder")
 
     @classmethod
     def remove_weight_norm(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -161,10 +161,7 @@ class S3GenModel(Pretrained):
         """The voice of one recording, as in `Codec.encode`, which also remembers its prompt for streams."""
         if ref_sr is None or not isinstance(ref_wav, Tensor | np.ndarray):
             ref_wav, ref_sr = audio.load(ref_wav, source_rate=ref_sr)
-        voices = voices_of(self.embed_ref(ref_wav, ref_sr))
-        if len(voices) != 1:
-            raise AudioError(f"{len(voices)} recordings were given: voice() takes one, embed_ref a batch")
-        return voices[0]
+        return one_voice(self.embed_ref(ref_wav, ref_sr))
 
     # As published ------------------------------------------------------------------------------------------
 

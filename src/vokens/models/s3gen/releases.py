@@ -110,9 +110,6 @@ def find_part(folder: Path, stem: str) -> Path | None:
     return next((path for suffix in _SUFFIXES if (path := folder / f"{stem}{suffix}").exists()), None)
 
 
-# Parts -----------------------------------------------------------------------------------------------------
-
-
 def join(
     cls: type,
     flow: TokenToMel,

@@ -7,6 +7,7 @@ the published order of draws, or a hash of (seed, harmonic, sample), which no ba
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,35 +33,40 @@ class Draws(Protocol):
         ...
 
 
-class PublishedDraws:
-    """The draws of the published code, in its order: seeded, a batch of one gives its samples.
+@dataclass(frozen=True)
+class GivenDraws:
+    """Draws that are at hand: turns (B, H, 1) and values (B, H, N)."""
 
-    generator: None for torch's own; or one per row, and rows are independent of each other.
-    samples: of each row. sines: harmonics. version: of the source ("v1", "v2" or "v3", which has one noise for
-    all rows of a generator).
-    """
+    turns: Tensor
+    values: Tensor
 
-    def __init__(
-        self,
+    def phase(self, device: torch.device) -> Tensor:
+        return self.turns.to(device)
+
+    def noise(self, start: int, count: int, device: torch.device) -> Tensor:
+        return self.values[..., start : start + count].to(device)
+
+    @classmethod
+    def published(
+        cls,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         samples: Sequence[int],
         sines: int,
         version: str,
-    ) -> None:
+    ) -> "GivenDraws":
+        """The draws of the published code, in its order: seeded, a batch of one gives its samples.
+
+        generator: None for torch's own; or one per row, and rows are independent of each other.
+        samples: of each row. sines: harmonics. version: of the source ("v1", "v2" or "v3", which has one noise for
+        all rows of a generator).
+        """
         if generator is None or isinstance(generator, torch.Generator):
-            self._phase, self._noise = _published(generator, len(samples), max(samples), sines, version)
-            return
+            return cls(*_published(generator, len(samples), max(samples), sines, version))
         if len(generator) != len(samples):
             raise ConfigError(f"{len(generator)} generators were given for {len(samples)} rows")
         rows = [_published(one, 1, n, sines, version) for one, n in zip(generator, samples, strict=True)]
-        self._phase = torch.cat([phase for phase, _ in rows])
-        self._noise = torch.cat([F.pad(noise, (0, max(samples) - noise.shape[-1])) for _, noise in rows])
-
-    def phase(self, device: torch.device) -> Tensor:
-        return self._phase.to(device)
-
-    def noise(self, start: int, count: int, device: torch.device) -> Tensor:
-        return self._noise[..., start : start + count].to(device)
+        noise = [F.pad(noise, (0, max(samples) - noise.shape[-1])) for _, noise in rows]
+        return cls(torch.cat([phase for phase, _ in rows]), torch.cat(noise))
 
 
 def _published(

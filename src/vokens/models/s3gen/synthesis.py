@@ -211,9 +211,6 @@ def marked(watermark: Watermark, rate: int, waves: Tensor, counts: Sequence[int]
     return waves
 
 
-# Tokens ----------------------------------------------------------------------------------------------------
-
-
 def rows_of(tokens: Ids, lengths: Tensor | None = None) -> list[Tensor]:
     """Rows of tokens (N,), (B, N), or a list of (N,), each cut to its length."""
     if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):

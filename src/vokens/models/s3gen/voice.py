@@ -128,7 +128,9 @@ def one_voice(given: VoiceLike, spoken: str = "") -> ReferenceVoice:
     """The only voice of what was given."""
     voices = voices_of(given, spoken)
     if len(voices) != 1:
-        raise AudioError(f"{len(voices)} voices were given: a stream has one")
+        raise AudioError(
+            f"{len(voices)} voices were given: one is accepted; embed_ref and speak take a batch"
+        )
     return voices[0]
 
 
@@ -144,9 +146,6 @@ def _tensor(given: Mapping[str, Any], key: str) -> Tensor:
     if not isinstance(value, Tensor | np.ndarray):
         raise AudioError(f"{key} is a {type(value).__name__}: a tensor or an array is accepted")
     return torch.as_tensor(value)
-
-
-# From a recording ------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

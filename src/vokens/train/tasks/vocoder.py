@@ -21,7 +21,7 @@ from vokens.config import build_config
 from vokens.errors import ConfigError
 from vokens.models.s3gen.config import S3GEN_24K, HiFTNetConfig
 from vokens.models.s3gen.hift import HiFTNetModel
-from vokens.models.s3gen.source import Draws, PublishedDraws
+from vokens.models.s3gen.source import Draws, GivenDraws
 from vokens.nn.discriminators import MultiPeriodDiscriminator, MultiResolutionDiscriminator
 from vokens.nn.masks import padding_mask
 from vokens.train import losses as L
@@ -173,7 +173,7 @@ class VocoderTrainer(CropTrainer[VocoderConfig, VocoderLearner]):
         """Noise of the source for the rows (B, N) of a micro-batch."""
         config, (rows, samples) = self.model.vocoder.config, wave.shape
         generators = self.row_generators(number, rows)
-        return PublishedDraws(generators, [samples] * rows, config.nb_harmonics + 1, config.source)
+        return GivenDraws.published(generators, [samples] * rows, config.nb_harmonics + 1, config.source)
 
     @torch.inference_mode()
     def validate(self, board: Board | None = None) -> dict[str, float]:
