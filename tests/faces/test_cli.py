@@ -16,10 +16,12 @@ from vokens.install import install_line
 from vokens.tokens import Tokens
 
 
-def test_overview_names_every_verb(capsys):
+def test_overview_names_every_verb_and_version_the_version(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name}" in text for name in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vokens {vokens.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -33,11 +35,6 @@ def test_every_verb_explains_itself_to_people(words, capsys):
         assert odd not in page
     for line in page.splitlines():
         assert len(re.findall(r"vokens [a-z]+ [^ ]+", line)) <= 1, line  # one example a line
-
-
-def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"vokens {vokens.__version__}\n"
 
 
 def test_what_cannot_be_parsed_is_exit_2(capsys):

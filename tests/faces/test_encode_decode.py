@@ -74,9 +74,6 @@ def is_sound(path, wave, atol=2e-4):
     np.testing.assert_allclose(soundfile.read(path)[0], wave.clip(-1, 1), atol=atol)
 
 
-# encode and decode
-
-
 def test_a_folder_gives_what_each_file_gives_alone(corpus, codec, run):
     ran = [
         run("encode", corpus / "in", "-o", corpus / "tok"),
@@ -245,9 +242,6 @@ def test_a_device_that_is_not_here(tiny_codec_folder):
         with pytest.raises(ConfigError, match=rf"device '{device}' cannot be used here: use auto, cpu"):
             vokens.load(tiny_codec_folder, device=device)
     assert vokens.load(tiny_codec_folder, device="auto").device.type in ("cpu", "cuda")
-
-
-# roundtrip
 
 
 def test_writes_sound_and_picture_and_prints_the_numbers(tmp_path, run):

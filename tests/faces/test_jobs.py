@@ -1,6 +1,7 @@
 """Inputs and outputs of the verbs are paired before any work, and codebooks are counted from one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import refused
@@ -9,7 +10,6 @@ from vokens.cli.jobs import Job, Source, find_sources, plan
 from vokens.cli.options import codebook_range
 from vokens.errors import ConfigError
 
-PLAN = {"suffixes": (".wav", ".flac"), "outputs": (".vok", ".json"), "suffix": None, "overwrite": False}
 FILES = ("in/a.wav", "in/sub/b.flac", "in/sub/c.wav", "in/notes.txt", "in/._a.wav")
 
 
@@ -26,10 +26,16 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def targets(inputs, output, below, **changed):
-    """The outputs of `plan`, by their paths below a folder."""
-    jobs = plan([str(path) for path in inputs], None if output is None else str(output), **PLAN | changed)
-    return [job.target.relative_to(below).as_posix() for job in jobs]
+def planned(inputs, output, format=None):
+    """The jobs of a verb's arguments."""
+    output = None if output is None else str(output)
+    arguments = SimpleNamespace(inputs=[*map(str, inputs)], output=output, format=format, overwrite=False)
+    return plan(arguments, (".wav", ".flac"), (".vok", ".json"))
+
+
+def targets(inputs, output, below, format=None):
+    """The outputs of a plan, by their paths below a folder."""
+    return [job.target.relative_to(below).as_posix() for job in planned(inputs, output, format)]
 
 
 def test_linked_folders_and_loops(tmp_path):
@@ -67,23 +73,23 @@ def test_a_file_with_glob_characters_is_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("output", "suffix", "expected"),
+    ("output", "format", "expected"),
     [
         (None, None, "in/a.vok"),
         ("x.json", None, "x.json"),
         ("new", None, "new/a.vok"),
         ("v1.0/", None, "v1.0/a.vok"),
-        (None, ".json", "in/a.json"),
+        (None, "json", "in/a.json"),
     ],
 )
-def test_one_file_goes_beside_itself_or_where_told(corpus, output, suffix, expected):
+def test_one_file_goes_beside_itself_or_where_told(corpus, output, format, expected):
     output = output and f"{corpus}/{output}"
-    assert targets([corpus / "in/a.wav"], output, corpus, suffix=suffix) == [expected]
+    assert targets([corpus / "in/a.wav"], output, corpus, format) == [expected]
 
 
 def test_standard_output_and_input(corpus):
-    assert plan([str(corpus / "in/a.wav")], "-", **PLAN)[0].target is None
-    assert plan(["-"], None, **PLAN) == [Job(Source(None, Path("stdin")), None, ".vok")]
+    assert planned([corpus / "in/a.wav"], "-")[0].target is None
+    assert planned(["-"], None) == [Job(Source(None, Path("stdin")), None, ".vok")]
 
 
 def test_the_same_file_twice_is_one_job(corpus):
@@ -91,25 +97,25 @@ def test_the_same_file_twice_is_one_job(corpus):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "output", "changed", "message"),
+    ("inputs", "output", "format", "message"),
     [
-        ([], None, {}, "no input"),
-        (["-", "-"], "x.vok", {}, "twice"),
-        (["in/a.wav", "in/sub/c.wav"], "x.vok", {}, "2 inputs cannot become one file"),
-        (["in"], "-", {}, "3 inputs cannot share standard output"),
-        (["in/a.wav"], "x.aiff", {}, "use .vok, .json"),
-        (["in/a.wav"], "README", {}, "README has no suffix"),
-        (["in/a.wav"], "x.vok", {"suffix": ".json"}, "disagree"),
-        (["in/nothing*"], None, {}, "no file matches"),
-        (["empty"], None, {}, "no file below empty"),
-        (["in/a.wav", "more/a.wav"], "out/", {}, r"in/a\.wav and more/a\.wav would both become"),
+        ([], None, None, "no input"),
+        (["-", "-"], "x.vok", None, "twice"),
+        (["in/a.wav", "in/sub/c.wav"], "x.vok", None, "2 inputs cannot become one file"),
+        (["in"], "-", None, "3 inputs cannot share standard output"),
+        (["in/a.wav"], "x.aiff", None, "use .vok, .json"),
+        (["in/a.wav"], "README", None, "README has no suffix"),
+        (["in/a.wav"], "x.vok", "json", "disagree"),
+        (["in/nothing*"], None, None, "no file matches"),
+        (["empty"], None, None, "no file below empty"),
+        (["in/a.wav", "more/a.wav"], "out/", None, r"in/a\.wav and more/a\.wav would both become"),
     ],
 )
-def test_what_cannot_be_paired_is_refused(inputs, output, changed, message, corpus, monkeypatch):
+def test_what_cannot_be_paired_is_refused(inputs, output, format, message, corpus, monkeypatch):
     monkeypatch.chdir(corpus)
     (corpus / "empty").mkdir()
     touch(corpus / "README", corpus / "more/a.wav")
-    refused(ConfigError, message, plan, inputs, output, **PLAN | changed)
+    refused(ConfigError, message, planned, inputs, output, format)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_uslm_with_its_codec(here):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["Hi"], "found here: runs/uslm/model"),
+        (["Hi"], "not in this copy of vokens"),
         ([], "neither was given"),
         (["Hi", "--file", "x"], "both were given"),
         (["Hi", "-o", "x.txt", "-m", "learnable"], "ends in .txt"),

@@ -44,23 +44,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    try:
+
+    def work() -> int:
         run, args = _command(words)
-        code = run(args)
+        return run(args)
+
+    try:
+        return exit_code("vokens", work, debug)
+    except SystemExit as stop:  # tyro has printed its help or its error
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def exit_code(command: str, work: Callable[[], int], debug: bool = False) -> int:
+    """The exit code that `work` returns, or that of its error, of which one line goes to standard error."""
+    try:
+        code = work()
         sys.stdout.flush()  # a closed pipe raises here, not while Python shuts down
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except KeyboardInterrupt:
-        print("vokens: interrupted", file=sys.stderr)
+        print(f"{command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except SystemExit as stop:  # tyro has printed its help or its error
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (VokensError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"vokens: error: {one_line(error)}", file=sys.stderr)
+        print(f"{command}: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -75,12 +85,10 @@ def _share_cores() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
     return " ".join(str(error).split())
 
 
 def _command(words: list[str]) -> tuple[Callable[[Any], int], Any]:
-    """The function that runs a command line, and its arguments."""
     if not words or words[0] in ("-h", "--help"):
         return _print_overview, 0 if words else 2
     if words[0] == "--version":
@@ -96,7 +104,6 @@ def _command(words: list[str]) -> tuple[Callable[[Any], int], Any]:
 
 
 def module_of(verb: str) -> Any:
-    """The module of a verb."""
     return import_module(f"vokens.cli.{verb.replace('-', '_')}")
 
 

@@ -5,27 +5,22 @@
 vokens convert-voice in.wav --voice ref.wav -o out.wav    vokens convert-voice speech/ --voice ref.wav -o converted/
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from vokens import registry
 from vokens.audio_suffixes import AUDIO_SUFFIXES
-from vokens.cli.conversion import convert
 from vokens.cli.encode import read_audio
 from vokens.cli.jobs import Job
-from vokens.cli.options import Compute, Inputs, Output
-from vokens.cli.speak import Speech, sound_jobs, spoken
+from vokens.cli.options import Output
+from vokens.cli.speak import Speech, sound_jobs, speak
 from vokens.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Arguments:
-    inputs: Inputs
-    """Recordings, folders, quoted globs, or - for standard input."""
-    speech: Speech
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Speech):
     output: Output = None
     """File, folder or - for standard output; required."""
-    compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
@@ -38,4 +33,4 @@ def run(arguments: Arguments) -> int:
     def tokens_of(model: Any, job: Job) -> Any:
         return model.tokenize(*read_audio(job).value)
 
-    return convert(jobs, *spoken(arguments, registry.converter(), tokens_of))
+    return speak(jobs, arguments, registry.converter(), tokens_of)

@@ -6,28 +6,28 @@ output). The tokens name their codec: --model is needed only for a codec of your
 vokens decode hello.vok -o again.wav    vokens decode tokens/ -o speech/ --codebooks 1
 """
 
+import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.conversion import Loaded, convert, group_seconds
-from vokens.cli.jobs import Job, Source, jobs_of, opened, write
+from vokens.cli.jobs import Job, Source, plan, write
 from vokens.cli.options import (
     FORMATS,
-    BatchSeconds,
     Codebooks,
     Compute,
+    Conversion,
     Inputs,
-    Output,
-    Overwrite,
     SoundFormat,
     TokensModel,
     codebook_range,
-    load_decoder,
+    load_model,
 )
+from vokens.errors import TokensError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,27 +39,21 @@ if TYPE_CHECKING:
     from vokens.tokens import Tokens
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Conversion):
     inputs: Inputs
     """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input. With --model also bare
     ids (K, T): .npy, "codes" of an .npz, or json lists."""
-    output: Output = None
-    """File, folder or - for standard output (default: next to each input)."""
     model: TokensModel = None
     codebooks: Codebooks = None
     format: SoundFormat = None
-    batch_seconds: BatchSeconds = 60.0
-    overwrite: Overwrite = False
-    compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
     from vokens import audio, registry
-    from vokens.errors import TokensError
     from vokens.tokens import Tokens
 
-    jobs = jobs_of(arguments, (*FORMATS, ".npy") if arguments.model else FORMATS, WRITTEN_SUFFIXES)
+    jobs = plan(arguments, (*FORMATS, ".npy") if arguments.model else FORMATS, WRITTEN_SUFFIXES)
     load = cache(lambda name: load_decoder(name, arguments.compute))
 
     def codec_of(tokens: Tokens) -> "Codec":
@@ -94,32 +88,39 @@ def run(arguments: Arguments) -> int:
     return convert(jobs, read, work, finish, group_seconds(arguments.batch_seconds))
 
 
+def load_decoder(model: str, compute: Compute) -> "Codec":
+    """As `load_codec`, but refuses codecs that do not decode, known names before any download."""
+    from vokens.models.codec import Codec
+    from vokens.models.pretrained import system_of
+
+    def check(kind: type | None) -> None:
+        if kind is not None and not (issubclass(kind, Codec) and kind.decodes):
+            fact = "only encodes" if issubclass(kind, Codec) else "is no codec"
+            raise TokensError(f"{model} {fact}: vokens speak speaks S3 tokens, in the voice of a recording")
+
+    check(system_of(model))
+    codec = load_model(model, compute)
+    check(type(codec))
+    return codec
+
+
 def read_tokens(source: Source, codec: "Callable[[], Codec | S3GenModel] | None" = None) -> "Tokens":
     """The one item of a token file or of standard input, any format. Raises TokensError for several items.
 
     codec: returns the model of bare ids, which are refused without it.
     """
-    from vokens.errors import TokensError
+    from vokens.token_files import read_ids
+    from vokens.tokens import Tokens
 
-    given = opened(source)
-    if isinstance(given, Path):
-        tokens = _load(given, codec)
-    else:
-        with tempfile.TemporaryDirectory(prefix="vokens-") as folder:
-            path = Path(folder) / "stdin"
-            path.write_bytes(given.read())
-            tokens = _load(path, codec)
+    with tempfile.TemporaryDirectory(prefix="vokens-") as folder:
+        path = source.path or Path(folder) / "stdin"
+        if source.path is None:
+            path.write_bytes(sys.stdin.buffer.read())
+        ids = read_ids(path) if codec else None
+        tokens = Tokens.load(path) if ids is None or codec is None else codec().tokens(*ids)
     if len(tokens) != 1:
         raise TokensError(
             f"{source} holds {len(tokens)} recordings, but a sound file has one: "
             "split it in Python with tokens[i].save(path)"
         )
     return tokens
-
-
-def _load(path: Path, codec: "Callable[[], Codec | S3GenModel] | None") -> "Tokens":
-    from vokens.token_files import read_ids
-    from vokens.tokens import Tokens
-
-    ids = read_ids(path) if codec else None
-    return Tokens.load(path) if ids is None or codec is None else codec().tokens(*ids)

@@ -70,7 +70,6 @@ def _picture(trip: "Trip", path: Path, title: str) -> str:
 
 
 def _first_tokens(tokens: "Tokens") -> str:
-    """The first tokens of each codebook, one line each."""
     from vokens.cli.report import table
 
     codes = tokens.codes[0, :, :_SHOWN].tolist()

@@ -6,25 +6,14 @@ Folders and globs keep their structure.
 vokens encode hello.wav    vokens encode corpus/ -o tokens/    vokens encode - -o - < hello.wav > hello.vok
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
 from vokens.cli.conversion import Loaded, convert, group_seconds
-from vokens.cli.jobs import Job, jobs_of, opened, write
-from vokens.cli.options import (
-    FORMATS,
-    BatchSeconds,
-    Compute,
-    Inputs,
-    Model,
-    Output,
-    Overwrite,
-    TokenFormat,
-    load_codec,
-    unset,
-)
+from vokens.cli.jobs import Job, opened, plan, write
+from vokens.cli.options import FORMATS, Conversion, Model, TokenFormat, load_codec, unset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,25 +21,18 @@ if TYPE_CHECKING:
     from vokens.tokens import Tokens
 
 
-@dataclass(frozen=True)
-class Arguments:
-    inputs: Inputs
-    """Files, folders, quoted globs, or - for standard input."""
-    output: Output = None
-    """File, folder or - for standard output (default: next to each input)."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Conversion):
     model: Model = "mini"
     codebooks: Annotated[int | None, unset("N", default="all")] = None
     """Keep the first N codebooks."""
     format: TokenFormat = None
-    batch_seconds: BatchSeconds = 60.0
-    overwrite: Overwrite = False
-    compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
     from vokens import audio
 
-    jobs = jobs_of(arguments, AUDIO_SUFFIXES, FORMATS)
+    jobs = plan(arguments, AUDIO_SUFFIXES, FORMATS)
     codec = load_codec(arguments.model, arguments.compute)
 
     def read(job: Job) -> "Loaded[Any]":
@@ -87,6 +69,5 @@ def read_audio(job: Job) -> "Loaded[tuple[np.ndarray, int]]":
 
 
 def save_tokens(tokens: "Tokens", path: Path) -> None:
-    """Write tokens in the format that the suffix names."""
     writers = {".vok": tokens.save, ".json": tokens.to_json, ".npz": tokens.to_npz, ".pt": tokens.to_pt}
     writers[path.suffix.lower()](path)

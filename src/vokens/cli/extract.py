@@ -65,7 +65,6 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Extract; 130 after an interrupt."""
     try:
         with _stoppable():
             return _extract(arguments)

@@ -42,33 +42,19 @@ class Job:
     suffix: str
 
 
-def plan(
-    inputs: Sequence[str],
-    output: str | None,
-    *,
-    suffixes: Sequence[str],
-    outputs: Sequence[str],
-    suffix: str | None,
-    overwrite: bool,
-) -> list[Job]:
+def plan(arguments: Any, suffixes: Sequence[str], outputs: Sequence[str]) -> list[Job]:
     """Pair all inputs with their outputs. Raises ConfigError before anything is written.
 
-    suffixes: of inputs inside folders. outputs: accepted suffixes of output files; suffix: of outputs without a given
-    name (None: the first of `outputs`).
+    arguments: inputs, output, format and overwrite of a verb. suffixes: of inputs inside folders. outputs: accepted
+    suffixes of output files; the first one is that of outputs without a name or a format.
     """
-    sources = find_sources(inputs, suffixes)
-    target = target_rule(output, sources, outputs, suffix)
+    sources = find_sources(arguments.inputs, suffixes)
+    suffix = arguments.format and f".{arguments.format}"
+    target = target_rule(arguments.output, sources, outputs, suffix)
     jobs = [make_job(source, target(source), suffix or outputs[0]) for source in sources]
     refuse_collisions(((job.source, job.target) for job in jobs), "give them different output folders")
-    refuse_overwrite([job.target for job in jobs if job.target is not None], overwrite)
+    refuse_overwrite([job.target for job in jobs], arguments.overwrite)
     return jobs
-
-
-def jobs_of(arguments: Any, suffixes: Sequence[str], outputs: Sequence[str]) -> list[Job]:
-    """`plan` of a verb's arguments: inputs, output, format and overwrite."""
-    given, target, overwrite = arguments.inputs, arguments.output, arguments.overwrite
-    suffix = arguments.format and f".{arguments.format}"
-    return plan(given, target, suffixes=suffixes, outputs=outputs, suffix=suffix, overwrite=overwrite)
 
 
 def find_sources(inputs: Sequence[str], suffixes: Sequence[str]) -> list[Source]:
@@ -166,9 +152,9 @@ def refuse_collisions(pairs: Iterable[tuple[object, Path | None]], remedy: str) 
             raise ConfigError(f"{other} and {source} would both become {target}: {remedy}")
 
 
-def refuse_overwrite(targets: Sequence[Path], overwrite: bool) -> None:
+def refuse_overwrite(targets: Iterable[Path | None], overwrite: bool) -> None:
     """Raise ConfigError for existing targets, unless they may be overwritten."""
-    existing = [target for target in targets if target.exists()]
+    existing = [target for target in targets if target is not None and target.exists()]
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise ConfigError(f"{existing[0]} exists{more}: --overwrite replaces, -o writes elsewhere")

@@ -2,9 +2,27 @@
 
 import socket
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import tyro
+
+from vokens import registry
 from vokens.errors import ConfigError
+
+Port = Annotated[int, tyro.conf.arg(metavar="N", help="Port to listen on; 0 for any free one.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Options of the verbs that listen; each adds its `port`."""
+
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
+    """Models to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cpu"
+    """cpu, cuda, cuda:1, mps."""
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -1,12 +1,12 @@
 """Shared options of the verbs: codec and device, ranges of codebooks, names of outputs."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vokens.errors import ConfigError, TokensError
+from vokens.errors import ConfigError
 
 if TYPE_CHECKING:
     from vokens.models.codec import Codec
@@ -54,6 +54,19 @@ class Compute:
     both change some tokens."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Options of the verbs that convert files; each adds a `format` of its outputs."""
+
+    inputs: Inputs
+    """Files, folders, quoted globs, or - for standard input."""
+    output: Output = None
+    """File, folder or - for standard output (default: next to each input)."""
+    batch_seconds: BatchSeconds = 60.0
+    overwrite: Overwrite = False
+    compute: Compute = field(default_factory=Compute)
+
+
 def load_model(model: str, compute: Compute) -> Any:
     """The model of that name, hub id, folder or file, on the chosen device and in the chosen precision."""
     import vokens
@@ -66,22 +79,6 @@ def load_codec(model: str, compute: Compute) -> "Codec":
     from vokens.models.codec import Codec
 
     return Codec.from_pretrained(model, device=compute.device, dtype=compute.dtype)
-
-
-def load_decoder(model: str, compute: Compute) -> "Codec":
-    """As `load_codec`, but refuses codecs that do not decode, known names before any download."""
-    from vokens.models.codec import Codec
-    from vokens.models.pretrained import system_of
-
-    def check(kind: type | None) -> None:
-        if kind is not None and not (issubclass(kind, Codec) and kind.decodes):
-            fact = "only encodes" if issubclass(kind, Codec) else "is no codec"
-            raise TokensError(f"{model} {fact}: vokens speak speaks S3 tokens, in the voice of a recording")
-
-    check(system_of(model))
-    codec = load_model(model, compute)
-    check(type(codec))
-    return codec
 
 
 def codebook_range(text: str | None, first: int, count: int) -> tuple[int, int]:

@@ -34,7 +34,6 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Encode, decode, write the requested files and print the figures."""
     from vokens import audio
     from vokens.cli.report import travel
     from vokens.picture import matplotlib_figure, roundtrip_figure, save_figure

@@ -9,9 +9,7 @@ vokens say --file lines.txt --voice ref.wav -o said/
 vokens say - --model runs/learnable --voice ref.wav --stream -o - < book.txt | aplay
 """
 
-import json
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
     from vokens.models.speaking import Speaker
 
-SPEAKING = ("learnable", "learnable_lm", "uslm")  # systems of config.json that speak, some with a --decoder
 NAME = "said"  # of a single output, where -o does not say it
 
 
@@ -108,9 +105,6 @@ def run(arguments: Arguments) -> int:
     return code
 
 
-# Texts and their outputs ------------------------------------------------------------------------------
-
-
 def plan(arguments: Arguments) -> dict[Job, str]:
     """The texts by their jobs. Raises ConfigError for contradictory arguments, before any work."""
     if bool(arguments.text) == bool(arguments.file):
@@ -120,6 +114,8 @@ def plan(arguments: Arguments) -> dict[Job, str]:
         raise ConfigError("--batch from 1, --pause and --seed from 0 are accepted")
     if arguments.play and (arguments.file or arguments.output == STREAM):
         raise ConfigError("--play plays the file of one text: leave --file and -o - out, or --play")
+    if arguments.voice is None and arguments.voice_text:
+        raise ConfigError("--voice-text without --voice: it is the transcript of that recording, give both")
     suffix = f".{arguments.format or 'wav'}"
     texts = _lines(arguments, suffix) if arguments.file else _single(arguments, suffix)
     if arguments.stream and any(job.suffix not in (".wav", ".pcm") for job in texts):
@@ -134,12 +130,11 @@ def _single(arguments: Arguments, suffix: str) -> dict[Job, str]:
         raise ConfigError("--format pcm goes to standard output: add -o -")
     output, source = arguments.output or f"{NAME}{suffix}", Source(None, Path(NAME))
     target = target_rule(output, [source], WRITTEN_SUFFIXES, arguments.format and suffix)(source)
-    refuse_overwrite([target] if target else [], arguments.overwrite)
+    refuse_overwrite([target], arguments.overwrite)
     return {make_job(source, target, suffix): text}
 
 
 def _lines(arguments: Arguments, suffix: str) -> dict[Job, str]:
-    """The lines that are still to be said."""
     output = arguments.output
     if output is None or output == STREAM or suffix == ".pcm" or Path(output).suffix in WRITTEN_SUFFIXES:
         raise ConfigError("--file makes a sound file of every line: give a folder with -o, such as -o said/")
@@ -167,13 +162,8 @@ def _lines(arguments: Arguments, suffix: str) -> dict[Job, str]:
     return {job: text for job, text in texts.items() if job not in exist}
 
 
-# The model ----------------------------------------------------------------------------------------------------------
-
-
 def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
     """The model and the voice, None without a recording."""
-    if arguments.model is None and registry.VOICE not in registry.MODELS:
-        raise ConfigError(_no_model())
     from vokens.models.speaking import load_voice
 
     model, compute = arguments.model or registry.VOICE, asdict(arguments.compute)
@@ -186,45 +176,17 @@ def load_speaker(arguments: Arguments) -> "tuple[Speaker, Any]":
 
 
 def say_options(arguments: Arguments, speaker: "Speaker") -> dict[str, Any]:
-    """Arguments of `Speaker.say`."""
-    if arguments.voice is None and arguments.voice_text:
-        raise ConfigError("--voice-text without --voice: it is the transcript of that recording, give both")
-    sampling = arguments.sampling
-    given = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return {
+    given: dict[str, Any] = {
+        name: value for name, value in asdict(arguments.sampling).items() if value is not None
+    }
+    changes = {name: given.pop(name) for name in ("temperature", "top_p", "top_k") if name in given}
+    del given["seed"]  # of the generators
+    return given | {
         "sampler": replace(speaker.sampler, **changes),
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "speed": sampling.speed,
         "language": arguments.language,
         "spell_out": not arguments.as_it_is,
         "pause": arguments.pause,
     }
-
-
-def _no_model() -> str:
-    """Error message of a missing model: local ones, or how to get one."""
-    models = ", ".join(sorted(map(str, _models_here())))
-    here = f"found here: {models}" if models else "none was found in ./runs"
-    return (
-        "no model was given, and none that speaks is in this copy of vokens: --model takes a folder of "
-        "Learnable-Speech, of USLM, or of Learnable-Speech's language model with an S3Gen as --decoder. `vokens train "
-        f"learnable_lm_mini` trains one, docs/jobs/say.md has the rest; {here}"
-    )
-
-
-def _models_here() -> Iterator[Path]:
-    """Folders of trained speaking models below ./runs."""
-    for path in Path("runs").glob("*/**/config.json"):
-        try:
-            if json.loads(path.read_text()).get("system") in SPEAKING:
-                yield path.parent
-        except (OSError, ValueError, AttributeError):
-            continue
-
-
-# Speech ----------------------------------------------------------------------------------------------------------
 
 
 def _say(arguments: Arguments, texts: dict[Job, str], speaker: "Speaker", voice: Any) -> int:

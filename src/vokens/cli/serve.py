@@ -9,22 +9,16 @@ from typing import Annotated
 
 import tyro
 
-from vokens import registry
-from vokens.cli.listen import answer, bound
+from vokens.cli.listen import Listening, Port, answer, bound
 from vokens.errors import ConfigError, MissingExtra
 from vokens.serve.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
-    """Models to serve: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
-    host: str = "127.0.0.1"
+class Arguments(Listening):
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: then give an API key."""
-    port: Annotated[int, tyro.conf.arg(metavar="N")] = 8000
-    """Port to listen on; 0 for any free one."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+    port: Port = 8000
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Of the CPU; 0 for all."""
     settings: Settings = field(default_factory=Settings)

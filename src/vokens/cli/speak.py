@@ -7,8 +7,8 @@ vokens speak hello.vok --voice ref.wav -o out.wav    vokens speak hello.vok --vo
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,17 +20,7 @@ from vokens.audio_suffixes import WRITTEN_SUFFIXES
 from vokens.cli.conversion import Loaded, convert, group_seconds
 from vokens.cli.decode import read_tokens
 from vokens.cli.jobs import Job, plan, write
-from vokens.cli.options import (
-    FORMATS,
-    BatchSeconds,
-    Compute,
-    Inputs,
-    Output,
-    Overwrite,
-    SoundFormat,
-    load_model,
-    unset,
-)
+from vokens.cli.options import FORMATS, Conversion, Inputs, SoundFormat, load_model, unset
 from vokens.errors import ConfigError, TokensError, VokensError
 
 if TYPE_CHECKING:
@@ -43,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speech:
-    """Options of speaking, independent of the input."""
+class Speech(Conversion):
+    """Options of the verbs that speak tokens."""
 
     voice: Annotated[str, tyro.conf.arg(metavar="WAV")]
     """A recording of the voice; its first 10 s are used, 3 s are enough."""
@@ -58,38 +48,25 @@ class Speech:
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Another seed gives another take."""
     format: SoundFormat = None
-    batch_seconds: BatchSeconds = 60.0
-    overwrite: Overwrite = False
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Speech):
     inputs: Inputs
     """Token files (.vok, .json, .npz, .pt), folders, quoted globs, or - for standard input. Also bare ids (T,) of the
     model's tokenizer: .npy, "codes" of an .npz, or json lists."""
-    speech: Speech
-    output: Output = None
-    """File, folder or - for standard output (default: next to each input)."""
-    compute: Compute = field(default_factory=Compute)
 
 
 def run(arguments: Arguments) -> int:
     jobs = sound_jobs(arguments, (*FORMATS, ".npy"))
     default = registry.speaker_of(_tokenizer(jobs[0]))
-    return convert(
-        jobs, *spoken(arguments, default, lambda model, job: read_tokens(job.source, lambda: model))
-    )
+    return speak(jobs, arguments, default, lambda model, job: read_tokens(job.source, lambda: model))
 
 
-def sound_jobs(arguments: Any, suffixes: tuple[str, ...]) -> list[Job]:
-    """The jobs from the inputs of a verb, with these suffixes in folders, to sound files."""
-    speech: Speech = arguments.speech
-    suffix = ".wav" if speech.stream and not speech.format else speech.format and f".{speech.format}"
-    given, target, overwrite = arguments.inputs, arguments.output, speech.overwrite
-    jobs = plan(
-        given, target, suffixes=suffixes, outputs=WRITTEN_SUFFIXES, suffix=suffix, overwrite=overwrite
-    )
-    if speech.stream and any(job.suffix != ".wav" for job in jobs):
+def sound_jobs(arguments: Speech, suffixes: tuple[str, ...]) -> list[Job]:
+    """The jobs from the inputs, with these suffixes in folders, to sound files."""
+    jobs = plan(arguments, suffixes, WRITTEN_SUFFIXES)
+    if arguments.stream and any(job.suffix != ".wav" for job in jobs):
         raise ConfigError("--stream writes .wav: other formats need the whole sound")
     return jobs
 
@@ -105,7 +82,7 @@ def _tokenizer(job: Job) -> str:
 
 
 def load_speaker(
-    speech: Speech, compute: Compute, default: str
+    arguments: Speech, default: str
 ) -> "tuple[S3GenModel | FlowDecoder, ReferenceVoice | SpeakerPrompt]":
     """The model and the voice of its reference."""
     from vokens import audio
@@ -113,34 +90,31 @@ def load_speaker(
     from vokens.models.s3gen import S3GenModel
     from vokens.models.s3gen.voice import REFERENCE_SECONDS
 
-    reference = audio.load(Path(speech.voice), duration=REFERENCE_SECONDS)
-    model = load_model(speech.model or default, compute)
+    reference = audio.load(Path(arguments.voice), duration=REFERENCE_SECONDS)
+    model = load_model(arguments.model or default, arguments.compute)
     if isinstance(model, LearnableSpeech):
         return model.decoder, model.decoder.voice(*reference)
     if not isinstance(model, S3GenModel):
-        raise ConfigError(f"--model {speech.model} is a {model.system}: an s3gen or learnable speaks tokens")
+        raise ConfigError(
+            f"--model {arguments.model} is a {model.system}: an s3gen or learnable speaks tokens"
+        )
     if model.config.flow.network == "dit":
-        model.fix_steps(speech.steps)
+        model.fix_steps(arguments.steps)
     return model, model.voice(*reference)
 
 
-Steps = tuple[
-    Callable[[Job], Loaded[Any]], Callable[[list[Any]], Sequence[Any]], Callable[[Job, Any], float], float
-]
-
-
-def spoken(
-    arguments: Any, default: str, tokens_of: "Callable[[S3GenModel | FlowDecoder, Job], Tokens]"
-) -> Steps:
-    """Steps of `convert` that speak tokens by a verb's arguments: read, work, write, and the size of a group.
-
-    default: the model. tokens_of: the tokens of a job.
-    """
+def speak(
+    jobs: list[Job],
+    arguments: Speech,
+    default: str,
+    tokens_of: "Callable[[S3GenModel | FlowDecoder, Job], Tokens]",
+) -> int:
+    """Speak the tokens of all jobs and return the exit code. default: the model, where none was given."""
     from vokens import audio
 
-    speech: Speech = arguments.speech
-    options: dict[str, Any] = {"seed": speech.seed, "n_cfm_timesteps": speech.steps}
-    model, voice = load_speaker(speech, arguments.compute, default)
+    seconds = arguments.batch_seconds
+    options: dict[str, Any] = {"seed": arguments.seed, "n_cfm_timesteps": arguments.steps}
+    model, voice = load_speaker(arguments, default)
     rate = model.sample_rate
 
     def read(job: Job) -> "Loaded[Tensor]":
@@ -157,10 +131,10 @@ def spoken(
         write(job, lambda path: audio.save(path, wave, rate))
         return len(wave) / rate
 
-    size = group_seconds(speech.batch_seconds)
-    if speech.stream:
-        return read, list, stream, size
-    return read, partial(model.speak, voice=voice, batch_seconds=speech.batch_seconds, **options), save, size
+    if arguments.stream:
+        return convert(jobs, read, list, stream, group_seconds(seconds))
+    work = partial(model.speak, voice=voice, batch_seconds=seconds, **options)
+    return convert(jobs, read, work, save, group_seconds(seconds))
 
 
 def write_stream(job: Job, pieces: "Iterable[np.ndarray]", rate: int) -> float:

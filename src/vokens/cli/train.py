@@ -13,13 +13,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from vokens.cli.options import unset
 
-KINDS = {
-    "codec": "codec",
-    "lm": "language model",
-    "flow": "flow",
-    "model": "autoencoder",
-    "vocoder": "vocoder",
-}
+KINDS = {"lm": "language model", "model": "autoencoder"}  # others are called as their folders
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ def run(arguments: Arguments) -> int:
     trainer = trainer_of(config.task)(config)
     out = trainer.run(resume=not arguments.fresh)
     if trainer.accelerator.is_main_process:
-        kind, folder = KINDS.get(trainer.exported, "model"), out / trainer.exported
+        kind, folder = KINDS.get(trainer.exported, trainer.exported), out / trainer.exported
         print(f'step {trainer.step} of {config.steps}; vokens.load("{folder}") opens the {kind}')
     return 0 if trainer.step >= config.steps else 130
 

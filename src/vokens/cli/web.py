@@ -9,21 +9,13 @@ from typing import Annotated
 
 import tyro
 
-from vokens import registry
-from vokens.cli.listen import answer, bound
+from vokens.cli.listen import Listening, Port, answer, bound
 from vokens.errors import ConfigError, MissingExtra
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = registry.offline()
-    """Models to offer: names of `vokens models`, folders, files or hub ids; NAME=FOLDER gives a name."""
-    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
-    port: Annotated[int, tyro.conf.arg(metavar="N")] = 7860
-    """Port to listen on; 0 for any free one."""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+class Arguments(Listening):
+    port: Port = 7860
     max_seconds: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """The longest recording that the page takes."""
 
