@@ -133,9 +133,6 @@ def copy(source: Path, target: Path) -> None:
         Path(f"{target}{ending}").write_bytes(Path(f"{source}{ending}").read_bytes())
 
 
-# Extraction
-
-
 def test_ids_as_published(dataset):
     codec = vokens.load(dataset / "s3")
     for name, seconds in zip(NAMES, SECONDS, strict=True):
@@ -234,9 +231,6 @@ def test_extraction_by_two_processes(dataset, tmp_path):
     assert json.loads((tmp_path / "dac/summary.json").read_text())["total_files"] == 3
 
 
-# Lists
-
-
 def test_an_index_holds_equal_names_and_both_suffixes(dataset, tmp_path):
     index = json.loads((dataset / "train_index.json").read_text())
     assert {"version", "created", "statistics", "data"} == set(index)
@@ -302,9 +296,6 @@ def test_validation_names_what_is_wrong(dataset, tmp_path, capsys):
         assert any(name in line and fault in line for line in said.err.splitlines())
 
 
-# Files as training data
-
-
 def test_files_are_read_and_aligned(dataset, tmp_path):
     files = PublishedFiles(dataset / "data.list")
     assert [clip.text for clip in files.clips] == [f"text {name}of two lines" for name in "acb"]
@@ -342,9 +333,6 @@ def test_new_ids_are_read_anew(dataset, tmp_path):
     after = PublishedFiles(tmp_path / "data.list").tokens(cache_in(tmp_path))[0]
     assert before.any()
     assert not after.any()
-
-
-# Training
 
 
 def test_config_yaml_is_read_and_not_run(tmp_path):

@@ -52,9 +52,6 @@ def expected(folder: Path) -> dict[str, list[int]]:
     return {Path(i).stem: codec.encode(wave, RATE).codes[0, 0].tolist() for i, wave in waves.items()}
 
 
-# The README's usages ---------------------------------------------------------------------------------------
-
-
 def test_offline_batches_and_long_audio(folder, expected):
     tokenizer = s3tokenizer.load_model(str(folder / "model"))
     for keys in ("0", "2"), ("0", "3", "4"):  # the second with 33 s, in windows
@@ -129,9 +126,6 @@ def test_graphs_become_state_dicts(version, tmp_path):
         assert torch.equal(tokenizer.codec.encoder.conv1.weight, state["encoder.conv1.weight"])
 
 
-# Helpers ---------------------------------------------------------------------------------------------------
-
-
 def test_masks_and_padding():
     lengths = torch.tensor([5, 3, 2])
     mask = s3tokenizer.make_non_pad_mask(lengths)
@@ -171,14 +165,8 @@ def test_log_mels(folder):
 
 def test_audio_is_the_first_channel_at_16_khz(folder):
     file = str(folder / "audio with blanks/5.flac")
-    wave, first = (
-        s3tokenizer.load_audio(file),
-        torch.from_numpy(soundfile.read(file, dtype="float32")[0][:, 0].copy()),
-    )
-    assert torch.equal(wave, audio.sinc_resample(first, 44100, 16000))
-
-
-# The command line ------------------------------------------------------------------------------------------
+    first = torch.from_numpy(soundfile.read(file, dtype="float32")[0][:, 0].copy())
+    assert torch.equal(s3tokenizer.load_audio(file), audio.sinc_resample(first, 44100, 16000))
 
 
 def scp(folder: Path, path: Path, keys: str = "0123456") -> Path:
@@ -195,9 +183,14 @@ def read(part: Path) -> dict[str, list[int]]:
 
 
 @pytest.fixture
-def command(folder):
-    """The command line with the codec, on a CPU."""
-    flags = ["--model", str(folder / "model"), "--device", "cpu", "--batch_size", "2"]
+def flags(folder):
+    """The codec, on a CPU."""
+    return ["--model", str(folder / "model"), "--device", "cpu", "--batch_size", "2"]
+
+
+@pytest.fixture
+def command(flags):
+    """The command line with these flags."""
     return lambda *more: main([*flags, *more])
 
 
@@ -369,21 +362,10 @@ def test_load_model_takes_what_its_error_asks_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_under_torchrun(folder, listed, tmp_path, expected):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+def test_under_torchrun(flags, listed, tmp_path, expected):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     program = tmp_path / "s3tokenizer"  # as pip writes it
-    program.write_text(
-        "import sys\nfrom vokens.compat.s3tokenizer.__main__ import script\nsys.exit(script())\n"
-    )
-    command += [
-        str(program),
-        *listed,
-        "--model",
-        str(folder / "model"),
-        "--device",
-        "cpu",
-        "--batch_size",
-        "2",
-    ]
-    subprocess.run(command, check=True)
+    call = "from vokens.compat.s3tokenizer.__main__ import script; raise SystemExit(script())\n"
+    program.write_text(call)
+    subprocess.run([*torchrun, program, *listed, *flags], check=True)
     assert read(tmp_path / "part_1_of_2") | read(tmp_path / "part_2_of_2") == expected

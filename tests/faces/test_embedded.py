@@ -74,9 +74,6 @@ def samples(path: str) -> np.ndarray:
     return soundfile.read(path, dtype="float32")[0]
 
 
-# The folder
-
-
 def test_the_embedded_voice_opens_by_name_and_speaks_unasked(here, weights):
     model = vokens.load("say")
     assert isinstance(model, LearnableSpeech)
@@ -158,9 +155,6 @@ def test_a_folder_is_packed_for_training_on_it(parts, here, capsys):
     assert packed < 0.6 * trained
 
 
-# Voices
-
-
 def test_a_voice_is_kept_with_the_model(here, weights):
     model = vokens.load("say")
     decoded = model.voice("in.wav")
@@ -181,9 +175,6 @@ def test_a_voice_is_kept_with_the_model(here, weights):
     )
     (whole / "voices/other.safetensors").write_bytes((whole / "lm/model.safetensors").read_bytes())
     refused(CheckpointError, "holds no voice", vokens.load, whole)
-
-
-# Faces
 
 
 def test_say_needs_no_model_and_no_voice(here, capsys):

@@ -23,7 +23,8 @@ from torch import Tensor
 import vokens
 from vokens import audio
 from vokens.atomic import atomic_write
-from vokens.errors import AudioError, ConfigError, TokensError, VokensError
+from vokens.cli import exit_code
+from vokens.errors import AudioError, ConfigError, TokensError
 from vokens.models.socodec import SoCodec as Codec
 
 RELEASE = "socodec_16384x4_120ms_16khz_chinese"
@@ -155,12 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("input", "output"):
         parser.add_argument(f"-{name[0]}", f"--{name}", required=True, help=".wav, or features .pt")
     parsed = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         convert(init_codec(), parsed.input, parsed.output)
-    except VokensError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code("socodec", work)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vokens.cli import exit_code
 from vokens.compat.cosyvoice.maps import extract_embedding, extract_speech_token
 from vokens.compat.cosyvoice.parquet import make_parquet_list
-from vokens.errors import VokensError
 
 COMMANDS = {
     "extract_speech_token": (extract_speech_token, "utt2speech_token.pt of a folder with wav.scp"),
@@ -21,21 +21,18 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 some utterances failed, 2 nothing done, 130 interrupted."""
+    """Exit code: 0 done, 1 some utterances failed, 2 nothing done, 130 interrupted; the same command resumes."""
     arguments = _parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         failed = COMMANDS[arguments.command][0](arguments)
-    except (VokensError, OSError) as error:
-        print(f"{arguments.command}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{arguments.command}: interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    for line in failed[:10]:
-        print(f"{arguments.command}: {line}", file=sys.stderr)
-    if failed:
-        print(f"{arguments.command}: {len(failed)} utterances failed and are left out", file=sys.stderr)
-    return int(bool(failed))
+        for line in failed[:10]:
+            print(f"{arguments.command}: {line}", file=sys.stderr)
+        if failed:
+            print(f"{arguments.command}: {len(failed)} utterances failed and are left out", file=sys.stderr)
+        return int(bool(failed))
+
+    return exit_code(arguments.command, work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from vokens.errors import VokensError
+from vokens.cli import exit_code
 
 HERE, TOKENIZER = "vokens.compat.learnable_speech", "vokens.compat.s3tokenizer.__main__"
 # command -> (module, its function of argv, help)
@@ -31,11 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if helped else 2
     command, *flags = words
     module, function, _ = COMMANDS[command]
-    try:
-        return getattr(import_module(module), function)(flags)
-    except (VokensError, OSError) as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(command, lambda: getattr(import_module(module), function)(flags))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,6 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a value as the published scripts do."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 

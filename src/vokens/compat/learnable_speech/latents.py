@@ -46,16 +46,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--num_gpus {arguments.num_gpus}: 0 (CPU) to {devices} are accepted here")
     gpus = devices if arguments.num_gpus is None else arguments.num_gpus
     launched = Layout.from_environment()
-    world = launched.world if launched else 1
+    world = launched.world if launched else max(1, gpus)
+    share = (world, gpus, arguments, paths)
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    if launched and world > 1:  # under torchrun this process is one of them
-        device = f"cuda:{launched.local_rank % gpus}" if gpus else "cpu"
-        _extract(launched.rank, world, arguments, paths, device)
-    elif gpus > 1:
-        world = gpus
-        torch.multiprocessing.spawn(_extract, (gpus, arguments, paths), nprocs=gpus)
-    else:
-        _extract(0, 1, arguments, paths, "cuda:0" if gpus else "cpu")
+    if launched is None and world > 1:
+        torch.multiprocessing.spawn(_extract, share, nprocs=world)
+    else:  # under torchrun this process is one of them
+        _extract(launched.rank if launched else 0, *share)
     # Under torchrun each process summarises at its end, so that the last one covers all.
     failed = _summarise(arguments, world, paths, whole=launched is None)
     return int(failed > 0 and launched is None)
@@ -108,14 +105,10 @@ def latents_of(vae: DACVAE, path: Path) -> dict[str, Any]:
     }
 
 
-# The work --------------------------------------------------------------------------------------------------
-
-
-def _extract(
-    rank: int, world: int, arguments: argparse.Namespace, paths: Sequence[Path], device: str = ""
-) -> None:
+def _extract(rank: int, world: int, gpus: int, arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
     """Write the latents of this process's share, and their metadata to `metadata_gpu<rank>.json`."""
-    vae = open_vae(arguments.checkpoint, arguments.config).to(device or f"cuda:{rank}")
+    device = f"cuda:{rank % gpus}" if gpus else "cpu"
+    vae = open_vae(arguments.checkpoint, arguments.config).to(device)
     mine = paths[rank::world]
     todo = [path for path in mine if not (arguments.skip_existing and _target(path).exists())]
     chosen = np.random.default_rng(rank).permutation(len(todo))[: arguments.num_decode_samples].tolist()
@@ -190,9 +183,6 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
     if not paths:
         raise ConfigError(f"{source} names no recording")
     return list(dict.fromkeys(paths))
-
-
-# Summary ---------------------------------------------------------------------------------------------
 
 
 def _summarise(arguments: argparse.Namespace, world: int, paths: Sequence[Path], whole: bool) -> int:

@@ -90,7 +90,6 @@ def common(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def epochs(values: dict[str, Any]) -> int:
-    """Number of epochs in the config."""
     return int((values.get("train_conf") or {}).get("max_epoch", 2000))
 
 

@@ -65,9 +65,6 @@ def main(argv: Sequence[str]) -> int:
     return 0 if trainer.step >= trainer.config.steps else 130
 
 
-# From the published settings to ours -----------------------------------------------------------------------
-
-
 def recipe_of(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     """The recipe of published flags, as nested tables. Raises ConfigError for contradictory flags."""
     amp = "bf16" if arguments.use_amp and torch.cuda.is_available() else "no"
@@ -164,7 +161,6 @@ def batches_of_epoch(trainer: Any) -> int:
 
 
 def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -> list[str]:
-    """Notes on ignored flags and settings."""
     given = [name for name in NO_EFFECT if getattr(arguments, name) not in (None, False)]
     reasons = ", ".join(f"--{name} ({NO_EFFECT[name]})" for name in given)
     lines = [f"without effect here: {reasons}"] if given else []
@@ -182,9 +178,6 @@ def notes(arguments: argparse.Namespace, values: dict[str, Any], trainer: Any) -
             used = {name: true[name] for name in wrong}
             lines.append(f"the config has {wrong}, the files {used}: the files are used")
     return lines
-
-
-# Files -----------------------------------------------------------------------------------------------------
 
 
 def write_recipe(path: Path, recipe: dict[str, Any], arguments: argparse.Namespace) -> None:

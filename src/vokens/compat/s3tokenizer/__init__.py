@@ -83,7 +83,6 @@ class S3Tokenizer(nn.Module):
         return self.codec.device
 
     def forward(self, mel: Tensor, mel_len: Tensor) -> tuple[Tensor, Tensor]:
-        """`quantize`."""
         return self.quantize(mel, mel_len)
 
     def quantize(self, mel: Tensor, mel_len: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +96,6 @@ class S3Tokenizer(nn.Module):
 
     @property
     def quantizer(self) -> "Quantizer":
-        """The quantizer, with `encode` and `decode`."""
         return Quantizer(self.codec)
 
     def freeze(self) -> None:
@@ -142,9 +140,6 @@ class Quantizer:
         if self._codec.config.quantizer == "fsq":
             raise NotImplementedError("v2 and v3 (FSQ) have no codewords: decode is for v1")
         return codebook.decode(embed_ind).transpose(1, 2)
-
-
-# Loading ---------------------------------------------------------------------------------------------------
 
 
 def available_models() -> list[str]:
@@ -203,9 +198,6 @@ def onnx2torch(
 onnx2torch_v3 = onnx2torch
 
 
-# Audio and log-mels ----------------------------------------------------------------------------------------
-
-
 def load_audio(file: str, sr: int = 16000) -> Tensor:
     """The first channel (N,) float32 of an audio file, resampled like torchaudio. Raises AudioError."""
     wave, rate = audio.load(file)
@@ -239,9 +231,6 @@ def padding(data: list[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([mel.shape[1] for mel in data], dtype=torch.int32)
     rows = nn.utils.rnn.pad_sequence([mel.T for mel in data], batch_first=True)
     return rows.transpose(1, 2), lengths
-
-
-# Masks and segments ----------------------------------------------------------------------------------------
 
 
 def make_non_pad_mask(lengths: Tensor, max_len: int = 0) -> Tensor:

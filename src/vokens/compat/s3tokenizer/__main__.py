@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from vokens.atomic import atomic_write
 from vokens.audio_files import find_files
+from vokens.cli import exit_code
 from vokens.cli.conversion import Loaded, convert_each
 from vokens.cli.jobs import refuse_collisions
 from vokens.compat import s3tokenizer
 from vokens.corpus.engine.torchrun import Layout
 from vokens.data.sources.lines import ScpSource
 from vokens.data.sources.options import SourceOptions
-from vokens.errors import ConfigError, VokensError
+from vokens.errors import ConfigError
 from vokens.models.codec import Codec
 from vokens.models.s3tokenizer.long import WINDOW
 from vokens.text.files import read_json, read_list
@@ -54,13 +55,13 @@ class Item:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 some recordings failed (under torchrun: all), 2 nothing done."""
     arguments = _parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         process = Layout.from_environment() or Layout(0, 1, 0, 1)
         done, failed = run(arguments, process)
-    except (VokensError, OSError) as error:
-        print(f"s3tokenizer: error: {error}", file=sys.stderr)
-        return 2
-    return int(failed > 0 if process.world == 1 else _nothing_done(process, done))
+        return int(failed > 0 if process.world == 1 else _nothing_done(process, done))
+
+    return exit_code("s3tokenizer", work)
 
 
 def _nothing_done(process: Layout, done: int) -> bool:
@@ -97,9 +98,6 @@ def run(arguments: argparse.Namespace, process: Layout) -> tuple[int, int]:
             codec.frames_per_forward = arguments.batch_size * WINDOW
         failed = _encode(codec, todo, sink, arguments, progress=process.rank == 0)
     return len(items) - failed, failed
-
-
-# Inputs --------------------------------------------------------------------------------------------
 
 
 def find(arguments: argparse.Namespace) -> list[Item]:
@@ -158,9 +156,6 @@ def _below_root(arguments: argparse.Namespace) -> list[Item]:
     return items
 
 
-# Outputs ----------------------------------------------------------------------------------------------
-
-
 class Part:
     """`part_<i>_of_<n>`: a JSON line with key and code per recording; `has` covers all parts."""
 
@@ -213,9 +208,6 @@ def _cut_half_line(path: Path) -> None:
     """Drop a truncated last line of a killed run."""
     content = path.read_bytes()
     os.truncate(path, content.rfind(b"\n") + 1)
-
-
-# The work --------------------------------------------------------------------------------------------------
 
 
 def _encode(
