@@ -35,6 +35,8 @@ SAID = {"model": "org/tts", "voice": "anna", "input": "Good morning to you all."
 SPEECH, JSON = "/v1/audio/speech", {"content-type": "application/json"}
 ENCODE, DECODE = "/v1/tokens/encode", "/v1/tokens/decode"
 ORIGIN = {"Origin": "http://localhost:3000"}
+TOKENS = {"model": "mini", "sample_rate": 16000, "frame_rate": 50.0, "codebook_sizes": [1024]}
+TOKENS |= {"num_samples": 640, "codes": [[1, 2]]}
 
 
 def say(client, **change):
@@ -84,9 +86,6 @@ def test_streamed_sound_is_the_whole_sound(format, rate):
     if format == "opus":
         again, _ = soundfile.read(io.BytesIO(streamed))
         assert len(again) == len(decoded)
-
-
-# Tokens in a voice
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +139,6 @@ def test_a_streams_client_that_hangs_up_frees_its_place(speaker):
     assert say(client, **body | {"input": s3_tokens(20)}).status_code == 200
 
 
-# CosyVoice's folder
-
-
 @pytest.fixture(scope="module")
 def cosyvoice(tmp_path_factory):
     """A server of CosyVoice 2's folder as downloaded, reduced, beside a model of other tokens; folder and recording."""
@@ -186,9 +182,6 @@ def test_a_language_model_alone_is_refused_in_one_line(cosyvoice, capsys):
         assert main([verb, "--models", str(cosyvoice[1] / "llm.pt"), "--port", "0"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "give CosyVoice's folder" in line
-
-
-# Texts
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +241,12 @@ def test_texts_are_said_in_a_voice_whole_and_streamed(talker):
         ("POST", ENCODE, {"files": {"file": b"\x1aE\xdf\xa3" * 9}, "data": {"model": "mini"}}, 400, "wav"),
         ("POST", DECODE, {"content": b"x"}, 400, "not JSON"),
         ("POST", f"{DECODE}?response_format=x", {"content": b"x"}, 400, "wav"),
+        ("POST", DECODE, {"json": TOKENS | {"model": "nobody"}}, 404, "mini"),
+        ("POST", DECODE, {"json": TOKENS | {"codes": [[0, 1], [0]]}}, 400, "rows"),
+        ("POST", DECODE, {"json": TOKENS | {"codes": [[5000]]}}, 400, "codebook"),
+        ("POST", DECODE, {"json": TOKENS | {"codes": [["x"]]}}, 400, "codes"),
+        ("POST", DECODE, {"json": TOKENS | {"num_samples": -1}}, 400, "num_samples"),
+        ("POST", DECODE, {"json": TOKENS | {"frame_rate": 1e-9}}, 413, "at most"),
     ],
 )
 def test_every_refusal_is_json(client, method, path, sent, status, words):
@@ -361,8 +360,7 @@ def test_a_model_that_says_nothing_is_an_error(client, change):
 
 @pytest.mark.parametrize("format", list(MEDIA))
 def test_no_samples_are_a_valid_file(client, format):
-    tokens = {"model": "mini", "sample_rate": 16000, "frame_rate": 50.0, "codebook_sizes": [1024]}
-    tokens |= {"num_samples": 0, "codes": [[1]]}
+    tokens = TOKENS | {"num_samples": 0, "codes": [[1]]}
     reply = client.post(f"{DECODE}?response_format={format}", json=tokens)
     assert reply.status_code == 200
     streamed = say(client, model="mini", input=tokens, response_format=format, stream=True)

@@ -83,7 +83,6 @@ are JSON in the shape of OpenAI's: <code>{"error": {"message", "type", "code", "
 
 
 def page(schema: dict[str, Any]) -> str:
-    """HTML of FastAPI's schema."""
     return _HEAD + "".join(
         _request(schema, f"<b>{method.upper()}</b> {escape(path)}", route)
         for path, methods in schema["paths"].items()

@@ -71,7 +71,6 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
         return len(self._jobs)
 
     async def on_thread(self, function: Callable[[], Item]) -> Item:

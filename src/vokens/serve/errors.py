@@ -22,7 +22,6 @@ class ServerFault(Exception):
 
 
 def problem(status: int, message: str, code: str) -> HTTPException:
-    """An HTTP error to be raised."""
     return HTTPException(status, {"message": message, "code": code})
 
 
@@ -47,7 +46,6 @@ def body_of(status: int, message: str, code: str | None, param: str | None = Non
 def failure(
     status: int, message: str, code: str | None, param: str | None = None, headers: Any = None
 ) -> JSONResponse:
-    """The reply to it."""
     return JSONResponse(body_of(status, message, code, param), status, headers)
 
 

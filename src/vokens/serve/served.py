@@ -95,14 +95,11 @@ class Served:
         self.frame_rate: float | None = getattr(self.codec, "frame_rate", None)
         self.voices: dict[tuple[str, bool], tuple[Voice, Any]] = {}  # as `_voice` has made them
 
-    # On the model's thread ---------------------------------------------------------------------------------
-
     def encode(self, num_codebooks: int | None, waves: Sequence[np.ndarray]) -> list[Tokens]:
         """Tokens of waves (T,) at the codec's rate, batch-invariant."""
         return list(self.codec.encode(list(waves), self.encode_rate, num_codebooks=num_codebooks))
 
     def decode(self, items: Sequence[Tokens]) -> list[np.ndarray]:
-        """Waves of items that share their codebooks."""
         return self.model.decode(Tokens.cat(list(items)))
 
     def speak(self, items: Sequence[tuple[Tokens, Voice, int]]) -> list[np.ndarray]:
@@ -112,7 +109,6 @@ class Served:
         return self.s3gen.speak(Tokens.cat(tokens), owners, seed=seeds)
 
     def stream(self, tokens: Tokens, voice: Voice, seed: int) -> Iterator[np.ndarray]:
-        """The wave of one item, piece by piece."""
         return self.s3gen.stream(tokens, self._voice(voice, of_tokens=True), seed=seed)
 
     def say(self, voice: Voice | None, seed: int, speed: float, texts: Sequence[str]) -> list[np.ndarray]:
@@ -121,7 +117,6 @@ class Served:
         return self.model.say(list(texts), self._voice(voice), generator=generators, speed=speed)
 
     def say_stream(self, voice: Voice | None, seed: int, speed: float, text: str) -> Iterator[np.ndarray]:
-        """The wave of a text, piece by piece."""
         return self.model.say_stream(text, self._voice(voice), generator=generator_of(seed), speed=speed)
 
     def _voice(self, voice: Voice | None, of_tokens: bool = False) -> Any:

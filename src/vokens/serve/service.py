@@ -3,8 +3,9 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -12,8 +13,6 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from vokens import registry
 from vokens.serve.errors import listed, problem
@@ -23,6 +22,12 @@ from vokens.serve.sound import MEDIA, encode
 from vokens.tokens import Tokens
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_QUEUES = {  # attributes of a `Batcher`
+    "waiting": "Requests that wait",
+    "streams": "Replies being streamed",
+    "batches": "Passes computed",
+    "requests": "Requests computed in these passes",
+}
 
 
 class Meter:
@@ -37,14 +42,15 @@ class Meter:
         )
         self.active = Gauge("vokens_requests_in_progress", "Requests being answered", **kept)
         self.audio = Counter("vokens_audio_seconds", "Audio encoded (in) and spoken (out)", ["way"], **kept)
-        self.registry.register(_Queues(models))
+        for name, text in _QUEUES.items():
+            gauge = Gauge(f"vokens_model_{name}", text, ["model"], **kept)
+            for model, served in models.items():
+                gauge.labels(model).set_function(partial(getattr, served.batcher, name))
 
     def count(self, way: Literal["in", "out"], seconds: float) -> None:
-        """Count audio that was encoded (in) or spoken (out)."""
         self.audio.labels(way).inc(seconds)
 
     def middleware(self, app: Any) -> Any:
-        """Middleware that counts and times requests."""
 
         async def counted(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
@@ -68,26 +74,6 @@ class Meter:
                 self.seconds.labels(route).observe(time.perf_counter() - start)
 
         return counted
-
-
-class _Queues(Collector):
-    """Collector of the models' queues."""
-
-    def __init__(self, models: Mapping[str, Served]) -> None:
-        self._models = models
-
-    def collect(self) -> Iterable[Metric]:
-        texts = {
-            "waiting": "Requests that wait",
-            "streams": "Replies being streamed",
-            "batches": "Passes computed",
-            "requests": "Requests computed in these passes",
-        }
-        for name, text in texts.items():
-            family = GaugeMetricFamily(f"vokens_model_{name}", text, labels=["model"])
-            for model, served in self._models.items():
-                family.add_metric([model], getattr(served.batcher, name))
-            yield family
 
 
 Result = TypeVar("Result")
@@ -150,7 +136,6 @@ class Service:
             raise problem(413, f"{seconds:.1f} s of audio: at most {most:g} s are accepted", "too_long")
 
     async def sound(self, wave: np.ndarray, sample_rate: int, format: str) -> Response:
-        """A wave as a reply."""
         self.meter.count("out", len(wave) / sample_rate)
         content = await asyncio.to_thread(encode, wave, sample_rate, format)
         return Response(content, media_type=MEDIA[format], headers={"X-Sample-Rate": str(sample_rate)})

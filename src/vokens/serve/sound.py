@@ -2,7 +2,6 @@
 
 import io
 import struct
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,15 +17,9 @@ MEDIA = {
     "flac": "audio/flac",
     "mp3": "audio/mpeg",
 }
-_CODINGS = {format: ENCODINGS[f".{format}"] for format in ("opus", "flac", "mp3")}
-_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # others are resampled
 _NOTHING = np.zeros(1, np.float32)  # empty files of these codings do not open in most programs
 _BLOCK = 1 << 14  # samples per call
-
-
-def rate_of(format: str, sample_rate: int) -> int:
-    """The sample rate in a format: unchanged, except for Opus, which has five."""
-    return 48000 if format == "opus" and sample_rate not in _OPUS_RATES else sample_rate
 
 
 class Writer:
@@ -37,16 +30,17 @@ class Writer:
     """
 
     def __init__(self, format: str, sample_rate: int, num_samples: int | None = None) -> None:
-        self.format, self.rate, self.target = format, sample_rate, rate_of(format, sample_rate)
         self._head = wav_header(sample_rate, num_samples) if format == "wav" else b""
-        self._out, self._begun = _Tape() if num_samples is None else io.BytesIO(), False
+        self._out, self._taken, self._begun = io.BytesIO(), 0, False
+        self._streams = num_samples is None
         self._file: soundfile.SoundFile | None = None
         self._resampler: soxr.ResampleStream | None = None
-        if format in _CODINGS:
-            container, coding = _CODINGS[format]
-            if self.target != sample_rate:
-                self._resampler = stream_resampler(sample_rate, self.target)
-            self._file = soundfile.SoundFile(self._out, "w", self.target, 1, coding, None, container)
+        if format not in ("wav", "pcm"):
+            container, coding = ENCODINGS[f".{format}"]
+            rate = 48000 if format == "opus" and sample_rate not in _OPUS_RATES else sample_rate
+            if rate != sample_rate:
+                self._resampler = stream_resampler(sample_rate, rate)
+            self._file = soundfile.SoundFile(self._out, "w", rate, 1, coding, None, container)
 
     def write(self, wave: np.ndarray) -> bytes:
         """The bytes that this piece adds, possibly none."""
@@ -55,7 +49,7 @@ class Writer:
             return head + (wave.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
         self._begun = self._begun or len(wave) > 0
         self._put(wave, last=False)
-        return self._out.take() if isinstance(self._out, _Tape) else b""
+        return self._take() if self._streams else b""
 
     def end(self) -> bytes:
         """The bytes that close the file."""
@@ -65,7 +59,13 @@ class Writer:
             self._put(_NOTHING, last=False)
         self._put(np.zeros(0, np.float32), last=True)
         self._file.close()
-        return self._out.take() if isinstance(self._out, _Tape) else self._out.getvalue()
+        return self._take()
+
+    def _take(self) -> bytes:
+        """The bytes since the last call; a header that is rewritten at the end is not sent twice."""
+        data = bytes(self._out.getbuffer()[self._taken :])
+        self._taken += len(data)
+        return data
 
     def _put(self, wave: np.ndarray, last: bool) -> None:
         assert self._file is not None  # checked by the callers
@@ -76,7 +76,6 @@ class Writer:
 
 
 def encode(wave: np.ndarray, sample_rate: int, format: str) -> bytes:
-    """A whole wave as the bytes of a file."""
     writer = Writer(format, sample_rate, len(wave))
     return writer.write(wave) + writer.end()
 
@@ -89,32 +88,3 @@ def wav_header(sample_rate: int, num_samples: int | None) -> bytes:
         "<4sI4s4sIHHIIHH4sI",
         *(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", data),
     )
-
-
-class _Tape(io.BytesIO):
-    """An append-only file for sequential encoders; taken bytes are dropped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pending, self._size, self._place = bytearray(), 0, 0
-
-    def write(self, content: Any) -> int:
-        data = bytes(content)
-        if self._place == self._size:  # a header rewritten at the end is not sent twice
-            self._pending += data
-            self._size += len(data)
-        self._place += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def take(self) -> bytes:
-        data = bytes(self._pending)
-        self._pending.clear()
-        return data

@@ -149,7 +149,6 @@ class Stream:
         return await self.batcher.on_thread(lambda: next(filter(len, self.pieces), None))
 
     async def _sound(self, piece: np.ndarray | None) -> AsyncIterator[bytes]:
-        """The bytes of the file."""
         while piece is not None:
             self.samples += len(piece)
             self.service.meter.count("out", len(piece) / self.rate)

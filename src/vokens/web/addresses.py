@@ -81,7 +81,6 @@ class Addresses:
         return self._takes[ticket]
 
     def file(self, ticket: str, name: str) -> Path:
-        """A file of a result."""
         writer = self._writers.get(ticket, {}).get(name)
         if writer is None:
             raise HTTPException(404, "this result has expired: press the button again")

@@ -86,7 +86,6 @@ def _theme() -> gr.themes.Base:
 
 
 def create_page(models: dict[str, Any], addresses: Addresses, max_seconds: float) -> gr.Blocks:
-    """The tabs that these models support."""
     codecs = {n: m for n, m in models.items() if isinstance(m, Codec) and m.decodes}
     able = {n: m.decoder if isinstance(m, Speaker) else m for n, m in models.items()}
     converters = {
