@@ -207,7 +207,10 @@ def test_what_is_wrong_is_said_before_models_are_loaded(verb, capsys):
         busy = str(taken.getsockname()[1])
         ports = [(["--port", port], "--port") for port in ("99999", "-1", busy)]
         asked = [*ports, (["--host", "203.0.113.7"], "--port"), (["--device", "abacus"], "abacus")]
-        if verb == "serve":
+        asked += [(["--port", "0", "--models", name], name) for name in ("x=", "=mini")]
+        if verb == "web":
+            asked += [(["--max-seconds", "nan"], "nan")]
+        else:
             asked += [
                 ([f"--{name}", value], value) for name, value in (("voices", "nowhere"), ("max-queue", "0"))
             ]

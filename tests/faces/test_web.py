@@ -167,12 +167,3 @@ def test_speech_without_a_sample_is_refused_before_it_plays():
     for pieces in ([], [nothing, nothing]):
         with pytest.raises(ConfigError, match="without a sound"):
             begun(iter(pieces))
-
-
-def test_what_the_page_is_given_is_checked_first(capsys):
-    given = ["--max-seconds", "nan"], ["--models", "x="], ["--models", "=mini"], ["--port", "99999"]
-    for options in given:
-        assert main(["web", "--port", "0", *options]) == 2
-        error = capsys.readouterr().err
-        assert options[1] in error
-        assert error.count("\n") == 1

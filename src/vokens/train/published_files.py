@@ -5,6 +5,7 @@ Nothing is unpickled but tensors and plain values. Tokens and latents go once in
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,23 @@ def read_latents(path: Path) -> tuple[np.ndarray, int]:
     return z.float().T.contiguous().numpy(), rate
 
 
+def complete(items: list[Item], source: object) -> list[Item]:
+    """The items that have all files; prints how many do not. Raises ConfigError where none has them."""
+    whole, lacking = [item for item in items if not item.missing], [item for item in items if item.missing]
+    first = f"{lacking[0].missing[0]} is missing or empty" if lacking else "it names no recording"
+    if not whole:
+        raise ConfigError(
+            f"none of the {len(items)} utterances of {source} has audio, text, ids and latents: {first}; "
+            "run extract_fsq and extract_dac_latents, and write a .txt for each recording"
+        )
+    if lacking:
+        told = (
+            f"{source}: {len(lacking)} of {len(items)} utterances lack files and are left out: {first}, ..."
+        )
+        print(told, file=sys.stderr)
+    return whole
+
+
 class PublishedFiles:
     """Utterances of an index or list that have all files.
 
@@ -143,18 +161,7 @@ class PublishedFiles:
     """
 
     def __init__(self, source: str | Path) -> None:
-        items = read_items(source)
-        self.source, self.items = source, [item for item in items if not item.missing]
-        if not self.items:
-            lacking = f", {items[0].missing[0]} the first" if items else ""
-            raise ConfigError(
-                f"none of the {len(items)} utterances of {source} has audio, text, ids and latents{lacking}: "
-                "run extract_fsq and extract_dac_latents"
-            )
-        if len(self.items) < len(items):
-            print(
-                f"{source}: {len(items) - len(self.items)} of {len(items)} utterances lack files and are left out"
-            )
+        self.source, self.items = source, complete(read_items(source), source)
         self.clips = []
         for item in self.items:
             speaker = None if item.spk == NO_SPEAKER else item.spk

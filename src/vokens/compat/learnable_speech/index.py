@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from typing import Any
 
 from vokens.atomic import atomic_write
 from vokens.errors import ConfigError
-from vokens.train.published_files import Item, beside, recordings
+from vokens.train.published_files import Item, beside, complete, recordings
 
 SPLITS = ("train", "val", "test")
 KINDS = ("wav", "txt", "token", "latent")  # of files
@@ -93,20 +92,7 @@ def find(inputs: Iterable[str]) -> list[Item]:
         raise ConfigError("--input names no recording")
     root = Path(os.path.commonpath([path.parent for path in waves]))
     items = [beside(path, path.relative_to(root).with_suffix("").as_posix()) for path in waves]
-    lacking = [item for item in items if item.missing]
-    if len(lacking) == len(items):
-        raise ConfigError(
-            f"none of {len(items)} recordings has its files: {lacking[0].missing[0]} is missing or empty; run "
-            "extract_fsq and extract_dac_latents, and write a .txt for each recording"
-        )
-    if lacking:
-        print(
-            f"{len(lacking)} of {len(items)} recordings lack files and are left out, the first for want of "
-            f"{lacking[0].missing[0]}",
-            file=sys.stderr,
-        )
-    whole = [item for item in items if not item.missing]
-    return sorted(whole, key=lambda item: (item.wav.stem, item.utt))
+    return sorted(complete(items, root), key=lambda item: (item.wav.stem, item.utt))
 
 
 def split(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, list[dict[str, Any]]]:

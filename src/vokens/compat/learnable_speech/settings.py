@@ -11,7 +11,6 @@ from vokens.text.files import read_text
 
 _REFERENCE = re.compile(r"<([^<>]+)>")
 _SEED = 1986  # the published one
-TOKEN_RATE = 25  # Hz
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

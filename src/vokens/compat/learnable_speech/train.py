@@ -21,6 +21,7 @@ from vokens.compat.learnable_speech import settings
 from vokens.errors import ConfigError
 from vokens.text.files import read_json
 from vokens.train.config import read_recipe, trainer_of
+from vokens.train.published_files import TOKEN_RATE
 
 SECONDS = 10.0  # of a crop for the flow; the published code uses whole recordings
 # Flags that are accepted and have no effect -> reason.
@@ -124,7 +125,7 @@ def _flow(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, An
             f"flow.speaker_encoder_path in {arguments.config} is {speaker!r}, which does not exist: give the trained "
             "language model, its epoch_E_step_S.pt or folder, or CAM++'s weights; or --set data.speaker=PATH"
         )
-    frames = settings.ratio(values) * settings.TOKEN_RATE * SECONDS
+    frames = settings.ratio(values) * TOKEN_RATE * SECONDS
     size = max(1, int(settings.max_frames(values) // frames))
     data: dict[str, Any] = {"normalise": False, "seconds": SECONDS, "batch_size": size}
     if not given:
