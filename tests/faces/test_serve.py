@@ -211,10 +211,8 @@ def test_what_is_wrong_is_said_before_models_are_loaded(verb, capsys):
         if verb == "web":
             asked += [(["--max-seconds", "nan"], "nan")]
         else:
-            asked += [
-                ([f"--{name}", value], value) for name, value in (("voices", "nowhere"), ("max-queue", "0"))
-            ]
-            asked += [(["--threads", "-1"], "-1")]
+            limits = ("voices", "nowhere"), ("max-queue", "0"), ("threads", "-1")
+            asked += [([f"--{name}", value], value) for name, value in limits]
         for wrong, said in asked:
             assert main([verb, "--models", "/no/such/model", *wrong]) == 2  # not the model's error
             out, error = capsys.readouterr()
