@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from vokens.cli.listen import Listening, Port, answer, bound
-from vokens.errors import ConfigError, MissingExtra
+from vokens.errors import ConfigError, needs_extra
 from vokens.serve.settings import Settings
 
 
@@ -26,12 +26,10 @@ class Arguments(Listening):
 
 def run(arguments: Arguments) -> int:
     """Serve until Ctrl-C or SIGTERM; requests in progress are finished first."""
-    try:
+    with needs_extra("fastapi", "serve", "the server"):
         import uvicorn  # noqa: F401 (a missing extra is reported first)
 
         from vokens.serve.app import create_app
-    except ImportError as error:
-        raise MissingExtra(error.name or "fastapi", "serve", "the server") from error
     import torch
 
     from vokens.device import usable_device

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from vokens.cli.listen import Listening, Port, answer, bound
-from vokens.errors import ConfigError, MissingExtra
+from vokens.errors import ConfigError, needs_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,8 @@ def run(arguments: Arguments) -> int:
     if not arguments.max_seconds > 0:
         raise ConfigError(f"--max-seconds {arguments.max_seconds:g}: give a number above 0, such as 60")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no data leaves this machine
-    try:
+    with needs_extra("gradio", "web", "the page"):
         from vokens.web.page import create_app, no_use
-    except ImportError as error:
-        raise MissingExtra(error.name or "gradio", "web", "the page") from error
     from vokens.device import usable_device
     from vokens.models.named import load_named
     from vokens.models.pretrained import system_of

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -90,13 +89,12 @@ def run(arguments: argparse.Namespace, process: Layout) -> tuple[int, int]:
     items = find(arguments)[process.rank :: process.world]
     out = Path(arguments.output_dir or "")
     sink = Part(out, process, arguments.skip_existing) if arguments.wav_scp else Beside()
-    with closing(sink):
-        todo = [item for item in items if not sink.has(item)] if arguments.skip_existing else items
-        device = f"cuda:{process.local_rank}" if arguments.device == "cuda" else arguments.device
-        codec = s3tokenizer.load_model(arguments.model, device=device).codec
-        if codec.device.type != "cpu":
-            codec.frames_per_forward = arguments.batch_size * WINDOW
-        failed = _encode(codec, todo, sink, arguments, progress=process.rank == 0)
+    todo = [item for item in items if not sink.has(item)] if arguments.skip_existing else items
+    device = f"cuda:{process.local_rank}" if arguments.device == "cuda" else arguments.device
+    codec = s3tokenizer.load_model(arguments.model, device=device).codec
+    if codec.device.type != "cpu":
+        codec.frames_per_forward = arguments.batch_size * WINDOW
+    failed = _encode(codec, todo, sink, arguments, progress=process.rank == 0)
     return len(items) - failed, failed
 
 
@@ -161,22 +159,18 @@ class Part:
 
     def __init__(self, folder: Path, process: Layout, keep: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"part_{process.rank + 1}_of_{process.world}"
+        self.path = folder / f"part_{process.rank + 1}_of_{process.world}"
         self._done = {key for part in folder.glob("part_*_of_*") for key in _keys(part)} if keep else set()
-        if keep and path.exists():
-            _cut_half_line(path)
-        self._file = path.open("a" if keep else "w", encoding="utf-8")
+        self.path.open("a" if keep else "w").close()
+        os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)  # half a line of a killed run
 
     def has(self, item: Item) -> bool:
         return item.key in self._done
 
     def write(self, item: Item, codes: Tensor) -> None:
         line = json.dumps({"key": item.key, "code": codes.tolist()}, ensure_ascii=False)
-        self._file.write(line + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 class Beside:
@@ -189,9 +183,6 @@ class Beside:
         with atomic_write(self.target(item)) as partial:
             torch.save(codes.clone(), partial)  # of a view, torch.save would write the whole batch
 
-    def close(self) -> None:
-        pass
-
     @staticmethod
     def target(item: Item) -> Path:
         return item.path.with_name(f"{item.path.stem}_fsq.pt")
@@ -202,12 +193,6 @@ def _keys(part: Path) -> Iterator[str]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)["key"]
-
-
-def _cut_half_line(path: Path) -> None:
-    """Drop a truncated last line of a killed run."""
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _encode(
