@@ -43,7 +43,7 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(f"{arguments.input} names {len(others) + 1} files: roundtrip takes one")
     target = None if arguments.output in (None, STREAM) else output_file(arguments.output, WRITTEN_SUFFIXES)
     picture = None if arguments.picture is None else output_file(arguments.picture, _PICTURES)
-    refuse_overwrite([path for path in (target, picture) if path is not None], arguments.overwrite)
+    refuse_overwrite([target, picture], arguments.overwrite)
     if picture is not None:
         matplotlib_figure()  # raise for a missing package before anything is computed
     job = None if arguments.output is None else make_job(source, target, ".wav")
