@@ -7,7 +7,6 @@ vokens encode hello.wav    vokens encode corpus/ -o tokens/    vokens encode - -
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vokens.audio_suffixes import AUDIO_SUFFIXES
@@ -54,7 +53,8 @@ def run(arguments: Arguments) -> int:
         )
 
     def finish(job: Job, tokens: "Tokens") -> float:
-        write(job, lambda path: save_tokens(tokens, path))
+        formats = {".vok": tokens.save, ".json": tokens.to_json, ".npz": tokens.to_npz, ".pt": tokens.to_pt}
+        write(job, formats[job.suffix])
         return float(tokens.duration)
 
     return convert(jobs, read, work, finish, group_seconds(arguments.batch_seconds))
@@ -66,8 +66,3 @@ def read_audio(job: Job) -> "Loaded[tuple[np.ndarray, int]]":
 
     wave, rate = audio.load(opened(job.source))
     return Loaded((wave, rate), len(wave) / rate, rate)
-
-
-def save_tokens(tokens: "Tokens", path: Path) -> None:
-    writers = {".vok": tokens.save, ".json": tokens.to_json, ".npz": tokens.to_npz, ".pt": tokens.to_pt}
-    writers[path.suffix.lower()](path)

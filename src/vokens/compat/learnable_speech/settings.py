@@ -88,10 +88,6 @@ def common(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def epochs(values: dict[str, Any]) -> int:
-    return int((values.get("train_conf") or {}).get("max_epoch", 2000))
-
-
 def max_frames(values: dict[str, Any]) -> int:
     """Latent frames of a batch."""
     return int((values.get("batch") or {}).get("max_frames_in_batch", 5000))

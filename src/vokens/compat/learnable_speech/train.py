@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     first = trainer.accelerator.is_main_process
     per_epoch = batches_of_epoch(trainer)
     if not any(change.split("=")[0].strip() == "steps" for change in arguments.set):
-        recipe["steps"] = max(1, settings.epochs(values) * per_epoch // config.accumulate)
+        epochs = int((values.get("train_conf") or {}).get("max_epoch", 2000))
+        recipe["steps"] = max(1, epochs * per_epoch // config.accumulate)
         trainer.config = replace(trainer.config, steps=recipe["steps"])
         if first:
             write_recipe(folder / "recipe.toml", recipe, arguments)
