@@ -398,13 +398,16 @@ def test_both_stages_train_on_the_files(dataset, tmp_path, capsys):
         ("generate_json_index --input nowhere", "neither a folder"),
         ("train --model llm", "--qwen_pretrain_path"),
         ("train --model flow", "speaker_encoder_path"),
+        ("train --model flow --config DATA/wrong.yaml", "'fast'"),
         ("train --model llm --qwen_pretrain_path OUT", "config.json"),
         ("train --model llm --dpo --set model.front_end=characters", "--ref_model"),
     ],
 )
 def test_wrong_calls_are_explained(dataset, tmp_path, line, reason, capsys):
+    (dataset / "wrong.yaml").write_text(CONFIG.replace("lr: 0.001", "lr: fast"))
     if line.startswith("train"):
-        line += " --config DATA/config.yaml --train_data DATA/data.list --cv_data DATA/data.list --model_dir OUT/run"
+        line = line.replace("train ", "train --config DATA/config.yaml ")
+        line += " --train_data DATA/data.list --cv_data DATA/data.list --model_dir OUT/run"
     places = {"OUT": tmp_path, "VAE": dataset / "vae", "S3": dataset / "s3", "SPEECH": dataset / "speech"}
     for name, place in (places | {"DATA": dataset}).items():
         line = line.replace(name, str(place))

@@ -70,7 +70,7 @@ def exit_code(command: str, work: Callable[[], int], debug: bool = False) -> int
     except (VokensError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"{command}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{command}: error: {error}", file=sys.stderr)
         return 2
 
 
@@ -82,10 +82,6 @@ def _share_cores() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _command(words: list[str]) -> tuple[Callable[[Any], int], Any]:

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from vokens.cli import one_line
 from vokens.cli.jobs import Job
 from vokens.errors import ConfigError, VokensError
 
@@ -124,7 +123,7 @@ def _tell(text: str) -> None:
 
 
 def _blame(job: Job, error: Exception) -> str:
-    message = one_line(error)
+    message = str(error)
     return message if str(job.source) in message else f"{job.source}: {message}"
 
 

@@ -43,7 +43,15 @@ def main(argv: Sequence[str]) -> int:
     """Exit code: 0 trained, 130 stopped and saved."""
     arguments = _parser().parse_args(argv)
     values = settings.read_yaml(arguments.config)
-    recipe, folder = recipe_of(arguments, values), Path(arguments.model_dir)
+    folder = Path(arguments.model_dir)
+    try:
+        recipe = recipe_of(arguments, values)
+    except ConfigError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a value in {arguments.config} is of another kind ({error}): give those of the published config.yaml"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(folder / "recipe.toml", recipe, arguments)
     config = read_recipe(folder / "recipe.toml", arguments.set)
