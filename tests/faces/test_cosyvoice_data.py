@@ -27,13 +27,8 @@ from vokens.nn.campplus import CAMPPlus
 
 parquet = pytest.importorskip("pyarrow.parquet")
 RELEASED = Path(__file__).parents[1] / "golden/s3tokenizer/onnx_v2.onnx"  # in the released form, small
-RATES = {
-    "a-1": (24000, 1.3),
-    "a-2": (16000, 0.8),
-    "b-1": (16000, 0.4),
-    "b-2": (22050, 0.5),
-    "a-3": (16000, 0.7),
-}
+KEYS = ("a-1", "a-2", "b-1", "b-2", "a-3")
+RATES = dict(zip(KEYS, ((24000, 1.3), (16000, 0.8), (16000, 0.4), (22050, 0.5), (16000, 0.7)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -339,10 +334,7 @@ class TestPublishedCommands:
             ("extract_embedding --dir D --onnx_path nowhere.onnx", "nowhere.onnx does not exist"),
             ("make_parquet_list --src_dir nowhere --des_dir out", "nowhere/wav.scp"),
             ("make_parquet_list --src_dir EMPTY --des_dir out", "wav.scp has no line"),
-            (
-                "make_parquet_list --src_dir ALONE --des_dir o --dpo",
-                "alone_reject/utt2speech_token.pt does not",
-            ),
+            ("make_parquet_list --src_dir ALONE --des_dir o --dpo", "alone_reject/utt2speech_token.pt does"),
             ("make_parquet_list --src_dir D --des_dir o --num_processes 0", "give 1 or more"),
         ],
     )

@@ -74,23 +74,17 @@ def is_sound(path, wave, atol=2e-4):
 
 
 def test_a_folder_gives_what_each_file_gives_alone(corpus, codec, run):
-    ran = [
-        run("encode", corpus / "in", "-o", corpus / "tok"),
-        run("decode", corpus / "tok", "-o", corpus / "out"),
-    ]
-    for code, out, error in ran:
+    for verb, source, target in (("encode", "in", "tok"), ("decode", "tok", "out")):
+        code, out, error = run(verb, corpus / source, "-o", corpus / target)
         assert (code, out) == (0, "")
         assert "vokens: 3 of 3 done, 1.0 s of speech in" in error
     for name, suffix in (("a", ".wav"), ("sub/b", ".flac"), ("sub/c", ".wav")):
         alone = codec.encode(corpus / f"in/{name}{suffix}")
         assert len(alone.codes.unique()) > 8
         assert torch.equal(Tokens.load(corpus / f"tok/{name}.vok").codes, alone.codes)
-        made = corpus / f"out/{name}.wav"
-        assert (soundfile.info(made).samplerate, soundfile.info(made).frames) == (
-            RATE,
-            int(alone.num_samples[0]),
-        )
-        is_sound(made, codec.decode(alone)[0])
+        info = soundfile.info(corpus / f"out/{name}.wav")
+        assert (info.samplerate, info.frames) == (RATE, int(alone.num_samples[0]))
+        is_sound(corpus / f"out/{name}.wav", codec.decode(alone)[0])
 
 
 @pytest.mark.parametrize("suffix", ["vok", "json", "npz", "pt"])
