@@ -34,22 +34,6 @@ from vokens.models.s3tokenizer import checkpoint as layout
 from vokens.nn.masks import padding_mask
 from vokens.onnx_file import read_onnx
 
-__all__ = [
-    "S3Tokenizer",
-    "S3TokenizerV2",
-    "S3TokenizerV3",
-    "available_models",
-    "load_audio",
-    "load_model",
-    "log_mel_spectrogram",
-    "make_non_pad_mask",
-    "mask_to_bias",
-    "merge_tokenized_segments",
-    "onnx2torch",
-    "onnx2torch_v3",
-    "padding",
-]
-
 LongAudio = Literal["complete", "published"]
 
 
