@@ -43,6 +43,9 @@ class TokensBody(Body):
         frames = {len(row) for row in self.codes}
         if len(frames) != 1:
             raise TokensError(f"codes have rows of {sorted(frames)} frames: all must have the same number")
+        for row, size in zip(self.codes, self.codebook_sizes, strict=False):  # other counts are refused below
+            if max(row, default=0) >= size:
+                raise TokensError(f"codes have {max(row)} in a codebook of {size}: give 0 to {size - 1}")
         vector = None if self.global_vector is None else torch.tensor([self.global_vector])
         return Tokens(
             codes=torch.tensor([self.codes], dtype=torch.int64),
