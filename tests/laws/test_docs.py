@@ -55,23 +55,10 @@ def tiny_s3tokenizer() -> Pretrained:
     return S3Tokenizer(S3TokenizerConfig(width=32, heads=1, layers=1)).eval()
 
 
-def tiny_dacvae() -> Pretrained:
-    from vokens.models.dacvae import DACVAE, DACVAEConfig
-
-    return DACVAE(DACVAEConfig(latent_dim=6, encoder_dim=2, decoder_dim=32))
-
-
 def tiny_flowae() -> Pretrained:
     from vokens.models.flowae import FlowAE, FlowAEConfig
 
     return FlowAE(FlowAEConfig(latent_dim=6, encoder_dim=2, decoder_dim=32, flow_width=16, flow_layers=1))
-
-
-def tiny_uslm() -> Pretrained:
-    from vokens.models.uslm import USLM, USLMConfig
-
-    sizes = {"width": 32, "heads": 2, "layers": 1, "feedforward": 64, "codebook_size": 32}
-    return USLM(USLMConfig(**sizes, front_end="characters", frames_per_symbol=1))
 
 
 def tiny_socodec_lm() -> Pretrained:
@@ -114,8 +101,8 @@ MODELS: dict[str, Callable[[], Pretrained]] = {
     "speech_tokenizer_v2_25hz": tiny_s3tokenizer,
     "socodec_16384x4_120ms_16khz_chinese": build_tiny_socodec,
     "chatterbox_s3gen": partial(of_speakers, "tiny_s3gen"),
-    "checkpoint.pt": tiny_dacvae,
-    "USLM.pt": tiny_uslm,
+    "checkpoint.pt": partial(of_speakers, "tiny_speech", "autoencoder"),
+    "USLM.pt": partial(of_speakers, "tiny_uslm"),
     "runs/flowae_mini/model": tiny_flowae,
     "runs/socodec_lm_mini/lm": tiny_socodec_lm,
     "runs/learnable_lm_mini/lm": partial(of_speakers, "tiny_speech", "lm"),

@@ -47,34 +47,21 @@ def close(actual, name, bound=EXACT):
     assert (actual - TOY[name]).abs().max() <= bound, name
 
 
-def test_path_and_velocity():
-    x, v = objective.straight_path(TOY["net.x1"], TOY["net.z"], TOY["net.t"], sigma_min=0.0)
-    close(x, "net.x_t")
-    close(v, "net.v")
-
-
-def test_meanflow_equations():
-    x, t, r, v = drawn()
-    u, derivative = meanflow.with_derivative(network(), x, t, r, v)
+def test_path_and_meanflow_equations():
+    """MeanFlow's, with guidance baked in, and improved MeanFlow's."""
+    on_path, velocity = objective.straight_path(TOY["net.x1"], TOY["net.z"], TOY["net.t"], sigma_min=0.0)
+    close(on_path, "net.x_t")
+    close(velocity, "net.v")
+    (x, t, r, v), net = drawn(), network()
+    u, derivative = meanflow.with_derivative(net, x, t, r, v)
     close(u, "net.u")
     close(derivative, "net.jvp")
-    target = meanflow.meanflow_target(network(), x, t, r, v)
-    close(target, "meanflow.target")
-
-
-def test_meanflow_with_guidance_baked_in():
-    x, t, r, v = drawn()
-    guided = 1.5 * v + 0.3 * network()(x, t, t) - 0.8 * network(-1)(x, t, t)
+    close(meanflow.meanflow_target(net, x, t, r, v), "meanflow.target")
+    guided = 1.5 * v + 0.3 * net(x, t, t) - 0.8 * network(-1)(x, t, t)
     close(guided, "meanflow.cfg.v")
-    close(meanflow.meanflow_target(network(), x, t, r, guided), "meanflow.cfg.target")
-
-
-def test_improved_meanflow_equations():
-    x, t, r, _ = drawn()
-    tangent = network()(x, t, t)
-    close(tangent, "imf.v_hat")
-    velocity = meanflow.imf_velocity(network(), x, t, r, tangent)
-    close(velocity, "imf.V")
+    close(meanflow.meanflow_target(net, x, t, r, guided), "meanflow.cfg.target")
+    close(net(x, t, t), "imf.v_hat")
+    close(meanflow.imf_velocity(net, x, t, r, net(x, t, t)), "imf.V")
 
 
 def test_imf_gradient_goes_through_the_average_velocity_alone():

@@ -14,32 +14,24 @@ from vokens.lm.sampling import COSYVOICE, GREEDY, SamplingParams, by_rank, keep_
 from vokens.nn.sampling import Sampler, Sampling
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/learnable/sampling.safetensors")
-ROWS = range(6)
 NUCLEUS = replace(COSYVOICE, repeats=0)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_nucleus_keeps_and_draws_as_published(row):
-    logp = GOLDEN["logp"][row]
+@pytest.mark.parametrize("row", range(6))
+def test_nucleus_and_repetition_awareness_draw_as_published(row):
+    """With a generator for each draw, and one that is carried through all."""
+    logp, history = GOLDEN["logp"][row], GOLDEN[f"{row}.history"].tolist()
     assert torch.equal(by_rank(logp, 0.8, 25)[0], GOLDEN[f"{row}.kept"])
-    assert [NUCLEUS.draw(logp, (), seeded(1000 + s)) for s in range(24)] == GOLDEN[f"{row}.nucleus"].tolist()
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_repetition_aware_draws_as_published(row):
-    logp, history = GOLDEN["logp"][row], GOLDEN[f"{row}.history"].tolist()
-    for name, sampler in (("ras", COSYVOICE), ("ras.win4_tau.5", replace(COSYVOICE, window=4, repeats=2))):
+    for name, sampler in {
+        "nucleus": NUCLEUS,
+        "ras": COSYVOICE,
+        "ras.win4_tau.5": replace(COSYVOICE, window=4, repeats=2),
+    }.items():
         found = [sampler.draw(logp, history, seeded(1000 + s)) for s in range(24)]
-        assert found == GOLDEN[f"{row}.{name}"].tolist()
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_a_generator_is_carried_through_many_draws(row):
-    logp, history = GOLDEN["logp"][row], GOLDEN[f"{row}.history"].tolist()
-    sampler, generator, found = replace(COSYVOICE, top_p=0.6, top_k=5), seeded(5), []
-    for _ in range(24):
-        found.append(sampler.draw(logp, history, generator))
-    assert found == GOLDEN[f"{row}.ras.stream"].tolist()
+        assert found == GOLDEN[f"{row}.{name}"].tolist(), name
+    sampler, generator = replace(COSYVOICE, top_p=0.6, top_k=5), seeded(5)
+    stream = [sampler.draw(logp, history, generator) for _ in range(24)]
+    assert stream == GOLDEN[f"{row}.ras.stream"].tolist()
 
 
 def test_ties_stay_in_order():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +22,12 @@ from test_socodec import (
     small,
     wave,
 )
+from test_socodec_vocos import codec as vocos
 
 import vokens
 from vokens.errors import CheckpointError, ConfigError, TokensError
 from vokens.models.socodec import SoCodec, SoCodecConfig
+from vokens.models.socodec.hubert import normalised
 from vokens.nn import ecapa
 from vokens.nn.windows import window, windows
 
@@ -36,44 +39,35 @@ def tokens() -> vokens.Tokens:
     return small().encode([speechlike(40_000, seed=1), speechlike(40_000, seed=2)], RATE)
 
 
+@pytest.mark.parametrize("books", [slice(0, 4), slice(1, 3)])
 @pytest.mark.parametrize("sizes", [(21,), (1,) * 21, (3, 1, 10, 7), (20, 1)])
-def test_stream_equals_whole(tokens: vokens.Tokens, sizes: tuple[int, ...]) -> None:
-    codec = small()
-    whole = codec.decode_global_batch(tokens.codes, tokens.lengths, 0, tokens.global_vector)
-    state, heard, given = codec.init_state(tokens.global_vector), [], 0
-    for codes in tokens.codes.split(sizes, 2):
-        sound, state = codec.step(codes, state)
+@pytest.mark.parametrize("build", [small, vocos])
+def test_stream_equals_whole(
+    tokens: vokens.Tokens, build: Callable[[], SoCodec], sizes: tuple[int, ...], books: slice
+) -> None:
+    codec, voices = build(), tokens.global_vector
+    voices = voices[:, : codec.config.width]
+    codes = tokens.codes[:, books] % codec.config.stream_size
+    whole = codec.decode_global_batch(codes, tokens.lengths, books.start, voices)
+    state, heard, given = codec.init_state(voices), [], 0
+    for piece in codes.split(sizes, 2):
+        sound, state = codec.step(piece, state, books.start)
         heard.append(sound)
-        given += codes.shape[2]
-        # All but the 13 mel frames that the vocoder waits for.
-        assert sum(piece.shape[1] for piece in heard) == max(0, given * 1920 - 13 * 160)
+        given += piece.shape[2]
+        # All but the mel frames that the vocoder waits for, 13 of BigVGAN.
+        assert sum(piece.shape[1] for piece in heard) == max(0, given * 1920 - codec.vocoder.reach * 160)
     heard.append(codec.finish(state))
     assert difference(torch.cat(heard, 1), whole) <= 1e-5
 
 
-def test_streams_of_some_streams(tokens: vokens.Tokens) -> None:
-    codec = small()
-    whole = codec.decode_global_batch(tokens.codes[:, 1:3], tokens.lengths, 1, tokens.global_vector)
-    sound, state = codec.step(tokens.codes[:, 1:3], codec.init_state(tokens.global_vector), 1)
-    assert difference(torch.cat([sound, codec.finish(state)], 1), whole) <= 1e-5
-
-
-def test_a_stream_without_codes_is_silent() -> None:
-    codec = small()
-    assert codec.finish(codec.init_state(torch.zeros(1, 64))).shape == (1, 0)
-
-
-def test_a_state_of_another_model_is_refused(tokens: vokens.Tokens) -> None:
-    _, state = small().step(tokens.codes[..., :5], small().init_state(tokens.global_vector))
+def test_states_are_values_of_one_model(tokens: vokens.Tokens) -> None:
+    codec, (first, rest) = small(), tokens.codes.split([5, 16], 2)
+    begin = codec.init_state(tokens.global_vector)
+    assert codec.finish(begin).shape == (2, 0)
+    _, state = codec.step(first, begin)
+    assert torch.equal(codec.step(rest, state)[0], codec.step(rest, state)[0])
     other = SoCodec.from_weights(*published_weights(SMALL), config=SMALL)
-    refused(ConfigError, "another model", other.step, tokens.codes[..., 5:], state)
-
-
-def test_a_state_can_be_used_twice(tokens: vokens.Tokens) -> None:
-    codec = small()
-    _, state = codec.step(tokens.codes[..., :5], codec.init_state(tokens.global_vector))
-    first, second = codec.step(tokens.codes[..., 5:], state), codec.step(tokens.codes[..., 5:], state)
-    assert torch.equal(first[0], second[0])
+    refused(ConfigError, "another model", other.step, rest, state)
 
 
 def test_windows_together_are_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,21 +144,18 @@ def test_every_configuration_of_the_paper(streams: int, frame_ms: int) -> None:
     assert kbps == pytest.approx(streams * 14 / frame_ms)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"num_streams": 0},
-        {"strides": ()},
-        {"hubert_dtype": "int8"},
-        {"width": 1000},
-        {"window_seconds": 10.0},
-        {"vocoder_strides": (5, 4, 2, 2)},
-        {"vocoder_strides": (5, 4, 2, 2, 3)},
-        {"speaker_channels": (8, 8)},
-    ],
-)
-def test_settings_are_checked(wrong: dict) -> None:
-    refused(ConfigError, next(iter(wrong)).split("_")[0], SoCodecConfig, **wrong)
+def test_settings_are_checked() -> None:
+    for name, wrong in (
+        ("num_streams", 0),
+        ("strides", ()),
+        ("hubert_dtype", "int8"),
+        ("width", 1000),
+        ("window_seconds", 10.0),
+        ("vocoder_strides", (5, 4, 2, 2)),
+        ("vocoder_strides", (5, 4, 2, 2, 3)),
+        ("speaker_channels", (8, 8)),
+    ):
+        refused(ConfigError, name.split("_")[0], SoCodecConfig, **{name: wrong})
     refused(ConfigError, "240", SoCodecConfig.of_paper, 3, 120)
 
 
@@ -173,12 +164,9 @@ def test_hubert_in_half_precision() -> None:
     config = dataclasses.replace(SMALL, hubert_dtype="float16")
     codec = SoCodec.from_weights(*published_weights(SMALL), config=config)
     assert codec.dtype == torch.float32
-    data = golden("hubert_small")
-    exact, _ = features(wave(data["single1920.pcm"]))
+    exact, _ = features(sound := wave(golden("hubert_small")["single1920.pcm"]))
     with torch.inference_mode():
-        from vokens.models.socodec.hubert import normalised
-
-        half = codec.hubert([normalised(wave(data["single1920.pcm"]))[: 1920 + 80]], [6])
+        half = codec.hubert([normalised(sound)[: 1920 + 80]], [6])
     assert half.dtype == torch.float32
     assert 0 < difference(half, exact) <= 0.013
 
@@ -188,31 +176,21 @@ def write_published(folder: Path, hubert: str) -> None:
     if hubert == "inside":
         analyzer = analyzer | {f"ssl_extractor.model.{name}": value.half() for name, value in weights.items()}
     elif hubert == "fairseq":
-        config = SimpleNamespace(normalize=True)
-        training = {
-            "mask_emb": torch.ones(64),
-            "final_proj.weight": torch.ones(2, 2),
-            "label_embs_concat": torch.ones(2),
-        }
-        content = {"cfg": config, "model": weights | training}
+        unused = {"mask_emb": 64, "final_proj.weight": 2, "label_embs_concat": 2}
+        training = {name: torch.ones(size) for name, size in unused.items()}
+        content = {"cfg": SimpleNamespace(normalize=True), "model": weights | training}
         torch.save(content, folder / "chinese-hubert-large-fairseq-ckpt.pt")
     elif hubert.startswith("transformers"):
-        (folder / "chinese-hubert-large").mkdir()
-        (folder / "chinese-hubert-large" / "config.json").write_text(json.dumps({"model_type": "hubert"}))
+        (inner := folder / "chinese-hubert-large").mkdir()
+        (inner / "config.json").write_text(json.dumps({"model_type": "hubert"}))
         state = {HUBERT_KEYS[name][0]: value for name, value in weights.items()}
         if hubert == "transformers.bin":
-            old = {
-                "parametrizations.weight.original0": "weight_g",
-                "parametrizations.weight.original1": "weight_v",
-            }
-            for new, name in old.items():
-                state[f"encoder.pos_conv_embed.conv.{name}"] = state.pop(f"encoder.pos_conv_embed.conv.{new}")
-            torch.save(
-                state | {"masked_spec_embed": torch.ones(64)},
-                folder / "chinese-hubert-large" / "pytorch_model.bin",
-            )
+            conv = "encoder.pos_conv_embed.conv"
+            for number, name in enumerate(("weight_g", "weight_v")):
+                state[f"{conv}.{name}"] = state.pop(f"{conv}.parametrizations.weight.original{number}")
+            torch.save(state | {"masked_spec_embed": torch.ones(64)}, inner / "pytorch_model.bin")
         else:
-            save_file(state, folder / "chinese-hubert-large" / "model.safetensors")
+            save_file(state, inner / "model.safetensors")
     save_file(analyzer, folder / "socodec_16384x4_120ms_16khz_chinese.safetensors")
     save_file(vocoder, folder / "mel_vocoder_80dim_10ms_16khz.safetensors")
 

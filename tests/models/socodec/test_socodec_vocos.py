@@ -40,19 +40,6 @@ def test_a_sample_sees_as_far_as_is_said() -> None:
     assert int(moved.max()) // 160 >= 40 + reach - 1
 
 
-@pytest.mark.parametrize("sizes", [(21,), (1,) * 21, (3, 1, 10, 7)])
-def test_stream_equals_whole(sizes: tuple[int, ...]) -> None:
-    vocos = codec()
-    tokens = vocos.encode([speechlike(40_000, seed=1), speechlike(40_000, seed=2)], 16000)
-    state, heard = vocos.init_state(tokens.global_vector), []
-    for codes in tokens.codes.split(sizes, 2):
-        sound, state = vocos.step(codes, state)
-        heard.append(sound)
-    heard.append(vocos.finish(state))
-    whole = vocos.decode_global_batch(tokens.codes, tokens.lengths, 0, tokens.global_vector)
-    assert_close(torch.cat(heard, 1), whole, rtol=0, atol=1e-5)
-
-
 def test_a_trained_codec_gets_another_vocoder(trainer: Build, tmp_path: Path) -> None:
     old = codec(dataclasses.replace(SIZES, vocoder="bigvgan", vocoder_width=32))
     old.save_pretrained(tmp_path / "old")
