@@ -265,3 +265,14 @@ def test_the_server_speaks_by_default_and_knows_the_voice(here):
         refused = client.post("/v1/audio/speech", json=body | {"voice": "nobody"})
         assert refused.status_code == 404
         assert "the only voice is default" in refused.text
+
+
+def test_the_voice_of_the_package_is_as_loud_as_its_prompt():
+    """Guidance of all dims made speech some 9 dB louder, and files clipped."""
+    model = vokens.load("say")
+    voice = model.voices["default"]
+    (prompt,) = model.autoencoder.decode(model.flow.pack([voice.latents]))
+    lines = ["We will meet at the station tomorrow morning.", "My name is Anna, and I have two cats."]
+    waves = [model.say(line, generator=generator_of(1))[0] for line in lines]
+    louder = 10 * np.log10(np.mean(np.concatenate(waves) ** 2) / np.mean(prompt**2))
+    assert abs(louder) < 5

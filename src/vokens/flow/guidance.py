@@ -12,7 +12,11 @@ def guidance_schedule(times: Tensor, rate: float, end: float = 1.0) -> list[floa
     return torch.where(times < end, rate, 0.0).tolist()
 
 
-def guide(velocities: Tensor, rate: float) -> Tensor:
-    """(1 + rate) v_c - rate v_u of a doubled batch (2 B, ...), conditional half first -> (B, ...)."""
+def guide(velocities: Tensor, rate: float, first: int = 0) -> Tensor:
+    """(1 + rate) v_c - rate v_u of a doubled batch (2 B, ..., D), conditional half first -> (B, ..., D).
+
+    Dims below `first` are v_c.
+    """
     conditional, unconditional = velocities.chunk(2)
-    return (1 + rate) * conditional - rate * unconditional
+    guided = (1 + rate) * conditional - rate * unconditional
+    return torch.cat([conditional[..., :first], guided[..., first:]], -1) if first else guided

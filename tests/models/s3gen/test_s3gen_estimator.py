@@ -104,7 +104,9 @@ def test_grids_and_solvers() -> None:
 
 def test_guidance() -> None:
     assert guidance_schedule(torch.tensor([0.0, 0.5, 0.9]), 0.5, end=0.9) == [0.5, 0.5, 0.0]
-    close(guide(torch.tensor([2.0, 1.0]), 0.5), torch.tensor([2.5]), 0)
+    both = torch.tensor([[2.0, 2.0], [1.0, 1.0]])
+    close(guide(both, 0.5), torch.tensor([[2.5, 2.5]]), 0)
+    close(guide(both, 0.5, first=1), torch.tensor([[2.0, 2.5]]), 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

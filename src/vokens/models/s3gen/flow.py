@@ -192,7 +192,8 @@ class TokenToMel(Pretrained):
             shifts = schedule.shifts[number : number + 1]
             if not rate:
                 return self.estimator(x, shifts, tuple(part[: len(x)] for part in conditions), own).float()
-            return guide(self.estimator(torch.cat([x, x]), shifts, conditions, own.repeated(2)).float(), rate)
+            both = self.estimator(torch.cat([x, x]), shifts, conditions, own.repeated(2)).float()
+            return guide(both, rate, self.config.cfm_guidance_from)
 
         return integrate(velocity, noise, schedule.grid, schedule.solver)
 
