@@ -218,6 +218,15 @@ def test_extraction_goes_on_and_removes_nothing(dataset, tmp_path):
     assert torch.load(first, weights_only=True)["z"].numpy().tobytes() in written  # the same draw again
 
 
+def test_resyntheses_below_the_root_are_not_recordings(dataset, tmp_path):
+    soundfile.write(tmp_path / "0.wav", speechlike(RATE // 2, 0, RATE), RATE)
+    (tmp_path / "vae").symlink_to(dataset / "vae")
+    for _ in range(2):
+        assert main(["extract_dac_latents", "--root_path", str(tmp_path), *autoencoder(tmp_path)]) == 0
+        assert json.loads((tmp_path / "dac/summary.json").read_text())["total_files"] == 1
+    assert list(tmp_path.glob("tmp/gpu_0/0/*.wav"))
+
+
 @pytest.mark.slow
 def test_extraction_by_two_processes(dataset, tmp_path):
     for number in range(3):

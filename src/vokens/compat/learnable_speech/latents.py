@@ -182,7 +182,15 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
     paths = recordings(Path(source))
     if not paths:
         raise ConfigError(f"{source} names no recording")
-    return list(dict.fromkeys(paths))
+    tmp = Path(
+        arguments.tmp_dir
+    ).absolute()  # may lie below --root_path, and another process may have written there
+    return [path for path in dict.fromkeys(paths) if not _resynthesised(path.absolute(), tmp)]
+
+
+def _resynthesised(path: Path, tmp: Path) -> bool:
+    """Whether a run wrote this file below --tmp_dir; other files there are the user's."""
+    return path.is_relative_to(tmp) and path.relative_to(tmp).parts[0].startswith("gpu_")
 
 
 def _summarise(arguments: argparse.Namespace, world: int, paths: Sequence[Path], whole: bool) -> int:
