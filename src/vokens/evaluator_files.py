@@ -73,7 +73,7 @@ def lacking(names: Iterable[str], folder: str | Path | None = None) -> str:
 
 
 def open_pretrained(source: str | Path, *classes: str, purpose: str) -> list[Any]:
-    """What transformers opens of a folder or hub id, by its classes there. A model in the cache is not sought anew.
+    """Open parts of a folder or hub id by their classes in transformers. A model in the cache is not sought anew.
 
     Raises MissingExtra, and DownloadError, at once where the hub is unreachable.
     """

@@ -229,9 +229,9 @@ def test_the_curriculum_goes_from_flow_matching_to_meanflow():
 def test_guidance_that_is_learned_is_the_samplers():
     generator = seeded(0)
     v, free = torch.randn(2, 3, 4, generator=generator)
-    for rate in (0.3, 0.7):
-        guided = guide(torch.cat([v, free]), rate)
-        torch.testing.assert_close(guided_velocity(v, guided, free, rate), guided)
+    for rate, first in ((0.3, 0), (0.7, 0), (0.7, 2)):
+        guided = guide(torch.cat([v, free]), rate, first)
+        torch.testing.assert_close(guided_velocity(v, guided, free, rate, first), guided)
 
 
 def test_weighted_losses_count_items_alike_and_contrast_pushes_away():

@@ -43,13 +43,15 @@ def regress(
     return network(x, t, r), target
 
 
-def guided_velocity(v: Tensor, conditional: Tensor, free: Tensor, guidance: float) -> Tensor:
+def guided_velocity(v: Tensor, conditional: Tensor, free: Tensor, guidance: float, first: int = 0) -> Tensor:
     """Velocity target for training guidance into the network, from its own two velocities at this point.
 
     The fixed point is (1 + guidance) v_c - guidance v_free, as `flow.guidance` computes it (iMF, 2512.02012, with
-    1 + guidance as its scale).
+    1 + guidance as its scale). Dims below `first` are not guided.
     """
-    return v + guidance / (1 + guidance) * (conditional - free)
+    added = guidance / (1 + guidance) * (conditional - free)
+    added[..., :first] = 0
+    return v + added
 
 
 def regression_loss(

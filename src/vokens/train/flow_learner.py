@@ -59,7 +59,7 @@ class FlowLearner(nn.Module):
                 own = network(x, draw.t, draw.t)
                 none = torch.zeros_like(draw.conditioned)
                 free = self._network(inputs, context, none)(x, draw.t, draw.t)
-            v = guided_velocity(v, own, free, self.guidance)
+            v = guided_velocity(v, own, free, self.guidance, self.flow.config.cfm_guidance_from)
         return regress(self.objective, network, x, draw.t, draw.r, v, alpha)
 
     def _network(
@@ -95,7 +95,8 @@ class FlowLearner(nn.Module):
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             t = torch.cat([t, t])
-            return guide(velocity(self.flow, both, doubled, torch.cat([x, x]), t, t), guidance)
+            velocities = velocity(self.flow, both, doubled, torch.cat([x, x]), t, t)
+            return guide(velocities, guidance, self.flow.config.cfm_guidance_from)
 
         return distilled_target(guided, x, draw.t, draw.r, steps)
 

@@ -49,15 +49,15 @@ def test_stream_equals_whole(
     voices = voices[:, : codec.config.width]
     codes = tokens.codes[:, books] % codec.config.stream_size
     whole = codec.decode_global_batch(codes, tokens.lengths, books.start, voices)
-    state, heard, given = codec.init_state(voices), [], 0
+    state, waves, given = codec.init_state(voices), [], 0
     for piece in codes.split(sizes, 2):
         sound, state = codec.step(piece, state, books.start)
-        heard.append(sound)
+        waves.append(sound)
         given += piece.shape[2]
         # All but the mel frames that the vocoder waits for, 13 of BigVGAN.
-        assert sum(piece.shape[1] for piece in heard) == max(0, given * 1920 - codec.vocoder.reach * 160)
-    heard.append(codec.finish(state))
-    assert difference(torch.cat(heard, 1), whole) <= 1e-5
+        assert sum(piece.shape[1] for piece in waves) == max(0, given * 1920 - codec.vocoder.reach * 160)
+    waves.append(codec.finish(state))
+    assert difference(torch.cat(waves, 1), whole) <= 1e-5
 
 
 def test_states_are_values_of_one_model(tokens: vokens.Tokens) -> None:

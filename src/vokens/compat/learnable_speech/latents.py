@@ -180,12 +180,12 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
     if not source:
         raise ConfigError("give --root_path, a folder, or --file_list, a recording in each line")
     paths = recordings(Path(source))
+    # --tmp_dir may lie below --root_path, and another process, or an earlier run, may have written there.
+    tmp = Path(arguments.tmp_dir).absolute()
+    paths = [path for path in dict.fromkeys(paths) if not _resynthesised(path.absolute(), tmp)]
     if not paths:
         raise ConfigError(f"{source} names no recording")
-    tmp = Path(
-        arguments.tmp_dir
-    ).absolute()  # may lie below --root_path, and another process may have written there
-    return [path for path in dict.fromkeys(paths) if not _resynthesised(path.absolute(), tmp)]
+    return paths
 
 
 def _resynthesised(path: Path, tmp: Path) -> bool:
