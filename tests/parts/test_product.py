@@ -1,5 +1,7 @@
 """The product of this processor equals torch's, forward and backward, in every layout, and falls back to it."""
 
+import time
+
 import pytest
 import torch
 from conftest import seeded
@@ -43,6 +45,23 @@ def test_equals_torch_where_memory_is_not_contiguous() -> None:
         for given in (wide, tall, x.expand(3, 50, WIDTHS[0])):
             for kernel in (weight, weight.t().contiguous().t()):
                 assert torch.allclose(linear(given, kernel, bias), F.linear(given, kernel, bias), atol=1e-4)
+
+
+@needs_onednn
+def test_a_part_of_a_wider_weight_is_about_as_fast_as_a_whole_one() -> None:
+    def least(x: torch.Tensor, weight: torch.Tensor) -> float:
+        def once() -> float:
+            start = time.perf_counter()
+            linear(x, weight)
+            return time.perf_counter() - start
+
+        return min(once() for _ in range(3))
+
+    x, whole, wide = (torch.randn(200, width, generator=seeded(width)) for width in (64, 64, 512))
+    with product.using("onednn"), torch.no_grad():
+        for part in (wide[:, 64:128], wide.t()[64:128].t(), whole.repeat(2, 1)[::2]):
+            assert torch.allclose(linear(x, part), F.linear(x, part), atol=1e-4)
+            assert least(x, part) < 50 * least(x, whole)  # some 1.2, and 2000 by oneDNN's reference loops
 
 
 @needs_onednn

@@ -185,6 +185,10 @@ def _available() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # A part of a wider tensor, such as one head's keys, goes to oneDNN's reference loops: 640 ms instead of 0.15 for
+    # 500 x 64 x 500 on an AMD EPYC (Zen 5).
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
