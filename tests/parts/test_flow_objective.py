@@ -257,3 +257,6 @@ def test_times_have_their_densities():
     assert abs(objective.logit_normal_time(t).logit().std() - 1.0) < 0.03
     assert abs(objective.cosine_time(t).median() - (1 - 2**-0.5)) < 0.02
     assert objective.logit_normal_time(torch.tensor([0.0, 1.0])).isfinite().all()
+    first = objective.first_step_time(t)
+    assert abs((first == 0).float().mean() - 0.5) < 0.02
+    assert abs(first[first > 0].median() - 0.5) < 0.02

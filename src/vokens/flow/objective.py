@@ -35,6 +35,11 @@ def logit_normal_time(t: Tensor) -> Tensor:
     return torch.sigmoid(0.4 + torch.special.ndtri(t.clamp(1e-6, 1 - 1e-6)))
 
 
+def first_step_time(t: Tensor) -> Tensor:
+    """Map uniform t to 0, where a sampler of one step evaluates, in half of the rows; uniform in the others."""
+    return (2 * t - 1).clamp(min=0)
+
+
 def squared_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean over the frames of all items and their channels: ()."""
     return (((predicted - target) * mask) ** 2).sum() / mask.expand_as(target).sum()

@@ -51,9 +51,12 @@ def tiny() -> LearnableFlow:
     return LearnableFlow.from_published(golden_state(model, "flow_tiny"), HEADS)
 
 
-def random_flow(ratio: int, dim: int = 6, **settings: Any) -> LearnableFlow:
+def random_flow(
+    ratio: int, dim: int = 6, sampling: dict[str, Any] | None = None, **settings: Any
+) -> LearnableFlow:
     torch.manual_seed(0)
-    config = replace(TINY_SIZES, mel_bins=dim, token_mel_ratio=ratio, speaker_embed_dim=8, vocab_size=20)
+    sizes = {"mel_bins": dim, "token_mel_ratio": ratio, "speaker_embed_dim": 8, "vocab_size": 20}
+    config = replace(TINY_SIZES, **sizes, **(sampling or {}))
     return LearnableFlow(LearnableFlowConfig(config, None, **settings)).eval().requires_grad_(False)
 
 
@@ -212,10 +215,28 @@ def test_noise_is_of_the_generator():
     assert not torch.equal(alone[0], flow.generate(ROWS[1], SPEAKER[1:2], steps=2, generator=seeded(2))[0])
 
 
+def test_the_temperature_scales_the_noise_of_guided_dims():
+    cooled = random_flow(2, sampling={"cfm_temperature": 0.5, "cfm_guidance_from": 2})
+    plain = random_flow(2, sampling={"cfm_guidance_from": 2})
+    assert (
+        cooled.fingerprint
+        != plain.fingerprint
+        == random_flow(2, sampling={"cfm_guidance_from": 2}).fingerprint
+    )
+    voice = Voice(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 6), SPEAKER[0])
+    noise = torch.randn(22, 6, generator=seeded(4))
+    scaled = torch.cat([noise[:, :2], noise[:, 2:] / 2], 1)
+    ours, _ = cooled.network.generate(ROWS[1], voice, noise=[noise])
+    theirs, _ = plain.network.generate(ROWS[1], voice, noise=[scaled])
+    torch.testing.assert_close(ours, theirs)
+    refused(ConfigError, "cfm_temperature=-1", random_flow, 2, sampling={"cfm_temperature": -1.0})
+
+
 @pytest.mark.parametrize("ratio", [2, 3])
 @pytest.mark.parametrize("pieces", [[1] * 11, [4, 0, 7], [11]])
 def test_streams_are_the_whole_under_the_same_mask(ratio, pieces):
-    flow = random_flow(ratio, mean=(1.0,) * 6, std=(2.0,) * 6)
+    sampling = {"cfm_temperature": 0.5, "cfm_guidance_from": 2}
+    flow = random_flow(ratio, mean=(1.0,) * 6, std=(2.0,) * 6, sampling=sampling)
     prompt = {"prompt_tokens": ROWS[0][:4], "prompt_latents": torch.randn(6, 4 * ratio)}
     whole = flow.generate(ROWS[1], SPEAKER[:1], chunked=True, seed=5, steps=3, **prompt)[0]
     parts = list(flow.stream(ROWS[1].split(pieces), SPEAKER[:1], seed=5, steps=3, **prompt))

@@ -55,6 +55,8 @@ class S3GenConfig:
     # First of the mel_bins dims that is guided. A flow over cepstra leaves level and tilt alone, which guidance
     # exaggerates: with one step speech was 9.5 dB too loud.
     cfm_guidance_from: int = later(0)
+    # Scale of the initial noise of those dims. One step of a small flow leaves a part of the noise in its output.
+    cfm_temperature: float = later(1.0)
     # "fresh", drawn for each utterance, or "prefix", the same table for all, of which an utterance takes as many
     # frames as it has: what streams need.
     noise: Literal["fresh", "prefix"] = "prefix"
@@ -79,6 +81,7 @@ class S3GenConfig:
             "cfm_inference_cfg_rate",
             "cfm_guidance_end",
             "cfm_guidance_from",
+            "cfm_temperature",
             "num_left_chunks",
             "pre_lookahead_channels",
         )
@@ -94,6 +97,8 @@ class S3GenConfig:
             raise ConfigError("meanflow takes Euler steps without guidance: cfm_inference_cfg_rate=0")
         if self.cfm_inference_cfg_rate < 0:
             raise ConfigError(f"cfm_inference_cfg_rate={self.cfm_inference_cfg_rate} was given: 0 or more")
+        if self.cfm_temperature < 0:
+            raise ConfigError(f"cfm_temperature={self.cfm_temperature} was given: 0 or more")
         if not 0 <= self.cfm_guidance_from <= self.mel_bins:
             raise ConfigError(
                 f"cfm_guidance_from={self.cfm_guidance_from} was given: 0 to mel_bins={self.mel_bins} is accepted"

@@ -195,7 +195,14 @@ class TokenToMel(Pretrained):
             both = self.estimator(torch.cat([x, x]), shifts, conditions, own.repeated(2)).float()
             return guide(both, rate, self.config.cfm_guidance_from)
 
-        return integrate(velocity, noise, schedule.grid, schedule.solver)
+        return integrate(velocity, self._tempered(noise), schedule.grid, schedule.solver)
+
+    def _tempered(self, noise: Tensor) -> Tensor:
+        """Noise (B, T, mel_bins), the guided dims at the config's temperature."""
+        first, temperature = self.config.cfm_guidance_from, self.config.cfm_temperature
+        if temperature == 1:
+            return noise
+        return torch.cat([noise[..., :first], noise[..., first:] * temperature], -1)
 
     # From tokens and voices to conditions -------------------------------------------------------------------
 

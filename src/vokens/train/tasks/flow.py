@@ -46,6 +46,7 @@ TIMESTEPS = {
     "uniform": lambda t: t,
     "cosine": objective.cosine_time,
     "logit_normal": objective.logit_normal_time,
+    "first_step": objective.first_step_time,
 }
 # Network settings for average velocities: two timesteps, and, where they are differentiated by time, slow features of
 # it. At the published scale of 1000 the derivative by time is some 240 times that by the point.
@@ -91,7 +92,8 @@ class FlowConfig(RunConfig):
         contrastive: weight of the contrastive loss (negatives: other rows' targets); 0.05 in the paper, 0 for none.
         guidance: strength of classifier-free guidance that is baked into meanflow, imf and alpha.
         instant: share of their rows with r = t, flow matching.
-        time: timestep distribution, "uniform", "cosine" (denser near the noise), or "logit_normal".
+        time: timestep distribution, "uniform", "cosine" (denser near the noise), "logit_normal", or "first_step" (half
+            at 0, where a sampler of one step evaluates).
         chunked: share of batches under the streaming mask. prompted: share of rows that are given their first
             frames, up to `longest_prompt` of them. unconditioned: share of rows without any condition, for guidance.
         distil: the teacher of intmeanflow.
