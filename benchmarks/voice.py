@@ -12,10 +12,11 @@ Rows; those whose models are not given are left out:
     NAME             its text through another speaking model (--beside)
 
 Columns: word error (%) by each recogniser, figures and words being the same; speaker (cosine of CAM++ with the
-recording: the encoder that a flow may have been given, so that it flatters); dnsmos (P.835 overall); f0 (RMS, cents)
-and stoi where speech runs beside the recording; bad (% of texts without a sound, or that ran into the most tokens
-that a text may have); first (seconds of one thread until the first sound of a stream); s (seconds of sound of each);
-rtf (seconds of one thread over seconds of sound).
+recording: the encoder that a flow may have been given, so that it flatters); dnsmos (P.835 overall); level (dB above
+the recording's); peak (mean of the largest samples: above 1 a file clips); f0 (RMS, cents) and stoi where speech runs
+beside the recording; bad (% of texts without a sound, or that ran into the most tokens that a text may have); first
+(seconds of one thread until the first sound of a stream); s (seconds of sound of each); rtf (seconds of one thread
+over seconds of sound).
 
 Sentences: --synthetic gives 100 of its splits test and valid, --real 60 English ones of its split test, from every
 speaker alike. --json keeps them with all results, so that the same command goes on where it stopped, measures anew what
@@ -309,6 +310,8 @@ class Evaluators:
             print(f"{item.record.id} {stage.name}, {name}: {transcript}", file=sys.stderr)
         line["speaker"] = cosine(self.speakers.embed(recording), self.speakers.embed(low))
         line["dnsmos"] = self.dnsmos.rate(low)["dnsmos"]
+        line["level"] = 20 * float(np.log10((rms(low) + 1e-6) / (rms(recording) + 1e-6)))
+        line["peak"] = float(np.abs(wave).max(initial=0))
         if stage.beside:
             same = np.pad(low[: len(recording)], (0, max(0, len(recording) - len(low))))
             line["f0"], line["stoi"] = pitch_error(recording, same)[0], stoi(recording, same)
@@ -319,6 +322,10 @@ class Evaluators:
             next(pieces, None)
             line["first"] = time.process_time() - start
         return line
+
+
+def rms(wave: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
 
 
 class Results:
@@ -351,7 +358,14 @@ def table(results: Results) -> str:
     }
     heads = dict.fromkeys(head for lines in rows.values() for head in chain(*lines))
     wers = [head for head in heads if head.startswith("wer ")]
-    means = {"speaker": "{:.3f}", "dnsmos": "{:.2f}", "f0": "{:.0f}", "stoi": "{:.3f}"}
+    means = {
+        "speaker": "{:.3f}",
+        "dnsmos": "{:.2f}",
+        "level": "{:+.1f}",
+        "peak": "{:.2f}",
+        "f0": "{:.0f}",
+        "stoi": "{:.3f}",
+    }
     titles = ["", *wers, *means, "bad %", "first", "s", "rtf", "n"]
     text = [f"| {' | '.join(titles)} |", f"|---{'|---:' * (len(titles) - 1)}|"]
     for name, lines in rows.items():
