@@ -58,7 +58,8 @@ def _spread_codebooks(codec: Codec, seed: int) -> None:
 def build_tiny_mini() -> Codec:
     torch.manual_seed(0)
     sizes = {"width": 32, "latent_dim": 16, "codebook_size": 32, "encoder_layers": 2, "decoder_layers": 2}
-    codec = Mini(MiniConfig(num_codebooks=4, semantic_dim=12, **sizes))
+    third = {"decoder_width": 24, "fine_layers": 2, "beam": 4}
+    codec = Mini(MiniConfig(num_codebooks=4, semantic_dim=12, **sizes, **third))
     _spread_codebooks(codec, 1)
     return codec.eval().requires_grad_(False)
 

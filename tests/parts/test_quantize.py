@@ -128,6 +128,24 @@ def test_residual_shrinks_and_prefixes_agree() -> None:
     assert_close(rvq.decode(codes[:, 1:3], 1) + rvq.decode(codes[:, :1]), rvq.decode(codes[:, :3]))
 
 
+def test_a_beam_search_leaves_less_error() -> None:
+    greedy, search = (ResidualVectorQuantizer(DIM, CODES, 4, beam=beam).eval() for beam in (1, 8))
+    latents = torch.randn(2, 700, DIM, generator=seeded(5))
+    greedy.fit(latents.flatten(0, 1), seeded(6))
+    search.load_state_dict(greedy.state_dict())
+
+    def error(codes: Tensor) -> Tensor:
+        return (latents - search.decode(codes)).square().sum(-1)
+
+    plain, found = greedy.encode(latents), search.encode(latents)
+    assert torch.equal(found[:, 0], plain[:, 0])
+    assert error(found).mean() < 0.9 * error(plain).mean()
+    assert torch.equal(search.encode(latents, 2), found[:, :2])
+    assert torch.equal(search.encode(latents[1:, 30:90]), found[1:, :, 30:90])
+    assert torch.equal(search.encode(latents, 3, 1), search.encode(latents, None, 1)[:, :2])
+    assert search.encode(latents[:, :0]).shape == (2, 4, 0)
+
+
 def test_keep_drops_later_codebooks() -> None:
     """Quantizer dropout: an item with keep=k sounds as its first k codebooks, and all codebooks still learn."""
     generator = seeded(0)

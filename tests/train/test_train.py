@@ -49,6 +49,28 @@ def test_a_deeper_codec_starts_where_a_shallower_one_ended(trainer_for: Build, t
     refused(CheckpointError, "blocks.0.scale", trainer_for, *damaged)
 
 
+def test_a_decoder_alone_learns_and_the_tokens_stay(trainer_for: Build, tmp_path: Path) -> None:
+    trainer = trainer_for()
+    trainer.train_step()  # its codebooks start from k-means
+    first = trainer.final_model()
+    first.save_pretrained(tmp_path / "first")
+    other = ("model.decoder_width=24", "model.fine_layers=1", "decoder_only=true")
+    trainer = trainer_for(f"out={tmp_path / 'other'}", f"init={tmp_path / 'first'}", *other)
+    start = trainer.final_model()
+    for _ in range(3):  # the last against discriminators
+        trainer.train_step()
+    model, wave = trainer.final_model(), speechlike(4000)
+    assert torch.equal(model.encode(wave, 16000).codes, first.encode(wave, 16000).codes)
+    learnt, former = model.state_dict(), start.state_dict()
+    changed = {name.partition(".")[0] for name in learnt if not torch.equal(learnt[name], former[name])}
+    assert changed == {"decoder"}
+    model.save_pretrained(tmp_path / "model")
+    again = trainer_for(f"out={tmp_path / 'again'}", f"init={tmp_path / 'model'}", *other)
+    codes, frames = first.encode(wave, 16000).codes, torch.tensor([13])
+    onward = again.final_model().decode_batch(codes, frames, 0)
+    assert torch.equal(onward, model.decode_batch(codes, frames, 0))
+
+
 def losses(run: Path) -> list[dict[str, float]]:
     return [line for line in losses_of(run) if "mel" in line]
 

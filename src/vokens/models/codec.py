@@ -60,6 +60,7 @@ class Codec(Pretrained):
     hop_length: int  # samples per frame
     codebook_sizes: tuple[int, ...]  # entries of each codebook, K of them
     quantizer: ResidualVectorQuantizer
+    decoder: Any  # a module, latents (B, T, D) -> wave, where it decodes
     semantic: nn.Module  # first codebook (B, T, D) -> teacher's features (B, T, S)
 
     # What a system implements ------------------------------------------------------------------------------

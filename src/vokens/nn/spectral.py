@@ -36,18 +36,32 @@ class SpectralEncoder(nn.Module):
 
 
 class SpectralDecoder(nn.Module):
-    """(B, T, inputs) -> wave (B, T * hop). reach: as in `SpectralEncoder`."""
+    """(B, T, inputs) -> wave (B, T * hop). reach: as in `SpectralEncoder`.
+
+    fine_layers: blocks after those at the frame rate, on vectors of their own for each of a frame's spectra. Without
+        them one vector holds the phases of two spectra.
+    """
 
     def __init__(
-        self, inputs: int, n_fft: int, width: int, expansion: int, kernel_size: int, layers: int
+        self,
+        inputs: int,
+        n_fft: int,
+        width: int,
+        expansion: int,
+        kernel_size: int,
+        layers: int,
+        fine_layers: int = 0,
     ) -> None:
         super().__init__()
         self.embed = Linear(inputs, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.backbone = ConvNeXt(width, width * expansion, kernel_size, layers)
+        self.spectra = Spectra(width, width * expansion, kernel_size, fine_layers) if fine_layers else None
         self.final_norm = nn.LayerNorm(width, eps=1e-6)
-        self.spectrum = SpectrumOut(width, n_fft, SPECTRA)
+        self.spectrum = SpectrumOut(width, n_fft, 1 if fine_layers else SPECTRA)
         self.reach = self.backbone.reach + 2  # two spectra, a frame each way
+        if self.spectra is not None:
+            self.reach += self.spectra.reach
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """lengths (B,): frames of each row."""
@@ -63,4 +77,22 @@ class SpectralDecoder(nn.Module):
         """Wave of embedded frames (B, T, width). source, gain: as in `SpectrumOut`."""
         x = self.norm(x)
         mask = frame_mask(lengths, x)
-        return self.spectrum(self.final_norm(self.backbone(x, mask)), mask, source, gain)
+        x = self.backbone(x, mask)
+        if self.spectra is not None:
+            x, mask = self.spectra(x, mask)
+        return self.spectrum(self.final_norm(x), mask, source, gain)
+
+
+class Spectra(nn.Module):
+    """Frames (B, T, D) and their mask -> the same of their spectra, (B, T * SPECTRA, D). reach: in frames."""
+
+    def __init__(self, width: int, hidden: int, kernel_size: int, layers: int) -> None:
+        super().__init__()
+        self.split = Linear(width, SPECTRA * width)
+        self.backbone = ConvNeXt(width, hidden, kernel_size, layers)
+        self.reach = -(-self.backbone.reach // SPECTRA)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        x = self.split(x).unflatten(-1, (SPECTRA, -1)).flatten(1, 2)
+        mask = None if mask is None else mask.repeat_interleave(SPECTRA, 1)
+        return self.backbone(x, mask), mask

@@ -19,6 +19,7 @@ from vokens.nn.product import linear
 DECAY = 0.99  # of the moving averages
 EPSILON = 1e-5  # counts that every entry has in addition, as shares of all
 KMEANS_ITERATIONS = 50
+SEARCHED = 1000  # frames that a beam search takes at once: 33 MB of distances with 8 chains and 1024 entries
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,15 @@ class EuclideanCodebook(Float32):
         self.register_buffer("embed_avg", torch.zeros(codebook_size, dim))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Nearest entries of x (..., D) as int64 (...). Operations in the published order: ties resolve alike."""
+        """Nearest entries of x (..., D) as int64 (...)."""
+        return (-self.distances(x)).max(dim=-1).indices.view(x.shape[:-1])
+
+    def distances(self, x: Tensor) -> Tensor:
+        """Squared distances of x (..., D) to all entries, flat (N, entries). Operations in the published order: ties
+        resolve alike."""
         flat = x.reshape(-1, x.shape[-1]).to(self.embed.dtype)  # bf16 distances select other entries
         cross = linear(2 * flat, self.embed)
-        distance = flat.pow(2).sum(1, keepdim=True) - cross + self.embed.t().pow(2).sum(0, keepdim=True)
-        return (-distance).max(dim=-1).indices.view(x.shape[:-1])
+        return flat.pow(2).sum(1, keepdim=True) - cross + self.embed.t().pow(2).sum(0, keepdim=True)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Entries (..., D) of codes (...)."""
@@ -114,11 +119,15 @@ class ResidualVectorQuantizer(nn.Module):
     published: train like speechtokenizer 1.0.1: the residual keeps the straight-through gradient, which cancels, so
         the commitment of codebooks after the first does not reach the encoder; revival has no effect (see
         EuclideanCodebook). False lets every commitment term reach the encoder.
+    beam: chains of entries that `encode` keeps from the second codebook on. The nearest sum is not made of the nearest
+        entries: 8 chains leave a fifth less error than 1, the published way. The first codebook's entry is the nearest.
     """
 
-    def __init__(self, dim: int, codebook_size: int, num_codebooks: int, *, published: bool = False) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, num_codebooks: int, *, published: bool = False, beam: int = 1
+    ) -> None:
         super().__init__()
-        self.published = published
+        self.published, self.beam = published, beam
         self.layers = nn.ModuleList(
             EuclideanCodebook(dim, codebook_size, published=published) for _ in range(num_codebooks)
         )
@@ -135,11 +144,32 @@ class ResidualVectorQuantizer(nn.Module):
 
         With first_codebook > 0 that codebook quantizes the latent itself, as published (`st` of SpeechTokenizer).
         """
-        residual, codes = latent.float(), []
+        if self.beam > 1:  # over all codebooks, so that fewer are the first of all
+            chains = [self._search(frames, first_codebook) for frames in latent.flatten(0, 1).split(SEARCHED)]
+            codes = torch.cat(chains).unflatten(0, latent.shape[:2]).mT
+            return codes[:, : None if num_codebooks is None else num_codebooks - first_codebook]
+        residual, each = latent.float(), []
         for layer in self.codebooks[first_codebook:num_codebooks]:
-            codes.append(layer.encode(residual))
-            residual = residual - layer.decode(codes[-1])
-        return torch.stack(codes, 1)
+            each.append(layer.encode(residual))
+            residual = residual - layer.decode(each[-1])
+        return torch.stack(each, 1)
+
+    def _search(self, frames: Tensor, first_codebook: int) -> Tensor:
+        """Codes (N, K) of frames (N, D) by a beam search over the codebooks from `first_codebook` on."""
+        layers = self.codebooks[first_codebook:]
+        residual = frames.float()[:, None]  # (N, chains, D)
+        codes = torch.zeros(len(frames), 1, 0, dtype=torch.int64, device=frames.device)
+        for k, layer in enumerate(layers):
+            entries = len(layer.embed)
+            distances = layer.distances(residual).view(len(frames), residual.shape[1] * entries)
+            kept = 1 if k in (0, len(layers) - 1) else min(self.beam, distances.shape[1])
+            nearest = distances.topk(kept, 1, largest=False).indices
+            chain, code = nearest // entries, nearest % entries
+            before = codes.gather(1, chain[..., None].expand(-1, -1, k))
+            codes = torch.cat([before, code[..., None]], 2)
+            from_chain = residual.gather(1, chain[..., None].expand(-1, -1, frames.shape[1]))
+            residual = from_chain - layer.decode(code)
+        return codes[:, 0]
 
     def decode(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
         """Latent (B, T, D): the sum of the entries of codes (B, K, T)."""

@@ -202,6 +202,7 @@ class Trainer(Generic[Config, Model]):
             number = first + len(rows) // self.world
             rows += [latents(self.train.batch(number, rank, self.world)) for rank in range(self.world)]
         fit(torch.cat(rows), torch.Generator().manual_seed(self.config.seed))
+        self.model.train()
         if self.average is not None:
             self.average.restart(self.model)
 
@@ -235,9 +236,9 @@ class Trainer(Generic[Config, Model]):
         """One optimizer step; the values that micro_step reports."""
         config = self.config
         self.set_rate(self.optimizer, config.optim.learning_rate)
+        self.module.train()
         self.begin_step()
         torch.manual_seed(config.seed + self.step)
-        self.module.train()
         report: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
         for part in range(config.accumulate):

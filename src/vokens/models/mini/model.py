@@ -41,11 +41,12 @@ class Mini(Codec):
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
         self.encoder = MiniEncoder(config)
         self.quantizer = ResidualVectorQuantizer(
-            config.latent_dim, config.codebook_size, config.num_codebooks
+            config.latent_dim, config.codebook_size, config.num_codebooks, beam=config.beam
         )
         self.semantic = Linear(config.latent_dim, config.semantic_dim)
-        sizes = config.width, config.expansion, config.kernel_size
-        self.decoder = SpectralDecoder(config.latent_dim, config.n_fft, *sizes, config.decoder_layers)
+        width, layers = config.decoder_width or config.width, (config.decoder_layers, config.fine_layers)
+        sizes = config.n_fft, width, config.expansion, config.kernel_size
+        self.decoder = SpectralDecoder(config.latent_dim, *sizes, *layers)
         self.encode_context, self.decode_context = self.encoder.reach, self.decoder.reach
 
     def latent(self, wave: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class CodecConfig(RunConfig):
             0 leaves one out.
         balance: weigh losses on the wave by their share of its gradient (EnCodec §3.4), not by their value.
         codebook_dropout: share of items trained with a random number of codebooks.
+        decoder_only: train the decoder alone, a new one where init's has other sizes: the tokens stay those of init.
         fit_codebooks: until this step the latent passes unquantized; then codebooks start from k-means on the latents
             of 32 batches. 0 starts them from the first batch.
     """
@@ -64,6 +65,7 @@ class CodecConfig(RunConfig):
     balance: bool = False
     codebook_dropout: float = 0.0
     fit_codebooks: int = 0
+    decoder_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,8 +106,12 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
             path = Path(config.init)
             path = path / "model.safetensors" if path.is_dir() else path
             state = {k: v.float() for k, v in checkpoint.read_state_dict(path).items()}
-            load_grown(model, cls.remove_weight_norm(state), config.init)
-        return model.add_weight_norm()
+            state = cls.remove_weight_norm(state)
+            load_grown(model, with_decoder(model, state) if config.decoder_only else state, config.init)
+        model = model.add_weight_norm()
+        if config.decoder_only:
+            model.requires_grad_(False).decoder.requires_grad_(True)
+        return model
 
     def _check_losses(self) -> None:
         names, adversarial = set(self.config.losses), {"adversarial", "feature"}
@@ -144,6 +150,8 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
             yield "balancer", self.balancer
 
     def begin_step(self) -> None:
+        if self.config.decoder_only:
+            self.model.quantizer.eval()  # in training mode its codebooks would learn
         if self.config.fit_codebooks and self.step == self.config.fit_codebooks:
             frames = FIT_BATCHES * self.config.data.batch_size * (self.train.crop // self.hop)
             self.fit_quantizer(self.model.quantizer.fit, self._latents, frames)
@@ -214,3 +222,12 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
         if board is not None:
             board.resyntheses(self.step, wave, output)
         return measured
+
+
+def with_decoder(model: Codec, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a checkpoint, with the model's own decoder where theirs is of other sizes."""
+    own = {f"decoder.{name}": weight for name, weight in model.decoder.state_dict().items()}
+    others = {name: weight for name, weight in state.items() if not name.startswith("decoder.")}
+    theirs = {name: weight.shape for name, weight in state.items() if name not in others}
+    same = theirs == {name: weight.shape for name, weight in own.items()}
+    return state if same else others | own
