@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.toml"))
 NAMES = [path.stem for path in FILES]
 TASKS = {  # task -> its recipes
-    "codec": ["mini", "mini_second", "speechtokenizer"],
+    "codec": ["mini", "mini_second", "mini_decoder", "mini_third", "speechtokenizer"],
     "recogniser": ["s3_mini", "s3_scratch"],
     "flow": ["s3gen_mini", "s3gen_distill"],
     "vocoder": ["hift_mini"],
