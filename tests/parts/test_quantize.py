@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vokens.quantize import EuclideanCodebook, ResidualVectorQuantizer
-from vokens.quantize.rvq import kmeans
+from vokens.quantize.rvq import kmeans, smallest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "speechtokenizer" / "vq_train.safetensors"
 BUFFERS = ("cluster_size", "embed", "embed_avg")
@@ -144,6 +144,12 @@ def test_a_beam_search_leaves_less_error() -> None:
     assert torch.equal(search.encode(latents[1:, 30:90]), found[1:, :, 30:90])
     assert torch.equal(search.encode(latents, 3, 1), search.encode(latents, None, 1)[:, :2])
     assert search.encode(latents[:, :0]).shape == (2, 4, 0)
+
+
+@pytest.mark.parametrize("width", [100, 1024, 8192])
+def test_the_smallest_are_those_of_all(width: int) -> None:
+    x = torch.randn(50, width, generator=seeded(width))
+    assert torch.equal(smallest(x, 8), x.topk(8, 1, largest=False).indices)
 
 
 def test_keep_drops_later_codebooks() -> None:

@@ -62,15 +62,11 @@ class EuclideanCodebook(Float32):
         self.register_buffer("embed_avg", torch.zeros(codebook_size, dim))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Nearest entries of x (..., D) as int64 (...)."""
-        return (-self.distances(x)).max(dim=-1).indices.view(x.shape[:-1])
-
-    def distances(self, x: Tensor) -> Tensor:
-        """Squared distances of x (..., D) to all entries, flat (N, entries). Operations in the published order: ties
-        resolve alike."""
+        """Nearest entries of x (..., D) as int64 (...). Operations in the published order: ties resolve alike."""
         flat = x.reshape(-1, x.shape[-1]).to(self.embed.dtype)  # bf16 distances select other entries
         cross = linear(2 * flat, self.embed)
-        return flat.pow(2).sum(1, keepdim=True) - cross + self.embed.t().pow(2).sum(0, keepdim=True)
+        distance = flat.pow(2).sum(1, keepdim=True) - cross + self.embed.t().pow(2).sum(0, keepdim=True)
+        return (-distance).max(dim=-1).indices.view(x.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Entries (..., D) of codes (...)."""
@@ -160,11 +156,14 @@ class ResidualVectorQuantizer(nn.Module):
         residual = frames.float()[:, None]  # (N, chains, D)
         codes = torch.zeros(len(frames), 1, 0, dtype=torch.int64, device=frames.device)
         for k, layer in enumerate(layers):
-            entries = len(layer.embed)
-            distances = layer.distances(residual).view(len(frames), residual.shape[1] * entries)
-            kept = 1 if k in (0, len(layers) - 1) else min(self.beam, distances.shape[1])
-            nearest = distances.topk(kept, 1, largest=False).indices
-            chain, code = nearest // entries, nearest % entries
+            entries = layer.embed
+            distances = linear(
+                residual, -2 * entries, entries.square().sum(1)
+            )  # less the residual's own square
+            distances.add_(residual.square().sum(2, keepdim=True))
+            kept = 1 if k in (0, len(layers) - 1) else min(self.beam, distances.shape[1] * len(entries))
+            nearest = smallest(distances.flatten(1), kept)
+            chain, code = nearest // len(entries), nearest % len(entries)
             before = codes.gather(1, chain[..., None].expand(-1, -1, k))
             codes = torch.cat([before, code[..., None]], 2)
             from_chain = residual.gather(1, chain[..., None].expand(-1, -1, frames.shape[1]))
@@ -222,6 +221,18 @@ class ResidualVectorQuantizer(nn.Module):
         if not self.published:  # one straight-through step over the sum: d latent / d input = 1 for any depth
             total = latent + (total - latent).detach()
         return Quantized(total, tuple(parts), torch.stack(codes, 1), torch.stack(commit))
+
+
+def smallest(x: Tensor, count: int, group: int = 32) -> Tensor:
+    """Indices (N, count) of the smallest of each row of x (N, M), which lie in the groups with the smallest minima: two
+    thirds of the time of `topk` over all 8192 of 8 chains."""
+    if x.shape[1] % group or x.shape[1] < 4 * count * group:
+        return x.topk(count, 1, largest=False).indices
+    groups = x.unflatten(1, (-1, group))
+    nearest = groups.amin(2).topk(count, 1, largest=False).indices
+    candidates = groups.gather(1, nearest[..., None].expand(-1, -1, group)).flatten(1)
+    place = candidates.topk(count, 1, largest=False).indices
+    return nearest.gather(1, place // group) * group + place % group
 
 
 def gather_rows(x: Tensor) -> Tensor:
