@@ -54,7 +54,9 @@ def test_a_decoder_alone_learns_and_the_tokens_stay(trainer_for: Build, tmp_path
     trainer.train_step()  # its codebooks start from k-means
     first = trainer.final_model()
     first.save_pretrained(tmp_path / "first")
-    other = ("model.decoder_width=24", "model.fine_layers=1", "decoder_only=true")
+    other = ("model.decoder_width=24", "model.fine_layers=1", "decoder_only=true", "losses.commit=0")
+    refused(ConfigError, "init is empty", trainer_for, *other)
+    refused(ConfigError, "commit was given", trainer_for, f"init={tmp_path / 'first'}", *other[:-1])
     trainer = trainer_for(f"out={tmp_path / 'other'}", f"init={tmp_path / 'first'}", *other)
     start = trainer.final_model()
     for _ in range(3):  # the last against discriminators

@@ -157,9 +157,7 @@ class ResidualVectorQuantizer(nn.Module):
         codes = torch.zeros(len(frames), 1, 0, dtype=torch.int64, device=frames.device)
         for k, layer in enumerate(layers):
             entries = layer.embed
-            distances = linear(
-                residual, -2 * entries, entries.square().sum(1)
-            )  # less the residual's own square
+            distances = linear(residual, -2 * entries, entries.square().sum(1))
             distances.add_(residual.square().sum(2, keepdim=True))
             kept = 1 if k in (0, len(layers) - 1) else min(self.beam, distances.shape[1] * len(entries))
             nearest = smallest(distances.flatten(1), kept)

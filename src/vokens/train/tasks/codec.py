@@ -115,6 +115,14 @@ class CodecTrainer(CropTrainer[CodecConfig, Codec]):
 
     def _check_losses(self) -> None:
         names, adversarial = set(self.config.losses), {"adversarial", "feature"}
+        frozen = sorted(names & {"commit", "distill"}) or ["fit_codebooks"] * bool(self.config.fit_codebooks)
+        if self.config.decoder_only and (frozen or not self.config.init):
+            wrong = (
+                f"{frozen[0]} was given, and nothing but the decoder learns: set it to 0"
+                if frozen
+                else ("init is empty: name the codec whose tokens stay, --set init=FOLDER")
+            )
+            raise ConfigError(f"decoder_only: {wrong}")
         if "distill" in names and self.teacher is None:
             raise ConfigError(
                 "losses.distill has no teacher: --set losses.distill=0 trains without one; or name one, "
